@@ -1,0 +1,19 @@
+"""What every model's forward pass returns."""
+
+import flax.struct
+import jax
+
+
+@flax.struct.dataclass
+class Output:
+    """The result of `Model.__call__`.
+
+    Attributes:
+      losses: named per-example losses, each f32 `[B]`; the config weighs and sums them.
+      metrics: named training metrics, f32, scalar or `[B]`; logged, never differentiated.
+      codes: int32 codes, `[B, N]` or `[B, T]`; None where the model has none.
+    """
+
+    losses: dict[str, jax.Array]
+    metrics: dict[str, jax.Array]
+    codes: jax.Array | None = None

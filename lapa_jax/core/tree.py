@@ -1,0 +1,68 @@
+"""Trees of arrays by name: `{"a": {"b": x}}` is `{"a/b": x}`. Splitting, merging and comparing happen on names."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+SEPARATOR = "/"
+
+
+def flatten(tree: Mapping, prefix: str = "") -> dict[str, object]:
+    """Flattens nested mappings to `{"a/b/c": leaf}` in sorted order; anything but a mapping is a leaf."""
+    flat = {}
+    for key in sorted(tree):
+        if not isinstance(key, str) or SEPARATOR in key:
+            raise ValueError(f"tree key {key!r} must be a string without '{SEPARATOR}'")
+        name = f"{prefix}{key}"
+        if isinstance(tree[key], Mapping):
+            flat.update(flatten(tree[key], name + SEPARATOR))
+        else:
+            flat[name] = tree[key]
+    return flat
+
+
+def unflatten(flat: Mapping[str, object]) -> dict:
+    """The inverse of `flatten` (empty sub-trees are not kept)."""
+    tree: dict = {}
+    for name, leaf in flat.items():
+        *parents, last = name.split(SEPARATOR)
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
+
+
+def map_named(function: Callable[[str, object], object], tree: Mapping) -> dict:
+    """Applies `function(name, leaf)` to every leaf of nested mappings."""
+    return unflatten({name: function(name, leaf) for name, leaf in flatten(tree).items()})
+
+
+def split(tree: Mapping, pattern: str) -> tuple[dict, dict]:
+    """Splits into the leaves whose whole name matches `pattern` and the others: `(matching, rest)`."""
+    flat = flatten(tree)
+    matching = {name for name in flat if re.fullmatch(pattern, name)}
+    pick = lambda wanted: unflatten({n: leaf for n, leaf in flat.items() if (n in matching) == wanted})  # noqa: E731
+    return pick(True), pick(False)
+
+
+def merge(first: Mapping, second: Mapping) -> dict:
+    """Merges two trees with disjoint names."""
+    a, b = flatten(first), flatten(second)
+    if common := sorted(a.keys() & b.keys()):
+        raise ValueError(f"both trees hold {common[:3]}")
+    return unflatten({**a, **b})
+
+
+def diff(expected: Mapping, got: Mapping) -> str:
+    """Describes how the names and shapes of two trees differ; the empty string when they agree."""
+    e, g = flatten(expected), flatten(got)
+    lines = _listed("missing", [n for n in e if n not in g]) + _listed("unexpected", [n for n in g if n not in e])
+    for name in e.keys() & g.keys():
+        shapes = tuple(getattr(e[name], "shape", ())), tuple(getattr(g[name], "shape", ()))
+        if shapes[0] != shapes[1]:
+            lines.append(f"{name} has shape {shapes[1]} where {shapes[0]} is expected")
+    return "; ".join(lines)
+
+
+def _listed(what: str, names: Sequence[str]) -> list[str]:
+    return [f"{what}: {', '.join(sorted(names))}"] if names else []
