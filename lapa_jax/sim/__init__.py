@@ -1,0 +1,1 @@
+"""Closed-loop environments with oracles. Needs the extra `lapa_jax[sim]` (MuJoCo)."""

@@ -1,0 +1,34 @@
+"""Packaging of lapa_jax. The base dependencies are read from requirements.txt, so they are written in one place."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+
+
+def requirements() -> list[str]:
+    """Returns the requirement lines of requirements.txt without comments and blank lines."""
+    lines = (HERE / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+setup(
+    name="lapa_jax",
+    version="0.1.0",
+    description="Robot policies from video without action labels: latent actions, their tokenizers and policies, in JAX",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["lapa_jax", "lapa_jax.*"]),
+    package_data={"lapa_jax.sample": ["*.json", "*.tar"]},
+    install_requires=requirements(),
+    extras_require={
+        "cuda12": ["jax[cuda12]>=0.10,<0.12"],  # NVIDIA GPUs with a CUDA 12 driver
+        "cuda13": ["jax[cuda13]>=0.10,<0.12"],  # NVIDIA GPUs with a CUDA 13 driver
+        "sim": ["mujoco>=3.2"],  # lapa_jax/sim and tools/record_sim.py
+        "torch": ["torch>=2.6"],  # tools/import_weights.py, for `.pt` files only; safetensors need no torch
+        "dev": ["ruff>=0.9"],
+    },
+)
