@@ -1,0 +1,175 @@
+"""Checkpoints: the only file that knows orbax.
+
+`checkpoints/<step>/{params,state,meta}`: "params" holds every collection of variables, so that inference never reads
+optimizer slots; "state" the rest; "meta" is JSON with all that is needed to use them. A step exists under its name only
+when it is whole.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import jax
+import ml_collections
+import numpy as np
+from absl import logging as absl_logging
+from orbax.checkpoint import v1 as ocp
+
+from lapa_jax.core import config as config_lib
+from lapa_jax.core.errors import UserError
+from lapa_jax.core.files import read_json
+from lapa_jax.train.state import State
+
+FOLDER = "checkpoints"
+CONFIG_FILE = "config.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint read for inference.
+
+    Attributes:
+      config: the run's config. meta: the checkpoint's metadata. variables: all collections, numpy arrays.
+      step: the training step. path: the checkpoint's folder.
+    """
+
+    config: ml_collections.ConfigDict
+    meta: dict
+    variables: dict
+    step: int
+    path: pathlib.Path
+
+
+class Checkpointer:
+    """Writes checkpoints in the background, keeps the last ones and the best one, restores the newest."""
+
+    def __init__(self, workdir: pathlib.Path, *, keep_last: int, best_metric: str | None):
+        """Opens (or creates) `workdir/checkpoints`; leftovers of a killed writer are removed.
+
+        Args:
+          workdir: the run folder.
+          keep_last: how many of the newest checkpoints stay.
+          best_metric: the validation metric (higher is better) whose best checkpoint stays besides; None keeps none.
+        """
+        absl_logging.set_verbosity(absl_logging.ERROR)
+        policies = [ocp.training.preservation_policies.LatestN(keep_last)]
+        if best_metric is not None:
+            policies.append(_best(best_metric))
+        self._manager = ocp.training.Checkpointer(
+            (workdir / FOLDER).absolute(),
+            save_decision_policy=_always(),
+            preservation_policy=ocp.training.preservation_policies.AnyPreservationPolicy(policies),
+            cleanup_tmp_directories=True,
+            context=_context(),
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        """The step of the newest whole checkpoint."""
+        return None if self._manager.latest is None else self._manager.latest.step
+
+    def save(self, state: State, step: int, meta: Mapping, metrics: Mapping[str, float] | None) -> None:
+        """Starts writing; waits only for a write that is still under way. An existing step stays as it is."""
+        if self.latest_step is not None and self.latest_step >= step:
+            return
+        items = {"params": state.variables, "state": _rest(state), "meta": dict(meta)}
+        self._manager.save_checkpointables_async(step, items, metrics=dict(metrics) if metrics else None)
+
+    def restore(self, abstract: State) -> State:
+        """The newest checkpoint, placed as the shardings of `abstract` say; strict on names and shapes."""
+        folder = self._manager.latest.path
+        variables = _load(folder, abstract.variables, "params")
+        rest = _load(folder, _rest(abstract), "state")
+        return State(rest["step"], variables, rest["opt_state"])
+
+    def meta(self) -> dict:
+        """The metadata of the newest checkpoint."""
+        return _load_meta(self._manager.latest.path)
+
+    def close(self) -> None:
+        """Waits for the last write."""
+        self._manager.close()
+
+
+def load_for_inference(path: str | pathlib.Path, step: int | None = None) -> Checkpoint:
+    """Reads config, metadata and variables of a run or of one checkpoint; never the optimizer.
+
+    Args:
+      path: a run folder or one of its `checkpoints/<step>` folders.
+      step: which step of a run folder; the newest whole one if None.
+
+    Raises:
+      UserError: no run, no checkpoint, or not that step.
+    """
+    folder = _checkpoint_folder(pathlib.Path(path).absolute(), step)
+    meta = _load_meta(folder)
+    config = config_lib.from_json(meta["config"])
+    metadata = ocp.metadata(folder, checkpointable_name="params").metadata
+    abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata)
+    return Checkpoint(config, meta, _load(folder, abstract, "params"), int(folder.name), folder)
+
+
+def steps(path: str | pathlib.Path) -> list[int]:
+    """The steps of a run that have a whole checkpoint, ascending."""
+    folder = pathlib.Path(path) / FOLDER
+    names = [p for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
+    return sorted(int(p.name) for p in names if ocp.is_orbax_checkpoint(p.absolute()))
+
+
+def _checkpoint_folder(path: pathlib.Path, step: int | None) -> pathlib.Path:
+    if path.name.isdigit() and path.parent.name == FOLDER:
+        if not path.is_dir() or not ocp.is_orbax_checkpoint(path):
+            raise UserError(f"{path} is no whole checkpoint; steps of this run: {steps(path.parent.parent)}")
+        return path
+    if not (path / CONFIG_FILE).is_file():
+        raise UserError(f"{path} is no run folder: it has no {CONFIG_FILE}; give the folder that --workdir named")
+    read_json(path / CONFIG_FILE)
+    found = steps(path)
+    if not found:
+        raise UserError(f"run {path} has no checkpoint yet; the same train command goes on with it")
+    if step is not None and step not in found:
+        raise UserError(f"run {path} has no checkpoint of step {step}; it has {found}")
+    return path / FOLDER / str(found[-1] if step is None else step)
+
+
+def _rest(state: State) -> dict:
+    return {"step": state.step, "opt_state": state.opt_state}
+
+
+def _load(folder: pathlib.Path, abstract, name: str):
+    return ocp.load(folder, abstract, checkpointable_name=name)
+
+
+def _load_meta(folder: pathlib.Path) -> dict:
+    with _context():
+        return ocp.load_checkpointables(folder, {"meta": None})["meta"]
+
+
+def _context() -> ocp.Context:
+    """Orbax's defaults, but "meta" is one readable JSON file rather than a tree of strings in an array store."""
+    registry = ocp.handlers.local_registry()
+    registry.add(ocp.handlers.JsonHandler, checkpointable_name="meta")
+    context = ocp.Context()
+    context.checkpointables.registry = registry
+    return context
+
+
+def _best(metric: str):
+    return ocp.training.preservation_policies.BestN(
+        get_metric_fn=functools.partial(_metric, metric), n=1, keep_checkpoints_without_metrics=False
+    )
+
+
+def _metric(name: str, metrics: Mapping[str, float]) -> float:
+    return metrics.get(name, float("-inf"))
+
+
+def _always() -> ocp.training.save_decision_policies.SaveDecisionPolicy:
+    """The loop decides when to save."""
+
+    class Always(ocp.training.save_decision_policies.SaveDecisionPolicy):
+        def should_save(self, step: object, previous_steps: Sequence, *, context) -> bool:
+            return True
+
+    return Always()

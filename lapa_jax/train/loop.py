@@ -1,0 +1,205 @@
+"""The one training loop. A run told in the order it happens: build, compile, start or resume, step, log, evaluate, save."""
+
+import math
+import os
+import pathlib
+import signal
+import time
+
+import jax
+import ml_collections
+import numpy as np
+
+from lapa_jax.core import progress
+from lapa_jax.core.errors import UserError
+from lapa_jax.core.files import read_json, write_json
+from lapa_jax.core.metrics import MetricsWriter
+from lapa_jax.train.checkpoint import Checkpointer
+from lapa_jax.train.evaluate import Evaluator
+from lapa_jax.train.run import LOG, UNTRAINED_FILE, logging_to, open_run
+from lapa_jax.train.setup import Setup, compile_step, on_mesh, parameter_table, prepare
+from lapa_jax.train.sharding import shard_batch
+from lapa_jax.train.state import State
+
+# Probes score above chance on a random network too: what it reaches stands beside every later figure.
+BASELINES = ("action_probe_r2",)
+
+
+def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike, *, dry_run: bool = False) -> None:
+    """Trains what `config` describes in `workdir`, or goes on where an interrupted run of the same config stopped.
+
+    Args:
+      config: a stage's config.
+      workdir: the run folder.
+      dry_run: build and compile everything, print the parameter table, memory and batch shapes, write nothing.
+
+    Raises:
+      UserError: anything the user can mend, before anything is written or compiled; also a non-finite loss.
+    """
+    workdir = pathlib.Path(workdir)
+    setup = prepare(config)
+    with on_mesh(setup.mesh):
+        if dry_run:
+            with logging_to(None):
+                _dry_run(setup)
+            return
+        open_run(workdir, config)
+        with logging_to(workdir):
+            Loop(setup, workdir).run()
+
+
+def _dry_run(setup: Setup) -> None:
+    print(parameter_table(setup))
+    for name, leaf in setup.train_batch_shapes().items():
+        print(f"  batch {name}: {leaf.dtype}{list(leaf.shape)}")
+    print(f"  {setup.train_data.summary()}")
+    _, flops = compile_step(setup)
+    print(f"  {flops / 1e9:.3g} GFLOP a step")
+
+
+class Loop:
+    """One run in progress."""
+
+    def __init__(self, setup: Setup, workdir: pathlib.Path):
+        """Compiles, then restores the newest checkpoint or initialises from the first batch."""
+        self._setup, self._config, self._workdir = setup, setup.config.train, workdir
+        LOG.info("training data: %s", setup.train_data.summary())
+        LOG.info("validation data: %s", setup.val_data.summary())
+        self._step, self._flops = compile_step(setup)
+        best, keep = self._config.best_metric, self._config.keep_last
+        self._checkpoints = Checkpointer(workdir, keep_last=keep, best_metric=best)
+        self._evaluator = Evaluator(setup.task, setup.mesh)
+        self._meta = setup.meta()
+        self._state = self._start()
+        self._pending: list[dict[str, jax.Array]] = []
+        self._waited, self._since, self._logged = 0.0, time.perf_counter(), {}
+        self._stop = False
+
+    def run(self) -> None:
+        """Steps until the end, or until the scheduler asks to stop (SIGTERM), which saves first."""
+        first, last = int(self._state.step), self._config.steps
+        tensorboard = self._config.tensorboard and jax.process_index() == 0
+        self._writer = MetricsWriter(self._workdir, resume_step=first, tensorboard=tensorboard)
+        previous = signal.signal(signal.SIGTERM, self._request_stop)
+        bar = progress.bar(total=last, initial=first, desc="train", unit="step")
+        try:
+            if first == 0:
+                self._evaluate(0)
+            batches = self._setup.train_batches(first)
+            self._reset_clock()
+            for step in range(first + 1, last + 1):
+                self._one_step(batches)
+                bar.update()
+                if step % self._config.log_every == 0 or step == last:
+                    bar.set_postfix(self._log(step))
+                evaluated = None
+                if step % self._config.eval_every == 0 or step == last:
+                    evaluated = self._evaluate(step)
+                if step % self._config.save_every == 0 or step == last or self._stop:
+                    self._save(step, evaluated)
+                if self._stop:
+                    LOG.info("asked to stop: saved step %d; the same command resumes", step)
+                    break
+        finally:
+            bar.close()
+            signal.signal(signal.SIGTERM, previous)
+            self._checkpoints.close()
+            self._writer.close()
+        LOG.info("done: %s", self._workdir)
+
+    def _start(self) -> State:
+        latest = self._checkpoints.latest_step
+        if latest is not None:
+            LOG.info("resuming from step %d", latest)
+            # Statistics belong to the run, not to what the data folder says today.
+            self._meta = {**self._checkpoints.meta(), "config": self._meta["config"]}
+            self._check_same_data()
+            return self._checkpoints.restore(self._setup.abstract)
+        batch = shard_batch(self._setup.mesh, next(self._setup.train_batches(0)))
+        return self._setup.init(batch)
+
+    def _check_same_data(self) -> None:
+        now, then = self._setup.meta()["data_fingerprint"], self._meta["data_fingerprint"]
+        if now != then:
+            raise UserError(f"the data at {self._setup.config.data.path} changed since this run began (fingerprint "
+                            f"{now[:12]}, was {then[:12]}); restore it or start another run")
+
+    def _one_step(self, batches) -> None:
+        before = time.perf_counter()
+        batch = next(batches)
+        self._waited += time.perf_counter() - before
+        self._state, metrics = self._step(self._state, shard_batch(self._setup.mesh, batch))
+        self._pending.append(metrics)
+
+    def _log(self, step: int) -> dict[str, str]:
+        """Writes the interval's means and returns what the progress bar shows."""
+        metrics = self._drain(step)
+        elapsed, steps = time.perf_counter() - self._since, metrics.pop("steps")
+        rate = steps * self._config.batch_size / elapsed
+        speed = {"samples_per_second": rate, "input_wait": self._waited / elapsed,
+                 "flops_per_second": steps * self._flops / elapsed}  # fmt: skip
+        peak = _peak_flops()
+        if peak is not None:
+            speed["mfu"] = speed["flops_per_second"] / (peak * self._setup.mesh.size)
+        self._logged = {f"train/{name}": value for name, value in {**metrics, **speed}.items()}
+        if jax.process_index() == 0:
+            self._writer.write(step, self._logged)
+        self._reset_clock()
+        shown = {"loss": f"{metrics['loss']:.4f}", "samples/s": f"{rate:.0f}", "wait": f"{speed['input_wait']:.0%}"}
+        if "perplexity" in metrics:
+            shown["ppl"] = f"{metrics['perplexity']:.1f}"
+        return shown
+
+    def _drain(self, step: int) -> dict[str, float]:
+        """Waits for the steps since the last log line and returns their means; a non-finite one ends the run."""
+        rows = jax.device_get(self._pending)
+        self._pending.clear()
+        first = step - len(rows) + 1
+        bad = [first + i for i, row in enumerate(rows) if not math.isfinite(row["loss"] + row["grad_norm"])]
+        if bad:
+            shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+            raise UserError(f"the loss or its gradient is not finite at step(s) {shown}; no checkpoint was written from "
+                            "there on; lower config.optim.learning_rate or look at those batches")
+        means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} if rows else {}
+        return {**means, "learning_rate": float(rows[-1]["learning_rate"]), "steps": len(rows)}
+
+    def _evaluate(self, step: int) -> dict[str, float]:
+        """Evaluates on the held-out split, writes it, and warns when the codebook has collapsed."""
+        paused = time.perf_counter()
+        metrics, _ = self._evaluator(self._state.variables, self._setup.eval_batches())
+        metrics |= self._untrained(step, metrics)
+        named = {f"val/{name}": value for name, value in metrics.items()}
+        if jax.process_index() == 0:
+            self._writer.write(step, named)
+        shown = ("psnr_gain", "swap_gap", "perplexity", "codebook_utilization", "action_probe_r2")
+        LOG.info("step %d: %s", step, ", ".join(f"{n} {metrics[n]:.3f}" for n in shown if n in metrics))
+        if step and metrics.get("collapse"):
+            LOG.warning("the codebook has collapsed: one code takes more than 90 %% of the held-out pairs; see "
+                        "docs/troubleshooting.md")
+        self._since += time.perf_counter() - paused
+        return named
+
+    def _untrained(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
+        path = self._workdir / UNTRAINED_FILE
+        found = {f"{name}_untrained": metrics[name] for name in BASELINES if name in metrics}
+        if step == 0 and jax.process_index() == 0:
+            write_json(path, found)
+        return found if step == 0 else read_json(path)
+
+    def _save(self, step: int, evaluated: dict[str, float] | None) -> None:
+        if self._pending:
+            self._log(step)
+        self._checkpoints.save(self._state, step, {**self._meta, "step": step}, evaluated)
+
+    def _reset_clock(self) -> None:
+        self._waited, self._since = 0.0, time.perf_counter()
+
+    def _request_stop(self, *_) -> None:
+        self._stop = True
+
+
+def _peak_flops() -> float | None:
+    """Dense bf16 peak of one device in FLOP/s, where it is known (vendors' data sheets)."""
+    known = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "TPU v4": 275e12, "TPU v5": 459e12}
+    kind = jax.devices()[0].device_kind
+    return next((peak for name, peak in known.items() if name in kind), None)

@@ -1,0 +1,143 @@
+"""Optimizers as data: a schedule, and settings per parameter by regular expression.
+
+`config.optim.groups = ((regex, settings or None), ...)`: the first expression that matches a parameter's whole name
+decides; settings override the common ones for that group, None freezes it. Every parameter must match.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lapa_jax.core import tree
+from lapa_jax.core.config import ConfigError
+from lapa_jax.core.errors import did_you_mean
+
+SCHEDULES = ("constant", "cosine")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Settings of one group of parameters.
+
+    Attributes:
+      learning_rate: the peak learning rate.
+      schedule: "constant" or "cosine", after a linear warm-up from 0 over `warmup_steps`.
+      final_learning_rate: where the cosine ends at the last step of the run.
+      b1, b2, eps: Adam's.
+      weight_decay: decoupled (AdamW), on arrays with at least two axes; 0 is plain Adam.
+    """
+
+    learning_rate: float
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    final_learning_rate: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """A gradient transformation with what the loop logs and splits by.
+
+    Attributes:
+      transform: the optax transformation over the trainable parameters.
+      learning_rate: step -> learning rate of the first trainable group.
+      trainable: regular expression of the parameter names that are trained.
+    """
+
+    transform: optax.GradientTransformation
+    learning_rate: optax.Schedule
+    trainable: str
+
+
+def make_optimizer(config: Mapping, steps: int, params) -> Optimizer:
+    """Builds the optimizer that `config.optim` describes.
+
+    Args:
+      config: Settings fields, "clip_norm" (global norm of all trainable gradients, None is off) and "groups".
+      steps: length of the run, where the schedules end.
+      params: parameters or their shapes; only names matter.
+
+    Raises:
+      ConfigError: an unknown setting, a parameter that no group matches, or nothing to train.
+    """
+    common = {k: v for k, v in dict(config).items() if k not in ("clip_norm", "groups")}
+    groups = [(regex, None if own is None else _settings({**common, **own})) for regex, own in config["groups"]]
+    labels = {name: _first_match(name, groups) for name in tree.flatten(params)}
+    used = sorted({i for i in labels.values() if groups[i][1] is not None})
+    if not used:
+        raise ConfigError("config.optim.groups freezes every parameter; nothing is left to train")
+    names = [re.escape(name) for name, i in labels.items() if i in used]
+    transforms = {str(i): _adam(groups[i][1], steps) for i in used}
+    label_tree = tree.unflatten({name: str(i) for name, i in labels.items() if i in used})
+    chain = [optax.partition(transforms, label_tree)]
+    if config["clip_norm"] is not None:
+        chain.insert(0, optax.clip_by_global_norm(config["clip_norm"]))
+    return Optimizer(optax.chain(*chain), _schedule(groups[used[0]][1], steps), "|".join(names))
+
+
+def reset_moments(opt_state, reset: Mapping[str, jax.Array]):
+    """Zeroes Adam's moments where `reset` is True.
+
+    Args:
+      opt_state: the state of an optimizer of this file.
+      reset: parameter name -> bool array that broadcasts against the parameter.
+
+    A replaced codebook row that kept the momentum of the dead code would be dragged away from where it was put.
+    """
+    if not reset:
+        return opt_state
+
+    def zero(path, leaf):
+        # The moments of a parameter lie under a path that ends in the parameter's own name.
+        names = [str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+        for name, mask in reset.items():
+            parts = name.split(tree.SEPARATOR)
+            if names[-len(parts) :] == parts:
+                return jnp.where(mask, jnp.zeros_like(leaf), leaf)
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(zero, opt_state)
+
+
+def _settings(values: Mapping) -> Settings:
+    known = {field.name for field in dataclasses.fields(Settings)}
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"config.optim has no setting '{key}'{did_you_mean(key, known)}")
+    settings = Settings(**values)
+    if settings.schedule not in SCHEDULES:
+        raise ConfigError(f"config.optim.schedule is '{settings.schedule}'{did_you_mean(settings.schedule, SCHEDULES)}")
+    return settings
+
+
+def _first_match(name: str, groups) -> int:
+    for index, (regex, _) in enumerate(groups):
+        if re.fullmatch(regex, name):
+            return index
+    raise ConfigError(f"parameter '{name}' matches no expression of config.optim.groups; end them with ('.*', {{}})")
+
+
+def _schedule(settings: Settings, steps: int) -> optax.Schedule:
+    peak, warmup = settings.learning_rate, settings.warmup_steps
+    after = optax.constant_schedule(peak)
+    if settings.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, max(steps - warmup, 1), settings.final_learning_rate / peak)
+    if not warmup:
+        return after
+    # From peak/warmup rather than from 0: the first step must not be wasted.
+    return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, warmup - 1), after], [warmup - 1])
+
+
+def _adam(settings: Settings, steps: int) -> optax.GradientTransformation:
+    parts = [optax.scale_by_adam(settings.b1, settings.b2, settings.eps)]
+    if settings.weight_decay:
+        matrices = lambda params: jax.tree.map(lambda p: p.ndim >= 2, params)  # noqa: E731
+        parts.append(optax.add_decayed_weights(settings.weight_decay, mask=matrices))
+    return optax.chain(*parts, optax.scale_by_learning_rate(_schedule(settings, steps)))

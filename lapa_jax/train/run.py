@@ -1,0 +1,92 @@
+"""The run folder: who may write into it, its config, its log, and the record of the environment."""
+
+import contextlib
+import importlib.metadata
+import logging
+import pathlib
+import platform
+import sys
+from collections.abc import Iterator, Mapping
+
+import jax
+import ml_collections
+
+from lapa_jax.core import config as config_lib
+from lapa_jax.core.config import ConfigError
+from lapa_jax.core.files import read_json, write_json
+from lapa_jax.train.checkpoint import CONFIG_FILE
+
+LOG = logging.getLogger("lapa_jax")
+LOG_FILE, ENV_FILE, UNTRAINED_FILE = "log.txt", "env.json", "untrained.json"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+# What a resumed run may change: how long and how often, where and how fast, never what is learned from what.
+MAY_CHANGE = ("train.steps", "train.log_every", "train.eval_every", "train.save_every", "train.keep_last",
+              "train.tensorboard", "mesh.", "data.threads", "data.prefetch")  # fmt: skip
+
+
+def open_run(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Creates the run folder, or checks that an existing one belongs to this config.
+
+    Raises:
+      ConfigError: the folder holds a run of another config (which keys differ), or files of something else.
+    """
+    values = config_lib.to_json(config)
+    path = workdir / CONFIG_FILE
+    if path.is_file():
+        _check_same(read_json(path), values, workdir)
+    elif workdir.is_dir() and any(p for p in workdir.iterdir() if not p.name.startswith(".")):
+        raise ConfigError(f"{workdir} is not empty and holds no run; choose another --workdir")
+    if jax.process_index() == 0:
+        write_json(path, values)
+        write_json(workdir / ENV_FILE, environment())
+
+
+def environment() -> dict:
+    """Versions and devices, for the record."""
+    devices = jax.devices()
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "devices": {"kind": devices[0].device_kind, "count": len(devices), "hosts": jax.process_count()},
+    }
+
+
+@contextlib.contextmanager
+def logging_to(workdir: pathlib.Path | None) -> Iterator[None]:
+    """Sends the log to the terminal and, with a run folder, to its log.txt; host 0 only."""
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)] if jax.process_index() == 0 else []
+    if workdir is not None and jax.process_index() == 0:
+        handlers.append(logging.FileHandler(workdir / LOG_FILE, encoding="utf-8"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        LOG.addHandler(handler)
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            LOG.removeHandler(handler)
+            handler.close()
+
+
+def _check_same(old: Mapping, new: Mapping, workdir: pathlib.Path) -> None:
+    a, b = _flat(old), _flat(new)
+    changed = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+    forbidden = [key for key in changed if not key.startswith(MAY_CHANGE)]
+    if forbidden:
+        shown = ", ".join(f"{key}: {a.get(key)!r} -> {b.get(key)!r}" for key in forbidden[:5])
+        raise ConfigError(f"{workdir} holds a run with another config ({shown}); resume it with its own config or "
+                          "choose another --workdir")
+
+
+def _flat(values: Mapping, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

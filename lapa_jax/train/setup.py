@@ -1,0 +1,152 @@
+"""Everything that exists before the first step: model, data, mesh, optimizer, shapes; and the compiled step."""
+
+import contextlib
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from lapa_jax.core import config as config_lib
+from lapa_jax.core import tree
+from lapa_jax.core.config import ConfigError
+from lapa_jax.data import loader, pipeline
+from lapa_jax.train import sharding
+from lapa_jax.train.flops import count_flops
+from lapa_jax.train.optim import Optimizer, make_optimizer
+from lapa_jax.train.run import LOG
+from lapa_jax.train.state import State, init_state
+from lapa_jax.train.step import make_train_step
+from lapa_jax.train.task import Task
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What a run is made of.
+
+    Attributes:
+      config: the run's config. task: model and losses. mesh: the devices.
+      train_data, val_data: sources of examples (random access).
+      optimizer: built for the model's parameters.
+      abstract: shapes, dtypes and shardings of the state; nothing is allocated.
+    """
+
+    config: ml_collections.ConfigDict
+    task: Task
+    mesh: Mesh
+    train_data: object
+    val_data: object
+    optimizer: Optimizer
+    abstract: State
+
+    def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        """This host's slices of the training batches from `start_step` on."""
+        data = self.config.data
+        return loader.train_batches(
+            self.train_data, seed=self.config.seed, batch_size=self.config.train.batch_size, host=_host(),
+            augment=pipeline.augment(data), start_step=start_step, threads=data.threads, prefetch=data.prefetch,
+        )  # fmt: skip
+
+    def eval_batches(self) -> Iterator[dict[str, np.ndarray]]:
+        """This host's slices of the evaluation batches, the same at every evaluation."""
+        size = self.config.train.eval_batch_size
+        return loader.eval_batches(self.val_data, batch_size=size, host=_host(), limit=self.config.data.eval_examples)
+
+    def train_batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a global training batch, as the first example has them."""
+        return _batch_shapes(self.train_data, self.config.train.batch_size, self.mesh)
+
+    def init(self, batch) -> State:
+        """Fresh state on the devices, sharded as it is made."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+        return jax.jit(_init(self.config, self.task), out_shardings=shardings)(batch)
+
+    def meta(self) -> dict:
+        """What a checkpoint must carry for inference, besides the step."""
+        return {"config": config_lib.to_json(self.config), **self.train_data.meta()}
+
+
+def prepare(config: ml_collections.ConfigDict) -> Setup:
+    """Builds all parts and refuses, before anything is written or compiled, what cannot work."""
+    task = Task(config_lib.build("lapa_jax.models", config.model), config.loss)
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch_size(mesh, config.train.batch_size, config.train.micro_batches)
+    sharding.check_batch_size(mesh, config.train.eval_batch_size)
+    train_data = pipeline.build(config.data, "train")
+    val_data = pipeline.build(config.data, "val")
+    if len(train_data) < config.train.batch_size:
+        raise ConfigError(f"the training split has {len(train_data)} examples, fewer than one batch of "
+                          f"{config.train.batch_size}; give more data or a smaller config.train.batch_size")
+    shapes = _batch_shapes(train_data, config.train.batch_size, mesh)
+    abstract = jax.eval_shape(_init(config, task), shapes)
+    optimizer = make_optimizer(config.optim, config.train.steps, abstract.variables["params"])
+    sharding.check_replication(abstract, mesh, config.mesh.rules)
+    placed = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        abstract, sharding.shardings(abstract, mesh, config.mesh.rules),
+    )  # fmt: skip
+    return Setup(config, task, mesh, train_data, val_data, optimizer, placed)
+
+
+def compile_step(setup: Setup) -> tuple[Callable, float]:
+    """Compiles the training step ahead of the loop, with a log line before and the memory it needs after.
+
+    Returns:
+      The compiled step, which donates its state, and its FLOPs.
+    """
+    train = setup.config.train
+    step = make_train_step(setup.task, setup.optimizer, seed=setup.config.seed, micro_batches=train.micro_batches)
+    batch = setup.train_batch_shapes()
+    LOG.info("compiling the training step for %d device(s) ...", setup.mesh.size)
+    start = time.perf_counter()
+    out = (jax.tree.map(lambda leaf: leaf.sharding, setup.abstract), None)
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=out).lower(setup.abstract, batch).compile()
+    LOG.info("compiled in %.0f s; %s", time.perf_counter() - start, memory_line(compiled))
+    return compiled, count_flops(step, setup.abstract, batch)
+
+
+def memory_line(compiled) -> str:
+    """Per-device memory of a compiled step, in words."""
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return "this backend gives no memory analysis"
+    state, temporary = memory.argument_size_in_bytes / GIB, memory.temp_size_in_bytes / GIB
+    return f"memory per device: {state:.2f} GiB state and batch + {temporary:.2f} GiB temporary"
+
+
+def parameter_table(setup: Setup) -> str:
+    """One line per parameter: name, shape, dtype, where it lies on the mesh, trained or frozen."""
+    import re
+
+    rows = []
+    for name, leaf in tree.flatten(setup.abstract.variables["params"]).items():
+        trained = "" if re.fullmatch(setup.optimizer.trainable, name) else " frozen"
+        rows.append(f"  {name:70s} {str(leaf.shape):24s} {leaf.dtype} {leaf.sharding.spec}{trained}")
+    total = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(setup.abstract.variables["params"]))
+    return "\n".join([*rows, f"  {total:,} parameters"])
+
+
+def on_mesh(mesh: Mesh) -> contextlib.AbstractContextManager:
+    """Makes `mesh` the one that raw partition specs refer to."""
+    return jax.set_mesh(mesh)
+
+
+def _init(config: ml_collections.ConfigDict, task: Task) -> Callable:
+    make = functools.partial(make_optimizer, config.optim, config.train.steps)
+    return functools.partial(init_state, task, make, config.seed)
+
+
+def _batch_shapes(source, batch_size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    place = sharding.batch_sharding(mesh)
+    return {name: jax.ShapeDtypeStruct((batch_size, *np.shape(value)), np.asarray(value).dtype, sharding=place)
+            for name, value in source[0].items()}  # fmt: skip
+
+
+def _host() -> tuple[int, int]:
+    return jax.process_index(), jax.process_count()

@@ -1,0 +1,69 @@
+"""One training step: gradients, accumulation, update, and what the model does after it."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lapa_jax.core import tree
+from lapa_jax.train.optim import Optimizer, reset_moments
+from lapa_jax.train.state import State
+from lapa_jax.train.task import Task
+
+
+def make_train_step(task: Task, optimizer: Optimizer, *, seed: int, micro_batches: int = 1):
+    """Builds `step(state, batch) -> (state, metrics)`, a pure function of its arguments and the seed.
+
+    Args:
+      task: what is trained.
+      optimizer: its optimizer; parameters outside `optimizer.trainable` are neither differentiated nor updated.
+      seed: the run's seed; the step's noise is `fold_in(key(seed), step)`, so a resumed run draws the same.
+      micro_batches: gradients are averaged over that many slices of the batch before the update.
+
+    Returns:
+      The step function. Its metrics are f32 scalars, with "loss", "grad_norm" and "learning_rate" among them.
+    """
+
+    def step(state: State, batch) -> tuple[State, dict[str, jax.Array]]:
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        params, collections = state.variables["params"], _without_params(state.variables)
+        trainable, frozen = tree.split(params, optimizer.trainable)
+        grads, collections, metrics = _gradients(task, trainable, frozen, collections, batch, rng, micro_batches)
+        updates, opt_state = optimizer.transform.update(grads, state.opt_state, trainable)
+        params = tree.merge(optax.apply_updates(trainable, updates), frozen)
+        after_rng = jax.random.fold_in(rng, micro_batches)
+        variables, reset = task.after_update({"params": params, **collections}, state.step + 1, after_rng)
+        metrics["grad_norm"] = optax.tree.norm(grads)
+        metrics["learning_rate"] = jnp.asarray(optimizer.learning_rate(state.step), jnp.float32)
+        return State(state.step + 1, variables, reset_moments(opt_state, reset)), metrics
+
+    return step
+
+
+def _gradients(task: Task, trainable, frozen, collections, batch, rng, micro_batches: int):
+    """Gradients w.r.t. the trainable parameters, updated collections and metrics, averaged over micro-batches."""
+
+    def loss(trainable, collections, batch, rng):
+        variables = {"params": tree.merge(trainable, frozen), **collections}
+        total, (updated, metrics) = task.loss(variables, batch, rng)
+        return total, (updated, {"loss": total, **metrics})
+
+    grad = jax.grad(loss, has_aux=True)
+    if micro_batches == 1:
+        grads, (collections, metrics) = grad(trainable, collections, batch, jax.random.fold_in(rng, 0))
+        return grads, collections, metrics
+
+    def accumulate(carry, slice_and_index):
+        (sums, collections), (micro, index) = carry, slice_and_index
+        grads, (collections, metrics) = grad(trainable, collections, micro, jax.random.fold_in(rng, index))
+        return (jax.tree.map(jnp.add, sums, grads), collections), metrics
+
+    # Strided slices: with the batch sharded over devices, every device holds its share of every micro-batch.
+    slices = jax.tree.map(lambda x: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1), batch)
+    zeros = jax.tree.map(jnp.zeros_like, trainable)
+    carry, metrics = jax.lax.scan(accumulate, (zeros, collections), (slices, jnp.arange(micro_batches)))
+    grads = jax.tree.map(lambda g: g / micro_batches, carry[0])
+    return grads, carry[1], jax.tree.map(lambda m: m.mean(0), metrics)
+
+
+def _without_params(variables) -> dict:
+    return {name: value for name, value in variables.items() if name != "params"}

@@ -1,0 +1,58 @@
+import json
+import math
+
+import pytest
+
+from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.files import atomic_path, read_json, write_json
+from lapa_jax.core.metrics import MetricsWriter, read_metrics
+
+
+def test_atomic_path_leaves_nothing_on_error(tmp_path):
+    target = tmp_path / "file.txt"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_equal_values_give_equal_bytes(tmp_path):
+    write_json(tmp_path / "a.json", {"b": 1, "a": [1.5, None]})
+    write_json(tmp_path / "b.json", {"a": [1.5, None], "b": 1})
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+def test_damaged_json_names_the_file(tmp_path):
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(UserError, match="x.json is not valid JSON"):
+        read_json(tmp_path / "x.json")
+
+
+def test_metrics_after_the_resume_step_are_dropped(tmp_path):
+    writer = MetricsWriter(tmp_path, resume_step=0, tensorboard=False)
+    for step in (10, 20, 30):
+        writer.write(step, {"train/loss": step / 7, "train/bad": math.nan})
+    writer.close()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 40, "tra')  # a kill in the middle of a line
+    MetricsWriter(tmp_path, resume_step=20, tensorboard=False).close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20] and lines[0]["train/bad"] is None
+    assert lines == read_metrics(tmp_path)
+
+
+def test_tensorboard_file_is_written(tmp_path):
+    writer = MetricsWriter(tmp_path, resume_step=0)
+    writer.write(1, {"train/loss": 0.5})
+    writer.close()
+    assert [p for p in (tmp_path / "tensorboard").iterdir() if "tfevents" in p.name and p.stat().st_size > 0]
+
+
+def test_user_errors_end_in_one_line_and_exit_code_2(capsys):
+    def main(argv):
+        raise UserError("no such thing; do that")
+
+    with pytest.raises(SystemExit) as stop:
+        run_main(main)
+    assert stop.value.code == 2 and capsys.readouterr().err == "error: no such thing; do that\n"
