@@ -1,0 +1,49 @@
+"""Positioned reads from many files: open files are shared by threads, and left behind by pickling."""
+
+import os
+import pathlib
+import threading
+
+from lapa_jax.core.errors import UserError
+
+
+class Files:
+    """Reads with `os.pread`, which has no file position: threads need no lock to share a descriptor."""
+
+    def __init__(self):
+        self._descriptors: dict[pathlib.Path, int] = {}
+        self._lock = threading.Lock()
+
+    def read(self, path: pathlib.Path, offset: int, size: int) -> bytes:
+        """`size` bytes of a file from `offset`; a file that is too short is a `UserError` that names it."""
+        descriptor = self._descriptors.get(path)
+        if descriptor is None:
+            descriptor = self._open(path)
+        parts = []
+        while size > 0:
+            part = os.pread(descriptor, size, offset)
+            if not part:
+                raise UserError(f"{path} ends at byte {offset}, {size} more were expected: copy or convert it again")
+            parts.append(part)
+            offset, size = offset + len(part), size - len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _open(self, path: pathlib.Path) -> int:
+        with self._lock:
+            if path not in self._descriptors:
+                try:
+                    self._descriptors[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                except OSError as error:
+                    hint = "; raise the limit with `ulimit -n`" if error.errno == 24 else ""
+                    raise UserError(f"cannot read {path}: {error.strerror}{hint}") from None
+            return self._descriptors[path]
+
+    def __getstate__(self) -> dict:
+        return {}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__()
+
+    def __del__(self):
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)

@@ -1,0 +1,204 @@
+"""Frame pairs (t, t + gap): an index computation over step shards, so the gap is chosen when training starts."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from lapa_jax.core.errors import UserError
+from lapa_jax.data import images
+from lapa_jax.data.files import Files
+from lapa_jax.data.index import open_index
+from lapa_jax.data.shards import StepShards
+
+FIELDS = ("frames", "net_action")
+
+
+@dataclasses.dataclass(frozen=True)
+class Gap:
+    """The distance of the two frames of a pair: `seconds` or `frames`, one of them."""
+
+    seconds: float | None = None
+    frames: int | None = None
+
+    def __post_init__(self):
+        if (self.seconds is None) == (self.frames is None):
+            raise UserError(f"give the frame gap in seconds or in frames, not both or none (got {self})")
+        value = self.seconds if self.frames is None else self.frames
+        if not value > 0 or not np.isfinite(value) or (self.frames is not None and int(self.frames) != self.frames):
+            raise UserError(f"the frame gap must be positive, and whole in frames (got {self})")
+
+    @classmethod
+    def from_config(cls, seconds: float | None = None, frames: int | None = None) -> "Gap":
+        """The gap of a config: `frames` where it is set, else `seconds`."""
+        return cls(frames=frames) if frames is not None else cls(seconds=seconds)
+
+    def in_frames(self, fps: float | None) -> int:
+        """The gap at `fps` frames per second: the nearest whole number of frames, at least 1."""
+        if self.frames is not None:
+            return int(self.frames)
+        if fps is None or not np.isfinite(fps):
+            raise UserError(
+                f"a gap of {self.seconds} s needs a frame rate, and this data has none: set the gap in frames "
+                "(data.gap_seconds=None, data.gap_frames=N), or convert with --fps"
+            )
+        return max(1, round(self.seconds * fps))
+
+
+class FramePairs:
+    """All pairs (t, t + gap) within episodes, as a random-access source.
+
+    A pair never crosses an episode's end: the last `gap` frames of an episode start no pair (they are second frames
+    only), and an episode of `gap` frames or fewer gives none. `summary()` counts both.
+
+    Args:
+      shards: the steps.
+      gap: the distance; seconds are turned into frames with each episode's own frame rate.
+      fields: "frames", and "net_action" for the sum of the actions t .. t + gap - 1.
+      image_size: side in pixels; stored pictures of another size are squashed to it. None keeps the stored size.
+    """
+
+    def __init__(
+        self, shards: StepShards, gap: Gap, fields: Sequence[str] = ("frames",), image_size: int | None = None
+    ):
+        self.shards, self.gap, self.fields, self.image_size = shards, gap, tuple(fields), image_size
+        unknown = set(fields) - set(FIELDS)
+        if unknown or "frames" not in fields:
+            raise UserError(f"pair fields {tuple(fields)} must hold 'frames' and nothing outside {FIELDS}")
+        if "image" not in shards.features:
+            raise UserError(f"{shards.folder} has no pictures (features: {sorted(shards.features)}); pairs need them")
+        if "net_action" in fields and "action" not in shards.features:
+            raise UserError(f"{shards.folder} has no actions (features: {sorted(shards.features)}): no net_action")
+        self.gaps = np.array([gap.in_frames(fps) for fps in shards.episode_fps()], np.int64)
+        self._first = np.array([e.start for e in shards.episodes], np.int64)
+        lengths = np.array([e.length for e in shards.episodes], np.int64)
+        counts = np.maximum(lengths - self.gaps, 0)
+        self._pairs_before = np.concatenate([[0], np.cumsum(counts)])
+        self._lengths = lengths
+        if len(self) == 0:
+            raise UserError(
+                f"no pair fits into {shards.folder} ({shards.split}): the longest of its {len(lengths)} episodes has "
+                f"{lengths.max()} frames and the gap is {self.gaps.min()}; choose a smaller gap"
+            )
+
+    def __len__(self) -> int:
+        return int(self._pairs_before[-1])
+
+    def __repr__(self) -> str:
+        return f"FramePairs({self.shards!r}, {self.gap}, {self.fields}, {self.image_size})"
+
+    def locate(self, i: int) -> tuple[int, int, int]:
+        """(number of the episode, step t within it, gap in frames) of pair i."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"pair {i} of {len(self)}")
+        episode = int(np.searchsorted(self._pairs_before, i, side="right")) - 1
+        return episode, int(i - self._pairs_before[episode]), int(self.gaps[episode])
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        """{"frames": uint8[2, H, W, 3], "episode_id": int32, "step": int32} and "net_action" f32[A] where asked for.
+
+        `episode_id` is the number of the episode in `shards.episodes`, `step` the time of the first frame in it.
+        """
+        episode, step, gap = self.locate(int(i))
+        first = int(self._first[episode]) + step
+        frames = [_fit(self.shards.image(j), self.image_size) for j in (first, first + gap)]
+        pair = {"frames": np.stack(frames), "episode_id": np.int32(episode), "step": np.int32(step)}
+        if "net_action" in self.fields:
+            actions = [self.shards.array(j, "action") for j in range(first, first + gap)]
+            pair["net_action"] = np.sum(actions, axis=0, dtype=np.float32)
+        return pair
+
+    def summary(self) -> dict[str, int]:
+        """How many episodes, steps and pairs; steps that start no pair; episodes too short for any; gaps in frames."""
+        return {
+            "episodes": len(self._lengths),
+            "steps": len(self.shards),
+            "pairs": len(self),
+            "steps_without_pair": len(self.shards) - len(self),
+            "episodes_without_pair": int((self._lengths <= self.gaps).sum()),
+            "gap_frames_min": int(self.gaps.min()),
+            "gap_frames_max": int(self.gaps.max()),
+        }
+
+
+def _fit(image: np.ndarray, size: int | None) -> np.ndarray:
+    return image if size is None else images.resize(image, size)
+
+
+class PairShards:
+    """Ready-made pairs: WebDataset tars whose samples have the members `.t.jpg` and `.t1.jpg`.
+
+    The tars of a split are `<split>-*.tar` or `<split>_*.tar`; where no tar has such a name, all of them are split "train".
+    The same source interface as `FramePairs`; each sample counts as its own episode, since nothing says which belong
+    together.
+    """
+
+    FIRST, SECOND = "t.jpg", "t1.jpg"
+
+    def __init__(self, folder, split: str = "train", image_size: int | None = None):
+        self.folder, self.split, self.image_size = pathlib.Path(folder), split, image_size
+        paths = self._tars()
+        indexes = [open_index(path) for path in paths]
+        for path, index in zip(paths, indexes):
+            self._check(path, index)
+        self._paths, self._files = paths, Files()
+        self._before = np.cumsum([0] + [len(index) for index in indexes])
+        places = []
+        for index in indexes:
+            columns = [index.fields.index(self.FIRST), index.fields.index(self.SECOND)]
+            places.append(np.stack([index.offsets[:, columns], index.sizes[:, columns]], axis=-1))
+        self._places = np.concatenate(places)
+
+    @classmethod
+    def is_one(cls, folder) -> bool:
+        """Whether a folder holds tars but no `dataset.json` of step shards."""
+        folder = pathlib.Path(folder)
+        return folder.is_dir() and not (folder / "dataset.json").exists() and any(folder.glob("*.tar"))
+
+    def _tars(self) -> list[pathlib.Path]:
+        paths = sorted(self.folder.glob("*.tar"))
+        named = [p for p in paths if p.name.startswith(("train-", "train_", "val-", "val_"))]
+        if named:
+            paths = [p for p in paths if p.name.startswith((f"{self.split}-", f"{self.split}_"))]
+        elif self.split != "train":
+            paths = []
+        if not paths:
+            raise UserError(f"{self.folder} has no tar of split '{self.split}'; name them {self.split}-00000.tar, ...")
+        return paths
+
+    def _check(self, path: pathlib.Path, index) -> None:
+        if not {self.FIRST, self.SECOND} <= set(index.fields):
+            raise UserError(
+                f"{path} holds no frame pairs: each sample needs .{self.FIRST} and .{self.SECOND}, found "
+                f"{index.fields}; note that 000_t.jpg and 000_t1.jpg are two samples to WebDataset, 000.t.jpg is right"
+            )
+        columns = [index.fields.index(self.FIRST), index.fields.index(self.SECOND)]
+        lacking = np.flatnonzero((index.offsets[:, columns] < 0).any(axis=1))
+        if len(lacking):
+            raise UserError(f"{path}: sample '{index.keys[lacking[0]].decode()}' lacks one of its two frames")
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __repr__(self) -> str:
+        return f"PairShards({self.split}, {len(self)} pairs, {self.image_size})"
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        """{"frames": uint8[2, H, W, 3], "episode_id": int32, "step": int32}."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"pair {i} of {len(self)}")
+        path = self._paths[int(np.searchsorted(self._before, i, side="right")) - 1]
+        frames = []
+        for offset, size in self._places[i]:
+            try:
+                frames.append(_fit(images.decode(self._files.read(path, int(offset), int(size))), self.image_size))
+            except ValueError as error:
+                raise UserError(f"{path} at byte {offset}: damaged JPEG ({error}); write the shard again") from None
+        if frames[0].shape != frames[1].shape:
+            raise UserError(f"{path}: pair {i} has frames of shapes {frames[0].shape} and {frames[1].shape}")
+        return {"frames": np.stack(frames), "episode_id": np.int32(i), "step": np.int32(0)}
+
+    def summary(self) -> dict[str, int]:
+        """How many pairs."""
+        return {"pairs": len(self)}
