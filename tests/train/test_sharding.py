@@ -1,0 +1,54 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from lapa_jax.core.config import ConfigError
+from lapa_jax.train import sharding
+
+
+def mesh(data=1, fsdp=8, tensor=1):
+    return sharding.make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor})
+
+
+def test_mesh_fills_the_open_axis_and_refuses_what_does_not_cover():
+    assert dict(mesh(data=2, fsdp=-1).shape) == {"data": 2, "fsdp": 4, "tensor": 1}
+    with pytest.raises(ConfigError, match="does not cover 8 devices"):
+        mesh(data=3, fsdp=-1)
+    with pytest.raises(ConfigError, match="does not cover 8 devices"):
+        mesh(data=2, fsdp=2)
+
+
+def test_largest_divisible_axis_goes_to_fsdp():
+    m = mesh()
+    assert sharding.spec_for("a/kernel", (512, 1024), m) == PartitionSpec(None, "fsdp")
+    assert sharding.spec_for("a/kernel", (1024, 513), m) == PartitionSpec("fsdp", None)
+    assert sharding.spec_for("a/bias", (64,), m) == PartitionSpec()
+    rules = ((".*/kernel", ("tensor", "fsdp")),)
+    assert sharding.spec_for("a/kernel", (8, 8), m, rules) == PartitionSpec("tensor", "fsdp")
+
+
+def test_the_scan_axis_is_never_split():
+    assert sharding.spec_for("encoder/layers/kernel", (1024, 512, 8), mesh()) == PartitionSpec(None, "fsdp", None)
+    assert sharding.spec_for("0/encoder/layers/kernel", (1024, 512, 8), mesh()) == PartitionSpec(None, "fsdp", None)
+
+
+def test_replication_by_accident_is_refused_with_the_names():
+    state = {"good": jnp.zeros((1024, 1024)), "odd": jnp.zeros((1023, 1023))}
+    with pytest.raises(ConfigError, match=r"odd \(1023, 1023\)"):
+        sharding.check_replication(state, mesh())
+    sharding.check_replication(state, mesh(), ((".*odd", ()),))
+    sharding.check_replication(state, mesh(data=8, fsdp=1))
+
+
+def test_batch_size_names_the_next_that_divides():
+    sharding.check_batch_size(mesh(), 32, 2)
+    with pytest.raises(ConfigError, match="the next that does is 48"):
+        sharding.check_batch_size(mesh(), 40, 2)
+
+
+def test_batches_are_split_over_data_and_fsdp():
+    batch = sharding.shard_batch(mesh(data=2, fsdp=4), {"x": np.arange(16.0)})
+    assert {shard.data.shape for shard in batch["x"].addressable_shards} == {(2,)}
+    assert len(jax.devices()) == 8
