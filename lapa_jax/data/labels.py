@@ -1,8 +1,8 @@
 """Latent labels on disk: what a labelled set says about itself, and the checks that keep it with its tokenizer and frames.
 
-A labelled set is step shards whose `dataset.json` has a "labels" entry:
-  {"tokenizer": fingerprint, "source": fingerprint of the labelled data, "gap_frames": int, "codebook_size": K,
-   "code_length": N, "format": "sidecar" | "full"}
+A labelled set is step shards whose `dataset.json` has, under "source", a "labels" entry:
+  {"tokenizer": fingerprint, "source": fingerprint of the labelled data, "gap": {"seconds", "frames"}, "gap_frames": int or
+   None where episodes differ, "codebook_size": K, "code_length": N, "format": "sidecar" | "full", "splits": [...]}
 A sidecar set holds `.latent.npy` (int32 `[N]`) and a small `.json` under the same keys, in the same shards and order, as the
 data it labels; a full set holds the frames and texts as well. No jax here: the data loader of the next stage calls this.
 """
@@ -12,7 +12,7 @@ import pathlib
 import numpy as np
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.core.files import read_json
+from lapa_jax.data.shards import DATASET, StepShards, read_dataset
 
 FORMATS = ("sidecar", "full")
 _ENTRIES = {"tokenizer", "source", "gap_frames", "codebook_size", "code_length", "format"}
@@ -20,12 +20,11 @@ _ENTRIES = {"tokenizer", "source", "gap_frames", "codebook_size", "code_length",
 
 def read_label_info(folder) -> dict:
     """The "labels" entry of a labelled set; a folder without one is a `UserError` that says how to make one."""
-    path = pathlib.Path(folder) / "dataset.json"
-    info = read_json(path).get("labels")
+    info = read_dataset(folder)["source"].get("labels")
     if info is None:
         raise UserError(f"{folder} holds no latent labels; make them with launch/label.py --run RUN --data {folder}")
     if missing := sorted(_ENTRIES - set(info)):
-        raise UserError(f'{path}: "labels" lacks {", ".join(missing)}; label the data again')
+        raise UserError(f'{pathlib.Path(folder) / DATASET}: "labels" lacks {", ".join(missing)}; label the data again')
     return info
 
 
@@ -60,12 +59,12 @@ def check_labels(folder, tokenizer, *, source=None) -> dict:
     return info
 
 
-def read_codes(labels, source) -> np.ndarray:
+def read_codes(labels: StepShards, source: StepShards) -> np.ndarray:
     """Reads the codes of every step of `source` from its sidecar.
 
     Args:
-      labels: the opened sidecar split (`StepShards`).
-      source: the opened split that was labelled (`StepShards`).
+      labels: the opened sidecar split.
+      source: the opened split that was labelled.
 
     Returns:
       int32 `[len(source), N]`; row i belongs to step i of `source`.
@@ -73,11 +72,10 @@ def read_codes(labels, source) -> np.ndarray:
     Raises:
       UserError: where the two do not hold the same steps in the same order.
     """
-    theirs, ours = ([tuple(map(str, e)) for e in shards.episodes] for shards in (labels, source))
-    if theirs != ours:
-        wrong = next((a for a, b in zip(theirs, ours, strict=False) if a != b), "their number")
+    if labels.episodes != source.episodes:
+        wrong = next((a.id for a, b in zip(labels.episodes, source.episodes) if a != b), "their number")
         raise UserError(f"labels {labels!r} and data {source!r} differ in their episodes (first: {wrong}); label again")
-    return np.stack([labels.array(i, "latent") for i in range(len(labels))]).astype(np.int32)
+    return np.concatenate(list(labels.column("latent")))
 
 
 def _short(fingerprint: str) -> str:

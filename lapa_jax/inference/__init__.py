@@ -1,0 +1,1 @@
+"""Floor 4: trained models put to use: restore, label, measure and look at them."""

@@ -1,0 +1,78 @@
+"""The evaluation's web page: one HTML file that shows the PNGs lying beside it, no script and no network."""
+
+import dataclasses
+import html
+import pathlib
+from collections.abc import Sequence
+
+from lapa_jax.core.files import atomic_path
+from lapa_jax.inference.verdicts import NOTE, POOR, Verdict
+
+_CSS = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1f2430; background: #f6f7f9; margin: 0; }
+main { max-width: 1100px; margin: 0 auto; padding: 32px 24px 64px; }
+h1 { font-size: 24px; margin: 0 0 4px; } h2 { font-size: 17px; margin: 0 0 4px; }
+p { margin: 4px 0 12px; color: #4a5164; max-width: 80ch; }
+section { background: white; border: 1px solid #e1e4ea; border-radius: 8px; padding: 20px; margin-top: 20px; }
+img { max-width: 100%; height: auto; display: block; margin-top: 12px; }
+table { border-collapse: collapse; width: 100%; }
+td, th { text-align: left; padding: 6px 10px; border-bottom: 1px solid #eceef2; vertical-align: top; }
+td.value { white-space: nowrap; font-variant-numeric: tabular-nums; }
+code { font: 13px ui-monospace, monospace; }
+.good { color: #1c7a4a; } .poor { color: #b3381f; } .note { color: #7a8194; }
+.warning { background: #fdf1ee; border-color: #f0c4b8; } .warning li { margin: 4px 0; }
+"""
+
+_MARKS = {"good": "✓", "poor": "✗", "note": "·"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A titled part of the page: a sentence or two, then pictures (file names relative to the page)."""
+
+    title: str
+    text: str
+    pictures: tuple[str, ...] = ()
+
+
+def write(path, *, title: str, subtitle: str, verdicts: Sequence[Verdict], sections: Sequence[Section]) -> pathlib.Path:
+    """Writes the page atomically.
+
+    Args:
+      path: the HTML file; the pictures of `sections` lie in the same folder.
+      title, subtitle: the head of the page (plain text; it is escaped).
+      verdicts: the rows of the metrics table; those that are "poor" are repeated at the top.
+      sections: what follows the table.
+
+    Returns:
+      `path`.
+    """
+    poor = [v for v in verdicts if v.level == POOR]
+    parts = [f"<h1>{html.escape(title)}</h1><p>{html.escape(subtitle)}</p>"]
+    if poor:
+        items = "".join(f"<li><code>{v.metric}</code> {html.escape(f'{v.shown}: {v.words}')}</li>" for v in poor)
+        parts.append(f'<section class="warning"><h2>Not good enough yet</h2><ul>{items}</ul></section>')
+    parts += [_table(verdicts), *map(_section, sections)]
+    page = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{_CSS}</style></head>'
+        f"<body><main>{''.join(parts)}</main></body></html>\n"
+    )
+    path = pathlib.Path(path)
+    with atomic_path(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def _table(verdicts: Sequence[Verdict]) -> str:
+    rows = "".join(
+        f'<tr><td class="{v.level}">{_MARKS[v.level]}</td><td><code>{html.escape(v.metric)}</code></td>'
+        f'<td class="value">{html.escape(v.shown)}</td><td>{html.escape(v.words)}</td></tr>'
+        for v in sorted(verdicts, key=lambda v: v.level == NOTE)
+    )
+    return f"<section><h2>Metrics</h2><p>Held-out episodes, hard codes.</p><table>{rows}</table></section>"
+
+
+def _section(section: Section) -> str:
+    images = "".join(f'<img src="{html.escape(p)}" alt="{html.escape(section.title)}">' for p in section.pictures)
+    return f"<section><h2>{html.escape(section.title)}</h2><p>{html.escape(section.text)}</p>{images}</section>"

@@ -1,0 +1,69 @@
+"""From a folder to something that can be called: the rule that `lapa_jax.load` follows."""
+
+import pathlib
+
+import jax
+
+from lapa_jax.core import config as config_lib
+from lapa_jax.core import tree
+from lapa_jax.core.errors import UserError
+from lapa_jax.inference.tokenizer import LatentActionTokenizer
+
+MODELS = "lapa_jax.models"
+WEIGHTS_FILE = "model.safetensors"
+
+
+def load(path, step: int | None = None, devices=None) -> LatentActionTokenizer:
+    """Loads a trained model from its folder alone.
+
+    Args:
+      path: a run folder, one `checkpoints/<step>` folder, or an exported folder (`config.json` + `model.safetensors`).
+      step: which checkpoint of a run folder; the newest whole one if None.
+      devices: the devices to run on; all local ones if None.
+
+    Returns:
+      The inference object of the model's kind.
+
+    Raises:
+      UserError: nothing loadable there, or weights that do not fit the model of the config.
+    """
+    folder = pathlib.Path(path)
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist; give a run folder, a checkpoint folder or an exported folder")
+    config, meta, variables, saved_step = _read(folder, step)
+    model = config_lib.build(MODELS, config.model)
+    _check(model, variables, folder)
+    kind = _kind(model)
+    if kind is None:
+        raise UserError(f"{folder} holds a {config.model.name}, which has no inference object")
+    return kind(
+        model, variables, config=config, statistics=meta.get("statistics"), step=saved_step, devices=devices
+    )
+
+
+def _kind(model) -> type | None:
+    """What a model can be called as follows from what it does, so a new model needs no entry anywhere."""
+    if hasattr(model, "encode") and hasattr(model, "decode") and "frames" in model.example(1):
+        return LatentActionTokenizer
+    return None
+
+
+def _read(folder: pathlib.Path, step: int | None):
+    if (folder / WEIGHTS_FILE).is_file():
+        if step is not None:
+            raise UserError(f"{folder} is an exported model with one set of weights; leave out the step {step}")
+        from lapa_jax.models.pretrained import load_pretrained
+
+        return load_pretrained(folder)
+    from lapa_jax.train.checkpoint import load_for_inference
+
+    saved = load_for_inference(folder, step)
+    return saved.config, saved.meta, saved.variables, saved.step
+
+
+def _check(model, variables, folder: pathlib.Path) -> None:
+    """Refuses weights whose names or shapes are not those of the model."""
+    rngs = {name: jax.random.key(0) for name in ("params", "noise", "dropout")}
+    expected = jax.eval_shape(lambda batch: model.init(rngs, batch, train=True), model.example(1))
+    if wrong := tree.diff(dict(expected)["params"], variables["params"]):
+        raise UserError(f"the weights in {folder} do not fit its config: {wrong}")

@@ -1,0 +1,159 @@
+"""Latent action tokenizers at inference: frame pairs to codes, and codes back to frames."""
+
+import functools
+import hashlib
+import json
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lapa_jax.core import tree
+from lapa_jax.core.config import to_json
+from lapa_jax.core.errors import UserError
+from lapa_jax.data import images
+from lapa_jax.train.sharding import batch_sharding, make_mesh
+
+LARGEST_BATCH = 64
+
+
+class LatentActionTokenizer:
+    """A trained latent action model that encodes and decodes numpy arrays.
+
+    Batches are padded to a power of two (at least one example per device, at most 64) and spread over the devices, so at most
+    seven programs are ever compiled however many examples a call brings.
+
+    Attributes:
+      model: the Flax module.
+      variables: its variables, `{"params": ..., ...}`, replicated over `devices`.
+      config: the run's config.
+      statistics: the training data's statistics (per dimension; empty where it has no numeric columns).
+      step: the training step of the weights.
+    """
+
+    def __init__(self, model, variables, *, config, statistics, step: int = 0, devices=None):
+        self.model, self.config, self.statistics, self.step = model, config, dict(statistics or {}), int(step)
+        mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices or jax.local_devices())
+        self._batch_sharding = batch_sharding(mesh)
+        self.variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
+        self._smallest = mesh.size
+        self._encode = jax.jit(functools.partial(_apply_encode, model))
+        self._decode = jax.jit(functools.partial(_apply_decode, model))
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the frames that the model sees."""
+        return image_size(self.model)
+
+    @property
+    def codebook_size(self) -> int:
+        """K: codes are 0..K-1."""
+        return self.model.codebook_size
+
+    @property
+    def code_length(self) -> int:
+        """N: codes per frame pair."""
+        return self.model.code_length
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """sha256 over the model's config and every parameter's name, shape, type and bytes; labels carry it."""
+        return fingerprint(to_json(self.config)["model"], self.variables["params"])
+
+    def encode(self, frames) -> np.ndarray:
+        """Latent action codes of frame pairs.
+
+        Args:
+          frames: `[B, 2, H, W, 3]` or `[2, H, W, 3]`, uint8 or float32 in [0, 1], any H and W (resized as in training).
+
+        Returns:
+          int32 `[B, N]`, or `[N]` for a single pair, values in 0..K-1.
+
+        Raises:
+          UserError: for another shape, type or range.
+        """
+        frames = _check_frames(frames, "frames", (4, 5))
+        pairs = frames if frames.ndim == 5 else frames[None]
+        if pairs.shape[1] != 2:
+            raise UserError(f"frames has shape {frames.shape}; a pair is [2, H, W, 3], a batch [B, 2, H, W, 3]")
+        codes = self._run(self._encode, resize(pairs, self.image_size))
+        return codes if frames.ndim == 5 else codes[0]
+
+    def decode(self, first_frame, codes) -> np.ndarray:
+        """The frames that the codes lead to.
+
+        Args:
+          first_frame: `[B, H, W, 3]` or `[H, W, 3]`, as in `encode`; one frame serves all codes of a batch.
+          codes: integers `[B, N]` or `[N]`, values in 0..K-1; one sequence serves all frames of a batch.
+
+        Returns:
+          float32 `[B, h, w, 3]` at the model's image size, not clipped; `[h, w, 3]` if neither argument was a batch.
+
+        Raises:
+          UserError: for another shape, type or range.
+        """
+        first = _check_frames(first_frame, "first_frame", (3, 4))
+        codes = self._check_codes(codes)
+        single = first.ndim == 3 and codes.ndim == 1
+        first, codes = first.reshape(-1, *first.shape[-3:]), codes.reshape(-1, self.code_length)
+        if len(first) != len(codes) and 1 not in (len(first), len(codes)):
+            raise UserError(f"{len(first)} first frames and {len(codes)} code sequences do not go together")
+        count = max(len(first), len(codes))
+        first = np.broadcast_to(resize(first, self.image_size), (count, *self.image_size, 3))
+        frames = self._run(self._decode, first, np.broadcast_to(codes, (count, self.code_length)))
+        return frames[0] if single else frames
+
+    def save_pretrained(self, folder) -> None:
+        """Writes `config.json` and `model.safetensors`; `lapa_jax.load(folder)` gives back the same model to the bit."""
+        from lapa_jax.models import pretrained
+
+        pretrained.save_pretrained(
+            folder, config=self.config, variables=jax.device_get(self.variables), statistics=self.statistics, step=self.step
+        )
+
+    def _check_codes(self, codes) -> np.ndarray:
+        codes = np.asarray(codes)
+        if codes.dtype.kind not in "iu" or codes.ndim not in (1, 2) or codes.shape[-1] != self.code_length:
+            raise UserError(
+                f"codes is {codes.dtype} {codes.shape}; integers [B, {self.code_length}] or [{self.code_length}] are expected"
+            )
+        if codes.size and not (0 <= codes.min() and codes.max() < self.codebook_size):
+            raise UserError(f"codes holds {codes.min()}..{codes.max()}; the codebook has 0..{self.codebook_size - 1}")
+        return codes.astype(np.int32)
+
+    def _run(self, function, *arrays) -> np.ndarray:
+        """Runs a jitted function over the leading axis in padded batches and returns its result on the host."""
+        parts = []
+        for start in range(0, len(arrays[0]), self._largest):
+            chunk = [a[start : start + self._largest] for a in arrays]
+            parts.append(self._run_one(function, chunk))
+        return np.concatenate(parts)
+
+    @property
+    def _largest(self) -> int:
+        return self._smallest * max(1, LARGEST_BATCH // self._smallest)
+
+    def _run_one(self, function, chunk) -> np.ndarray:
+        size, count = self._smallest, len(chunk[0])
+        while size < count:
+            size *= 2
+        padded = [np.concatenate([a, np.repeat(a[-1:], size - count, axis=0)]) for a in chunk]
+        return np.asarray(function(self.variables, *(jax.device_put(a, self._batch_sharding) for a in padded)))[:count]
+
+
+def _apply_encode(model, variables, frames):
+    return model.apply(variables, frames, method="encode")["codes"]
+
+
+def _apply_decode(model, variables, first, codes):
+    return model.apply(variables, first, codes, method="decode").astype("float32")
+
+
+def fingerprint(model_config: dict, params) -> str:
+    """sha256 (hex) of a model: its config as canonical JSON, then each parameter's name, type, shape and bytes."""
+    digest = hashlib.sha256(json.dumps(model_config, sort_keys=True).encode())
+    for name, leaf in tree.flatten(params).items():
+        value = np.ascontiguousarray(jax.device_get(leaf))
+        digest.update(f"{name} {value.dtype} {value.shape}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()

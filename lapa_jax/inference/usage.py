@@ -1,0 +1,76 @@
+"""Which codes are used and what they go with: counts over code arrays, in numpy."""
+
+import numpy as np
+
+
+def histogram(codes: np.ndarray, codebook_size: int) -> np.ndarray:
+    """How often each code occurs at each position: int64 `[N, K]` from int `[M, N]`."""
+    return np.stack([np.bincount(column, minlength=codebook_size) for column in codes.T])
+
+
+def perplexity(counts: np.ndarray) -> float:
+    """The effective number of codes, exp of the entropy of the counts; 0 where there are none."""
+    counts = np.asarray(counts, np.float64)
+    share = counts[counts > 0] / max(counts.sum(), 1)
+    return float(np.exp(-(share * np.log(share)).sum())) if share.size else 0.0
+
+
+def sequences(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct code sequences, most frequent first (ties in code order): int `[S, N]` and counts `[S]`."""
+    found, counts = np.unique(codes, axis=0, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return found[order], counts[order]
+
+
+def summarize(codes: np.ndarray, codebook_size: int) -> dict:
+    """Code usage of a data set, as JSON values.
+
+    Args:
+      codes: int `[M, N]`.
+      codebook_size: K.
+
+    Returns:
+      "steps", "histogram" (N lists of K counts), "perplexity_position_<i>", "perplexity" (their mean),
+      "perplexity_sequences", "sequences" (how many distinct ones occur), "most_frequent_sequence" and its share
+      "most_frequent_share", and "codebook_utilization" (share of the K codes that occur at any position).
+    """
+    counts = histogram(codes, codebook_size)
+    found, often = sequences(codes)
+    each = [perplexity(row) for row in counts]
+    return {
+        "steps": len(codes),
+        "histogram": counts.tolist(),
+        **{f"perplexity_position_{i}": value for i, value in enumerate(each)},
+        "perplexity": float(np.mean(each)),
+        "perplexity_sequences": perplexity(often),
+        "sequences": len(found),
+        "most_frequent_sequence": found[0].tolist(),
+        "most_frequent_share": float(often[0] / len(codes)),
+        "codebook_utilization": float((counts.sum(axis=0) > 0).mean()),
+    }
+
+
+def name(sequence) -> str:
+    """A code sequence as a short label: "3017", or "12-7-0-31" where codes have several digits."""
+    digits = [str(int(code)) for code in sequence]
+    return ("" if all(len(d) == 1 for d in digits) else "-").join(digits)
+
+
+def mean_action_per_code(codes: np.ndarray, actions: np.ndarray, codebook_size: int) -> np.ndarray:
+    """Mean of the standardised action over the pairs with code k at position i: f32 `[N, K, A]`, NaN where none.
+
+    Args:
+      codes: int `[M, N]`.
+      actions: f32 `[M, A]`, in any unit; standardised here over the M pairs.
+      codebook_size: K.
+    """
+    standard = (actions - actions.mean(axis=0)) / np.maximum(actions.std(axis=0), 1e-8)
+    hot = codes.T[:, :, None] == np.arange(codebook_size)
+    sums = np.einsum("imk,ma->ika", hot, standard)
+    counts = hot.sum(axis=1)[..., None]
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan).astype(np.float32)
+
+
+def mean_action_per_sequence(codes: np.ndarray, actions: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Mean action, in its own unit, of the pairs that carry each of the chosen sequences `[C, N]`: f32 `[C, A]`."""
+    return np.stack([actions[(codes == sequence).all(axis=1)].mean(axis=0) for sequence in chosen]).astype(np.float32)

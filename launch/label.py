@@ -1,0 +1,63 @@
+"""Labels a folder of step shards with a trained latent action model.
+
+    python launch/label.py --run runs/laq --data SHARDS --out LABELS [--format sidecar|full] [--split train --split val]
+
+Run the same command again after an interruption: it writes what is missing. Started on several hosts, each takes its share.
+"""
+
+import argparse
+
+from lapa_jax.core.errors import UserError, run_main
+
+
+def main(argv: list[str]) -> None:
+    args = _parser().parse_args(argv)
+    if args.batch_size < 1:
+        raise UserError(f"--batch_size {args.batch_size} must be at least 1")
+
+    import jax
+
+    import lapa_jax
+    from lapa_jax.inference.labels import Labeller
+    from lapa_jax.train import distributed
+
+    distributed.initialize()
+    tokenizer = lapa_jax.load(args.run, step=args.step)
+    labeller = Labeller(tokenizer, args.data, args.out, format=args.format, splits=args.split)
+    summary = labeller.run(batch_size=args.batch_size, host=(jax.process_index(), jax.process_count()))
+    if summary is None:
+        print(f"this host's share of {args.out} is done; another host is still at work on the rest")
+        return
+    for split, figures in summary["splits"].items():
+        print(_describe(split, figures, summary["labels"]["codebook_size"]))
+    print(f"labels: {args.out}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--run", required=True, help="run folder, checkpoint folder or exported folder of a tokenizer")
+    parser.add_argument("--data", required=True, help="folder of step shards")
+    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument("--format", default="sidecar", help="sidecar (codes only, default) or full (frames, text, codes)")
+    parser.add_argument("--split", action="append", help="a split to label; may be repeated; all of them by default")
+    parser.add_argument("--batch_size", type=int, default=64, help="pairs per batch over all devices of a host")
+    parser.add_argument("--step", type=int, help="checkpoint step; the newest by default")
+    return parser
+
+
+def _describe(split: str, figures: dict, codebook_size: int) -> str:
+    """A split's code usage in a few lines."""
+    lines = [
+        f"{split}: {figures['steps']} steps, {figures['clipped']} of them (an episode's last) with a clipped pair",
+        f"  perplexity {figures['perplexity']:.2f} of {codebook_size} per position, "
+        f"{figures['perplexity_sequences']:.1f} over sequences ({figures['sequences']} occur)",
+        f"  most frequent sequence {figures['most_frequent_sequence']}: {figures['most_frequent_share']:.0%} of the steps",
+    ]
+    for position, counts in enumerate(figures["histogram"]):
+        shares = " ".join(f"{count / figures['steps']:4.0%}" for count in counts)
+        lines.append(f"  position {position}: {shares}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_main(main)
