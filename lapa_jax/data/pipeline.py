@@ -38,6 +38,15 @@ def has_actions(data: Mapping, split: str) -> bool:
     return not PairShards.is_one(path) and "action" in StepShards(path, name).features
 
 
+def meta(source) -> dict:
+    """What a checkpoint keeps of its training data: statistics, features, fingerprint, frame rate and gap in frames."""
+    shards = source.shards
+    return {
+        "statistics": shards.statistics, "features": shards.features, "data_fingerprint": shards.fingerprint,
+        "fps": shards.fps, "gap_frames": int(source.gaps.max()),
+    }  # fmt: skip
+
+
 def augmentation(data: Mapping, source, *, texts_used: bool) -> Augment | None:
     """The augmentation of `config.data.augment`, checked against the data; None where it is off."""
     augment = Augment.from_config(data.get("augment"))

@@ -33,6 +33,7 @@ class Setup:
     Attributes:
       config: the run's config. task: model and losses. mesh: the devices.
       train_data, val_data: sources of examples (random access).
+      augment: random change of a training example, or None.
       optimizer: built for the model's parameters.
       abstract: shapes, dtypes and shardings of the state; nothing is allocated.
     """
@@ -42,15 +43,16 @@ class Setup:
     mesh: Mesh
     train_data: object
     val_data: object
+    augment: object | None
     optimizer: Optimizer
     abstract: State
 
     def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         """This host's slices of the training batches from `start_step` on."""
-        data = self.config.data
+        config, data = self.config, self.config.data
         return loader.train_batches(
-            self.train_data, seed=self.config.seed, batch_size=self.config.train.batch_size, host=_host(),
-            augment=pipeline.augment(data), start_step=start_step, threads=data.threads, prefetch=data.prefetch,
+            self.train_data, seed=config.seed, batch_size=config.train.batch_size, host=_host(), augment=self.augment,
+            start_step=start_step, threads=data.threads, prefetch=data.prefetch,
         )  # fmt: skip
 
     def eval_batches(self) -> Iterator[dict[str, np.ndarray]]:
@@ -69,7 +71,7 @@ class Setup:
 
     def meta(self) -> dict:
         """What a checkpoint must carry for inference, besides the step."""
-        return {"config": config_lib.to_json(self.config), **self.train_data.meta()}
+        return {"config": config_lib.to_json(self.config), **pipeline.meta(self.train_data)}
 
 
 def prepare(config: ml_collections.ConfigDict) -> Setup:
@@ -79,7 +81,9 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
     sharding.check_batch_size(mesh, config.train.batch_size, config.train.micro_batches)
     sharding.check_batch_size(mesh, config.train.eval_batch_size)
     train_data = pipeline.build(config.data, "train")
-    val_data = pipeline.build(config.data, "val")
+    fields = ("frames", "net_action") if pipeline.has_actions(config.data, "val") else ("frames",)
+    val_data = pipeline.build(config.data, "val", fields=fields)
+    augment = pipeline.augmentation(config.data, train_data, texts_used=False)
     if len(train_data) < config.train.batch_size:
         raise ConfigError(f"the training split has {len(train_data)} examples, fewer than one batch of "
                           f"{config.train.batch_size}; give more data or a smaller config.train.batch_size")
@@ -91,7 +95,7 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         abstract, sharding.shardings(abstract, mesh, config.mesh.rules),
     )  # fmt: skip
-    return Setup(config, task, mesh, train_data, val_data, optimizer, placed)
+    return Setup(config, task, mesh, train_data, val_data, augment, optimizer, placed)
 
 
 def compile_step(setup: Setup) -> tuple[Callable, float]:

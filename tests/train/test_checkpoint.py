@@ -1,0 +1,93 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lapa_jax.core.errors import UserError
+from lapa_jax.core.files import write_json
+from lapa_jax.train import checkpoint, sharding
+from lapa_jax.train.checkpoint import Checkpointer, load_for_inference
+from lapa_jax.train.optim import make_optimizer
+from lapa_jax.train.state import init_state
+from lapa_jax.train.task import Task
+from tests.train import toy
+
+OPTIM = {"learning_rate": 0.01, "clip_norm": None, "groups": ((".*", {}),)}
+META = {"config": {"model": {"sizes": [1, 2]}}, "statistics": {}}
+
+
+def make_state(step=0):
+    task = Task(toy.Model(width=512), {"mse": 1.0})
+    return init_state(task, lambda p: make_optimizer(OPTIM, 10, p), step, toy.batch()).replace(step=jnp.int32(step))
+
+
+def abstract(state, mesh):
+    place = sharding.shardings(state, mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, place)
+
+
+def mesh(data, fsdp):
+    devices = jax.devices()[: data * fsdp]
+    return sharding.make_mesh({"data": data, "fsdp": fsdp, "tensor": 1}, devices)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder with the checkpoints 1 to 5, of which step 2 was the best and 4 and 5 are the last."""
+    write_json(tmp_path / "config.json", META["config"])
+    writer = Checkpointer(tmp_path, keep_last=2, best_metric="val/x")
+    for step in range(1, 6):
+        writer.save(make_state(step), step, {**META, "step": step}, {"val/x": -abs(step - 2.0)})
+    writer.close()
+    return tmp_path
+
+
+def test_best_and_last_are_kept(run):
+    assert checkpoint.steps(run) == [2, 4, 5]
+    assert (run / "checkpoints/5/meta/data.json").is_file() and (run / "checkpoints/5/params").is_dir()
+
+
+def test_restore_is_bit_equal_on_another_mesh(run):
+    want = make_state(5)
+    reader = Checkpointer(run, keep_last=2, best_metric=None)
+    for axes in ((1, 4), (2, 1), (1, 1)):
+        got = reader.restore(abstract(want, mesh(*axes)))
+        for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
+            assert np.array_equal(a, b)
+        assert got.variables["params"]["first"]["kernel"].sharding.mesh.shape["fsdp"] == axes[1]
+
+
+def test_inference_reads_variables_and_meta_only(run):
+    loaded = load_for_inference(run, step=2)
+    assert loaded.step == 2 and loaded.meta["step"] == 2 and loaded.config.model.sizes == (1, 2)
+    want = make_state(2).variables
+    assert jax.tree.all(jax.tree.map(np.array_equal, loaded.variables, jax.tree.map(np.asarray, want)))
+    assert load_for_inference(run / "checkpoints" / "4").step == 4
+
+
+def test_refusals_name_what_there_is(run, tmp_path_factory):
+    with pytest.raises(UserError, match=r"no checkpoint of step 3; it has \[2, 4, 5\]"):
+        load_for_inference(run, step=3)
+    with pytest.raises(UserError, match="no whole checkpoint; steps of this run"):
+        load_for_inference(run / "checkpoints" / "3")
+    empty = tmp_path_factory.mktemp("empty")
+    with pytest.raises(UserError, match="is no run folder"):
+        load_for_inference(empty)
+    write_json(empty / "config.json", {})
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        load_for_inference(empty)
+
+
+def test_half_written_step_is_never_read(run):
+    half = run / "checkpoints" / "6.orbax-checkpoint-tmp-1"
+    half.mkdir()
+    (half / "params").mkdir()
+    assert Checkpointer(run, keep_last=2, best_metric=None).latest_step == 5
+    assert load_for_inference(run).step == 5 and not half.exists()
+
+
+def test_another_model_is_refused_with_the_names(run):
+    other = make_state(5)
+    other.variables["params"]["third"] = {"kernel": jnp.zeros(3)}
+    with pytest.raises(Exception, match="third"):
+        Checkpointer(run, keep_last=2, best_metric=None).restore(abstract(other, mesh(1, 1)))

@@ -1,0 +1,83 @@
+"""Times training steps of a config: alone on one batch, and with the loader; memory and achieved FLOP/s beside them.
+
+python tools/bench_train.py --config configs/laq.py:tiny [--steps 30] [--rounds 3] [--config.key=value ...]
+
+Both rates come from the same run, round by round, so their ratio holds on a noisy machine.
+"""
+
+import argparse
+import os
+import resource
+import statistics
+import time
+
+from lapa_jax.core import config as config_lib
+from lapa_jax.core.errors import run_main
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)  # fmt: skip
+    parser.add_argument("--config", required=True, help="config file and optional variant, configs/laq.py:tiny")
+    parser.add_argument("--steps", type=int, default=30, help="steps per round")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds; medians are printed")
+    args, overrides = parser.parse_known_args(argv)
+    config = config_lib.load(args.config, overrides)
+
+    from lapa_jax.train.run import logging_to
+    from lapa_jax.train.setup import compile_step, on_mesh, prepare
+
+    setup = prepare(config)
+    with on_mesh(setup.mesh), logging_to(None):
+        step, flops = compile_step(setup)
+        rounds = list(_rounds(setup, step, args.steps, args.rounds))
+    _report(setup, flops, rounds)
+
+
+def _rounds(setup, step, steps: int, rounds: int):
+    """Yields (seconds a step on one batch, seconds a step with the loader, share of it spent waiting)."""
+    from lapa_jax.train.sharding import shard_batch
+
+    batches = setup.train_batches(0)
+    fixed = shard_batch(setup.mesh, next(batches))
+    state = _run(step, setup.init(fixed), [fixed] * 3)[0]
+    for _ in range(rounds):
+        state, alone, _ = _run(step, state, [fixed] * steps)
+        loaded = (shard_batch(setup.mesh, next(batches)) for _ in range(steps))
+        state, together, waited = _run(step, state, loaded)
+        yield alone / steps, together / steps, waited / together
+
+
+def _run(step, state, batches):
+    import jax
+
+    start, waited = time.perf_counter(), 0.0
+    iterator = iter(batches)
+    while True:
+        before = time.perf_counter()
+        batch = next(iterator, None)
+        waited += time.perf_counter() - before
+        if batch is None:
+            break
+        state, metrics = step(state, batch)
+    jax.block_until_ready((state, metrics))
+    return state, time.perf_counter() - start, waited
+
+
+def _report(setup, flops: float, rounds) -> None:
+    import jax
+
+    alone, together, wait = (statistics.median(column) for column in zip(*rounds, strict=True))
+    batch = setup.config.train.batch_size
+    device = jax.devices()[0]
+    memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
+    peak = f"{memory / 2**30:.2f} GiB on each device" if memory else (
+        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB resident")  # fmt: skip
+    print("| machine | model | batch | samples/s, step alone | samples/s with loader | input wait | peak memory | GFLOP/s |")
+    print("|---|---|---|---|---|---|---|---|")
+    print(f"| {jax.device_count()} × {device.device_kind}, {os.cpu_count()} cores | {setup.config.name} | {batch} | "
+          f"{batch / alone:.1f} | {batch / together:.1f} | {wait:.0%} | {peak} | {flops / alone / 1e9:.1f} |")
+
+
+if __name__ == "__main__":
+    run_main(main)
