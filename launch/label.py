@@ -1,8 +1,8 @@
 """Labels a folder of step shards with a trained latent action model.
 
-    python launch/label.py --run runs/laq --data SHARDS --out LABELS [--format sidecar|full] [--split train --split val]
+python launch/label.py --run RUN --data SHARDS --out LABELS [--format sidecar|full] [--split train --split val]
 
-Run the same command again after an interruption: it writes what is missing. Started on several hosts, each takes its share.
+The same command goes on after an interruption: it writes what is missing. Several hosts each take their share.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", required=True, help="run folder, checkpoint folder or exported folder of a tokenizer")
     parser.add_argument("--data", required=True, help="folder of step shards")
     parser.add_argument("--out", required=True, help="folder to write")
-    parser.add_argument("--format", default="sidecar", help="sidecar (codes only, default) or full (frames, text, codes)")
+    parser.add_argument("--format", default="sidecar", help="sidecar (codes only, default) or full")
     parser.add_argument("--split", action="append", help="a split to label; may be repeated; all of them by default")
     parser.add_argument("--batch_size", type=int, default=64, help="pairs per batch over all devices of a host")
     parser.add_argument("--step", type=int, help="checkpoint step; the newest by default")
@@ -51,7 +51,7 @@ def _describe(split: str, figures: dict, codebook_size: int) -> str:
         f"{split}: {figures['steps']} steps, {figures['clipped']} of them (an episode's last) with a clipped pair",
         f"  perplexity {figures['perplexity']:.2f} of {codebook_size} per position, "
         f"{figures['perplexity_sequences']:.1f} over sequences ({figures['sequences']} occur)",
-        f"  most frequent sequence {figures['most_frequent_sequence']}: {figures['most_frequent_share']:.0%} of the steps",
+        f"  most frequent sequence {figures['most_frequent_sequence']}: {figures['most_frequent_share']:.0%} of steps",
     ]
     for position, counts in enumerate(figures["histogram"]):
         shares = " ".join(f"{count / figures['steps']:4.0%}" for count in counts)

@@ -1,10 +1,10 @@
-"""Latent labels on disk: what a labelled set says about itself, and the checks that keep it with its tokenizer and frames.
+"""Latent labels on disk: what a labelled set says about itself, and the checks that keep it with what it belongs to.
 
 A labelled set is step shards whose `dataset.json` has, under "source", a "labels" entry:
-  {"tokenizer": fingerprint, "source": fingerprint of the labelled data, "gap": {"seconds", "frames"}, "gap_frames": int or
-   None where episodes differ, "codebook_size": K, "code_length": N, "format": "sidecar" | "full", "splits": [...]}
-A sidecar set holds `.latent.npy` (int32 `[N]`) and a small `.json` under the same keys, in the same shards and order, as the
-data it labels; a full set holds the frames and texts as well. No jax here: the data loader of the next stage calls this.
+  {"tokenizer": fingerprint, "source": fingerprint of the labelled data, "gap": {"seconds", "frames"}, "gap_frames": int
+   or None where episodes differ, "codebook_size": K, "code_length": N, "format": "sidecar" | "full", "splits": [...]}
+A sidecar set holds `.latent.npy` (int32 `[N]`) and a small `.json` under the same keys, in the same shards and order,
+as the data it labels; a full set holds the frames and texts as well.
 """
 
 import pathlib

@@ -1,9 +1,9 @@
 """Labels step shards with latent action codes: one output shard for each input shard, whole or absent.
 
-Step t of an episode is labelled with the codes of the pair (t, t + gap) at the gap the tokenizer was trained with. The last
-`gap` steps have no such pair: they are labelled with the clipped pair (t, last frame), as the official code does, and
-their `.json` says "clipped": true. Every shard is a function of its source shard and the tokenizer alone, so the same
-command finishes a run that was killed anywhere, hosts share the work, and whoever writes the last shard concludes.
+Step t of an episode is labelled with the codes of the pair (t, t + gap) at the gap the tokenizer was trained with. The
+last `gap` steps have no such pair: they are labelled with the clipped pair (t, last frame), as the official code does,
+and their `.json` says "clipped": true. Every shard is a function of its source shard and the tokenizer alone, so the
+same command finishes a run that was killed anywhere, hosts share the work, and whoever writes the last shard concludes.
 """
 
 import dataclasses

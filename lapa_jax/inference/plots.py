@@ -1,7 +1,7 @@
 """Pictures of a latent action model: numpy arrays in, one PNG out.
 
-Frames are `[..., H, W, 3]`, uint8 or float in [0, 1] (clipped for display). Every function writes its file atomically and
-returns the path. The only module that imports matplotlib, and it never opens a window.
+Frames are `[..., H, W, 3]`, uint8 or float in [0, 1] (clipped for display). Every function writes its file atomically
+and returns the path. Figures are made without pyplot: no window, no display, no global state.
 """
 
 import pathlib
@@ -9,12 +9,9 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-
-from matplotlib.figure import Figure  # noqa: E402
-
-from lapa_jax.core.files import atomic_path  # noqa: E402
+from lapa_jax.core.files import atomic_path
 
 DPI = 110
 INK, MUTED, BAR, ACCENT = "#1f2430", "#7a8194", "#3b6fb6", "#d1603d"
@@ -56,18 +53,23 @@ def frame_grid(
 ) -> pathlib.Path:
     """Draws `[R, C, H, W, 3]` frames as a grid with named columns and rows; `inches` is the width of one frame."""
     count_r, count_c, height, width, _ = frames.shape
-    gap = max(1, width // 24)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(count_c * inches + 1.0, count_r * inches * height / width + 0.8), layout="constrained")
-        axes = figure.subplots()
-        axes.imshow(mosaic(frames, gap), interpolation="nearest", aspect="equal")
-        axes.set_xticks([c * (width + gap) + width / 2 for c in range(count_c)], columns)
-        axes.set_yticks([r * (height + gap) + height / 2 for r in range(count_r)], rows or [""] * count_r)
-        axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
-        axes.spines[:].set_visible(False)
-        if title:
-            axes.set_title(title, loc="left")
-        return _save(figure, path)
+        draw_grid(figure.subplots(), frames, columns, rows, title)
+        return save(figure, path)
+
+
+def draw_grid(axes, frames: np.ndarray, columns: Sequence[str], rows: Sequence[str] = (), title: str = "") -> None:
+    """`frame_grid` into existing axes."""
+    count_r, count_c, height, width, _ = frames.shape
+    gap = max(1, width // 24)
+    axes.imshow(mosaic(frames, gap), interpolation="nearest", aspect="equal")
+    axes.set_xticks([c * (width + gap) + width / 2 for c in range(count_c)], columns)
+    axes.set_yticks([r * (height + gap) + height / 2 for r in range(count_r)], rows or [""] * count_r)
+    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    axes.spines[:].set_visible(False)
+    if title:
+        axes.set_title(title, loc="left")
 
 
 def reconstructions(
@@ -87,28 +89,35 @@ def reconstructions(
     return frame_grid(path, np.stack([first, second, change, guess, error], axis=1), columns, inches=1.5)
 
 
-def what_changes(decoded: np.ndarray, scale: float) -> np.ndarray:
+def what_changes(decoded: np.ndarray) -> tuple[np.ndarray, float]:
     """Decoded frames `[R, C, H, W, 3]` minus their mean over the columns, amplified around mid-grey.
 
-    The blur that all codes of a row share drops out, so what is left is what choosing one code rather than another does.
+    The blur that all codes of a row share drops out; what is left is what choosing one code over another does.
+
+    Returns:
+      The frames, and the amplification: it brings all but the strongest 0.5 % of the differences into range.
     """
     decoded = np.asarray(decoded, np.float32)
-    return np.clip(0.5 + scale * (decoded - decoded.mean(axis=1, keepdims=True)), 0, 1)
+    difference = decoded - decoded.mean(axis=1, keepdims=True)
+    scale = 0.5 / max(float(np.quantile(np.abs(difference), 0.995)), 1e-3)
+    return np.clip(0.5 + scale * difference, 0, 1), scale
 
 
-def code_gallery(path, starts: np.ndarray, decoded: np.ndarray, names: Sequence[str], scale: float = 0.0):
+def code_gallery(
+    path, starts: np.ndarray, decoded: np.ndarray, names: Sequence[str], rows: Sequence[str] = (), title: str = ""
+) -> pathlib.Path:
     """The code gallery: a row per start frame, a column per code.
 
     Args:
       path: the PNG to write.
       starts: `[R, H, W, 3]`, drawn as the first column.
-      decoded: `[R, C, H, W, 3]`, what the decoder makes of `starts` under each code.
+      decoded: `[R, C, H, W, 3]`, what becomes of `starts` under each code (or `what_changes` of that).
       names: the C column titles.
-      scale: 0 draws the decoded frames; otherwise `what_changes` with that amplification.
+      rows: R row titles; none if empty.
+      title: of the picture.
     """
-    shown = what_changes(decoded, scale) if scale else to_float(decoded)
-    frames = np.concatenate([to_float(starts)[:, None], shown], axis=1)
-    return frame_grid(path, frames, ["start", *names])
+    frames = np.concatenate([to_float(starts)[:, None], to_float(decoded)], axis=1)
+    return frame_grid(path, frames, ["start", *names], rows, title)
 
 
 def code_histograms(path, counts: np.ndarray, perplexity: Sequence[float]) -> pathlib.Path:
@@ -119,20 +128,25 @@ def code_histograms(path, counts: np.ndarray, perplexity: Sequence[float]) -> pa
       counts: `[N, K]`, how often each of K codes was used at each of N positions.
       perplexity: the N effective numbers of codes, for the titles.
     """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(2.3 * len(counts) + 0.4, 2.3), layout="constrained")
+        draw_histograms(figure, counts, perplexity)
+        return save(figure, path)
+
+
+def draw_histograms(figure, counts: np.ndarray, perplexity: Sequence[float]) -> None:
+    """`code_histograms` into an existing figure or part of one."""
     positions, codes = counts.shape
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(2.3 * positions + 0.4, 2.3), layout="constrained")
-        panels = figure.subplots(1, positions, sharey=True, squeeze=False)[0]
-        for i, axes in enumerate(panels):
-            axes.bar(np.arange(codes), shares[i], color=BAR, width=0.8)
-            axes.axhline(1 / codes, color=MUTED, lw=0.8, ls=":")
-            axes.set_title(f"position {i}: {perplexity[i]:.1f} of {codes}", loc="left")
-            axes.set_xlabel("code")
-            if codes <= 16:
-                axes.set_xticks(np.arange(codes))
-        panels[0].set_ylabel("share")
-        return _save(figure, path)
+    panels = figure.subplots(1, positions, sharey=True, squeeze=False)[0]
+    for i, axes in enumerate(panels):
+        axes.bar(np.arange(codes), shares[i], color=BAR, width=0.8)
+        axes.axhline(1 / codes, color=MUTED, lw=0.8, ls=":")
+        axes.set_title(f"position {i}: {perplexity[i]:.1f} of {codes}", loc="left")
+        axes.set_xlabel("code")
+        if codes <= 16:
+            axes.set_xticks(np.arange(codes))
+    panels[0].set_ylabel("share")
 
 
 def probe_scatter(path, predicted: np.ndarray, true: np.ndarray, r2: Sequence[float], names: Sequence[str] = ()):
@@ -159,16 +173,15 @@ def probe_scatter(path, predicted: np.ndarray, true: np.ndarray, r2: Sequence[fl
             axes.set(xlim=(low, high), ylim=(low, high), xlabel="true", aspect="equal")
             axes.set_title(f"{names[i] if len(names) else f'action {i}'}: R² {r2[i]:.2f}", loc="left")
         panels[0].set_ylabel("predicted from the codes")
-        return _save(figure, path)
+        return save(figure, path)
 
 
-def code_action_heatmap(path, means: np.ndarray, counts: np.ndarray, names: Sequence[str] = ()) -> pathlib.Path:
+def code_action_heatmap(path, means: np.ndarray, names: Sequence[str] = ()) -> pathlib.Path:
     """Mean net action of the pairs that carry a code, in standard deviations from the overall mean.
 
     Args:
       path: the PNG to write.
       means: f32 `[N, K, A]`, NaN where a code never occurs at a position (drawn grey).
-      counts: `[N, K]`.
       names: A names of the action dimensions; numbered if empty.
     """
     positions, codes, dims = means.shape
@@ -186,7 +199,7 @@ def code_action_heatmap(path, means: np.ndarray, counts: np.ndarray, names: Sequ
             axes.tick_params(length=0)
         panels[0].set_ylabel("code")
         figure.colorbar(image, ax=list(panels), label="mean net action (std)", shrink=0.9)
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def code_action_arrows(path, means: np.ndarray, counts: np.ndarray, labels: Sequence[str], names=("0", "1")):
@@ -212,7 +225,7 @@ def code_action_arrows(path, means: np.ndarray, counts: np.ndarray, labels: Sequ
             axes.annotate(label, xy=(x, y), fontsize=7, color=INK, ha="left" if x >= 0 else "right")
         axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
         axes.set(xlabel=f"mean net action {names[0]}", ylabel=f"mean net action {names[1]}")
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def _limits(values: np.ndarray) -> tuple[float, float]:
@@ -221,7 +234,8 @@ def _limits(values: np.ndarray) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _save(figure: Figure, path) -> pathlib.Path:
+def save(figure: Figure, path) -> pathlib.Path:
+    """Writes a figure as PNG, atomically."""
     path = pathlib.Path(path)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI)

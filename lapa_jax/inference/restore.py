@@ -36,9 +36,7 @@ def load(path, step: int | None = None, devices=None) -> LatentActionTokenizer:
     kind = _kind(model)
     if kind is None:
         raise UserError(f"{folder} holds a {config.model.name}, which has no inference object")
-    return kind(
-        model, variables, config=config, statistics=meta.get("statistics"), step=saved_step, devices=devices
-    )
+    return kind(model, variables, config=config, statistics=meta.get("statistics"), step=saved_step, devices=devices)
 
 
 def _kind(model) -> type | None:

@@ -20,8 +20,8 @@ LARGEST_BATCH = 64
 class LatentActionTokenizer:
     """A trained latent action model that encodes and decodes numpy arrays.
 
-    Batches are padded to a power of two (at least one example per device, at most 64) and spread over the devices, so at most
-    seven programs are ever compiled however many examples a call brings.
+    Batches are padded to a power of two (at least one example per device, at most 64) and spread over the devices, so
+    at most seven programs are ever compiled however many examples a call brings.
 
     Attributes:
       model: the Flax module.
@@ -41,9 +41,9 @@ class LatentActionTokenizer:
         self._decode = jax.jit(functools.partial(_apply_decode, model))
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of the frames that the model sees."""
-        return image_size(self.model)
+    def image_size(self) -> int:
+        """Side in pixels of the square frames that the model sees."""
+        return self.model.image_size
 
     @property
     def codebook_size(self) -> int:
@@ -76,7 +76,7 @@ class LatentActionTokenizer:
         pairs = frames if frames.ndim == 5 else frames[None]
         if pairs.shape[1] != 2:
             raise UserError(f"frames has shape {frames.shape}; a pair is [2, H, W, 3], a batch [B, 2, H, W, 3]")
-        codes = self._run(self._encode, resize(pairs, self.image_size))
+        codes = self._run(self._encode, _fit(pairs, self.image_size))
         return codes if frames.ndim == 5 else codes[0]
 
     def decode(self, first_frame, codes) -> np.ndarray:
@@ -99,23 +99,29 @@ class LatentActionTokenizer:
         if len(first) != len(codes) and 1 not in (len(first), len(codes)):
             raise UserError(f"{len(first)} first frames and {len(codes)} code sequences do not go together")
         count = max(len(first), len(codes))
-        first = np.broadcast_to(resize(first, self.image_size), (count, *self.image_size, 3))
+        first = _fit(first, self.image_size)
+        first = np.broadcast_to(first, (count, *first.shape[1:]))
         frames = self._run(self._decode, first, np.broadcast_to(codes, (count, self.code_length)))
         return frames[0] if single else frames
 
     def save_pretrained(self, folder) -> None:
-        """Writes `config.json` and `model.safetensors`; `lapa_jax.load(folder)` gives back the same model to the bit."""
+        """Writes `config.json` and `model.safetensors`; `lapa_jax.load(folder)` gives the same model to the bit."""
         from lapa_jax.models import pretrained
 
         pretrained.save_pretrained(
-            folder, config=self.config, variables=jax.device_get(self.variables), statistics=self.statistics, step=self.step
+            folder,
+            config=self.config,
+            variables=jax.device_get(self.variables),
+            statistics=self.statistics,
+            step=self.step,
         )
 
     def _check_codes(self, codes) -> np.ndarray:
         codes = np.asarray(codes)
         if codes.dtype.kind not in "iu" or codes.ndim not in (1, 2) or codes.shape[-1] != self.code_length:
             raise UserError(
-                f"codes is {codes.dtype} {codes.shape}; integers [B, {self.code_length}] or [{self.code_length}] are expected"
+                f"codes is {codes.dtype} {codes.shape}; integers [B, {self.code_length}] or [{self.code_length}] "
+                "are expected"
             )
         if codes.size and not (0 <= codes.min() and codes.max() < self.codebook_size):
             raise UserError(f"codes holds {codes.min()}..{codes.max()}; the codebook has 0..{self.codebook_size - 1}")
@@ -147,6 +153,31 @@ def _apply_encode(model, variables, frames):
 
 def _apply_decode(model, variables, first, codes):
     return model.apply(variables, first, codes, method="decode").astype("float32")
+
+
+def _check_frames(frames, name: str, dimensions: tuple[int, ...]) -> np.ndarray:
+    frames = np.asarray(frames)
+    if frames.ndim not in dimensions or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise UserError(
+            f"{name} has shape {frames.shape}; {' or '.join(map(str, dimensions))} axes ending in 3 expected"
+        )
+    if frames.dtype == np.uint8:
+        return frames
+    if frames.dtype.kind != "f":
+        raise UserError(f"{name} is {frames.dtype}; uint8, or float32 in [0, 1], is expected")
+    low, high = float(frames.min()), float(frames.max())
+    if not (low >= 0 and high <= 1):
+        raise UserError(f"{name} holds floats {low:g}..{high:g}; give uint8, or floats in [0, 1] (divide by 255)")
+    return frames.astype(np.float32)
+
+
+def _fit(frames: np.ndarray, size: int) -> np.ndarray:
+    """Resizes `[..., H, W, 3]` as training does: 8-bit pictures, squashed to a square."""
+    if frames.shape[-3:-1] == (size, size):
+        return frames
+    eight_bit = frames if frames.dtype == np.uint8 else np.rint(frames * 255).astype(np.uint8)
+    flat = eight_bit.reshape(-1, *frames.shape[-3:])
+    return np.stack([images.resize(frame, size) for frame in flat]).reshape(*frames.shape[:-3], size, size, 3)
 
 
 def fingerprint(model_config: dict, params) -> str:

@@ -1,7 +1,7 @@
 """What the numbers of a latent action model mean, in plain words.
 
-The thresholds are the project's own bar for a latent action model that is worth building on. They judge what the codes say
-about the action; reconstruction quality alone never passes (a decoder that sees the future needs no codes at all).
+The thresholds are the project's own bar for a latent action model that is worth building on. They judge what the codes
+say about the action; reconstruction alone never passes (a decoder that sees the future needs no codes at all).
 """
 
 import dataclasses
@@ -75,7 +75,7 @@ def _meaning(m):
     yield Verdict("action_probe_r2", f"{score:.2f}", level, "; ".join(words) or "how well codes predict the net action")
     for name, text in (
         ("action_probe_r2_delta", "the same probe on the continuous delta, before the codes round it"),
-        ("action_probe_r2_untrained", "the probe on the codes of the untrained network: only what exceeds it was learned"),
+        ("action_probe_r2_untrained", "the probe on the untrained network's codes: only what exceeds it was learned"),
         ("action_probe_r2_delta_untrained", "the probe on the untrained network's delta"),
         ("action_probe_r2_supervised", "a supervised inverse-dynamics model on the same pairs: the upper bound"),
     ):
@@ -101,7 +101,7 @@ def _usage(m, size):
     """Lines about how many codes are in use. Usage is not meaning: all codes can be used and say nothing."""
     if (effective := m.get("perplexity")) is not None:
         if effective < max(1.5, COLLAPSED_USE * size):
-            level, words = POOR, "COLLAPSE: nearly every pair gets the same code; train longer, or init codebook from data"
+            level, words = POOR, "COLLAPSE: nearly every pair gets the same code"
         elif effective < MIN_USE * size:
             level, words = POOR, f"few of the {size} codes are in use (the bar is {MIN_USE * size:.1f})"
         else:

@@ -18,7 +18,7 @@ GAP = 3
 
 
 class Reader:
-    """Stands in for a tokenizer: its codes are the brightness of the two frames, so they name the pair that was shown."""
+    """Stands in for a tokenizer: its codes are the brightness of the two frames, so they name the pair it was given."""
 
     fingerprint = "f" * 64
     codebook_size, code_length, image_size = step_shards.LEVELS, 2, step_shards.SIZE

@@ -1,0 +1,96 @@
+"""One picture of a run: how training went, what the model reconstructs, what its codes do, and which are used."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from lapa_jax.core.errors import UserError
+from lapa_jax.core.metrics import read_metrics
+from lapa_jax.inference import plots, usage
+from lapa_jax.inference.pictures import SEQUENCES, Examples, choose_examples, decode_grid
+
+PICTURE = "plots/overview.png"
+ROWS, PAIRS = 4, 512
+# metric, title, value of a model that has learned nothing
+CURVES = (
+    ("val/psnr_gain", "PSNR over copying the first frame, dB", 0.0),
+    ("val/swap_gap", "error added by other pairs' codes", 0.0),
+    ("val/perplexity", "codes in use per position", 1.0),
+    ("val/action_probe_r2", "R² from codes to the action", 0.0),
+)
+
+
+def draw_run(run) -> pathlib.Path:
+    """Draws the newest checkpoint of a run on its held-out pairs into `<run>/plots/overview.png`; returns the path."""
+    from lapa_jax.data import pipeline
+    from lapa_jax.inference.restore import load
+
+    tokenizer = load(run)
+    if not hasattr(tokenizer, "decode"):
+        raise UserError(f"{run} holds no model that decodes frames; there is nothing to draw")
+    source = pipeline.build(tokenizer.config.data, "val", image_size=tokenizer.image_size)
+    picked = np.unique(np.linspace(0, len(source) - 1, min(PAIRS, len(source))).astype(int))
+    codes = np.concatenate([tokenizer.encode(source[int(i)]["frames"][None]) for i in picked])
+    examples = choose_examples(tokenizer, source, ROWS)
+    path = pathlib.Path(run) / PICTURE
+    return draw(path, tokenizer, examples, codes, read_metrics(run))
+
+
+def draw(path, tokenizer, examples: Examples, codes: np.ndarray, history: Sequence[Mapping]) -> pathlib.Path:
+    """Draws the picture.
+
+    Args:
+      path: the PNG to write.
+      tokenizer: the model.
+      examples: pairs to show; the first four are drawn.
+      codes: int32 `[M, N]`, codes of held-out pairs.
+      history: the lines of `metrics.jsonl`; curves that it does not hold are left out.
+
+    Returns:
+      `path`.
+    """
+    curves = [(title, base, _curve(history, name)) for name, title, base in CURVES]
+    curves = [curve for curve in curves if len(curve[2])]
+    counts = usage.histogram(codes, tokenizer.codebook_size)
+    with matplotlib.rc_context(plots.STYLE):
+        figure = Figure(figsize=(13, 3.0 + 4.6 + 2.2), layout="constrained")
+        top, middle, bottom = figure.subfigures(3, 1, height_ratios=[2.4 if curves else 0.1, 5.0, 2.2])
+        _draw_curves(top, curves)
+        left, right = middle.subfigures(1, 2, width_ratios=[1, 1.6])
+        _draw_examples(left, examples)
+        _draw_gallery(right, tokenizer, examples, codes)
+        plots.draw_histograms(bottom, counts, [usage.perplexity(row) for row in counts])
+        return plots.save(figure, path)
+
+
+def _curve(history: Sequence[Mapping], name: str) -> np.ndarray:
+    """`[S, 2]` steps and values of a metric."""
+    points = [(line["step"], line[name]) for line in history if line.get(name) is not None]
+    return np.array(points, np.float64).reshape(-1, 2)
+
+
+def _draw_curves(figure, curves) -> None:
+    if not curves:
+        return
+    for axes, (title, base, points) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves):
+        axes.axhline(base, color=plots.MUTED, lw=0.8, ls=":")
+        axes.plot(points[:, 0], points[:, 1], color=plots.BAR, marker="o", ms=3)
+        axes.set_title(title, loc="left")
+        axes.set_xlabel("step")
+
+
+def _draw_examples(figure, examples: Examples) -> None:
+    first, second = (plots.to_float(examples.frames[:ROWS, i]) for i in range(2))
+    shown = np.stack([first, second, plots.to_float(examples.reconstructions[:ROWS])], axis=1)
+    plots.draw_grid(figure.subplots(), shown, ["frame", "next frame", "reconstruction"])
+
+
+def _draw_gallery(figure, tokenizer, examples: Examples, codes: np.ndarray) -> None:
+    sequences = usage.sequences(codes)[0][: SEQUENCES // 2]
+    changed, scale = plots.what_changes(decode_grid(tokenizer, examples.frames[:ROWS, 0], sequences))
+    names = [usage.name(s) for s in sequences]
+    title = f"what each code sequence does to the frame (minus the row's mean, ×{scale:.0f})"
+    plots.draw_grid(figure.subplots(), changed, names, title=title)
