@@ -1,0 +1,126 @@
+"""The loop end to end, on a LAQ of a few thousand parameters and the sample that comes with the package."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from lapa_jax.core import config as config_lib
+from lapa_jax.core.config import ConfigError
+from lapa_jax.core.errors import UserError
+from lapa_jax.core.metrics import read_metrics
+from lapa_jax.train.checkpoint import load_for_inference
+from lapa_jax.train.loop import train
+
+SMALL = ["image_size=32", "patch_size=8", "dim=16", "heads=2", "dim_head=8", "quant_dim=8", "spatial_depth=1",
+         "temporal_depth=1", "decoder_depth=1"]  # fmt: skip
+SHORT = ["steps=6", "batch_size=8", "eval_batch_size=8", "log_every=2", "eval_every=3", "save_every=2"]
+
+
+def make_config(root: pathlib.Path, *overrides: str):
+    small = [f"--config.model.{o}" for o in SMALL] + [f"--config.train.{o}" for o in SHORT]
+    return config_lib.load(f"{root}/configs/laq.py:tiny", [*small, "--config.data.eval_examples=16", *overrides])
+
+
+def variables(run: pathlib.Path, step=None) -> dict:
+    return load_for_inference(run, step).variables
+
+
+@pytest.fixture(scope="module")
+def whole(root, tmp_path_factory):
+    """A run of six steps without interruption."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    train(make_config(root), run)
+    return run
+
+
+def test_run_folder_holds_what_the_design_says(whole):
+    names = {p.name for p in whole.iterdir()}
+    assert {"config.json", "metrics.jsonl", "log.txt", "env.json", "checkpoints", "tensorboard"} <= names
+    log = (whole / "log.txt").read_text()
+    assert log.index("compiling the training step") < log.index("memory per device") < log.index("step 3:")
+    assert json.loads((whole / "env.json").read_text())["devices"]["count"] == 8
+
+
+def test_metrics_have_their_names(whole):
+    lines = read_metrics(whole)
+    logged = {name for line in lines for name in line}
+    assert {"train/loss", "train/loss_reconstruction", "train/grad_norm", "train/learning_rate", "train/perplexity",
+            "train/samples_per_second", "train/input_wait", "train/codebook_utilization", "val/psnr", "val/psnr_gain",
+            "val/swap_gap", "val/perplexity", "val/codebook_utilization", "val/action_probe_r2",
+            "val/action_probe_r2_delta", "val/action_probe_r2_untrained"} <= logged  # fmt: skip
+    at = {line["step"]: line for line in lines if "val/psnr" in line}
+    assert sorted(at) == [0, 3, 6]
+    assert at[6]["val/action_probe_r2_untrained"] == at[0]["val/action_probe_r2"]
+
+
+def test_interrupted_run_ends_in_the_same_bits(root, whole, tmp_path):
+    run = tmp_path / "run"
+    train(make_config(root, "--config.train.steps=4"), run)
+    train(make_config(root), run)
+    a, b = variables(whole), variables(run)
+    assert jax.tree.all(jax.tree.map(np.array_equal, a, b))
+    assert [line["step"] for line in read_metrics(run) if "train/loss" in line] == [2, 4, 6]
+    old, new = (next(x for x in read_metrics(r) if x["step"] == 6 and "train/loss" in x) for r in (whole, run))
+    assert old["train/loss"] == new["train/loss"]
+
+
+def test_sharding_changes_rounding_only(root, whole, tmp_path):
+    run = tmp_path / "run"
+    train(make_config(root, "--config.mesh.data=2", "--config.mesh.fsdp=4", "--config.train.steps=2"), run)
+    first = lambda r: next(x["train/loss"] for x in read_metrics(r) if "train/loss" in x)  # noqa: E731
+    np.testing.assert_allclose(first(run), first(whole), rtol=1e-4)
+
+
+def test_dry_run_writes_nothing(root, tmp_path, capsys):
+    train(make_config(root), tmp_path / "run", dry_run=True)
+    out = capsys.readouterr().out
+    assert "parameters" in out and "batch frames: uint8[8, 2, 32, 32, 3]" in out and "GFLOP" in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_config_is_refused(root, whole):
+    before = (whole / "config.json").read_bytes()
+    with pytest.raises(ConfigError, match="seed: 0 -> 1"):
+        train(make_config(root, "--config.seed=1"), whole)
+    with pytest.raises(ConfigError, match="does not divide into 8 parts"):
+        train(make_config(root, "--config.train.batch_size=12"), whole)
+    assert (whole / "config.json").read_bytes() == before
+
+
+def test_folder_of_something_else_is_refused(root, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="holds no run"):
+        train(make_config(root), tmp_path)
+
+
+def test_non_finite_loss_stops_and_names_the_step(root, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match=r"not finite at step\(s\)"):
+        train(make_config(root, "--config.optim.learning_rate=1e30", "--config.optim.clip_norm=None"), run)
+    assert "config.json" in {p.name for p in run.iterdir()}
+
+
+def launch(root, *arguments, **environment):
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root), **environment}
+    command = [sys.executable, str(root / "launch/train.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+
+
+def test_launcher_ends_bad_input_in_one_line_and_code_2(root, tmp_path):
+    config = f"{root}/configs/laq.py"
+    for arguments, words in (
+        ([f"{config}:tinny"], "unknown config variant 'tinny'; did you mean 'tiny'"),
+        ([f"{config}:tiny", "--config.model.dimm=3"], "did you mean 'dim'"),
+        ([config], "config.data.path"),
+        ([f"{config}:tiny", "--config.model.patch_size=7"], "patch_size"),
+        ([f"{config}:tiny", "--config.data.path=/nowhere"], "/nowhere does not exist"),
+    ):
+        done = launch(root, "--workdir", str(tmp_path / "run"), "--config", *arguments)
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and words in done.stderr, done.stderr
+        assert done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
