@@ -58,7 +58,7 @@ def open_index(path: str | os.PathLike) -> TarIndex:
 
 
 def build_index(path: str | os.PathLike) -> TarIndex:
-    """Scans a tar. Damage, unsafe members, double members and members without a key are `UserError`s naming the place."""
+    """Scans a tar. Damage and unsafe, double or nameless members are `UserError`s that name file and place."""
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     for name, offset, size in tar.scan(path):
         key, field = split_name(name)

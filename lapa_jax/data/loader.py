@@ -1,8 +1,9 @@
 """Batches as a function of the step: no iterator state, the same samples for any number of hosts.
 
-The global stream is shuffle -> repeat (each epoch in its own order) -> random map. Batch k is samples k*B to (k+1)*B - 1 of
-it, and host h of H holds the rows h*B/H to (h+1)*B/H - 1 of every batch. So the global array has the same rows in the same
-order for 1, 2 or 4 hosts, and a run that starts at step k continues the stream of one that started at 0.
+The global stream is shuffle -> repeat (each epoch in its own order) -> random map. Batch k is samples k*B to
+(k+1)*B - 1 of it, and host h of H holds the rows h*B/H to (h+1)*B/H - 1 of every batch. So the global array has the
+same rows in the same order for 1, 2 or 4 hosts, and a run that starts at step k continues the stream of one that
+started at 0.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -106,8 +107,8 @@ def eval_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """One pass over the source, or over `limit` samples of it, in a fixed pseudo-random order.
 
-    The order depends on `seed` and the length of the source only; neighbours in a batch are unrelated, as tests that swap
-    codes within a batch need. The last batch is padded by repeating from the start; "mask" f32[B] is 1 for real samples.
+    The order depends on `seed` and the length of the source only; neighbours in a batch are unrelated, as tests that
+    swap codes within a batch need. The last batch is padded by repeating; "mask" f32[B] is 1 for real samples.
     """
     rows = _EvalRows(source, batch_size, limit, seed)
     stream = grain.MapDataset.source(_HostRows(rows, batch_size, host))

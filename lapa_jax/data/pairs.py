@@ -129,7 +129,7 @@ def _fit(image: np.ndarray, size: int | None) -> np.ndarray:
 class PairShards:
     """Ready-made pairs: WebDataset tars whose samples have the members `.t.jpg` and `.t1.jpg`.
 
-    The tars of a split are `<split>-*.tar` or `<split>_*.tar`; where no tar has such a name, all of them are split "train".
+    The tars of a split are `<split>-*.tar` or `<split>_*.tar`; where no tar has such a name, all of them are "train".
     The same source interface as `FramePairs`; each sample counts as its own episode, since nothing says which belong
     together.
     """

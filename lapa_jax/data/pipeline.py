@@ -62,5 +62,5 @@ def _where(data: Mapping, split: str) -> tuple[str, str]:
     if split == "val" and data.get("val_path"):
         path = data.get("val_path")
     if not path:
-        raise UserError("data.path is not set: give a folder of step shards, --config.data.path=FOLDER")
+        raise UserError("config.data.path is not set: give a folder of step shards, --config.data.path=FOLDER")
     return str(path), str(data.get(f"split_{split}") or split)

@@ -1,10 +1,9 @@
 """Step shards: WebDataset tars with one sample per time step, and random access to them.
 
-A folder holds `dataset.json`, `statistics.json` and `<split>-00000.tar`, ... A sample's key is `{episode}_{step:06d}`; its
-members are `.image.jpg` (more cameras: `.image_<name>.jpg`), `.state.npy`, `.action.npy`, `.latent.npy`, `.txt` and `.json`
-as known. Steps are in time order and an episode lies in one shard. The last step of an episode has no action: a folder
-with actions has one frame more than actions in every episode. `dataset.json` is written last, so a folder without it is
-unfinished.
+A folder holds `dataset.json`, `statistics.json` and `<split>-00000.tar`, ... A sample's key is `{episode}_{step:06d}`,
+its members are `.image.jpg` (more cameras: `.image_<name>.jpg`), `.state.npy`, `.action.npy`, `.latent.npy`, `.txt` and
+`.json` as known. Steps are in time order and an episode lies in one shard. The last step of an episode has no action,
+so an episode has one frame more than actions. `dataset.json` is written last: a folder without it is unfinished.
 """
 
 import hashlib
@@ -77,7 +76,7 @@ class ShardWriter:
         return self
 
     def add(self, key: str, members: Mapping[str, bytes]) -> None:
-        """Appends one sample; fields are named as in the tar, e.g. {"image.jpg": jpeg, "action.npy": array_bytes(a)}."""
+        """Appends one sample; fields are named as in the tar: {"image.jpg": jpeg, "action.npy": array_bytes(a)}."""
         if "." in key.rpartition("/")[2] or not key:
             raise UserError(f"sample key '{key}' must not hold a dot: what follows the first dot is the field")
         self._write(sample_bytes(key, members))
@@ -104,7 +103,9 @@ class ShardWriter:
         self._atomic.__exit__(kind, error, traceback)
 
 
-def write_dataset(folder, *, features: Mapping, fps: float | None, source: Mapping, splits: Mapping, statistics: Mapping):
+def write_dataset(
+    folder, *, features: Mapping, fps: float | None, source: Mapping, splits: Mapping, statistics: Mapping
+) -> None:
     """Writes `statistics.json`, then `dataset.json`: the step that makes a folder of shards readable.
 
     Args:
@@ -251,14 +252,8 @@ class StepShards:
         return UserError(f"{self._path(i)}: {self.key(i)}.{field} is damaged ({error}); convert the data again")
 
     def column(self, name: str) -> Iterator[np.ndarray]:
-        """A numeric column in step order, as chunks f[n, A]; steps without it (the last ones have no action) are left out."""
-        rows = []
-        for i in range(len(self)):
-            if self.has(i, f"{name}.npy"):
-                rows.append(self.array(i, name))
-            if rows and (len(rows) == 1 << 16 or i == len(self) - 1):
-                yield np.stack(rows)
-                rows = []
+        """A numeric column in step order, as chunks f[n, A]; steps without it are left out."""
+        return column(self._paths, name)
 
     def episode_fps(self) -> np.ndarray:
         """f64[episodes], frames per second of each episode; NaN where it has no clock."""
@@ -270,6 +265,26 @@ class StepShards:
     def instructions(self) -> list[str]:
         """The distinct instructions of the split, sorted."""
         return sorted({self.text(e.start) for e in self.episodes} - {""})
+
+
+def column(paths: Sequence[pathlib.Path], name: str, rows: int = 1 << 16) -> Iterator[np.ndarray]:
+    """The values of `.<name>.npy` in a list of shards, in step order, as chunks f[at most `rows`, A].
+
+    Steps without a value are left out: the last step of an episode has no action.
+    """
+    files, chunk = Files(), []
+    for path in paths:
+        index = open_index(path)
+        at = index.fields.index(f"{name}.npy") if f"{name}.npy" in index.fields else None
+        places = [] if at is None else zip(index.offsets[:, at].tolist(), index.sizes[:, at].tolist())
+        for offset, size in places:
+            if offset >= 0:
+                chunk.append(np.load(io.BytesIO(files.read(path, offset, size)), allow_pickle=False))
+            if len(chunk) == rows:
+                yield np.stack(chunk)
+                chunk = []
+    if chunk:
+        yield np.stack(chunk)
 
 
 def _episodes(path: pathlib.Path, keys: np.ndarray, start: int) -> list[Episode]:
@@ -284,5 +299,5 @@ def _episodes(path: pathlib.Path, keys: np.ndarray, start: int) -> list[Episode]
         elif last and last.id == name and number == f"{last.length:06d}":
             episodes[-1] = last._replace(length=last.length + 1)
         else:
-            raise UserError(f"{path}: sample '{text}' is out of order; step shards count {{episode}}_000000, _000001, ...")
+            raise UserError(f"{path}: sample '{text}' is out of order; steps count {{episode}}_000000, _000001, ...")
     return episodes

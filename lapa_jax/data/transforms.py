@@ -19,7 +19,7 @@ class Augment:
 
     Attributes:
       shift: at most this many pixels left, right, up and down; the border is repeated.
-      crop_area: smallest share of the area that a random square crop keeps, in (0, 1]; 1 is off. The crop is resized back.
+      crop_area: smallest share of the area that a random square crop keeps, in (0, 1]; the crop is resized back.
       flip: probability of a left-right flip.
       brightness, contrast, saturation: each factor is drawn from [1 - value, 1 + value].
     """

@@ -1,0 +1,162 @@
+"""Folders of videos and of image sequences: finding the episodes and reading their frames."""
+
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+
+VIDEOS = (".mp4", ".webm", ".avi", ".mkv", ".gif", ".mov", ".m4v", ".mpg", ".mpeg")
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+
+
+class Source(NamedTuple):
+    """One episode to be: a video file, or a folder of pictures. `size` in bytes tells whether it has changed."""
+
+    path: str
+    kind: str
+    size: int
+
+
+def find(root: pathlib.Path, exclude: pathlib.Path | None = None) -> tuple[list[Source], dict[str, int]]:
+    """All episodes under a folder, at any depth, sorted by relative path.
+
+    Every video file is an episode, and so is every folder that directly holds pictures. Hidden files and folders and
+    the folder `exclude` are left out.
+
+    Returns:
+      The episodes, and how many other files there are by ending.
+    """
+    found, others = [], {}
+    for folder, folders, names in os.walk(root, followlinks=True):
+        here = pathlib.Path(folder)
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and (here / n).resolve() != exclude)
+        relative = here.relative_to(root).as_posix()
+        pictures = []
+        for name in sorted(n for n in names if not n.startswith(".")):
+            ending = pathlib.PurePath(name).suffix.lower()
+            if ending in VIDEOS:
+                path = name if relative == "." else f"{relative}/{name}"
+                found.append(Source(path, "video", (here / name).stat().st_size))
+            elif ending in PICTURES:
+                pictures.append(here / name)
+            else:
+                others[ending] = others.get(ending, 0) + 1
+        if pictures:
+            found.append(Source(relative, "pictures", sum(p.stat().st_size for p in pictures)))
+    return sorted(found), dict(sorted(others.items()))
+
+
+class Frames:
+    """The frames of one episode, read one at a time.
+
+    Iterating gives uint8[H, W, 3]. `fps` is the frame rate of what is given: the target, or the video's own, or None
+    for pictures without a target.
+
+    Args:
+      path: a video file or a folder of pictures.
+      kind: "video" or "pictures".
+      fps: target in frames per second; None keeps every frame. At time k / fps the frame on screen then is taken. For
+        pictures, which have no clock, it states the rate at which they were taken.
+
+    Raises:
+      ValueError: the file cannot be read, or is slower than `fps` (frames would repeat, and look like standing still).
+    """
+
+    def __init__(self, path: pathlib.Path, kind: str, fps: float | None):
+        self.path, self.kind, self.target = path, kind, fps
+        self.fps = fps
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self._pictures() if self.kind == "pictures" else self._video()
+
+    def _pictures(self) -> Iterator[np.ndarray]:
+        from PIL import Image, UnidentifiedImageError
+
+        names = [n for n in os.listdir(self.path) if pathlib.PurePath(n).suffix.lower() in PICTURES]
+        for name in sorted((n for n in names if not n.startswith(".")), key=natural_key):
+            try:
+                with Image.open(self.path / name) as picture:
+                    yield np.asarray(picture.convert("RGB"))
+            except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+                reason = str(error).replace(str(self.path / name), name)
+                raise ValueError(f"picture {name}: {reason}") from None
+
+    def _video(self) -> Iterator[np.ndarray]:
+        import av
+
+        try:
+            with av.open(str(self.path)) as container:
+                if not container.streams.video:
+                    raise ValueError("the file has no video stream")
+                stream = container.streams.video[0]
+                stream.thread_count = 1  # episodes run side by side, one process each
+                self._set_rate(stream.average_rate or stream.guessed_rate)
+                frames = _whole(container, stream)
+                yield from frames_as_arrays(frames if self.target is None else resample(frames, self.target))
+        except (av.error.FFmpegError, UnicodeDecodeError) as error:
+            # without the path: reports must not depend on where the data lie
+            raise ValueError(f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}") from None
+
+    def _set_rate(self, rate: Fraction | None) -> None:
+        own = round(float(rate), 6) if rate else None
+        if self.target is None:
+            self.fps = own
+        elif own is not None and own < self.target * 0.995:
+            raise ValueError(f"it has {own:g} frames per second, less than --fps {self.target:g}: frames would repeat")
+
+
+def _whole(container, stream) -> Iterator:
+    """The frames of a stream; a damaged frame, or an end well before the length in the header, is a ValueError.
+
+    libav reads a truncated file without complaint as far as it goes: only the length tells.
+    """
+    end, count = 0.0, 0
+    for frame in container.decode(stream):
+        if frame.is_corrupt:
+            raise ValueError(f"frame {count} is damaged")
+        count += 1
+        end = frame.time if frame.time is not None else end
+        yield frame
+    if stream.duration is not None:
+        length = float((stream.start_time or 0) + stream.duration) * float(stream.time_base)
+    else:
+        length = (container.duration or 0) / 1e6
+    if count == 0:
+        raise ValueError("it holds no frames")
+    if end < length - max(1.0, 0.05 * length):
+        raise ValueError(f"it ends after {end:.2f} s, its header says {length:.2f} s: the file is truncated")
+
+
+def natural_key(name: str) -> list:
+    """Sorts frame2 before frame10: numbers in a name count as numbers."""
+    return [(int(part), "") if part.isdigit() else (-1, part.lower()) for part in re.split(r"(\d+)", name) if part]
+
+
+def resample(frames: Iterator, fps: float) -> Iterator:
+    """Of frames with a `.time` in seconds, those on screen at 0, 1/fps, 2/fps, ... after the first.
+
+    A frame counts as on screen a quarter of an interval early, so that rounded time stamps do not shift the choice.
+    """
+    shown, start, count = None, None, 0
+    for frame in frames:
+        if frame.time is None:
+            raise ValueError("its frames have no time stamps, --fps cannot be met; convert it with --fps native")
+        start = frame.time if start is None else start
+        while shown is not None and frame.time - start > (count + 0.25) / fps:
+            yield shown
+            count += 1
+        shown = frame
+    if shown is not None and shown.time - start > (count - 0.25) / fps:
+        yield shown
+
+
+def frames_as_arrays(frames: Iterator) -> Iterator[np.ndarray]:
+    """PyAV frames as uint8[H, W, 3], upright: the rotation that phones write into the file is applied."""
+    for frame in frames:
+        image = frame.to_ndarray(format="rgb24")
+        turns = round(frame.rotation / 90) % 4
+        yield np.rot90(image, turns) if turns else image
