@@ -1,0 +1,1 @@
+"""Tokenizers: models that turn frames, actions or features into discrete codes."""

@@ -1,0 +1,178 @@
+"""The two halves of LAQ: the encoder of frame pairs, which the supervised model shares, and the decoder."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.nn.conv import Downsample, code_grid
+from lapa_jax.nn.linear import Linear
+from lapa_jax.nn.patches import from_patches, patch_grid, to_patches
+from lapa_jax.nn.position import ContinuousPositionBias
+from lapa_jax.nn.transformer import REMAT_POLICIES, Transformer, layer_norm
+
+LAYOUTS = ("fixed", "official")
+DTYPES = ("float32", "bfloat16")
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def image_shape(image_size) -> tuple[int, int]:
+    """(height, width) of an image size that is one number or a pair."""
+    return (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+
+
+def to_unit_range(frames: jax.Array, expected: tuple[int, ...]) -> jax.Array:
+    """uint8 in 0..255 or float in [0, 1] -> f32 in [0, 1].
+
+    Raises:
+      UserError: another dtype, or a shape other than `expected` behind the batch axis.
+    """
+    if tuple(frames.shape[1:]) != expected:
+        raise UserError(f"frames have shape {tuple(frames.shape)}; the model takes {('B', *expected)}")
+    if frames.dtype == jnp.uint8:
+        return frames.astype(jnp.float32) / 255
+    if jnp.issubdtype(frames.dtype, jnp.floating):
+        return frames.astype(jnp.float32)
+    raise UserError(f"frames have dtype {frames.dtype}; give uint8 in 0..255 or floats in [0, 1]")
+
+
+def check_choice(field: str, value, choices) -> None:
+    """Raises UserError where a field holds none of its choices."""
+    if value not in choices:
+        raise UserError(f"{field} is '{value}'{did_you_mean(value, choices)}")
+
+
+def check_encoder(model) -> None:
+    """Refuses sizes that the encoder cannot have; `model` has the fields of `PairEncoder`, by the same names."""
+    check_choice("layout", model.layout, LAYOUTS)
+    check_choice("dtype", model.dtype, DTYPES)
+    check_choice("remat", model.remat, REMAT_POLICIES)
+    size = model.image_size
+    if not isinstance(size, int) and len(size) != 2:
+        raise UserError(f"image_size is {size}; give one number or (height, width)")
+    numbers = ("patch_size", "dim", "quant_dim", "code_seq_len", "spatial_depth", "temporal_depth", "heads", "dim_head")
+    values = [("image_size", side) for side in image_shape(size)] + [(f, getattr(model, f)) for f in numbers]
+    for field, value in values:
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"{field} is {value!r}; it must be a whole number of at least 1")
+    code_grid(patch_grid(image_shape(size), model.patch_size), model.code_seq_len)
+
+
+class PatchEmbedding(nn.Module):
+    """Patches to tokens: layer norm, linear, layer norm. Attributes: patch_size, dim (of a token), dtype."""
+
+    patch_size: int
+    dim: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, frames: jax.Array) -> jax.Array:
+        """[..., H, W, 3] -> [..., patches, dim]."""
+        x = to_patches(frames, self.patch_size)
+        x = Linear(self.dim, dtype=self.dtype, name="project")(layer_norm("norm_in", self.dtype)(x))
+        return layer_norm("norm_out", self.dtype)(x)
+
+
+class PairEncoder(nn.Module):
+    """Frame pairs to deltas: tokens of both frames see each other, each frame is reduced to the grid of codes, and the
+    delta is what the second has over the first.
+
+    Attributes: as of `lapa_jax.models.tokenizers.laq.Model`.
+    """
+
+    image_size: int | tuple[int, int]
+    patch_size: int
+    dim: int
+    quant_dim: int
+    code_seq_len: int
+    spatial_depth: int
+    temporal_depth: int
+    heads: int
+    dim_head: int
+    layout: str
+    dtype: str
+    remat: str
+
+    @classmethod
+    def of(cls, model) -> "PairEncoder":
+        """The encoder of a model that has these fields by the same names."""
+        fields = ("image_size", "patch_size", "dim", "quant_dim", "code_seq_len", "spatial_depth", "temporal_depth",
+                  "heads", "dim_head", "layout", "dtype", "remat")  # fmt: skip
+        return cls(**{field: getattr(model, field) for field in fields})
+
+    def setup(self):
+        self.grid = patch_grid(image_shape(self.image_size), self.patch_size)
+        dtype, (rows, columns) = jnp.dtype(self.dtype), self.grid
+        official = self.layout == "official"
+        common = {"heads": self.heads, "dim_head": self.dim_head, "raw_kv": official, "dtype": dtype}
+        common["remat"] = self.remat
+        self.patch_embedding = PatchEmbedding(self.patch_size, self.dim, dtype)
+        self.position_bias = ContinuousPositionBias(self.dim, self.heads)
+        self.spatial = Transformer(self.spatial_depth, view=(2, rows, columns), **common)
+        # The temporal stack sees tokens as [B * rows * columns, 2, D]. The official convolution reads this memory as
+        # (2, rows, columns), which scrambles time and place.
+        view, axes = ((2, rows, columns), (1, 2, 3)) if official else ((rows, columns, 2), (3, 1, 2))
+        self.temporal = Transformer(self.temporal_depth, view=view, axes=axes, **common)
+        self.project = Linear(self.quant_dim, dtype=dtype)
+        self.downsample = Downsample(self.grid, code_grid(self.grid, self.code_seq_len), dtype)
+
+    def embed(self, frames: jax.Array) -> jax.Array:
+        """f32 [..., H, W, 3] -> tokens [..., patches, dim] of each frame by itself."""
+        return self.patch_embedding(frames)
+
+    def bias(self) -> jax.Array:
+        """The position bias [heads, patches, patches] that encoder and decoder share."""
+        return self.position_bias(self.grid)
+
+    def mix(self, tokens: jax.Array, bias: jax.Array) -> jax.Array:
+        """Tokens [B, 2, patches, dim] of both frames after they have seen each other, the same shape."""
+        batch, frames, patches, dim = tokens.shape
+        x = self.spatial(tokens.reshape(-1, patches, dim), bias=bias).reshape(tokens.shape)
+        x = self.temporal(x.swapaxes(1, 2).reshape(-1, frames, dim))
+        return x.reshape(batch, patches, frames, dim).swapaxes(1, 2)
+
+    def delta(self, mixed: jax.Array) -> jax.Array:
+        """Mixed tokens [B, 2, patches, dim] -> f32 [B, code_seq_len, quant_dim], what the codes are made from."""
+        batch = mixed.shape[0]
+        x = self.downsample(self.project(mixed).reshape(batch * 2, *self.grid, -1))
+        x = x.reshape(batch, 2, self.code_seq_len, self.quant_dim).astype(jnp.float32)
+        return x[:, 1] - x[:, 0]
+
+
+class FrameDecoder(nn.Module):
+    """Tokens of the first frame attend to the quantised action and become pixels of the second frame.
+
+    Attributes: as of `lapa_jax.models.tokenizers.laq.Model`.
+    """
+
+    grid: tuple[int, int]
+    patch_size: int
+    dim: int
+    depth: int
+    heads: int
+    dim_head: int
+    layout: str
+    dtype: str
+    remat: str
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, action: jax.Array, bias: jax.Array) -> jax.Array:
+        """tokens: [B, patches, dim], action: [B, N, Q], bias: [heads, patches, patches] -> f32 [B, H, W, 3]."""
+        official, dtype = self.layout == "official", jnp.dtype(self.dtype)
+        batch, count, width = action.shape
+        if official:
+            # The official code reads [N, Q] as [Q, N] and transposes: every token mixes features of all.
+            action = action.reshape(batch, width, count).swapaxes(1, 2)
+        context = Linear(self.dim, dtype=dtype, name="project")(action)
+        if not official:
+            # All positions share one codebook and attention ignores order: without this the decoder would see a bag
+            # of codes. (In the official layout the mixing above happens to tell positions apart.)
+            context = context + self.param("positions", nn.initializers.normal(1.0), (count, self.dim)).astype(dtype)
+        stack = Transformer(
+            self.depth, self.heads, self.dim_head, view=(1, *self.grid), cross=True, raw_kv=official, dtype=dtype,
+            remat=self.remat, name="stack",
+        )  # fmt: skip
+        x = stack(tokens, bias=bias, context=context)
+        x = Linear(3 * self.patch_size**2, dtype=dtype, name="to_pixels")(x).astype(jnp.float32)
+        return from_patches(x, self.grid, self.patch_size)

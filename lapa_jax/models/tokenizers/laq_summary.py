@@ -1,0 +1,57 @@
+"""What a data set's worth of `evaluate` arrays says about a latent action tokenizer. Plain numpy, on the host."""
+
+import numpy as np
+
+from lapa_jax.models.probe import probe_codes, probe_delta
+from lapa_jax.nn.losses import psnr
+from lapa_jax.nn.quantizers.usage import dataset_usage
+
+
+def summarize(arrays: dict[str, np.ndarray], codebook_size: int) -> dict[str, float]:
+    """Scalars of a data set.
+
+    Args:
+      arrays: the arrays of `laq.Model.evaluate`, over all examples (padding removed).
+      codebook_size: K.
+
+    Returns:
+      "psnr": dB, of the mean squared error over all examples, and "psnr_gain" over copying the first frame.
+      "ssim".
+      "swap_gap": error with the codes of another example, relative to that with the own ones, minus 1: 0 means that the
+        decoder ignores the codes.
+      usage of the codebook as of `dataset_usage`, "collapse" among it.
+      "cycle_consistency": share of codes that come back from (first frame, prediction).
+      "identical_frame_psnr", and "identical_frame_agreement": for pairs of equal frames, the share of the most frequent
+        code, averaged over positions; 1 means that standing still has one code.
+      "action_probe_r2" and "action_probe_r2_delta": see `lapa_jax.models.probe`; with "net_action" and "episode_id"
+        only, and with episodes of even and of odd index.
+    """
+    mse, copy, swapped = (float(np.mean(arrays[name])) for name in ("mse", "mse_copy", "mse_swapped"))
+    floor = 1e-12  # equal images have no finite PSNR
+    result = {
+        "mse": mse,
+        "psnr": float(psnr(max(mse, floor))),
+        "psnr_gain": float(psnr(max(mse, floor)) - psnr(max(copy, floor))),
+        "ssim": float(np.mean(arrays["ssim"])),
+        "swap_gap": swapped / max(mse, floor) - 1,
+        "cycle_consistency": float(np.mean(arrays["cycle"])),
+        "identical_frame_psnr": float(psnr(max(float(np.mean(arrays["identical_mse"])), floor))),
+        "identical_frame_agreement": _agreement(arrays["identical_codes"], codebook_size),
+        **dataset_usage(arrays["codes"], codebook_size),
+    }
+    return result | _probes(arrays, codebook_size)
+
+
+def _agreement(codes: np.ndarray, codebook_size: int) -> float:
+    return float(np.mean([np.bincount(column, minlength=codebook_size).max() / len(codes) for column in codes.T]))
+
+
+def _probes(arrays: dict[str, np.ndarray], codebook_size: int) -> dict[str, float]:
+    if "net_action" not in arrays or "episode_id" not in arrays:
+        return {}
+    action, episode = arrays["net_action"], arrays["episode_id"]
+    probes = {
+        "action_probe_r2": probe_codes(arrays["codes"], action, episode, codebook_size),
+        "action_probe_r2_delta": probe_delta(arrays["delta"], action, episode),
+    }
+    return {name: found.r2 for name, found in probes.items() if found is not None}

@@ -1,0 +1,1 @@
+"""Layers: attention, the transformer stack, feed-forward, positions, patches, convolutions, losses, quantizers."""

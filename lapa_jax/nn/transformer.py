@@ -1,0 +1,114 @@
+"""The one transformer stack: a scan over identical pre-norm blocks, whose parameters are stacked on axis 0."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lapa_jax.nn.attention import Attention
+from lapa_jax.nn.feedforward import GEGLU
+from lapa_jax.nn.position import NeighbourConv
+
+# What the backward pass may keep instead of computing it again; None recomputes nothing.
+REMAT_POLICIES = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+# A stack of at most this many blocks is unrolled by the compiler: on a CPU its step takes a quarter less time than as a
+# loop, for a longer compilation. Parameters and results are the same.
+UNROLL_UP_TO = 4
+
+
+def layer_norm(name: str, dtype, *, use_bias: bool = True) -> nn.LayerNorm:
+    """Layer norm with eps 1e-5; statistics in float32 and with the two-pass variance (no cancellation)."""
+    return nn.LayerNorm(epsilon=1e-5, use_bias=use_bias, dtype=dtype, use_fast_variance=False, name=name)
+
+
+class Block(nn.Module):
+    """Neighbour convolution, self-attention, optional cross-attention and feed-forward, each added to its input.
+
+    Attributes: see `Transformer`.
+    """
+
+    heads: int
+    dim_head: int
+    view: Sequence[int]
+    axes: tuple[int, int, int]
+    cross: bool
+    raw_kv: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, bias: jax.Array | None, context: jax.Array | None):
+        """x: [N, L, D], bias: [heads, L, L] or None, context: [N, S, C] or None -> ([N, L, D], None) for the scan."""
+        norm = lambda name, y: layer_norm(name, self.dtype, use_bias=False)(y)  # noqa: E731
+        cells = x.reshape(-1, *self.view, x.shape[-1])
+        x = NeighbourConv(self.axes, self.dtype, name="neighbours")(cells).reshape(x.shape)
+
+        y = norm("attention_norm", x)
+        attention = Attention(self.heads, self.dim_head, cosine=True, dtype=self.dtype, name="attention")
+        x = x + attention(y, x if self.raw_kv else y, bias=bias)
+        if self.cross:
+            y, context = norm("cross_norm", x), norm("context_norm", context)
+            attention = Attention(self.heads, self.dim_head, cosine=True, null_kv=2, dtype=self.dtype, name="cross")
+            x = x + attention(y, context)
+        y = layer_norm("feedforward_norm", self.dtype)(x)
+        return x + GEGLU(dtype=self.dtype, name="feedforward")(y), None
+
+
+class Transformer(nn.Module):
+    """`depth` blocks and a final norm, over sequences of tokens that also lie on a grid of (time, rows, columns).
+
+    Attributes:
+      depth: number of blocks; their parameters lie stacked on axis 0 under "layers".
+      heads: heads of every attention.
+      dim_head: features per head.
+      view: how the neighbour convolution sees the tokens of the array [N, L, D]: they are reshaped to [-1, *view, D].
+      axes: where (time, rows, columns) lie in that view, counted with the leading axis: (1, 2, 3) for view (T, H, W).
+      cross: whether blocks attend to a context after attending to themselves, with two learned null keys.
+      raw_kv: keys and values of the self-attention come from the block's input before its norm (official weights).
+      dtype: dtype of the computation; parameters, norms' statistics and softmax are float32.
+      remat: "none", "dots" (keep matrix products) or "full" (keep block inputs only): memory against recomputation.
+    """
+
+    depth: int
+    heads: int
+    dim_head: int
+    view: Sequence[int]
+    axes: tuple[int, int, int] = (1, 2, 3)
+    cross: bool = False
+    raw_kv: bool = False
+    dtype: jnp.dtype = jnp.float32
+    remat: str = "none"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, bias: jax.Array | None = None, context: jax.Array | None = None) -> jax.Array:
+        """Applies the stack.
+
+        Args:
+          x: [N, L, D] tokens.
+          bias: [heads, L, L] f32 added to the logits of every self-attention.
+          context: [N, S, C] what cross-attention attends to.
+
+        Returns:
+          [N, L, D] in `dtype`.
+        """
+        block = Block
+        if policy := REMAT_POLICIES[self.remat]:
+            block = nn.remat(block, policy=policy, prevent_cse=False)
+        stack = nn.scan(
+            block,
+            length=self.depth,
+            unroll=self.depth if self.depth <= UNROLL_UP_TO else 1,
+            in_axes=nn.broadcast,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+        )
+        layers = stack(
+            self.heads, self.dim_head, tuple(self.view), self.axes, self.cross, self.raw_kv, self.dtype, name="layers"
+        )
+        x, _ = layers(x.astype(self.dtype), bias, context)
+        return layer_norm("norm_out", self.dtype, use_bias=False)(x)
