@@ -16,7 +16,7 @@ def requirements() -> list[str]:
 setup(
     name="lapa_jax",
     version="0.1.0",
-    description="Robot policies from video without action labels: latent actions, their tokenizers and policies, in JAX",
+    description="Robot policies from video without action labels: latent actions, tokenizers and policies in JAX",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

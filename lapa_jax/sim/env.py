@@ -1,0 +1,58 @@
+"""The one interface of all simulated environments."""
+
+import importlib
+from typing import Protocol
+
+import numpy as np
+
+from lapa_jax.core.errors import UserError, did_you_mean
+
+ENVS = ("push_table",)
+"""Modules of `lapa_jax.sim` that define a class `Env`."""
+
+
+class ScriptedPolicy(Protocol):
+    """A policy that reads the simulator's state."""
+
+    def act(self) -> np.ndarray:
+        """The next action, f32[A]."""
+
+
+class Env(Protocol):
+    """An environment with instructions. Equal seeds give equal episodes.
+
+    Attributes:
+      fps: actions a second. max_steps: actions after which an episode has failed. tasks: names for `reset`.
+      instruction: what the policy is asked to do in this episode.
+    """
+
+    name: str
+    fps: float
+    max_steps: int
+    tasks: tuple[str, ...]
+    instruction: str
+
+    def reset(self, seed: int, task: str | None = None) -> None:
+        """Starts the episode of `seed`; `task` None lets the seed choose."""
+
+    def observe(self) -> dict[str, np.ndarray]:
+        """{"image": uint8[H, W, 3], "state": f32[S]}."""
+
+    def step(self, action: np.ndarray) -> None:
+        """Applies one action f32[A]."""
+
+    def success(self) -> bool:
+        """Whether the instruction is fulfilled now."""
+
+    def oracle(self, seed: int, noise: float = 0.0) -> ScriptedPolicy:
+        """The scripted expert for the current episode, with noise from its own seed."""
+
+    def close(self) -> None:
+        """Frees what `observe` holds."""
+
+
+def make(name: str, **options) -> Env:
+    """The environment `name`, one of `ENVS`; options are those of its `Env` class, e.g. size=128 (pixels)."""
+    if name not in ENVS:
+        raise UserError(f"there is no environment '{name}'{did_you_mean(name, ENVS)}")
+    return importlib.import_module(f"lapa_jax.sim.{name}").Env(**options)

@@ -1,0 +1,202 @@
+"""A planar push-table in MuJoCo: eight blocks, a round pusher, one instruction an episode.
+
+A cheap cousin of Language Table (Lynch et al. 2022, arXiv:2210.06407): some 3,000 steps and 1,000 pictures a second on
+one core. Everything slides in the plane (each block has x, y and a turn), friction with the table is joint friction.
+"""
+
+import functools
+
+import numpy as np
+
+from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.sim.push_table_oracle import Oracle
+from lapa_jax.sim.push_table_tasks import BLOCKS, FAMILIES, Task, draw_task
+from lapa_jax.sim.rendering import Camera, load_mujoco
+
+FPS = 10.0
+ACTION_LIMIT = 0.03
+"""Metres that one action may move the pusher along each axis."""
+
+MAX_STEPS = 150
+"""An episode that has not succeeded by then has failed."""
+
+PUSHER_RANGE = 0.26  # metres, each axis
+BLOCK_RANGE = 0.26  # metres, each axis; the table reaches to 0.3
+TIMESTEP = 0.005
+START_RANGE = 0.19  # blocks and pusher start within this, metres
+START_GAP = 0.085  # and at least so far apart: the longest bar reaches 0.036 from its centre
+MAX_SIZE = 1024  # pixels
+
+COLOURS = {"red": "0.85 0.12 0.12", "green": "0.12 0.65 0.2", "blue": "0.12 0.3 0.9", "yellow": "0.95 0.8 0.1"}
+SHAPES = {
+    "cube": 'type="box" size="0.02 0.02 0.02"',
+    "disc": 'type="cylinder" size="0.022 0.02"',
+    "bar": 'type="box" size="0.034 0.012 0.02"',
+    "triangle": 'type="mesh" mesh="triangle"',
+}
+
+
+class Env:
+    """The push-table. Actions f32[2] move the pusher's set-point by (x, y) metres; larger ones are clipped.
+
+    The same seed and family give the same episode, bit for bit, in every process on the same machine.
+    """
+
+    name = "push_table"
+    fps = FPS
+    max_steps = MAX_STEPS
+    tasks = tuple(FAMILIES)
+
+    def __init__(self, size: int = 128):
+        """`size` is the edge of the square pictures in pixels. No GL is needed until the first `observe`."""
+        if not 16 <= size <= MAX_SIZE:
+            raise UserError(f"picture size {size} is outside 16 to {MAX_SIZE} pixels")
+        self._mujoco = load_mujoco()
+        self.size = size
+        self.model = self._mujoco.MjModel.from_xml_string(_scene(size))
+        self.data = self._mujoco.MjData(self.model)
+        self.task: Task | None = None
+        self._substeps = round(1 / FPS / TIMESTEP)
+
+    @functools.cached_property
+    def _camera(self) -> Camera:
+        return Camera(self.model, "front", self.size)
+
+    def reset(self, seed: int, task: str | None = None) -> None:
+        """Starts an episode: draws the layout and an instruction of family `task` (None: any family) from `seed`."""
+        if task is not None and task not in FAMILIES:
+            raise UserError(f"the push-table has no task '{task}'{did_you_mean(task, FAMILIES)}")
+        rng = np.random.default_rng(seed)
+        family = task or self.tasks[rng.integers(len(self.tasks))]
+        self.task = None
+        while self.task is None:
+            places, angles = _draw_layout(rng)
+            self.task = draw_task(rng, family, places[:-1])
+        self._mujoco.mj_resetData(self.model, self.data)
+        self.data.qpos[:-2].reshape(-1, 3)[:] = np.column_stack([places[:-1], angles])
+        self.data.qpos[-2:] = self._setpoint = places[-1]
+        self.data.ctrl[:] = self._setpoint
+        self._mujoco.mj_forward(self.model, self.data)
+
+    @property
+    def instruction(self) -> str:
+        """What the policy is asked to do in this episode."""
+        return self._started().instruction
+
+    @property
+    def blocks(self) -> np.ndarray:
+        """Positions of the blocks, f64[8, 2] in metres."""
+        return self.data.qpos[:-2].reshape(-1, 3)[:, :2].copy()
+
+    @property
+    def angles(self) -> np.ndarray:
+        """Turns of the blocks, f64[8] in radians."""
+        return self.data.qpos[:-2].reshape(-1, 3)[:, 2].copy()
+
+    @property
+    def pusher(self) -> np.ndarray:
+        """Position of the pusher, f64[2] in metres."""
+        return self.data.qpos[-2:].copy()
+
+    def observe(self) -> dict[str, np.ndarray]:
+        """{"image": uint8[size, size, 3], "state": f32[2], the pusher's position in metres}."""
+        self._started()
+        return {"image": self._camera.render(self.data), "state": self.pusher.astype(np.float32)}
+
+    def step(self, action: np.ndarray) -> None:
+        """Moves on by one action f32[2] (metres), 1 / fps seconds."""
+        self._started()
+        action = np.asarray(action, np.float64)
+        if action.shape != (2,) or not np.isfinite(action).all():
+            raise UserError(f"the push-table takes actions of two finite numbers (metres in x and y), not {action}")
+        moved = self._setpoint + np.clip(action, -ACTION_LIMIT, ACTION_LIMIT)
+        self._setpoint = np.clip(moved, -PUSHER_RANGE, PUSHER_RANGE)
+        self.data.ctrl[:] = self._setpoint
+        self._mujoco.mj_step(self.model, self.data, self._substeps)
+
+    def success(self) -> bool:
+        """Whether the instruction is fulfilled now."""
+        return self._started().success(self.blocks)
+
+    def oracle(self, seed: int, noise: float = 0.0) -> "PushTableOracle":
+        """A scripted policy that solves every task from the simulator's state; `noise` is a standard deviation in metres."""
+        return PushTableOracle(self, Oracle(seed, noise))
+
+    def close(self) -> None:
+        """Frees the GL context, if one was made."""
+        if "_camera" in self.__dict__:
+            self._camera.close()
+
+    def _started(self) -> Task:
+        if self.task is None:
+            raise UserError("call reset(seed) before using the push-table")
+        return self.task
+
+
+class PushTableOracle:
+    """Feeds an `Oracle` from the state of an `Env`."""
+
+    def __init__(self, env: Env, oracle: Oracle):
+        self._env, self._oracle = env, oracle
+
+    def act(self) -> np.ndarray:
+        """The next action, f32[2] in metres, within the action limit."""
+        action = self._oracle.act(self._env.pusher, self._env.blocks, self._env.task)
+        return np.clip(action, -ACTION_LIMIT, ACTION_LIMIT).astype(np.float32)
+
+
+def _draw_layout(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the blocks and, last, of the pusher, f64[9, 2] in metres, none too near another; angles f64[8]."""
+    places: list[np.ndarray] = []
+    while len(places) <= len(BLOCKS):
+        place = rng.uniform(-START_RANGE, START_RANGE, 2)
+        if all(np.linalg.norm(place - p) > START_GAP for p in places):
+            places.append(place)
+    return np.array(places), rng.uniform(-np.pi, np.pi, len(BLOCKS))
+
+
+def _block(i: int, colour: str, shape: str) -> str:
+    slide = f'range="-{BLOCK_RANGE} {BLOCK_RANGE}" limited="true" frictionloss="0.15" damping="0.6"'
+    return f"""
+      <body name="block{i}" pos="0 0 0.02">
+        <joint type="slide" axis="1 0 0" {slide}/>
+        <joint type="slide" axis="0 1 0" {slide}/>
+        <joint type="hinge" axis="0 0 1" frictionloss="0.002" damping="0.004"/>
+        <geom name="block{i}" {SHAPES[shape]} rgba="{COLOURS[colour]} 1" mass="0.05" friction="0.3"/>
+      </body>"""
+
+
+def _scene(size: int) -> str:
+    """The model as MJCF, with an offscreen buffer of `size` pixels.
+
+    The last two coordinates are the pusher's; its arm is drawn but touches nothing.
+    """
+    blocks = "".join(_block(i, colour, shape) for i, (colour, shape) in enumerate(BLOCKS))
+    corners = ("0.028 0", "-0.016 0.026", "-0.016 -0.026")
+    triangle = " ".join(f"{corner} {z}" for z in (-0.02, 0.02) for corner in corners)
+    unseen = 'contype="0" conaffinity="0"'
+    return f"""
+<mujoco>
+  <option timestep="{TIMESTEP}" gravity="0 0 0" integrator="implicitfast"/>
+  <visual>
+    <global offwidth="{size}" offheight="{size}"/>
+    <quality shadowsize="0" offsamples="0"/>
+    <headlight ambient="0.5 0.5 0.5" diffuse="0.45 0.45 0.45" specular="0 0 0"/>
+  </visual>
+  <asset><mesh name="triangle" vertex="{triangle}"/></asset>
+  <worldbody>
+    <camera name="front" pos="0 -0.46 0.82" xyaxes="1 0 0 0 0.872 0.489" fovy="38"/>
+    <geom type="plane" size="3 3 0.1" pos="0 0 -0.03" rgba="0.35 0.37 0.4 1" {unseen}/>
+    <geom type="box" size="0.3 0.3 0.01" pos="0 0 -0.011" rgba="0.8 0.77 0.72 1" {unseen}/>{blocks}
+      <body name="pusher" pos="0 0 0.04">
+        <joint name="pusher_x" type="slide" axis="1 0 0" damping="2"/>
+        <joint name="pusher_y" type="slide" axis="0 1 0" damping="2"/>
+        <geom name="pusher" type="cylinder" size="0.011 0.04" rgba="0.1 0.1 0.12 1" mass="0.2" friction="0.3"/>
+        <geom type="capsule" fromto="0 0 0.06 0 0.1 0.2" size="0.022" rgba="0.45 0.2 0.55 1" mass="0" {unseen}/>
+      </body>
+  </worldbody>
+  <actuator>
+    <position joint="pusher_x" kp="120" kv="12"/>
+    <position joint="pusher_y" kp="120" kv="12"/>
+  </actuator>
+</mujoco>"""

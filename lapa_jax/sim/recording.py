@@ -1,0 +1,219 @@
+"""Recording the oracle's episodes to step shards or videos, in parallel; a killed recording goes on where it stopped.
+
+Each episode is a function of the options and its number, and is written whole before the recording is finished. So the
+result is the same for any number of workers and of interruptions.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import json
+import multiprocessing
+import os
+import pathlib
+import shutil
+from typing import NamedTuple
+
+import numpy as np
+
+from lapa_jax.core.errors import UserError
+from lapa_jax.core.files import read_json, write_json
+from lapa_jax.core.progress import bar
+from lapa_jax.data.conversion.plan import assign_splits
+from lapa_jax.sim import recording_formats
+from lapa_jax.sim.env import Env, make
+from lapa_jax.sim.recording_formats import EPISODES
+
+WORK = ".record"
+"""Where an unfinished recording keeps its state."""
+
+OPTIONS = "recording.json"
+COLUMNS = ("action", "state")
+ATTEMPTS = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What decides the content of a recording.
+
+    Attributes:
+      env: one of `lapa_jax.sim.env.ENVS`. task: one of its tasks, or None for all of them in turn.
+      episodes: how many. seed: of the whole recording. size: edge of the pictures in pixels.
+      noise: standard deviation of what is added to the oracle's actions, in their units.
+      fps: of the recording; it divides the environment's, the actions in between are summed. None keeps them all.
+      max_steps: only episodes that succeed within so many of the environment's steps are kept; None is its own limit.
+      columns: which of `COLUMNS` are kept; without any the recording is action-free, the input of stage 1.
+      quality: of the JPEGs. val_fraction: share of the episodes that are held out, by a hash of their ids.
+      format: "shards" or "mp4".
+    """
+
+    env: str
+    episodes: int
+    task: str | None = None
+    seed: int = 0
+    size: int = 128
+    noise: float = 0.0
+    fps: float | None = None
+    max_steps: int | None = None
+    columns: tuple[str, ...] = COLUMNS
+    quality: int = 95
+    val_fraction: float = 0.1
+    format: str = "shards"
+
+    def __post_init__(self):
+        formats = recording_formats.FORMATS
+        checks = (
+            (self.format in formats, f"--format {self.format} is not one of {', '.join(formats)}"),
+            (set(self.columns) <= set(COLUMNS), f"--columns {','.join(self.columns)}: known are {', '.join(COLUMNS)}"),
+            (0 < self.episodes < 10**6, f"--episodes is 1 to 999999, got {self.episodes}"),
+            (self.seed >= 0, f"--seed must not be negative, got {self.seed}"),
+            (1 <= self.quality <= 100, f"--quality is 1 to 100, got {self.quality}"),
+            (0 <= self.val_fraction < 1, f"--val_fraction lies in [0, 1), got {self.val_fraction}"),
+            (self.format != "mp4" or self.size % 2 == 0, f"--size must be even for mp4, got {self.size}"),
+            (self.max_steps is None or self.max_steps > 0, f"--max_steps must be positive, got {self.max_steps}"),
+        )
+        for fine, message in checks:
+            if not fine:
+                raise UserError(message)
+
+    def stride(self, env_fps: float) -> int:
+        """Environment steps per recorded step."""
+        if self.fps is None:
+            return 1
+        stride = round(env_fps / self.fps) if self.fps > 0 else 0
+        if stride < 1 or stride * self.fps != env_fps:
+            raise UserError(f"--fps {self.fps} does not divide the {env_fps} steps a second of {self.env}")
+        return stride
+
+
+class Recording(NamedTuple):
+    """One episode: `image` uint8[n + 1, H, W, 3]; in `arrays`, as asked for, "action" f32[n, A], "state" f32[n + 1, S]."""
+
+    task: str
+    seed: int
+    instruction: str
+    fps: float
+    image: np.ndarray
+    arrays: dict[str, np.ndarray]
+
+
+def record(options: Options, out: pathlib.Path, workers: int = 1) -> list[dict]:
+    """Records all episodes to the folder `out`, or finishes what an earlier call has begun.
+
+    Returns:
+      The lines of `episodes.jsonl`: {"id", "task", "instruction", "seed", "frames", "fps", "size", "split", ...}.
+    """
+    env = make(options.env, size=options.size)
+    _check(env, options)
+    tasks = [options.task or env.tasks[number % len(env.tasks)] for number in range(options.episodes)]
+    _pin(options, out)
+    if not (out / EPISODES).exists():
+        ids = [f"{task}-{number:06d}" for number, task in enumerate(tasks)]
+        _record_missing(env, options, out, tasks, ids, workers)
+        entries = [read_json(out / WORK / f"{i}.json") for i in ids]
+        recording_formats.finish(options, out, out / WORK, entries)
+    shutil.rmtree(out / WORK, ignore_errors=True)
+    env.close()
+    return [json.loads(line) for line in (out / EPISODES).read_text().splitlines()]
+
+
+def record_episode(env: Env, options: Options, number: int, task: str) -> Recording:
+    """Runs the oracle on episode `number`; layouts that it does not solve in time are passed over for the next seed."""
+    for attempt in range(ATTEMPTS):
+        seed = int(np.random.SeedSequence([options.seed, number, attempt]).generate_state(1)[0])
+        actions = _solve(env, options, task, seed)
+        if actions is not None:
+            return _replay(env, options, task, seed, actions)
+    raise UserError(
+        f"the oracle solved none of {ATTEMPTS} layouts of '{task}' within {options.max_steps or env.max_steps} steps; "
+        "give a larger --max_steps or less --noise"
+    )
+
+
+def _check(env: Env, options: Options) -> None:
+    """Refuses options that the environment would refuse later, before anything is written."""
+    options.stride(env.fps)
+    env.reset(0, options.task)
+    env.oracle(0, options.noise)
+    env.observe()
+
+
+def _pin(options: Options, out: pathlib.Path) -> None:
+    """Writes the options into a new folder; a folder with other options, or with anything else in it, is refused."""
+    wanted = json.loads(json.dumps(dataclasses.asdict(options)))
+    if (out / OPTIONS).exists():
+        old = read_json(out / OPTIONS)
+        for name, value in wanted.items():
+            if old.get(name) != value:
+                raise UserError(f"{out} was recorded with {name}={old.get(name)}, now {value}; choose another --out")
+        return
+    if out.exists() and (not out.is_dir() or any(not p.name.endswith(".tmp") for p in out.iterdir())):
+        raise UserError(f"{out} exists and holds no recording; choose a new or empty folder")
+    write_json(out / OPTIONS, wanted)
+
+
+def _record_missing(env, options: Options, out: pathlib.Path, tasks: list[str], ids: list[str], workers: int) -> None:
+    splits = assign_splits(ids, "auto", options.val_fraction)
+    jobs = [job for job in zip(range(len(ids)), tasks, ids, splits) if not (out / WORK / f"{job[2]}.json").exists()]
+    if workers > 1:
+        env.close()  # the workers have their own
+        context = multiprocessing.get_context("spawn")
+        pool = concurrent.futures.ProcessPoolExecutor(workers, context)
+        try:
+            futures = [pool.submit(_record_one, None, options, out, *job) for job in jobs]
+            done = concurrent.futures.as_completed(futures)
+            for future in bar(done, total=len(ids), initial=len(ids) - len(jobs), desc="recording", unit="episode"):
+                future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+    else:
+        for job in bar(jobs, total=len(ids), initial=len(ids) - len(jobs), desc="recording", unit="episode"):
+            _record_one(env, options, out, *job)
+
+
+def _record_one(env: Env | None, options: Options, out: pathlib.Path, number: int, task: str, id: str, split: str):
+    """Records one episode; its entry `<id>.json` is written last and says that the rest is there."""
+    env = env or _worker_env(options.env, options.size)
+    recording = record_episode(env, options, number, task)
+    entry = {"id": id, "split": split, "task": task, "seed": recording.seed, "instruction": recording.instruction}
+    entry |= {"frames": len(recording.image), "fps": recording.fps, "size": options.size, "success": True}
+    entry |= recording_formats.write_episode(options, out, out / WORK, entry, recording)
+    write_json(out / WORK / f"{id}.json", entry)
+
+
+@functools.lru_cache(maxsize=1)
+def _worker_env(name: str, size: int) -> Env:
+    return make(name, size=size)
+
+
+def _solve(env: Env, options: Options, task: str, seed: int) -> list[np.ndarray] | None:
+    """The oracle's actions up to success, None without success. Nothing is rendered."""
+    env.reset(seed, task)
+    oracle, actions = env.oracle(seed, options.noise), []
+    for _ in range(options.max_steps or env.max_steps):
+        actions.append(oracle.act())
+        env.step(actions[-1])
+        if env.success():
+            return actions
+    return None
+
+
+def _replay(env: Env, options: Options, task: str, seed: int, actions: list[np.ndarray]) -> Recording:
+    """The pictures of an episode whose actions are known; the last recorded action may sum fewer than `stride`."""
+    stride = options.stride(env.fps)
+    env.reset(seed, task)
+    seen, sums = [env.observe()], []
+    for start in range(0, len(actions), stride):
+        chunk = actions[start : start + stride]
+        for action in chunk:
+            env.step(action)
+        sums.append(np.sum(chunk, axis=0, dtype=np.float32))
+        seen.append(env.observe())
+    arrays = {"action": np.stack(sums), "state": np.stack([o["state"] for o in seen])}
+    arrays = {name: arrays[name] for name in options.columns}
+    return Recording(task, seed, env.instruction, env.fps / stride, np.stack([o["image"] for o in seen]), arrays)
+
+
+def default_workers() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,44 @@
+"""Records the oracle's episodes in a simulator, to step shards or mp4: for training, demonstrations and tests.
+
+    python tools/record_sim.py --env push_table --episodes 1000 --out DIR [--format shards|mp4] [--columns none]
+
+Run again, it goes on where it stopped. Needs the extra `lapa_jax[sim]` and an OpenGL driver.
+"""
+
+import argparse
+import pathlib
+
+from lapa_jax.core.errors import run_main
+from lapa_jax.sim.env import ENVS
+from lapa_jax.sim.recording import COLUMNS, Options, default_workers, record
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--env", required=True, help=f"one of {', '.join(ENVS)}")
+    add("--episodes", type=int, required=True)
+    add("--out", type=pathlib.Path, required=True, help="a new or empty folder, or one to finish")
+    add("--task", help="one task of the environment; all of them in turn by default")
+    add("--seed", type=int, default=0)
+    add("--size", type=int, default=128, help="edge of the pictures in pixels")
+    add("--noise", type=float, default=0.0, help="standard deviation added to the oracle's actions, in their units")
+    add("--fps", type=float, help="of the recording; the actions in between are summed (default: the environment's)")
+    add("--max_steps", type=int, help="keep only episodes that are solved within so many environment steps")
+    add("--columns", default=",".join(COLUMNS), help="what to keep of action,state; 'none': an action-free recording")
+    add("--quality", type=int, default=95, help="of the JPEGs in shards")
+    add("--val_fraction", type=float, default=0.1, help="share of the episodes in the split val")
+    add("--format", default="shards", help="shards or mp4")
+    add("--workers", type=int, default=default_workers(), help="processes; the result does not depend on it")
+    values = vars(parser.parse_args(argv))
+    out, workers = values.pop("out"), values.pop("workers")
+    columns = values.pop("columns")
+    options = Options(columns=() if columns == "none" else tuple(columns.split(",")), **values)
+    lines = record(options, out, workers)
+    steps = sum(line["frames"] for line in lines)
+    held_out = sum(line["split"] == "val" for line in lines)
+    print(f"{out}: {len(lines)} episodes ({held_out} held out), {steps} frames of {options.size} px")
+
+
+if __name__ == "__main__":
+    run_main(main)
