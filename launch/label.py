@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--run", required=True, help="run folder, checkpoint folder or exported folder of a tokenizer")
     parser.add_argument("--data", required=True, help="folder of step shards")
     parser.add_argument("--out", required=True, help="folder to write")
@@ -50,7 +50,7 @@ def _describe(split: str, figures: dict, codebook_size: int) -> str:
     lines = [
         f"{split}: {figures['steps']} steps, {figures['clipped']} of them (an episode's last) with a clipped pair",
         f"  perplexity {figures['perplexity']:.2f} of {codebook_size} per position, "
-        f"{figures['perplexity_sequences']:.1f} over sequences ({figures['sequences']} occur)",
+        f"{figures['sequence_perplexity']:.1f} over sequences ({figures['sequences_used']:.0f} occur)",
         f"  most frequent sequence {figures['most_frequent_sequence']}: {figures['most_frequent_share']:.0%} of steps",
     ]
     for position, counts in enumerate(figures["histogram"]):

@@ -240,7 +240,9 @@ def _second(shards: StepShards, gaps: np.ndarray, steps: np.ndarray) -> np.ndarr
 
 
 def _frame(shards: StepShards, i: int, size: tuple[int, int]) -> np.ndarray:
-    return images.resize(shards.image(i), size)
+    """The picture of a step, made as small as the model wants it where it is a square; else `encode` decides."""
+    image = shards.image(i)
+    return images.resize(image, size[0]) if size[0] == size[1] else image
 
 
 def _summary(path: pathlib.Path, samples: int) -> dict:

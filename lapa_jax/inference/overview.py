@@ -11,6 +11,7 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.core.metrics import read_metrics
 from lapa_jax.inference import plots, usage
 from lapa_jax.inference.pictures import SEQUENCES, Examples, choose_examples, decode_grid
+from lapa_jax.nn.quantizers.usage import perplexity
 
 PICTURE = "plots/overview.png"
 ROWS, PAIRS = 4, 512
@@ -62,7 +63,7 @@ def draw(path, tokenizer, examples: Examples, codes: np.ndarray, history: Sequen
         left, right = middle.subfigures(1, 2, width_ratios=[1, 1.6])
         _draw_examples(left, examples)
         _draw_gallery(right, tokenizer, examples, codes)
-        plots.draw_histograms(bottom, counts, [usage.perplexity(row) for row in counts])
+        plots.draw_histograms(bottom, counts, [perplexity(row) for row in counts])
         return plots.save(figure, path)
 
 

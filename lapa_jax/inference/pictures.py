@@ -8,6 +8,7 @@ import numpy as np
 
 from lapa_jax.inference import plots, usage
 from lapa_jax.inference.report import Section
+from lapa_jax.nn.quantizers.usage import perplexity
 
 EXAMPLES, STARTS, SEQUENCES, ARROWS = 8, 4, 10, 16
 CANDIDATES = 64
@@ -61,7 +62,7 @@ def draw(tokenizer, examples: Examples, codes: np.ndarray, out: pathlib.Path) ->
     first, second = examples.frames[:, 0], examples.frames[:, 1]
     plots.reconstructions(out / "reconstructions.png", first, second, examples.reconstructions)
     counts = usage.histogram(codes, tokenizer.codebook_size)
-    plots.code_histograms(out / "histograms.png", counts, [usage.perplexity(row) for row in counts])
+    plots.code_histograms(out / "histograms.png", counts, [perplexity(row) for row in counts])
     return [
         Section(
             "Reconstructions",

@@ -2,15 +2,15 @@
 
 import pathlib
 
-import jax
+import ml_collections
 
 from lapa_jax.core import config as config_lib
 from lapa_jax.core import tree
 from lapa_jax.core.errors import UserError
 from lapa_jax.inference.tokenizer import LatentActionTokenizer
+from lapa_jax.models import pretrained
 
 MODELS = "lapa_jax.models"
-WEIGHTS_FILE = "model.safetensors"
 
 
 def load(path, step: int | None = None, devices=None) -> LatentActionTokenizer:
@@ -30,13 +30,16 @@ def load(path, step: int | None = None, devices=None) -> LatentActionTokenizer:
     folder = pathlib.Path(path)
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist; give a run folder, a checkpoint folder or an exported folder")
-    config, meta, variables, saved_step = _read(folder, step)
+    config, meta, variables = _read(folder, step)
     model = config_lib.build(MODELS, config.model)
-    _check(model, variables, folder)
+    if wrong := tree.diff(pretrained.expected_variables(model), variables):
+        raise UserError(f"the weights in {folder} do not fit its config: {wrong}")
     kind = _kind(model)
     if kind is None:
         raise UserError(f"{folder} holds a {config.model.name}, which has no inference object")
-    return kind(model, variables, config=config, statistics=meta.get("statistics"), step=saved_step, devices=devices)
+    return kind(
+        model, variables, config=config, statistics=meta.get("statistics"), step=meta.get("step", 0), devices=devices
+    )
 
 
 def _kind(model) -> type | None:
@@ -46,22 +49,14 @@ def _kind(model) -> type | None:
     return None
 
 
-def _read(folder: pathlib.Path, step: int | None):
-    if (folder / WEIGHTS_FILE).is_file():
+def _read(folder: pathlib.Path, step: int | None) -> tuple[ml_collections.ConfigDict, dict, dict]:
+    """Config, metadata and variables of a folder; imported weights have a config with nothing but the model."""
+    if (folder / pretrained.WEIGHTS_FILE).is_file():
         if step is not None:
             raise UserError(f"{folder} is an exported model with one set of weights; leave out the step {step}")
-        from lapa_jax.models.pretrained import load_pretrained
-
-        return load_pretrained(folder)
+        spec, variables, meta = pretrained.load_pretrained(folder)
+        return config_lib.from_json({**meta.get("config", {}), "model": spec}), meta, variables
     from lapa_jax.train.checkpoint import load_for_inference
 
     saved = load_for_inference(folder, step)
-    return saved.config, saved.meta, saved.variables, saved.step
-
-
-def _check(model, variables, folder: pathlib.Path) -> None:
-    """Refuses weights whose names or shapes are not those of the model."""
-    rngs = {name: jax.random.key(0) for name in ("params", "noise", "dropout")}
-    expected = jax.eval_shape(lambda batch: model.init(rngs, batch, train=True), model.example(1))
-    if wrong := tree.diff(dict(expected)["params"], variables["params"]):
-        raise UserError(f"the weights in {folder} do not fit its config: {wrong}")
+    return saved.config, {**saved.meta, "step": saved.step}, saved.variables

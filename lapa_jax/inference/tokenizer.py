@@ -14,18 +14,19 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.data import images
 from lapa_jax.train.sharding import batch_sharding, make_mesh
 
-LARGEST_BATCH = 64
+LARGEST_BATCH = 256
 
 
 class LatentActionTokenizer:
     """A trained latent action model that encodes and decodes numpy arrays.
 
-    Batches are padded to a power of two (at least one example per device, at most 64) and spread over the devices, so
-    at most seven programs are ever compiled however many examples a call brings.
+    Batches are padded to the number of devices times a power of two, up to 256 examples, and spread over the devices:
+    few programs are compiled however many examples the calls bring.
 
     Attributes:
       model: the Flax module.
-      variables: its variables, `{"params": ..., ...}`, replicated over `devices`.
+      mesh: the devices it runs on, all on the "data" axis.
+      variables: its variables, `{"params": ..., ...}`, a copy on every device.
       config: the run's config.
       statistics: the training data's statistics (per dimension; empty where it has no numeric columns).
       step: the training step of the weights.
@@ -33,17 +34,16 @@ class LatentActionTokenizer:
 
     def __init__(self, model, variables, *, config, statistics, step: int = 0, devices=None):
         self.model, self.config, self.statistics, self.step = model, config, dict(statistics or {}), int(step)
-        mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices or jax.local_devices())
-        self._batch_sharding = batch_sharding(mesh)
-        self.variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
-        self._smallest = mesh.size
+        self.mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices or jax.local_devices())
+        self.variables = jax.device_put(variables, NamedSharding(self.mesh, PartitionSpec()))
         self._encode = jax.jit(functools.partial(_apply_encode, model))
         self._decode = jax.jit(functools.partial(_apply_decode, model))
 
     @property
-    def image_size(self) -> int:
-        """Side in pixels of the square frames that the model sees."""
-        return self.model.image_size
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the frames that the model sees, in pixels."""
+        size = self.model.image_size
+        return (size, size) if isinstance(size, int) else tuple(size)
 
     @property
     def codebook_size(self) -> int:
@@ -53,7 +53,7 @@ class LatentActionTokenizer:
     @property
     def code_length(self) -> int:
         """N: codes per frame pair."""
-        return self.model.code_length
+        return self.model.code_seq_len
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -108,43 +108,39 @@ class LatentActionTokenizer:
         """Writes `config.json` and `model.safetensors`; `lapa_jax.load(folder)` gives the same model to the bit."""
         from lapa_jax.models import pretrained
 
-        pretrained.save_pretrained(
-            folder,
-            config=self.config,
-            variables=jax.device_get(self.variables),
-            statistics=self.statistics,
-            step=self.step,
-        )
+        config = to_json(self.config)
+        meta = {"config": config, "statistics": self.statistics, "step": self.step}
+        pretrained.save_pretrained(folder, config["model"], self.variables, meta)
 
     def _check_codes(self, codes) -> np.ndarray:
         codes = np.asarray(codes)
-        if codes.dtype.kind not in "iu" or codes.ndim not in (1, 2) or codes.shape[-1] != self.code_length:
+        shape_fits = codes.ndim in (1, 2) and codes.size and codes.shape[-1] == self.code_length
+        if codes.dtype.kind not in "iu" or not shape_fits:
             raise UserError(
                 f"codes is {codes.dtype} {codes.shape}; integers [B, {self.code_length}] or [{self.code_length}] "
                 "are expected"
             )
-        if codes.size and not (0 <= codes.min() and codes.max() < self.codebook_size):
+        if not (0 <= codes.min() and codes.max() < self.codebook_size):
             raise UserError(f"codes holds {codes.min()}..{codes.max()}; the codebook has 0..{self.codebook_size - 1}")
         return codes.astype(np.int32)
 
     def _run(self, function, *arrays) -> np.ndarray:
         """Runs a jitted function over the leading axis in padded batches and returns its result on the host."""
-        parts = []
-        for start in range(0, len(arrays[0]), self._largest):
-            chunk = [a[start : start + self._largest] for a in arrays]
-            parts.append(self._run_one(function, chunk))
+        parts, place = [], batch_sharding(self.mesh)
+        size = self._padded_size(len(arrays[0]))
+        for start in range(0, len(arrays[0]), size):
+            chunk = [a[start : start + size] for a in arrays]
+            count = len(chunk[0])
+            padded = [np.concatenate([a, np.repeat(a[-1:], size - count, axis=0)]) for a in chunk]
+            parts.append(np.asarray(function(self.variables, *jax.device_put(padded, place)))[:count])
         return np.concatenate(parts)
 
-    @property
-    def _largest(self) -> int:
-        return self._smallest * max(1, LARGEST_BATCH // self._smallest)
-
-    def _run_one(self, function, chunk) -> np.ndarray:
-        size, count = self._smallest, len(chunk[0])
-        while size < count:
+    def _padded_size(self, count: int) -> int:
+        """The batch size for `count` examples: devices times a power of two, and no more than needed or allowed."""
+        size = self.mesh.size
+        while size < count and size * 2 <= LARGEST_BATCH:
             size *= 2
-        padded = [np.concatenate([a, np.repeat(a[-1:], size - count, axis=0)]) for a in chunk]
-        return np.asarray(function(self.variables, *(jax.device_put(a, self._batch_sharding) for a in padded)))[:count]
+        return size
 
 
 def _apply_encode(model, variables, frames):
@@ -171,13 +167,15 @@ def _check_frames(frames, name: str, dimensions: tuple[int, ...]) -> np.ndarray:
     return frames.astype(np.float32)
 
 
-def _fit(frames: np.ndarray, size: int) -> np.ndarray:
+def _fit(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resizes `[..., H, W, 3]` as training does: 8-bit pictures, squashed to a square."""
-    if frames.shape[-3:-1] == (size, size):
+    if frames.shape[-3:-1] == size:
         return frames
+    if size[0] != size[1]:
+        raise UserError(f"frames are {frames.shape[-3]}x{frames.shape[-2]}; resize them to {size[0]}x{size[1]} first")
     eight_bit = frames if frames.dtype == np.uint8 else np.rint(frames * 255).astype(np.uint8)
     flat = eight_bit.reshape(-1, *frames.shape[-3:])
-    return np.stack([images.resize(frame, size) for frame in flat]).reshape(*frames.shape[:-3], size, size, 3)
+    return np.stack([images.resize(frame, size[0]) for frame in flat]).reshape(*frames.shape[:-3], *size, 3)
 
 
 def fingerprint(model_config: dict, params) -> str:

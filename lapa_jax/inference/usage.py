@@ -2,17 +2,12 @@
 
 import numpy as np
 
+from lapa_jax.nn.quantizers.usage import dataset_usage
+
 
 def histogram(codes: np.ndarray, codebook_size: int) -> np.ndarray:
     """How often each code occurs at each position: int64 `[N, K]` from int `[M, N]`."""
     return np.stack([np.bincount(column, minlength=codebook_size) for column in codes.T])
-
-
-def perplexity(counts: np.ndarray) -> float:
-    """The effective number of codes, exp of the entropy of the counts; 0 where there are none."""
-    counts = np.asarray(counts, np.float64)
-    share = counts[counts > 0] / max(counts.sum(), 1)
-    return float(np.exp(-(share * np.log(share)).sum())) if share.size else 0.0
 
 
 def sequences(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -30,23 +25,16 @@ def summarize(codes: np.ndarray, codebook_size: int) -> dict:
       codebook_size: K.
 
     Returns:
-      "steps", "histogram" (N lists of K counts), "perplexity_position_<i>", "perplexity" (their mean),
-      "perplexity_sequences", "sequences" (how many distinct ones occur), "most_frequent_sequence" and its share
-      "most_frequent_share", and "codebook_utilization" (share of the K codes that occur at any position).
+      What `dataset_usage` tells, "steps" (M), "histogram" (N lists of K counts), "most_frequent_sequence" and its share
+      of the steps, "most_frequent_share".
     """
-    counts = histogram(codes, codebook_size)
     found, often = sequences(codes)
-    each = [perplexity(row) for row in counts]
     return {
+        **dataset_usage(codes, codebook_size),
         "steps": len(codes),
-        "histogram": counts.tolist(),
-        **{f"perplexity_position_{i}": value for i, value in enumerate(each)},
-        "perplexity": float(np.mean(each)),
-        "perplexity_sequences": perplexity(often),
-        "sequences": len(found),
+        "histogram": histogram(codes, codebook_size).tolist(),
         "most_frequent_sequence": found[0].tolist(),
         "most_frequent_share": float(often[0] / len(codes)),
-        "codebook_utilization": float((counts.sum(axis=0) > 0).mean()),
     }
 
 

@@ -1,4 +1,4 @@
-"""Verdicts, pictures and the page: the bar is applied as said, files are real PNGs, the page shows what lies beside it."""
+"""Verdicts, pictures and the page: the bar is applied as said, files are real PNGs, the page is sound HTML."""
 
 import html.parser
 

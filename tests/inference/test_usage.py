@@ -11,12 +11,6 @@ def test_histogram_counts_by_position():
     np.testing.assert_array_equal(usage.histogram(CODES, 4), [[3, 0, 1, 0], [0, 3, 0, 1]])
 
 
-def test_perplexity_is_the_effective_number_of_codes():
-    np.testing.assert_allclose(usage.perplexity([5, 5, 5, 0]), 3)
-    assert usage.perplexity([7, 0]) == 1.0
-    np.testing.assert_allclose(usage.perplexity([3, 1]), 0.75**-0.75 * 0.25**-0.25)
-
-
 def test_sequences_come_most_frequent_first():
     found, counts = usage.sequences(CODES)
     np.testing.assert_array_equal(found, [[0, 1], [0, 3], [2, 1]])
@@ -26,8 +20,9 @@ def test_sequences_come_most_frequent_first():
 def test_summary():
     summary = usage.summarize(CODES, 4)
     assert summary["most_frequent_sequence"] == [0, 1] and summary["most_frequent_share"] == 0.5
-    assert summary["codebook_utilization"] == 1.0 and summary["sequences"] == 3 and summary["steps"] == 4
-    np.testing.assert_allclose(summary["perplexity_sequences"], np.exp(1.5 * np.log(2)))
+    assert summary["codebook_utilization"] == 1.0 and summary["sequences_used"] == 3 and summary["steps"] == 4
+    assert summary["histogram"] == [[3, 0, 1, 0], [0, 3, 0, 1]]
+    np.testing.assert_allclose(summary["sequence_perplexity"], np.exp(1.5 * np.log(2)))
 
 
 def test_names_separate_codes_of_several_digits():

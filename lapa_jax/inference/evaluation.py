@@ -1,0 +1,151 @@
+"""Measures a trained latent action model on held-out pairs: `metrics.json`, the pictures and `report.html`."""
+
+import math
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import ml_collections
+import numpy as np
+
+from lapa_jax.core.errors import UserError
+from lapa_jax.core.files import write_json
+from lapa_jax.core.metrics import read_metrics
+from lapa_jax.data import loader, pipeline
+from lapa_jax.inference import overview, pictures, report, supervised, verdicts
+from lapa_jax.inference.report import Section
+from lapa_jax.models.probe import probe_codes
+from lapa_jax.train.evaluate import evaluate
+from lapa_jax.train.task import Task
+
+METRICS_FILE, REPORT_FILE, OVERVIEW_FILE = "metrics.json", "report.html", "overview.png"
+BATCH = 64
+BASELINES = ("action_probe_r2", "action_probe_r2_delta")
+
+
+class Evaluation:
+    """One evaluation: a tokenizer, the held-out pairs, and the folder for the results."""
+
+    def __init__(self, tokenizer, *, run, out, data=None, split: str | None = None, pairs: int = 2048):
+        """Opens the held-out pairs.
+
+        Args:
+          tokenizer: a `LatentActionTokenizer`.
+          run: where it came from; its `metrics.jsonl`, if any, gives the overview's curves.
+          out: the folder to write.
+          data: a folder of step shards; the run's own if None.
+          split: the split to use; the run's own ("val") if None.
+          pairs: how many pairs at most, chosen pseudo-randomly, always the same ones.
+
+        Raises:
+          UserError: data that do not exist or do not fit.
+        """
+        self.tokenizer, self.run, self.out = tokenizer, pathlib.Path(run), pathlib.Path(out)
+        if pairs < 2:
+            raise UserError(f"{pairs} pairs are too few: codes are swapped between pairs; give --pairs 2 or more")
+        self.data = _data_config(tokenizer.config, data, split)
+        self.has_actions = pipeline.has_actions(self.data, "val")
+        fields = ("frames", "net_action") if self.has_actions else ("frames",)
+        self.source = pipeline.build(self.data, "val", image_size=_square(tokenizer), fields=fields)
+        self.pairs = min(pairs, len(self.source))
+        self._task = Task(tokenizer.model, {})
+
+    def write(self, *, supervised_steps: int) -> dict:
+        """Measures, draws and writes; returns the content of `metrics.json`.
+
+        Args:
+          supervised_steps: training steps of the supervised model that bounds the probe from above; 0 leaves it out.
+        """
+        metrics, arrays = self._measure(self.tokenizer.variables)
+        if "action_probe_r2" in metrics:
+            metrics |= self._untrained()
+            if supervised_steps:
+                metrics["action_probe_r2_supervised"] = self._supervised(supervised_steps)
+        result = {**self._about(), "metrics": {k: _finite(v) for k, v in sorted(metrics.items())}}
+        write_json(self.out / METRICS_FILE, result)
+        self._report(result["metrics"], arrays)
+        return result
+
+    def _batches(self):
+        size = -(-BATCH // self.tokenizer.mesh.size) * self.tokenizer.mesh.size
+        return loader.eval_batches(self.source, batch_size=size, limit=self.pairs)
+
+    def _measure(self, variables) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        with jax.set_mesh(self.tokenizer.mesh):
+            return evaluate(self._task, variables, self._batches(), self.tokenizer.mesh)
+
+    def _untrained(self) -> dict[str, float]:
+        """The probes on the network as the run's seed initialises it, on the same pairs."""
+        first = next(iter(self._batches()))
+        seed = self.tokenizer.config.get("seed", 0)
+        variables = jax.jit(self._task.init)(jax.random.key(seed), {"frames": first["frames"]})
+        metrics, _ = self._measure(variables)
+        return {f"{name}_untrained": metrics[name] for name in BASELINES if name in metrics}
+
+    def _supervised(self, steps: int) -> float:
+        return supervised.action_r2(self.source, self.tokenizer, steps=steps, limit=self.pairs, cache=self.out)
+
+    def _about(self) -> dict:
+        shards = getattr(self.source, "shards", None)
+        return {
+            "run": str(self.run),
+            "step": self.tokenizer.step,
+            "tokenizer": self.tokenizer.fingerprint,
+            "data": str(self.data.get("val_path") or self.data["path"]),
+            "data_fingerprint": getattr(shards, "fingerprint", None),
+            "split": str(self.data["split_val"]),
+            "pairs": self.pairs,
+        }
+
+    def _report(self, metrics: Mapping[str, float | None], arrays: Mapping[str, np.ndarray]) -> None:
+        codes, size = arrays["codes"], self.tokenizer.codebook_size
+        examples = pictures.choose_examples(self.tokenizer, self.source)
+        history = read_metrics(self.run)
+        overview.draw(self.out / OVERVIEW_FILE, self.tokenizer, examples, codes, history)
+        about = self._about()
+        report.write(
+            self.out / REPORT_FILE,
+            title=f"Latent actions of {self.run.name}",
+            subtitle=f"step {about['step']}, {self.pairs} pairs of {about['data']} ({about['split']})",
+            verdicts=verdicts.judge(metrics, size),
+            sections=[
+                *pictures.draw(self.tokenizer, examples, codes, self.out),
+                *self._action_sections(arrays),
+                Section("Overview", "The same on one page, with the course of training.", (OVERVIEW_FILE,)),
+            ],
+        )
+
+    def _action_sections(self, arrays: Mapping[str, np.ndarray]) -> list[Section]:
+        title = "What the codes say about the action"
+        if not self.has_actions:
+            return [Section(title, "Unknown: this data has no actions. Give a folder that has them with --data.")]
+        codes, actions, size = arrays["codes"], arrays["net_action"], self.tokenizer.codebook_size
+        found = probe_codes(codes, actions, arrays["episode_id"], size)
+        if found is None:
+            words = (
+                "Unknown: the probe is fitted on episodes with an even number and scored on the others, and here one "
+            )
+            return [Section(title, words + "half is empty or its actions do not vary. Give more held-out episodes.")]
+        rows = found.scored
+        shown = {"predicted": found.prediction[rows], "true": actions[rows], "r2": found.r2_per_dimension}
+        return pictures.draw_actions(codes, actions, shown, size, self.out)
+
+
+def _data_config(config: ml_collections.ConfigDict, data, split: str | None) -> dict:
+    """The run's `config.data` with what the caller wants to be different."""
+    if "data" not in config:
+        raise UserError("this model's config says nothing about data (the gap between frames); evaluate a trained run")
+    chosen = dict(config.data)
+    if data is not None:
+        chosen["val_path"] = str(data)
+    chosen["split_val"] = split or ("val" if data is not None else chosen.get("split_val") or "val")
+    return chosen
+
+
+def _square(tokenizer) -> int | None:
+    height, width = tokenizer.image_size
+    return height if height == width else None
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
