@@ -31,7 +31,8 @@ class _HostRows:
         self.first = index * self.rows
 
     def __len__(self) -> int:
-        return len(self.stream) // self.batch_size * self.rows
+        # an endless stream has the largest length there is, which grain's own arithmetic overflows
+        return min(len(self.stream), 1 << 60) // self.batch_size * self.rows
 
     def __getitem__(self, i: int):
         batch, row = divmod(int(i), self.rows)

@@ -71,10 +71,6 @@ def make_plan(root: pathlib.Path, out: pathlib.Path, options: Options) -> dict:
       {"options", "episodes": [{"id", "path", "kind", "size", "split", "text", "arrays"}], "columns": {name: [A]},
       "other_files", "captions"} as JSON; episodes sorted by path.
     """
-    if not root.is_dir():
-        raise UserError(f"input folder {root} does not exist")
-    if root.resolve() == out.resolve():
-        raise UserError(f"input and output are the same folder, {root}; choose another output")
     sources, others = video.find(root, exclude=out.resolve())
     if not sources:
         raise UserError(f"{root} holds no videos ({', '.join(video.VIDEOS)}) and no folders of pictures")
@@ -199,8 +195,12 @@ def compare(old: dict, new: dict, fixed: set[str]) -> str:
     return f"{now[added[0]]['path']} is new in the source" if added else ""
 
 
-def is_writable_target(out: pathlib.Path) -> None:
-    """Refuses an output folder that holds something else."""
+def check_folders(root: pathlib.Path, out: pathlib.Path) -> None:
+    """Refuses an input that is not there and an output that holds something else."""
+    if not root.is_dir():
+        raise UserError(f"input folder {root} does not exist")
+    if root.resolve() == out.resolve():
+        raise UserError(f"input and output are the same folder, {root}; choose another output")
     if out.exists() and not out.is_dir():
         raise UserError(f"output {out} is a file; give a folder")
     if out.is_dir() and not (out / shards.WORK).exists() and not (out / shards.DATASET).exists():

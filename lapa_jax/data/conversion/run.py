@@ -33,7 +33,7 @@ def convert(root: pathlib.Path, out: pathlib.Path, options: planning.Options, wo
       The report, also written to `report.json`: {"episodes", "steps", "errors": [{"path", "error"}], ...}; "finished"
       tells whether the output had been there already.
     """
-    planning.is_writable_target(out)
+    planning.check_folders(root, out)
     plan = planning.make_plan(root, out, options)
     work = out / shards.WORK
     if (out / shards.DATASET).exists():

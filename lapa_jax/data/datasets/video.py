@@ -131,9 +131,10 @@ def _whole(container, stream) -> Iterator:
         raise ValueError(f"it ends after {end:.2f} s, its header says {length:.2f} s: the file is truncated")
 
 
-def natural_key(name: str) -> list:
-    """Sorts frame2 before frame10: numbers in a name count as numbers."""
-    return [(int(part), "") if part.isdigit() else (-1, part.lower()) for part in re.split(r"(\d+)", name) if part]
+def natural_key(name: str) -> tuple:
+    """Sorts frame2 before frame10: numbers in a name count as numbers. Different names have different keys."""
+    parts = [(int(part), "") if part.isdecimal() else (-1, part.lower()) for part in re.split(r"(\d+)", name) if part]
+    return parts, name
 
 
 def resample(frames: Iterator, fps: float) -> Iterator:
