@@ -1,6 +1,6 @@
 """Exported models: a folder with `config.json` and `model.safetensors`, all that inference needs.
 
-`config.json` is `{"format": "lapa_jax.model", "version": 1, "model": {"name": ..., fields}, "meta": {...}}`. The tensors
+`config.json` is `{"format": "lapa_jax.model", "version": 1, "model": {"name": ..., fields}, "meta": {...}}`. Tensors
 are named by collection and path, "params/encoder/project/kernel". The weights carry the sha256 of their `config.json`,
 so that files of two exports are never taken for one.
 """

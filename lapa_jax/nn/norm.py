@@ -1,8 +1,31 @@
-"""Normalisation by running statistics."""
+"""Normalisation: of each token, and by running statistics."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+
+class LayerNorm(nn.Module):
+    """Layer norm over the last axis with eps 1e-5; statistics in float32, the variance in two passes.
+
+    Attributes:
+      use_bias: whether a learned bias is added besides the learned scale.
+      dtype: dtype of the result.
+    """
+
+    use_bias: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D] in `dtype`."""
+        x = x.astype(jnp.float32)
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-5)
+        x = x * self.param("scale", nn.initializers.ones, x.shape[-1:])
+        if self.use_bias:
+            x = x + self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        return x.astype(self.dtype)
 
 
 class RunningNorm(nn.Module):

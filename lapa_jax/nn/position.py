@@ -1,5 +1,7 @@
 """Positions: a bias from continuous distances on a grid, and a convolution that lets tokens see their neighbours."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -68,20 +70,51 @@ class NeighbourConv(nn.Module):
         return x + bias + depthwise_conv(x, kernel[:, :, :, 0], self.axes)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def depthwise_conv(x: jax.Array, kernel: jax.Array, axes: tuple[int, int, int]) -> jax.Array:
-    """The causal depthwise convolution of `NeighbourConv` without bias and residual; kernel: [3, 3, 3, D]."""
-    padding = [(0, 0)] * x.ndim
-    for axis, before, after in zip(axes, (2, 1, 1), (0, 1, 1), strict=True):
-        padding[axis] = (before, after)
-    padded = jnp.pad(x, padding)
-    sizes = [x.shape[axis] for axis in axes]
+    """The causal depthwise convolution of `NeighbourConv` without bias and residual; kernel: [3, 3, 3, D].
+
+    Has its own gradient: differentiating the sum would keep every shifted copy of `x` for the backward pass.
+    """
+    return _shifted_sum(x, kernel, axes, before=(2, 1, 1))
+
+
+def _shifted_sum(x, kernel, axes, *, before):
+    """Sum over taps of x, shifted by (tap - before) cells and zero outside, times kernel[tap]."""
     total = jnp.zeros_like(x)
+    for taps, window in _windows(x, axes, before):
+        total = total + window * kernel[taps]
+    return total
+
+
+def _windows(x, axes, before):
+    """Each tap with the shifted x that it sees, without the taps that see nothing but zeros."""
+    padding = [(0, 0)] * x.ndim
+    for axis, pad in zip(axes, before, strict=True):
+        padding[axis] = (pad, 2 - pad)
+    padded, sizes = jnp.pad(x, padding), [x.shape[axis] for axis in axes]
     for taps in np.ndindex(3, 3, 3):
-        # A tap that lies two frames back sees only padding when there are at most two frames, and so on.
-        if 2 - taps[0] >= sizes[0]:
+        if any(abs(tap - pad) >= size for tap, pad, size in zip(taps, before, sizes, strict=True)):
             continue
         window = padded
         for axis, tap, size in zip(axes, taps, sizes, strict=True):
             window = jax.lax.slice_in_dim(window, tap, tap + size, axis=axis)
-        total = total + window * kernel[taps]
-    return total
+        yield taps, window
+
+
+def _conv_forward(x, kernel, axes):
+    return depthwise_conv(x, kernel, axes), (x, kernel)
+
+
+def _conv_backward(axes, saved, grad):
+    x, kernel = saved
+    # The gradient of a shift is the opposite shift: the flipped kernel, with future frames in place of past ones.
+    x_grad = _shifted_sum(grad, kernel[::-1, ::-1, ::-1], axes, before=(0, 1, 1))
+    others = tuple(range(x.ndim - 1))
+    kernel_grad = jnp.zeros(kernel.shape, jnp.float32)
+    for taps, window in _windows(x, axes, (2, 1, 1)):
+        kernel_grad = kernel_grad.at[taps].set(jnp.sum(window * grad, axis=others, dtype=jnp.float32))
+    return x_grad, kernel_grad.astype(kernel.dtype)
+
+
+depthwise_conv.defvjp(_conv_forward, _conv_backward)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from lapa_jax.nn.attention import Attention
 from lapa_jax.nn.feedforward import GEGLU
+from lapa_jax.nn.norm import LayerNorm
 from lapa_jax.nn.position import NeighbourConv
 
 # What the backward pass may keep instead of computing it again; None recomputes nothing.
@@ -20,11 +21,6 @@ REMAT_POLICIES = {
 # A stack of at most this many blocks is unrolled by the compiler: on a CPU its step takes a quarter less time than as a
 # loop, for a longer compilation. Parameters and results are the same.
 UNROLL_UP_TO = 4
-
-
-def layer_norm(name: str, dtype, *, use_bias: bool = True) -> nn.LayerNorm:
-    """Layer norm with eps 1e-5; statistics in float32 and with the two-pass variance (no cancellation)."""
-    return nn.LayerNorm(epsilon=1e-5, use_bias=use_bias, dtype=dtype, use_fast_variance=False, name=name)
 
 
 class Block(nn.Module):
@@ -44,7 +40,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, bias: jax.Array | None, context: jax.Array | None):
         """x: [N, L, D], bias: [heads, L, L] or None, context: [N, S, C] or None -> ([N, L, D], None) for the scan."""
-        norm = lambda name, y: layer_norm(name, self.dtype, use_bias=False)(y)  # noqa: E731
+        norm = lambda name, y: LayerNorm(use_bias=False, dtype=self.dtype, name=name)(y)  # noqa: E731
         cells = x.reshape(-1, *self.view, x.shape[-1])
         x = NeighbourConv(self.axes, self.dtype, name="neighbours")(cells).reshape(x.shape)
 
@@ -55,7 +51,7 @@ class Block(nn.Module):
             y, context = norm("cross_norm", x), norm("context_norm", context)
             attention = Attention(self.heads, self.dim_head, cosine=True, null_kv=2, dtype=self.dtype, name="cross")
             x = x + attention(y, context)
-        y = layer_norm("feedforward_norm", self.dtype)(x)
+        y = LayerNorm(dtype=self.dtype, name="feedforward_norm")(x)
         return x + GEGLU(dtype=self.dtype, name="feedforward")(y), None
 
 
@@ -111,4 +107,4 @@ class Transformer(nn.Module):
             self.heads, self.dim_head, tuple(self.view), self.axes, self.cross, self.raw_kv, self.dtype, name="layers"
         )
         x, _ = layers(x.astype(self.dtype), bias, context)
-        return layer_norm("norm_out", self.dtype, use_bias=False)(x)
+        return LayerNorm(use_bias=False, dtype=self.dtype, name="norm_out")(x)

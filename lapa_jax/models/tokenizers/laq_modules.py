@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.nn.conv import Downsample, code_grid
 from lapa_jax.nn.linear import Linear
+from lapa_jax.nn.norm import LayerNorm
 from lapa_jax.nn.patches import from_patches, patch_grid, to_patches
 from lapa_jax.nn.position import ContinuousPositionBias
-from lapa_jax.nn.transformer import REMAT_POLICIES, Transformer, layer_norm
+from lapa_jax.nn.transformer import REMAT_POLICIES, Transformer
 
 LAYOUTS = ("fixed", "official")
 DTYPES = ("float32", "bfloat16")
@@ -70,8 +71,8 @@ class PatchEmbedding(nn.Module):
     def __call__(self, frames: jax.Array) -> jax.Array:
         """[..., H, W, 3] -> [..., patches, dim]."""
         x = to_patches(frames, self.patch_size)
-        x = Linear(self.dim, dtype=self.dtype, name="project")(layer_norm("norm_in", self.dtype)(x))
-        return layer_norm("norm_out", self.dtype)(x)
+        x = Linear(self.dim, dtype=self.dtype, name="project")(LayerNorm(dtype=self.dtype, name="norm_in")(x))
+        return LayerNorm(dtype=self.dtype, name="norm_out")(x)
 
 
 class PairEncoder(nn.Module):

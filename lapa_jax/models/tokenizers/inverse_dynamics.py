@@ -1,0 +1,103 @@
+"""Supervised inverse dynamics: the LAQ encoder with a linear head that predicts the true action.
+
+It answers how much of the action two frames show at all to a network of this size: the upper bound for what LAQ's codes
+can say, which never see an action.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lapa_jax.core.errors import UserError
+from lapa_jax.core.output import Output
+from lapa_jax.models.probe import r2_score
+from lapa_jax.models.tokenizers.laq_modules import PairEncoder, check_encoder, image_shape, to_unit_range
+from lapa_jax.nn import losses
+from lapa_jax.nn.linear import Linear
+
+
+class Model(nn.Module):
+    """Frame pairs to the net action between them.
+
+    Batches hold "frames" as LAQ's and "net_action" f32 [B, A]. Loss: "action", the mean squared error in units of
+    `action_std`, the same weight for every dimension.
+
+    Attributes:
+      action_dim: A.
+      action_mean, action_std: per dimension, of the actions in the training data; empty for 0 and 1.
+      image_size, patch_size, dim, quant_dim, code_seq_len, spatial_depth, temporal_depth, heads, dim_head, layout,
+        dtype, remat: as of `laq.Model`; the head reads the code_seq_len x quant_dim numbers of the delta.
+    """
+
+    action_dim: int = 7
+    action_mean: tuple[float, ...] = ()
+    action_std: tuple[float, ...] = ()
+    image_size: int | tuple[int, int] = 256
+    patch_size: int = 32
+    dim: int = 1024
+    quant_dim: int = 32
+    code_seq_len: int = 4
+    spatial_depth: int = 8
+    temporal_depth: int = 8
+    heads: int = 16
+    dim_head: int = 64
+    layout: str = "fixed"
+    dtype: str = "float32"
+    remat: str = "none"
+
+    def setup(self):
+        self.encoder = PairEncoder.of(self)
+        self.head = Linear(self.action_dim)
+
+    @nn.nowrap
+    def check(self) -> None:
+        """Raises UserError for fields that cannot work, with what to change."""
+        check_encoder(self)
+        for field in ("action_mean", "action_std"):
+            if len(getattr(self, field)) not in (0, self.action_dim):
+                raise UserError(f"{field} has {len(getattr(self, field))} values for {self.action_dim} dimensions")
+        if any(std <= 0 for std in self.action_std):
+            raise UserError(f"action_std is {self.action_std}; every value must be positive")
+
+    @nn.nowrap
+    def example(self, batch_size: int) -> dict[str, np.ndarray]:
+        """A batch of zeros with the right shapes and dtypes."""
+        return {
+            "frames": np.zeros((batch_size, 2, *image_shape(self.image_size), 3), np.uint8),
+            "net_action": np.zeros((batch_size, self.action_dim), np.float32),
+        }
+
+    def __call__(self, batch, *, train: bool) -> Output:
+        """The loss of a batch; nothing differs in training."""
+        target = (batch["net_action"] - self._mean()) / self._std()
+        return Output(losses={"action": losses.mean_squared_error(self._standardized(batch), target)}, metrics={})
+
+    def predict(self, batch) -> dict[str, jax.Array]:
+        """The "actions" f32 [B, A], in the data's units."""
+        return {"actions": self._standardized(batch) * self._std() + self._mean()}
+
+    def evaluate(self, batch) -> dict[str, jax.Array]:
+        """Per example: "prediction" and "net_action" f32 [B, A], "episode_id" where the batch has it."""
+        arrays = {"prediction": self.predict(batch)["actions"], "net_action": batch["net_action"]}
+        return arrays | {name: batch[name] for name in ("episode_id",) if name in batch}
+
+    @nn.nowrap
+    def summarize(self, arrays: dict[str, np.ndarray]) -> dict[str, float]:
+        """The "action_r2_<i>" per dimension that varies, their mean "action_r2", and "action_mse" in data units."""
+        prediction, target = arrays["prediction"].astype(np.float64), arrays["net_action"].astype(np.float64)
+        r2 = {f"action_r2_{i}": float(v) for i, v in enumerate(r2_score(prediction, target)) if np.isfinite(v)}
+        mean = {"action_r2": float(np.mean(list(r2.values())))} if r2 else {}
+        return {"action_mse": float(np.mean((prediction - target) ** 2)), **r2, **mean}
+
+    def _standardized(self, batch) -> jax.Array:
+        frames = to_unit_range(batch["frames"], (2, *image_shape(self.image_size), 3))
+        mixed = self.encoder.mix(self.encoder.embed(frames), self.encoder.bias())
+        delta = self.encoder.delta(mixed)
+        return self.head(delta.reshape(delta.shape[0], -1))
+
+    def _mean(self) -> jax.Array:
+        return jnp.asarray(self.action_mean or (0.0,) * self.action_dim, jnp.float32)
+
+    def _std(self) -> jax.Array:
+        return jnp.asarray(self.action_std or (1.0,) * self.action_dim, jnp.float32)
