@@ -29,6 +29,7 @@ from lapa_jax.nn.patches import patch_grid
 from lapa_jax.nn.quantizers import nsvq
 from lapa_jax.nn.quantizers import replacement as rules
 from lapa_jax.nn.quantizers.usage import batch_usage
+from lapa_jax.nn.views import shift_clips
 
 CONTEXTS = ("patch_embedding", "encoder")
 OUTPUTS = ("linear", "residual", "tanh")
@@ -57,6 +58,8 @@ class Model(nn.Module):
         tokens and features interleaved, and keys and values come from un-normalised tokens.
       decoder_context: what the decoder knows of the first frame: its "patch_embedding", without gradient; or the
         "encoder" output, a trap kept for comparison: that has seen the second frame, so the codes are left unused.
+      view_shift: in training the decoder's pair is the encoder's, shifted by up to this many pixels, drawn for each
+        example. A code that says where something ends up is then of no use; one that says how it moves is. 0 is off.
       codebook_init: "normal", or "data": codes start as deltas of the batch at initialisation.
       delta_norm: "none", or "running": deltas are centred per position and scaled to unit size by running statistics.
       replacement: rule for dead codes, "official", "share", "residual" or "none"; see `nn.quantizers.replacement`.
@@ -83,6 +86,7 @@ class Model(nn.Module):
     dim_head: int = 64
     layout: str = "fixed"
     decoder_context: str = "patch_embedding"
+    view_shift: int = 0
     codebook_init: str = "normal"
     delta_norm: str = "none"
     replacement: str = "official"
@@ -119,9 +123,19 @@ class Model(nn.Module):
             raise UserError(f"codebook_size is {self.codebook_size} and decoder_depth {self.decoder_depth}; "
                             "at least 2 codes and 1 block are needed")
         rules.check_schedule(self.replacement_schedule)
+        self._check_view_shift()
         if self.output == "tanh" and self.normalization == "imagenet":
             raise UserError("output 'tanh' cannot reach targets of normalization 'imagenet': they span -2.1 to 2.6 and "
                             "tanh ends at 1; use output 'linear' or normalization 'none'")
+
+    @nn.nowrap
+    def _check_view_shift(self) -> None:
+        limit = min(image_shape(self.image_size)) // 2
+        if not isinstance(self.view_shift, int) or not 0 <= self.view_shift <= limit:
+            raise UserError(f"view_shift is {self.view_shift!r}; give whole pixels from 0 to half the image, {limit}")
+        if self.view_shift and self.decoder_context != "patch_embedding":
+            raise UserError(f"view_shift {self.view_shift} needs decoder_context 'patch_embedding': the decoder's view "
+                            f"has no encoder output")
 
     @nn.nowrap
     def example(self, batch_size: int) -> dict[str, np.ndarray]:
@@ -133,6 +147,9 @@ class Model(nn.Module):
         frames = self._frames(batch["frames"])
         view = self._encode(frames, train=train)
         action, codes, metrics = self.quantizer(view["delta"], train=train)
+        if train and self.view_shift:
+            frames = shift_clips(frames, self.make_rng("noise"), self.view_shift)
+            view = self._context(frames[:, :1])
         second = self._decode(view, action)
         first, target = frames[:, 0], frames[:, 1]
         named = {
