@@ -16,6 +16,14 @@ def decode(data: bytes) -> np.ndarray:
     return simplejpeg.decode_jpeg(data, "RGB", strict=True)
 
 
+def decode_into(data: bytes, out: np.ndarray) -> None:
+    """Decodes JPEG bytes into uint8[H, W, 3]; damaged data and a picture of another size are a ValueError."""
+    height, width = simplejpeg.decode_jpeg_header(data)[:2]
+    if (height, width, 3) != out.shape:
+        raise ValueError(f"it is {height} x {width}, expected {out.shape[0]} x {out.shape[1]}")
+    simplejpeg.decode_jpeg(data, "RGB", strict=True, buffer=out)
+
+
 def resize(image: np.ndarray, size: int, mode: str = "squash") -> np.ndarray:
     """Resizes uint8[H, W, 3] to uint8[size, size, 3], bilinear with anti-aliasing.
 

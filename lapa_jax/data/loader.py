@@ -3,10 +3,11 @@
 The global stream is shuffle -> repeat (each epoch in its own order) -> random map. Batch k is samples k*B to
 (k+1)*B - 1 of it, and host h of H holds the rows h*B/H to (h+1)*B/H - 1 of every batch. So the global array has the
 same rows in the same order for 1, 2 or 4 hosts, and a run that starts at step k continues the stream of one that
-started at 0.
+started at 0. The order is computed on indices; a batch is assembled in one piece, by as many threads as there are
+batches to prepare.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
@@ -17,29 +18,70 @@ from lapa_jax.data.transforms import Augment
 THREADS, PREFETCH = 4, 8
 
 
-class _HostRows:
-    """The rows of one host out of a stream of global batches, as a source of its own."""
+class _Batches:
+    """The rows of one host of batch k, as a random-access source.
 
-    def __init__(self, stream: Sequence, batch_size: int, host: tuple[int, int]):
+    Args:
+      source: samples by index.
+      order: at position p of the global stream stands sample `order[p]`.
+      batch_size: of all hosts together. host: (index, count).
+      augment, seed: the random map; the generator of position p is a function of (seed, p).
+    """
+
+    def __init__(self, source, order: Sequence[int], batch_size: int, host: tuple[int, int], *, augment=None, seed=0):
         index, count = host
         if not 0 <= index < count:
             raise UserError(f"host {index} of {count} does not exist")
         if batch_size < 1 or batch_size % count:
             raise UserError(f"the global batch size {batch_size} must be a multiple of the {count} hosts")
-        self.stream, self.batch_size = stream, batch_size
+        self.source, self.order, self.batch_size = source, order, batch_size
+        self.augment, self.seed = augment, seed
         self.rows = batch_size // count
         self.first = index * self.rows
 
     def __len__(self) -> int:
         # an endless stream has the largest length there is, which grain's own arithmetic overflows
-        return min(len(self.stream), 1 << 60) // self.batch_size * self.rows
-
-    def __getitem__(self, i: int):
-        batch, row = divmod(int(i), self.rows)
-        return self.stream[batch * self.batch_size + self.first + row]
+        return min(len(self.order), 1 << 60) // self.batch_size
 
     def __repr__(self) -> str:
-        return f"_HostRows({self.batch_size}, {self.first}, {self.rows})"
+        return f"{type(self).__name__}({self.source!r}, {self.batch_size}, {self.first}, {self.rows})"
+
+    def positions(self, k: int) -> range:
+        """Where this host's rows of batch k stand in the global stream."""
+        start = k * self.batch_size + self.first
+        return range(start, start + self.rows)
+
+    def __getitem__(self, k: int) -> dict[str, np.ndarray]:
+        positions = self.positions(int(k))
+        batch = _assemble(self.source, [int(self.order[p]) for p in positions])
+        if self.augment is not None:
+            for row, position in enumerate(positions):
+                key = np.array([self.seed, position], np.uint64)
+                sample = {name: values[row] for name, values in batch.items()}
+                for name, value in self.augment(sample, np.random.Generator(np.random.Philox(key=key))).items():
+                    batch[name][row] = value
+        return batch
+
+
+class _PaddedBatches(_Batches):
+    """Batches of a finite order, filled up by repeating it, with a mask."""
+
+    def __init__(self, source, order: np.ndarray, batch_size: int, host: tuple[int, int]):
+        padded = np.resize(order, -(-len(order) // batch_size) * batch_size)
+        super().__init__(source, padded, batch_size, host)
+        self.real = len(order)
+
+    def __getitem__(self, k: int) -> dict[str, np.ndarray]:
+        mask = np.array([position < self.real for position in self.positions(int(k))], np.float32)
+        return {**super().__getitem__(k), "mask": mask}
+
+
+def _assemble(source, indices: Sequence[int]) -> dict[str, np.ndarray]:
+    """The samples at `indices`, stacked: by the source itself where it knows how."""
+    if hasattr(source, "batch"):
+        return source.batch(indices)
+    samples = [source[i] for i in indices]
+    return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
 def train_batches(
@@ -70,30 +112,9 @@ def train_batches(
     """
     # grain gives epoch e the shuffle seed + e: neighbouring seeds would share epochs, so they are spread first
     order, changes = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
-    stream = grain.MapDataset.source(source).shuffle(seed=order).repeat()
-    if augment is not None:
-        stream = stream.random_map(augment, seed=changes)
-    rows = grain.MapDataset.source(_HostRows(stream, batch_size, host))
-    return _iterate(rows, batch_size // host[1], start_step, threads, prefetch)
-
-
-class _EvalRows:
-    """A fixed pseudo-random choice of samples, padded to whole batches by repeating, with a mask."""
-
-    def __init__(self, source, batch_size: int, limit: int | None, seed: int):
-        order = np.random.default_rng(seed).permutation(len(source))
-        self.source, self.order = source, order[:limit]
-        self.length = -(-len(self.order) // batch_size) * batch_size
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        sample: Mapping = self.source[int(self.order[i % len(self.order)])]
-        return {**sample, "mask": np.float32(i < len(self.order))}
-
-    def __repr__(self) -> str:
-        return f"_EvalRows({self.source!r}, {self.length})"
+    stream = grain.MapDataset.range(len(source)).shuffle(seed=order).repeat()
+    batches = _Batches(source, stream, batch_size, host, augment=augment, seed=changes)
+    return _iterate(batches, start_step, threads, prefetch)
 
 
 def eval_batches(
@@ -111,11 +132,10 @@ def eval_batches(
     The order depends on `seed` and the length of the source only; neighbours in a batch are unrelated, as tests that
     swap codes within a batch need. The last batch is padded by repeating; "mask" f32[B] is 1 for real samples.
     """
-    rows = _EvalRows(source, batch_size, limit, seed)
-    stream = grain.MapDataset.source(_HostRows(rows, batch_size, host))
-    return _iterate(stream, batch_size // host[1], 0, threads, prefetch)
+    order = np.random.default_rng(seed).permutation(len(source))[:limit]
+    return _iterate(_PaddedBatches(source, order, batch_size, host), 0, threads, prefetch)
 
 
-def _iterate(rows, batch_size: int, start_step: int, threads: int, prefetch: int) -> Iterator[dict[str, np.ndarray]]:
-    batches = rows.batch(batch_size)[start_step:]
-    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))
+def _iterate(batches: _Batches, start_step: int, threads: int, prefetch: int) -> Iterator[dict[str, np.ndarray]]:
+    stream = grain.MapDataset.source(batches)[start_step:]
+    return iter(stream.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))

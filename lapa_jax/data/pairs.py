@@ -100,14 +100,29 @@ class FramePairs:
 
         `episode_id` is the number of the episode in `shards.episodes`, `step` the time of the first frame in it.
         """
-        episode, step, gap = self.locate(int(i))
-        first = int(self._first[episode]) + step
-        frames = [_fit(self.shards.image(j), self.image_size) for j in (first, first + gap)]
-        pair = {"frames": np.stack(frames), "episode_id": np.int32(episode), "step": np.int32(step)}
-        if "net_action" in self.fields:
-            actions = [self.shards.array(j, "action") for j in range(first, first + gap)]
-            pair["net_action"] = np.sum(actions, axis=0, dtype=np.float32)
-        return pair
+        return {name: values[0] for name, values in self.batch([i]).items()}
+
+    def batch(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """Several pairs, stacked. Pictures are decoded to where they belong in the result, without a copy."""
+        height, width, _ = self.shards.features["image"]["shape"]
+        size = self.image_size
+        direct = size is None or height == width == size
+        frames = np.empty((len(indices), 2, size or height, size or width, 3), np.uint8)
+        places = [self.locate(int(i)) for i in indices]
+        actions = []
+        for pair, (episode, step, gap) in zip(frames, places):
+            first = int(self._first[episode]) + step
+            for out, j in zip(pair, (first, first + gap)):
+                if direct:
+                    self.shards.image_into(j, out)
+                else:
+                    out[:] = images.resize(self.shards.image(j), size)
+            if "net_action" in self.fields:
+                rows = [self.shards.array(j, "action") for j in range(first, first + gap)]
+                actions.append(np.sum(rows, axis=0, dtype=np.float32))
+        batch = {"frames": frames, "episode_id": np.array([p[0] for p in places], np.int32)}
+        batch["step"] = np.array([p[1] for p in places], np.int32)
+        return {**batch, "net_action": np.stack(actions)} if actions else batch
 
     def summary(self) -> dict[str, int]:
         """How many episodes, steps and pairs; steps that start no pair; episodes too short for any; gaps in frames."""

@@ -230,6 +230,13 @@ class StepShards:
         except ValueError as error:
             raise self._bad(i, f"{name}.jpg", error) from None
 
+    def image_into(self, i: int, out: np.ndarray, name: str = "image") -> None:
+        """Decodes the picture of step i into `out` uint8[H, W, 3], which must have its size."""
+        try:
+            images.decode_into(self._read(i, f"{name}.jpg"), out)
+        except ValueError as error:
+            raise self._bad(i, f"{name}.jpg", error) from None
+
     def array(self, i: int, name: str) -> np.ndarray:
         """A numeric member of step i, e.g. "action" f32[A]."""
         try:

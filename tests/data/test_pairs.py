@@ -16,7 +16,7 @@ class Steps:
     """A stand-in for StepShards whose picture at step i says i."""
 
     def __init__(self, lengths, rates):
-        self.features = {"image": {}, "action": {}}
+        self.features = {"image": {"shape": [2, 2, 3]}, "action": {}}
         self.folder, self.split = "memory", "train"
         starts = np.cumsum([0, *lengths[:-1]])
         self.episodes = [type("E", (), {"start": int(s), "length": n}) for s, n in zip(starts, lengths)]
@@ -28,9 +28,9 @@ class Steps:
     def episode_fps(self):
         return self.rates
 
-    def image(self, i):
-        assert 0 <= i < self.total
-        return np.full((2, 2, 3), i, np.int64)
+    def image_into(self, i, out):
+        assert 0 <= i < self.total < 256
+        out[:] = i
 
     def array(self, i, name):
         return np.array([1.0, i], np.float32)
@@ -106,6 +106,12 @@ def test_requests_the_data_cannot_meet(tmp_path):
         FramePairs(data, Gap(frames=1), ("frames", "state"))
     with pytest.raises(UserError, match="longest of its 4 episodes has 9 frames"):
         FramePairs(data, Gap(frames=9))
+
+
+def test_a_picture_of_another_size_is_named(tmp_path):
+    folder = step_shards.write(tmp_path, draw=lambda episode, step: np.zeros((16, 16, 3), np.uint8))
+    with pytest.raises(UserError, match="ep0_000000.*16 x 16, expected 32 x 32"):
+        FramePairs(StepShards(folder), Gap(frames=1))[0]
 
 
 def write_pairs(folder, names=("t.jpg", "t1.jpg"), count=3):

@@ -14,8 +14,7 @@ import pytest
 from PIL import Image
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.data.conversion import parts, pool
-from lapa_jax.data.conversion.plan import Options, assign_splits, episode_ids
+from lapa_jax.data.conversion.plan import Options
 from lapa_jax.data.conversion.run import convert
 from lapa_jax.data.shards import StepShards
 from tests.data import videos
@@ -262,26 +261,6 @@ def test_a_source_that_changed_underway_is_refused(source, tmp_path):
         go(source, tmp_path / "out")
 
 
-def test_a_dying_worker_costs_one_file(source, tmp_path, monkeypatch):
-    jobs = []
-    work = tmp_path / "parts"
-    work.mkdir()
-    options = {"fps": None, "size": 16, "resize": "squash", "quality": 95, "captions": None}
-    for name in ("flat/v0.mp4", "/dev/killer", "nested/deep/v1.mp4"):
-        entry = {"id": pathlib.Path(name).stem, "path": name, "kind": "video", "text": "", "arrays": ""}
-        jobs.append(parts.Job(str(source), str(work), options, {}, entry))
-    monkeypatch.setattr(pool, "make_part", die_on_killer)
-    results = {job.episode["id"]: failure for job, failure in pool.run_jobs(jobs, 1)}
-    assert results["v0"] is None and results["v1"] is None and "died" in results["killer"].error
-    assert (work / "v1.json").exists()
-
-
-def die_on_killer(job):
-    if job.episode["id"] == "killer":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return parts.make_part(job)
-
-
 def test_two_conversions_to_one_folder(source, tmp_path):
     for k in range(30):
         videos.write(source / f"more{k}.mp4", 28)
@@ -343,25 +322,6 @@ def test_wrong_commands_end_in_one_line(source, tmp_path, arguments, message, ca
     error = capsys.readouterr().err
     assert end.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1 and message in error
     assert not (tmp_path / "out").exists(), "nothing was written"
-
-
-def test_splits_are_stable_and_never_empty():
-    ids = [f"e{k}" for k in range(2000)]
-    splits = assign_splits(ids, "auto", 0.1)
-    assert 150 < splits.count("val") < 250
-    assert assign_splits(ids[:700], "auto", 0.1) == splits[:700], "adding data moves no episode"
-    for count in (2, 3, 5):
-        assert set(assign_splits(ids[:count], "auto", 0.01)) == {"train", "val"}
-        assert set(assign_splits(ids[:count], "auto", 0.99)) == {"train", "val"}
-    assert set(assign_splits(ids, "auto", 0.0)) == {"train"} and set(assign_splits(ids, "val", 0.1)) == {"val"}
-
-
-def test_ids_are_plain_and_unique():
-    paths = ["a/b.mp4", "a-b.mp4", "a b.gif", "c_d/ü.mp4", "c/" + "x" * 300 + ".mp4", "ü.mp4", "ö.mp4", "plain.mp4"]
-    ids = episode_ids(paths)
-    assert len(set(ids)) == len(ids) and ids[-1] == "plain"
-    assert all(i and len(i) <= 64 and i.replace("-", "").isalnum() and i.isascii() for i in ids)
-    assert episode_ids(list(reversed(paths))) == list(reversed(ids))
 
 
 def test_csv_written_by_a_spreadsheet(source, tmp_path):
