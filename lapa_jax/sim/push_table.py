@@ -119,7 +119,7 @@ class Env:
         return self._started().success(self.blocks)
 
     def oracle(self, seed: int, noise: float = 0.0) -> "PushTableOracle":
-        """A scripted policy that solves every task from the simulator's state; `noise` is a standard deviation in metres."""
+        """A scripted policy that solves every task from the simulator; `noise` is a standard deviation in metres."""
         return PushTableOracle(self, Oracle(seed, noise))
 
     def close(self) -> None:

@@ -87,7 +87,7 @@ class Options:
 
 
 class Recording(NamedTuple):
-    """One episode: `image` uint8[n + 1, H, W, 3]; in `arrays`, as asked for, "action" f32[n, A], "state" f32[n + 1, S]."""
+    """One episode: `image` uint8[n + 1, H, W, 3]; `arrays` as asked for: "action" f32[n, A], "state" f32[n + 1, S]."""
 
     task: str
     seed: int

@@ -72,7 +72,7 @@ def _pack(options, out: pathlib.Path, work: pathlib.Path, entries: list[dict]) -
         columns = [_read_npz(work / f"{entry['id']}.npz")[name] for entry in entries if entry["split"] == "train"]
         statistics[name] = column_statistics(columns)
         features[name] = {"shape": list(columns[0].shape[1:]), "dtype": "float32"}
-    features["instruction"] = {"dtype": "text"}
+    features["instruction"] = {"codec": "txt"}
     source = {"tool": "tools/record_sim.py", "env": options.env, "seed": options.seed, "noise": options.noise}
     shards.write_dataset(
         out, features=features, fps=entries[0]["fps"], source=source, splits=splits, statistics=statistics

@@ -42,7 +42,7 @@ class Camera:
     """
 
     def __init__(self, model, name: str, size: int):
-        """Makes the GL context. `size`, the edge of the square picture in pixels, must fit the model's offscreen buffer."""
+        """Makes the GL context. `size`, the edge of the picture in pixels, must fit the model's offscreen buffer."""
         mujoco = load_mujoco()
         if os.environ.get("MUJOCO_GL", "").lower() in ("disable", "disabled", "off", "false", "0"):
             raise UserError(f"no GL driver is in use (MUJOCO_GL={os.environ['MUJOCO_GL']}); {NO_GL}")

@@ -1,0 +1,205 @@
+"""The push-table's physics, its determinism and its oracle."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from lapa_jax.core.errors import UserError
+from lapa_jax.sim.push_table_tasks import FAMILIES
+
+pytestmark = pytest.mark.usefixtures("mujoco")
+
+LEAST_DISTANCE = {"disc": 0.022, "cube": 0.02, "bar": 0.012, "triangle": 0.016}
+"""Radius of the largest circle about the centre that lies within each shape, metres."""
+
+
+@pytest.fixture(scope="module")
+def env():
+    from lapa_jax.sim.push_table import Env
+
+    env = Env(64)
+    yield env
+    env.close()
+
+
+def rollout(env, seed: int, task: str, noise: float = 0.0, limit: int = 150) -> list[np.ndarray]:
+    """The oracle's actions until success or `limit`."""
+    env.reset(seed, task)
+    oracle, actions = env.oracle(seed, noise), []
+    while len(actions) < limit and not env.success():
+        actions.append(oracle.act())
+        env.step(actions[-1])
+    return actions
+
+
+def place(env, block: int, at, angle: float = 0.0) -> None:
+    """Puts a block somewhere, the others in a row at the top."""
+    poses = env.data.qpos[:-2].reshape(-1, 3)
+    poses[:] = [[-0.24 + 0.068 * i, 0.24, 0.0] for i in range(8)]
+    poses[block] = [*at, angle]
+    env.data.qvel[:] = 0
+
+
+def drive(env, start, action, steps: int) -> None:
+    """Puts the pusher at `start` and applies an action several times."""
+    env.data.qpos[-2:] = start
+    env._setpoint = np.array(start, float)
+    for _ in range(steps):
+        env.step(action)
+
+
+def test_a_pushed_block_moves_with_the_pusher_and_stops_when_it_stops(env):
+    env.reset(0)
+    place(env, 0, (0.0, 0.0))
+    drive(env, (-0.06, 0.0), [0.02, 0.0], 6)
+    for _ in range(5):
+        env.step([0.0, 0.0])
+    np.testing.assert_allclose(env.pusher, [0.06, 0.0], atol=2e-3)
+    moved = env.blocks[0]
+    np.testing.assert_allclose(moved, [0.06 + 0.011 + 0.02, 0.0], atol=3e-3)  # pusher's radius, half a cube
+    for _ in range(10):
+        env.step([0.0, 0.0])
+    np.testing.assert_allclose(env.blocks[0], moved, atol=2e-3)
+
+
+def test_untouched_blocks_do_not_move(env):
+    env.reset(0)
+    place(env, 0, (0.0, 0.0), angle=0.3)
+    before = env.blocks
+    drive(env, (-0.1, -0.1), [0.0, -0.01], 10)
+    np.testing.assert_allclose(env.blocks, before, atol=1e-6)
+
+
+def test_a_block_pushed_beside_its_middle_turns(env):
+    env.reset(0)
+    place(env, 7, (0.0, 0.0), angle=np.pi / 2)  # the yellow bar, upright
+    drive(env, (-0.05, 0.025), [0.02, 0.0], 4)
+    assert env.angles[7] < np.pi / 2 - 0.2
+
+
+def test_the_pusher_takes_a_clipped_action_and_stays_on_the_table(env):
+    env.reset(0)
+    place(env, 0, (0.1, 0.1))
+    drive(env, (0.0, -0.1), [1.0, 0.0], 1)
+    for _ in range(5):
+        env.step([0.0, 0.0])
+    np.testing.assert_allclose(env.pusher, [0.03, -0.1], atol=2e-3)
+    for _ in range(60):
+        env.step([-0.03, -0.03])
+        assert np.abs(env.pusher).max() < 0.265
+
+
+def test_blocks_stay_on_the_table_and_do_not_interpenetrate(env):
+    from lapa_jax.sim.push_table_tasks import BLOCKS
+
+    least = np.array([LEAST_DISTANCE[shape] for _, shape in BLOCKS])
+    closest = least[:, None] + least[None] + 10 * np.eye(8)
+    rng = np.random.default_rng(0)
+    for seed in range(4):
+        env.reset(seed)
+        way = rng.uniform(-1, 1, 2)
+        for step in range(120):  # ploughs through whatever stands there, to the edges
+            if step % 12 == 0:
+                way = 0.03 * (env.blocks[rng.integers(8)] - env.pusher) / 0.1
+            env.step(way)
+            blocks = env.blocks
+            assert np.abs(blocks).max() < 0.275
+            apart = np.linalg.norm(blocks[:, None] - blocks[None], axis=-1) + 10 * np.eye(8)
+            assert (apart > closest - 0.004 - 10 * np.eye(8)).all()
+            deepest = min([contact.dist for contact in env.data.contact[: env.data.ncon]], default=0.0)
+            assert deepest > -0.006
+
+
+def test_layouts_start_apart_and_within_the_table(env):
+    for seed in range(30):
+        env.reset(seed)
+        points = np.vstack([env.blocks, env.pusher])
+        apart = np.linalg.norm(points[:, None] - points[None], axis=-1) + np.eye(9)
+        assert apart.min() > 0.08 and np.abs(points).max() < 0.2
+        assert env.instruction and not env.success()
+
+
+def test_one_seed_gives_one_episode_and_two_seeds_give_two(env):
+    first = rollout(env, 7, "block2block", noise=0.005)
+    state, text = env.data.qpos.copy(), env.instruction
+    second = rollout(env, 7, "block2block", noise=0.005)
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(state, env.data.qpos)
+    assert env.instruction == text
+    rollout(env, 8, "block2block", noise=0.005)
+    assert not np.array_equal(state, env.data.qpos)
+
+
+def test_another_process_gives_the_same_episode_bit_for_bit(env, root):
+    program = (
+        "import sys; sys.path.insert(0, '.')\n"
+        "from tests.sim.test_push_table import rollout; from lapa_jax.sim.push_table import Env\n"
+        "env = Env(32); rollout(env, 3, 'separate', 0.004); print(env.data.qpos.tobytes().hex())"
+    )
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "JAX_PLATFORMS": "cpu"}
+    run = subprocess.run([sys.executable, "-c", program], cwd=root, env=environment, capture_output=True, text=True)
+    rollout(env, 3, "separate", 0.004)
+    assert run.stdout.strip() == env.data.qpos.tobytes().hex(), run.stderr
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_oracle_solves_every_family_and_nothing_is_solved_by_waiting(env, family):
+    for seed in range(6):
+        actions = rollout(env, 500 + seed, family, noise=0.003)
+        assert env.success(), f"seed {500 + seed}: {env.instruction}"
+        assert len(actions) > 3
+        env.reset(500 + seed, family)
+        for _ in range(20):
+            env.step([0.0, 0.0])
+        assert not env.success()
+
+
+def test_noise_changes_actions_by_its_standard_deviation(env):
+    env.reset(0, "separate")
+    calm = env.oracle(0).act()
+    noisy = np.array([env.oracle(seed, 0.003).act() for seed in range(400)])
+    inside = np.abs(calm) < 0.02  # where the limit does not clip
+    np.testing.assert_allclose((noisy - calm).std(axis=0)[inside], 0.003, rtol=0.2)
+
+
+def test_bad_input_is_refused(env):
+    from lapa_jax.sim.push_table import Env
+
+    with pytest.raises(UserError, match="no task 'block2blok'; did you mean 'block2block'"):
+        env.reset(0, "block2blok")
+    env.reset(0)
+    for action in ([0.0], [np.nan, 0.0]):
+        with pytest.raises(UserError, match="two finite numbers"):
+            env.step(action)
+    with pytest.raises(UserError, match="noise -1"):
+        env.oracle(0, -1)
+    with pytest.raises(UserError, match="reset"):
+        Env(32).step([0.0, 0.0])
+    with pytest.raises(UserError, match="size 4"):
+        Env(4)
+
+
+@pytest.mark.usefixtures("gl")
+def test_pictures_show_what_moves(env):
+    env.reset(2)
+    place(env, 0, (0.0, 0.0))
+    drive(env, (-0.06, -0.0), [0.0, 0.0], 1)
+    first = env.observe()
+    assert first["image"].shape == (64, 64, 3) and first["image"].dtype == np.uint8
+    np.testing.assert_array_equal(env.observe()["image"], first["image"])
+    np.testing.assert_allclose(first["state"], [-0.06, 0.0], atol=1e-4)
+    for _ in range(5):
+        env.step([0.02, 0.0])
+    second = env.observe()
+
+    def red(image):
+        image = image.astype(int)
+        rows, columns = np.nonzero((image[..., 0] > 100) & (image[..., 1:].max(axis=-1) < 60))
+        kept = rows > 20  # the red disc waits at the top
+        return rows[kept].mean(), columns[kept].mean()
+
+    (row, column), (row_after, column_after) = red(first["image"]), red(second["image"])
+    assert column_after > column + 4 and abs(row_after - row) < 2  # to the right in the picture, as in the table
