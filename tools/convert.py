@@ -44,7 +44,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--val_fraction", type=float, default=0.1, help="share of the episodes held out by auto")
     parser.add_argument("--samples_per_shard", type=int, help="steps a shard; an episode is never cut")
     parser.add_argument("--shard_bytes", type=int, help="bytes a shard, 512 MiB by default")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; 0 works in this one")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes; 0 works in this one")
     parser.add_argument("--max_errors", type=int, default=0, help="unreadable episodes that are tolerated")
     return parser.parse_args(argv)
 

@@ -1,6 +1,7 @@
 """Frame pairs (t, t + gap): an index computation over step shards, so the gap is chosen when training starts."""
 
 import dataclasses
+import hashlib
 import pathlib
 from collections.abc import Sequence
 
@@ -124,6 +125,12 @@ class FramePairs:
         batch["step"] = np.array([p[1] for p in places], np.int32)
         return {**batch, "net_action": np.stack(actions)} if actions else batch
 
+    def meta(self) -> dict:
+        """What a checkpoint keeps of its data: statistics, features, fingerprint, frame rate, largest gap."""
+        shards = self.shards
+        described = {"statistics": shards.statistics, "features": shards.features, "fps": shards.fps}
+        return {**described, "data_fingerprint": shards.fingerprint, "gap_frames": int(self.gaps.max())}
+
     def summary(self) -> dict[str, int]:
         """How many episodes, steps and pairs; steps that start no pair; episodes too short for any; gaps in frames."""
         return {
@@ -157,7 +164,7 @@ class PairShards:
         indexes = [open_index(path) for path in paths]
         for path, index in zip(paths, indexes):
             self._check(path, index)
-        self._paths, self._files = paths, Files()
+        self._paths, self._indexes, self._files = paths, indexes, Files()
         self._before = np.cumsum([0] + [len(index) for index in indexes])
         places = []
         for index in indexes:
@@ -213,6 +220,16 @@ class PairShards:
         if frames[0].shape != frames[1].shape:
             raise UserError(f"{path}: pair {i} has frames of shapes {frames[0].shape} and {frames[1].shape}")
         return {"frames": np.stack(frames), "episode_id": np.int32(i), "step": np.int32(0)}
+
+    def meta(self) -> dict:
+        """As of `FramePairs`; pairs have no frame rate and no known gap. The fingerprint is over keys and sizes."""
+        digest = hashlib.sha256()
+        for path, index in zip(self._paths, self._indexes):
+            digest.update(path.name.encode() + index.keys.tobytes() + index.sizes.tobytes())
+        height, width, channels = self[0]["frames"].shape[1:]
+        features = {"image": {"shape": [height, width, channels], "codec": "jpeg"}}
+        nothing = {"statistics": {}, "fps": None, "gap_frames": None}
+        return {**nothing, "features": features, "data_fingerprint": digest.hexdigest()}
 
     def summary(self) -> dict[str, int]:
         """How many pairs."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.pairs import FramePairs, Gap, PairShards
-from lapa_jax.data.shards import StepShards
+from lapa_jax.data.shards import StepShards, read_dataset
 from lapa_jax.data.transforms import Augment, check_augment
 
 
@@ -34,17 +34,13 @@ def build(data: Mapping, split: str, *, image_size: int | None = None, fields: S
 
 def has_actions(data: Mapping, split: str) -> bool:
     """Whether the folder behind `split` stores actions."""
-    path, name = _where(data, split)
-    return not PairShards.is_one(path) and "action" in StepShards(path, name).features
+    path, _ = _where(data, split)
+    return not PairShards.is_one(path) and "action" in read_dataset(path)["features"]
 
 
 def meta(source) -> dict:
     """What a checkpoint keeps of its training data: statistics, features, fingerprint, frame rate and gap in frames."""
-    shards = source.shards
-    return {
-        "statistics": shards.statistics, "features": shards.features, "data_fingerprint": shards.fingerprint,
-        "fps": shards.fps, "gap_frames": int(source.gaps.max()),
-    }  # fmt: skip
+    return source.meta()
 
 
 def augmentation(data: Mapping, source, *, texts_used: bool) -> Augment | None:

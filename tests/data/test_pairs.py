@@ -131,6 +131,10 @@ def test_ready_made_pairs(tmp_path):
     pair = source[2]
     assert pair["frames"].shape == (2, 8, 8, 3) and pair["episode_id"] == 2
     assert np.abs(pair["frames"][:, 0, 0, 0].astype(int) - [80, 81]).max() <= 2
+    meta = pipeline.meta(source)
+    assert meta["features"]["image"]["shape"] == [8, 8, 3] and meta["gap_frames"] is None and meta["statistics"] == {}
+    other = PairShards(write_pairs(tmp_path / "more", count=4))
+    assert meta["data_fingerprint"] == PairShards(folder).meta()["data_fingerprint"] != other.meta()["data_fingerprint"]
     with pytest.raises(UserError, match="no tar of split 'val'"):
         pipeline.build({"path": str(folder)}, "val")
     with pytest.raises(UserError, match="frames only"):
@@ -156,6 +160,11 @@ def test_pipeline_chooses_folder_and_split(tmp_path):
     assert len(pipeline.build({**data, "val_path": str(labelled)}, "val")) == 3
     assert len(pipeline.build({**data, "split_val": "train"}, "val")) == 15
     assert pipeline.has_actions(data, "val")
+    shards = StepShards(train)
+    assert pipeline.meta(pipeline.build(data, "train")) == {
+        "statistics": shards.statistics, "features": shards.features, "fps": 10.0, "gap_frames": 2,
+        "data_fingerprint": shards.fingerprint,
+    }  # fmt: skip
     with pytest.raises(UserError, match="data.path"):
         pipeline.build({}, "train")
 
