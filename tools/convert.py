@@ -44,7 +44,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--val_fraction", type=float, default=0.1, help="share of the episodes held out by auto")
     parser.add_argument("--samples_per_shard", type=int, help="steps a shard; an episode is never cut")
     parser.add_argument("--shard_bytes", type=int, help="bytes a shard, 512 MiB by default")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes; 0 works in this one")
+    parser.add_argument("--workers", type=int, default=_cores(), help="processes; 0 works in this one")
     parser.add_argument("--max_errors", type=int, default=0, help="unreadable episodes that are tolerated")
     return parser.parse_args(argv)
 
@@ -64,6 +64,11 @@ def main(argv: list[str]) -> None:
         print(f"  unreadable: {error['path']}: {error['error']}")
     if report["errors"] or report["arrays_left_out"] or report["captions"].get("captions_without_video"):
         print(f"  what was left out is listed in {args.output / REPORT}")
+
+
+def _cores() -> int:
+    """The cores this process may use, which on a shared machine are fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _fps(text: str) -> float | None:

@@ -69,7 +69,10 @@ def _scan(path: pathlib.Path, file, size: int) -> Iterator[tuple[str, int, int]]
             raise _damage(path, offset, f"member '{name}' is truncated ({length} bytes, {size - data} are there)")
         offset = data + length + -length % BLOCK
         if kind in (_LONG_NAME, _PAX):
-            long_name = _long_name(kind, file.read(length)) or long_name
+            try:
+                long_name = _long_name(kind, file.read(length)) or long_name
+            except ValueError:
+                raise _damage(path, data - BLOCK, "the long name here is damaged") from None
         elif kind in _REGULAR:
             yield _safe_name(path, data, long_name or name), data, length
             long_name = None
@@ -102,14 +105,14 @@ def _header(path: pathlib.Path, offset: int, header: bytes) -> tuple[bytes, str,
 def _long_name(kind: bytes, data: bytes) -> str | None:
     """The name in a GNU long-name member, or in a pax header of "length key=value" records."""
     if kind == _LONG_NAME:
-        return data.rstrip(b"\0").decode(errors="surrogateescape")
+        return data.rstrip(b"\0").decode()
     while data:
-        length = int(data.split(b" ", 1)[0] or b"0")
+        length = int(data.split(b" ", 1)[0])
         key, _, value = data[:length].split(b" ", 1)[-1].partition(b"=")
         if key == b"path":
-            return value.rstrip(b"\n").decode(errors="surrogateescape")
+            return value.rstrip(b"\n").decode()
         if length <= 0:
-            break
+            raise ValueError("a record without a length")
         data = data[length:]
     return None
 

@@ -186,6 +186,31 @@ def test_every_truncation_is_noticed(folder):
             build_index(short)
 
 
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_random_damage_is_an_error_or_harmless(tmp_path, form):
+    """Whatever bytes are changed, a scan ends with the members of the whole archive or with an error naming the tar."""
+    rng = np.random.default_rng(0)
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=form) as archive:
+        for i in range(6):
+            add(archive, f"{'d' * 24 * i}d/{i}.bin" if form != tarfile.USTAR_FORMAT else f"{i}.bin", rng.bytes(300))
+    whole, refused = path.read_bytes(), 0
+    expected = [(name, size) for name, _, size in tar.scan(path)]
+    for _ in range(700):
+        damaged = bytearray(whole)
+        for at in rng.integers(0, len(whole), rng.integers(1, 20)):
+            damaged[at] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            index = build_index(path)
+        except UserError as error:
+            refused += 1
+            assert "a.tar" in str(error)
+        else:
+            assert len(index) == len(expected)
+    assert refused > 300
+
+
 def test_damage_is_named(folder):
     path = folder / "train-00000.tar"
     whole = path.read_bytes()
