@@ -15,7 +15,7 @@ from lapa_jax.data import loader, pipeline
 from lapa_jax.inference import overview, pictures, report, supervised, verdicts
 from lapa_jax.inference.report import Section
 from lapa_jax.models.probe import probe_codes
-from lapa_jax.train.evaluate import evaluate
+from lapa_jax.train.evaluate import Evaluator
 from lapa_jax.train.task import Task
 
 METRICS_FILE, REPORT_FILE, OVERVIEW_FILE = "metrics.json", "report.html", "overview.png"
@@ -46,9 +46,10 @@ class Evaluation:
         self.data = _data_config(tokenizer.config, data, split)
         self.has_actions = pipeline.has_actions(self.data, "val")
         fields = ("frames", "net_action") if self.has_actions else ("frames",)
-        self.source = pipeline.build(self.data, "val", image_size=_square(tokenizer), fields=fields)
+        self.source = pipeline.build(self.data, "val", image_size=tokenizer.side, fields=fields)
         self.pairs = min(pairs, len(self.source))
         self._task = Task(tokenizer.model, {})
+        self._evaluator = Evaluator(self._task, tokenizer.mesh)
 
     def write(self, *, supervised_steps: int) -> dict:
         """Measures, draws and writes; returns the content of `metrics.json`.
@@ -72,7 +73,7 @@ class Evaluation:
 
     def _measure(self, variables) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         with jax.set_mesh(self.tokenizer.mesh):
-            return evaluate(self._task, variables, self._batches(), self.tokenizer.mesh)
+            return self._evaluator(variables, self._batches())
 
     def _untrained(self) -> dict[str, float]:
         """The probes on the network as the run's seed initialises it, on the same pairs."""
@@ -140,11 +141,6 @@ def _data_config(config: ml_collections.ConfigDict, data, split: str | None) -> 
         chosen["val_path"] = str(data)
     chosen["split_val"] = split or ("val" if data is not None else chosen.get("split_val") or "val")
     return chosen
-
-
-def _square(tokenizer) -> int | None:
-    height, width = tokenizer.image_size
-    return height if height == width else None
 
 
 def _finite(value: float) -> float | None:

@@ -158,7 +158,7 @@ class Labeller:
 
     def _codes(self, shard: _Shard, batch_size: int) -> Iterator[tuple[range, np.ndarray, np.ndarray]]:
         """Yields (steps, second frames, codes) in order. Each frame is decoded once, a batch ahead of the model."""
-        source, size = self.splits[shard.split], self.tokenizer.image_size
+        source = self.splits[shard.split]
         batches = [shard.steps[k : k + batch_size] for k in range(0, len(shard.steps), batch_size)]
         window: dict[int, Future] = {}
         with ThreadPoolExecutor(THREADS) as pool:
@@ -167,7 +167,7 @@ class Labeller:
                 nonlocal window
                 second = _second(source, self._gaps[shard.split], np.array(steps))
                 needed = sorted({*steps, *second.tolist()})
-                window = {i: window.get(i) or pool.submit(_frame, source, i, size) for i in needed}
+                window = {i: window.get(i) or pool.submit(_frame, source, i, self.tokenizer.side) for i in needed}
                 return steps, second, [window[i] for pair in zip(steps, second.tolist()) for i in pair]
 
             ready = prepare(batches[0])
@@ -239,10 +239,10 @@ def _second(shards: StepShards, gaps: np.ndarray, steps: np.ndarray) -> np.ndarr
     return np.minimum(steps + gaps[number], last)
 
 
-def _frame(shards: StepShards, i: int, size: tuple[int, int]) -> np.ndarray:
-    """The picture of a step, made as small as the model wants it where it is a square; else `encode` decides."""
+def _frame(shards: StepShards, i: int, side: int | None) -> np.ndarray:
+    """The picture of a step, already of the model's size so that little is kept in memory."""
     image = shards.image(i)
-    return images.resize(image, size[0]) if size[0] == size[1] else image
+    return image if side is None else images.resize(image, side)
 
 
 def _summary(path: pathlib.Path, samples: int) -> dict:

@@ -32,9 +32,9 @@ def draw_run(run) -> pathlib.Path:
     tokenizer = load(run)
     if not hasattr(tokenizer, "decode"):
         raise UserError(f"{run} holds no model that decodes frames; there is nothing to draw")
-    source = pipeline.build(tokenizer.config.data, "val", image_size=tokenizer.image_size)
+    source = pipeline.build(tokenizer.config.data, "val", image_size=tokenizer.side)
     picked = np.unique(np.linspace(0, len(source) - 1, min(PAIRS, len(source))).astype(int))
-    codes = np.concatenate([tokenizer.encode(source[int(i)]["frames"][None]) for i in picked])
+    codes = tokenizer.encode(np.stack([source[int(i)]["frames"] for i in picked]))
     examples = choose_examples(tokenizer, source, ROWS)
     path = pathlib.Path(run) / PICTURE
     return draw(path, tokenizer, examples, codes, read_metrics(run))

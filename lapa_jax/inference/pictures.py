@@ -10,7 +10,7 @@ from lapa_jax.inference import plots, usage
 from lapa_jax.inference.report import Section
 from lapa_jax.nn.quantizers.usage import perplexity
 
-EXAMPLES, STARTS, SEQUENCES, ARROWS = 8, 4, 10, 16
+EXAMPLES, STARTS, SEQUENCES, ARROWS = 8, 4, 8, 16
 CANDIDATES = 64
 
 

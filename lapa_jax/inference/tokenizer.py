@@ -46,6 +46,12 @@ class LatentActionTokenizer:
         return (size, size) if isinstance(size, int) else tuple(size)
 
     @property
+    def side(self) -> int | None:
+        """The side of the model's frames where they are square, which is what stored pictures are resized to."""
+        height, width = self.image_size
+        return height if height == width else None
+
+    @property
     def codebook_size(self) -> int:
         """K: codes are 0..K-1."""
         return self.model.codebook_size

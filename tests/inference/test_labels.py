@@ -21,7 +21,7 @@ class Reader:
     """Stands in for a tokenizer: its codes are the brightness of the two frames, so they name the pair it was given."""
 
     fingerprint = "f" * 64
-    codebook_size, code_length, image_size = step_shards.LEVELS, 2, (step_shards.SIZE, step_shards.SIZE)
+    codebook_size, code_length, side = step_shards.LEVELS, 2, step_shards.SIZE
 
     def __init__(self, gap_frames=GAP, gap_seconds=None):
         self.config = ml_collections.ConfigDict({"data": {"gap_seconds": gap_seconds, "gap_frames": gap_frames}})
