@@ -70,4 +70,5 @@ def test_the_recorder_makes_it_again():
             difference = np.abs(shards.image(episode.start + step).astype(int) - again.image[step])
             assert difference.mean() < 6
             if step < episode.length - 1:
-                np.testing.assert_array_equal(shards.array(episode.start + step, "action"), again.arrays["action"][step])
+                action = shards.array(episode.start + step, "action")
+                np.testing.assert_array_equal(action, again.arrays["action"][step])
