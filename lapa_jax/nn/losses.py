@@ -74,3 +74,32 @@ def motion_weighted_error(prediction: jax.Array, first: jax.Array, second: jax.A
     error = jnp.mean(jnp.square(prediction.astype(jnp.float32) - second), axis=-1)
     height, width = weight.shape[1:]
     return jnp.sum(weight * error, (1, 2)) / (jnp.sum(weight, (1, 2)) + 0.0005 * height * width)
+
+
+def coarse_relative_error(prediction: jax.Array, first: jax.Array, second: jax.Array, cells: tuple[int, ...]) -> jax.Array:
+    """Squared error of block means, relative to how much the block means change between the frames.
+
+    A thin thing predicted two pixels off costs as much as no prediction when pixels are compared; block means still say
+    how far off it is, so there is a slope to follow. Relative errors let pairs with little motion count as the others.
+
+    Args:
+      prediction: [B, H, W, C] of the second frame.
+      first: [B, H, W, C].
+      second: [B, H, W, C].
+      cells: sides of the blocks in pixels; each divides H and W. The results of all sizes are added.
+
+    Returns:
+      f32 [B].
+    """
+    error, change = prediction.astype(jnp.float32) - second, second - first
+    total = jnp.zeros(len(prediction), jnp.float32)
+    for cell in cells:
+        energy = [jnp.mean(jnp.square(_block_means(x, cell)), (1, 2, 3)) for x in (error, change)]
+        # 1e-4 is (one hundredth of the range) squared: below that a change is noise.
+        total += energy[0] / (energy[1] + 1e-4)
+    return total
+
+
+def _block_means(x: jax.Array, cell: int) -> jax.Array:
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // cell, cell, width // cell, cell, channels).mean((2, 4))
