@@ -79,7 +79,8 @@ class Evaluation:
         """The probes on the network as the run's seed initialises it, on the same pairs."""
         first = next(iter(self._batches()))
         seed = self.tokenizer.config.get("seed", 0)
-        variables = jax.jit(self._task.init)(jax.random.key(seed), {"frames": first["frames"]})
+        init = jax.jit(self._task.init, out_shardings=self.tokenizer.replicated)
+        variables = init(jax.random.key(seed), {"frames": first["frames"]})
         metrics, _ = self._measure(variables)
         return {f"{name}_untrained": metrics[name] for name in BASELINES if name in metrics}
 

@@ -89,6 +89,7 @@ class Labeller:
         self.out.mkdir(parents=True, exist_ok=True)
         write_json(self.out / SETTINGS_FILE, self.settings)
         mine = [shard for i, shard in enumerate(self.shards) if i % host[1] == host[0]]
+        self._clear_leftovers(mine, everything_else=host[0] == 0)
         done = sum(len(shard.steps) for shard in mine if self._path(shard).is_file())
         total = sum(len(shard.steps) for shard in mine)
         with bar(total=total, initial=done, desc="label", unit="step") if progress else _Silent() as shown:
@@ -130,6 +131,15 @@ class Labeller:
         elif self.out.is_dir() and any(not p.name.startswith(".") for p in self.out.iterdir()):
             raise UserError(f"{self.out} is not empty and holds no labelling; name a new folder as --out")
 
+    def _clear_leftovers(self, mine: Sequence[_Shard], *, everything_else: bool) -> None:
+        """Removes temporary files that a killed run left, but none that another host may be writing now."""
+        own, known = ({f".{shard.name}." for shard in shards} for shards in (mine, self.shards))
+        for path in self.out.glob(".*.tmp"):
+            of_mine = any(path.name.startswith(prefix) for prefix in own)
+            of_a_shard = any(path.name.startswith(prefix) for prefix in known)
+            if of_mine or (everything_else and not of_a_shard):
+                path.unlink(missing_ok=True)
+
     def _all_there(self) -> bool:
         return all(self._path(shard).is_file() for shard in self.shards)
 
@@ -138,8 +148,6 @@ class Labeller:
 
     def _label(self, shard: _Shard, batch_size: int, advance) -> None:
         """Labels one shard; the batches start afresh with each shard, whatever was done before."""
-        for leftover in self.out.glob(f".{shard.name}.*.tmp"):
-            leftover.unlink()
         source = self.splits[shard.split]
         with ShardWriter(self._path(shard)) as writer:
             for steps, seconds, codes in self._codes(shard, batch_size):

@@ -26,6 +26,7 @@ class LatentActionTokenizer:
     Attributes:
       model: the Flax module.
       mesh: the devices it runs on, all on the "data" axis.
+      replicated: the sharding of its variables.
       variables: its variables, `{"params": ..., ...}`, a copy on every device.
       config: the run's config.
       statistics: the training data's statistics (per dimension; empty where it has no numeric columns).
@@ -35,7 +36,8 @@ class LatentActionTokenizer:
     def __init__(self, model, variables, *, config, statistics, step: int = 0, devices=None):
         self.model, self.config, self.statistics, self.step = model, config, dict(statistics or {}), int(step)
         self.mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices or jax.local_devices())
-        self.variables = jax.device_put(variables, NamedSharding(self.mesh, PartitionSpec()))
+        self.replicated = NamedSharding(self.mesh, PartitionSpec())
+        self.variables = jax.device_put(variables, self.replicated)
         self._encode = jax.jit(functools.partial(_apply_encode, model))
         self._decode = jax.jit(functools.partial(_apply_decode, model))
 

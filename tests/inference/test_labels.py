@@ -109,7 +109,8 @@ def test_a_second_run_finishes_the_first_to_the_bit(data, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         Labeller(stopped, data, tmp_path / "labels").run(batch_size=4, progress=False)
     assert (tmp_path / "labels" / "train-00000.tar").exists() and not (tmp_path / "labels" / "dataset.json").exists()
-    (tmp_path / "labels" / ".train-00001.tar.123.tmp").write_bytes(b"left by a killed process")
+    for name in (".train-00001.tar.1.tmp", ".val-00000.tar.index.npz.1.tmp", ".dataset.json.1.tmp"):
+        (tmp_path / "labels" / name).write_bytes(b"left by a killed process")
     again = Reader()
     Labeller(again, data, tmp_path / "labels").run(batch_size=4, progress=False)
     assert sum(again.batches) == 12 + 11
