@@ -124,8 +124,8 @@ class Env:
 
     def close(self) -> None:
         """Frees the GL context, if one was made."""
-        if "_camera" in self.__dict__:
-            self._camera.close()
+        if camera := self.__dict__.pop("_camera", None):
+            camera.close()
 
     def _started(self) -> Task:
         if self.task is None:

@@ -8,7 +8,6 @@ import concurrent.futures
 import dataclasses
 import functools
 import json
-import multiprocessing
 import os
 import pathlib
 import shutil
@@ -19,6 +18,7 @@ import numpy as np
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import read_json, write_json
 from lapa_jax.core.progress import bar
+from lapa_jax.data.conversion import pool
 from lapa_jax.data.conversion.plan import assign_splits
 from lapa_jax.sim import recording_formats
 from lapa_jax.sim.env import Env, make
@@ -157,15 +157,14 @@ def _record_missing(env, options: Options, out: pathlib.Path, tasks: list[str], 
     jobs = [job for job in zip(range(len(ids)), tasks, ids, splits) if not (out / WORK / f"{job[2]}.json").exists()]
     if workers > 1:
         env.close()  # the workers have their own
-        context = multiprocessing.get_context("spawn")
-        pool = concurrent.futures.ProcessPoolExecutor(workers, context)
+        processes = pool._pool(workers)
         try:
-            futures = [pool.submit(_record_one, None, options, out, *job) for job in jobs]
+            futures = [processes.submit(_record_one, None, options, out, *job) for job in jobs]
             done = concurrent.futures.as_completed(futures)
             for future in bar(done, total=len(ids), initial=len(ids) - len(jobs), desc="recording", unit="episode"):
                 future.result()
         finally:
-            pool.shutdown(cancel_futures=True)
+            processes.shutdown(cancel_futures=True)
     else:
         for job in bar(jobs, total=len(ids), initial=len(ids) - len(jobs), desc="recording", unit="episode"):
             _record_one(env, options, out, *job)
