@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.metrics import read_metrics
 from lapa_jax.inference import plots, usage
-from lapa_jax.inference.pictures import SEQUENCES, Examples, choose_examples, decode_grid
+from lapa_jax.inference.pictures import Examples, choose_examples, decode_grid
 from lapa_jax.nn.quantizers.usage import perplexity
 
 PICTURE = "plots/overview.png"
-ROWS, PAIRS = 4, 512
+ROWS, SEQUENCES, PAIRS = 4, 6, 512
 # metric, title, value of a model that has learned nothing
 CURVES = (
     ("val/psnr_gain", "PSNR over copying the first frame, dB", 0.0),
@@ -57,10 +57,11 @@ def draw(path, tokenizer, examples: Examples, codes: np.ndarray, history: Sequen
     curves = [curve for curve in curves if len(curve[2])]
     counts = usage.histogram(codes, tokenizer.codebook_size)
     with matplotlib.rc_context(plots.STYLE):
-        figure = Figure(figsize=(13, 3.0 + 4.6 + 2.2), layout="constrained")
-        top, middle, bottom = figure.subfigures(3, 1, height_ratios=[2.4 if curves else 0.1, 5.0, 2.2])
+        heights = [2.4 if curves else 0.1, 5.8, 2.2]
+        figure = Figure(figsize=(12, sum(heights)), layout="constrained")
+        top, middle, bottom = figure.subfigures(3, 1, height_ratios=heights)
         _draw_curves(top, curves)
-        left, right = middle.subfigures(1, 2, width_ratios=[1, 1.6])
+        left, right = middle.subfigures(1, 2, width_ratios=[3, SEQUENCES])
         _draw_examples(left, examples)
         _draw_gallery(right, tokenizer, examples, codes)
         plots.draw_histograms(bottom, counts, [perplexity(row) for row in counts])
@@ -86,11 +87,12 @@ def _draw_curves(figure, curves) -> None:
 def _draw_examples(figure, examples: Examples) -> None:
     first, second = (plots.to_float(examples.frames[:ROWS, i]) for i in range(2))
     shown = np.stack([first, second, plots.to_float(examples.reconstructions[:ROWS])], axis=1)
-    plots.draw_grid(figure.subplots(), shown, ["frame", "next frame", "reconstruction"])
+    names = ["frame", "next frame", "reconstruction"]
+    plots.draw_grid(figure.subplots(), shown, names, title="pairs in which much changes")
 
 
 def _draw_gallery(figure, tokenizer, examples: Examples, codes: np.ndarray) -> None:
-    sequences = usage.sequences(codes)[0][: SEQUENCES // 2]
+    sequences = usage.sequences(codes)[0][:SEQUENCES]
     changed, scale = plots.what_changes(decode_grid(tokenizer, examples.frames[:ROWS, 0], sequences))
     names = [usage.name(s) for s in sequences]
     title = f"what each code sequence does to the frame (minus the row's mean, ×{scale:.0f})"

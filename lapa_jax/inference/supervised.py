@@ -43,6 +43,10 @@ class _Half:
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         return self.source[int(self.indices[i])]
 
+    def batch(self, indices) -> dict[str, np.ndarray]:
+        """Several pairs, stacked."""
+        return self.source.batch(self.indices[np.asarray(indices)].tolist())
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.source!r}, {self.odd})"
 
