@@ -4,6 +4,7 @@ It is trained on the true actions of the episodes that the probe is fitted on an
 scored on, so it tells how much of the action these frames show at all to a network of this size.
 """
 
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -26,8 +27,6 @@ from lapa_jax.train.task import Task
 CACHE_FILE = "supervised.json"
 BATCH, SEED = 32, 0
 LEARNING_RATE = 1e-3
-ENCODER = ("image_size", "patch_size", "dim", "quant_dim", "code_seq_len", "spatial_depth", "temporal_depth", "heads",
-           "dim_head", "layout", "dtype", "remat")  # fmt: skip
 
 
 class _Half:
@@ -65,13 +64,19 @@ def action_r2(source, tokenizer, *, steps: int, limit: int, cache) -> float:
       R² on the episodes with an odd number, averaged over the action dimensions that vary; NaN if none does.
     """
     path = pathlib.Path(cache) / CACHE_FILE
-    spec = {name: getattr(tokenizer.model, name) for name in ENCODER}
+    spec = _shared_fields(tokenizer.model)
     key = _key([spec, repr(source), steps, limit, BATCH, SEED, LEARNING_RATE])
     if path.is_file() and (found := read_json(path))["key"] == key:
         return _number(found["action_r2"])
     score = _train_and_score(source, spec, tokenizer.mesh, steps, limit)
     write_json(path, {"key": key, "steps": steps, "action_r2": None if np.isnan(score) else score})
     return score
+
+
+def _shared_fields(model) -> dict:
+    """The fields of the tokenizer that the supervised model has too: those of its encoder."""
+    theirs = {field.name for field in dataclasses.fields(inverse_dynamics.Model)} - {"parent", "name"}
+    return {field.name: getattr(model, field.name) for field in dataclasses.fields(model) if field.name in theirs}
 
 
 def _train_and_score(source, spec: dict, mesh, steps: int, limit: int) -> float:
