@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import secrets
 from collections.abc import Iterator
 
 from lapa_jax.core.errors import UserError
@@ -13,12 +14,12 @@ from lapa_jax.core.errors import UserError
 def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yields a temporary sibling of `path`; a clean exit puts it in place of `path`, an error removes it.
 
-    The temporary name starts with a dot and carries the process id, so that two writers never share one and nothing
-    that lists `*.tar` or `*.json` ever sees it.
+    The temporary name starts with a dot and carries random characters, so that two writers never share one, on whatever
+    host, and nothing that lists `*.tar` or `*.json` ever sees it.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         with open(temporary, "rb") as file:

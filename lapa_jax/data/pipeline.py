@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.pairs import FramePairs, Gap, PairShards
-from lapa_jax.data.shards import StepShards, read_dataset
+from lapa_jax.data.shards import StepShards, dataset_folder, read_dataset
 from lapa_jax.data.transforms import Augment, check_augment
 
 
@@ -59,4 +59,4 @@ def _where(data: Mapping, split: str) -> tuple[str, str]:
         path = data.get("val_path")
     if not path:
         raise UserError("config.data.path is not set: give a folder of step shards, --config.data.path=FOLDER")
-    return str(path), str(data.get(f"split_{split}") or split)
+    return str(dataset_folder(path)), str(data.get(f"split_{split}") or split)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lapa_jax import sample
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import atomic_path, read_json, write_json
 from lapa_jax.data import images, tar
@@ -124,9 +125,14 @@ def write_dataset(
     write_json(folder / DATASET, values | {"splits": dict(splits), "fingerprint": fingerprint})
 
 
+def dataset_folder(path: str | os.PathLike) -> pathlib.Path:
+    """The folder that a data path names: the embedded sample for the word "sample", else the path itself."""
+    return pathlib.Path(sample.path() if str(path) == "sample" else path)
+
+
 def read_dataset(folder: str | os.PathLike) -> dict:
     """`dataset.json` of a folder of step shards; a `UserError` with the remedy for any other folder."""
-    folder = pathlib.Path(folder)
+    folder = dataset_folder(folder)
     if not folder.is_dir():
         raise UserError(f"data folder {folder} does not exist")
     if not (folder / DATASET).exists():
@@ -151,7 +157,7 @@ class StepShards:
     """
 
     def __init__(self, folder: str | os.PathLike, split: str = "train"):
-        self.folder, self.split = pathlib.Path(folder), split
+        self.folder, self.split = dataset_folder(folder), split
         dataset = read_dataset(folder)
         if split not in dataset["splits"] or not dataset["splits"][split]["steps"]:
             known = {name: s["steps"] for name, s in dataset["splits"].items()}
