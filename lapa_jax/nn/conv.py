@@ -27,7 +27,7 @@ class ConvSpec:
 def downsample_specs(grid: tuple[int, int], target: tuple[int, int]) -> tuple[ConvSpec, ...]:
     """The convolutions that lead from `grid` to `target` cells (rows, columns).
 
-    Padded 3x3 convolutions halve the grid (rounding up) until it is the target or small (4 cells a side), or until
+    Padded 3x3 convolutions halve the grid (rounding up) until it is the target, or small (at most 4 cells a side), or
     halving would overshoot; then one unpadded convolution as large as needed reaches the target. For the grids and code
     lengths of the official LAQ (1, 2, 4, 16, 64, 256 codes) these are exactly its layers.
     """
@@ -35,7 +35,7 @@ def downsample_specs(grid: tuple[int, int], target: tuple[int, int]) -> tuple[Co
     while size != target or not specs:
         halves = tuple((s + 1) // 2 for s in size)
         stride = tuple(2 if s > t and h >= t else 1 for s, h, t in zip(size, halves, target, strict=True))
-        if size != target and (stride == (1, 1) or (specs and max(size) <= SMALL_GRID)):
+        if size != target and (stride == (1, 1) or max(size) <= SMALL_GRID):
             specs.append(ConvSpec((size[0] - target[0] + 1, size[1] - target[1] + 1), (1, 1), 0))
             break
         specs.append(ConvSpec((3, 3), stride, 1))
@@ -84,6 +84,23 @@ def _reachable(side: int) -> set[int]:
 
 def _distortion(grid: tuple[int, int], target: tuple[int, int]) -> float:
     return abs(math.log(grid[0] * target[1] / (grid[1] * target[0])))
+
+
+class GridMaps(nn.Module):
+    """Reduces a grid to `count` vectors by learned maps: each feature of each vector is a weighted sum of that feature
+    over all cells. Unlike convolutions, every vector sees the whole grid.
+
+    Attributes: count: vectors to make. The parameter "maps" [count, cells, D] is float32; so is the result.
+    """
+
+    count: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, rows, columns, D] -> f32 [N, count, D]."""
+        x = x.reshape(x.shape[0], -1, x.shape[-1]).astype(jnp.float32)
+        maps = self.param("maps", nn.initializers.normal(x.shape[1] ** -0.5), (self.count, *x.shape[1:]))
+        return jnp.einsum("ncd,kcd->nkd", x, maps)
 
 
 class Downsample(nn.Module):

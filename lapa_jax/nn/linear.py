@@ -18,17 +18,20 @@ class Linear(nn.Module):
     Attributes:
       features: width of the output.
       use_bias: whether a bias is added.
+      scale: factor on the initial kernel.
       dtype: dtype of the computation; parameters ("kernel" [in, out], "bias" [out]) are float32.
     """
 
     features: int
     use_bias: bool = True
+    scale: float = 1.0
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [..., in] -> [..., features] in `dtype`."""
-        kernel = self.param("kernel", fan_in_uniform, (x.shape[-1], self.features)).astype(self.dtype)
+        init = lambda *args: self.scale * fan_in_uniform(*args)  # noqa: E731
+        kernel = self.param("kernel", init, (x.shape[-1], self.features)).astype(self.dtype)
         y = x.astype(self.dtype).reshape(-1, x.shape[-1]) @ kernel
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)

@@ -76,7 +76,7 @@ def motion_weighted_error(prediction: jax.Array, first: jax.Array, second: jax.A
     return jnp.sum(weight * error, (1, 2)) / (jnp.sum(weight, (1, 2)) + 0.0005 * height * width)
 
 
-def coarse_relative_error(prediction: jax.Array, first: jax.Array, second: jax.Array, cells: tuple[int, ...]) -> jax.Array:
+def coarse_relative_error(prediction: jax.Array, first: jax.Array, second: jax.Array, cells) -> jax.Array:
     """Squared error of block means, relative to how much the block means change between the frames.
 
     A thin thing predicted two pixels off costs as much as no prediction when pixels are compared; block means still say
@@ -86,7 +86,8 @@ def coarse_relative_error(prediction: jax.Array, first: jax.Array, second: jax.A
       prediction: [B, H, W, C] of the second frame.
       first: [B, H, W, C].
       second: [B, H, W, C].
-      cells: sides of the blocks in pixels; each divides H and W. The results of all sizes are added.
+      cells: sides of the blocks in pixels, whose results are added; what does not fill a block at the right and the
+        bottom is left out.
 
     Returns:
       f32 [B].
@@ -102,4 +103,6 @@ def coarse_relative_error(prediction: jax.Array, first: jax.Array, second: jax.A
 
 def _block_means(x: jax.Array, cell: int) -> jax.Array:
     batch, height, width, channels = x.shape
-    return x.reshape(batch, height // cell, cell, width // cell, cell, channels).mean((2, 4))
+    rows, columns = height // cell, width // cell
+    x = x[:, : rows * cell, : columns * cell]
+    return x.reshape(batch, rows, cell, columns, cell, channels).mean((2, 4))

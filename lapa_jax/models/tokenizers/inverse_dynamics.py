@@ -27,7 +27,7 @@ class Model(nn.Module):
       action_dim: A.
       action_mean, action_std: per dimension, of the actions in the training data; empty for 0 and 1.
       image_size, patch_size, dim, quant_dim, code_seq_len, spatial_depth, temporal_depth, heads, dim_head, layout,
-        dtype, remat: as of `laq.Model`; the head reads the code_seq_len x quant_dim numbers of the delta.
+        pooling, dtype, remat: as of `laq.Model`; the head reads the code_seq_len x quant_dim numbers of the delta.
     """
 
     action_dim: int = 7
@@ -43,6 +43,7 @@ class Model(nn.Module):
     heads: int = 16
     dim_head: int = 64
     layout: str = "fixed"
+    pooling: str = "conv"
     dtype: str = "float32"
     remat: str = "none"
 

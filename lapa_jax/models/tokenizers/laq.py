@@ -41,8 +41,9 @@ CODEBOOK = "quantizer/codebook"
 class Model(nn.Module):
     """The latent action tokenizer.
 
-    Batches hold "frames": uint8 or f32 in [0, 1], [B, 2, H, W, 3]. Losses: "reconstruction", the mean squared error of
-    the second frame in [0, 1] space, and "motion", the same weighted towards pixels that change.
+    Batches hold "frames": uint8 or f32 in [0, 1], [B, 2, H, W, 3]. Losses of the predicted second frame, in [0, 1]:
+    "reconstruction", the mean squared error; "motion", the same where pixels change; "coarse", of averages over blocks
+    of a quarter and half a patch, relative to how much these change (see `nn.losses`).
 
     Attributes:
       image_size: side of the frames in pixels, or (height, width).
@@ -58,9 +59,12 @@ class Model(nn.Module):
         tokens and features interleaved, and keys and values come from un-normalised tokens.
       decoder_context: what the decoder knows of the first frame: its "patch_embedding", without gradient; or the
         "encoder" output, a trap kept for comparison: that has seen the second frame, so the codes are left unused.
-      view_shift: in training the decoder's pair is the encoder's, shifted by up to this many pixels, drawn for each
-        example. A code that says where something ends up is then of no use; one that says how it moves is. 0 is off.
-      codebook_init: "normal", or "data": codes start as deltas of the batch at initialisation.
+      view_shift: in training the codes are learned by decoding the pair shifted by up to this many pixels, drawn for
+        each example, against what the encoder sees. A code that says where something ends up is then of no use; one
+        that says how it moves is. 0 is off.
+      pooling: how tokens become the delta: "conv", the official convolutions, by which each code sees a part of the
+        image, or "maps" over the whole of it.
+      codebook_init: "normal", or "data": codes start as k-means centres of the batch at initialisation.
       delta_norm: "none", or "running": deltas are centred per position and scaled to unit size by running statistics.
       replacement: rule for dead codes, "official", "share", "residual" or "none"; see `nn.quantizers.replacement`.
       replacement_schedule: `((until, every), ...)` in updates: when dead codes are looked for.
@@ -87,6 +91,7 @@ class Model(nn.Module):
     layout: str = "fixed"
     decoder_context: str = "patch_embedding"
     view_shift: int = 0
+    pooling: str = "conv"
     codebook_init: str = "normal"
     delta_norm: str = "none"
     replacement: str = "official"
@@ -106,7 +111,7 @@ class Model(nn.Module):
             self.normalizer = RunningNorm()
         self.decoder = FrameDecoder(
             patch_grid(image_shape(self.image_size), self.patch_size), self.patch_size, self.dim, self.decoder_depth,
-            self.heads, self.dim_head, self.layout, self.dtype, self.remat,
+            self.heads, self.dim_head, self.layout, 0.1 if self.output == "residual" else 1.0, self.dtype, self.remat,
         )  # fmt: skip
 
     @nn.nowrap
@@ -148,15 +153,30 @@ class Model(nn.Module):
         view = self._encode(frames, train=train)
         action, codes, metrics = self.quantizer(view["delta"], train=train)
         if train and self.view_shift:
-            frames = shift_clips(frames, self.make_rng("noise"), self.view_shift)
-            view = self._context(frames[:, :1])
-        second = self._decode(view, action)
-        first, target = frames[:, 0], frames[:, 1]
-        named = {
-            "reconstruction": losses.mean_squared_error(second, target),
-            "motion": losses.motion_weighted_error(second, first, target, self.motion_threshold),
-        }
+            named = self._two_view_losses(view, action, frames)
+        else:
+            named = self._losses(view, action, frames)
         return Output(losses=named, metrics=metrics | batch_usage(codes, self.codebook_size), codes=codes)
+
+    def _losses(self, view: dict[str, jax.Array], action: jax.Array, frames: jax.Array) -> dict[str, jax.Array]:
+        """The named losses f32 [B] of predicting `frames[:, 1]` from a view of `frames[:, 0]` and actions."""
+        prediction, first, second = self._decode(view, action), frames[:, 0], frames[:, 1]
+        cells = tuple(max(1, self.patch_size // parts) for parts in (4, 2))
+        return {
+            "reconstruction": losses.mean_squared_error(prediction, second),
+            "motion": losses.motion_weighted_error(prediction, first, second, self.motion_threshold),
+            "coarse": losses.coarse_relative_error(prediction, first, second, cells),
+        }
+
+    def _two_view_losses(self, view: dict[str, jax.Array], action: jax.Array, frames: jax.Array):
+        """Mean losses of the shifted pair, which teaches the codes, and of the pair itself, which teaches the decoder.
+
+        The pair itself is what evaluation asks for; its gradient stops at the action, or places would pay again.
+        """
+        shifted = shift_clips(frames, self.make_rng("noise"), self.view_shift)
+        teaching_codes = self._losses(self._context(shifted[:, :1]), action, shifted)
+        teaching_decoder = self._losses(view, jax.lax.stop_gradient(action), frames)
+        return {name: (value + teaching_decoder[name]) / 2 for name, value in teaching_codes.items()}
 
     def encode(self, frames: jax.Array) -> dict[str, jax.Array]:
         """Frame pairs [B, 2, H, W, 3] -> "codes" i32 [B, N] and "delta" f32 [B, N, Q], what was quantised."""
@@ -260,6 +280,8 @@ class Model(nn.Module):
         tokens, bias = self.encoder.embed(self._standardize(frames)), self.encoder.bias()
         if self.decoder_context == "encoder":
             tokens = self.encoder.mix(tokens, bias)
+        else:
+            tokens = jax.lax.stop_gradient(tokens)
         return {"context": tokens[:, 0], "bias": bias, "first": frames[:, 0]}
 
     def _decode(self, view: dict[str, jax.Array], action: jax.Array) -> jax.Array:

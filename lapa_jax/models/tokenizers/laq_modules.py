@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from lapa_jax.core.errors import UserError, did_you_mean
-from lapa_jax.nn.conv import Downsample, code_grid
+from lapa_jax.nn.conv import Downsample, GridMaps, code_grid
 from lapa_jax.nn.linear import Linear
 from lapa_jax.nn.norm import LayerNorm
 from lapa_jax.nn.patches import from_patches, patch_grid, to_patches
@@ -13,6 +13,7 @@ from lapa_jax.nn.position import ContinuousPositionBias
 from lapa_jax.nn.transformer import REMAT_POLICIES, Transformer
 
 LAYOUTS = ("fixed", "official")
+POOLINGS = ("conv", "maps")
 DTYPES = ("float32", "bfloat16")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -47,6 +48,7 @@ def check_choice(field: str, value, choices) -> None:
 def check_encoder(model) -> None:
     """Refuses sizes that the encoder cannot have; `model` has the fields of `PairEncoder`, by the same names."""
     check_choice("layout", model.layout, LAYOUTS)
+    check_choice("pooling", model.pooling, POOLINGS)
     check_choice("dtype", model.dtype, DTYPES)
     check_choice("remat", model.remat, REMAT_POLICIES)
     size = model.image_size
@@ -92,6 +94,7 @@ class PairEncoder(nn.Module):
     heads: int
     dim_head: int
     layout: str
+    pooling: str
     dtype: str
     remat: str
 
@@ -99,7 +102,7 @@ class PairEncoder(nn.Module):
     def of(cls, model) -> "PairEncoder":
         """The encoder of a model that has these fields by the same names."""
         fields = ("image_size", "patch_size", "dim", "quant_dim", "code_seq_len", "spatial_depth", "temporal_depth",
-                  "heads", "dim_head", "layout", "dtype", "remat")  # fmt: skip
+                  "heads", "dim_head", "layout", "pooling", "dtype", "remat")  # fmt: skip
         return cls(**{field: getattr(model, field) for field in fields})
 
     def setup(self):
@@ -116,7 +119,10 @@ class PairEncoder(nn.Module):
         view, axes = ((2, rows, columns), (1, 2, 3)) if official else ((rows, columns, 2), (3, 1, 2))
         self.temporal = Transformer(self.temporal_depth, view=view, axes=axes, **common)
         self.project = Linear(self.quant_dim, dtype=dtype)
-        self.downsample = Downsample(self.grid, code_grid(self.grid, self.code_seq_len), dtype)
+        if self.pooling == "maps":
+            self.downsample = GridMaps(self.code_seq_len)
+        else:
+            self.downsample = Downsample(self.grid, code_grid(self.grid, self.code_seq_len), dtype)
 
     def embed(self, frames: jax.Array) -> jax.Array:
         """f32 [..., H, W, 3] -> tokens [..., patches, dim] of each frame by itself."""
@@ -144,7 +150,7 @@ class PairEncoder(nn.Module):
 class FrameDecoder(nn.Module):
     """Tokens of the first frame attend to the quantised action and become pixels of the second frame.
 
-    Attributes: as of `lapa_jax.models.tokenizers.laq.Model`.
+    Attributes: as of `lapa_jax.models.tokenizers.laq.Model`; output_scale: factor on the initial weights of the pixels.
     """
 
     grid: tuple[int, int]
@@ -154,6 +160,7 @@ class FrameDecoder(nn.Module):
     heads: int
     dim_head: int
     layout: str
+    output_scale: float
     dtype: str
     remat: str
 
@@ -175,5 +182,5 @@ class FrameDecoder(nn.Module):
             remat=self.remat, name="stack",
         )  # fmt: skip
         x = stack(tokens, bias=bias, context=context)
-        x = Linear(3 * self.patch_size**2, dtype=dtype, name="to_pixels")(x).astype(jnp.float32)
-        return from_patches(x, self.grid, self.patch_size)
+        x = Linear(3 * self.patch_size**2, scale=self.output_scale, dtype=dtype, name="to_pixels")(x)
+        return from_patches(x.astype(jnp.float32), self.grid, self.patch_size)

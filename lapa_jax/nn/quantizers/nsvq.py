@@ -41,8 +41,8 @@ class NSVQ(nn.Module):
 
     Attributes:
       codebook_size: K.
-      init: "normal" draws codes from N(0, 1) as the official LAQ; "data" takes them from the vectors of the batch that
-        the model is initialised with.
+      init: "normal" draws codes from N(0, 1) as the official LAQ; "data" makes them the k-means centres of the batch
+        that the model is initialised with, so that all codes are in use from the first step.
     """
 
     codebook_size: int
@@ -63,7 +63,7 @@ class NSVQ(nn.Module):
         x = x.astype(jnp.float32)
         size, width = self.codebook_size, x.shape[-1]
         vectors = jax.lax.stop_gradient(x.reshape(-1, width))
-        make = nn.initializers.normal(1.0) if self.init == "normal" else lambda rng, _: spread_rows(rng, vectors, size)
+        make = nn.initializers.normal(1.0) if self.init == "normal" else lambda rng, _: kmeans(rng, vectors, size)
         codebook = self.param("codebook", make, (size, width))
         codes = nearest_code(jax.lax.stop_gradient(x), codebook)
         chosen = jnp.take(codebook, codes, axis=0)
@@ -101,9 +101,26 @@ class NSVQ(nn.Module):
         candidates.value = jnp.take(vectors, jnp.resize(far, (size,)), axis=0)
 
 
-def spread_rows(rng: jax.Array, vectors: jax.Array, size: int) -> jax.Array:
-    """`size` different rows of `vectors` [M, Q], with noise of 1 % of their spread so that equal rows part."""
-    pick, jitter = jax.random.split(rng)
-    rows = jax.random.permutation(pick, jnp.arange(max(size, vectors.shape[0])) % vectors.shape[0])[:size]
+def kmeans(rng: jax.Array, vectors: jax.Array, size: int, iterations: int = 20) -> jax.Array:
+    """`size` centres [size, Q] of `vectors` [M, Q] by k-means with k-means++ seeding; a centre without vectors stays.
+
+    Noise of 1 % of the vectors' spread parts centres that would coincide, where there are fewer vectors than centres.
+    """
+    first, rest, jitter = jax.random.split(rng, 3)
+    centres = jnp.broadcast_to(vectors[jax.random.randint(first, (), 0, len(vectors))], (size, vectors.shape[1]))
+
+    def seed(index, centres):
+        # Unset centres repeat the first, which does not change the distance to the nearest one.
+        distance = jnp.min(jnp.sum(jnp.square(vectors[:, None] - centres), -1), axis=1)
+        pick = jax.random.categorical(jax.random.fold_in(rest, index), jnp.log(distance + 1e-12))
+        return centres.at[index].set(vectors[pick])
+
+    def improve(_, centres):
+        members = jax.nn.one_hot(nearest_code(vectors, centres), size)
+        count = members.sum(0)[:, None]
+        return jnp.where(count > 0, members.T @ vectors / jnp.maximum(count, 1), centres)
+
+    centres = jax.lax.fori_loop(1, size, seed, centres)
+    centres = jax.lax.fori_loop(0, iterations, improve, centres)
     spread = jnp.std(vectors, axis=0).mean() + 1e-6
-    return vectors[rows] + 0.01 * spread * jax.random.normal(jitter, (size, vectors.shape[1]))
+    return centres + 0.01 * spread * jax.random.normal(jitter, centres.shape)

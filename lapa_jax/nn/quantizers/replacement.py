@@ -9,7 +9,7 @@ Three rules (`REPLACEMENTS`), applied at the steps of a schedule to the counts s
             in proportion to its use.
   residual  dead as under "share"; becomes one of the vectors of the last batch that lie farthest from every code.
 
-Copies get noise of 1 % of the codebook's spread. (The official 1e-12 is lost in float32: exact copies, of which only
+Copies get noise of 5 % of the codebook's spread. (The official 1e-12 is lost in float32: exact copies, of which only
 the first is ever chosen until an optimizer step happens to part them.)
 """
 
@@ -21,7 +21,7 @@ from lapa_jax.core.errors import UserError
 REPLACEMENTS = ("official", "share", "residual", "none")
 OFFICIAL_SCHEDULE = ((100, 10), (1000, 100), (5000, 500))
 OFFICIAL_MIN_HITS = 7
-NOISE = 0.01
+NOISE = 0.05
 
 
 def maybe_replace(rule: str, codebook, counts, *, step, rng, schedule, min_hits: int, min_share: float):
