@@ -31,8 +31,8 @@ def paper() -> ml_collections.ConfigDict:
     config.model.heads = 16
     config.model.dim_head = 64
 
-    # Weights of the named losses; "motion" weighs pixels by how much they change between the frames.
-    config.loss = ml_collections.ConfigDict({"reconstruction": 1.0, "motion": 0.0})
+    # Weights of the named losses; the paper's is the first alone.
+    config.loss = ml_collections.ConfigDict({"reconstruction": 1.0, "motion": 0.0, "coarse": 0.0})
 
     config.data = ml_collections.ConfigDict()
     config.data.path = config_dict.placeholder(str)

@@ -59,9 +59,9 @@ class Model(nn.Module):
         tokens and features interleaved, and keys and values come from un-normalised tokens.
       decoder_context: what the decoder knows of the first frame: its "patch_embedding", without gradient; or the
         "encoder" output, a trap kept for comparison: that has seen the second frame, so the codes are left unused.
-      view_shift: in training the codes are learned by decoding the pair shifted by up to this many pixels, drawn for
-        each example, against what the encoder sees. A code that says where something ends up is then of no use; one
-        that says how it moves is. 0 is off.
+      view_shift: in training the decoder applies the codes twice: to the pair that the encoder saw, and to a copy of it
+        shifted by up to this many pixels, drawn for each example. A code that says where something ends up serves the
+        first alone; one that says how it moves serves both. 0 is off.
       pooling: how tokens become the delta: "conv", the official convolutions, by which each code sees a part of the
         image, or "maps" over the whole of it.
       codebook_init: "normal", or "data": codes start as k-means centres of the batch at initialisation.
@@ -169,14 +169,11 @@ class Model(nn.Module):
         }
 
     def _two_view_losses(self, view: dict[str, jax.Array], action: jax.Array, frames: jax.Array):
-        """Mean losses of the shifted pair, which teaches the codes, and of the pair itself, which teaches the decoder.
-
-        The pair itself is what evaluation asks for; its gradient stops at the action, or places would pay again.
-        """
+        """Mean losses of decoding the pair itself, which is what evaluation asks for, and a shifted copy of it."""
         shifted = shift_clips(frames, self.make_rng("noise"), self.view_shift)
-        teaching_codes = self._losses(self._context(shifted[:, :1]), action, shifted)
-        teaching_decoder = self._losses(view, jax.lax.stop_gradient(action), frames)
-        return {name: (value + teaching_decoder[name]) / 2 for name, value in teaching_codes.items()}
+        own = self._losses(view, action, frames)
+        other = self._losses(self._context(shifted[:, :1]), action, shifted)
+        return {name: (value + other[name]) / 2 for name, value in own.items()}
 
     def encode(self, frames: jax.Array) -> dict[str, jax.Array]:
         """Frame pairs [B, 2, H, W, 3] -> "codes" i32 [B, N] and "delta" f32 [B, N, Q], what was quantised."""
