@@ -91,7 +91,7 @@ class Loop:
                 self._one_step(batches)
                 bar.update()
                 if step % self._config.log_every == 0 or step == last:
-                    bar.set_postfix(self._log(step))
+                    bar.set_postfix(self._log(step), refresh=False)
                 evaluated = None
                 if step % self._config.eval_every == 0 or step == last:
                     evaluated = self._evaluate(step)
