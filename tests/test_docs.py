@@ -48,7 +48,7 @@ def test_the_config_page_lists_every_field_with_its_default(root):
 
 
 def test_overrides_in_the_pages_exist(root):
-    config = config_lib.load(str(root / "configs/laq.py:tiny")).to_dict()
+    config = config_lib.load(str(root / "configs/laq.py")).to_dict()
     model = __import__("lapa_jax.models.tokenizers.laq", fromlist=["Model"]).Model.__dataclass_fields__
     known = set(flat(config)) | {f"model.{name}" for name in model}
     unknown = set()
