@@ -1,6 +1,8 @@
 """Shared fixtures. Eight CPU devices stand in for a node of accelerators; tests that want one use a mesh of one."""
 
+import os
 import pathlib
+import tempfile
 
 import jax
 import pytest
@@ -10,6 +12,13 @@ SHARED = ROOT.parent / "shared"
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+
+# Many tests compile the same small programs; commands that tests start share them too.
+_CACHE = tempfile.TemporaryDirectory(prefix="lapa_jax_tests_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 @pytest.fixture(scope="session")

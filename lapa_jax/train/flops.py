@@ -6,6 +6,7 @@ XLA's own cost analysis counts the body of a scan once, however often it runs; h
 import math
 
 import jax
+from jax.extend import core as jax_core
 
 
 def count_flops(function, *args) -> float:
@@ -35,7 +36,7 @@ def _equation_flops(equation) -> float:
         kernel = equation.invars[1].aval.shape
         out_channels = kernel[numbers.rhs_spec[0]]
         return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) / out_channels
-    inner = [_flops(jaxpr) for jaxpr in jax.core.jaxprs_in_params(equation.params)] if equation.params else []
+    inner = [_flops(jaxpr) for jaxpr in jax_core.jaxprs_in_params(equation.params)] if equation.params else []
     if name == "scan":
         return equation.params["length"] * sum(inner)
     # Of the branches of a cond one runs; the costliest is taken.

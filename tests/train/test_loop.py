@@ -24,7 +24,7 @@ SHORT = ["steps=6", "batch_size=8", "eval_batch_size=8", "log_every=2", "eval_ev
 
 def make_config(root: pathlib.Path, *overrides: str):
     small = [f"--config.model.{o}" for o in SMALL] + [f"--config.train.{o}" for o in SHORT]
-    return config_lib.load(f"{root}/configs/laq.py:tiny", [*small, "--config.data.eval_examples=16", *overrides])
+    return config_lib.load(f"{root}/configs/laq.py:tiny", [*small, "--config.data.eval_examples=64", *overrides])
 
 
 def variables(run: pathlib.Path, step=None) -> dict:
