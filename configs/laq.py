@@ -35,6 +35,7 @@ def paper() -> ml_collections.ConfigDict:
     config.model.layout = "fixed"
     config.model.decoder_context = "patch_embedding"
     config.model.view_shift = 0
+    config.model.view_share = 0.5
     config.model.pooling = "conv"
     config.model.codebook_init = "normal"
     config.model.delta_norm = "none"

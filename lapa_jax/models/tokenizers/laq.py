@@ -62,6 +62,7 @@ class Model(nn.Module):
       view_shift: in training the decoder applies the codes twice: to the pair that the encoder saw, and to a copy of it
         shifted by up to this many pixels, drawn for each example. A code that says where something ends up serves the
         first alone; one that says how it moves serves both. 0 is off.
+      view_share: share of the shifted copy in the loss, in (0, 1).
       pooling: how tokens become the delta: "conv", the official convolutions, by which each code sees a part of the
         image, or "maps" over the whole of it.
       codebook_init: "normal", or "data": codes start as k-means centres of the batch at initialisation.
@@ -91,6 +92,7 @@ class Model(nn.Module):
     layout: str = "fixed"
     decoder_context: str = "patch_embedding"
     view_shift: int = 0
+    view_share: float = 0.5
     pooling: str = "conv"
     codebook_init: str = "normal"
     delta_norm: str = "none"
@@ -138,6 +140,8 @@ class Model(nn.Module):
         limit = min(image_shape(self.image_size)) // 2
         if not isinstance(self.view_shift, int) or not 0 <= self.view_shift <= limit:
             raise UserError(f"view_shift is {self.view_shift!r}; give whole pixels from 0 to half the image, {limit}")
+        if not 0 < self.view_share < 1:
+            raise UserError(f"view_share is {self.view_share}; give a share between 0 and 1, both excluded")
         if self.view_shift and self.decoder_context != "patch_embedding":
             raise UserError(f"view_shift {self.view_shift} needs decoder_context 'patch_embedding': the decoder's view "
                             f"has no encoder output")
@@ -169,11 +173,12 @@ class Model(nn.Module):
         }
 
     def _two_view_losses(self, view: dict[str, jax.Array], action: jax.Array, frames: jax.Array):
-        """Mean losses of decoding the pair itself, which is what evaluation asks for, and a shifted copy of it."""
+        """Losses of decoding the pair itself, which is what evaluation asks for, and a shifted copy of it."""
         shifted = shift_clips(frames, self.make_rng("noise"), self.view_shift)
         own = self._losses(view, action, frames)
         other = self._losses(self._context(shifted[:, :1]), action, shifted)
-        return {name: (value + other[name]) / 2 for name, value in own.items()}
+        share = self.view_share
+        return {name: (1 - share) * value + share * other[name] for name, value in own.items()}
 
     def encode(self, frames: jax.Array) -> dict[str, jax.Array]:
         """Frame pairs [B, 2, H, W, 3] -> "codes" i32 [B, N] and "delta" f32 [B, N, Q], what was quantised."""
