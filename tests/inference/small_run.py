@@ -31,4 +31,4 @@ def write(run, root, data, *, steps=(1, 2)):
 
 def _random(shapes, seed: int):
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: (0.3 * rng.normal(size=leaf.shape)).astype(leaf.dtype), shapes)
+    return jax.tree.map(lambda leaf: np.array(0.3 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
