@@ -104,16 +104,16 @@ def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.model.update({"image_size": 32, "patch_size": 8, "dim": 128, "heads": 4, "dim_head": 32, "quant_dim": 4,
                          "spatial_depth": 2, "temporal_depth": 1, "decoder_depth": 2})  # fmt: skip
     # Codes that say how things move: each sees the whole picture, and they serve the pair and a shifted copy of it.
-    config.model.update({"pooling": "maps", "view_shift": 6})
+    config.model.update({"pooling": "maps", "view_shift": 8, "view_share": 0.7})
     # Codes that are in use from the first step on: deltas of unit size, codes among them.
     config.model.update({"delta_norm": "running", "codebook_init": "data", "output": "residual"})
-    config.model.update({"replacement": "share", "replacement_schedule": ((1600, 20),)})
+    config.model.update({"replacement": "share", "replacement_schedule": ((800, 20),)})
     # Small moving things in a busy scene: plain squared error hardly sees them.
     config.loss.update({"motion": 0.1, "coarse": 0.1})
     config.data.update({"augment": {"flip": 0.5}, "threads": 2, "prefetch": 4})
     config.optim.update({"learning_rate": 2e-3, "schedule": "cosine", "warmup_steps": 50,
                          "final_learning_rate": 1e-4})  # fmt: skip
-    config.train.update({"steps": 2000, "batch_size": 32, "eval_every": 500, "save_every": 500})
+    config.train.update({"steps": 1000, "batch_size": 32, "eval_every": 500, "save_every": 500})
     config.mesh.update({"data": -1, "fsdp": 1})
     return config
 
@@ -123,8 +123,8 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config = small(config)
     config.name = "laq_tiny"
     config.data.update({"path": "sample", "gap_frames": 12})
-    config.model.replacement_schedule = ((800, 20),)
-    config.train.update({"steps": 1000, "eval_every": 250, "save_every": 250})
+    config.model.replacement_schedule = ((600, 20),)
+    config.train.update({"steps": 800, "eval_every": 200, "save_every": 200})
     return config
 
 

@@ -1,7 +1,7 @@
 """Trains small latent action models, several seeds and ablations, and prints the table of docs/results.md.
 
 python launch/studies/latent_actions.py --data NAME=TRAIN_SHARDS,LABELLED_SHARDS,GAP_FRAMES ... --out DIR
-    [--seeds 3] [--recipes fixed spec_wiring ...] [--jobs 2]
+    [--seeds 3] [--recipes small spec_wiring ...] [--jobs 2]
 
 Every run is `launch/train.py` followed by `launch/eval.py`; a study that was interrupted goes on where it stopped.
 """
@@ -23,7 +23,7 @@ CONFIG = LAUNCH.parent / "configs" / "laq.py:small"
 # What each recipe changes. Ablations change one thing each; "spec_wiring" needs the decoder to see what the encoder
 # saw, which rules out the second view.
 RECIPES = {
-    "fixed": [],
+    "small": [],
     "official_layout": ["--config.model.layout=official"],
     "one_view": ["--config.model.view_shift=0"],
     "spec_wiring": ["--config.model.view_shift=0", "--config.model.decoder_context=encoder"],
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", nargs="+", required=True, help="NAME=TRAIN_SHARDS,LABELLED_SHARDS,GAP_FRAMES")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the runs")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--recipes", nargs="+", default=["fixed"], help=f"of {', '.join(RECIPES)}")
+    parser.add_argument("--recipes", nargs="+", default=["small"], help=f"of {', '.join(RECIPES)}")
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, one core each")
     parser.add_argument("--overrides", nargs="*", default=[], help="further config changes, key=value")
     return parser
@@ -93,7 +93,7 @@ def _run(out: pathlib.Path, overrides, name, train, labelled, gap, recipe, seed)
         _call(run, "train.py", "--config", str(CONFIG), "--workdir", str(run), f"--config.seed={seed}", *data,
               *RECIPES[recipe], *extra)  # fmt: skip
         # The supervised bound depends on the data and the sizes, not on the recipe: once is enough.
-        bound = [] if (recipe, seed) == ("fixed", 0) else ["--supervised_steps", "0"]
+        bound = [] if (recipe, seed) == ("small", 0) else ["--supervised_steps", "0"]
         _call(run, "eval.py", "--run", str(run), *bound)
     return json.loads(results.read_text())["metrics"]
 
