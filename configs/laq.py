@@ -122,7 +122,7 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """`small` on the sample that comes with the package, for a few minutes."""
     config = small(config)
     config.name = "laq_tiny"
-    config.data.update({"path": "sample", "gap_frames": 12})
+    config.data.update({"path": "sample", "gap_frames": 3})
     config.model.replacement_schedule = ((600, 20),)
     config.train.update({"steps": 800, "eval_every": 200, "save_every": 200})
     return config

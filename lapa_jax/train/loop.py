@@ -72,14 +72,15 @@ class Loop:
         self._meta = setup.meta()
         self._state = self._start()
         self._pending: list[dict[str, jax.Array]] = []
-        self._waited, self._since, self._logged = 0.0, time.perf_counter(), {}
+        self._waited, self._since = 0.0, time.perf_counter()
+        self._writer: MetricsWriter | None = None
         self._stop = False
 
     def run(self) -> None:
         """Steps until the end, or until the scheduler asks to stop (SIGTERM), which saves first."""
         first, last = int(self._state.step), self._config.steps
-        tensorboard = self._config.tensorboard and jax.process_index() == 0
-        self._writer = MetricsWriter(self._workdir, resume_step=first, tensorboard=tensorboard)
+        if jax.process_index() == 0:
+            self._writer = MetricsWriter(self._workdir, resume_step=first, tensorboard=self._config.tensorboard)
         previous = signal.signal(signal.SIGTERM, self._request_stop)
         bar = progress.bar(total=last, initial=first, desc="train", unit="step")
         try:
@@ -104,7 +105,8 @@ class Loop:
             bar.close()
             signal.signal(signal.SIGTERM, previous)
             self._checkpoints.close()
-            self._writer.close()
+            if self._writer is not None:
+                self._writer.close()
         LOG.info("done: %s", self._workdir)
 
     def _start(self) -> State:
@@ -141,9 +143,7 @@ class Loop:
         peak = _peak_flops()
         if peak is not None:
             speed["mfu"] = speed["flops_per_second"] / (peak * self._setup.mesh.size)
-        self._logged = {f"train/{name}": value for name, value in {**metrics, **speed}.items()}
-        if jax.process_index() == 0:
-            self._writer.write(step, self._logged)
+        self._write(step, {f"train/{name}": value for name, value in {**metrics, **speed}.items()})
         self._reset_clock()
         shown = {"loss": f"{metrics['loss']:.4f}", "samples/s": f"{rate:.0f}", "wait": f"{speed['input_wait']:.0%}"}
         if "perplexity" in metrics:
@@ -169,8 +169,7 @@ class Loop:
         metrics, _ = self._evaluator(self._state.variables, self._setup.eval_batches())
         metrics |= self._untrained(step, metrics)
         named = {f"val/{name}": value for name, value in metrics.items()}
-        if jax.process_index() == 0:
-            self._writer.write(step, named)
+        self._write(step, named)
         shown = ("psnr_gain", "swap_gap", "perplexity", "codebook_utilization", "action_probe_r2")
         LOG.info("step %d: %s", step, ", ".join(f"{n} {metrics[n]:.3f}" for n in shown if n in metrics))
         if step and metrics.get("collapse"):
@@ -190,6 +189,10 @@ class Loop:
         if self._pending:
             self._log(step)
         self._checkpoints.save(self._state, step, {**self._meta, "step": step}, evaluated)
+
+    def _write(self, step: int, metrics: dict[str, float]) -> None:
+        if self._writer is not None:
+            self._writer.write(step, metrics)
 
     def _reset_clock(self) -> None:
         self._waited, self._since = 0.0, time.perf_counter()

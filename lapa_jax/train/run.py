@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import jax
 import ml_collections
+from jax.experimental import multihost_utils
 
 from lapa_jax.core import config as config_lib
 from lapa_jax.core.config import ConfigError
@@ -30,15 +31,21 @@ def open_run(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     Raises:
       ConfigError: the folder holds a run of another config (which keys differ), or files of something else.
     """
-    values = config_lib.to_json(config)
+    # One host looks and writes; the others must not find a folder that is half made.
+    if jax.process_index() == 0:
+        _claim(workdir, config_lib.to_json(config))
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("run folder")
+
+
+def _claim(workdir: pathlib.Path, values: dict) -> None:
     path = workdir / CONFIG_FILE
     if path.is_file():
         _check_same(read_json(path), values, workdir)
     elif workdir.is_dir() and any(p for p in workdir.iterdir() if not p.name.startswith(".")):
         raise ConfigError(f"{workdir} is not empty and holds no run; choose another --workdir")
-    if jax.process_index() == 0:
-        write_json(path, values)
-        write_json(workdir / ENV_FILE, environment())
+    write_json(path, values)
+    write_json(workdir / ENV_FILE, environment())
 
 
 def environment() -> dict:
