@@ -73,8 +73,10 @@ def _report(setup, flops: float, rounds) -> None:
     memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
     peak = f"{memory / 2**30:.2f} GiB on each device" if memory else (
         f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB resident")  # fmt: skip
-    print("| machine | model | batch | samples/s, step alone | samples/s with loader | input wait | peak memory | GFLOP/s |")
-    print("|---|---|---|---|---|---|---|---|")
+    columns = ("machine", "model", "batch", "samples/s, step alone", "samples/s with loader", "input wait",
+               "peak memory", "GFLOP/s")  # fmt: skip
+    print(f"| {' | '.join(columns)} |")
+    print("|---" * len(columns) + "|")
     print(f"| {jax.device_count()} × {device.device_kind}, {os.cpu_count()} cores | {setup.config.name} | {batch} | "
           f"{batch / alone:.1f} | {batch / together:.1f} | {wait:.0%} | {peak} | {flops / alone / 1e9:.1f} |")
 

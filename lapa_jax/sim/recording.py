@@ -157,7 +157,7 @@ def _record_missing(env, options: Options, out: pathlib.Path, tasks: list[str], 
     jobs = [job for job in zip(range(len(ids)), tasks, ids, splits) if not (out / WORK / f"{job[2]}.json").exists()]
     if workers > 1:
         env.close()  # the workers have their own
-        processes = pool._pool(workers)
+        processes = pool.worker_pool(workers)
         try:
             futures = [processes.submit(_record_one, None, options, out, *job) for job in jobs]
             done = concurrent.futures.as_completed(futures)

@@ -8,12 +8,14 @@ when it is whole.
 import dataclasses
 import functools
 import pathlib
+import shutil
 from collections.abc import Mapping, Sequence
 
 import jax
 import ml_collections
 import numpy as np
 from absl import logging as absl_logging
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from lapa_jax.core import config as config_lib
@@ -23,6 +25,10 @@ from lapa_jax.train.state import State
 
 FOLDER = "checkpoints"
 CONFIG_FILE = "config.json"
+# Orbax takes any folder with a number for a name as a checkpoint. Writing ends in a rename, but removing an old one does
+# not begin with one: a step that lacks any of these was being removed when its run was killed.
+WHOLE = ("_CHECKPOINT_METADATA", "commit_success.txt", "meta/data.json", "params/_METADATA", "params/manifest.ocdbt",
+         "state/_METADATA", "state/manifest.ocdbt")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +59,7 @@ class Checkpointer:
           best_metric: the validation metric (higher is better) whose best checkpoint stays besides; None keeps none.
         """
         absl_logging.set_verbosity(absl_logging.ERROR)
+        _remove_broken(workdir / FOLDER)
         policies = [ocp.training.preservation_policies.LatestN(keep_last)]
         if best_metric is not None:
             policies.append(_best(best_metric))
@@ -114,12 +121,12 @@ def steps(path: str | pathlib.Path) -> list[int]:
     """The steps of a run that have a whole checkpoint, ascending."""
     folder = pathlib.Path(path) / FOLDER
     names = [p for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
-    return sorted(int(p.name) for p in names if ocp.is_orbax_checkpoint(p.absolute()))
+    return sorted(int(p.name) for p in names if _is_whole(p))
 
 
 def _checkpoint_folder(path: pathlib.Path, step: int | None) -> pathlib.Path:
     if path.name.isdigit() and path.parent.name == FOLDER:
-        if not path.is_dir() or not ocp.is_orbax_checkpoint(path):
+        if not _is_whole(path):
             raise UserError(f"{path} is no whole checkpoint; steps of this run: {steps(path.parent.parent)}")
         return path
     if not (path / CONFIG_FILE).is_file():
@@ -131,6 +138,19 @@ def _checkpoint_folder(path: pathlib.Path, step: int | None) -> pathlib.Path:
     if step is not None and step not in found:
         raise UserError(f"run {path} has no checkpoint of step {step}; it has {found}")
     return path / FOLDER / str(found[-1] if step is None else step)
+
+
+def _is_whole(folder: pathlib.Path) -> bool:
+    return all((folder / name).is_file() for name in WHOLE)
+
+
+def _remove_broken(folder: pathlib.Path) -> None:
+    if jax.process_index() == 0 and folder.is_dir():
+        for step in folder.iterdir():
+            if step.name.isdigit() and not _is_whole(step):
+                shutil.rmtree(step)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("broken checkpoints")
 
 
 def _rest(state: State) -> dict:

@@ -1,4 +1,4 @@
-"""The one training loop. A run told in the order it happens: build, compile, start or resume, step, log, evaluate, save."""
+"""The one training loop. A run in the order it happens: build, compile, start or resume, step, log, evaluate, save."""
 
 import math
 import os
@@ -158,8 +158,8 @@ class Loop:
         bad = [first + i for i, row in enumerate(rows) if not math.isfinite(row["loss"] + row["grad_norm"])]
         if bad:
             shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
-            raise UserError(f"the loss or its gradient is not finite at step(s) {shown}; no checkpoint was written from "
-                            "there on; lower config.optim.learning_rate or look at those batches")
+            raise UserError(f"the loss or its gradient is not finite at step(s) {shown}; no checkpoint was written "
+                            "from there on; lower config.optim.learning_rate or look at those batches")
         means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} if rows else {}
         return {**means, "learning_rate": float(rows[-1]["learning_rate"]), "steps": len(rows)}
 

@@ -29,8 +29,8 @@ def path(tmp_path):
 
 
 def test_variant_and_overrides_keep_types(path):
-    config = config_lib.load(path + ":tiny", ["--config.steps=1e1", "--config.rate=2", "--config.on=False",
-                                              "--config.gap=7", "--config.sizes=[3, 4]", "--config.name=9"])  # fmt: skip
+    given = ["steps=1e1", "rate=2", "on=False", "gap=7", "sizes=[3, 4]", "name=9"]
+    config = config_lib.load(path + ":tiny", [f"--config.{item}" for item in given])
     assert (config.name, config.steps, config.rate, config.on, config.gap) == ("9", 10, 2.0, False, 7)
     assert config.sizes == (3, 4) and isinstance(config.rate, float)
 

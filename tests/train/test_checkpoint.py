@@ -86,6 +86,16 @@ def test_half_written_step_is_never_read(run):
     assert load_for_inference(run).step == 5 and not half.exists()
 
 
+def test_step_half_removed_is_never_read(run):
+    for name in ("params/manifest.ocdbt", "commit_success.txt"):
+        (run / "checkpoints/5" / name).unlink()
+    assert checkpoint.steps(run) == [2, 4] and load_for_inference(run).step == 4
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        load_for_inference(run / "checkpoints/5")
+    assert Checkpointer(run, keep_last=2, best_metric=None).latest_step == 4
+    assert not (run / "checkpoints/5").exists()
+
+
 def test_another_model_is_refused_with_the_names(run):
     other = make_state(5)
     other.variables["params"]["third"] = {"kernel": jnp.zeros(3)}

@@ -26,7 +26,7 @@ def run_jobs(jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, Failure |
     jobs = iter(jobs)
     suspects: list[Job] = []
     while True:
-        with _pool(workers) as pool:
+        with worker_pool(workers) as pool:
             broken = yield from _feed(pool, jobs, workers * _IN_FLIGHT, suspects)
         if not broken:
             return
@@ -56,14 +56,14 @@ def _feed(pool, jobs: Iterator[Job], limit: int, suspects: list[Job]) -> Iterato
 
 
 def _alone(job: Job) -> Failure | None:
-    with _pool(1) as pool:
+    with worker_pool(1) as pool:
         try:
             return pool.submit(make_part, job).result()
         except BrokenProcessPool:
             return Failure(job.episode["id"], "the process that decoded it died (a decoder bug, or out of memory)")
 
 
-def _pool(workers: int) -> concurrent.futures.ProcessPoolExecutor:
+def worker_pool(workers: int) -> concurrent.futures.ProcessPoolExecutor:
     context = multiprocessing.get_context("spawn")
     return concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
 
