@@ -25,8 +25,8 @@ from lapa_jax.train.state import State
 
 FOLDER = "checkpoints"
 CONFIG_FILE = "config.json"
-# Orbax takes any folder with a number for a name as a checkpoint. Writing ends in a rename, but removing an old one does
-# not begin with one: a step that lacks any of these was being removed when its run was killed.
+# Orbax takes any folder with a number for a name as a checkpoint. Writing ends in a rename, but removing an old one
+# does not begin with one: a step that lacks any of these was being removed when its run was killed.
 WHOLE = ("_CHECKPOINT_METADATA", "commit_success.txt", "meta/data.json", "params/_METADATA", "params/manifest.ocdbt",
          "state/_METADATA", "state/manifest.ocdbt")  # fmt: skip
 
