@@ -63,7 +63,7 @@ def convert(state: Mapping[str, Array], image_size: int) -> tuple[dict, dict, li
             params.setdefault(path, []).append(value)
         else:
             params[path] = value
-    params = {path: np.stack(value) if isinstance(value, list) else value for path, value in params.items()}
+    params = {path: _stack(path, value) if isinstance(value, list) else value for path, value in params.items()}
     variables = {"params": tree.unflatten(_split_attention(params))}
     model = config.build("lapa_jax.models", spec)
     expected = expected_variables(model)
@@ -145,6 +145,13 @@ def _block(entries: dict[str, Entry], dropped: list[str], official: str, ours: s
 
 def _norm(official: str, ours: str) -> dict[str, Entry]:
     return {f"{official}.weight": (f"{ours}/scale", _same), f"{official}.bias": (f"{ours}/bias", _same)}
+
+
+def _stack(path: str, layers: list[Array]) -> Array:
+    if len({layer.shape for layer in layers}) > 1:
+        shapes = ", ".join(str(layer.shape) for layer in layers)
+        raise UserError(f"the tensors do not form an official LAQ: the layers of {path} have shapes {shapes}")
+    return np.stack(layers)
 
 
 def _same(x: Array) -> Array:

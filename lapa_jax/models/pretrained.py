@@ -36,7 +36,7 @@ def save_pretrained(folder: str | os.PathLike, model_spec: Mapping, variables: M
     """
     folder = pathlib.Path(folder)
     config = {"format": FORMAT, "version": VERSION, "model": dict(model_spec), "meta": dict(meta)}
-    tensors = {name: np.ascontiguousarray(jax.device_get(leaf)) for name, leaf in tree.flatten(variables).items()}
+    tensors = {name: np.asarray(jax.device_get(leaf), order="C") for name, leaf in tree.flatten(variables).items()}
     # The weights first: until their config lies beside them, the digests differ and the folder does not load.
     with atomic_path(folder / WEIGHTS_FILE) as temporary:
         safetensors.numpy.save_file(tensors, temporary, metadata={CONFIG_DIGEST: _digest(config)})

@@ -41,12 +41,12 @@ class NSVQ(nn.Module):
 
     Attributes:
       codebook_size: K.
-      init: "normal" draws codes from N(0, 1) as the official LAQ; "data" makes them the k-means centres of the batch
-        that the model is initialised with, so that all codes are in use from the first step.
+      codebook_init: "normal" draws codes from N(0, 1) as the official LAQ; "data" makes them the k-means centres of the
+        batch that the model is initialised with, so that all codes are in use from the first step.
     """
 
     codebook_size: int
-    init: str = "normal"
+    codebook_init: str = "normal"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
@@ -63,8 +63,10 @@ class NSVQ(nn.Module):
         x = x.astype(jnp.float32)
         size, width = self.codebook_size, x.shape[-1]
         vectors = jax.lax.stop_gradient(x.reshape(-1, width))
-        make = nn.initializers.normal(1.0) if self.init == "normal" else lambda rng, _: kmeans(rng, vectors, size)
-        codebook = self.param("codebook", make, (size, width))
+        init = nn.initializers.normal(1.0)
+        if self.codebook_init == "data":
+            init = lambda rng, _: kmeans(rng, vectors, size)  # noqa: E731
+        codebook = self.param("codebook", init, (size, width))
         codes = nearest_code(jax.lax.stop_gradient(x), codebook)
         chosen = jnp.take(codebook, codes, axis=0)
         residual = jax.lax.stop_gradient(safe_norm(x - chosen))

@@ -1,0 +1,67 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lapa_jax.nn.attention import Attention
+
+
+def reference(params, x, context, bias, *, heads, dim_head, cosine):
+    """One query at a time, in numpy and float64."""
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+    split = lambda name, y: (y @ p[name]["kernel"]).reshape(len(y), heads, dim_head)  # noqa: E731
+    q, k, v = split("query", x), split("key", context), split("value", context)
+    nulls = 0
+    if "null_key" in p:
+        nulls = len(p["null_key"])
+        k, v = np.concatenate([p["null_key"], k]), np.concatenate([p["null_value"], v])
+    scale = dim_head**-0.5
+    if cosine:
+        unit = lambda y: y / np.linalg.norm(y, axis=-1, keepdims=True)  # noqa: E731
+        q, k, scale = unit(q) * p["query_scale"], unit(k) * p["key_scale"], 8.0
+    out = np.zeros_like(q)
+    for head in range(heads):
+        for i in range(len(q)):
+            logits = k[:, head] @ q[i, head] * scale
+            if bias is not None:
+                logits[nulls:] += bias[head, i]
+            weights = np.exp(logits - logits.max())
+            out[i, head] = weights / weights.sum() @ v[:, head]
+    return out.reshape(len(q), -1) @ p["out"]["kernel"]
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+@pytest.mark.parametrize("null_kv", [0, 2])
+@pytest.mark.parametrize("cross", [False, True])
+def test_matches_one_query_at_a_time(cosine, null_kv, cross):
+    rng = np.random.default_rng(0)
+    x, context = rng.normal(size=(2, 5, 12)), rng.normal(size=(2, 3, 7)) if cross else None
+    bias = None if cross else rng.normal(size=(3, 5, 5))
+    module = Attention(heads=3, dim_head=4, cosine=cosine, null_kv=null_kv)
+    args = jnp.float32(x), None if context is None else jnp.float32(context)
+    params = module.init(jax.random.key(0), *args)["params"]
+    # Scales other than one, so that a forgotten one shows.
+    params = jax.tree.map(lambda p: p * 1.3 if p.ndim == 1 else p, params)
+    got = module.apply({"params": params}, *args, bias=None if bias is None else jnp.float32(bias))
+    for row in range(2):
+        expected = reference(params, x[row], x[row] if context is None else context[row], bias,
+                             heads=3, dim_head=4, cosine=cosine)  # fmt: skip
+        np.testing.assert_allclose(got[row], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_of_a_zero_token_is_finite():
+    module = Attention(heads=2, dim_head=4, cosine=True)
+    x = jnp.zeros((1, 3, 8)).at[0, 1].set(1.0)
+    params = module.init(jax.random.key(0), x)
+    grads = jax.grad(lambda p: module.apply(p, x).sum())(params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_bfloat16_computation_keeps_float32_parameters():
+    module = Attention(heads=2, dim_head=4, cosine=True, dtype=jnp.bfloat16)
+    x = jax.random.normal(jax.random.key(1), (1, 3, 8))
+    params = module.init(jax.random.key(0), x)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    got, exact = module.apply(params, x), module.copy(dtype=jnp.float32).apply(params, x)
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float32(got), exact, atol=0.02)

@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from lapa_jax.core.errors import UserError
+from lapa_jax.models.pretrained import load_pretrained
+from tools import import_weights
+
+
+@pytest.fixture
+def golden(shared):
+    return shared / "golden"
+
+
+def run(source, out, *extra):
+    import_weights.main(["laq", "--input", str(source), "--out", str(out), *extra])
+
+
+def test_a_safetensors_file_becomes_an_exported_folder(golden, tmp_path, capsys):
+    run(golden / "laq_seq4.safetensors", tmp_path / "laq", "--image_size", "64")
+    spec, variables, meta = load_pretrained(tmp_path / "laq")
+    assert spec["layout"] == "official" and (spec["dim"], spec["code_seq_len"], spec["heads"]) == (64, 4, 4)
+    assert meta["source"]["file"] == "laq_seq4.safetensors"
+    official = safetensors.numpy.load_file(golden / "laq_seq4.safetensors")
+    np.testing.assert_array_equal(variables["params"]["quantizer"]["codebook"], official["vq.codebooks"])
+    said = capsys.readouterr().out
+    assert "zero layer norm biases" in said and "145 tensors" in said
+
+
+def test_a_torch_file_gives_the_same(golden, tmp_path):
+    pytest.importorskip("torch")
+    for ending in ("pt", "safetensors"):
+        run(golden / f"laq_seq4.{ending}", tmp_path / ending, "--image_size", "64")
+    weights = [(tmp_path / ending / "model.safetensors") for ending in ("pt", "safetensors")]
+    a, b = (safetensors.numpy.load_file(path) for path in weights)
+    assert a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+def test_a_torch_file_without_torch_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    (tmp_path / "laq.pt").write_bytes(b"anything")
+    with pytest.raises(UserError, match=r"lapa_jax\[torch\]"):
+        run(tmp_path / "laq.pt", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("absent.safetensors", None, "does not exist"),
+        ("laq.onnx", b"x", "ends in '.onnx'"),
+        ("laq.safetensors", b"not at all", "not a readable safetensors file"),
+    ],
+)
+def test_files_that_cannot_be_read_are_named(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        run(tmp_path / name, tmp_path / "out")
+    assert name in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_a_wrong_file_writes_nothing(tmp_path):
+    safetensors.numpy.save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=r"missing .* extra \(1\): weight"):
+        run(tmp_path / "other.safetensors", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
