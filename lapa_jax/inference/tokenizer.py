@@ -190,7 +190,7 @@ def fingerprint(model_config: dict, params) -> str:
     """sha256 (hex) of a model: its config as canonical JSON, then each parameter's name, type, shape and bytes."""
     digest = hashlib.sha256(json.dumps(model_config, sort_keys=True).encode())
     for name, leaf in tree.flatten(params).items():
-        value = np.ascontiguousarray(jax.device_get(leaf))
+        value = np.asarray(jax.device_get(leaf), order="C")
         digest.update(f"{name} {value.dtype} {value.shape}".encode())
         digest.update(value.tobytes())
     return digest.hexdigest()

@@ -21,7 +21,7 @@ def setup(root, tmp_path_factory):
 
 
 def call(command, env) -> subprocess.CompletedProcess:
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=1800, check=False)
 
 
 def test_report_is_written_and_named(setup):
