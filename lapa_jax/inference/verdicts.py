@@ -14,6 +14,8 @@ MIN_SWAP_GAP = 0.15
 MIN_USE = 0.6
 COLLAPSED_USE = 0.25
 MIN_PROBE_OF_SUPERVISED = 0.5
+# Four positions of eight codes are 32 features: a ridge on fewer than eight pairs for each says little.
+MIN_PROBE_PAIRS = 256
 MIN_PROBE_OVER_UNTRAINED = 0.15
 
 
@@ -71,7 +73,10 @@ def _meaning(m):
     if score <= 0:
         good = False
         words.append("the codes say nothing linear about the action, however much they are used")
+    pairs = m.get("action_probe_pairs", MIN_PROBE_PAIRS)
     level = (GOOD if good else POOR) if words else NOTE
+    if pairs < MIN_PROBE_PAIRS:
+        level, words = NOTE, [f"fitted on {pairs:.0f} pairs, too few to judge by (the bar needs {MIN_PROBE_PAIRS})"]
     yield Verdict("action_probe_r2", f"{score:.2f}", level, "; ".join(words) or "how well codes predict the net action")
     for name, text in (
         ("action_probe_r2_delta", "the same probe on the continuous delta, before the codes round it"),

@@ -116,3 +116,10 @@ def test_page_is_well_formed_and_escapes(tmp_path):
     Check().feed(text)
     assert open_tags == [] and images == ["a.png"]
     assert "run &lt;x&gt;" in text and "Not good enough yet" in text and "http" not in text
+
+
+def test_a_probe_on_few_pairs_is_no_verdict():
+    few = {**GOOD, "action_probe_r2": -1.0, "action_probe_pairs": 34.0}
+    probe = next(v for v in verdicts.judge(few, 8) if v.metric == "action_probe_r2")
+    assert probe.level == "note" and "34 pairs, too few" in probe.words
+    assert levels({**few, "action_probe_pairs": 1000.0})["action_probe_r2"] == "poor"

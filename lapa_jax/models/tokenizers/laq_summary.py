@@ -24,7 +24,7 @@ def summarize(arrays: dict[str, np.ndarray], codebook_size: int) -> dict[str, fl
       "identical_frame_psnr", and "identical_frame_agreement": for pairs of equal frames, the share of the most frequent
         code, averaged over positions; 1 means that standing still has one code.
       "action_probe_r2" and "action_probe_r2_delta": see `lapa_jax.models.probe`; with "net_action" and "episode_id"
-        only, and with episodes of even and of odd index.
+        only, and with episodes of even and of odd index. "action_probe_pairs": how many pairs they were fitted on.
     """
     mse, copy, swapped = (float(np.mean(arrays[name])) for name in ("mse", "mse_copy", "mse_swapped"))
     floor = 1e-12  # equal images have no finite PSNR
@@ -54,4 +54,5 @@ def _probes(arrays: dict[str, np.ndarray], codebook_size: int) -> dict[str, floa
         "action_probe_r2": probe_codes(arrays["codes"], action, episode, codebook_size),
         "action_probe_r2_delta": probe_delta(arrays["delta"], action, episode),
     }
-    return {name: found.r2 for name, found in probes.items() if found is not None}
+    scores = {name: found.r2 for name, found in probes.items() if found is not None}
+    return scores | {"action_probe_pairs": float(np.sum(episode % 2 == 0))} if scores else {}
