@@ -123,7 +123,7 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config = small(config)
     config.name = "laq_tiny"
     config.data.update({"path": "sample", "gap_frames": 3})
-    config.model.replacement_schedule = ((600, 20),)
+    config.model.update({"view_share": 0.5, "replacement_schedule": ((600, 20),)})
     config.train.update({"steps": 800, "eval_every": 200, "save_every": 200})
     return config
 
