@@ -30,7 +30,7 @@ def test_it_learns_actions_that_the_frames_show():
     batch = moving_squares()
     mean, std = batch["net_action"].mean(0), batch["net_action"].std(0)
     model = build(action_mean=tuple(map(float, mean)), action_std=tuple(map(float, std)))
-    variables = model.init(jax.random.key(0), batch, train=True)
+    variables = jax.jit(lambda key: model.init(key, batch, train=True))(jax.random.key(0))
     optimizer = optax.adam(3e-3)
 
     @jax.jit
@@ -44,7 +44,7 @@ def test_it_learns_actions_that_the_frames_show():
     for _ in range(150):
         params, state, value = step(params, state)
     assert value < 0.2, "standardised actions have an error of 1 when nothing is learned"
-    arrays = model.apply({"params": params}, batch, method="evaluate")
+    arrays = jax.jit(lambda p: model.apply({"params": p}, batch, method="evaluate"))(params)
     summary = model.summarize({k: np.asarray(v) for k, v in arrays.items()})
     assert summary["action_r2"] > 0.8
     assert summary["action_mse"] == pytest.approx(float(value) * float(np.mean(std**2)), rel=0.5)

@@ -30,6 +30,15 @@ def init(model, batch=None):
 
 
 @functools.cache
+def jitted(model, method):
+    return jax.jit(lambda variables, *args: model.apply(variables, *args, method=method))
+
+
+def run(model, variables, method, *args):
+    return jitted(model, method)(variables, *args)
+
+
+@functools.cache
 def small():
     """A model whose codebook is of the size of its deltas, so that several codes are in use."""
     model = build(codebook_init="data", delta_norm="running")
@@ -57,9 +66,9 @@ def test_shapes_of_every_size_that_divides(fields):
         rngs = {"params": jax.random.key(0), "noise": jax.random.key(1)}
         variables = model.init(rngs, batch, train=True)
         output, _ = model.apply(variables, batch, train=True, mutable=["codebook"], rngs=rngs)
-        encoded = model.apply(variables, batch["frames"], method="encode")
-        decoded = model.apply(variables, batch["frames"][:, 0], encoded["codes"], method="decode")
-        return output, encoded, decoded, model.apply(variables, batch, method="predict")
+        encoded = run(model, variables, "encode", batch["frames"])
+        decoded = run(model, variables, "decode", batch["frames"][:, 0], encoded["codes"])
+        return output, encoded, decoded, run(model, variables, "predict", batch)
 
     output, encoded, decoded, predicted = jax.eval_shape(everything, model.example(3))
     length = fields["code_seq_len"]
@@ -74,13 +83,13 @@ def test_shapes_of_every_size_that_divides(fields):
 def test_encode_and_decode_agree_with_predict_and_accept_both_kinds_of_frames():
     model, variables = small()
     batch = {"frames": frames(model)}
-    predicted = model.apply(variables, batch, method="predict")
+    predicted = run(model, variables, "predict", batch)
     as_floats = np.float32(batch["frames"]) / 255
-    encoded = model.apply(variables, as_floats, method="encode")
+    encoded = run(model, variables, "encode", as_floats)
     np.testing.assert_array_equal(encoded["codes"], predicted["codes"])
-    decoded = model.apply(variables, batch["frames"][:, 0], encoded["codes"], method="decode")
+    decoded = run(model, variables, "decode", batch["frames"][:, 0], encoded["codes"])
     np.testing.assert_allclose(decoded, predicted["reconstruction"], rtol=1e-4, atol=1e-5)
-    output = model.apply(variables, batch, train=False)
+    output = jax.jit(lambda v, b: model.apply(v, b, train=False))(variables, batch)
     mse = np.mean((np.asarray(decoded) - as_floats[:, 1]) ** 2, (1, 2, 3))
     np.testing.assert_allclose(output.losses["reconstruction"], mse, rtol=1e-4)
 
@@ -88,14 +97,14 @@ def test_encode_and_decode_agree_with_predict_and_accept_both_kinds_of_frames():
 def test_the_second_frame_reaches_the_decoder_through_the_codes_alone():
     model, variables = small()
     batch = np.float32(frames(model)) / 255
-    codes = model.apply(variables, batch, method="encode")["codes"]
+    codes = run(model, variables, "encode", batch)["codes"]
 
     def reconstruct(m, frames):
         view = m._encode(frames, train=False)
         return jnp.sum(m._decode(view, m.quantizer.lookup(codes)))
 
     def influence(model, variables):
-        grad = jax.grad(lambda f: model.apply(variables, f, method=reconstruct))(jnp.asarray(batch))
+        grad = jax.jit(jax.grad(lambda f: model.apply(variables, f, method=reconstruct)))(jnp.asarray(batch))
         return np.abs(grad[:, 1]).max()
 
     assert influence(model, variables) == 0
@@ -113,7 +122,7 @@ def test_the_patch_embedding_learns_through_the_codes_alone():
         return jnp.sum(m._decode(view, jax.lax.stop_gradient(action)))
 
     loss = lambda params: model.apply({**variables, "params": params}, method=without_codes)  # noqa: E731
-    grads = tree.flatten(jax.grad(loss)(variables["params"]))
+    grads = tree.flatten(jax.jit(jax.grad(loss))(variables["params"]))
     for name, grad in grads.items():
         if name.startswith("encoder/patch_embedding"):
             assert not np.any(grad), name
@@ -123,17 +132,17 @@ def test_the_patch_embedding_learns_through_the_codes_alone():
 def test_order_of_the_codes_matters_to_the_decoder():
     model, variables = small()
     first = frames(model)[:1, 0]
-    a = model.apply(variables, first, np.int32([[0, 1, 2, 3]]), method="decode")
-    b = model.apply(variables, first, np.int32([[3, 2, 1, 0]]), method="decode")
+    a = run(model, variables, "decode", first, np.int32([[0, 1, 2, 3]]))
+    b = run(model, variables, "decode", first, np.int32([[3, 2, 1, 0]]))
     assert np.abs(a - b).max() > 1e-5
 
 
 def test_training_counts_usage_and_its_noise_follows_the_key():
     model, variables = small()
     batch = {"frames": frames(model)}
-    run = lambda seed: model.apply(variables, batch, train=True, mutable=["codebook"],  # noqa: E731
-                                   rngs={"noise": jax.random.key(seed)})  # fmt: skip
-    (first, updated), (same, _), (other, _) = run(0), run(0), run(1)
+    step = jax.jit(lambda seed: model.apply(variables, batch, train=True, mutable=["codebook"],
+                                            rngs={"noise": jax.random.key(seed)}))  # fmt: skip
+    (first, updated), (same, _), (other, _) = step(0), step(0), step(1)
     assert int(updated["codebook"]["quantizer"]["tokens"].sum()) == 4 * 4
     name = "reconstruction"
     np.testing.assert_array_equal(first.losses[name], same.losses[name])
@@ -144,8 +153,8 @@ def test_training_counts_usage_and_its_noise_follows_the_key():
 def test_a_batch_does_not_influence_its_neighbours_codes():
     model, variables = small()
     both = frames(model, 2)
-    alone = model.apply(variables, both[:1], method="encode")
-    together = model.apply(variables, both, method="encode")
+    alone = run(model, variables, "encode", both[:1])
+    together = run(model, variables, "encode", both)
     np.testing.assert_allclose(alone["delta"], together["delta"][:1], rtol=1e-4, atol=1e-5)
 
 
@@ -156,7 +165,7 @@ def test_outputs_are_what_they_say(output):
     zero = jax.tree.map(jnp.zeros_like, variables["params"]["decoder"]["to_pixels"])
     params = {**variables["params"], "decoder": {**variables["params"]["decoder"], "to_pixels": zero}}
     first = frames(model)[:, 0]
-    got = model.apply({**variables, "params": params}, first, np.zeros((4, 4), np.int32), method="decode")
+    got = run(model, {**variables, "params": params}, "decode", first, np.zeros((4, 4), np.int32))
     expected = {"linear": 0.0, "tanh": 0.5, "residual": np.float32(first) / 255}[output]
     np.testing.assert_allclose(got, np.broadcast_to(expected, got.shape), atol=1e-6)
 
@@ -183,13 +192,13 @@ def test_evaluation_swaps_codes_and_summarises():
     model, variables = small()
     batch = {"frames": frames(model, 6), "net_action": np.random.default_rng(1).random((6, 2), np.float32),
              "episode_id": np.arange(6, dtype=np.int32)}  # fmt: skip
-    arrays = {k: np.asarray(v) for k, v in model.apply(variables, batch, method="evaluate").items()}
+    arrays = {k: np.asarray(v) for k, v in run(model, variables, "evaluate", batch).items()}
     assert {len(v) for v in arrays.values()} == {6}
     unit = np.float32(batch["frames"]) / 255
     np.testing.assert_allclose(arrays["mse_copy"], np.mean((unit[:, 0] - unit[:, 1]) ** 2, (1, 2, 3)), rtol=1e-4)
-    rolled = model.apply(variables, batch["frames"][:, 0], np.roll(arrays["codes"], 1, axis=0), method="decode")
+    rolled = run(model, variables, "decode", batch["frames"][:, 0], np.roll(arrays["codes"], 1, axis=0))
     np.testing.assert_allclose(arrays["mse_swapped"], np.mean((rolled - unit[:, 1]) ** 2, (1, 2, 3)), rtol=1e-4)
-    still = model.apply(variables, batch["frames"][:, [0, 0]], method="encode")["codes"]
+    still = run(model, variables, "encode", batch["frames"][:, [0, 0]])["codes"]
     np.testing.assert_array_equal(arrays["identical_codes"], still)
     summary = model.summarize(arrays)
     gain = 10 * np.log10(arrays["mse_copy"].mean() / arrays["mse"].mean())
@@ -203,8 +212,8 @@ def test_bfloat16_computes_near_float32_and_keeps_parameters_and_deltas():
     model, variables = small()
     half = build(codebook_init="data", delta_norm="running", dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(init(half)["params"])} == {jnp.dtype("float32")}
-    exact = model.apply(variables, frames(model), method="encode")["delta"]
-    got = half.apply(variables, frames(model), method="encode")["delta"]
+    exact = run(model, variables, "encode", frames(model))["delta"]
+    got = run(half, variables, "encode", frames(model))["delta"]
     assert got.dtype == jnp.float32
     assert np.abs(got - exact).max() < 0.25 * np.abs(exact).max()
 
@@ -243,4 +252,4 @@ def test_what_cannot_work_is_refused_before_anything_compiles(fields, message):
 def test_frames_of_another_kind_are_refused(bad, message):
     model, variables = small()
     with pytest.raises(UserError, match=message):
-        model.apply(variables, bad, method="encode")
+        run(model, variables, "encode", bad)
