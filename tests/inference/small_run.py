@@ -16,7 +16,7 @@ STATISTICS = {"action": {"count": 3, "mean": [0.5, -0.5]}}
 
 def write(run, root, data, *, steps=(1, 2)):
     """Writes checkpoints of the given steps, each with other random weights; returns the run folder."""
-    overrides = [f"--config.model.{o}" for o in SMALL] + [f"--config.data.path={data}", "--config.data.gap_seconds=0.3"]
+    overrides = [f"--config.model.{o}" for o in SMALL] + [f"--config.data.path={data}", "--config.data.gap_frames=3"]
     config = config_lib.load(f"{root}/configs/laq.py:tiny", overrides)
     values = config_lib.to_json(config)
     write_json(run / CONFIG_FILE, values)
