@@ -7,14 +7,11 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from lapa_jax.core.errors import UserError
-from lapa_jax.core.metrics import read_metrics
 from lapa_jax.inference import plots, usage
-from lapa_jax.inference.pictures import Examples, choose_examples, decode_grid
+from lapa_jax.inference.pictures import Examples, decode_grid
 from lapa_jax.nn.quantizers.usage import perplexity
 
-PICTURE = "plots/overview.png"
-ROWS, SEQUENCES, PAIRS = 4, 6, 512
+ROWS, SEQUENCES = 4, 6
 # metric, title, value of a model that has learned nothing
 CURVES = (
     ("val/psnr_gain", "PSNR over copying the first frame, dB", 0.0),
@@ -22,22 +19,6 @@ CURVES = (
     ("val/perplexity", "codes in use per position", 1.0),
     ("val/action_probe_r2", "R² from codes to the action", 0.0),
 )
-
-
-def draw_run(run) -> pathlib.Path:
-    """Draws the newest checkpoint of a run on its held-out pairs into `<run>/plots/overview.png`; returns the path."""
-    from lapa_jax.data import pipeline
-    from lapa_jax.inference.restore import load
-
-    tokenizer = load(run)
-    if not hasattr(tokenizer, "decode"):
-        raise UserError(f"{run} holds no model that decodes frames; there is nothing to draw")
-    source = pipeline.build(tokenizer.config.data, "val", image_size=tokenizer.side)
-    picked = np.unique(np.linspace(0, len(source) - 1, min(PAIRS, len(source))).astype(int))
-    codes = tokenizer.encode(np.stack([source[int(i)]["frames"] for i in picked]))
-    examples = choose_examples(tokenizer, source, ROWS)
-    path = pathlib.Path(run) / PICTURE
-    return draw(path, tokenizer, examples, codes, read_metrics(run))
 
 
 def draw(path, tokenizer, examples: Examples, codes: np.ndarray, history: Sequence[Mapping]) -> pathlib.Path:

@@ -10,7 +10,6 @@ from PIL import Image
 from lapa_jax.core.errors import UserError
 from lapa_jax.inference import supervised
 from lapa_jax.inference.evaluation import Evaluation
-from lapa_jax.inference.overview import draw_run
 from lapa_jax.inference.restore import load
 
 from . import small_run, step_shards
@@ -93,13 +92,6 @@ def test_data_without_actions_say_so(folders, laq, tmp_path):
     assert not PROBES & result["metrics"].keys() and NAMES <= result["metrics"].keys() and result["pairs"] == 10
     assert {p.stem for p in tmp_path.glob("*.png")} == PICTURES
     assert "this data has no actions" in (tmp_path / "report.html").read_text()
-
-
-def test_one_picture_of_a_run(folders):
-    path = draw_run(folders[0])
-    assert path == folders[0] / "plots" / "overview.png"
-    with Image.open(path) as picture:
-        assert min(picture.size) > 500
 
 
 def test_bad_arguments_are_refused(folders, laq, tmp_path):
