@@ -29,23 +29,27 @@ class LayerNorm(nn.Module):
 
 
 class RunningNorm(nn.Module):
-    """Subtracts a mean per feature and divides by one common scale, so that the result has a root mean square of 1.
+    """Subtracts a mean per feature and divides by a scale, so that the result has a root mean square of 1.
 
     In training the statistics are the batch's (the global one under jit) and move the running ones, which evaluation
     uses; they are kept in the mutable collection "codebook" and start as those of the batch of the initialisation.
 
     Attributes:
+      per_position: one scale for each position of axis 1 instead of one for everything.
       momentum: share of the running statistics that one training pass keeps.
     """
 
+    per_position: bool = False
     momentum: float = 0.98
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """x: f32 [B, ...] -> the same shape; the mean is over the batch, the scale over everything."""
+        """x: f32 [B, N, Q] -> the same shape; the mean is over the batch."""
         x = x.astype(jnp.float32)
         mean = jnp.mean(x, axis=0)
-        scale = jnp.sqrt(jnp.mean(jnp.square(x - mean)) + 1e-8)
+        pooled = (0, 2) if self.per_position else None
+        scale = jnp.sqrt(jnp.mean(jnp.square(x - mean), axis=pooled) + 1e-8)
+        scale = scale[:, None] if self.per_position else scale
         running_mean = self.variable("codebook", "mean", lambda: mean)
         running_scale = self.variable("codebook", "scale", lambda: scale)
         if not train:

@@ -34,7 +34,7 @@ from lapa_jax.nn.views import shift_clips
 CONTEXTS = ("patch_embedding", "encoder")
 OUTPUTS = ("linear", "residual", "tanh")
 NORMALIZATIONS = ("none", "imagenet")
-DELTA_NORMS = ("none", "running")
+DELTA_NORMS = ("none", "running", "running_per_position")
 CODEBOOK = "quantizer/codebook"
 
 
@@ -66,7 +66,8 @@ class Model(nn.Module):
       pooling: how tokens become the delta: "conv", the official convolutions, by which each code sees a part of the
         image, or "maps" over the whole of it.
       codebook_init: "normal", or "data": codes start as k-means centres of the batch at initialisation.
-      delta_norm: "none", or "running": deltas are centred per position and scaled to unit size by running statistics.
+      delta_norm: "none", or "running": deltas are centred per position and scaled to unit size by running statistics;
+        "running_per_position" scales each position by itself, so that a quiet one uses as many codes as the others.
       replacement: rule for dead codes, "official", "share", "residual" or "none"; see `nn.quantizers.replacement`.
       replacement_schedule: `((until, every), ...)` in updates: when dead codes are looked for.
       replacement_min_hits: "official": a code in fewer training passes since the last look is dead.
@@ -109,8 +110,8 @@ class Model(nn.Module):
     def setup(self):
         self.encoder = PairEncoder.of(self)
         self.quantizer = nsvq.NSVQ(self.codebook_size, self.codebook_init)
-        if self.delta_norm == "running":
-            self.normalizer = RunningNorm()
+        if self.delta_norm != "none":
+            self.normalizer = RunningNorm(per_position=self.delta_norm == "running_per_position")
         self.decoder = FrameDecoder(
             patch_grid(image_shape(self.image_size), self.patch_size), self.patch_size, self.dim, self.decoder_depth,
             self.heads, self.dim_head, self.layout, 0.1 if self.output == "residual" else 1.0, self.dtype, self.remat,
@@ -271,7 +272,7 @@ class Model(nn.Module):
         tokens, bias = self.encoder.embed(self._standardize(frames)), self.encoder.bias()
         mixed = self.encoder.mix(tokens, bias)
         delta = self.encoder.delta(mixed)
-        if self.delta_norm == "running":
+        if self.delta_norm != "none":
             delta = self.normalizer(delta, train=train)
         leak = self.decoder_context == "encoder"
         context = mixed[:, 0] if leak else jax.lax.stop_gradient(tokens[:, 0])
