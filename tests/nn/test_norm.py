@@ -33,7 +33,7 @@ def test_the_scale_is_one_for_all_features():
 
 def test_scaled_per_position_each_position_has_unit_size():
     x = np.random.default_rng(3).normal(size=(64, 3, 5)) * np.array([1.0, 10.0, 0.1])[:, None] + 2.0
-    module = norm.RunningNorm(per_position=True)
+    module = RunningNorm(per_position=True)
     variables = module.init(jax.random.key(0), x, train=True)
     y, _ = module.apply(variables, x, train=True, mutable=["codebook"])
     np.testing.assert_allclose(np.sqrt(np.mean(np.square(y), axis=(0, 2))), 1.0, rtol=1e-4)
