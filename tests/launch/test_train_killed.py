@@ -26,10 +26,10 @@ def logged_step(run: pathlib.Path) -> int:
 
 
 def run_and_kill(command, env, run: pathlib.Path, rng: random.Random) -> bool:
-    """Kills a run a moment after it has logged up to ten steps more, or while it starts; False if it ended before."""
+    """Kills a run a moment after it has logged some steps more, or while it starts; False if it ended before."""
     process = subprocess.Popen(command, env=env, start_new_session=True, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT)  # fmt: skip
-    target, patience = logged_step(run) + rng.randint(-2, 10), time.monotonic() + 120
+    target, patience = logged_step(run) + rng.randint(-2, max(6, 90 // KILLS)), time.monotonic() + 120
     while process.poll() is None and logged_step(run) < target and time.monotonic() < patience:
         time.sleep(0.01)
     time.sleep(rng.uniform(0, 0.3))
