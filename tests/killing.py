@@ -39,8 +39,8 @@ def run_until_done_with_kills(
         )
         delay = startup + rng.uniform(-0.2 * startup, 2 * share)
         if hits == 0:
-            # The first kill hits even where the machine has become a third faster since `duration` was measured.
-            delay = min(delay, 0.7 * duration)
+            # `duration` may hold a cold start: the first kill hits even where runs are three times faster by now.
+            delay = min(delay, 0.3 * duration)
         try:
             output, _ = process.communicate(timeout=delay if hits < kills else None)
         except subprocess.TimeoutExpired:
