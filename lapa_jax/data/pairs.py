@@ -11,7 +11,7 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.data import images
 from lapa_jax.data.files import Files
 from lapa_jax.data.index import open_index
-from lapa_jax.data.shards import StepShards
+from lapa_jax.data.shards import DamagedSample, StepShards
 
 FIELDS = ("frames", "net_action")
 
@@ -216,9 +216,9 @@ class PairShards:
             try:
                 frames.append(_fit(images.decode(self._files.read(path, int(offset), int(size))), self.image_size))
             except ValueError as error:
-                raise UserError(f"{path} at byte {offset}: damaged JPEG ({error}); write the shard again") from None
+                raise DamagedSample(f"{path} at byte {offset}: damaged JPEG ({error}); write the shard again") from None
         if frames[0].shape != frames[1].shape:
-            raise UserError(f"{path}: pair {i} has frames of shapes {frames[0].shape} and {frames[1].shape}")
+            raise DamagedSample(f"{path}: pair {i} has frames of shapes {frames[0].shape} and {frames[1].shape}")
         return {"frames": np.stack(frames), "episode_id": np.int32(i), "step": np.int32(0)}
 
     def meta(self) -> dict:

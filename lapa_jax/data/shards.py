@@ -29,6 +29,10 @@ WORK = ".convert"
 """Where an unfinished conversion keeps its state."""
 
 
+class DamagedSample(UserError):
+    """A stored sample that cannot be read. The loader may leave it out and count it; see `data.max_bad_samples`."""
+
+
 class Episode(NamedTuple):
     """A run of steps: global numbers `start` to `start + length - 1` of the split."""
 
@@ -261,8 +265,8 @@ class StepShards:
         except ValueError as error:
             raise self._bad(i, "json", error) from None
 
-    def _bad(self, i: int, field: str, error: Exception) -> UserError:
-        return UserError(f"{self._path(i)}: {self.key(i)}.{field} is damaged ({error}); convert the data again")
+    def _bad(self, i: int, field: str, error: Exception) -> DamagedSample:
+        return DamagedSample(f"{self._path(i)}: {self.key(i)}.{field} is damaged ({error}); convert the data again")
 
     def column(self, name: str) -> Iterator[np.ndarray]:
         """A numeric column in step order, as chunks f[n, A]; steps without it are left out."""
