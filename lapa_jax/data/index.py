@@ -15,7 +15,7 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import atomic_path
 from lapa_jax.data import tar
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +27,14 @@ class TarIndex:
       fields: the fields that occur, sorted.
       offsets: int64[N, F], where a field's data begin; -1 where the sample lacks the field.
       sizes: int64[N, F], bytes.
+      checksums: int64[N, F], CRC-32C of the data; -1 where the tar does not state it.
     """
 
     keys: np.ndarray
     fields: tuple[str, ...]
     offsets: np.ndarray
     sizes: np.ndarray
+    checksums: np.ndarray
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -59,23 +61,23 @@ def open_index(path: str | os.PathLike) -> TarIndex:
 
 def build_index(path: str | os.PathLike) -> TarIndex:
     """Scans a tar. Damage and unsafe, double or nameless members are `UserError`s that name file and place."""
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
-    for name, offset, size in tar.scan(path):
+    samples: dict[str, dict[str, tuple[int, int, int]]] = {}
+    for name, offset, size, crc in tar.scan(path):
         key, field = split_name(name)
         if not key or not field:
             raise UserError(f"{path}: member '{name}' has no key and field (key.field, e.g. 000001.image.jpg)")
         members = samples.setdefault(key, {})
         if field in members:
             raise UserError(f"{path} at byte {offset}: member '{name}' occurs twice; write this shard again")
-        members[field] = (offset, size)
+        members[field] = (offset, size, -1 if crc is None else crc)
     fields = tuple(sorted({field for members in samples.values() for field in members}))
-    table = np.full((len(samples), len(fields), 2), -1, np.int64)
+    table = np.full((len(samples), len(fields), 3), -1, np.int64)
     column = {field: i for i, field in enumerate(fields)}
     for row, members in enumerate(samples.values()):
         for field, place in members.items():
             table[row, column[field]] = place
     keys = np.array([key.encode() for key in samples], dtype=np.bytes_)
-    return TarIndex(keys, fields, table[..., 0].copy(), table[..., 1].copy())
+    return TarIndex(keys, fields, *(table[..., k].copy() for k in range(3)))
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -92,13 +94,14 @@ def _load(saved: pathlib.Path, stamp: np.ndarray) -> TarIndex | None:
             if not np.array_equal(arrays["stamp"], stamp):
                 return None
             fields = tuple(str(field) for field in arrays["fields"])
-            return TarIndex(arrays["keys"], fields, arrays["offsets"], arrays["sizes"])
+            return TarIndex(arrays["keys"], fields, arrays["offsets"], arrays["sizes"], arrays["checksums"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
 def _save(saved: pathlib.Path, stamp: np.ndarray, index: TarIndex) -> None:
     arrays = {"keys": index.keys, "fields": np.array(index.fields, np.str_), "offsets": index.offsets}
+    arrays["checksums"] = index.checksums
     try:
         with atomic_path(saved) as temporary, open(temporary, "wb") as file:
             np.savez(file, stamp=stamp, sizes=index.sizes, **arrays)

@@ -189,11 +189,12 @@ class StepShards:
         self._paths = [self.folder / shard["name"] for shard in split["shards"]]
         self._first = np.cumsum([0] + [len(index) for index in indexes])
         self._fields = tuple(sorted({field for index in indexes for field in index.fields}))
-        self._places = np.full((start, len(self._fields), 2), -1, np.int64)
+        self._places = np.full((start, len(self._fields), 3), -1, np.int64)
         for first, index in zip(self._first, indexes):
             columns = [self._fields.index(field) for field in index.fields]
             self._places[first : first + len(index), columns, 0] = index.offsets
             self._places[first : first + len(index), columns, 1] = index.sizes
+            self._places[first : first + len(index), columns, 2] = index.checksums
         self._starts = np.array([e.start for e in self.episodes], np.int64)
 
     def __len__(self) -> int:
@@ -227,8 +228,11 @@ class StepShards:
     def _read(self, i: int, field: str) -> bytes:
         if not self.has(i, field):
             raise UserError(f"{self.folder}: step {self.key(i)} has no .{field}; its dataset has {self._fields}")
-        offset, size = self._places[i, self._fields.index(field)]
-        return self._files.read(self._path(i), int(offset), int(size))
+        offset, size, checksum = self._places[i, self._fields.index(field)].tolist()
+        data = self._files.read(self._path(i), offset, size)
+        if checksum >= 0 and tar.checksum(data) != checksum:
+            raise self._bad(i, field, "its checksum is wrong")
+        return data
 
     def _path(self, i: int) -> pathlib.Path:
         return self._paths[int(np.searchsorted(self._first, i, side="right")) - 1]
@@ -265,7 +269,7 @@ class StepShards:
         except ValueError as error:
             raise self._bad(i, "json", error) from None
 
-    def _bad(self, i: int, field: str, error: Exception) -> DamagedSample:
+    def _bad(self, i: int, field: str, error: Exception | str) -> DamagedSample:
         return DamagedSample(f"{self._path(i)}: {self.key(i)}.{field} is damaged ({error}); convert the data again")
 
     def column(self, name: str) -> Iterator[np.ndarray]:
@@ -293,10 +297,13 @@ def column(paths: Sequence[pathlib.Path], name: str, rows: int = 1 << 16) -> Ite
     for path in paths:
         index = open_index(path)
         at = index.fields.index(f"{name}.npy") if f"{name}.npy" in index.fields else None
-        places = [] if at is None else zip(index.offsets[:, at].tolist(), index.sizes[:, at].tolist())
-        for offset, size in places:
+        places = [] if at is None else np.stack([index.offsets, index.sizes, index.checksums], -1)[:, at].tolist()
+        for offset, size, checksum in places:
             if offset >= 0:
-                chunk.append(np.load(io.BytesIO(files.read(path, offset, size)), allow_pickle=False))
+                data = files.read(path, offset, size)
+                if checksum >= 0 and tar.checksum(data) != checksum:
+                    raise DamagedSample(f"{path} at byte {offset}: the checksum of .{name}.npy is wrong; convert again")
+                chunk.append(np.load(io.BytesIO(data), allow_pickle=False))
             if len(chunk) == rows:
                 yield np.stack(chunk)
                 chunk = []
