@@ -198,7 +198,7 @@ def test_everything_that_is_imported_is_declared(root):
     [
         ("lapa_jax", ("jax", "flax", "numpy", "matplotlib", "grain")),
         ("lapa_jax.data.shards", ("jax", "flax", "torch", "tensorflow")),
-        ("lapa_jax.data.pairs", ("jax", "flax", "torch", "tensorflow")),
+        ("lapa_jax.data.samples.pairs", ("jax", "flax", "torch", "tensorflow")),
         ("lapa_jax.data.conversion.run", ("jax", "flax", "torch", "tensorflow")),
         ("lapa_jax.sim.push_table", ("jax", "flax", "mujoco", "torch")),
     ],

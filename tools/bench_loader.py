@@ -17,7 +17,7 @@ import numpy as np
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.data import images
 from lapa_jax.data.loader import train_batches
-from lapa_jax.data.pairs import FramePairs, Gap
+from lapa_jax.data.samples.pairs import FramePairs, Gap
 from lapa_jax.data.shards import StepShards
 
 

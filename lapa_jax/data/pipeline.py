@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.data.pairs import FramePairs, Gap, PairShards
+from lapa_jax.data.samples.pair_shards import PairShards
+from lapa_jax.data.samples.pairs import FramePairs, Gap
 from lapa_jax.data.shards import StepShards, dataset_folder, read_dataset
 from lapa_jax.data.transforms import Augment, check_augment
 

@@ -19,7 +19,7 @@ from lapa_jax.core.files import read_json, write_json
 from lapa_jax.core.progress import bar
 from lapa_jax.data import images
 from lapa_jax.data.labels import FORMATS
-from lapa_jax.data.pairs import Gap
+from lapa_jax.data.samples.pairs import Gap
 from lapa_jax.data.shards import (
     ShardWriter,
     StepShards,

@@ -5,7 +5,7 @@ import pytest
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.loader import eval_batches, train_batches
-from lapa_jax.data.pairs import FramePairs, Gap
+from lapa_jax.data.samples.pairs import FramePairs, Gap
 from lapa_jax.data.shards import StepShards
 from lapa_jax.data.transforms import Augment
 from tests.inference import step_shards

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.data import images, pipeline
-from lapa_jax.data.pairs import FramePairs, Gap, PairShards
+from lapa_jax.data.samples.pair_shards import PairShards
+from lapa_jax.data.samples.pairs import FramePairs, Gap
 from lapa_jax.data.shards import ShardWriter, StepShards
 from tests.inference import step_shards
 
