@@ -1,16 +1,19 @@
-"""Converts data to step shards: python tools/convert.py IN OUT --format video [options].
+"""Converts data to step shards: python tools/convert.py SOURCE OUT [--format auto] [options].
 
-IN is a folder, nested or flat: every mp4, webm, avi, mkv, gif, mov, m4v or mpg file is an episode, and so is every
-folder of pictures (frames in the order of the numbers in their names). OUT becomes a folder of step shards. The command
-can be killed at any moment; the same command finishes the work, with the same result to the byte.
+SOURCE is what you have: an RLDS/TFDS folder, a LeRobot dataset, robomimic HDF5, WebDataset tars, LAPA's json, a folder
+of videos or pictures, or arrays; docs/data_formats.md tells what each looks like. OUT becomes a folder of step shards.
+The command can be killed at any moment; the same command finishes the work, with the same result to the byte.
 """
 
 import argparse
 import os
 import pathlib
+from collections.abc import Mapping
 
 from lapa_jax.core.errors import UserError, run_main
-from lapa_jax.data.conversion.plan import Options
+from lapa_jax.data import datasets
+from lapa_jax.data.conversion.options import Options
+from lapa_jax.data.conversion.pool import PATIENCE
 from lapa_jax.data.conversion.run import REPORT, convert
 
 
@@ -22,48 +25,79 @@ class _Parser(argparse.ArgumentParser):
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line as a namespace; a wrong one is a `UserError`."""
     parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("input", metavar="IN", type=pathlib.Path)
+    parser.add_argument("source", metavar="SOURCE", type=pathlib.Path)
     parser.add_argument("output", metavar="OUT", type=pathlib.Path)
-    parser.add_argument("--format", default="video", help="video")
+    parser.add_argument("--format", default="auto", help=f"auto or one of {', '.join(datasets.NAMES)}")
     parser.add_argument(
         "--fps",
         default="native",
-        help="target frames per second, or native; for folders of pictures, the rate they were taken at",
+        help="of videos: target frames per second, or native; for folders of pictures, the rate they were taken at",
     )
-    parser.add_argument("--size", type=int, default=256, help="side of the pictures in pixels")
+    parser.add_argument("--size", default="256", help="side of the square pictures in pixels, or native")
     parser.add_argument(
         "--resize", default="squash", help="squash (change the aspect ratio) or center_crop (cut a square)"
     )
     parser.add_argument("--quality", type=int, default=95, help="JPEG quality, 1 to 100")
+    parser.add_argument("--cameras", default="all", help="names separated by commas, the main one first; or all")
+    parser.add_argument("--state", default="all", help="state vectors to join, separated by commas; or all")
+    parser.add_argument(
+        "--convention", help="of RLDS data: a known dataset's name or a json file; an unknown dataset prints a template"
+    )
     parser.add_argument(
         "--captions",
-        help="json, jsonl, csv or Something-Something-V2 list of instructions; a column `arrays` names npz files with "
-        "`action` (T, A) and `state` (T, S) for videos of T + 1 frames, relative to this file",
+        help="of videos: json, jsonl, csv or Something-Something-V2 list of instructions; a column `arrays` names npz "
+        "files with `action` (T, A) and `state` (T, S) for videos of T + 1 frames, relative to this file; by default "
+        "episodes.jsonl in SOURCE where there is one; none for none",
     )
-    parser.add_argument("--split", default="auto", help="auto (by a hash of the episode), train or val (all of it)")
+    parser.add_argument(
+        "--split", default="auto", help="auto (the source's own, else by a hash of the episode), all train or all val"
+    )
     parser.add_argument("--val_fraction", type=float, default=0.1, help="share of the episodes held out by auto")
     parser.add_argument("--samples_per_shard", type=int, help="steps a shard; an episode is never cut")
     parser.add_argument("--shard_bytes", type=int, help="bytes a shard, 512 MiB by default")
     parser.add_argument("--workers", type=int, default=_cores(), help="processes; 0 works in this one")
     parser.add_argument("--max_errors", type=int, default=0, help="unreadable episodes that are tolerated")
+    parser.add_argument("--max_missing", type=int, help="listed but absent episodes that are tolerated; default: any")
+    parser.add_argument("--episode_timeout", type=float, default=PATIENCE, help="seconds that one episode may take")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str]) -> None:
     """Runs the conversion and prints what came of it."""
     args = parse(argv)
-    names = set(Options.__dataclass_fields__) - {"fps"}
-    options = Options(fps=_fps(args.fps), **{name: getattr(args, name) for name in names})
-    if args.workers < 0 or args.max_errors < 0:
-        raise UserError(f"--workers and --max_errors are 0 or more, got {args.workers} and {args.max_errors}")
-    report = convert(args.input, args.output, options, args.workers, args.max_errors)
+    names = set(Options.__dataclass_fields__) - {"fps", "size"}
+    numbers = {"fps": _number(args.fps, "--fps", float), "size": _number(args.size, "--size", int)}
+    options = Options(**numbers, **{name: getattr(args, name) for name in names})
+    limits = {name: getattr(args, name) for name in ("max_errors", "max_missing", "episode_timeout")}
+    for name, value in {"workers": args.workers, **limits}.items():
+        if value is not None and not value >= 0:
+            raise UserError(f"--{name} is 0 or more, got {value}")
+    report = convert(args.source, args.output, options, args.workers, **limits)
     done = "is already finished" if report["finished"] else "is finished"
-    errors = f"{len(report['errors'])} errors"
-    print(f"{args.output} {done}: {report['episodes']} episodes, {report['steps']} steps, {errors}")
+    print(f"{args.output} {done}: {summary(report)}")
     for error in report["errors"][:10]:
         print(f"  unreadable: {error['path']}: {error['error']}")
-    if report["errors"] or report["arrays_left_out"] or report["captions"].get("captions_without_video"):
-        print(f"  what was left out is listed in {args.output / REPORT}")
+    for what in ("missing", "left_out", "fields_left_out", "steps_dropped", "blank_pictures"):
+        if report[what]:
+            print(f"  {what.replace('_', ' ')}: {_counts(report[what])}")
+    if report["notes"].get("captions"):
+        print(f"  instructions from {report['notes']['captions']}: {_counts(report['notes'])}")
+    print(f"  the whole report is {args.output / REPORT}")
+
+
+def summary(report: Mapping) -> str:
+    """One line: the format, how much of it, and how many errors."""
+    counts = f"{report['episodes']} episodes, {report['steps']} steps, {len(report['errors'])} errors"
+    return f"{counts} ({report['format']})"
+
+
+def _counts(value) -> str:
+    """A list of places by number and first entry, names in full, a table of counts by its entries."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {count}" for name, count in value.items() if name != "captions")
+    if isinstance(value[0], Mapping):
+        return f"{len(value)} episodes, the first: {value[0]['path']}: {value[0]['error']}"
+    return ", ".join(value)
 
 
 def _cores() -> int:
@@ -71,13 +105,13 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _fps(text: str) -> float | None:
+def _number(text: str, option: str, kind: type) -> float | int | None:
     if text == "native":
         return None
     try:
-        return float(text)
+        return kind(text)
     except ValueError:
-        raise UserError(f"--fps is a number or 'native', got '{text}'") from None
+        raise UserError(f"{option} is a number or 'native', got '{text}'") from None
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ of our shards uses and every other tool ignores."""
 
 
 class Member(NamedTuple):
-    """A regular file of a tar: its name, where its data begin, their size, and their CRC-32C where the header has it."""
+    """A regular file of a tar: name, place and size of its data in bytes, and their CRC-32C where the header has it."""
 
     name: str
     offset: int

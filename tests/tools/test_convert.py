@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.data.conversion.plan import Options
+from lapa_jax.data.conversion.options import Options
 from lapa_jax.data.conversion.run import convert
 from lapa_jax.data.shards import StepShards
 from tests.data import videos
@@ -36,7 +36,8 @@ def environment() -> dict[str, str]:
 
 
 def go(source, out, workers=0, max_errors=0, **options):
-    return convert(source, out, Options(**{"size": 32, "val_fraction": 0.3, **options}), workers, max_errors)
+    options = {"format": "video", "size": 32, "val_fraction": 0.3, **options}
+    return convert(source, out, Options(**options), workers, max_errors=max_errors)
 
 
 @pytest.fixture
@@ -131,9 +132,9 @@ def write_arrays(folder, **arrays):
 @pytest.mark.parametrize(
     "arrays, message",
     [
-        ({"action": np.zeros((5, 2))}, "5 frames and 5 actions"),
+        ({"action": np.zeros((6, 2))}, "5 steps and 6 actions"),
         ({"action": np.full((4, 2), np.nan)}, "not finite"),
-        ({"action": np.zeros((4, 2)), "state": np.zeros((9, 2))}, "9 states"),
+        ({"action": np.zeros((4, 2)), "state": np.zeros((9, 2))}, "9 rows of 'state'"),
         ({"action": np.array([{}] * 4)}, "cannot be read|has no 'action'"),
     ],
 )
@@ -292,7 +293,7 @@ def test_ssv2_captions_and_target_rate(tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["nowhere", "out"], "input folder nowhere does not exist"),
+        (["nowhere", "out"], "input nowhere does not exist"),
         (["IN", "out", "--size", "big"], "--size"),
         (["IN", "out", "--size", "0"], "--size is in pixels"),
         (["IN", "out", "--fps", "fast"], "--fps is a number or 'native'"),
@@ -304,7 +305,7 @@ def test_ssv2_captions_and_target_rate(tmp_path):
         (["IN", "out", "--sise", "5"], "--sise"),
         (["IN", "IN"], "same folder"),
         (["IN", "full"], "not empty"),
-        (["empty", "out"], "holds no videos"),
+        (["empty", "out"], "holds nothing that is recognised"),
         (["IN", "out", "--captions", "none.csv"], "cannot read captions"),
     ],
 )
@@ -328,6 +329,7 @@ def test_csv_written_by_a_spreadsheet(source, tmp_path):
     with open(tmp_path / "c.csv", "w", newline="", encoding="utf-8-sig") as file:
         csv.writer(file, delimiter=";").writerows([["video", "caption"], ["v0", "rot; grün"], ["pictures", "b"]])
     report = go(source, tmp_path / "out", captions=str(tmp_path / "c.csv"), split="train")
-    assert report["captions"] == {"captions_without_video": 0, "videos_without_caption": 5}
+    expected = {"captions": "c.csv", "captions_without_video": 0, "videos_without_caption": 5}
+    assert report["notes"] == expected
     with tarfile.open(next((tmp_path / "out").glob("*.tar"))) as archive:
         assert archive.extractfile("flat-v0_000000.txt").read().decode() == "rot; grün"

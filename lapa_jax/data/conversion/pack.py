@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from lapa_jax.core.files import read_json, write_json
 from lapa_jax.data.conversion.parts import read_part, remove_part
+from lapa_jax.data.conversion.totals import Totals
 from lapa_jax.data.shards import ShardWriter
 
 SHARD_BYTES = 512 << 20
@@ -45,7 +46,7 @@ class Packer:
                 return
             self.journal.append(read_json(journal))
             for episode in self.journal[-1]["episodes"]:
-                remove_part(self.work / "parts", episode["id"])
+                remove_part(self.work / "parts", episode)
 
     def _name(self, number: int) -> str:
         return f"{self.split}-{number:05d}.tar"
@@ -57,7 +58,7 @@ class Packer:
 
     def settled(self) -> set[str]:
         """The ids whose outcome, steps or error, is in the journal."""
-        return {e["id"] for entry in self.journal for e in entry["episodes"]} | set(self.errors())
+        return {e for entry in self.journal for e in entry["episodes"]} | set(self.errors())
 
     def errors(self) -> dict[str, str]:
         """{id: reason} of the failed episodes in the journal."""
@@ -99,8 +100,11 @@ class Packer:
         with ShardWriter(self.work / name) as writer:
             for episode, part in self._group:
                 writer.append(parts / f"{episode}.part", part["steps"])
-        entry = {"shard": writer.summary, "errors": self._errors}
-        entry["episodes"] = [{"id": episode, **part} for episode, part in self._group]
+        totals = Totals()
+        for _, part in self._group:
+            totals.add(Totals.of_part(part))
+        entry = {"shard": writer.summary, "errors": self._errors, "totals": totals.to_json()}
+        entry["episodes"] = [episode for episode, _ in self._group]
         write_json(self.work / f"{name}.json", entry)
         os.replace(self.work / name, self.out / name)
         flush_folder(self.out)

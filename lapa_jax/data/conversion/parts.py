@@ -1,30 +1,37 @@
 """One episode becomes one part: its samples as tar members in a file, and a small JSON that says it is whole."""
 
+import itertools
 import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from lapa_jax.core.files import atomic_path, write_json
-from lapa_jax.data import images, shards
-from lapa_jax.data.conversion.plan import COLUMNS, arrays_path, read_arrays
-from lapa_jax.data.datasets.video import Frames
+from lapa_jax.data import datasets, images, shards
+from lapa_jax.data.conversion.plan import item_of, place_of
+from lapa_jax.data.datasets.base import COLUMNS, MAIN, Episode
 
 _IN_MEMORY = 64 << 20
 
 
 class Job(NamedTuple):
-    """What a worker needs to make a part: the input folder, the parts folder, the options and the plan's entry."""
+    """What a worker needs to make a part.
 
-    root: str
+    Attributes:
+      source: what is converted. parts: the parts folder.
+      plan: the plan without its episodes. options: for the reader, with full paths. entry: the episode's in the plan.
+    """
+
+    source: str
     parts: str
+    plan: dict
     options: dict
-    columns: dict
-    episode: dict
+    entry: dict
 
 
 class Failure(NamedTuple):
@@ -39,65 +46,121 @@ def make_part(job: Job) -> Failure | None:
     try:
         _write(job)
     except ValueError as error:
-        return Failure(job.episode["id"], " ".join(str(error).split()))
+        return Failure(job.entry["id"], " ".join(str(error).split()))
     return None
 
 
 def _write(job: Job) -> None:
     """Frames go to a spool first: each sample's `.json` tells the episode's length, known only at the end."""
-    episode, options = job.episode, job.options
-    arrays, left_out = _arrays(job)
-    frames = Frames(pathlib.Path(job.root) / episode["path"], episode["kind"], options["fps"])
+    entry, plan = job.entry, job.plan
+    reader = datasets.open_format(plan["format"])
+    episode: Episode = reader.standardize(pathlib.Path(job.source), item_of(entry), job.options)
+    columns = _columns(episode.columns, plan["columns"])
     with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY, dir=job.parts) as spool:
-        sizes = []
-        for frame in frames:
-            picture = images.resize(frame, options["size"], options["resize"])
-            sizes.append(spool.write(images.encode(picture, options["quality"])))
-        _check_lengths(arrays, len(sizes))
-        meta = {"episode": episode["id"], "length": len(sizes), "fps": frames.fps, "source": episode["path"]}
+        steps = _pictures(episode, plan, job.options)
+        pictures = [{member: spool.write(jpeg) for member, jpeg in step.items()} for step in steps]
+        steps = _check_lengths(columns, len(pictures) if episode.cameras else None)
+        texts = _texts(episode.text, steps)
         spool.seek(0)
-        with atomic_path(pathlib.Path(job.parts) / f"{episode['id']}.part") as path, open(path, "wb") as file:
-            for step, size in enumerate(sizes):
-                members = {"image.jpg": spool.read(size), "json": shards.json_bytes({**meta, "step": step})}
-                if episode["text"]:
-                    members["txt"] = episode["text"].encode()
-                for name, rows in arrays.items():
+        meta = {"episode": entry["id"], "length": steps, "fps": episode.fps, "source": place_of(entry)}
+        meta |= {"task": episode.task} if episode.task else {}
+        with atomic_path(pathlib.Path(job.parts) / f"{entry['id']}.part") as path, open(path, "wb") as file:
+            for step in range(steps):
+                members = {"json": shards.json_bytes({**meta, "step": step})}
+                for member, size in (pictures[step] if pictures else {}).items():
+                    members[f"{member}.jpg"] = spool.read(size)
+                if texts[step]:
+                    members["txt"] = texts[step].encode()
+                for name, rows in columns.items():
                     if step < len(rows):
                         members[f"{name}.npy"] = shards.array_bytes(rows[step])
-                file.write(shards.sample_bytes(shards.step_key(episode["id"], step), members))
+                file.write(shards.sample_bytes(shards.step_key(entry["id"], step), members))
             size = file.tell()
-    summary = {"steps": len(sizes), "bytes": size, "fps": frames.fps, "left_out": left_out}
-    write_json(meta_path(job.parts, episode["id"]), summary)
+    shown = Counter(member for step in pictures for member in step)
+    blank = {member: steps - shown[member] for member in episode.cameras if shown[member] < steps}
+    summary = {"steps": steps, "bytes": size, "fps": episode.fps, "left_out": sorted(episode.left_out)}
+    summary |= {"dropped": dict(episode.dropped), "blank": blank, "text": any(texts)}
+    write_json(meta_path(job.parts, entry["id"]), summary)
 
 
-def _arrays(job: Job) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The columns of an episode as f32[T, ...], and the names of the arrays that stay behind."""
-    if not job.columns:
-        return {}, []
-    name = job.episode["arrays"]
-    if not name:
-        raise ValueError("the captions file gives it no arrays, while other episodes have them")
-    found = read_arrays(arrays_path(job.options["captions"], name))
-    arrays = {}
-    for column, shape in job.columns.items():
-        if column not in found:
-            raise ValueError(f"its arrays have no '{column}', the first episode has it")
-        rows = found[column]
-        if list(rows.shape[1:]) != shape or rows.ndim < 1:
-            raise ValueError(f"its '{column}' has rows of shape {list(rows.shape[1:])}, the first episode has {shape}")
-        rows = rows.astype(np.float32)
+def _columns(found: Mapping[str, np.ndarray], planned: Mapping[str, list[int]]) -> dict[str, np.ndarray]:
+    """The columns of an episode in their stored dtypes; those of the first readable episode, no more and no fewer."""
+    if unknown := sorted(set(found) - set(planned)):
+        raise ValueError(f"it has '{unknown[0]}', which the first episode lacks")
+    columns = {}
+    for name, shape in planned.items():
+        if name not in found:
+            raise ValueError(f"it has no '{name}', the first episode has it")
+        rows = np.asarray(found[name])
+        if rows.ndim < 1 or list(rows.shape[1:]) != shape:
+            raise ValueError(f"its '{name}' has rows of shape {list(rows.shape[1:])}, the first episode has {shape}")
+        with np.errstate(over="ignore"):
+            rows = rows.astype(COLUMNS[name])
         if not np.isfinite(rows).all():
-            raise ValueError(f"its '{column}' holds numbers that are not finite")
-        arrays[column] = rows
-    return arrays, sorted(set(found) - set(COLUMNS))
+            raise ValueError(f"its '{name}' holds numbers that are not finite")
+        columns[name] = rows
+    return columns
 
 
-def _check_lengths(arrays: Mapping[str, np.ndarray], frames: int) -> None:
-    if "action" in arrays and len(arrays["action"]) != frames - 1:
-        rows = len(arrays["action"])
-        raise ValueError(f"it has {frames} frames and {rows} actions; an episode has one frame more than actions")
-    if "state" in arrays and len(arrays["state"]) not in (frames, frames - 1):
-        raise ValueError(f"it has {frames} frames and {len(arrays['state'])} states; frames or frames - 1 are possible")
+def _pictures(episode: Episode, plan: Mapping, options: Mapping) -> Iterator[dict[str, bytes]]:
+    """{member: JPEG} of each step, all cameras in step."""
+    planned = plan["cameras"]
+    if unknown := sorted(set(episode.cameras) - set(planned)):
+        raise ValueError(f"it has a camera '{unknown[0]}', which the first episode lacks")
+    if MAIN in planned and MAIN not in episode.cameras:
+        raise ValueError("it has no pictures of the main camera")
+    names, blank = list(episode.cameras), 0
+    for step, frames in enumerate(itertools.zip_longest(*episode.cameras.values(), fillvalue=_END)):
+        if any(frame is _END for frame in frames):
+            short = names[[frame is _END for frame in frames].index(True)]
+            raise ValueError(f"its camera '{short}' ends at frame {step}, before the others")
+        stored = zip(names, (_jpeg(frame, plan, options, name) for name, frame in zip(names, frames)))
+        stored = {name: jpeg for name, jpeg in stored if jpeg is not None}
+        blank += MAIN not in stored
+        yield stored
+    if names and blank:
+        raise ValueError(f"{blank} pictures of its main camera are blank; choose another with --cameras")
+
+
+_END = object()
+
+
+def _jpeg(frame: np.ndarray | bytes | None, plan: Mapping, options: Mapping, camera: str) -> bytes | None:
+    """A frame as it is stored. A JPEG that already fits is stored as it is: no second loss."""
+    if frame is None:
+        return None
+    picture = images.open_frame(frame)
+    if options["size"] is not None:
+        resized = images.resize(picture, options["size"], options["resize"])
+    else:
+        resized = picture
+        if plan["cameras"][camera] is not None and list(picture.shape[:2]) != plan["cameras"][camera]:
+            shapes = f"{list(picture.shape[:2])}, the first episode has {plan['cameras'][camera]}"
+            raise ValueError(f"a picture of '{camera}' is {shapes}: give a --size for all")
+    if resized is picture and isinstance(frame, bytes) and images.is_colour_jpeg(frame):
+        return frame
+    return images.encode(resized, plan["options"]["quality"])
+
+
+def _texts(text: str | list[str], steps: int) -> list[str]:
+    texts = [text] * steps if isinstance(text, str) else list(text)
+    if len(texts) != steps:
+        raise ValueError(f"it has {steps} steps and {len(texts)} instructions")
+    return texts
+
+
+def _check_lengths(columns: Mapping[str, np.ndarray], frames: int | None) -> int:
+    """The number of steps: of frames, or where there are none, of the longest column."""
+    steps = max((len(rows) for rows in columns.values()), default=0) if frames is None else frames
+    if steps == 0:
+        raise ValueError("it is empty")
+    if len(columns.get("action", ())) not in (0, steps, steps - 1):
+        rows = len(columns["action"])
+        raise ValueError(f"it has {steps} steps and {rows} actions; one action a step is possible, or one fewer")
+    for name, rows in columns.items():
+        if len(rows) not in (steps, steps - 1):
+            raise ValueError(f"it has {steps} steps and {len(rows)} rows of '{name}'; steps or steps - 1 are possible")
+    return steps
 
 
 def meta_path(parts: str | os.PathLike, episode: str) -> pathlib.Path:
@@ -106,7 +169,7 @@ def meta_path(parts: str | os.PathLike, episode: str) -> pathlib.Path:
 
 
 def read_part(parts: str | os.PathLike, episode: str) -> dict | None:
-    """{"steps", "bytes", "fps", "left_out"} of a whole part, None where it is not there yet."""
+    """{"steps", "bytes", "fps", "left_out", "dropped", "blank", "text"} of a whole part, None where it is not there."""
     try:
         return json.loads(meta_path(parts, episode).read_text())
     except FileNotFoundError:

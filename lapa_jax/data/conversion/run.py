@@ -1,46 +1,83 @@
 """The run of a conversion, start to end; see `convert`."""
 
 import contextlib
+import dataclasses
 import fcntl
 import pathlib
 import shutil
 from collections.abc import Iterator
+
+import numpy as np
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import read_json, write_json
 from lapa_jax.core.progress import bar
 from lapa_jax.data import shards
 from lapa_jax.data.conversion import plan as planning
+from lapa_jax.data.conversion.options import Options
 from lapa_jax.data.conversion.pack import Packer
 from lapa_jax.data.conversion.parts import Job, read_part, remove_part
-from lapa_jax.data.conversion.pool import run_jobs
+from lapa_jax.data.conversion.pool import PATIENCE, call, run_jobs
+from lapa_jax.data.conversion.totals import Totals
+from lapa_jax.data.datasets.base import COLUMNS
 from lapa_jax.data.index import open_index
 from lapa_jax.data.statistics import column_statistics
 
 REPORT = "report.json"
+RECORDED = "episodes.jsonl"
+"""The table of episodes that `tools/record_sim.py` writes beside its videos."""
 
 
-def convert(root: pathlib.Path, out: pathlib.Path, options: planning.Options, workers: int, max_errors: int) -> dict:
-    """Converts a folder of videos to step shards, or finishes a conversion that was interrupted.
+def convert(
+    source: pathlib.Path,
+    out: pathlib.Path,
+    options: Options,
+    workers: int = 0,
+    *,
+    max_errors: int = 0,
+    max_missing: int | None = None,
+    episode_timeout: float = PATIENCE,
+) -> dict:
+    """Converts a dataset to step shards, or finishes a conversion that was interrupted.
 
     Args:
-      root: the source. out: a new folder, or that of the same conversion.
+      source: a folder, or a file where the format has one.
+      out: a new folder, or that of the same conversion.
       options: what decides the content.
       workers: processes; 0 works in this one.
       max_errors: unreadable episodes that are tolerated; more fail the run after everything else has been converted.
+      max_missing: episodes that the source's own tables list and that are not there; None tolerates any number.
+      episode_timeout: seconds after which a worker counts as hanging.
 
     Returns:
-      The report, also written to `report.json`: {"episodes", "steps", "errors": [{"path", "error"}], ...}; "finished"
-      tells whether the output had been there already.
+      The report, also written to `report.json`: {"episodes", "steps", "errors": [{"path", "error"}], "missing", ...};
+      "finished" tells whether the output had been there already.
     """
-    planning.check_folders(root, out)
-    plan = planning.make_plan(root, out, options)
+    planning.check_folders(source, out)
+    plan = call(planning.make_plan, source, out, _with_captions(source, options), workers=workers)
+    if max_missing is not None and len(plan["missing"]) > max_missing:
+        path, why = plan["missing"][0]
+        raise UserError(
+            f"{source} lacks {len(plan['missing'])} episodes that it lists, --max_missing is {max_missing}; the first: "
+            f"{path}: {why}"
+        )
     work = out / shards.WORK
     if (out / shards.DATASET).exists():
         return _already_finished(out, plan)
     (work / "parts").mkdir(parents=True, exist_ok=True)
     with _lock(work):
-        return _Conversion(root, out, options, plan).run(workers, max_errors)
+        conversion = _Conversion(source, out, _with_captions(source, options), plan)
+        return conversion.run(workers, max_errors, episode_timeout)
+
+
+def _with_captions(source: pathlib.Path, options: Options) -> Options:
+    """The options with the table of episodes that a recording carries, where no other is named."""
+    table = source / RECORDED
+    if options.captions == "none":
+        return dataclasses.replace(options, captions=None)
+    if options.captions is None and options.format in ("auto", "video") and table.is_file():
+        return dataclasses.replace(options, captions=str(table))
+    return options
 
 
 def _already_finished(out: pathlib.Path, plan: dict) -> dict:
@@ -66,10 +103,10 @@ def _lock(work: pathlib.Path) -> Iterator[None]:
 
 
 class _Conversion:
-    def __init__(self, root: pathlib.Path, out: pathlib.Path, options: planning.Options, plan: dict):
-        self.root, self.out, self.work, self.plan = root, out, out / shards.WORK, plan
+    def __init__(self, source: pathlib.Path, out: pathlib.Path, options: Options, plan: dict):
+        self.source, self.out, self.work, self.plan = source, out, out / shards.WORK, plan
         self.parts = self.work / "parts"
-        self.options = {**plan["options"], "captions": options.captions}
+        self.options = options.for_readers()
         self._clean()
         self.packers = []
         for split in ("train", "val"):
@@ -92,17 +129,18 @@ class _Conversion:
         settled = set().union(*(packer.settled() for packer in self.packers))
         planning.pin(self.work, self.plan, settled | {path.stem for path in self.parts.glob("*.json")})
 
-    def run(self, workers: int, max_errors: int) -> dict:
+    def run(self, workers: int, max_errors: int, patience: float) -> dict:
         settled = set().union(*(packer.settled() for packer in self.packers))
         waiting = [e for e in self.plan["episodes"] if e["id"] not in settled and not read_part(self.parts, e["id"])]
-        jobs = (Job(str(self.root), str(self.parts), self.options, self.plan["columns"], e) for e in waiting)
+        shared = {key: self.plan[key] for key in ("format", "options", "columns", "cameras")}
+        jobs = (Job(str(self.source), str(self.parts), shared, self.options, e) for e in waiting)
         total = len(self.plan["episodes"])
         with bar(total=total, initial=total - len(waiting), desc="convert", unit="episode") as progress:
             self._pack(max_errors)
-            for _, failure in run_jobs(jobs, workers):
+            for job, failure in run_jobs(jobs, workers, patience):
                 if failure:
                     self.errors[failure.id] = failure.error
-                    remove_part(self.parts, failure.id)
+                    remove_part(self.parts, job.entry["id"])
                 progress.update()
                 self._pack(max_errors)
         report = self._report()
@@ -124,72 +162,74 @@ class _Conversion:
                 "mend or remove them, or raise --max_errors, and run again: finished work is kept"
             )
         if not report["steps"]:
-            raise UserError(f"no episode of {self.root} could be converted; see {self.out / REPORT}")
-
-    def _outcomes(self) -> dict[str, dict]:
-        """{id: {"steps", "bytes", "fps", "left_out"}} of every converted episode, packed or not."""
-        packed = {e["id"]: e for packer in self.packers for entry in packer.journal for e in entry["episodes"]}
-        outcomes = {}
-        for episode in self.plan["episodes"]:
-            part = packed.get(episode["id"]) or read_part(self.parts, episode["id"])
-            if part:
-                outcomes[episode["id"]] = part
-        return outcomes
+            raise UserError(f"no episode of {self.source} could be converted; see {self.out / REPORT}")
 
     def _report(self) -> dict:
-        outcomes, captions = self._outcomes(), self.plan["captions"]
-        paths = {e["id"]: e["path"] for e in self.plan["episodes"]}
-        errors = [{"path": paths[k], "error": v} for k, v in self.errors.items()]
+        totals, plan = self._totals(), self.plan
+        places = {e["id"]: planning.place_of(e) for e in plan["episodes"]}
+        errors = [{"path": places[k], "error": v} for k, v in self.errors.items()]
         return {
-            "episodes": len(outcomes),
-            "steps": sum(o["steps"] for o in outcomes.values()),
+            "format": plan["format"],
+            "episodes": totals.episodes,
+            "steps": totals.steps,
             "errors": sorted(errors, key=lambda e: e["path"]),
-            "captions": captions,
-            "other_files": self.plan["other_files"],
-            "arrays_left_out": sorted({name for o in outcomes.values() for name in o["left_out"]}),
+            "missing": [{"path": path, "error": why} for path, why in plan["missing"]],
+            "left_out": plan["left_out"],
+            "notes": plan["notes"],
+            "fields_left_out": sorted(totals.left_out),
+            "steps_dropped": dict(sorted(totals.dropped.items())),
+            "blank_pictures": dict(sorted(totals.blank.items())),
         }
+
+    def _totals(self) -> Totals:
+        """Of every converted episode, packed or not."""
+        totals = Totals()
+        for packer in self.packers:
+            for entry in packer.journal:
+                totals.add(entry["totals"])
+        for path in self.parts.glob("*.json"):
+            totals.add(Totals.of_part(read_part(self.parts, path.stem)))
+        return totals
 
     def _finish(self) -> None:
         """Index and check every shard, compute the statistics, write `dataset.json`, remove the state."""
-        splits = {}
+        splits, totals = {}, self._totals()
         for packer in self.packers:
             entries = [entry for entry in packer.journal if entry["episodes"]]
-            episodes = [e for entry in entries for e in entry["episodes"]]
-            steps = sum(e["steps"] for e in episodes)
+            episodes = sum(len(entry["episodes"]) for entry in entries)
+            steps = sum(entry["shard"]["samples"] for entry in entries)
             indexed = sum(len(open_index(self.out / entry["shard"]["name"])) for entry in entries)
             if indexed != steps:
                 raise UserError(f"{self.out}: the {packer.split} shards hold {indexed} steps, not {steps}; start anew")
-            splits[packer.split] = {"episodes": len(episodes), "steps": steps, "shards": [e["shard"] for e in entries]}
-        source = {"name": self.root.resolve().name, "format": self.options["format"]}
+            splits[packer.split] = {"episodes": episodes, "steps": steps, "shards": [e["shard"] for e in entries]}
+        source = {"name": self.source.resolve().name, "format": self.plan["format"]}
         source |= {"options": self.plan["options"], "plan": planning.digest(self.plan)}
         shards.write_dataset(
             self.out,
-            features=self._features(),
-            fps=self._fps(),
+            features=self._features(totals),
+            fps=totals.common_fps(),
             source=source,
             splits=splits,
             statistics=self._statistics(splits),
         )
         shutil.rmtree(self.work)
 
-    def _features(self) -> dict:
-        size = self.plan["options"]["size"]
-        features = {"image": {"shape": [size, size, 3], "codec": "jpeg"}}
+    def _features(self, totals: Totals) -> dict:
+        features = {}
+        for member, shape in self.plan["cameras"].items():
+            if totals.blank.get(member, 0) < totals.steps:
+                features[member] = {"shape": [*shape, 3], "codec": "jpeg"} if shape else {"codec": "jpeg"}
         for name, shape in self.plan["columns"].items():
-            features[name] = {"shape": shape, "dtype": "float32"}
-        if any(e["text"] for e in self.plan["episodes"]):
+            features[name] = {"shape": shape, "dtype": np.dtype(COLUMNS[name]).name}
+            if name in self.plan["names"]:
+                features[name]["names"] = self.plan["names"][name]
+        if totals.text:
             features["instruction"] = {"codec": "txt"}
         return features
-
-    def _fps(self) -> float | None:
-        """The frame rate, where all episodes share it to 0.1 %."""
-        rates = [o["fps"] for o in self._outcomes().values()]
-        if None in rates or max(rates) > min(rates) * 1.001:
-            return None
-        return rates[0]
 
     def _statistics(self, splits: dict) -> dict:
         """Of the training split, since that is what a model is normalised by; of the other where it is empty."""
         split = "train" if splits.get("train", {}).get("steps") else "val"
         paths = [self.out / shard["name"] for shard in splits[split]["shards"]]
-        return {name: column_statistics(shards.column(paths, name)) for name in self.plan["columns"]}
+        columns = [name for name in self.plan["columns"] if np.issubdtype(COLUMNS[name], np.floating)]
+        return {name: column_statistics(shards.column(paths, name)) for name in columns}

@@ -3,33 +3,60 @@
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
-from typing import NamedTuple
+from typing import BinaryIO
 
 import numpy as np
+
+from lapa_jax.core.errors import UserError
+from lapa_jax.data.captions import Caption, match, read_captions
+from lapa_jax.data.datasets.base import Episode, Item, Listing, folder_of
 
 VIDEOS = (".mp4", ".webm", ".avi", ".mkv", ".gif", ".mov", ".m4v", ".mpg", ".mpeg")
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 
 
-class Source(NamedTuple):
-    """One episode to be: a video file, or a folder of pictures. `size` in bytes tells whether it has changed."""
+FEATURES = {
+    "image": "the frame, RGB",
+    "action": "f32[A] from the table of episodes: what was done from this frame to the next, in the recorder's units",
+    "state": "f32[S] from the table of episodes, in the recorder's units",
+    "instruction": "from the table of episodes",
+}
 
-    path: str
-    kind: str
-    size: int
+
+def detect(source: pathlib.Path) -> bool:
+    """Whether a folder holds videos or pictures, at any depth, or a file is a video."""
+    if source.is_file():
+        return source.suffix.lower() in VIDEOS
+    endings = (pathlib.PurePath(n).suffix.lower() for _, _, names in os.walk(source) for n in names if n[0] != ".")
+    return any(ending in VIDEOS + PICTURES for ending in endings)
 
 
-def find(root: pathlib.Path, exclude: pathlib.Path | None = None) -> tuple[list[Source], dict[str, int]]:
+def find(source: pathlib.Path, options: Mapping, exclude: pathlib.Path | None = None) -> Listing:
     """All episodes under a folder, at any depth, sorted by relative path.
 
     Every video file is an episode, and so is every folder that directly holds pictures. Hidden files and folders and
-    the folder `exclude` are left out.
-
-    Returns:
-      The episodes, and how many other files there are by ending.
+    the folder `exclude` are left out. The table `options["captions"]` gives instructions and arrays of actions.
     """
+    if source.is_file():
+        found, others = [(source.name, "video", source.stat().st_size)], {}
+    else:
+        found, others = _walk(source, exclude)
+    captions, notes = _captions(options, [path for path, _, _ in found])
+    items = []
+    for path, kind, size in sorted(found):
+        caption = captions.get(path)
+        at = {"kind": kind, "arrays": caption.arrays} if caption and caption.arrays else {"kind": kind}
+        items.append(Item(path, path, at, size, text=caption.text if caption else ""))
+    if any("arrays" in item.at for item in items):
+        notes["arrays"] = sum("arrays" in item.at for item in items)
+    left_out = {f"files {ending or 'without ending'}": count for ending, count in others.items()}
+    return Listing(items, left_out=left_out, notes=notes)
+
+
+def _walk(root: pathlib.Path, exclude: pathlib.Path | None) -> tuple[list[tuple[str, str, int]], dict[str, int]]:
+    """(path, kind, bytes) of the episodes, and how many other files there are by ending."""
     found, others = [], {}
     for folder, folders, names in os.walk(root, followlinks=True):
         here = pathlib.Path(folder)
@@ -40,14 +67,52 @@ def find(root: pathlib.Path, exclude: pathlib.Path | None = None) -> tuple[list[
             ending = pathlib.PurePath(name).suffix.lower()
             if ending in VIDEOS:
                 path = name if relative == "." else f"{relative}/{name}"
-                found.append(Source(path, "video", (here / name).stat().st_size))
+                found.append((path, "video", (here / name).stat().st_size))
             elif ending in PICTURES:
                 pictures.append(here / name)
             else:
                 others[ending] = others.get(ending, 0) + 1
         if pictures:
-            found.append(Source(relative, "pictures", sum(p.stat().st_size for p in pictures)))
-    return sorted(found), dict(sorted(others.items()))
+            found.append((relative, "pictures", sum(p.stat().st_size for p in pictures)))
+    return found, dict(sorted(others.items()))
+
+
+def _captions(options: Mapping, paths: list[str]) -> tuple[dict[str, Caption], dict]:
+    table = options["captions"]
+    if table is None or not paths:
+        return {}, {}
+    rows = read_captions(table)
+    if options["fps"] is not None and any(row.arrays for row in rows):
+        raise UserError(
+            f"{table} names arrays with one action a frame: --fps would drop frames and leave the actions between "
+            "them; convert with --fps native and choose the frame gap when training, or without (--captions none)"
+        )
+    found, unused = match(rows, paths, table)
+    counts = {"captions_without_video": unused, "videos_without_caption": len(paths) - len(found)}
+    return found, {"captions": pathlib.Path(table).name, **counts}
+
+
+def standardize(source: pathlib.Path, item: Item, options: Mapping) -> Episode:
+    """One video or folder of pictures as an episode, with the arrays that the table of episodes names for it."""
+    frames = Frames(folder_of(source) / item.path, item.at["kind"], options["fps"])
+    frames.open()
+    columns, left_out = {}, []
+    if "arrays" in item.at:
+        arrays = read_arrays(pathlib.Path(options["captions"]).parent / item.at["arrays"])
+        columns = {name: arrays[name] for name in ("action", "state") if name in arrays}
+        left_out = sorted(set(arrays) - set(columns))
+    return Episode({"image": frames}, columns, item.text, fps=frames.fps, left_out=left_out)
+
+
+def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of an npz file; anything else, pickles included, is a ValueError."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except FileNotFoundError:
+        raise ValueError(f"arrays file {path.name} does not exist") from None
+    except Exception as error:  # zip, zlib and numpy each have their own errors for damaged files
+        raise ValueError(f"arrays file {path.name} cannot be read ({error})") from None
 
 
 class Frames:
@@ -57,7 +122,7 @@ class Frames:
     for pictures without a target.
 
     Args:
-      path: a video file or a folder of pictures.
+      path: a video file, a folder of pictures, or an open binary file that can seek and holds a video.
       kind: "video" or "pictures".
       fps: target in frames per second; None keeps every frame. At time k / fps the frame on screen then is taken. For
         pictures, which have no clock, it states the rate at which they were taken.
@@ -66,9 +131,41 @@ class Frames:
       ValueError: the file cannot be read, or is slower than `fps` (frames would repeat, and look like standing still).
     """
 
-    def __init__(self, path: pathlib.Path, kind: str, fps: float | None):
+    def __init__(self, path: pathlib.Path | BinaryIO, kind: str, fps: float | None):
         self.path, self.kind, self.target = path, kind, fps
         self.fps = fps
+
+    def open(self) -> None:
+        """Looks into a video without decoding it, so that `fps` is known before its frames are read."""
+        import av
+
+        if self.kind == "video":
+            try:
+                with av.open(self._file()) as container:
+                    self._stream(container)
+            except (av.error.FFmpegError, UnicodeDecodeError) as error:
+                raise _video_error(error) from None
+
+    def _file(self) -> str | BinaryIO:
+        if isinstance(self.path, pathlib.Path):
+            return str(self.path)
+        self.path.seek(0)
+        return self.path
+
+    def _file(self) -> str | BinaryIO:
+        """What PyAV opens: a path, or the open file from its start."""
+        if isinstance(self.path, pathlib.Path):
+            return str(self.path)
+        self.path.seek(0)
+        return self.path
+
+    def _stream(self, container):
+        if not container.streams.video:
+            raise ValueError("the file has no video stream")
+        stream = container.streams.video[0]
+        stream.thread_count = 1  # episodes run side by side, one process each
+        self._set_rate(stream.average_rate or stream.guessed_rate)
+        return stream
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return self._pictures() if self.kind == "pictures" else self._video()
@@ -89,17 +186,12 @@ class Frames:
         import av
 
         try:
-            with av.open(str(self.path)) as container:
-                if not container.streams.video:
-                    raise ValueError("the file has no video stream")
-                stream = container.streams.video[0]
-                stream.thread_count = 1  # episodes run side by side, one process each
-                self._set_rate(stream.average_rate or stream.guessed_rate)
+            with av.open(self._file()) as container:
+                stream = self._stream(container)
                 frames = _whole(container, stream)
                 yield from frames_as_arrays(frames if self.target is None else resample(frames, self.target))
         except (av.error.FFmpegError, UnicodeDecodeError) as error:
-            # without the path: reports must not depend on where the data lie
-            raise ValueError(f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}") from None
+            raise _video_error(error) from None
 
     def _set_rate(self, rate: Fraction | None) -> None:
         own = round(float(rate), 6) if rate else None
@@ -107,6 +199,11 @@ class Frames:
             self.fps = own
         elif own is not None and own < self.target * 0.995:
             raise ValueError(f"it has {own:g} frames per second, less than --fps {self.target:g}: frames would repeat")
+
+
+def _video_error(error: Exception) -> ValueError:
+    """Without the path: reports must not depend on where the data lie."""
+    return ValueError(f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}")
 
 
 def _whole(container, stream) -> Iterator:

@@ -104,6 +104,7 @@ def test_find_is_sorted_and_counts_the_rest(tmp_path):
     for name in ("b/2.mp4", "b/1.MP4", "a.gif", "seq/x/1.jpg", "seq/x/2.jpg", "b/t.json", ".hidden/v.mp4", "out/v.mp4"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"12")
-    found, others = find(tmp_path, exclude=tmp_path / "out")
+    listing = find(tmp_path, {"captions": None, "fps": None}, exclude=tmp_path / "out")
     expected = [("a.gif", "video", 2), ("b/1.MP4", "video", 2), ("b/2.mp4", "video", 2), ("seq/x", "pictures", 4)]
-    assert [tuple(s) for s in found] == expected and others == {".json": 1}
+    assert [(i.path, i.at["kind"], i.size) for i in listing.items] == expected
+    assert listing.left_out == {"files .json": 1}

@@ -1,0 +1,58 @@
+"""What converted episodes add up to: kept a shard, not an episode, so that memory does not grow with the data."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass
+class Totals:
+    """Sums over episodes.
+
+    Attributes:
+      episodes, steps: how many. left_out: fields of the source that stayed behind.
+      dropped: {why: steps left out on purpose}. blank: {camera: steps without a picture of it}.
+      text: whether any step has an instruction.
+      fps: [slowest, fastest] of the episodes with a clock. clockless: episodes without one.
+    """
+
+    episodes: int = 0
+    steps: int = 0
+    left_out: set[str] = dataclasses.field(default_factory=set)
+    dropped: Counter = dataclasses.field(default_factory=Counter)
+    blank: Counter = dataclasses.field(default_factory=Counter)
+    text: bool = False
+    fps: list[float] = dataclasses.field(default_factory=list)
+    clockless: int = 0
+
+    @classmethod
+    def of_part(cls, part: Mapping) -> "Totals":
+        """Of one episode, see `parts.read_part`."""
+        fps = [] if part["fps"] is None else [part["fps"]] * 2
+        counts = Counter(part["dropped"]), Counter(part["blank"])
+        return cls(1, part["steps"], set(part["left_out"]), *counts, part["text"], fps, int(part["fps"] is None))
+
+    def add(self, other: "Totals | Mapping") -> None:
+        """Adds other episodes."""
+        if isinstance(other, Mapping):
+            counters = {name: Counter(other[name]) for name in ("dropped", "blank")}
+            other = Totals(**{**other, **counters, "left_out": set(other["left_out"])})
+        self.episodes += other.episodes
+        self.steps += other.steps
+        self.left_out |= other.left_out
+        self.dropped += other.dropped
+        self.blank += other.blank
+        self.text |= other.text
+        self.clockless += other.clockless
+        both = [*self.fps, *other.fps]
+        self.fps = [min(both), max(both)] if both else []
+
+    def to_json(self) -> dict:
+        """As JSON; `add` takes it."""
+        return dataclasses.asdict(self) | {"left_out": sorted(self.left_out)}
+
+    def common_fps(self) -> float | None:
+        """The frame rate, where all episodes share it to 0.1 %."""
+        if self.clockless or not self.fps or self.fps[1] > self.fps[0] * 1.001:
+            return None
+        return self.fps[0]
