@@ -1,35 +1,196 @@
+import json
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lapa_jax.data.statistics import ColumnStatistics, column_statistics
+from lapa_jax.core.errors import UserError
+from lapa_jax.data import shards
+from lapa_jax.data.statistics import ColumnStatistics, column_statistics, kinds, values
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(0, 1000), st.floats(-1e3, 1e3))
-def test_chunks_merge_to_the_whole(lengths, seed, offset):
-    rows = np.random.default_rng(seed).normal(offset, 2.0, (sum(lengths) + 1, 3))
-    chunks = np.split(rows, np.cumsum(lengths))
-    got = column_statistics(chunks)
-    assert got["count"] == len(rows)
-    for name, value in {"mean": rows.mean(0), "std": rows.std(0), "min": rows.min(0), "max": rows.max(0)}.items():
+def parts_of(rows, cuts, sample):
+    """Statistics of pieces of `rows`, as hosts would make them of their shards."""
+    parts = []
+    for start, stop in zip([0, *cuts], [*cuts, len(rows)]):
+        parts.append(ColumnStatistics(sample))
+        parts[-1].update(rows[start:stop], start)
+    return parts
+
+
+def merged(parts):
+    whole = ColumnStatistics(parts[0].sample)
+    for part in parts:
+        whole.merge(part)
+    return whole.summary()
+
+
+def assert_same(one, other, rows):
+    """Equal counts, extremes and quantiles; moments to 1e-12 of the size of the data."""
+    assert one["count"] == other["count"] == len(rows)
+    for name in ("min", "max", "q01", "q99", "quantiles"):
+        assert one[name] == other[name], name
+    scale = np.abs(rows).max(0)
+    np.testing.assert_array_less(np.abs(np.subtract(one["mean"], other["mean"])), 1e-12 * scale + 1e-300)
+    np.testing.assert_allclose(one["std"], other["std"], rtol=1e-12, atol=1e-15 * scale.max())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(0, 500), max_size=8), st.randoms(use_true_random=False), st.integers(0, 1000),
+    st.sampled_from([0.0, 1.0, -1e3, 1e6]), st.sampled_from([16, 100, 1 << 18]),
+)  # fmt: skip
+def test_any_split_and_order_give_the_same(cuts, random, seed, offset, sample):
+    rows = np.random.default_rng(seed).normal(offset, 2.0, (501, 3)).astype(np.float32)
+    parts = parts_of(rows, sorted(cuts), sample)
+    random.shuffle(parts)
+    while len(parts) > 2:  # merge in the shape of a random tree, not only one after the other
+        one = parts.pop(random.randrange(len(parts)))
+        parts[random.randrange(len(parts))].merge(one)
+    assert_same(merged(parts), column_statistics([rows], sample), rows)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 400), st.integers(0, 1000), st.floats(-1e3, 1e3))
+def test_small_data_agree_with_numpy_exactly(count, seed, offset):
+    rows = np.random.default_rng(seed).normal(offset, 2.0, (count, 2))
+    got = column_statistics([rows[: count // 3], rows[count // 3 :]])
+    for name, value in {"mean": rows.mean(0), "std": rows.std(0)}.items():
         np.testing.assert_allclose(got[name], value, rtol=1e-9, atol=1e-9)
+    assert got["min"] == rows.min(0).tolist() and got["max"] == rows.max(0).tolist()
     np.testing.assert_allclose(got["q01"], np.quantile(rows, 0.01, axis=0))
     np.testing.assert_allclose(got["q99"], np.quantile(rows, 0.99, axis=0))
+    edges = np.array(got["quantiles"])
+    assert edges.shape == (2, 257)
+    np.testing.assert_allclose(edges, [[np.quantile(c, k / 256) for k in range(257)] for c in rows.T])
+    shares = [np.histogram(column, np.unique(e))[0] for column, e in zip(rows.T, edges)]
+    assert count < 257 or all(np.ptp(s) <= 2 for s in shares), "every bin holds equally many"
 
 
-def test_sampled_quantiles_do_not_depend_on_the_order_of_merging():
-    rows = np.random.default_rng(0).normal(size=(50_000, 2))
-    parts = []
-    for start in range(0, 50_000, 10_000):
-        parts.append(ColumnStatistics(sample=4096))
-        parts[-1].update(rows[start : start + 10_000], start)
-    forward, backward = ColumnStatistics(4096), ColumnStatistics(4096)
-    for one, other in zip(parts, reversed(parts)):
-        forward.merge(one)
-        backward.merge(other)
-    one, other = forward.summary(), backward.summary()
-    assert one["q01"] == other["q01"] and one["q99"] == other["q99"] and one["count"] == other["count"] == 50_000
-    ranks = [(rows[:, d] < one["q01"][d]).mean() for d in range(2)]
-    assert np.abs(np.array(ranks) - 0.01).max() < 5 * np.sqrt(0.01 * 0.99 / 4096), "within 5 standard errors"
-    assert len(forward.rows) == 4096
+def test_sampled_quantiles_have_the_error_that_is_told():
+    """A skewed column against its exact quantiles, in ranks, over many samples: mean 0 and the told deviation."""
+    limit, count, wanted = 1024, 40_000, np.array([0.01, 0.5, 0.99])
+    column = np.sort(np.random.default_rng(0).lognormal(0, 2, count))
+    ranks = []
+    for trial in range(60):
+        rows = np.random.default_rng(trial).permutation(column)[:, None]
+        got = column_statistics(np.array_split(rows, 7), limit)
+        found = [got["q01"][0], got["quantiles"][0][128], got["q99"][0]]
+        ranks.append(np.searchsorted(column, found) / count)
+        assert got["quantiles"][0][0] == column[0] and got["quantiles"][0][-1] == column[-1], "all rows count here"
+    told = np.sqrt(wanted * (1 - wanted) / limit)
+    deviation = np.sqrt(((np.array(ranks) - wanted) ** 2).mean(0))
+    assert (deviation < 1.3 * told).all() and (deviation > 0.6 * told).all(), deviation / told
+    assert np.abs((np.array(ranks) - wanted).mean(0) / told).max() < 4 / np.sqrt(60), "no bias"
+
+
+def test_a_large_offset_costs_no_digits():
+    noise = np.random.default_rng(1).integers(-1000, 1000, (5000, 1)) / 1024.0
+    expected = column_statistics([noise])
+    for offset in (2.0**20, 2.0**30):  # exact in float64, so only the method could lose digits
+        for size in (1, 77, 5000):
+            pieces = np.array_split(noise + offset, len(noise) // size)
+            got = column_statistics(pieces)
+            assert abs(got["std"][0] / expected["std"][0] - 1) < 1e-12, (offset, size)
+            assert abs(got["mean"][0] - offset - expected["mean"][0]) <= 1e-16 * offset * 2
+    constant = column_statistics([np.full((1000, 1), 0.1), np.full((77, 1), 0.1)])
+    assert constant["std"] == [0.0] and constant["mean"] == [0.1] and set(constant["quantiles"][0]) == {0.1}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e39])
+def test_numbers_that_are_not_finite_are_refused(bad):
+    rows = np.zeros((10, 3))
+    rows[7, 2] = bad
+    with pytest.raises(ValueError, match="row 107, dimension 2 is"):
+        ColumnStatistics().update(rows, 100)
+    with pytest.raises(ValueError, match="row 17, dimension 2 is"):
+        column_statistics([np.zeros((10, 3)), rows])
+
+
+def test_what_does_not_belong_together_is_refused():
+    with pytest.raises(ValueError, match=r"rows of shape \[4, 2\] where \[N, 3\] is expected"):
+        column_statistics([np.zeros((4, 3)), np.zeros((4, 2))])
+    with pytest.raises(ValueError, match=r"rows of shape \[4\]"):
+        column_statistics([np.zeros(4)])
+    with pytest.raises(ValueError, match="without rows"):
+        column_statistics([np.zeros((0, 3))])
+    one, other = ColumnStatistics(8), ColumnStatistics(9)
+    with pytest.raises(ValueError, match="cannot be merged"):
+        one.merge(other)
+
+
+def test_the_sample_of_a_wide_column_is_bounded(monkeypatch):
+    monkeypatch.setattr("lapa_jax.data.statistics.VALUES", 4096)
+    statistics = ColumnStatistics()
+    for start in range(0, 2000, 10):
+        statistics.update(np.random.default_rng(start).normal(size=(10, 64)), start)
+        assert sum(rows.size for _, rows in statistics._parts) <= 2 * 4096 + 640
+    assert np.shape(statistics.summary()["quantiles"]) == (64, 257) and statistics.count == 2000
+
+
+def test_the_summary_is_json_and_comes_back_equal():
+    rows = np.random.default_rng(0).normal(size=(3000, 4)).astype(np.float32)
+    summary = column_statistics([rows])
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    zeros = np.where(np.arange(6)[:, None] % 2, 0.0, -0.0)
+    assert json.dumps(column_statistics([zeros])) == json.dumps(column_statistics([zeros[::-1]]))
+
+
+def test_kinds_of_dimensions():
+    rng = np.random.default_rng(0)
+    n = 20_000
+    columns = {
+        "continuous": rng.normal(size=n), "gripper": (rng.random(n) < 0.3).astype(float),
+        "gripper that hardly closes": (rng.random(n) < 5e-4) * 2.0 - 1,
+        "gripper with a few steps between": np.where(np.arange(n) % 400 == 0, 0.5, rng.random(n) < 0.5),
+        "three values": rng.choice([-1.0, 0.0, 1.0], n), "half-way often": rng.choice([0.0, 0.5, 1.0], n),
+        "hardly used": np.where(rng.random(n) < 1e-3, rng.normal(size=n) * 0.1, 0.0),
+        "constant": np.full(n, 0.3), "rounding": 0.3 + rng.normal(size=n) * 1e-8,
+        "rounding, large": 1e6 + rng.integers(0, 2, n) * 0.0625, "small but real": rng.normal(size=n) * 1e-3,
+        "clipped": np.clip(rng.normal(size=n) * 3, -1, 1),
+    }  # fmt: skip
+    got = dict(zip(columns, kinds(column_statistics([np.stack(list(columns.values()), 1).astype(np.float32)]))))
+    assert got == {
+        "continuous": "continuous", "gripper": "binary", "gripper that hardly closes": "binary",
+        "gripper with a few steps between": "binary", "three values": "continuous", "half-way often": "continuous",
+        "hardly used": "sparse", "constant": "constant", "rounding": "constant", "rounding, large": "constant",
+        "small but real": "continuous", "clipped": "continuous",
+    }  # fmt: skip
+
+
+def test_kinds_can_be_told_which_are_binary():
+    rng = np.random.default_rng(0)
+    rows = np.stack([rng.normal(size=500), rng.random(500) < 0.5, np.zeros(500)], 1)
+    summary = column_statistics([rows])
+    assert kinds(summary, [0]) == ["binary", "continuous", "constant"]
+    assert kinds(summary, [-2]) == ["continuous", "binary", "constant"]
+    with pytest.raises(UserError, match="binary dimension 3 does not exist; the column has 3"):
+        kinds(summary, [3])
+
+
+def test_statistics_of_another_version_are_refused_with_the_remedy():
+    with pytest.raises(UserError, match="have no 'quantiles'.*convert the data again"):
+        values({"count": 1, "mean": [0.0]}, "mean", "quantiles")
+    with pytest.raises(UserError, match="damaged"):
+        values({"min": [0.0], "max": [1.0, 2.0]}, "min", "max")
+
+
+def test_real_columns_agree_with_numpy(shared):
+    """Meta-World's actions, read from the npz files that the shards would be made of."""
+    files = sorted((shared / "data" / "metaworld_mt10").rglob("*.npz"))[:40]
+    rows = [np.load(file)["action"] for file in files]
+    got, whole = column_statistics(rows), np.concatenate(rows).astype(np.float64)
+    np.testing.assert_allclose(got["std"], whole.std(0), rtol=1e-12)
+    np.testing.assert_allclose(got["quantiles"], np.quantile(whole, np.linspace(0, 1, 257), axis=0).T, rtol=1e-12)
+    assert [kind == "constant" for kind in kinds(got)] == (np.ptp(whole, axis=0) == 0).tolist()
+
+
+def test_columns_are_read_without_the_pictures(tmp_path):
+    """A shard whose pictures cannot be decoded: only the numeric members are read."""
+    rows = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
+    with shards.ShardWriter(tmp_path / "train-00000.tar") as writer:
+        for step, row in enumerate(rows):
+            writer.add(shards.step_key("a", step), {"action.npy": shards.array_bytes(row), "image.jpg": b"no picture"})
+    got = column_statistics(shards.column([tmp_path / "train-00000.tar"], "action"))
+    assert got["count"] == 6 and got["max"] == rows.astype(np.float64).max(0).tolist()

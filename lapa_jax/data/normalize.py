@@ -1,0 +1,102 @@
+"""Normalisation of numeric columns, and its inverse, from the statistics that travel with the data.
+
+Every mode is `(x - offset) / scale` per dimension, so that un-normalising mirrors normalising by construction.
+What a dimension is like (`statistics.kinds`) goes before the mode, except in mode "none":
+  constant  becomes 0, and comes back as the constant whatever a model says
+  binary    two values, as of a gripper, become -1 and 1
+  sparse    minimum and maximum become -1 and 1: percentiles and deviation of a dimension that hardly ever moves are
+            so small that its few movements would explode
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.data.statistics import kinds, values
+
+MODES = ("none", "mean_std", "q01_q99", "min_max")
+
+
+class Normalizer:
+    """Scales one column of one dataset.
+
+    Args:
+      summary: the column's statistics; see `lapa_jax.data.statistics`.
+      mode: "none"; "mean_std", mean 0 and deviation 1; "q01_q99", those percentiles become -1 and 1; "min_max".
+      clip: limit the results to [-1, 1], for the two modes with bounds. What lies outside is then lost, 2 % of the rows
+        in mode "q01_q99"; without it (the default) `unnormalize(normalize(x))` is x, inside the range and outside, to
+        float32 rounding, but for dimensions that are constant.
+
+    Attributes:
+      mode, clip: as given. offset, scale: f64[A]; a scale of 0 marks a constant dimension.
+    """
+
+    def __init__(self, summary: Mapping, mode: str, *, clip: bool = False):
+        _check(mode, clip)
+        self.mode, self.clip = mode, clip
+        low, high, q01, q99, mean, std = values(summary, "min", "max", "q01", "q99", "mean", "std")
+        self.offset, self.scale = np.zeros_like(low), np.ones_like(low)
+        if mode == "none":
+            return
+        if mode == "mean_std":
+            self.offset, self.scale = mean, std
+        else:
+            bounds = (q01, q99) if mode == "q01_q99" else (low, high)
+            self.offset, self.scale = _middle(*bounds)
+        words = np.array(kinds(summary))
+        by_range = np.isin(words, ("binary", "sparse"))
+        middle, half = _middle(low, high)
+        self.offset = np.where(by_range, middle, self.offset)
+        self.scale = np.where(by_range, half, self.scale)
+        constant = words == "constant"
+        self.offset, self.scale = np.where(constant, mean, self.offset), np.where(constant, 0.0, self.scale)
+
+    def normalize(self, rows: np.ndarray) -> np.ndarray:
+        """Numbers f[..., A] in the data's units as f32[..., A]. NaN stays NaN."""
+        constant = self.scale == 0
+        result = (self._rows(rows) - self.offset) / np.where(constant, 1.0, self.scale)
+        result[..., constant] = 0.0
+        if self.clip:
+            result = np.clip(result, -1.0, 1.0)
+        return result.astype(np.float32)
+
+    def unnormalize(self, rows: np.ndarray) -> np.ndarray:
+        """Normalised numbers f[..., A] in the data's units, f32[..., A]."""
+        result = self._rows(rows) * self.scale + self.offset
+        constant = self.scale == 0
+        result[..., constant] = self.offset[constant]
+        return result.astype(np.float32)
+
+    def _rows(self, rows: np.ndarray) -> np.ndarray:
+        rows = np.asarray(rows, np.float64)
+        if rows.shape[-1:] != self.offset.shape:
+            raise ValueError(f"rows of shape {list(rows.shape)} for statistics of {len(self.offset)} dimensions")
+        return rows
+
+    def to_json(self) -> dict:
+        """The normaliser as JSON values; `from_json` makes an equal one, without the statistics."""
+        return {"mode": self.mode, "clip": self.clip, "offset": self.offset.tolist(), "scale": self.scale.tolist()}
+
+    @classmethod
+    def from_json(cls, saved: Mapping) -> "Normalizer":
+        """The inverse of `to_json`."""
+        _check(saved["mode"], saved["clip"])
+        normalizer = cls.__new__(cls)
+        normalizer.mode, normalizer.clip = saved["mode"], saved["clip"]
+        normalizer.offset, normalizer.scale = values(saved, "offset", "scale")
+        return normalizer
+
+    def __repr__(self) -> str:
+        return f"Normalizer({self.mode}, {len(self.offset)} dimensions{', clipped' if self.clip else ''})"
+
+
+def _check(mode: str, clip: bool) -> None:
+    if mode not in MODES:
+        raise UserError(f"normalisation mode '{mode}' does not exist{did_you_mean(mode, MODES)}")
+    if clip and mode not in ("q01_q99", "min_max"):
+        raise UserError(f"normalisation mode '{mode}' has no bounds to clip to; set clip=False or use q01_q99, min_max")
+
+
+def _middle(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return (low + high) / 2, (high - low) / 2
