@@ -8,7 +8,8 @@ is no bias):
 What a dimension is like (`statistics.kinds`) goes before that:
   constant  one bin, decoded as the constant; its loss is masked
   binary    two bins, decoded as the two values, never percentiles: the gripper
-  sparse    minimum to maximum in equal widths, since its percentiles coincide
+  sparse    minimum to maximum in equal widths, since its percentiles coincide; so is, in place of equal frequency, a
+            dimension of a few values (a gripper of -1, 0, 1), since edges that are values would join two of them
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,8 @@ from lapa_jax.data.statistics import BINS, kinds, values
 
 KINDS = ("uniform_quantile", "uniform_min_max", "equal_frequency")
 LAYOUTS = ("append", "overwrite")
+FEWEST = 8
+"""With fewer bins of equal frequency left a dimension has a few values only, and bins would join them."""
 
 
 class ActionBins:
@@ -46,23 +49,9 @@ class ActionBins:
         binary: Sequence[int] | None = None,
     ):
         _check(kind, bins)
-        low, high, q01, q99, mean = values(summary, "min", "max", "q01", "q99", "mean")
         words = kinds(summary, binary)
-        edges = []
-        for i, word in enumerate(words):
-            if word == "constant":
-                edges.append([mean[i], mean[i]])
-            elif word == "binary":
-                half = (high[i] - low[i]) / 2
-                edges.append([low[i] - half, low[i] + half, high[i] + half])
-            elif word == "sparse" or kind == "uniform_min_max":
-                edges.append(np.linspace(low[i], high[i], bins + 1))
-            elif kind == "uniform_quantile":
-                edges.append(np.linspace(q01[i], q99[i], bins + 1))
-            else:
-                edges.append(values(summary, "quantiles")[0][i][:: BINS // bins])
-        # decided once, here: a later change to the rules above does not move the bins of a checkpoint
-        right = [kind == "equal_frequency" and word == "continuous" for word in words]
+        laid = [_lay(summary, i, word, kind, bins) for i, word in enumerate(words)]
+        edges, right = [edges for edges, _ in laid], [right for _, right in laid]
         self._set(kind, bins, edges, [word == "constant" for word in words], right)
 
     def _set(self, kind: str, bins: int, edges: Sequence, constant: Sequence[bool], right: Sequence[bool]) -> None:
@@ -193,6 +182,23 @@ class ActionBins:
 
     def __repr__(self) -> str:
         return f"ActionBins({self.kind}, {self.counts.tolist()})"
+
+
+def _lay(summary: Mapping, i: int, word: str, kind: str, bins: int) -> tuple[Sequence[float], bool]:
+    """The edges of dimension i, and whether its bins are (a, b] and not [a, b)."""
+    low, high, q01, q99, mean = (array[i] for array in values(summary, "min", "max", "q01", "q99", "mean"))
+    if word == "constant":
+        return [mean, mean], False
+    if word == "binary":
+        half = (high - low) / 2
+        return [low - half, low + half, high + half], False
+    if word == "continuous" and kind == "uniform_quantile":
+        return np.linspace(q01, q99, bins + 1), False
+    if word == "continuous" and kind == "equal_frequency":
+        edges = np.unique(values(summary, "quantiles")[0][i][:: BINS // bins].astype(np.float32))
+        if len(edges) - 1 >= max(2, min(FEWEST, bins // 4)):
+            return edges, True
+    return np.linspace(low, high, bins + 1), False
 
 
 def _centres(edges: np.ndarray, right: bool) -> np.ndarray:
