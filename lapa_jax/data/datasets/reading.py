@@ -1,0 +1,111 @@
+"""What readers of foreign files share: numbers as rows of a column, and errors that name the place of the damage."""
+
+import contextlib
+import pathlib
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from lapa_jax.core.errors import UserError
+
+
+@contextlib.contextmanager
+def reading(place: str = "") -> Iterator[None]:
+    """Turns whatever a library raises about a damaged file into a ValueError that starts with `place`, if any.
+
+    Libraries have errors of many kinds for damage (OSError, KeyError, RuntimeError, MemoryError for absurd sizes). A
+    `UserError` passes as it is. Absolute paths are taken out of the message: a report must not depend on where the
+    data lie.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        reason = re.sub(r"(['\"]?)/[^\s'\",]*/([^\s'\",/]+)", r"\1\2", reason)
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        raise ValueError(f"{place}: {kind}{reason}" if place else f"{kind}{reason}") from None
+
+
+@contextlib.contextmanager
+def whole_source(path: pathlib.Path) -> Iterator[None]:
+    """Turns a ValueError about something that every episode needs into a `UserError` that names the file or folder."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def numeric_rows(values: np.ndarray, name: str) -> np.ndarray:
+    """Numbers as the rows of a column.
+
+    Args:
+      values: [T, A] of any real dtype.
+      name: what to call them in errors.
+
+    Returns:
+      float32[T, A].
+
+    Raises:
+      ValueError: no numbers, another number of dimensions, nothing in it, a number that is not finite, or one that
+        float32 cannot hold.
+    """
+    check_kind(values.dtype, name)
+    if values.ndim != 2:
+        raise ValueError(f"'{name}' has shape {list(values.shape)}, a column is [steps, dimensions]")
+    if 0 in values.shape:
+        raise ValueError(f"'{name}' has shape {list(values.shape)}: there is nothing in it")
+    with np.errstate(over="ignore", invalid="ignore"):
+        rows = np.ascontiguousarray(values, dtype=np.float32)
+    good = np.isfinite(rows)
+    if not good.all():
+        row, column = np.argwhere(~good)[0]
+        count = int(good.size - good.sum())
+        if np.isfinite(values).all():
+            worst = values[row, column]
+            raise ValueError(f"'{name}' holds {count} numbers beyond float32, the first, {worst:g}, in row {row}")
+        raise ValueError(f"'{name}' holds {count} numbers that are not finite, the first in row {row}")
+    return rows
+
+
+def check_kind(dtype: np.dtype, name: str) -> None:
+    """A dtype that holds no real numbers is a ValueError."""
+    if dtype.hasobject:
+        raise ValueError(
+            f"'{name}' is an array of objects (a pickle), which is never read: save plain numbers of one shape, "
+            "trajectories of different lengths as a file each"
+        )
+    if dtype.kind not in "fiub":
+        raise ValueError(f"'{name}' holds {dtype}, which are no real numbers")
+
+
+def flat_names(names: object) -> list[str]:
+    """Names of dimensions as one list, from what formats write: lists in lists, {"motors": [...]}, {"x": 0, "y": 1}."""
+    if isinstance(names, dict):
+        if all(isinstance(place, int) for place in names.values()):
+            return [str(name) for name, _ in sorted(names.items(), key=lambda pair: pair[1])]
+        names = list(names.values())
+    if isinstance(names, list | tuple):
+        return [name for part in names for name in flat_names(part)]
+    return [] if names is None else [str(names)]
+
+
+def join_names(parts: dict[str, tuple[int, list[str]]]) -> list[str]:
+    """Names of the dimensions of concatenated vectors.
+
+    Args:
+      parts: {vector: (its width, the names of its dimensions where it has as many, else any other list)}.
+
+    Returns:
+      One name a dimension: "<vector>.<name or number>"; of a single vector just its names, [] where it has none.
+    """
+    if len(parts) == 1:
+        ((width, names),) = parts.values()
+        return names if len(names) == width else []
+    joined = []
+    for vector, (width, names) in parts.items():
+        inner = names if len(names) == width else range(width)
+        joined += [f"{vector}.{name}" for name in inner]
+    return joined
