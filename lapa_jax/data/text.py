@@ -1,0 +1,247 @@
+"""Instructions as token ids: a byte tokenizer that needs no download, and any tokenizer of Hugging Face.
+
+A tokenizer is called with a list of instructions and gives padded ids and a mask. Each instruction is first made plain
+(`plain`), then put into a prompt template. `build` makes one from a config.
+"""
+
+import importlib.util
+import os
+import pathlib
+import socket
+import unicodedata
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lapa_jax.core.errors import UserError, did_you_mean
+
+PLACE = "{instruction}"
+
+
+class Template(NamedTuple):
+    """A prompt around an instruction; `lower`: the instruction is put into lower case."""
+
+    text: str
+    lower: bool = False
+
+
+TEMPLATES = {
+    "plain": Template(PLACE),
+    "openvla": Template(f"In: What action should the robot take to {PLACE}?\nOut:", lower=True),
+    "lapa": Template(
+        f"<s> You are a helpful assistant. USER: What action should the robot take to `{PLACE}` ASSISTANT:"
+    ),
+}
+"""By name; the strings are those that the models were trained with. "<s>" is part of LAPA's, besides the bos token."""
+
+
+def plain(text: str) -> str:
+    """An instruction without accidents of typing: Unicode NFC, runs of blanks and line breaks one blank, none around.
+
+    Case and punctuation stay as they are, since they are the data's.
+    """
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def prompt(instruction: str, template: str = "plain") -> str:
+    """An instruction in a template: a name of `TEMPLATES`, or a text that holds `{instruction}` once."""
+    chosen = _template(template)
+    instruction = plain(instruction)
+    return chosen.text.replace(PLACE, instruction.lower() if chosen.lower else instruction)
+
+
+def _template(template: str) -> Template:
+    if template in TEMPLATES:
+        return TEMPLATES[template]
+    if template.count(PLACE) == 1:
+        return Template(template)
+    hint = did_you_mean(template, TEMPLATES)
+    raise UserError(f"prompt template '{template}' is no known name, and does not hold {PLACE} once{hint}")
+
+
+class Tokenizer:
+    """What tokenizers have in common.
+
+    Args:
+      template: see `prompt`.
+      special_tokens: add the tokens that the tokenizer puts around a text: bos in front for bytes and Llama, whatever
+        a tokenizer of Hugging Face was trained with.
+      truncate: cut texts that are longer than asked for, and count them in `truncated`. The default is to refuse them,
+        since a cut instruction may ask for something else.
+
+    Attributes:
+      vocab_size: ids are smaller. pad_id, eos_id: int; bos_id: int or None where there is none.
+      truncated: how many texts this object has cut so far (each loader worker counts its own).
+    """
+
+    vocab_size: int
+    pad_id: int
+    bos_id: int | None
+    eos_id: int
+
+    def __init__(self, template: str = "plain", special_tokens: bool = True, truncate: bool = False):
+        _template(template)
+        self.template, self.special_tokens, self.truncate = template, special_tokens, truncate
+        self.truncated = 0
+
+    def __call__(self, instructions: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids int32[B, length] and mask bool[B, length], true where a token is; padded on the right.
+
+        Raises:
+          UserError: an instruction takes more than `length` tokens, and `truncate` is off.
+        """
+        ids = np.full((len(instructions), length), self.pad_id, np.int32)
+        mask = np.zeros((len(instructions), length), bool)
+        for row, instruction in enumerate(instructions):
+            text = prompt(instruction, self.template)
+            tokens = self.encode(text)
+            if len(tokens) > length:
+                tokens = self._cut(text, len(tokens), length)
+            ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, True
+        return ids, mask
+
+    def _cut(self, text: str, tokens: int, length: int) -> list[int]:
+        if not self.truncate:
+            raise UserError(
+                f"a prompt takes {tokens} tokens of {self!r} and {length} are allowed: '{_shorten(text)}'; allow more, "
+                "or set truncate=True to cut long ones"
+            )
+        self.truncated += 1
+        return self._first(text, length)
+
+    def lengths(self, instructions: Sequence[str]) -> list[int]:
+        """How many tokens each prompt takes: to choose the length, or to check it before training."""
+        return [len(self.encode(prompt(instruction, self.template))) for instruction in instructions]
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text as it stands, without template and padding."""
+        raise NotImplementedError
+
+    def _first(self, text: str, length: int) -> list[int]:
+        """The ids of as much of a text as fits."""
+        raise NotImplementedError
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, without special tokens and padding. An id outside the vocabulary is a ValueError."""
+        raise NotImplementedError
+
+    def _check_ids(self, ids: Sequence[int]) -> list[int]:
+        ids = [int(i) for i in np.asarray(ids).ravel()]
+        if wrong := [i for i in ids if not 0 <= i < self.vocab_size]:
+            raise ValueError(f"token id {wrong[0]} is outside the vocabulary of {self.vocab_size}")
+        return ids
+
+
+class ByteTokenizer(Tokenizer):
+    """The bytes of a text in UTF-8: pad 0, bos 1, eos 2, byte b is 3 + b; 259 ids."""
+
+    pad_id, bos_id, eos_id, vocab_size = 0, 1, 2, 259
+    _FIRST = 3
+
+    def encode(self, text: str) -> list[int]:
+        return ([self.bos_id] if self.special_tokens else []) + [self._FIRST + byte for byte in text.encode()]
+
+    def _first(self, text: str, length: int) -> list[int]:
+        room = max(0, length - self.special_tokens)
+        whole = text.encode()[:room].decode(errors="ignore")  # not the first half of a character
+        return self.encode(whole)[:length]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        data = bytes(i - self._FIRST for i in self._check_ids(ids) if i >= self._FIRST)
+        return data.decode(errors="replace")
+
+    def __repr__(self) -> str:
+        return "ByteTokenizer()"
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """A tokenizer of Hugging Face. No code that comes with a tokenizer is run.
+
+    Args:
+      name: a folder with its files (`tokenizer.json`, or `tokenizer.model`, which needs the package sentencepiece), or
+        its name on the hub.
+      options: as of `Tokenizer`.
+
+    `pad_id` is the tokenizer's; without one, as in Llama, its eos (the mask tells padding apart), else 0.
+    """
+
+    def __init__(self, name: str, **options):
+        super().__init__(**options)
+        self.name = name
+        self._tokenizer = _from_pretrained(name)
+        eos, pad = self._tokenizer.eos_token_id, self._tokenizer.pad_token_id
+        self.bos_id, self.eos_id = self._tokenizer.bos_token_id, eos
+        self.pad_id = next((i for i in (pad, eos) if i is not None), 0)
+        self.vocab_size = len(self._tokenizer)
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer(text, add_special_tokens=self.special_tokens)["input_ids"]
+
+    def _first(self, text: str, length: int) -> list[int]:
+        options = {"add_special_tokens": self.special_tokens, "truncation": True, "max_length": length}
+        return self._tokenizer(text, **options)["input_ids"]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(self._check_ids(ids), skip_special_tokens=True)
+
+    def __repr__(self) -> str:
+        return f"HuggingFaceTokenizer({self.name})"
+
+
+def build(config: Mapping) -> Tokenizer:
+    """The tokenizer of a config: {"name": "bytes", or a Hugging Face name or folder, and options of `Tokenizer`}."""
+    options = dict(config)
+    name = options.pop("name", None)
+    known = ("template", "special_tokens", "truncate")
+    if unknown := sorted(set(options) - set(known)):
+        raise UserError(f"a tokenizer has no option '{unknown[0]}'{did_you_mean(unknown[0], known)}")
+    if not name:
+        raise UserError('a tokenizer needs a name: "bytes", or the name or folder of one of Hugging Face')
+    return ByteTokenizer(**options) if name == "bytes" else HuggingFaceTokenizer(name, **options)
+
+
+def _from_pretrained(name: str):
+    """A folder, else what an earlier download has left, else the hub."""
+    folder = pathlib.Path(name)
+    looks_local = folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    if looks_local and not folder.is_dir():
+        raise UserError(f"tokenizer folder {name} does not exist")
+    if (folder / "tokenizer.model").exists() and importlib.util.find_spec("sentencepiece") is None:
+        if not (folder / "tokenizer.json").exists():
+            raise UserError(f"{folder / 'tokenizer.model'} needs a package: pip install sentencepiece")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would say that there is no PyTorch
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=True)
+    except _ERRORS as error:
+        if folder.is_dir():
+            what = f"folder {name} holds no tokenizer that can be read ({_shorten(str(error))})"
+            raise UserError(f"{what}; it needs tokenizer.json, or tokenizer.model and sentencepiece") from None
+    try:
+        _reach_hub()
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except _ERRORS as error:
+        raise UserError(
+            f"tokenizer '{name}' is no folder here and cannot be fetched from the Hugging Face hub "
+            f"({_shorten(str(error))}); check the name, and log in for gated ones (hf auth login). Without a network: "
+            f"run `hf download {name}` where there is one and give the folder; the name 'bytes' needs no download"
+        ) from None
+
+
+_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError)
+
+
+def _reach_hub() -> None:
+    """An OSError where the hub's name is not known: the library would try for a minute before it says so."""
+    host = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+    if not urllib.request.getproxies():
+        socket.getaddrinfo(host, 443)
+
+
+def _shorten(text: str, limit: int = 120) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
