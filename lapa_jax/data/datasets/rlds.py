@@ -18,7 +18,7 @@ from lapa_jax.data.datasets.base import Episode, Item, Listing, choose_cameras, 
 from lapa_jax.data.datasets.conventions import GRIPPERS, Convention
 from lapa_jax.data.datasets.oxe import CONVENTIONS
 from lapa_jax.data.datasets.reading import numeric_rows
-from lapa_jax.data.images import decode
+from lapa_jax.data.images import open_frame
 
 FEATURES = {
     "image": "the convention's first camera; the others are image_<name>",
@@ -232,20 +232,7 @@ def _without_blanks(frames: Sequence, key: str, start: int) -> Iterator[np.ndarr
 def _blank(frame: np.ndarray | bytes, key: str, t: int) -> bool:
     """Whether a picture has one value throughout: what datasets store where a camera was not there."""
     try:
-        pixels = _pixels(frame)
-    except (ValueError, OSError) as error:
+        pixels = open_frame(frame)
+    except ValueError as error:
         raise ValueError(f"step {t}: the picture '{key}' cannot be decoded ({error})") from None
     return bool((pixels == pixels[0, 0]).all())
-
-
-def _pixels(frame: np.ndarray | bytes) -> np.ndarray:
-    if not isinstance(frame, bytes):
-        return frame
-    if frame.startswith(b"\xff\xd8"):
-        return decode(frame)
-    import io
-
-    from PIL import Image
-
-    with Image.open(io.BytesIO(frame)) as picture:
-        return np.asarray(picture.convert("RGB"))

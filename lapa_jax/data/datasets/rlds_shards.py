@@ -1,7 +1,8 @@
 """Folders of TensorFlow Datasets: which shards there are, which records they hold, and the bytes of one record."""
 
+import contextlib
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from lapa_jax.core.errors import UserError
@@ -117,28 +118,36 @@ def records(shard: Shard, kind: str) -> list[tuple[dict, int]]:
 
 
 def payload(path: pathlib.Path, at: Mapping) -> bytes:
-    """The bytes of one record."""
-    if "offset" in at:
-        return tfrecord.read(path, at["offset"], at["length"])
-    with _array_record(path) as reader:
-        try:
+    """The bytes of one record; whatever keeps it from being read is a ValueError."""
+    try:
+        if "offset" in at:
+            return tfrecord.read(path, at["offset"], at["length"])
+        with _array_record(path) as reader:
             return bytes(reader.read([at["record"]])[0])
-        except (RuntimeError, IndexError) as error:
-            raise ValueError(f"record {at['record']} cannot be read ({error})") from None
+    except OSError as error:
+        raise ValueError(f"the file cannot be read: {error.strerror}") from None
+    except (RuntimeError, IndexError) as error:
+        raise ValueError(f"record {at['record']} cannot be read ({error})") from None
 
 
-def _array_record(path: pathlib.Path):
-    """An open reader, as a context manager. A file that is no whole ArrayRecord file is a ValueError."""
+@contextlib.contextmanager
+def _array_record(path: pathlib.Path) -> Iterator:
+    """An open reader. A file that is no whole ArrayRecord file is a ValueError."""
     from array_record.python.array_record_module import ArrayRecordReader
 
+    if not path.stat().st_size:
+        raise ValueError("the file is empty")
     try:
+        # the library reports a damaged file either here or through ok(), depending on where the damage is
         reader = ArrayRecordReader(str(path), "readahead_buffer_size:0")
-        whole = reader.ok()
+        if not reader.ok():
+            raise ValueError("it is no ArrayRecord file, or truncated")
     except RuntimeError as error:
         raise ValueError(f"it cannot be opened as ArrayRecord ({error})") from None
-    if not whole:
-        raise ValueError("it is no ArrayRecord file, or truncated")
-    return reader
+    try:
+        yield reader
+    finally:
+        reader.close()
 
 
 def others(folder: pathlib.Path, known: Iterable[Shard]) -> dict[str, int]:
