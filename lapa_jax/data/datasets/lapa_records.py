@@ -77,16 +77,18 @@ def _in_list(path: pathlib.Path) -> Iterator[tuple[int, int, bytes]]:
     """Each element's bytes. Read as Latin-1, in which a character is a byte: JSON's own signs are the same there."""
     data = path.read_bytes()
     text, decoder = data.decode("latin-1"), json.JSONDecoder()
-    at = text.index("[") + 1
-    while text[(at := _SPACE.match(text, at).end()) : at + 1] != "]":
+    at = _SPACE.match(text, text.index("[") + 1).end()
+    more = text[at : at + 1] != "]"
+    while more:
         try:
             end = decoder.raw_decode(text, at)[1]
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path} at byte {at}: no valid JSON ({error}); mend the file") from None
         yield at, end, data[at:end]
         at = _SPACE.match(text, end).end()
-        if text[at : at + 1] == ",":
-            at += 1
+        more = text[at : at + 1] == ","
+        if more:
+            at = _SPACE.match(text, at + 1).end()
         elif text[at : at + 1] != "]":
             raise UserError(f"{path} at byte {at}: a comma or the list's end was expected; mend the file")
     if text[at + 1 :].strip():
