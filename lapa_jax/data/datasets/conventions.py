@@ -257,7 +257,7 @@ def _advice(fields: Mapping[str, Field]) -> str:
     lines = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in template(fields).items())
     others = sorted(f"{k} {list(f.shape)}" for k, f in fields.items() if f.kind == "number")
     return (
-        "write what its fields mean into a file, starting from this one, and pass --convention FILE.json\n"
-        f"(gripper: dimension of the action, counted from 0; gripper_means: {', '.join(GRIPPERS)}; fps in Hz)\n"
+        "write what its fields mean into a file, starting from the one below, and pass --convention FILE.json "
+        f"(gripper: dimension of the action, counted from 0; gripper_means: {', '.join(GRIPPERS)}; fps in Hz): "
         f"{{\n{lines}\n}}\nits number fields are: {', '.join(others) or 'none'}"
     )
