@@ -211,6 +211,8 @@ def _as_text(value) -> str:
     value = np.asarray(value).reshape(-1)
     if value.dtype.kind in "iu":
         return bytes(value[value != 0].tolist()).decode().strip()
+    if value.dtype.kind not in "OSU":
+        raise ValueError("neither text nor integers")
     return next((text for text in map(_as_text, value.tolist()) if text), "")
 
 

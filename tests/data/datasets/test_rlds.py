@@ -371,3 +371,12 @@ def test_a_shard_that_vanished_after_the_listing(made):
     (source / item.path).unlink()
     with pytest.raises(ValueError, match="No such file"):
         rlds.standardize(source, item, OPTIONS)
+
+
+def test_the_forms_of_instructions():
+    assert rlds._as_text(b" push ") == rlds._as_text(" push ") == "push"
+    assert rlds._as_text(np.array([b"", b"push", b"pull"], object)) == "push"
+    assert rlds._as_text(np.array([*"münze".encode(), 0, 0], np.int32)) == "münze"
+    for value in (b"\xff", np.array([300], np.int32), np.array([0xC3], np.int64), np.array([1.5]), np.array(True)):
+        with pytest.raises(ValueError, match="step 3: 'text' is no UTF-8 text"):
+            rlds._text({"text": value}, ["text"], 3)
