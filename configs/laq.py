@@ -53,13 +53,20 @@ def paper() -> ml_collections.ConfigDict:
     config.data.val_path = config_dict.placeholder(str)
     config.data.split_train = "train"
     config.data.split_val = "val"
+    config.data.mixture = config_dict.placeholder(object)
+    config.data.samples = "pairs"
+    config.data.camera = "image"
     config.data.image_size = config.model.get_ref("image_size")
     config.data.gap_seconds = 0.6
     config.data.gap_frames = config_dict.placeholder(int)
     config.data.augment = config_dict.placeholder(object)
     config.data.eval_examples = 2048
+    config.data.shuffle = "full"
+    config.data.window = 16384
     config.data.threads = 8
+    config.data.workers = 0
     config.data.prefetch = 16
+    config.data.max_bad_samples = 0
 
     config.optim = ml_collections.ConfigDict()
     config.optim.learning_rate = 1e-4

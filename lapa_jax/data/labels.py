@@ -35,7 +35,7 @@ def check_labels(folder, tokenizer, *, source=None) -> dict:
 
     Args:
       folder: a labelled set.
-      tokenizer: the expected fingerprint, or an object with a `fingerprint`.
+      tokenizer: the expected fingerprint, or an object with a `fingerprint`; None takes any.
       source: the data the labels are used with (an object with a `fingerprint`), or None for a full set.
 
     Returns:
@@ -46,7 +46,7 @@ def check_labels(folder, tokenizer, *, source=None) -> dict:
     """
     info = read_label_info(folder)
     expected = getattr(tokenizer, "fingerprint", tokenizer)
-    if info["tokenizer"] != expected:
+    if tokenizer is not None and info["tokenizer"] != expected:
         raise UserError(
             f"labels in {folder} were made by tokenizer {_short(info['tokenizer'])}, not by {_short(expected)}; "
             "label the data again with the tokenizer in use, or use the one that made them"
@@ -57,6 +57,32 @@ def check_labels(folder, tokenizer, *, source=None) -> dict:
             "label this data, or give the data that was labelled"
         )
     return info
+
+
+def open_labels(folder, source: StepShards, tokenizer=None) -> tuple[StepShards, dict | None]:
+    """The shards that hold the latents of `source`: a labelled set, or `source` itself.
+
+    Args:
+      folder: a labelled set, or None for latents that lie beside the pictures.
+      source: the opened split.
+      tokenizer: the fingerprint of the tokenizer that must have made them; None takes any.
+
+    Returns:
+      The shards, step by step those of `source`, and the "labels" entry; None for latents of unknown origin.
+
+    Raises:
+      UserError: there are no labels, or labels of another tokenizer, of other data or of other steps.
+    """
+    if folder is None and "latent" not in source.features:
+        words = "label it with launch/label.py and set data.labels to what that wrote"
+        raise UserError(f"{source.folder} holds no latent labels; {words}")
+    if folder is None:
+        known = "labels" in read_dataset(source.folder)["source"]
+        return source, check_labels(source.folder, tokenizer) if known or tokenizer else None
+    info = check_labels(folder, tokenizer, source=source)
+    labels = StepShards(folder, source.split)
+    check_same_steps(labels, source)
+    return labels, info
 
 
 def read_codes(labels: StepShards, source: StepShards) -> np.ndarray:
@@ -72,10 +98,15 @@ def read_codes(labels: StepShards, source: StepShards) -> np.ndarray:
     Raises:
       UserError: where the two do not hold the same steps in the same order.
     """
+    check_same_steps(labels, source)
+    return np.concatenate(list(labels.column("latent")))
+
+
+def check_same_steps(labels: StepShards, source: StepShards) -> None:
+    """Raises a `UserError` where labels and data do not hold the same steps in the same order."""
     if labels.episodes != source.episodes:
         wrong = next((a.id for a, b in zip(labels.episodes, source.episodes) if a != b), "their number")
         raise UserError(f"labels {labels!r} and data {source!r} differ in their episodes (first: {wrong}); label again")
-    return np.concatenate(list(labels.column("latent")))
 
 
 def _short(fingerprint: str) -> str:

@@ -1,63 +1,190 @@
 """From a config to a source of samples: what training and the launchers call."""
 
+import dataclasses
+import functools
+import importlib
+import pathlib
+import pkgutil
 from collections.abc import Mapping, Sequence
 
-from lapa_jax.core.errors import UserError
+from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.data import samples
+from lapa_jax.data.samples.meta import check_statistics, statistics_of
+from lapa_jax.data.samples.mixture import Mixture
 from lapa_jax.data.samples.pair_shards import PairShards
-from lapa_jax.data.samples.pairs import FramePairs, Gap
 from lapa_jax.data.shards import StepShards, dataset_folder, read_dataset
-from lapa_jax.data.transforms import Augment, check_augment
+from lapa_jax.data.transforms import PICTURES, Augment, check_augment
+
+PLACES = ("path", "val_path", "val_labels", "split_train", "split_val")
+"""Fields of `config.data`, and of a part of a mixture, that say where the data lie."""
+
+GENERAL = ("samples", "mixture", "augment", "eval_examples", "shuffle", "window", "workers", "threads", "prefetch",
+           "max_bad_samples")  # fmt: skip
+"""Fields of `config.data` that are the same for all kinds of samples; what is left belongs to the kind."""
 
 
-def build(data: Mapping, split: str, *, image_size: int | None = None, fields: Sequence[str] = ("frames",)):
-    """The source of frame pairs of `config.data`.
+def build(
+    data: Mapping, split: str, *, image_size: int | None = None, fields: Sequence[str] | None = None,
+    statistics: Mapping[str, Mapping] | None = None,
+):  # fmt: skip
+    """The source of samples of `config.data`.
 
     Args:
-      data: with "path", "gap_seconds" or "gap_frames", and optionally "image_size", "val_path", "split_train",
-        "split_val".
+      data: `config.data`: "samples" (the kind, "pairs" where absent), "path" or "mixture", optionally "val_path",
+        "val_labels", "split_train", "split_val", and the fields of the kind, see `Options` in its module.
       split: "train" or "val". For "val", `val_path` (another folder) and `split_val` apply where they are set.
       image_size: side in pixels that the model takes; `data.image_size` where None.
-      fields: see `FramePairs`; "net_action" needs data with actions, see `has_actions`.
+      fields: what the samples hold, in place of `data.fields`.
+      statistics: {dataset: {column: summary}} that normalisation uses, as `samples.meta.statistics_of` gives them of a
+        checkpoint or of the training data; None takes those of the data.
 
     Returns:
-      `FramePairs` over step shards, or `PairShards` for a folder of ready-made pairs.
+      A source; of a mixture a `Mixture`, of a folder of ready-made pairs a `PairShards`.
+
+    Raises:
+      UserError: a wrong field or value, or data that do not fit.
     """
-    path, name = _where(data, split)
-    size = image_size or data.get("image_size")
-    if PairShards.is_one(path):
-        if tuple(fields) != ("frames",):
-            raise UserError(f"{path} holds ready-made pairs: they have frames only, not {tuple(fields)}")
-        return PairShards(path, name, size)
-    shards = StepShards(path, name)
-    gap = Gap.from_config(data.get("gap_seconds"), data.get("gap_frames"))
-    return FramePairs(shards, gap, fields, size)
+    if split not in ("train", "val"):
+        raise UserError(f"split '{split}' is not 'train' or 'val'")
+    own = {name: value for name, value in data.items() if name not in (*GENERAL, *PLACES)}
+    given = {"image_size": image_size, "fields": None if fields is None else tuple(fields)}
+    given = {name: value for name, value in given.items() if value is not None}
+    kind, parts = _kind(data.get("samples") or "pairs"), data.get("mixture")
+    if not parts or (split == "val" and data.get("val_path")):
+        name = None if parts else _name(data)
+        return _open(kind, data, split, {**own, **given}, _pick(statistics, name, own))
+    sources, weights = {}, []
+    for part in parts:
+        name, weight, places, options = _part(kind, part, data, own)
+        if split == "val" and places["split_val"] is None:
+            continue
+        if name in sources:
+            raise UserError(f"data.mixture has two parts '{name}': give them different values of \"name\"")
+        sources[name] = _open(kind, places, split, {**options, **given}, _pick(statistics, name, options))
+        weights.append(weight)
+    if not sources:
+        raise UserError("no part of data.mixture has a split_val: nothing to evaluate on")
+    return Mixture(sources, weights)
 
 
 def has_actions(data: Mapping, split: str) -> bool:
-    """Whether the folder behind `split` stores actions."""
-    path, _ = _where(data, split)
-    return not PairShards.is_one(path) and "action" in read_dataset(path)["features"]
+    """Whether the folders behind `split` store actions, all of them."""
+    parts = data.get("mixture")
+    if not parts or (split == "val" and data.get("val_path")):
+        parts = [data]
+    folders = [_where({**data, **part}, split)[0] for part in parts if part.get("split_val", "val") or split != "val"]
+    return all(not PairShards.is_one(path) and "action" in read_dataset(path)["features"] for path in folders)
 
 
-def meta(source) -> dict:
-    """What a checkpoint keeps of its training data: statistics, features, fingerprint, frame rate and gap in frames."""
-    return source.meta()
+def eval_fields(data: Mapping) -> tuple[str, ...] | None:
+    """Fields that evaluation reads besides those of training, for `build`: pairs with the action between them."""
+    if (data.get("samples") or "pairs") != "pairs":
+        return None
+    return ("frames", "net_action") if has_actions(data, "val") else ("frames",)
 
 
-def augmentation(data: Mapping, source, *, texts_used: bool) -> Augment | None:
+def check_trainable(source) -> None:
+    """Refuses training on numeric columns without usable statistics: a policy could not undo what they scale."""
+    meta = source.meta()
+    parts = source.sources.values() if isinstance(source, Mixture) else [source]
+    for part, (name, summaries) in zip(parts, statistics_of(meta).items(), strict=True):
+        for column, width in part.numeric.items():
+            check_statistics(summaries, column, width, f"data set '{name}'")
+
+
+def augmentation(data: Mapping, source) -> Augment | None:
     """The augmentation of `config.data.augment`, checked against the data; None where it is off."""
     augment = Augment.from_config(data.get("augment"))
-    instructions = source.shards.instructions() if texts_used and hasattr(source, "shards") else ()
-    check_augment(augment, texts_used, instructions, getattr(source, "fields", ()))
+    if augment is None:
+        return None
+    shapes = {name: values.shape[1:] for name, values in source.batch([]).items() if name in PICTURES}
+    if not shapes:
+        raise UserError(f"these samples ({', '.join(source.fields)}) have no pictures: set data.augment=None")
+    for shape in shapes.values():
+        if augment.crop_area < 1 and shape[-3] != shape[-2]:
+            raise UserError(f"augment.crop_area needs square pictures, these are {shape[-3:-1]}: set data.image_size")
+    texts_used = "text" in source.fields
+    check_augment(augment, texts_used, source.instructions() if texts_used else (), source.fields)
     return augment
 
 
-def _where(data: Mapping, split: str) -> tuple[str, str]:
-    if split not in ("train", "val"):
-        raise UserError(f"split '{split}' is not 'train' or 'val'")
-    path = data.get("path")
-    if split == "val" and data.get("val_path"):
-        path = data.get("val_path")
+@functools.cache
+def kinds() -> tuple[str, ...]:
+    """The kinds of samples: modules of `lapa_jax.data.samples` with `Options`."""
+    names = [module.name for module in pkgutil.iter_modules(samples.__path__)]
+    return tuple(n for n in names if hasattr(importlib.import_module(f"{samples.__name__}.{n}"), "Options"))
+
+
+def _kind(name: str) -> type:
+    if name not in kinds():
+        raise UserError(f"data.samples '{name}' is no kind of sample{did_you_mean(name, kinds())}")
+    return importlib.import_module(f"{samples.__name__}.{name}").Options
+
+
+def _part(kind: type, part: Mapping, data: Mapping, own: Mapping) -> tuple[str, object, dict, dict]:
+    """(name, weight, places, fields of the kind) of a part: its own values before those of `config.data`."""
+    known = {*PLACES, "name", "weight", *(field.name for field in dataclasses.fields(kind))}
+    for key in part:
+        if key not in known:
+            raise UserError(f"a part of data.mixture has no field '{key}'{did_you_mean(key, known)}")
+    for key in ("path", "weight"):
+        if part.get(key) is None:
+            raise UserError(f'a part of data.mixture lacks its "{key}": {dict(part)}')
+    options = {**own, **{key: value for key, value in part.items() if key not in (*PLACES, "name", "weight")}}
+    if "gap_seconds" in part and "gap_frames" not in part:
+        options["gap_frames"] = None  # which would win over the part's own gap
+    splits = {key: data.get(key) or key.removeprefix("split_") for key in ("split_train", "split_val")}
+    return part.get("name") or _name(part), part["weight"], {**splits, **part}, options
+
+
+def _open(kind: type, places: Mapping, split: str, options: Mapping, statistics: Mapping | None):
+    known = [field.name for field in dataclasses.fields(kind)]
+    for key in options:
+        if key not in known:
+            of = kind.__module__.rpartition(".")[2]
+            hint = did_you_mean(key, [*known, *PLACES, *GENERAL])
+            raise UserError(f"config.data has no field '{key}' for samples of kind '{of}'{hint}")
+    path, name = _where(places, split)
+    options = dict(options)
+    if split == "val" and places.get("val_path") and "labels" in known:
+        options["labels"] = places.get("val_labels")
+    chosen = kind(**{key: _plain(value) for key, value in options.items()})
+    if PairShards.is_one(path):
+        if chosen.fields != ("frames",):
+            raise UserError(f"{path} holds ready-made pairs: they have frames only, not {', '.join(chosen.fields)}")
+        return PairShards(path, name, chosen.image_size)
+    return chosen.open(StepShards(path, name), statistics)
+
+
+def _plain(value):
+    """Values of configs as options keep them."""
+    if isinstance(value, (list, tuple)):
+        return tuple(value)
+    return dict(value) if hasattr(value, "items") else value
+
+
+def _pick(statistics: Mapping[str, Mapping] | None, name: str | None, options: Mapping) -> Mapping | None:
+    """The statistics of a dataset; the only ones where there is one dataset, whatever it is called today."""
+    if statistics is None:
+        return None
+    if name in statistics or len(statistics) == 1:
+        return statistics.get(name) or next(iter(statistics.values()))
+    if options.get("normalize", "none") == "none":
+        return None
+    raise UserError(f"normalisation needs the statistics of one of {', '.join(statistics)}; '{name or 'val_path'}' is "
+                    "none of them: evaluate on the parts of the mixture")  # fmt: skip
+
+
+def _name(places: Mapping) -> str | None:
+    """What a dataset is called: its folder."""
+    return pathlib.Path(dataset_folder(places["path"])).resolve().name if places.get("path") else None
+
+
+def _where(places: Mapping, split: str) -> tuple[str, str]:
+    """(folder, name of the split in it)."""
+    path = places.get("path")
+    if split == "val" and places.get("val_path"):
+        path = places.get("val_path")
     if not path:
         raise UserError("config.data.path is not set: give a folder of step shards, --config.data.path=FOLDER")
-    return str(dataset_folder(path)), str(data.get(f"split_{split}") or split)
+    return str(dataset_folder(path)), str(places.get(f"split_{split}") or split)

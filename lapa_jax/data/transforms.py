@@ -1,4 +1,4 @@
-"""Augmentation of frame pairs. Clip-consistent: one draw serves both frames, so it never looks like motion."""
+"""Augmentation of pictures. Clip-consistent: one draw serves all of a sample, so it never looks like motion."""
 
 import dataclasses
 import re
@@ -10,12 +10,18 @@ from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.data.images import resize_box
 
 DIRECTIONAL = re.compile(r"\b(left|right|clockwise|counterclockwise|anticlockwise)(most|wards?|hand)?\b", re.IGNORECASE)
+PICTURES = ("frames", "image", "prompt_image")
+"""Fields of samples that are pictures: uint8[..., H, W, 3]."""
+
+MIRRORED = ("net_action", "action", "state", "latent", "feature")
+"""Fields that a flip of the pictures would have to change."""
+
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """Random changes of a pair, each off at its default.
+    """Random changes of a sample's pictures, each off at its default.
 
     Attributes:
       shift: at most this many pixels left, right, up and down; the border is repeated.
@@ -53,19 +59,23 @@ class Augment:
         return None if augment == cls() else augment
 
     def __call__(self, sample: Mapping, rng: np.random.Generator) -> dict:
-        """The sample with its "frames" uint8[2, H, W, 3] changed; everything else as it was."""
-        frames = sample["frames"]
+        """The sample with its `PICTURES` changed, all by the same draw; everything else as it was."""
         # every draw is made whatever is on, so that switching one change on leaves the others as they were
         shift, crop = rng.integers(-self.shift, self.shift + 1, size=2), rng.random(3)
         flip, factors = rng.random(), rng.uniform(-1, 1, size=3)
+        colours = 1 + factors * (self.brightness, self.contrast, self.saturation)
+        changed = {name: self._change(sample[name], shift, crop, flip, colours) for name in PICTURES if name in sample}
+        return {**sample, **changed}
+
+    def _change(self, pictures: np.ndarray, shift, crop, flip: float, colours: np.ndarray) -> np.ndarray:
+        frames = pictures.reshape(-1, *pictures.shape[-3:])
         if self.crop_area < 1:
             frames = _crop(frames, self.crop_area, crop)
         if self.shift:
             frames = _shift(frames, *shift)
         if flip < self.flip:
             frames = frames[:, :, ::-1]
-        frames = _colour(frames, 1 + factors * (self.brightness, self.contrast, self.saturation))
-        return {**sample, "frames": np.ascontiguousarray(frames)}
+        return np.ascontiguousarray(_colour(frames, colours)).reshape(pictures.shape)
 
 
 def _crop(frames: np.ndarray, least: float, draw: np.ndarray) -> np.ndarray:
@@ -107,7 +117,7 @@ def check_augment(
       augment: the augmentation, or None.
       texts_used: whether the stage learns from instructions.
       instructions: those of the data; a flip turns "push it left" into a lie.
-      fields: what the samples hold; a flip does not mirror actions.
+      fields: what the samples hold; a flip mirrors neither actions nor what stands for them.
     """
     if augment is None or augment.flip == 0:
         return
@@ -115,6 +125,6 @@ def check_augment(
         for text in instructions:
             if DIRECTIONAL.search(text):
                 raise UserError(f"augment.flip would make the instruction '{text}' wrong: set data.augment.flip=0")
-    moving = sorted({"net_action", "action", "state"} & set(fields))
+    moving = sorted(set(MIRRORED) & set(fields))
     if moving:
         raise UserError(f"augment.flip mirrors the pictures but not {', '.join(moving)}: set data.augment.flip=0")

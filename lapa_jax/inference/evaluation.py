@@ -44,9 +44,9 @@ class Evaluation:
         if pairs < 2:
             raise UserError(f"{pairs} pairs are too few: codes are swapped between pairs; give --pairs 2 or more")
         self.data = _data_config(tokenizer.config, data, split)
-        self.has_actions = pipeline.has_actions(self.data, "val")
-        fields = ("frames", "net_action") if self.has_actions else ("frames",)
+        fields = pipeline.eval_fields(self.data)
         self.source = pipeline.build(self.data, "val", image_size=tokenizer.side, fields=fields)
+        self.has_actions = "net_action" in self.source.fields
         self.pairs = min(pairs, len(self.source))
         self._task = Task(tokenizer.model, {})
         self._evaluator = Evaluator(self._task, tokenizer.mesh)
@@ -88,13 +88,12 @@ class Evaluation:
         return supervised.action_r2(self.source, self.tokenizer, steps=steps, limit=self.pairs, cache=self.out)
 
     def _about(self) -> dict:
-        shards = getattr(self.source, "shards", None)
         return {
             "run": str(self.run),
             "step": self.tokenizer.step,
             "tokenizer": self.tokenizer.fingerprint,
             "data": str(self.data.get("val_path") or self.data["path"]),
-            "data_fingerprint": getattr(shards, "fingerprint", None),
+            "data_fingerprint": self.source.meta()["data_fingerprint"],
             "split": str(self.data["split_val"]),
             "pairs": self.pairs,
         }

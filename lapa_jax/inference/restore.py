@@ -38,7 +38,7 @@ def load(path, step: int | None = None, devices=None) -> LatentActionTokenizer:
     if kind is None:
         raise UserError(f"{folder} holds a {config.model.name}, which has no inference object")
     return kind(
-        model, variables, config=config, statistics=meta.get("statistics"), step=meta.get("step", 0), devices=devices
+        model, variables, config=config, datasets=meta.get("datasets"), step=meta.get("step", 0), devices=devices
     )
 
 

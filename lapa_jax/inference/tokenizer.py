@@ -29,12 +29,12 @@ class LatentActionTokenizer:
       replicated: the sharding of its variables.
       variables: its variables, `{"params": ..., ...}`, a copy on every device.
       config: the run's config.
-      statistics: the training data's statistics (per dimension; empty where it has no numeric columns).
+      datasets: what it was trained on, {name: {"statistics", "features", ...}}; see `lapa_jax.data.samples.meta`.
       step: the training step of the weights.
     """
 
-    def __init__(self, model, variables, *, config, statistics, step: int = 0, devices=None):
-        self.model, self.config, self.statistics, self.step = model, config, dict(statistics or {}), int(step)
+    def __init__(self, model, variables, *, config, datasets, step: int = 0, devices=None):
+        self.model, self.config, self.datasets, self.step = model, config, dict(datasets or {}), int(step)
         self.mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices or jax.local_devices())
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
         self.variables = jax.device_put(variables, self.replicated)
@@ -117,7 +117,7 @@ class LatentActionTokenizer:
         from lapa_jax.models import pretrained
 
         config = to_json(self.config)
-        meta = {"config": config, "statistics": self.statistics, "step": self.step}
+        meta = {"config": config, "datasets": self.datasets, "step": self.step}
         pretrained.save_pretrained(folder, config["model"], self.variables, meta)
 
     def _check_codes(self, codes) -> np.ndarray:

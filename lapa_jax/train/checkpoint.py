@@ -124,6 +124,12 @@ def steps(path: str | pathlib.Path) -> list[int]:
     return sorted(int(p.name) for p in names if _is_whole(p))
 
 
+def latest_meta(path: str | pathlib.Path) -> dict | None:
+    """The metadata of a run's newest whole checkpoint; None where there is none yet."""
+    found = steps(path)
+    return _load_meta(pathlib.Path(path).absolute() / FOLDER / str(found[-1])) if found else None
+
+
 def _checkpoint_folder(path: pathlib.Path, step: int | None) -> pathlib.Path:
     if path.name.isdigit() and path.parent.name == FOLDER:
         if not _is_whole(path):

@@ -14,7 +14,7 @@ from lapa_jax.core import progress
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import read_json, write_json
 from lapa_jax.core.metrics import MetricsWriter
-from lapa_jax.train.checkpoint import Checkpointer
+from lapa_jax.train.checkpoint import Checkpointer, latest_meta
 from lapa_jax.train.evaluate import Evaluator
 from lapa_jax.train.run import LOG, UNTRAINED_FILE, logging_to, open_run
 from lapa_jax.train.setup import Setup, compile_step, on_mesh, parameter_table, prepare
@@ -37,7 +37,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike, *, dry_
       UserError: anything the user can mend, before anything is written or compiled; also a non-finite loss.
     """
     workdir = pathlib.Path(workdir)
-    setup = prepare(config)
+    setup = prepare(config, latest_meta(workdir))
     with on_mesh(setup.mesh):
         if dry_run:
             with logging_to(None):
@@ -113,15 +113,13 @@ class Loop:
         latest = self._checkpoints.latest_step
         if latest is not None:
             LOG.info("resuming from step %d", latest)
-            # Statistics belong to the run, not to what the data folder says today.
-            self._meta = {**self._checkpoints.meta(), "config": self._meta["config"]}
-            self._check_same_data()
+            self._check_same_data(self._checkpoints.meta()["data_fingerprint"])
             return self._checkpoints.restore(self._setup.abstract)
         batch = shard_batch(self._setup.mesh, next(self._setup.train_batches(0)))
         return self._setup.init(batch)
 
-    def _check_same_data(self) -> None:
-        now, then = self._setup.meta()["data_fingerprint"], self._meta["data_fingerprint"]
+    def _check_same_data(self, then: str) -> None:
+        now = self._meta["data_fingerprint"]
         if now != then:
             raise UserError(f"the data at {self._setup.config.data.path} changed since this run began (fingerprint "
                             f"{now[:12]}, was {then[:12]}); restore it or start another run")

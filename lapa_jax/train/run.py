@@ -22,7 +22,8 @@ LOG_FILE, ENV_FILE, UNTRAINED_FILE = "log.txt", "env.json", "untrained.json"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # What a resumed run may change: how long and how often, where and how fast, never what is learned from what.
 MAY_CHANGE = ("train.steps", "train.log_every", "train.eval_every", "train.save_every", "train.keep_last",
-              "train.tensorboard", "mesh.", "data.threads", "data.prefetch")  # fmt: skip
+              "train.tensorboard", "mesh.", "data.threads", "data.workers", "data.prefetch",
+              "data.max_bad_samples")  # fmt: skip
 
 
 def open_run(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import ml_collections
@@ -15,6 +15,7 @@ from lapa_jax.core import config as config_lib
 from lapa_jax.core import tree
 from lapa_jax.core.config import ConfigError
 from lapa_jax.data import loader, pipeline
+from lapa_jax.data.samples.meta import statistics_of
 from lapa_jax.train import sharding
 from lapa_jax.train.flops import count_flops
 from lapa_jax.train.optim import Optimizer, make_optimizer
@@ -52,16 +53,20 @@ class Setup:
         config, data = self.config, self.config.data
         return loader.train_batches(
             self.train_data, seed=config.seed, batch_size=config.train.batch_size, host=_host(), augment=self.augment,
-            start_step=start_step, threads=data.threads, prefetch=data.prefetch,
+            start_step=start_step, shuffle=data.shuffle, window=data.window, max_bad_samples=data.max_bad_samples,
+            threads=data.threads, workers=data.workers, prefetch=data.prefetch,
         )  # fmt: skip
 
     def eval_batches(self) -> Iterator[dict[str, np.ndarray]]:
         """This host's slices of the evaluation batches, the same at every evaluation."""
-        size = self.config.train.eval_batch_size
-        return loader.eval_batches(self.val_data, batch_size=size, host=_host(), limit=self.config.data.eval_examples)
+        config, data = self.config, self.config.data
+        return loader.eval_batches(
+            self.val_data, batch_size=config.train.eval_batch_size, host=_host(), limit=data.eval_examples,
+            max_bad_samples=data.max_bad_samples, threads=data.threads, prefetch=data.prefetch,
+        )  # fmt: skip
 
     def train_batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of a global training batch, as the first example has them."""
+        """Shapes of a global training batch."""
         return _batch_shapes(self.train_data, self.config.train.batch_size, self.mesh)
 
     def init(self, batch) -> State:
@@ -71,19 +76,25 @@ class Setup:
 
     def meta(self) -> dict:
         """What a checkpoint must carry for inference, besides the step."""
-        return {"config": config_lib.to_json(self.config), **pipeline.meta(self.train_data)}
+        return {"config": config_lib.to_json(self.config), **self.train_data.meta()}
 
 
-def prepare(config: ml_collections.ConfigDict) -> Setup:
-    """Builds all parts and refuses, before anything is written or compiled, what cannot work."""
+def prepare(config: ml_collections.ConfigDict, saved: Mapping | None = None) -> Setup:
+    """Builds all parts and refuses, before anything is written or compiled, what cannot work.
+
+    Args:
+      config: the run's.
+      saved: the metadata of the checkpoint that the run goes on from: numbers are scaled as they were then.
+    """
     task = Task(config_lib.build("lapa_jax.models", config.model), config.loss)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch_size(mesh, config.train.batch_size, config.train.micro_batches)
     sharding.check_batch_size(mesh, config.train.eval_batch_size)
-    train_data = pipeline.build(config.data, "train")
-    fields = ("frames", "net_action") if pipeline.has_actions(config.data, "val") else ("frames",)
-    val_data = pipeline.build(config.data, "val", fields=fields)
-    augment = pipeline.augmentation(config.data, train_data, texts_used=False)
+    train_data = pipeline.build(config.data, "train", statistics=statistics_of(saved) if saved else None)
+    pipeline.check_trainable(train_data)
+    known = statistics_of(train_data.meta())
+    val_data = pipeline.build(config.data, "val", fields=pipeline.eval_fields(config.data), statistics=known)
+    augment = pipeline.augmentation(config.data, train_data)
     if len(train_data) < config.train.batch_size:
         raise ConfigError(f"the training split has {len(train_data)} examples, fewer than one batch of "
                           f"{config.train.batch_size}; give more data or a smaller config.train.batch_size")
@@ -147,9 +158,12 @@ def _init(config: ml_collections.ConfigDict, task: Task) -> Callable:
 
 
 def _batch_shapes(source, batch_size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    place = sharding.batch_sharding(mesh)
-    return {name: jax.ShapeDtypeStruct((batch_size, *np.shape(value)), np.asarray(value).dtype, sharding=place)
-            for name, value in source[0].items()}  # fmt: skip
+    place, empty = sharding.batch_sharding(mesh), source.batch([])
+    for name, values in empty.items():
+        if values.dtype.kind == "U":
+            raise ConfigError(f"the samples' '{name}' is text, which no device takes; set data.text_tokenizer")
+    return {name: jax.ShapeDtypeStruct((batch_size, *values.shape[1:]), values.dtype, sharding=place)
+            for name, values in empty.items()}  # fmt: skip
 
 
 def _host() -> tuple[int, int]:

@@ -11,7 +11,7 @@ from lapa_jax.train.state import State
 
 SMALL = ["image_size=32", "patch_size=8", "dim=16", "heads=2", "dim_head=8", "quant_dim=8", "spatial_depth=1",
          "temporal_depth=1", "decoder_depth=1"]  # fmt: skip
-STATISTICS = {"action": {"count": 3, "mean": [0.5, -0.5]}}
+DATASETS = {"table": {"statistics": {"action": {"count": 3, "mean": [0.5, -0.5]}}, "features": {}, "weight": 1.0}}
 
 
 def write(run, root, data, *, steps=(1, 2)):
@@ -24,7 +24,7 @@ def write(run, root, data, *, steps=(1, 2)):
     checkpoints = Checkpointer(run, keep_last=len(steps), best_metric=None)
     for step in steps:
         state = State(np.array(step, np.int32), _random(shapes, step), {"slots": np.zeros(2)})
-        checkpoints.save(state, step, {"config": values, "statistics": STATISTICS, "step": step}, None)
+        checkpoints.save(state, step, {"config": values, "datasets": DATASETS, "step": step}, None)
     checkpoints.close()
     return run
 

@@ -84,7 +84,7 @@ def test_export_round_trips_exactly(laq, tmp_path):
     again = lapa_jax.load(tmp_path / "exported")
     assert again.fingerprint == laq.fingerprint
     assert again.config.to_dict() == laq.config.to_dict()
-    assert again.statistics == laq.statistics == small_run.STATISTICS and again.step == laq.step == 2
+    assert again.datasets == laq.datasets == small_run.DATASETS and again.step == laq.step == 2
     np.testing.assert_array_equal(again.encode(FRAMES), laq.encode(FRAMES))
     assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), again.variables, laq.variables))
 

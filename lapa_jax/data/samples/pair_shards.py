@@ -2,18 +2,18 @@
 
 import hashlib
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.data import images
+from lapa_jax.data.buffers import empty
 from lapa_jax.data.files import Files
 from lapa_jax.data.index import open_index
+from lapa_jax.data.samples.base import NOWHERE, Rows
+from lapa_jax.data.samples.meta import describe
 from lapa_jax.data.shards import DamagedSample
-
-
-def _fit(image: np.ndarray, size: int | None) -> np.ndarray:
-    return image if size is None else images.resize(image, size)
 
 
 class PairShards:
@@ -25,6 +25,8 @@ class PairShards:
     """
 
     FIRST, SECOND = "t.jpg", "t1.jpg"
+    fields = ("frames",)
+    numeric: dict[str, int] = {}
 
     def __init__(self, folder, split: str = "train", image_size: int | None = None):
         self.folder, self.split, self.image_size = pathlib.Path(folder), split, image_size
@@ -33,6 +35,7 @@ class PairShards:
         for path, index in zip(paths, indexes):
             self._check(path, index)
         self._paths, self._indexes, self._files = paths, indexes, Files()
+        self._first_shape: tuple[int, int, int] | None = None
         self._before = np.cumsum([0] + [len(index) for index in indexes])
         places = []
         for index in indexes:
@@ -75,29 +78,58 @@ class PairShards:
         return f"PairShards({self.split}, {len(self)} pairs, {self.image_size})"
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        """{"frames": uint8[2, H, W, 3], "episode_id": int32, "step": int32}."""
+        """One pair: what `batch` gives, without the first axis."""
+        return {name: values[0] for name, values in self.batch([i]).items()}
+
+    def locate(self, i: int) -> tuple[int, int]:
+        """(number of the pair, 0): nothing says which pairs belong to the same episode."""
+        return int(i), 0
+
+    def batch(self, indices: Sequence[int], into: Rows = NOWHERE) -> dict[str, np.ndarray]:
+        """{"frames": uint8[B, 2, H, W, 3], "episode_id", "step": int32[B]}; `into`: see `StepSource.batch`."""
+        given = into.get("frames")
+        frames = empty((len(indices), 2, *self._shape), np.uint8) if given is None else given
+        for pair, i in zip(frames, indices):
+            self._decode(int(i), pair)
+        where = {"episode_id": np.array(indices, np.int32), "step": np.zeros(len(indices), np.int32)}
+        return {**({"frames": frames} if given is None else {}), **where}
+
+    def _decode(self, i: int, pair: np.ndarray) -> None:
         if not 0 <= i < len(self):
             raise IndexError(f"pair {i} of {len(self)}")
         path = self._paths[int(np.searchsorted(self._before, i, side="right")) - 1]
-        frames = []
-        for offset, size in self._places[i]:
+        for out, (offset, size) in zip(pair, self._places[i]):
             try:
-                frames.append(_fit(images.decode(self._files.read(path, int(offset), int(size))), self.image_size))
+                picture = images.decode(self._files.read(path, int(offset), int(size)))
             except ValueError as error:
                 raise DamagedSample(f"{path} at byte {offset}: damaged JPEG ({error}); write the shard again") from None
-        if frames[0].shape != frames[1].shape:
-            raise DamagedSample(f"{path}: pair {i} has frames of shapes {frames[0].shape} and {frames[1].shape}")
-        return {"frames": np.stack(frames), "episode_id": np.int32(i), "step": np.int32(0)}
+            picture = picture if self.image_size is None else images.resize(picture, self.image_size)
+            if picture.shape != out.shape:
+                words = f"a frame of {picture.shape[:2]}, the first pair has {out.shape[:2]}: set data.image_size"
+                raise DamagedSample(f"{path} at byte {offset}: {words}")
+            out[:] = picture
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        """Of a frame: the first one's, where no size is given."""
+        if self._first_shape is None:
+            size, place = self.image_size, self._places[0][0]
+            known = (size, size, 3) if size else images.decode(self._files.read(self._paths[0], *map(int, place))).shape
+            self._first_shape = known
+        return self._first_shape
+
+    def instructions(self) -> list[str]:
+        """None: pairs have no texts."""
+        return []
 
     def meta(self) -> dict:
         """As of `FramePairs`; pairs have no frame rate and no known gap. The fingerprint is over keys and sizes."""
         digest = hashlib.sha256()
         for path, index in zip(self._paths, self._indexes):
             digest.update(path.name.encode() + index.keys.tobytes() + index.sizes.tobytes())
-        height, width, channels = self[0]["frames"].shape[1:]
-        features = {"image": {"shape": [height, width, channels], "codec": "jpeg"}}
-        nothing = {"statistics": {}, "fps": None, "gap_frames": None}
-        return {**nothing, "features": features, "data_fingerprint": digest.hexdigest()}
+        features = {"image": {"shape": list(self._shape), "codec": "jpeg"}}
+        told = {"fingerprint": digest.hexdigest(), "features": features, "fps": None, "statistics": {}}
+        return describe(self.folder.resolve().name, **told)
 
     def summary(self) -> dict[str, int]:
         """How many pairs."""

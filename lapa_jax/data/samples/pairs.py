@@ -1,12 +1,14 @@
 """Frame pairs (t, t + gap): an index computation over step shards, so the gap is chosen when training starts."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.data import images
+from lapa_jax.data.buffers import empty
+from lapa_jax.data.samples.base import NOWHERE, Rows, StepSource
+from lapa_jax.data.samples.reading import Column, Pictures
 from lapa_jax.data.shards import StepShards
 
 FIELDS = ("frames", "net_action")
@@ -43,89 +45,107 @@ class Gap:
         return max(1, round(self.seconds * fps))
 
 
-class FramePairs:
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The fields of `config.data` for frame pairs; a gap in frames wins over one in seconds. See `FramePairs`."""
+
+    gap_seconds: float | None = None
+    gap_frames: int | None = None
+    fields: tuple[str, ...] = ("frames",)
+    camera: str = "image"
+    image_size: int | None = None
+
+    def open(self, shards: StepShards, statistics: Mapping | None = None) -> "FramePairs":
+        """The pairs of a split; `statistics` as for `StepSource`."""
+        gap = Gap.from_config(self.gap_seconds, self.gap_frames)
+        return FramePairs(shards, gap, self.fields, self.image_size, self.camera, statistics)
+
+
+class FramePairs(StepSource):
     """All pairs (t, t + gap) within episodes, as a random-access source.
 
     A pair never crosses an episode's end: the last `gap` frames of an episode start no pair (they are second frames
-    only), and an episode of `gap` frames or fewer gives none. `summary()` counts both.
+    only), and an episode of `gap` frames or fewer gives none. `summary()` counts both, and the pairs that fall away
+    because a step in them has no picture or no action.
 
     Args:
       shards: the steps.
       gap: the distance; seconds are turned into frames with each episode's own frame rate.
-      fields: "frames", and "net_action" for the sum of the actions t .. t + gap - 1.
+      fields: "frames", and "net_action" for the sum of the actions t .. t + gap - 1, in the data's units.
       image_size: side in pixels; stored pictures of another size are squashed to it. None keeps the stored size.
+      camera: the member name of the camera.
+      statistics: see `StepSource`.
     """
 
     def __init__(
-        self, shards: StepShards, gap: Gap, fields: Sequence[str] = ("frames",), image_size: int | None = None
-    ):
-        self.shards, self.gap, self.fields, self.image_size = shards, gap, tuple(fields), image_size
-        unknown = set(fields) - set(FIELDS)
-        if unknown or "frames" not in fields:
+        self, shards: StepShards, gap: Gap, fields: Sequence[str] = ("frames",), image_size: int | None = None,
+        camera: str = "image", statistics: Mapping | None = None,
+    ):  # fmt: skip
+        super().__init__(shards, fields, statistics)
+        self.gap, self.image_size, self.camera = gap, image_size, camera
+        if set(fields) - set(FIELDS) or "frames" not in fields:
             raise UserError(f"pair fields {tuple(fields)} must hold 'frames' and nothing outside {FIELDS}")
-        if "image" not in shards.features:
-            raise UserError(f"{shards.folder} has no pictures (features: {sorted(shards.features)}); pairs need them")
+        if not isinstance(camera, str):
+            words = "for several give data.mixture with a part for each"
+            raise UserError(f"pairs are of one camera, data.camera names {tuple(camera)}; {words}")
         if "net_action" in fields and "action" not in shards.features:
             raise UserError(f"{shards.folder} has no actions (features: {sorted(shards.features)}): no net_action")
+        self._pictures = Pictures(shards, camera, image_size)
+        self._actions = Column(shards, "action") if "net_action" in fields else None
         self.gaps = np.array([gap.in_frames(fps) for fps in shards.episode_fps()], np.int64)
-        self._first = np.array([e.start for e in shards.episodes], np.int64)
-        lengths = np.array([e.length for e in shards.episodes], np.int64)
-        counts = np.maximum(lengths - self.gaps, 0)
-        self._pairs_before = np.concatenate([[0], np.cumsum(counts)])
-        self._lengths = lengths
+        self._choose()
+
+    def _choose(self) -> None:
+        steps, _, last = self._every_step()
+        second = steps + np.repeat(self.gaps, self._lengths)
+        possible = second <= last
+        second = np.minimum(second, last)
+        pictured = self._pictures.available()
+        seen = possible & pictured & pictured[second]
+        whole = seen
+        if self._actions is not None:
+            before = np.concatenate([[0], np.cumsum(self._actions.present)])
+            whole = seen & (before[second] - before[steps] == second - steps)
+        self._begin_at(whole)
+        self._lost = int((possible & ~seen).sum()), int((seen & ~whole).sum())
         if len(self) == 0:
             raise UserError(
-                f"no pair fits into {shards.folder} ({shards.split}): the longest of its {len(lengths)} episodes has "
-                f"{lengths.max()} frames and the gap is {self.gaps.min()}; choose a smaller gap"
+                f"no pair fits into {self.shards.folder} ({self.shards.split}): the longest of its "
+                f"{len(self._lengths)} episodes has {self._lengths.max()} frames and the gap is {self.gaps.min()} "
+                f"(lost for want of a picture: {self._lost[0]}, of an action: {self._lost[1]}); choose a smaller gap"
             )
 
-    def __len__(self) -> int:
-        return int(self._pairs_before[-1])
-
     def __repr__(self) -> str:
-        return f"FramePairs({self.shards!r}, {self.gap}, {self.fields}, {self.image_size})"
+        return f"FramePairs({self.shards!r}, {self.gap}, {self.fields}, {self.image_size}, {self.camera})"
 
     def locate(self, i: int) -> tuple[int, int, int]:
         """(number of the episode, step t within it, gap in frames) of pair i."""
-        if not 0 <= i < len(self):
-            raise IndexError(f"pair {i} of {len(self)}")
-        episode = int(np.searchsorted(self._pairs_before, i, side="right")) - 1
-        return episode, int(i - self._pairs_before[episode]), int(self.gaps[episode])
+        episode, step = super().locate(i)
+        return episode, step, int(self.gaps[episode])
 
-    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        """{"frames": uint8[2, H, W, 3], "episode_id": int32, "step": int32} and "net_action" f32[A] where asked for.
+    def batch(self, indices: Sequence[int], into: Rows = NOWHERE) -> dict[str, np.ndarray]:
+        """Several pairs, stacked. Pictures are decoded to where they belong in the result, without a copy.
 
-        `episode_id` is the number of the episode in `shards.episodes`, `step` the time of the first frame in it.
+        Returns:
+          {"frames": uint8[B, 2, H, W, 3], "episode_id": int32[B], "step": int32[B]} and "net_action" f32[B, A] where
+          asked for. `episode_id` is the number of the episode in `shards.episodes`, `step` the time of the first frame
+          in it. `into`: see `StepSource.batch`.
         """
-        return {name: values[0] for name, values in self.batch([i]).items()}
-
-    def batch(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        """Several pairs, stacked. Pictures are decoded to where they belong in the result, without a copy."""
-        height, width, _ = self.shards.features["image"]["shape"]
-        size = self.image_size
-        direct = size is None or height == width == size
-        frames = np.empty((len(indices), 2, size or height, size or width, 3), np.uint8)
-        places = [self.locate(int(i)) for i in indices]
-        actions = []
-        for pair, (episode, step, gap) in zip(frames, places):
-            first = int(self._first[episode]) + step
-            for out, j in zip(pair, (first, first + gap)):
-                if direct:
-                    self.shards.image_into(j, out)
-                else:
-                    out[:] = images.resize(self.shards.image(j), size)
-            if "net_action" in self.fields:
-                rows = [self.shards.array(j, "action") for j in range(first, first + gap)]
-                actions.append(np.sum(rows, axis=0, dtype=np.float32))
-        batch = {"frames": frames, "episode_id": np.array([p[0] for p in places], np.int32)}
-        batch["step"] = np.array([p[1] for p in places], np.int32)
-        return {**batch, "net_action": np.stack(actions)} if actions else batch
-
-    def meta(self) -> dict:
-        """What a checkpoint keeps of its data: statistics, features, fingerprint, frame rate, largest gap."""
-        shards = self.shards
-        described = {"statistics": shards.statistics, "features": shards.features, "fps": shards.fps}
-        return {**described, "data_fingerprint": shards.fingerprint, "gap_frames": int(self.gaps.max())}
+        first = self._first_of(indices)
+        second = first + self.gaps[self._episode_of(first)]
+        given = into.get("frames")
+        frames = empty((len(first), 2, *self._pictures.shape), np.uint8) if given is None else given
+        places = list(zip(first.tolist(), second.tolist()))
+        for pair, (a, b) in zip(frames, places):
+            self._pictures.into(pair[0], a)
+            self._pictures.into(pair[1], b)
+        batch = {**({"frames": frames} if given is None else {}), **self._where(first)}
+        if self._actions is not None:
+            actions = np.empty((len(first), self._actions.width), np.float32)
+            for row, (a, b) in zip(actions, places):
+                row[:] = self._actions.take(np.arange(a, b)).sum(axis=0)
+            batch["net_action"] = actions
+        return batch
 
     def summary(self) -> dict[str, int]:
         """How many episodes, steps and pairs; steps that start no pair; episodes too short for any; gaps in frames."""
@@ -135,6 +155,8 @@ class FramePairs:
             "pairs": len(self),
             "steps_without_pair": len(self.shards) - len(self),
             "episodes_without_pair": int((self._lengths <= self.gaps).sum()),
+            "pairs_without_picture": self._lost[0],
+            "pairs_without_action": self._lost[1],
             "gap_frames_min": int(self.gaps.min()),
             "gap_frames_max": int(self.gaps.max()),
         }

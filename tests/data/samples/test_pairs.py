@@ -9,7 +9,8 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.data import images, pipeline
 from lapa_jax.data.samples.pair_shards import PairShards
 from lapa_jax.data.samples.pairs import FramePairs, Gap
-from lapa_jax.data.shards import ShardWriter, StepShards
+from lapa_jax.data.shards import ShardWriter, StepShards, array_bytes
+from tests.data.samples import make
 from tests.inference import step_shards
 
 
@@ -17,7 +18,8 @@ class Steps:
     """A stand-in for StepShards whose picture at step i says i."""
 
     def __init__(self, lengths, rates):
-        self.features = {"image": {"shape": [2, 2, 3]}, "action": {}}
+        self.features = {"image": {"shape": [2, 2, 3], "codec": "jpeg"}, "action": {"shape": [2]}}
+        self.statistics = {}
         self.folder, self.split = "memory", "train"
         starts = np.cumsum([0, *lengths[:-1]])
         self.episodes = [type("E", (), {"start": int(s), "length": n}) for s, n in zip(starts, lengths)]
@@ -29,12 +31,15 @@ class Steps:
     def episode_fps(self):
         return self.rates
 
-    def image_into(self, i, out):
+    def has(self, i, member):
+        return member in ("image.jpg", "action.npy")
+
+    def image_into(self, i, out, name):
         assert 0 <= i < self.total < 256
         out[:] = i
 
-    def array(self, i, name):
-        return np.array([1.0, i], np.float32)
+    def read(self, i, members):
+        return {"action.npy": array_bytes(np.array([1.0, i], np.float32))}
 
 
 @settings(max_examples=200, deadline=None)
@@ -73,7 +78,7 @@ def test_pairs_from_shards(tmp_path):
     pairs = FramePairs(data, Gap(seconds=0.3), ("frames", "net_action"), image_size=16)
     assert pairs.summary() == {
         "episodes": 4, "steps": 23, "pairs": 4 + 1 + 6, "steps_without_pair": 12, "episodes_without_pair": 1,
-        "gap_frames_min": 3, "gap_frames_max": 3,
+        "pairs_without_picture": 0, "pairs_without_action": 0, "gap_frames_min": 3, "gap_frames_max": 3,
     }  # fmt: skip
     pair = pairs[5]
     assert pair["frames"].shape == (2, 16, 16, 3) and pair["frames"].dtype == np.uint8
@@ -132,8 +137,10 @@ def test_ready_made_pairs(tmp_path):
     pair = source[2]
     assert pair["frames"].shape == (2, 8, 8, 3) and pair["episode_id"] == 2
     assert np.abs(pair["frames"][:, 0, 0, 0].astype(int) - [80, 81]).max() <= 2
-    meta = pipeline.meta(source)
-    assert meta["features"]["image"]["shape"] == [8, 8, 3] and meta["gap_frames"] is None and meta["statistics"] == {}
+    meta = source.meta()
+    (described,) = meta["datasets"].values()
+    assert described["features"]["image"]["shape"] == [8, 8, 3] and described["statistics"] == {}
+    assert meta["gap_frames"] is None and list(meta["datasets"]) == ["pairs"]
     other = PairShards(write_pairs(tmp_path / "more", count=4))
     assert meta["data_fingerprint"] == PairShards(folder).meta()["data_fingerprint"] != other.meta()["data_fingerprint"]
     with pytest.raises(UserError, match="no tar of split 'val'"):
@@ -153,24 +160,29 @@ def test_pairs_that_lack_a_frame(tmp_path):
         PairShards(folder)
 
 
-def test_pipeline_chooses_folder_and_split(tmp_path):
-    train, labelled = step_shards.write(tmp_path / "a"), step_shards.write(tmp_path / "b", lengths={"val": [[5]]})
-    data = {"path": str(train), "gap_seconds": 0.2, "gap_frames": None}
-    assert len(pipeline.build(data, "train")) == 5 + 2 + 7 + 1
-    assert len(pipeline.build(data, "val")) == 4 + 3
-    assert len(pipeline.build({**data, "val_path": str(labelled)}, "val")) == 3
-    assert len(pipeline.build({**data, "split_val": "train"}, "val")) == 15
-    assert pipeline.has_actions(data, "val")
-    shards = StepShards(train)
-    assert pipeline.meta(pipeline.build(data, "train")) == {
-        "statistics": shards.statistics, "features": shards.features, "fps": 10.0, "gap_frames": 2,
-        "data_fingerprint": shards.fingerprint,
-    }  # fmt: skip
-    with pytest.raises(UserError, match="data.path"):
-        pipeline.build({}, "train")
-
-
 def test_mixed_frame_rates_are_read_from_the_steps(tmp_path):
     folder = step_shards.write(tmp_path, fps=None)
     pairs = FramePairs(StepShards(folder), Gap(seconds=0.3))
     assert pairs.gaps.tolist() == [3, 3, 3, 3], "each step's json says 10 frames per second"
+
+
+def test_pairs_without_a_picture_or_an_action_are_counted(tmp_path):
+    drop = [(0, 3, "image_wrist.jpg"), (1, 1, "action.npy")]
+    folder = make.write(tmp_path, [7, 5], cameras=("image", "image_wrist"), drop=drop)
+    shards, episodes = StepShards(folder), make.decoded(folder)
+    pairs = FramePairs(shards, Gap(frames=2), ("frames", "net_action"), camera="image_wrist")
+    expected = []
+    for number, steps in enumerate(episodes):
+        for t in range(len(steps) - 2):
+            acts = [step["action.npy"] for step in steps[t : t + 2] if "action.npy" in step]
+            if "image_wrist.jpg" in steps[t] and "image_wrist.jpg" in steps[t + 2] and len(acts) == 2:
+                expected.append((number, t, [steps[t]["image_wrist.jpg"], steps[t + 2]["image_wrist.jpg"]], sum(acts)))
+    batch = pairs.batch(range(len(pairs)))
+    assert list(zip(batch["episode_id"], batch["step"])) == [e[:2] for e in expected] and len(expected) == 4
+    assert make.close(batch["frames"], [e[2] for e in expected])
+    np.testing.assert_allclose(batch["net_action"], [e[3] for e in expected], rtol=1e-6)
+    counts = pairs.summary()
+    assert (counts["pairs_without_picture"], counts["pairs_without_action"]) == (2, 2)
+    assert len(FramePairs(shards, Gap(frames=2))) == 8, "the main camera saw everything"
+    with pytest.raises(UserError, match="one camera.*data.mixture"):
+        FramePairs(shards, Gap(frames=2), camera=("image", "image_wrist"))

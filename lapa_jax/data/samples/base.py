@@ -1,0 +1,224 @@
+"""What the kinds of samples over step shards share: which steps begin one, fields and where they are read from."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.data.buffers import empty
+from lapa_jax.data.labels import open_labels
+from lapa_jax.data.normalize import MODES, Normalizer
+from lapa_jax.data.samples.meta import check_statistics, describe
+from lapa_jax.data.samples.reading import DTYPES, Column, Pictures, Texts
+from lapa_jax.data.shards import StepShards
+
+FIELDS = ("image", "text", "state", "action", "latent", "feature")
+NORMALIZED = ("action", "state", "feature")
+"""The columns that `data.normalize` changes, and that training needs statistics of."""
+
+Rows = Mapping[str, Sequence[np.ndarray]]
+NOWHERE: Rows = {}
+"""Where pictures are decoded to: {field: an array for each sample}; see `StepSource.batch`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+    """The fields of `config.data` that steps, chunks and sequences share.
+
+    Attributes:
+      fields: what a sample holds, of "image", "text", "state", "action", "latent", "feature".
+      camera: member name of a camera, or several names; then pictures have an axis of views.
+      image_size: side in pixels; None keeps the stored size.
+      labels: folder of a labelled set with the latents; None takes those that the shards hold themselves.
+      labels_tokenizer: fingerprint of the tokenizer that must have made the labels; None takes any.
+      text_tokenizer: {"name": ..., ...} of `lapa_jax.data.text.build`; None leaves instructions as they are.
+      text_length: tokens that an instruction is padded to; a longer one is an error unless the tokenizer may cut it.
+      normalize: "none", "q01_q99", "mean_std" or "min_max", see `lapa_jax.data.normalize`.
+    """
+
+    fields: tuple[str, ...] = ("image",)
+    camera: str | tuple[str, ...] = "image"
+    image_size: int | None = None
+    labels: str | None = None
+    labels_tokenizer: str | None = None
+    text_tokenizer: Mapping | None = None
+    text_length: int = 64
+    normalize: str = "none"
+
+    def __post_init__(self):
+        fields = (self.fields,) if isinstance(self.fields, str) else tuple(self.fields)
+        object.__setattr__(self, "fields", fields)
+        for name in fields:
+            if name not in FIELDS:
+                raise UserError(f"data.fields: '{name}' is no field of a step{did_you_mean(name, FIELDS)}")
+        if not fields or len(set(fields)) < len(fields):
+            raise UserError(f"data.fields {fields} must name at least one field, each once")
+        if self.normalize not in MODES:
+            raise UserError(f"data.normalize '{self.normalize}' does not exist{did_you_mean(self.normalize, MODES)}")
+
+
+def whole_number(name: str, value, least: int) -> None:
+    """Refuses a value of `data.<name>` that is no whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"data.{name} must be a whole number, {least} or more (got {value!r})")
+
+
+class StepSource:
+    """Random access to samples that each begin at a step of a split.
+
+    Attributes:
+      shards: the steps. fields: what the samples hold.
+      statistics: {column: summary} in use: those given (of a checkpoint, or of the training data), else the shards'.
+      label_info: the "labels" entry of the set that the latents come from, or None.
+      gaps: int64[episodes], of frame pairs, in frames; None for other kinds.
+    """
+
+    def __init__(self, shards: StepShards, fields: Sequence[str], statistics: Mapping | None):
+        self.shards, self.fields = shards, tuple(fields)
+        self.statistics = dict(shards.statistics if statistics is None else statistics)
+        self.label_info: Mapping | None = None
+        self.gaps: np.ndarray | None = None
+        self._starts = np.array([e.start for e in shards.episodes], np.int64)
+        self._lengths = np.array([e.length for e in shards.episodes], np.int64)
+        self._first = np.empty(0, np.int32)  # the step that each sample begins at
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        """One sample: what `batch` gives, without the first axis."""
+        return {name: values[0] for name, values in self.batch([i]).items()}
+
+    def batch(self, indices: Sequence[int], into: Rows = NOWHERE) -> dict[str, np.ndarray]:
+        """Several samples, stacked. An empty batch is legal: it tells shapes and dtypes.
+
+        Pictures of a field that `into` names are decoded into its arrays, one a sample, and missing from the result.
+        """
+        raise NotImplementedError
+
+    def locate(self, i: int) -> tuple[int, int]:
+        """(number of the episode in `shards.episodes`, step within it) at which sample i begins."""
+        where = self._where(self._first_of([i]))
+        return int(where["episode_id"][0]), int(where["step"][0])
+
+    def instructions(self) -> list[str]:
+        """The distinct instructions of the data."""
+        return self.shards.instructions()
+
+    @property
+    def numeric(self) -> dict[str, int]:
+        """{column in use: its number of dimensions}, of the columns that training needs statistics of."""
+        return {name: self.shards.features[name]["shape"][0] for name in self.fields if name in NORMALIZED}
+
+    @property
+    def name(self) -> str:
+        """What the dataset is called where nothing else names it: its folder."""
+        return self.shards.folder.resolve().name
+
+    def meta(self) -> dict:
+        """What a checkpoint keeps of its data, see `lapa_jax.data.samples.meta`."""
+        shards, gap = self.shards, None if self.gaps is None else int(self.gaps.max())
+        told = {"fingerprint": shards.fingerprint, "features": shards.features, "fps": shards.fps, "gap_frames": gap}
+        return describe(self.name, **told, statistics=self.statistics, labels=self.label_info)
+
+    def _begin_at(self, possible: np.ndarray) -> None:
+        """Sets the samples: one for each step at which bool[steps] is True."""
+        first = np.flatnonzero(possible)
+        self._first = first.astype(np.int32) if len(possible) < 2**31 else first
+
+    def _first_of(self, indices: Sequence[int]) -> np.ndarray:
+        indices = np.asarray(indices, np.int64)
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
+            raise IndexError(f"sample {indices.min()} or {indices.max()} of {len(self)}")
+        return self._first[indices].astype(np.int64)
+
+    def _episode_of(self, steps: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._starts, steps, side="right") - 1
+
+    def _where(self, steps: np.ndarray) -> dict[str, np.ndarray]:
+        episodes = self._episode_of(steps)
+        return {"episode_id": episodes.astype(np.int32), "step": (steps - self._starts[episodes]).astype(np.int32)}
+
+    def _every_step(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The number, the episode's first and the episode's last step of every step: int64[steps] each."""
+        first = np.repeat(self._starts, self._lengths)
+        return np.arange(len(first)), first, first + np.repeat(self._lengths, self._lengths) - 1
+
+
+class FieldSource(StepSource):
+    """Samples that hold fields of steps.
+
+    Args:
+      shards: the steps.
+      options: see `StepOptions`.
+      statistics: see `StepSource`; normalisation uses them.
+
+    Raises:
+      UserError: the data lack a field, its labels are of another tokenizer or of other data, or nothing is left.
+    """
+
+    def __init__(self, shards: StepShards, options: StepOptions, statistics: Mapping | None = None):
+        super().__init__(shards, options.fields, statistics)
+        self.options = options
+        for name in self.fields:
+            if name in NORMALIZED and name not in shards.features:
+                known = sorted(shards.features)
+                raise UserError(f"{shards.folder} has no {name} (features: {known}); take it out of data.fields")
+        self._latents = shards
+        if "latent" in self.fields:
+            self._latents, self.label_info = open_labels(options.labels, shards, options.labels_tokenizer)
+        self._pictures = Pictures(shards, options.camera, options.image_size) if "image" in self.fields else None
+        self._texts = Texts(shards, options.text_tokenizer, options.text_length) if "text" in self.fields else None
+        self._columns = {name: self._open_column(name) for name in self.fields if name in DTYPES}
+
+    def _open_column(self, name: str) -> Column:
+        if name == "latent":
+            return Column(self._latents, name)
+        if self.options.normalize == "none":
+            return Column(self.shards, name)
+        check_statistics(self.statistics, name, self.numeric[name], str(self.shards.folder))
+        return Column(self.shards, name, Normalizer(self.statistics[name], self.options.normalize))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.shards!r}, {self.options})"
+
+    def _available(self) -> dict[str, np.ndarray]:
+        """{field: bool[steps]}: where each can be read. A field that no step has is refused."""
+        found = {}
+        for name in self.fields:
+            if name == "image":
+                found[name] = self._pictures.available()
+            else:
+                found[name] = self._texts.available() if name == "text" else self._columns[name].present
+            if not found[name].any():
+                where = f"{self.shards.folder} ({self.shards.split})"
+                raise UserError(f"no step of {where} has '{name}': take it out of data.fields, or give other data")
+        return found
+
+    def _read(self, name: str, steps: np.ndarray, **how) -> dict[str, np.ndarray]:
+        """A field at steps int[...]: {name: [..., D], or [..., H, W, 3]}, instructions as `Texts.read` gives them.
+
+        Numbers are zeros where the step has none. `how`: see `_read_pictures`.
+        """
+        if name == "text":
+            return self._texts.read(steps)
+        return self._read_pictures(name, steps, **how) if name == "image" else {name: self._columns[name].take(steps)}
+
+    def _read_pictures(
+        self, name: str, steps: np.ndarray, rows: Sequence[np.ndarray] | None = None, wanted: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """Pictures of steps int[B, ...] as {name: uint8[B, ..., H, W, 3]}, zeros where `wanted` bool[B, ...] is False.
+
+        With `rows` they are decoded into these arrays, one for each of B, and the result is empty.
+        """
+        batch = empty((*steps.shape, *self._pictures.shape), np.uint8) if rows is None else rows
+        wanted = np.broadcast_to(True, steps.shape) if wanted is None else wanted
+        for row, numbers, real in zip(batch, steps, wanted):
+            views = row.reshape(-1, *self._pictures.shape)
+            for view, step, exists in zip(views, np.ravel(numbers).tolist(), np.ravel(real).tolist()):
+                if exists:
+                    self._pictures.into(view, step)
+                else:
+                    view[:] = 0
+        return {name: batch} if rows is None else {}

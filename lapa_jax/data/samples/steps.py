@@ -1,0 +1,51 @@
+"""Single steps: picture(s), instruction, latent, action, state; what a vision-language-action model learns from."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lapa_jax.core.errors import UserError
+from lapa_jax.data.samples.base import NOWHERE, FieldSource, Rows, StepOptions
+from lapa_jax.data.shards import StepShards
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(StepOptions):
+    """The fields of `config.data` for steps; see `StepOptions`."""
+
+    def open(self, shards: StepShards, statistics: Mapping | None = None) -> "Steps":
+        """The steps of a split; `statistics` as for `StepSource`."""
+        return Steps(shards, self, statistics)
+
+
+class Steps(FieldSource):
+    """Every step that has all the fields; `summary()` counts those that lack each. Arguments as of `FieldSource`."""
+
+    def __init__(self, shards: StepShards, options: Options, statistics: Mapping | None = None):
+        super().__init__(shards, options, statistics)
+        available = self._available()
+        self._without = {name: int((~there).sum()) for name, there in available.items()}
+        self._begin_at(np.all(list(available.values()), axis=0))
+        if len(self) == 0:
+            lacking = ", ".join(f"{count} lack '{name}'" for name, count in self._without.items())
+            raise UserError(f"no step of {shards.folder} ({shards.split}) has all of {self.fields}: {lacking}")
+
+    def batch(self, indices: Sequence[int], into: Rows = NOWHERE) -> dict[str, np.ndarray]:
+        """Several steps, stacked.
+
+        Returns:
+          {"episode_id": int32[B], "step": int32[B]} and, of the fields asked for: "image" uint8[B, H, W, 3] (with
+          several cameras [B, V, H, W, 3]), "text" (see `Texts.read`), "latent" int32[B, N], "action" f32[B, A], "state"
+          f32[B, S], "feature" f32[B, F]. `into`: see `StepSource.batch`.
+        """
+        steps = self._first_of(indices)
+        batch = self._where(steps)
+        for name in self.fields:
+            batch |= self._read(name, steps, rows=into.get(name))
+        return batch
+
+    def summary(self) -> dict[str, int]:
+        """How many episodes, steps and samples, and how many steps lack each field."""
+        counts = {"episodes": len(self._lengths), "steps": len(self.shards), "samples": len(self)}
+        return counts | {f"steps_without_{name}": count for name, count in self._without.items()}

@@ -1,0 +1,72 @@
+"""Which episodes show the same task, and which of them serve as prompts for a sample."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.data.shards import StepShards
+
+
+def task_names(shards: StepShards) -> list[str]:
+    """The task of each episode: "task" of its `.json`, else its instruction; "" where it has neither."""
+    return [_task(shards, episode.start) for episode in shards.episodes]
+
+
+def _task(shards: StepShards, step: int) -> str:
+    told = shards.meta(step).get("task") if shards.has(step, "json") else None
+    return str(told) if told else shards.text(step)
+
+
+def chosen_episodes(names: Sequence[str], held_out: Sequence[str], which: str, folder) -> np.ndarray:
+    """bool[episodes]: those of the tasks that are used.
+
+    Args:
+      names: the task of each episode. held_out: names of tasks.
+      which: "seen" for all others, "held_out" for these, "all". A name that does not occur is refused where the tasks
+        are left out: a typing error would train on what is to be unseen.
+      folder: for messages.
+    """
+    for name in held_out:
+        if which == "seen" and name not in names:
+            raise UserError(f"data.held_out_tasks: {folder} has no task '{name}'{did_you_mean(name, set(names))}")
+    inside = np.isin(np.array(names, np.str_), np.array(held_out, np.str_))
+    return {"seen": ~inside, "held_out": inside, "all": np.ones(len(names), bool)}[which]
+
+
+class Prompts:
+    """Draws prompt episodes: others of the same task, as a pure function of (seed, sample).
+
+    Args:
+      task_of: int[episodes], the task of each episode.
+      usable: bool[episodes], which may serve.
+      count: P, prompts a sample. Where a task has fewer others, they come again.
+      seed: of the draws.
+    """
+
+    def __init__(self, task_of: np.ndarray, usable: np.ndarray, count: int, seed: int):
+        self.count, self.seed = count, seed
+        self._task_of, self._usable = task_of, usable
+        self._members = [np.flatnonzero(usable & (task_of == task)) for task in range(task_of.max(initial=-1) + 1)]
+
+    def others(self, episode: int) -> int:
+        """How many other episodes of its task an episode has."""
+        return len(self._members[self._task_of[episode]]) - int(self._usable[episode])
+
+    def draw(self, sample: int, episode: int) -> tuple[np.ndarray, np.ndarray]:
+        """(int64[P] episodes, uint64[P] random numbers) for a sample of an episode; -1 where there is no other.
+
+        The numbers are those of the bit generator itself, whose stream no version of numpy may change.
+        """
+        numbers = np.random.Philox(key=np.array([self.seed, sample], np.uint64)).random_raw(2 * self.count)
+        members, others = self._members[self._task_of[episode]], self.others(episode)
+        chosen, taken = np.full(self.count, -1, np.int64), []
+        own = int(np.searchsorted(members, episode)) if self._usable[episode] else len(members)
+        for k in range(self.count if others else 0):
+            taken = taken if len(taken) < others else []
+            place = int(numbers[k] % np.uint64(others - len(taken)))
+            for earlier in sorted(taken):
+                place += place >= earlier
+            taken.append(place)
+            chosen[k] = members[place + (place >= own)]
+        return chosen, numbers[self.count :]
