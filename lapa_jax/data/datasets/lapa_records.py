@@ -10,8 +10,9 @@ from typing import NamedTuple
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.datasets.members import load_json
 from lapa_jax.data.datasets.reading import reading
+from lapa_jax.data.text import PLACE, TEMPLATES
 
-PROMPT = "<s> You are a helpful assistant. USER: What action should the robot take to `{}` ASSISTANT:"
+PROMPT = TEMPLATES["lapa"].text.replace(PLACE, "{}")
 QUESTION = "<image>\nWhat action should the robot take to `{}`"
 """What LAPA puts around an instruction: in stage 2 and in preprocessed data, and in conversations."""
 
@@ -123,7 +124,7 @@ def place_of(record: Mapping, default: str) -> tuple[str, int] | None:
     path = pathlib.PurePosixPath(record["image"])
     if match := re.fullmatch(r"(.*?)([0-9]{1,18})", path.stem, re.DOTALL):
         episode = str(path.parent / match[1].rstrip("_-"))
-        return (default if episode == "." else episode), int(match[2])
+        return (default if episode in (".", "/") else episode), int(match[2])
     return None
 
 

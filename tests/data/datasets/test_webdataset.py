@@ -10,6 +10,7 @@ import pytest
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.conversion.options import Options
+from lapa_jax.data.conversion.run import convert
 from lapa_jax.data.datasets import detect, webdataset
 from lapa_jax.data.datasets.members import Window
 from lapa_jax.data.shards import StepShards
@@ -66,6 +67,23 @@ def test_the_recorded_set_read_with_other_tools(shared):
         assert len(frames) == len(arrays["action"]) + 1
         assert (episode.text, episode.task, episode.fps) == (facts["instruction"], facts["task"], facts["fps"])
         assert not episode.left_out
+
+
+@pytest.mark.parametrize("make", [wds.make, wds.make_videos, wds.make_pairs])
+def test_conversion(tmp_path, make):
+    made = make(tmp_path / "source")
+    report = convert(tmp_path / "source", tmp_path / "out", Options(size=None, split="val"), 0)
+    assert report["format"] == "webdataset" and report["episodes"] == 3 and not report["errors"]
+    data = StepShards(tmp_path / "out", "val")
+    for e, (name, expected) in zip(data.episodes, made.items(), strict=True):
+        assert e.id == name.replace("/", "-") and e.length == len(expected["frames"])
+        assert data.text(e.start) == expected["text"]
+        for column in set(expected) & set(data.features):
+            rows = [data.array(e.start + t, column) for t in range(len(expected[column]))]
+            np.testing.assert_array_equal(rows, expected[column])
+        if make is not wds.make_videos:
+            stored = [data.read(e.start + t)["image.jpg"] for t in range(e.length)]
+            np.testing.assert_array_equal([wds.seen(d) for d in stored], expected["frames"])
 
 
 def test_our_own_shards_are_webdataset_too(root):
