@@ -139,8 +139,8 @@ def _judged(place: Place) -> Place:
         if any(name in shapes for name in _TABLES):
             raise ValueError(f"{where} has both a trajectory and a table of features: save them in two files")
         return place
-    if not _table(shapes):
-        known = ", ".join(f"'{name}' {list(shape)}" for name, shape in sorted(shapes.items())) or "nothing"
+    if _table(shapes) is None:
+        known = ", ".join(f"{name or 'an array'} {list(shape)}" for name, shape in sorted(shapes.items())) or "nothing"
         raise ValueError(
             f"{where} has {known}; a trajectory has arrays 'action' and 'state' [steps, dimensions], a table one "
             "array 'feature' [rows, dimensions]"
@@ -183,7 +183,7 @@ def standardize(source: pathlib.Path, item: Item, options: Mapping) -> Episode:
             return _episode(
                 item,
                 sorted(hdf5.members(root)),
-                lambda name, *rows: _checked_rows(arrays[name], *rows),
+                lambda name, *span: hdf5.read_values(arrays[name], *span),
                 lambda name: _about_hdf5(root, arrays, name),
             )
 
@@ -195,11 +195,6 @@ def _descend(file, group: str):
         if file is None:
             raise ValueError("there is no such group")
     return file
-
-
-def _checked_rows(dataset, start: int = 0, end: int | None = None) -> np.ndarray:
-    hdf5.check_written(dataset)
-    return dataset[start:end]
 
 
 def _episode(item: Item, names: list[str], rows: Callable, about: Callable) -> Episode:
@@ -227,17 +222,12 @@ def _episode(item: Item, names: list[str], rows: Callable, about: Callable) -> E
 
 
 def _numbers(rows: Callable, name: str, *span: int) -> np.ndarray:
-    """float32[T, A] of an array; errors speak of it by its name."""
-    shown = name or "the array"
+    """float32[T, A] of an array."""
+    values = rows(name, *span)
     try:
-        values = rows(name, *span)
+        return numeric_rows(values, name or "the array")
     except ValueError as error:
-        raise ValueError(f"{shown}: {error}") from None
-    start = span[0] if span else 0
-    try:
-        return numeric_rows(values, shown)
-    except ValueError as error:
-        raise ValueError(f"{error} (counted from row {start})" if start else str(error)) from None
+        raise ValueError(f"{error} (counted from row {span[0]})" if span and span[0] else str(error)) from None
 
 
 def _string(value: object, name: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lapa_jax.data.datasets.reading import check_kind, numeric_rows
+from lapa_jax.data.datasets.reading import check_kind, reading
 
 ENDINGS = (".hdf5", ".h5", ".hdf")
 _BLOCK = 32 << 20
@@ -82,18 +82,12 @@ def check_written(dataset) -> None:
         raise ValueError(f"{dataset.name}: {missing} of {total} parts were never written: its writer was stopped")
 
 
-def read_rows(dataset, start: int = 0, end: int | None = None, as_columns: bool = False) -> np.ndarray:
-    """Rows of a dataset as float32[T, A].
-
-    Args:
-      dataset: [T, A] of real numbers.
-      start, end: the rows.
-      as_columns: whether [T] is taken for [T, 1].
-    """
+def read_values(dataset, start: int = 0, end: int | None = None) -> np.ndarray:
+    """Rows `start` to `end` of a dataset of real numbers, as they are stored."""
     check_kind(dataset.dtype, dataset.name)
     check_written(dataset)
-    values = dataset[start:end]
-    return numeric_rows(values[:, None] if as_columns and values.ndim == 1 else values, dataset.name)
+    with reading(dataset.name):
+        return dataset[start:end]
 
 
 def read_pictures(dataset) -> Iterator[np.ndarray]:

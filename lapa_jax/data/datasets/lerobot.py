@@ -69,7 +69,7 @@ def find(source: pathlib.Path, options: Mapping, exclude: pathlib.Path | None = 
 
 
 def _item(entry: tables.Entry, size: int, splits: Mapping[int, str]) -> Item:
-    at = {"episode": entry.episode, "length": entry.length, "videos": entry.videos}
+    at = {"episode": entry.episode, "length": entry.length, "videos": entry.videos, "texts": entry.texts}
     split = splits.get(entry.episode, "train") if splits else ""
     text = entry.texts[0] if len(entry.texts) == 1 else ""
     return Item(f"episode_{entry.episode:06d}", entry.data, at, size, split, text)
@@ -124,7 +124,8 @@ def _states(info: tables.Info, options: Mapping) -> list[str]:
     for name in (part.strip() for part in options["state"].split(",")):
         key = next((key for key in (name, f"observation.{name}") if key in vectors), None)
         if key is None:
-            raise ValueError(f"it has no vector '{name}' (--state){did_you_mean(name, vectors)}")
+            known = [vector.removeprefix("observation.") for vector in vectors]
+            raise ValueError(f"it has no vector '{name}' (--state){did_you_mean(name, known)}")
         chosen.append(key)
     return list(dict.fromkeys(chosen))
 
@@ -136,13 +137,15 @@ def standardize(source: pathlib.Path, item: Item, options: Mapping) -> Episode:
     cameras, states = _cameras(info, options), _states(info, options)
     actions = [key for key in _ACTIONS if key in info.vectors()][:1]
     with reading("rows"):
-        rows = _read_rows(path, episode, [*actions, *states, *(k for k in tables.BOOKKEEPING if k in info.features)])
+        rows, extra = _read_rows(path, episode, [*actions, *states], info)
         _check_rows(rows, length, info.fps)
         columns, names = {}, {}
         for column, keys in (("action", actions), ("state", states)):
             if keys:
                 columns[column], names[column] = _column(rows, keys, info)
     frames = {}
+    if item.at["videos"] and "timestamp" not in rows:
+        raise ValueError("the table has no column 'timestamp', which its videos need")
     for key, member in cameras.items():
         if key in item.at["videos"]:
             file, start, end = item.at["videos"][key]
@@ -153,10 +156,10 @@ def standardize(source: pathlib.Path, item: Item, options: Mapping) -> Episode:
     return Episode(
         cameras=frames,
         columns=columns,
-        text=_text(source, info, rows, item.text),
+        text=_text(source, info, rows, item.at["texts"]),
         fps=info.fps,
         names={column: known for column, known in names.items() if known},
-        left_out=[key for key in info.features if key not in used],
+        left_out=[key for key in (*info.features, *extra) if key not in used],
     )
 
 
@@ -177,20 +180,24 @@ def _open(path: pathlib.Path, episode: int):
     return file, groups
 
 
-def _read_rows(path: pathlib.Path, episode: int, keys: list[str]) -> dict[str, np.ndarray]:
-    """{key: [T, dimensions] or, for bookkeeping, [T]} of an episode's rows."""
+def _read_rows(path: pathlib.Path, episode: int, vectors: list[str], info: tables.Info) -> tuple[dict, list[str]]:
+    """{key: [T, dimensions]} of an episode's rows, bookkeeping as [T], and the columns that info.json does not know."""
     import pyarrow.compute as pc
 
     file, groups = _open(path, episode)
-    absent = [key for key in keys if key not in file.schema_arrow.names]
+    there = file.schema_arrow.names
+    listed = [key for key, feature in info.features.items() if feature["dtype"] != "video"]
+    absent = [key for key in listed if key not in there]
     if absent:
         raise ValueError(f"the table has no column '{absent[0]}', which {tables.INFO} lists")
     if not groups:
         raise ValueError(f"the table has no rows of episode {episode}")
-    table = file.read_row_groups(groups, columns=list(dict.fromkeys([*keys, "episode_index"])))
+    bookkeeping = [key for key in tables.BOOKKEEPING if key in there]
+    table = file.read_row_groups(groups, columns=[*vectors, *bookkeeping])
     table = table.filter(pc.equal(table["episode_index"], episode))
-    rows = {key: _array(table[key], key) for key in keys}
-    return {key: array[:, 0] if key in tables.BOOKKEEPING else array for key, array in rows.items()}
+    rows = {key: _array(table[key], key) for key in vectors}
+    rows |= {key: _array(table[key], key)[:, 0] for key in bookkeeping}
+    return rows, [key for key in there if key not in info.features]
 
 
 def _array(column, key: str) -> np.ndarray:
@@ -242,15 +249,23 @@ def _column(rows: Mapping[str, np.ndarray], keys: list[str], info: tables.Info) 
     return np.concatenate(vectors, axis=1), join_names(parts)
 
 
-def _text(root: pathlib.Path, info: tables.Info, rows: Mapping[str, np.ndarray], known: str) -> str | list[str]:
-    """The instruction, one for the episode, or one a row where it changes."""
+def _text(root: pathlib.Path, info: tables.Info, rows: Mapping[str, np.ndarray], listed: list[str]) -> str | list[str]:
+    """The instruction, one for the episode, or one a row where it changes.
+
+    It is written twice, in the table of tasks and in that of episodes: where they disagree neither can be trusted.
+    """
     if "task_index" not in rows:
-        return known
-    tasks = tables.read_tasks(root, info)
-    for row, index in enumerate(rows["task_index"].tolist()):
+        return listed[0] if len(listed) == 1 else ""
+    tasks, indices = tables.read_tasks(root, info), rows["task_index"].tolist()
+    for row, index in enumerate(indices):
         if index not in tasks:
             raise ValueError(f"row {row} has task {index}, the table of tasks does not list it")
-    texts = [tasks[index] for index in rows["task_index"].tolist()]
+    texts = [tasks[index] for index in indices]
+    if listed and set(listed) != set(texts):
+        raise ValueError(
+            f"its rows are of {sorted(set(texts))} by the table of tasks, of {sorted(set(listed))} by the table of "
+            "episodes: correct one of the tables"
+        )
     return texts[0] if len(set(texts)) == 1 else texts
 
 

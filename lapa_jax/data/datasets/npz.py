@@ -1,6 +1,7 @@
 """npz and npy files: what is in them without reading it, and some rows of a large array without the others."""
 
 import contextlib
+import math
 import pathlib
 import zipfile
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ def headers(path: pathlib.Path) -> dict[str, Header]:
             return {"": _header(file)}
     found = {}
     with zipfile.ZipFile(path) as archive:
+        _check_contents(path, len(archive.infolist()))
         for member in archive.infolist():
             if not member.filename.endswith(".npy"):
                 raise ValueError(f"member '{member.filename}' is no array")
@@ -42,6 +44,19 @@ def headers(path: pathlib.Path) -> dict[str, Header]:
                     raise ValueError(f"it has two arrays '{name}'")
                 found[name] = _header(file)
     return found
+
+
+def _check_contents(path: pathlib.Path, found: int) -> None:
+    """zipfile does not compare the entries that it finds with the number that stands at the end of the file.
+
+    A damaged length in one entry makes it swallow the next ones, and their arrays would be missed by nobody.
+    """
+    with open(path, "rb") as file:
+        file.seek(-22, 2)
+        end = file.read()
+    said = int.from_bytes(end[10:12], "little")
+    if end.startswith(b"PK\5\6") and said not in (found, 0xFFFF):
+        raise ValueError(f"its table of contents should have {said} arrays, {found} can be read: copy it again")
 
 
 def _header(file: BinaryIO) -> Header:
@@ -65,12 +80,12 @@ def read_rows(path: pathlib.Path, name: str, start: int = 0, end: int | None = N
     """
     if path.suffix.lower() == ".npy":
         with open(path, "rb") as file:
-            return _rows(file, path.stat().st_size, start, end)
+            return _rows(file, path.stat().st_size, "the array", start, end)
     with zipfile.ZipFile(path) as archive:
         member = archive.getinfo(f"{name}.npy")
         _check(path, archive, member)
         with _open(path, archive, member) as file:
-            return _rows(file, member.file_size, start, end)
+            return _rows(file, member.file_size, name, start, end)
 
 
 def _check(path: pathlib.Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
@@ -98,24 +113,25 @@ def _open(path: pathlib.Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo)
         yield file
 
 
-def _rows(file: BinaryIO, size: int, start: int, end: int | None) -> np.ndarray:
+def _rows(file: BinaryIO, size: int, name: str, start: int, end: int | None) -> np.ndarray:
     """Rows of the array that begins where the file stands and takes `size` bytes, header included."""
     begin = file.tell()
     header = _header(file)
-    check_kind(header.dtype, "the array")
+    check_kind(header.dtype, name)
     count = header.shape[0] if header.shape else 1
-    row = int(np.prod(header.shape[1:], dtype=object)) * header.dtype.itemsize
-    length = file.tell() - begin
-    if length + count * row > size:
-        raise ValueError(f"its header says {count} rows of {row} bytes, it has {size - length} bytes: it is truncated")
+    row = math.prod(header.shape[1:]) * header.dtype.itemsize
+    there = size - (file.tell() - begin)
+    if count * row > there:
+        raise ValueError(f"'{name}' should have {count} rows of {row} bytes, it has {there} bytes: it is truncated")
     end = count if end is None else end
     if not 0 <= start <= end <= count:
-        raise ValueError(f"it has {count} rows, {start} to {end} were expected")
+        raise ValueError(f"'{name}' has {count} rows, {start} to {end} were expected")
     if header.by_columns and len(header.shape) > 1:
         whole = np.frombuffer(file.read(count * row), header.dtype).reshape(header.shape, order="F")
         return whole[start:end]
     file.seek(start * row, 1)
     data = file.read((end - start) * row)
     if len(data) != (end - start) * row:
-        raise ValueError(f"it ends within rows {start} to {end}: it is truncated")
-    return np.frombuffer(data, header.dtype).reshape(end - start, *header.shape[1:])
+        raise ValueError(f"'{name}' ends within rows {start} to {end}: it is truncated")
+    values = np.frombuffer(data, header.dtype)
+    return values.reshape(end - start, *header.shape[1:]) if header.shape else values.reshape(())

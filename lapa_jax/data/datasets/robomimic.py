@@ -14,7 +14,7 @@ import numpy as np
 from lapa_jax.core.errors import did_you_mean
 from lapa_jax.data.datasets import hdf5
 from lapa_jax.data.datasets.base import Episode, Item, Listing, choose_cameras, folder_of
-from lapa_jax.data.datasets.reading import reading, whole_source
+from lapa_jax.data.datasets.reading import numeric_rows, reading, whole_source
 from lapa_jax.data.datasets.video import natural_key
 
 FEATURES = {
@@ -172,20 +172,23 @@ def standardize(source: pathlib.Path, item: Item, options: Mapping) -> Episode:
         members = choose_cameras(list(cameras), options["cameras"], main="agentview")
         states = _states(vectors, options)
         _check_lengths(demo, fields["actions"], [cameras[c] for c in members] + [vectors[s] for s in states])
-        columns = {"action": hdf5.read_rows(fields["actions"], as_columns=True)}
-        parts, rows = {}, []
-        for state in states:
-            rows.append(hdf5.read_rows(vectors[state], as_columns=True))
-            parts[state] = (rows[-1].shape[1], list(range(rows[-1].shape[1])))
+        columns = {"action": _rows(fields["actions"])}
+        rows = {state: _rows(vectors[state]) for state in states}
         if rows:
-            columns["state"] = np.concatenate(rows, axis=1)
-        names = [f"{state}.{i}" for state in states for i in parts[state][1]]
+            columns["state"] = np.concatenate(list(rows.values()), axis=1)
+        names = [f"{state}.{i}" for state, values in rows.items() for i in range(values.shape[1])]
         text, task, fps = _about(data, demo)
         pictures = {members[camera]: _Pictures(path, cameras[camera].name) for camera in members}
         used = {cameras[camera].name for camera in members} | {vectors[state].name for state in states}
         left_out = [f"obs/{n}" for n in demo["obs"] if f"{demo.name}/obs/{n}" not in used]
         left_out += [field for field in demo if field not in ("actions", "obs")]
     return Episode(pictures, columns, text, task, fps, {"state": names} if names else {}, sorted(left_out))
+
+
+def _rows(dataset) -> np.ndarray:
+    """float32[T, A] of a dataset [T, A], or [T] where a row is a single number."""
+    values = hdf5.read_values(dataset)
+    return numeric_rows(values[:, None] if values.ndim == 1 else values, dataset.name)
 
 
 def _check_lengths(demo, actions, observations: list) -> None:

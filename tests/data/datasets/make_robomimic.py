@@ -20,11 +20,12 @@ def make(folder: pathlib.Path, seed: int = 0) -> dict[str, dict]:
     made = {}
     with h5py.File(folder / "demos.hdf5", "w", libver="latest") as file:
         data = file.create_group("data")
-        data.attrs["env_args"] = json.dumps({"env_name": "Lift", "type": 1, "env_kwargs": {"control_freq": 20}})
+        settings = {"env_name": "Lift", "type": 1, "env_kwargs": {"control_freq": 20}}
+        data.attrs["env_args"] = np.bytes_(json.dumps(settings))
         for number, length in enumerate(LENGTHS):
             demo = data.create_group(f"demo_{number}")
             demo.attrs["num_samples"] = length
-            demo.attrs["instruction"] = f"lift block {number}"
+            demo.attrs["instruction"] = np.bytes_(f"lift block {number}")  # of fixed length: within the checksum
             grip, arm = random.normal(size=(length, 1)), random.normal(size=(length, 3))
             actions, images = random.normal(size=(length, 4)), random.integers(0, 255, (length, 16, 16, 3), np.uint8)
             demo.create_dataset("actions", data=actions, **_CHECKED)
