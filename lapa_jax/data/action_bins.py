@@ -8,8 +8,9 @@ is no bias):
 What a dimension is like (`statistics.kinds`) goes before that:
   constant  one bin, decoded as the constant; its loss is masked
   binary    two bins, decoded as the two values, never percentiles: the gripper
-  sparse    minimum to maximum in equal widths, since its percentiles coincide; so is, in place of equal frequency, a
-            dimension of a few values (a gripper of -1, 0, 1), since edges that are values would join two of them
+  sparse    minimum to maximum in equal widths, since its percentiles coincide or cut off a direction; so is, in place
+            of equal frequency, a dimension of a few values (a gripper of -1, 0, 1), where edges that are values would
+            join two of them
 """
 
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,8 @@ Every mode is `(x - offset) / scale` per dimension, so that un-normalising mirro
 What a dimension is like (`statistics.kinds`) goes before the mode, except in mode "none":
   constant  becomes 0, and comes back as the constant whatever a model says
   binary    two values, as of a gripper, become -1 and 1
-  sparse    minimum and maximum become -1 and 1: percentiles and deviation of a dimension that hardly ever moves are
-            so small that its few movements would explode
+  sparse    minimum and maximum become -1 and 1: the percentiles of a dimension that hardly ever moves coincide, and
+            its deviation is so small that its few movements would explode
 """
 
 from collections.abc import Mapping

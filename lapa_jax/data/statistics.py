@@ -25,6 +25,8 @@ from lapa_jax.core.errors import UserError
 SAMPLE = 1 << 18
 VALUES = 1 << 24
 BINS = 256
+PER_DIMENSION = ("mean", "std", "min", "q01", "q99", "max")
+"""What a summary tells in one number a dimension."""
 _BLOCK = 1 << 21
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -170,7 +172,8 @@ def kinds(summary: Mapping, binary: Sequence[int] | None = None) -> list[str]:
       "binary": two values, as of a gripper. Told by the variance, which is (max - mean)(mean - min) if and only if no
         row lies between; 1 % less is allowed, for a few steps on the way from one to the other.
       "sparse": q99 - q01 < 1e-4 although max - min is not small, as of a rotation that is hardly ever used: percentiles
-        would divide by nothing, minimum and maximum serve instead.
+        would divide by nothing. Or q01 or q99 is the median while there are numbers beyond, as of a robot that mostly
+        stands still and hardly ever moves left: percentiles would cut that direction off. Minimum and maximum serve.
       "continuous": all others.
     """
     low, high, q01, q99, mean, std = values(summary, "min", "max", "q01", "q99", "mean", "std")
@@ -183,7 +186,11 @@ def kinds(summary: Mapping, binary: Sequence[int] | None = None) -> list[str]:
         if wrong := [i for i in binary if not -len(low) <= i < len(low)]:
             raise UserError(f"binary dimension {wrong[0]} does not exist; the column has {len(low)} dimensions")
         two_valued[list(binary)] = True
-    words = np.where(q99 - q01 < np.maximum(NARROW, step), "sparse", "continuous")
+    sparse = q99 - q01 < np.maximum(NARROW, step)
+    if "quantiles" in summary:
+        median = values(summary, "quantiles")[0][:, BINS // 2]
+        sparse |= ((q01 == median) & (low < q01)) | ((q99 == median) & (high > q99))
+    words = np.where(sparse, "sparse", "continuous")
     words = np.where(two_valued, "binary", words)
     return [str(word) for word in np.where(high - low < np.maximum(NOISE, step), "constant", words)]
 
