@@ -17,6 +17,7 @@ from lapa_jax.data.conversion.plan import item_of, place_of
 from lapa_jax.data.datasets.base import COLUMNS, MAIN, Episode
 
 _IN_MEMORY = 64 << 20
+_APART = "; convert data of different kinds to folders of their own, a mixture joins them again when training"
 
 
 class Job(NamedTuple):
@@ -86,14 +87,15 @@ def _write(job: Job) -> None:
 def _columns(found: Mapping[str, np.ndarray], planned: Mapping[str, list[int]]) -> dict[str, np.ndarray]:
     """The columns of an episode in their stored dtypes; those of the first readable episode, no more and no fewer."""
     if unknown := sorted(set(found) - set(planned)):
-        raise ValueError(f"it has '{unknown[0]}', which the first episode lacks")
+        raise ValueError(f"it has '{unknown[0]}', which the first episode lacks{_APART}")
     columns = {}
     for name, shape in planned.items():
         if name not in found:
-            raise ValueError(f"it has no '{name}', the first episode has it")
+            raise ValueError(f"it has no '{name}', the first episode has it{_APART}")
         rows = np.asarray(found[name])
         if rows.ndim < 1 or list(rows.shape[1:]) != shape:
-            raise ValueError(f"its '{name}' has rows of shape {list(rows.shape[1:])}, the first episode has {shape}")
+            found = list(rows.shape[1:])
+            raise ValueError(f"its '{name}' has rows of shape {found}, the first episode has {shape}{_APART}")
         with np.errstate(over="ignore"):
             rows = rows.astype(COLUMNS[name])
         if not np.isfinite(rows).all():
@@ -106,9 +108,9 @@ def _pictures(episode: Episode, plan: Mapping, options: Mapping) -> Iterator[dic
     """{member: JPEG} of each step, all cameras in step."""
     planned = plan["cameras"]
     if unknown := sorted(set(episode.cameras) - set(planned)):
-        raise ValueError(f"it has a camera '{unknown[0]}', which the first episode lacks")
+        raise ValueError(f"it has a camera '{unknown[0]}', which the first episode lacks{_APART}")
     if MAIN in planned and MAIN not in episode.cameras:
-        raise ValueError("it has no pictures of the main camera")
+        raise ValueError(f"it has no pictures of the main camera, the first episode has{_APART}")
     names, blank = list(episode.cameras), 0
     for step, frames in enumerate(itertools.zip_longest(*episode.cameras.values(), fillvalue=_END)):
         if any(frame is _END for frame in frames):

@@ -49,7 +49,8 @@ class Totals:
 
     def to_json(self) -> dict:
         """As JSON; `add` takes it."""
-        return dataclasses.asdict(self) | {"left_out": sorted(self.left_out)}
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return values | {"left_out": sorted(self.left_out), "dropped": dict(self.dropped), "blank": dict(self.blank)}
 
     def common_fps(self) -> float | None:
         """The frame rate, where all episodes share it to 0.1 %."""

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import BinaryIO
@@ -44,6 +45,9 @@ def find(source: pathlib.Path, options: Mapping, exclude: pathlib.Path | None = 
     else:
         found, others = _walk(source, exclude)
     captions, notes = _captions(options, [path for path, _, _ in found])
+    used = Counter(pathlib.PurePath(caption.arrays).suffix for caption in captions.values() if caption.arrays)
+    if captions and pathlib.Path(options["captions"]).resolve().is_relative_to(source.resolve()):
+        used[pathlib.Path(options["captions"]).suffix] += 1
     items = []
     for path, kind, size in sorted(found):
         caption = captions.get(path)
@@ -51,7 +55,7 @@ def find(source: pathlib.Path, options: Mapping, exclude: pathlib.Path | None = 
         items.append(Item(path, path, at, size, text=caption.text if caption else ""))
     if any("arrays" in item.at for item in items):
         notes["arrays"] = sum("arrays" in item.at for item in items)
-    left_out = {f"files {ending or 'without ending'}": count for ending, count in others.items()}
+    left_out = {f"files {ending or 'without ending'}": n for ending, n in (Counter(others) - used).items()}
     return Listing(items, left_out=left_out, notes=notes)
 
 
