@@ -34,7 +34,7 @@ def detect(source: pathlib.Path) -> bool:
 
 
 def find(source: pathlib.Path, options: Mapping, exclude: pathlib.Path | None = None) -> Listing:
-    """All episodes of the tables whose files are there; the others are `missing`, by file.
+    """All episodes of the tables whose files are there; the others are `missing`.
 
     Raises:
       UserError: another version of LeRobot, damaged tables, a camera or a state that is not there.
@@ -49,16 +49,15 @@ def find(source: pathlib.Path, options: Mapping, exclude: pathlib.Path | None = 
         entries = tables.read_episodes(source, info, videos)
         splits = tables.splits_of(info, [entry.episode for entry in entries])
     sizes = _files(source, exclude)
-    items, used, needed = [], set(), {}
+    items, used, missing = [], set(), []
     for entry in entries:
         paths = [entry.data, *(video[0] for video in entry.videos.values())]
         used.update(paths)
         absent = [path for path in paths if path not in sizes]
-        for path in absent:
-            needed.setdefault(path, []).append(entry.episode)
-        if not absent:
+        if absent:
+            missing.append((entry.data, f"episode {entry.episode} is listed, but there is no {' and no '.join(absent)}"))
+        else:
             items.append(_item(entry, sum(sizes[path] for path in paths), splits))
-    missing = [(path, _needed_by(episodes)) for path, episodes in sorted(needed.items())]
     if info.episodes is not None and len(entries) < info.episodes:
         missing.append(("meta", f"{tables.INFO} says {info.episodes} episodes, the tables list {len(entries)}"))
     notes = {"lerobot": info.version}
@@ -73,12 +72,6 @@ def _item(entry: tables.Entry, size: int, splits: Mapping[int, str]) -> Item:
     split = splits.get(entry.episode, "train") if splits else ""
     text = entry.texts[0] if len(entry.texts) == 1 else ""
     return Item(f"episode_{entry.episode:06d}", entry.data, at, size, split, text)
-
-
-def _needed_by(episodes: list[int]) -> str:
-    if len(episodes) == 1:
-        return f"the tables list it for episode {episodes[0]}"
-    return f"the tables list it for {len(episodes)} episodes, {min(episodes)} to {max(episodes)}"
 
 
 def _files(root: pathlib.Path, exclude: pathlib.Path | None) -> dict[str, int]:
