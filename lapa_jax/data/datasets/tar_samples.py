@@ -67,6 +67,10 @@ class Tar:
         self._files = Files()
         self._column = {field: i for i, field in enumerate(index.fields)}
 
+    def close(self) -> None:
+        """Closes the file; the next read opens it again."""
+        self._files = Files()
+
     def key(self, row: int) -> str:
         """The key of a sample."""
         return self.index.keys[row].decode()

@@ -63,7 +63,10 @@ def find(source: pathlib.Path, options: Mapping, exclude: pathlib.Path | None = 
     _open.cache_clear()
     root = folder_of(source)
     tars = {path.relative_to(root).as_posix(): _opened(path) for path in paths}
-    kinds = {name: samples.kinds(tar) for name, tar in tars.items()}
+    kinds = {}
+    for name, tar in tars.items():
+        kinds[name] = samples.kinds(tar)
+        tar.close()  # there may be more tars than a process may have open files
     kind = _one_kind(tars, kinds, source)
     if lost := sum(int((kinds[name] == NONE).sum()) for name in tars):
         left_out["samples without pictures or arrays"] = lost
@@ -160,6 +163,7 @@ def _steps(tars: Mapping[str, Tar], rows: Mapping[str, np.ndarray]) -> tuple[lis
             part = groups.setdefault((_is_held_out(name), place.episode), {}).setdefault(name, _Part())
             part.numbers.append(place.step)
             part.rows.append(row)
+        tar.close()
     for (_, episode), parts in groups.items():
         for name, part in parts.items():
             if len(set(part.numbers)) < len(part.numbers):

@@ -3,13 +3,11 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.conversion.options import Options
 from lapa_jax.data.datasets import detect, lapa, video
-from lapa_jax.data.datasets.lapa_records import PROMPT, QUESTION, instruction_of, place_of, records
+from lapa_jax.data.datasets.lapa_records import PROMPT, instruction_of
 from tests.data.datasets import make_lapa
 from tests.data.datasets.make_webdataset import jpeg, seen
 
@@ -75,32 +73,11 @@ def test_states_are_joined_in_one_order(tmp_path):
         np.testing.assert_array_equal(read(write(tmp_path, rows))[0]["ep/img"].columns["state"], [[1, 2], [3, 4]])
 
 
-@given(st.text(), st.sampled_from([PROMPT, QUESTION]))
-def test_the_instruction_comes_out_of_the_prompt(text, template):
-    assert instruction_of(template.format("{}").replace("{}", text, 1)) == (text, True)
-
-
 @pytest.mark.parametrize("text", ["pick it up", "What action should the robot take to `x`", PROMPT + " x", ""])
 def test_other_texts_are_kept(tmp_path, text):
     assert instruction_of(text) == (text, False)
     episodes, listing = read(write(tmp_path, steps(2, instruction=text)))
     assert episodes["ep/img"].text == text and listing.notes["instructions_outside_the_prompt"] == 2
-
-
-@pytest.mark.parametrize(
-    "record, place",
-    [
-        ({"id": "bridge_3_12", "image": "x/img_00099.jpg"}, ("bridge_3", 12)),
-        ({"id": "stack_-_0007", "image": "x.jpg"}, ("stack_-", 7)),
-        ({"id": 17, "image": "a/b/img_00012.jpg"}, ("a/b/img", 12)),
-        ({"id": "17", "image": "a/12.png"}, ("a", 12)),
-        ({"image": "/data/v1/frame-3.jpg"}, ("/data/v1/frame", 3)),
-        ({"image": "12.png"}, ("table", 12)),
-        ({"id": "x", "image": "a/b.png"}, None),
-    ],
-)
-def test_places_of_records(record, place):
-    assert place_of(record, "table") == place
 
 
 def test_steps_in_any_order_and_with_gaps(tmp_path):
@@ -155,26 +132,6 @@ def test_splits_and_other_files(tmp_path):
     write(tmp_path, [{"id": "e_0", "image": "p.jpg", "raw_actions": [1]}], "again.jsonl")
     with pytest.raises(UserError, match=r"'e' is in again\.jsonl and in robot_train\.jsonl"):
         lapa.find(tmp_path, OPTIONS)
-
-
-@settings(deadline=None, max_examples=40)
-@given(
-    st.lists(st.dictionaries(st.text(), st.text() | st.integers() | st.lists(st.text()), max_size=3), max_size=4),
-    st.data(),
-)
-def test_records_know_their_bytes(tmp_path_factory, values, data):
-    """The bytes of each record, whatever the layout of the file, hold just that record."""
-    path = tmp_path_factory.mktemp("r") / "a.json"
-    values = [{**value, "image": "p.jpg"} for value in values]
-    ascii_only, indent = data.draw(st.booleans()), data.draw(st.sampled_from([None, 1]))
-    try:
-        text = json.dumps(values, ensure_ascii=ascii_only, indent=indent).encode()
-    except UnicodeEncodeError:
-        return
-    path.write_bytes(data.draw(st.sampled_from([b"", b"\xef\xbb\xbf", b"\n "])) + text + b"\n")
-    found = list(records(path))
-    assert [r.value for r in found] == values and [r.number for r in found] == list(range(len(values)))
-    assert [json.loads(path.read_bytes()[r.start : r.end]) for r in found] == values
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 import io
 import json
+import os
 import pathlib
+import resource
 import shutil
 import tarfile
 
@@ -12,7 +14,6 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.data.conversion.options import Options
 from lapa_jax.data.conversion.run import convert
 from lapa_jax.data.datasets import detect, webdataset
-from lapa_jax.data.datasets.members import Window
 from lapa_jax.data.shards import StepShards
 from tests.data import videos
 from tests.data.datasets import make_webdataset as wds
@@ -204,10 +205,19 @@ def test_frame_rates(tmp_path):
         read(tmp_path / "t")
 
 
-def test_a_video_is_read_through_a_window(tmp_path):
-    (tmp_path / "f").write_bytes(b"0123456789")
-    window = Window(tmp_path / "f", 3, 4)
-    assert window.read() == b"3456" and window.read() == b"" and window.seek(-2, 2) == 2 and window.read(9) == b"56"
+def test_more_tars_than_open_files(tmp_path):
+    for number in range(40):
+        wds.write_tar(
+            tmp_path / f"{number:03d}.tar", [(n.replace("e_", f"{number}_"), d) for n, d in steps(2, json=b"{}")]
+        )
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, limits[1]))
+    try:
+        items = webdataset.find(tmp_path, OPTIONS).items
+        lengths = [len(shown(webdataset.standardize(tmp_path, item, OPTIONS))) for item in items]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert lengths == [2] * 40
 
 
 PICTURE = wds.jpeg(np.zeros((16, 16, 3), np.uint8))
