@@ -18,10 +18,14 @@ def decode(data: bytes) -> np.ndarray:
 
 def decode_into(data: bytes, out: np.ndarray) -> None:
     """Decodes JPEG bytes into uint8[H, W, 3]; damaged data and a picture of another size are a ValueError."""
-    height, width = simplejpeg.decode_jpeg_header(data)[:2]
-    if (height, width, 3) != out.shape:
-        raise ValueError(f"it is {height} x {width}, expected {out.shape[0]} x {out.shape[1]}")
-    simplejpeg.decode_jpeg(data, "RGB", strict=True, buffer=out)
+    try:
+        shape = simplejpeg.decode_jpeg(data, "RGB", strict=True, buffer=out).shape
+    except ValueError:
+        shape = (*simplejpeg.decode_jpeg_header(data)[:2], 3)  # one that is too large for `out`, or damaged
+        if shape == out.shape:
+            raise
+    if shape != out.shape:
+        raise ValueError(f"it is {shape[0]} x {shape[1]}, expected {out.shape[0]} x {out.shape[1]}")
 
 
 def open_frame(frame: np.ndarray | bytes) -> np.ndarray:

@@ -187,11 +187,13 @@ class StepShards:
         if start != split["steps"] or len({e.id for e in self.episodes}) != len(self.episodes):
             raise UserError(f"{self.folder}: the shards do not hold what {DATASET} says; convert the data again")
         self._paths = [self.folder / shard["name"] for shard in split["shards"]]
-        self._first = np.cumsum([0] + [len(index) for index in indexes])
+        lengths = [len(index) for index in indexes]
+        self._shard_of = np.repeat(np.arange(len(indexes), dtype=np.int32), lengths)
         self._fields = tuple(sorted({field for index in indexes for field in index.fields}))
         self._places = np.full((start, len(self._fields), 3), -1, np.int64)
-        for first, index in zip(self._first, indexes):
-            columns = [self._fields.index(field) for field in index.fields]
+        self._columns = {field: number for number, field in enumerate(self._fields)}
+        for first, index in zip(np.cumsum([0, *lengths]), indexes):
+            columns = [self._columns[field] for field in index.fields]
             self._places[first : first + len(index), columns, 0] = index.offsets
             self._places[first : first + len(index), columns, 1] = index.sizes
             self._places[first : first + len(index), columns, 2] = index.checksums
@@ -215,7 +217,7 @@ class StepShards:
 
     def has(self, i: int, field: str) -> bool:
         """Whether step i has the member `field`, e.g. "action.npy"."""
-        return field in self._fields and self._places[i, self._fields.index(field), 0] >= 0
+        return field in self._columns and self._places[i, self._columns[field], 0] >= 0
 
     def read(self, i: int, fields: Sequence[str] | None = None) -> dict[str, bytes]:
         """The raw members of step i as {"image.jpg": bytes, ...}; `fields` restricts them, and must then be there."""
@@ -226,16 +228,17 @@ class StepShards:
         return {field: self._read(i, field) for field in fields}
 
     def _read(self, i: int, field: str) -> bytes:
-        if not self.has(i, field):
+        column = self._columns.get(field)
+        offset, size, checksum = (-1, -1, -1) if column is None else self._places[i, column].tolist()
+        if offset < 0:
             raise UserError(f"{self.folder}: step {self.key(i)} has no .{field}; its dataset has {self._fields}")
-        offset, size, checksum = self._places[i, self._fields.index(field)].tolist()
         data = self._files.read(self._path(i), offset, size)
         if checksum >= 0 and tar.checksum(data) != checksum:
             raise self._bad(i, field, "its checksum is wrong")
         return data
 
     def _path(self, i: int) -> pathlib.Path:
-        return self._paths[int(np.searchsorted(self._first, i, side="right")) - 1]
+        return self._paths[self._shard_of[i]]
 
     def image(self, i: int, name: str = "image") -> np.ndarray:
         """The picture of step i, uint8[H, W, 3]."""
