@@ -55,7 +55,8 @@ def find(source: pathlib.Path, options: Mapping, exclude: pathlib.Path | None = 
         used.update(paths)
         absent = [path for path in paths if path not in sizes]
         if absent:
-            missing.append((entry.data, f"episode {entry.episode} is listed, but there is no {' and no '.join(absent)}"))
+            why = f"episode {entry.episode} is listed, but there is no {' and no '.join(absent)}"
+            missing.append((entry.data, why))
         else:
             items.append(_item(entry, sum(sizes[path] for path in paths), splits))
     if info.episodes is not None and len(entries) < info.episodes:
