@@ -33,8 +33,9 @@ def make_plan(source: pathlib.Path, out: pathlib.Path, options: Options) -> dict
     if not listing.items:
         missing = f"; the first of {len(listing.missing)} missing: {listing.missing[0]}" if listing.missing else ""
         raise UserError(f"{source} holds no episodes of format {name}{missing}; see docs/data_formats.md")
-    plan = {"options": options.pinned() | {"format": name}, "format": name, "episodes": _entries(listing.items, options)}
-    plan |= {"missing": [list(entry) for entry in listing.missing], "left_out": listing.left_out}
+    plan = {"options": options.pinned() | {"format": name}, "format": name}
+    plan |= {"episodes": _entries(listing.items, options), "missing": [list(entry) for entry in listing.missing]}
+    plan |= {"left_out": listing.left_out}
     return plan | {"notes": listing.notes} | _shapes(name, source, listing.items, options)
 
 
