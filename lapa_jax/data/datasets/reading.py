@@ -74,7 +74,7 @@ def check_kind(dtype: np.dtype, name: str) -> None:
     """A dtype that holds no real numbers is a ValueError."""
     if dtype.hasobject:
         raise ValueError(
-            f"'{name}' is an array of objects (a pickle), which is never read: save plain numbers of one shape, "
+            f"'{name}' is an array of Python objects, which is never read: save plain numbers of one shape, "
             "trajectories of different lengths as a file each"
         )
     if dtype.kind not in "fiub":

@@ -103,7 +103,7 @@ def test_metaworld_arrays_agree_with_numpy(shared):
 def test_errors_say_what_is_wrong(tmp_path):
     path, fine = tmp_path / "x.npz", np.zeros((5, 2))
     ragged = np.array([np.zeros(2), np.zeros(3)], dtype=object)
-    refused(path, "'action' is an array of objects .a pickle., which is never read", action=ragged)
+    refused(path, "'action' is an array of Python objects, which is never read", action=ragged)
     refused(path, "'action' holds <U1, which are no real numbers", action=np.array([["a"]]))
     refused(path, "'action' holds complex128", action=fine * 1j)
     refused(path, r"'action' has shape \[5\], a column is \[steps, dimensions\]", action=fine[:, 0])
