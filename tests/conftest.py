@@ -21,6 +21,11 @@ jax.config.update("jax_compilation_cache_dir", _CACHE.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The size of the random tests of damaged files."""
+    parser.addoption("--mutations", type=int, default=200, help="damaged files a format in test_damage.py")
+
+
 @pytest.fixture(scope="session")
 def root() -> pathlib.Path:
     """The project's folder."""
