@@ -18,7 +18,7 @@ import numpy as np
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.datasets import lapa_records
 from lapa_jax.data.datasets.base import MAIN, Episode, Item, Listing, choose_cameras, folder_of
-from lapa_jax.data.datasets.lapa_records import answer_of, instruction_of, is_lapa, place_of, text_of
+from lapa_jax.data.datasets.lapa_records import answer_of, instruction_of, is_lapa, place_of, text_of, turns_of
 from lapa_jax.data.datasets.members import rows_of
 from lapa_jax.data.datasets.reading import join_names
 
@@ -33,6 +33,7 @@ FEATURES = {
 ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 
 _KNOWN = {"id", "image", "instruction", "delta", "fields", "conversations", "raw_actions", "states"}
+_OF_TURNS = {"from", "value", "raw_actions", "states"}
 _LEFT = {"vision": "vision (VQGAN ids)", "action": "action (bins)"}
 _HELD_OUT = re.compile(r"(^|[-_.])(val|valid|validation|test)([-_.]|$)")
 
@@ -129,7 +130,7 @@ def _episodes(table: pathlib.Path, listing: Listing) -> dict[str, _Steps]:
         listing.notes["instructions_outside_the_prompt"] += not instruction_of(text_of(record))[1]
         for field in set(record) & set(_LEFT):
             listing.left_out[_LEFT[field]] = listing.left_out.get(_LEFT[field], 0) + 1
-    return _by_folder(episodes, list(folders), listing)
+    return _by_folder(table, episodes, list(folders), listing)
 
 
 def _size_of(path: pathlib.Path) -> int:
@@ -141,14 +142,27 @@ def _size_of(path: pathlib.Path) -> int:
     return status.st_size if stat.S_ISREG(status.st_mode) else -1
 
 
-def _by_folder(episodes: dict[str, _Steps], folders: list[str], listing: Listing) -> dict[str, _Steps]:
-    """Parts ids that merely count through the file: one name, but several folders with several pictures each."""
+def _by_folder(
+    table: pathlib.Path, episodes: dict[str, _Steps], folders: list[str], listing: Listing
+) -> dict[str, _Steps]:
+    """Parts ids that merely count through the file: one name, but several folders, one after another.
+
+    A folder for each step is one episode. Anything between the two is refused: a guess would mix or tear episodes.
+    """
     parted = {}
     for episode, steps in episodes.items():
-        used, counts = np.unique(steps.rows()[:, 5], return_counts=True)
+        order = steps.rows()[:, 5]
+        used, counts = np.unique(order, return_counts=True)
         if len(used) == 1 or counts.max() == 1:
             parted[episode] = steps
             continue
+        changes = np.count_nonzero(np.diff(order))
+        if changes >= len(used) or counts.min() == 1:
+            fewest = f"{counts.min()} in '{folders[int(used[counts.argmin()])]}'"
+            raise UserError(
+                f"{table}: the steps of '{episode}' have their pictures in {len(used)} folders, {fewest}: mend that path, "
+                "or give each episode a name of its own in the ids"
+            )
         listing.notes["ids_that_run_over_folders"] = listing.notes.get("ids_that_run_over_folders", 0) + 1
         parted |= {f"{episode}/{folders[folder]}": steps.in_folder(folder) for folder in used.tolist()}
     return parted
@@ -190,6 +204,7 @@ def standardize(source: pathlib.Path, item: Item, options: Mapping) -> Episode:
     columns, names = _columns(records, options)
     texts = [instruction_of(text_of(record))[0] for record in records]
     left = {_LEFT.get(field, field) for record in records for field in set(record) - _KNOWN}
+    left |= {f"{field} (conversations)" for r in records for turn in turns_of(r) for field in set(turn) - _OF_TURNS}
     pictures = _Pictures(table.parent, [record["image"] for record in records])
     text = texts[0] if len(set(texts)) == 1 else texts
     return Episode({MAIN: pictures}, columns, text, names=names, left_out=sorted(left))

@@ -128,19 +128,20 @@ def place_of(record: Mapping, default: str) -> tuple[str, int] | None:
     return None
 
 
-def _turns(record: Mapping) -> list[dict]:
+def turns_of(record: Mapping) -> list[dict]:
+    """The turns of a record's conversation."""
     turns = record.get("conversations")
     return [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
 
 
 def answer_of(record: Mapping) -> Mapping | None:
     """What holds `raw_actions` and `states`: the record itself (preprocessed), or a turn of its conversation."""
-    return next((part for part in (record, *_turns(record)) if "raw_actions" in part), None)
+    return next((part for part in (record, *turns_of(record)) if "raw_actions" in part), None)
 
 
 def text_of(record: Mapping) -> str:
     """The text of a record as it stands: its instruction, or the question of its conversation."""
-    texts = [record.get("instruction"), *(turn.get("value") for turn in _turns(record))]
+    texts = [record.get("instruction"), *(turn.get("value") for turn in turns_of(record))]
     return next((text for text in texts if isinstance(text, str)), "")
 
 

@@ -66,6 +66,13 @@ def test_names_and_choice_of_states(tmp_path):
         read(tmp_path, state="joints")
 
 
+def test_fields_that_nobody_knows_are_reported(tmp_path):
+    answer = {"from": "gpt", "raw_actions": [1.0], "reward": 3}
+    rows = [{"image": "ep/1.jpg", "camera": "top", "conversations": [answer], "vision": []}]
+    episode = read(write(tmp_path, rows))[0]["ep"]
+    assert episode.left_out == ["camera", "reward (conversations)", "vision (VQGAN ids)"] and episode.text == ""
+
+
 def test_states_are_joined_in_one_order(tmp_path):
     for swap in (False, True):
         vectors = [{"a": [1], "b": 2}, {"b": 4, "a": [3]} if swap else {"a": [3], "b": 4}]
@@ -101,6 +108,10 @@ def test_ids_that_count_through_the_file(tmp_path):
     assert episodes["sample/b"].columns["action"].ravel().tolist() == [3, 4, 5]
     spread = [{"id": f"e_{n}", "image": f"{n}/cam.jpg", "raw_actions": [n]} for n in range(4)]
     assert list(read(write(tmp_path / "spread", spread))[0]) == ["e"], "a folder a step"
+    for folders in ("aaab", "abab", "aabbaa"):
+        mixed = [{"id": f"e_{n}", "image": f"{f}/{n}.jpg", "raw_actions": [n]} for n, f in enumerate(folders)]
+        with pytest.raises(UserError, match="steps of 'e' have their pictures in 2 folders, [12] in '[ab]': mend that"):
+            lapa.find(write(tmp_path / folders, mixed), OPTIONS)
 
 
 def test_pictures_that_are_not_there(tmp_path):
