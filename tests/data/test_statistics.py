@@ -150,7 +150,8 @@ def test_kinds_of_dimensions():
         "three values": rng.choice([-1.0, 0.0, 1.0], n), "half-way often": rng.choice([0.0, 0.5, 1.0], n),
         "hardly used": np.where(rng.random(n) < 1e-3, rng.normal(size=n) * 0.1, 0.0),
         "hardly ever left": np.select([rng.random(n) < 0.005, rng.random(n) < 0.05], [-3.75, 3.75], 0.0),
-        "limited": np.minimum(rng.normal(size=n), 0.0), "pressed": np.where(rng.random(n) < 0.6, 0.0, rng.random(n)), "constant": np.full(n, 0.3), "rounding": 0.3 + rng.normal(size=n) * 1e-8,
+        "limited": np.minimum(rng.normal(size=n), 0.0), "pressed": np.where(rng.random(n) < 0.6, 0.0, rng.random(n)),
+        "constant": np.full(n, 0.3), "rounding": 0.3 + rng.normal(size=n) * 1e-8,
         "rounding, large": 1e6 + rng.integers(0, 2, n) * 0.0625, "small but real": rng.normal(size=n) * 1e-3,
         "clipped": np.clip(rng.normal(size=n) * 3, -1, 1),
     }  # fmt: skip
@@ -158,7 +159,8 @@ def test_kinds_of_dimensions():
     assert got == {
         "continuous": "continuous", "gripper": "binary", "gripper that hardly closes": "binary",
         "gripper with a few steps between": "binary", "three values": "continuous", "half-way often": "continuous",
-        "hardly used": "sparse", "hardly ever left": "sparse", "limited": "continuous", "pressed": "continuous", "constant": "constant", "rounding": "constant", "rounding, large": "constant",
+        "hardly used": "sparse", "hardly ever left": "sparse", "limited": "continuous", "pressed": "continuous",
+        "constant": "constant", "rounding": "constant", "rounding, large": "constant",
         "small but real": "continuous", "clipped": "continuous",
     }  # fmt: skip
 
