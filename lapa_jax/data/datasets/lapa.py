@@ -160,8 +160,8 @@ def _by_folder(
         if changes >= len(used) or counts.min() == 1:
             fewest = f"{counts.min()} in '{folders[int(used[counts.argmin()])]}'"
             raise UserError(
-                f"{table}: the steps of '{episode}' have their pictures in {len(used)} folders, {fewest}: mend that path, "
-                "or give each episode a name of its own in the ids"
+                f"{table}: the steps of '{episode}' have their pictures in {len(used)} folders, {fewest}: mend that "
+                "path, or give each episode a name of its own in the ids"
             )
         listing.notes["ids_that_run_over_folders"] = listing.notes.get("ids_that_run_over_folders", 0) + 1
         parted |= {f"{episode}/{folders[folder]}": steps.in_folder(folder) for folder in used.tolist()}
