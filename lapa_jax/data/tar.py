@@ -83,8 +83,9 @@ def _scan(path: pathlib.Path, file, size: int) -> Iterator[Member]:
         if len(header) < BLOCK:
             raise _damage(path, offset, "the end mark is missing, the archive is truncated")
         if not any(header):
+            _check_end(path, file, offset)
             return
-        kind, name, length = _header(path, offset, header)
+        kind, name, length = _header(path, offset, header, "replace" if long_name else "strict")
         data = offset + BLOCK
         if data + length > size:
             raise _damage(path, offset, f"member '{name}' is truncated ({length} bytes, {size - data} are there)")
@@ -104,7 +105,15 @@ def _scan(path: pathlib.Path, file, size: int) -> Iterator[Member]:
             raise _damage(path, data - BLOCK, f"member '{name}' is {what}; only regular files are read")
 
 
-def _header(path: pathlib.Path, offset: int, header: bytes) -> tuple[bytes, str, int]:
+def _check_end(path: pathlib.Path, file, offset: int) -> None:
+    """Only zeros may follow the end mark: archives that were joined would lose all but the first."""
+    while block := file.read(_BUFFER):
+        if any(block):
+            raise _damage(path, offset, "data follow the end mark (two archives joined into one file?)")
+
+
+def _header(path: pathlib.Path, offset: int, header: bytes, errors: str) -> tuple[bytes, str, int]:
+    """Type, name and size. `errors`: the short copy of a long name may end within a character."""
     if header[:2] == b"\x1f\x8b" or header[:3] == b"BZh" or header[:6] == b"\xfd7zXZ\0":
         raise UserError(f"{path} is compressed; random access needs a plain tar, decompress it first")
     try:
@@ -113,7 +122,7 @@ def _header(path: pathlib.Path, offset: int, header: bytes) -> tuple[bytes, str,
             length = int.from_bytes(header[125:136], "big")
         else:
             length = int(header[124:136].split(b"\0")[0].strip() or b"0", 8)
-        name = header[:100].split(b"\0")[0].decode()
+        name = header[:100].split(b"\0")[0].decode(errors=errors)
         if header[257:262] == b"ustar" and header[262:263] == b"\0" and header[345]:
             name = header[345:500].split(b"\0")[0].decode() + "/" + name
     except ValueError:

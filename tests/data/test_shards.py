@@ -232,6 +232,20 @@ def test_every_flipped_byte_of_a_shard_is_found(folder):
     assert refused > 100
 
 
+def test_archives_joined_into_one_file_are_refused(folder):
+    """The second of them would be lost: the first's end mark ends the scan."""
+    path = folder / "train-00000.tar"
+    path.write_bytes(2 * path.read_bytes())
+    with pytest.raises(UserError, match=r"train-00000\.tar at byte \d+: data follow the end mark"):
+        list(tar.scan(path))
+
+
+def test_long_names_that_are_cut_within_a_character(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as archive:
+        add(archive, "d/" + "ü" * 60 + ".txt", b"x")
+    assert [m.name for m in tar.scan(tmp_path / "a.tar")] == ["d/" + "ü" * 60 + ".txt"]
+
+
 def test_damage_is_named(folder):
     path = folder / "train-00000.tar"
     whole = path.read_bytes()

@@ -116,8 +116,11 @@ def _pictures(episode: Episode, plan: Mapping, options: Mapping) -> Iterator[dic
         if any(frame is _END for frame in frames):
             short = names[[frame is _END for frame in frames].index(True)]
             raise ValueError(f"its camera '{short}' ends at frame {step}, before the others")
-        stored = zip(names, (_jpeg(frame, plan, options, name) for name, frame in zip(names, frames)))
-        stored = {name: jpeg for name, jpeg in stored if jpeg is not None}
+        try:
+            stored = {name: _jpeg(frame, plan, options, name) for name, frame in zip(names, frames)}
+        except ValueError as error:
+            raise ValueError(f"frame {step}: {error}") from None
+        stored = {name: jpeg for name, jpeg in stored.items() if jpeg is not None}
         blank += MAIN not in stored
         yield stored
     if names and blank:

@@ -61,7 +61,7 @@ def place_of(entry: dict) -> str:
 
 def episode_ids(names: list[str]) -> list[str]:
     """Ids of letters, digits and dashes from names; a hash of the name keeps clashing or long ones apart."""
-    plain = [re.sub(r"[^A-Za-z0-9]+", "-", str(pathlib.PurePosixPath(n).with_suffix(""))).strip("-") for n in names]
+    plain = [re.sub(r"[^A-Za-z0-9]+", "-", re.sub(r"(?<=[^/])\.[^./]*$", "", n)).strip("-") for n in names]
     counts = Counter(plain)
     ids = []
     for full, name in zip(names, plain):
