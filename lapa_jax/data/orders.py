@@ -29,7 +29,7 @@ def train_order(source, seed: int, shuffle: str = "full", window: int = WINDOW) 
         each on its own, and interleaved by weight.
       seed: 0 .. 2^32 - 1.
       shuffle: "full" (any sample can follow any other) or "window" (reads stay local, see `WindowShuffle`).
-      window: samples a window; for "window" only.
+      window: samples a window, at least 64; for "window" only.
     """
     if shuffle not in SHUFFLES:
         raise UserError(f"data.shuffle '{shuffle}' is unknown{did_you_mean(shuffle, SHUFFLES)}")
@@ -77,6 +77,8 @@ class FullShuffle:
     def __call__(self, positions: np.ndarray) -> np.ndarray:
         epochs, places = np.divmod(np.asarray(positions, np.int64), self.length)
         distinct, which = np.unique(epochs, return_inverse=True)
+        if self.length == 1:
+            return places
         if self._word == 8:
             for number, epoch in enumerate(distinct.tolist()):
                 here = which == number
@@ -93,20 +95,22 @@ class FullShuffle:
 
     def _table(self, epoch: int) -> np.ndarray:
         """The permutation of an epoch of few samples, most of whose ciphers fall outside: all at once, in leaps."""
-        values = self._encipher(np.arange(1 << 2 * self._word), self._keys(np.array([epoch])))
-        while (outside := values >= self.length)[: self.length].any():
-            values = np.where(outside, values[values], values)
+        every = np.arange(1 << 2 * self._word, dtype=np.int32)
+        values = self._encipher(every, self._keys(np.array([epoch])).astype(np.int32))
+        while values[: self.length].max() >= self.length:
+            values = np.where(values < self.length, values, values.take(values))
         return values[: self.length].copy()
 
     def _keys(self, epochs: np.ndarray) -> np.ndarray:
-        return _seed_sequence(((self.seed + epochs) % 2**32).astype(np.uint32)).astype(np.int64)
+        keys = _seed_sequence(((self.seed + epochs) % 2**32).astype(np.uint32))
+        return keys.astype(np.int64) & ((1 << self._word) - 1)
 
     def _encipher(self, values: np.ndarray, keys: np.ndarray) -> np.ndarray:
         word, mask = self._word, (1 << self._word) - 1
         left, right = values >> word, values & mask
         for k in range(0, 4, 2):
-            left = left ^ _simon(right, word, mask) ^ keys[:, k] & mask
-            right = right ^ _simon(left, word, mask) ^ keys[:, k + 1] & mask
+            left = left ^ _simon(right, word, mask) ^ keys[:, k]
+            right = right ^ _simon(left, word, mask) ^ keys[:, k + 1]
         return left << word | right
 
 
