@@ -291,8 +291,8 @@ class StepShards:
         return sorted({self.text(e.start) for e in self.episodes} - {""})
 
 
-def column(paths: Sequence[pathlib.Path], name: str, rows: int = 1 << 16) -> Iterator[np.ndarray]:
-    """The values of `.<name>.npy` in a list of shards, in step order, as chunks f[at most `rows`, A].
+def column(paths: Sequence[pathlib.Path], name: str, numbers: int = 1 << 20) -> Iterator[np.ndarray]:
+    """The values of `.<name>.npy` in a list of shards, in step order, as chunks f[n, A] of about `numbers` numbers.
 
     Steps without a value are left out: the last step of an episode has no action.
     """
@@ -307,7 +307,7 @@ def column(paths: Sequence[pathlib.Path], name: str, rows: int = 1 << 16) -> Ite
                 if checksum >= 0 and tar.checksum(data) != checksum:
                     raise DamagedSample(f"{path} at byte {offset}: the checksum of .{name}.npy is wrong; convert again")
                 chunk.append(np.load(io.BytesIO(data), allow_pickle=False))
-            if len(chunk) == rows:
+            if chunk and len(chunk) * max(1, chunk[0].size) >= numbers:
                 yield np.stack(chunk)
                 chunk = []
     if chunk:

@@ -60,7 +60,7 @@ def test_steps_come_back(folder):
 def test_column_is_all_values_in_order(folder):
     data = StepShards(folder)
     single = [data.array(i, "action") for i in range(len(data)) if data.has(i, "action.npy")]
-    chunks = list(column([folder / "train-00000.tar", folder / "train-00001.tar"], "action", rows=5))
+    chunks = list(column([folder / "train-00000.tar", folder / "train-00001.tar"], "action", numbers=10))
     assert [len(c) for c in chunks] == [5, 5, 5, 4]
     np.testing.assert_array_equal(np.concatenate(chunks), np.stack(single))
     assert list(data.column("state")) == []

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import itertools
 import pathlib
 import shutil
 from collections.abc import Iterator
@@ -231,5 +232,9 @@ class _Conversion:
         """Of the training split, since that is what a model is normalised by; of the other where it is empty."""
         split = "train" if splits.get("train", {}).get("steps") else "val"
         paths = [self.out / shard["name"] for shard in splits[split]["shards"]]
-        columns = [name for name in self.plan["columns"] if np.issubdtype(COLUMNS[name], np.floating)]
-        return {name: column_statistics(shards.column(paths, name)) for name in columns}
+        statistics = {}
+        for name in self.plan["columns"]:
+            chunks = shards.column(paths, name) if np.issubdtype(COLUMNS[name], np.floating) else iter(())
+            if (first := next(chunks, None)) is not None:  # episodes of one step have no action
+                statistics[name] = column_statistics(itertools.chain([first], chunks))
+        return statistics
