@@ -67,6 +67,20 @@ def build(
     return Mixture(sources, weights)
 
 
+def gap_of(data: Mapping, datasets: Mapping[str, Mapping], fingerprint: str) -> tuple[float | None, int | None]:
+    """The gap between frames that belongs to a dataset, as "gap_seconds" and "gap_frames" of a config.
+
+    Args:
+      data: `config.data` of a tokenizer. datasets: what it was trained on, as in its metadata.
+      fingerprint: of the dataset; for one that was no part of a mixture the gap is that of `config.data` itself.
+    """
+    for part in data.get("mixture") or ():
+        if datasets.get(part.get("name") or _name(part), {}).get("fingerprint") == fingerprint:
+            data = _with_own_gap(data, part)
+            break
+    return data.get("gap_seconds"), data.get("gap_frames")
+
+
 def has_actions(data: Mapping, split: str) -> bool:
     """Whether the folders behind `split` store actions, all of them."""
     parts = data.get("mixture")
@@ -130,11 +144,15 @@ def _part(kind: type, part: Mapping, data: Mapping, own: Mapping) -> tuple[str, 
     for key in ("path", "weight"):
         if part.get(key) is None:
             raise UserError(f'a part of data.mixture lacks its "{key}": {dict(part)}')
-    options = {**own, **{key: value for key, value in part.items() if key not in (*PLACES, "name", "weight")}}
-    if "gap_seconds" in part and "gap_frames" not in part:
-        options["gap_frames"] = None  # which would win over the part's own gap
+    options = _with_own_gap(own, {k: value for k, value in part.items() if k not in (*PLACES, "name", "weight")})
     splits = {key: data.get(key) or key.removeprefix("split_") for key in ("split_train", "split_val")}
     return part.get("name") or _name(part), part["weight"], {**splits, **part}, options
+
+
+def _with_own_gap(options: Mapping, part: Mapping) -> dict:
+    """The values of a part before others; its own gap in seconds also before another gap in frames, which would win."""
+    own = {"gap_frames": None} if "gap_seconds" in part and "gap_frames" not in part else {}
+    return {**options, **own, **part}
 
 
 def _open(kind: type, places: Mapping, split: str, options: Mapping, statistics: Mapping | None):

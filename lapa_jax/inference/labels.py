@@ -17,7 +17,7 @@ import numpy as np
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.core.files import read_json, write_json
 from lapa_jax.core.progress import bar
-from lapa_jax.data import images
+from lapa_jax.data import images, pipeline
 from lapa_jax.data.labels import FORMATS
 from lapa_jax.data.samples.pairs import Gap
 from lapa_jax.data.shards import (
@@ -67,10 +67,11 @@ class Labeller:
             raise UserError(f"--out {out} is the data folder itself; name another folder")
         dataset = read_dataset(data)
         self.splits = {name: StepShards(data, name) for name in self._choose(dataset, splits)}
-        gap = Gap.from_config(seconds=tokenizer.config.data.gap_seconds, frames=tokenizer.config.data.gap_frames)
+        asked = pipeline.gap_of(tokenizer.config.data, tokenizer.datasets, dataset["fingerprint"])
+        gap = Gap.from_config(*asked)
         self._gaps = {name: _gap_per_episode(shards, gap) for name, shards in self.splits.items()}
         self.shards = [s for name in self.splits for s in _shards(name, dataset["splits"][name]["shards"])]
-        self.settings = self._settings(dataset, gap)
+        self.settings = self._settings(dataset, asked)
         self._check_out()
 
     def run(self, *, batch_size: int = 64, host: tuple[int, int] = (0, 1), progress: bool = True) -> dict | None:
@@ -105,13 +106,12 @@ class Labeller:
                 raise UserError(f"{self.data} has no steps in split '{name}'{did_you_mean(name, known)}")
         return sorted(set(splits)) if splits else known
 
-    def _settings(self, dataset: dict, gap: Gap) -> dict:
+    def _settings(self, dataset: dict, gap: tuple[float | None, int | None]) -> dict:
         frames = sorted({int(g) for gaps in self._gaps.values() for g in gaps})
-        config = self.tokenizer.config.data
         return {
             "tokenizer": self.tokenizer.fingerprint,
             "source": dataset["fingerprint"],
-            "gap": {"seconds": config.gap_seconds, "frames": config.gap_frames},
+            "gap": {"seconds": gap[0], "frames": gap[1]},
             "gap_frames": frames[0] if len(frames) == 1 else None,
             "codebook_size": self.tokenizer.codebook_size,
             "code_length": self.tokenizer.code_length,

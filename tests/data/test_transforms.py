@@ -77,3 +77,18 @@ def test_flips_that_contradict_the_data():
     check_augment(flip, True, ["bright copyright cleft", "leftover"])
     check_augment(Augment(shift=2), True, ["move it to the left"], ("action",))
     check_augment(None, True, ["left"])
+
+
+@pytest.mark.parametrize("augment", [Augment(shift=4), Augment(crop_area=0.5), Augment(flip=1.0, contrast=0.5)])
+def test_all_pictures_of_a_sample_change_alike(sample, augment):
+    first = sample["frames"][0]
+    whole = {"image": np.stack([first] * 6).reshape(3, 2, *first.shape), "prompt_image": first[None, None],
+             "state": np.ones(2)}  # fmt: skip
+    pair = augment(sample, np.random.default_rng(5))["frames"]
+    changed = augment(whole, np.random.default_rng(5))
+    assert changed["image"].shape == (3, 2, 24, 24, 3) and changed["prompt_image"].shape == (1, 1, 24, 24, 3)
+    for name in ("image", "prompt_image"):
+        assert (changed[name].reshape(-1, 24, 24, 3) == pair[0]).all(), "as the same draw changes a pair"
+    assert changed["state"] is whole["state"]
+    with pytest.raises(UserError, match="mirrors the pictures but not latent"):
+        check_augment(Augment(flip=0.5), False, fields=("image", "latent"))

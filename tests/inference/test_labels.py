@@ -21,6 +21,7 @@ class Reader:
     """Stands in for a tokenizer: its codes are the brightness of the two frames, so they name the pair it was given."""
 
     fingerprint = "f" * 64
+    datasets: dict = {}
     codebook_size, code_length, side = step_shards.LEVELS, 2, step_shards.SIZE
 
     def __init__(self, gap_frames=GAP, gap_seconds=None):
@@ -151,6 +152,20 @@ def test_bad_arguments_are_refused(data, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="not empty"):
         Labeller(Reader(), data, tmp_path)
+
+
+def test_data_of_a_mixture_are_labelled_at_their_own_gap(data, tmp_path):
+    reader = Reader(gap_frames=1)
+    source = StepShards(data, "val")
+    mine = {"path": str(data), "weight": 1.0, "gap_frames": 2, "name": "x"}
+    reader.config.data.mixture = ({"path": "elsewhere/other", "weight": 1.0}, mine)
+    reader.datasets = {"other": {"fingerprint": "0" * 64}, "x": {"fingerprint": source.fingerprint}}
+    Labeller(reader, data, tmp_path / "a", splits=["val"]).run(progress=False)
+    np.testing.assert_array_equal(read_codes(StepShards(tmp_path / "a", "val"), source), expected(source, 2))
+    assert read_label_info(tmp_path / "a")["gap"] == {"seconds": None, "frames": 2}
+    reader.datasets["x"] = {"fingerprint": "1" * 64}
+    Labeller(reader, data, tmp_path / "b", splits=["val"]).run(progress=False)
+    np.testing.assert_array_equal(read_codes(StepShards(tmp_path / "b", "val"), source), expected(source, 1))
 
 
 def test_labels_are_tied_to_tokenizer_and_data(data, tmp_path):

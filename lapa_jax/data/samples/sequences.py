@@ -47,6 +47,8 @@ class Options(StepOptions):
 
     def __post_init__(self):
         super().__post_init__()
+        if isinstance(self.held_out_tasks, str):
+            object.__setattr__(self, "held_out_tasks", (self.held_out_tasks,))
         for name in ("length", "stride", "future", "prompt_length"):
             whole_number(name, getattr(self, name), 1)
         whole_number("prompts", self.prompts, 0)

@@ -1,0 +1,181 @@
+import json
+
+import ml_collections
+import numpy as np
+import pytest
+
+from lapa_jax.core import config as config_lib
+from lapa_jax.core.errors import UserError
+from lapa_jax.data import pipeline
+from lapa_jax.data.samples.chunks import Chunks
+from lapa_jax.data.samples.meta import statistics_of
+from lapa_jax.data.samples.mixture import Mixture
+from lapa_jax.data.samples.pairs import FramePairs
+from lapa_jax.data.samples.sequences import Sequences
+from lapa_jax.data.samples.steps import Steps
+from lapa_jax.data.shards import StepShards
+from lapa_jax.data.transforms import Augment
+from tests.data.samples import make
+from tests.inference import step_shards
+
+SPLITS = {"train": [[6, 5]], "val": [[4, 7]]}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    texts = ["push it left", "lift"] * 2
+    return {
+        "a": make.write(root / "a", SPLITS, texts=texts, cameras=("image", "image_top"), tasks=["x"] * 4),
+        "b": make.write(root / "b", SPLITS, widths={"action": 5, "state": 4}, size=32, seed=1, tasks=["y"] * 4),
+        "c": make.write(root / "c", {"train": [[5, 5]]}, seed=2),
+    }
+
+
+def test_pairs_of_a_folder_and_a_split(tmp_path):
+    train, labelled = step_shards.write(tmp_path / "a"), step_shards.write(tmp_path / "b", lengths={"val": [[5]]})
+    data = {"path": str(train), "gap_seconds": 0.2, "gap_frames": None}
+    assert len(pipeline.build(data, "train")) == 5 + 2 + 7 + 1
+    assert len(pipeline.build(data, "val")) == 4 + 3
+    assert len(pipeline.build({**data, "val_path": str(labelled)}, "val")) == 3
+    assert len(pipeline.build({**data, "split_val": "train"}, "val")) == 15
+    assert pipeline.has_actions(data, "val") and pipeline.eval_fields(data) == ("frames", "net_action")
+    shards = StepShards(train)
+    assert pipeline.build(data, "train").meta() == {
+        "data_fingerprint": shards.fingerprint, "gap_frames": 2,
+        "datasets": {"a": {"statistics": shards.statistics, "features": shards.features, "fps": 10.0, "weight": 1.0,
+                           "fingerprint": shards.fingerprint, "gap_frames": 2, "labels": None}},
+    }  # fmt: skip
+    with pytest.raises(UserError, match="data.path"):
+        pipeline.build({}, "train")
+
+
+def test_every_kind_by_its_name(folders):
+    data = {"path": str(folders["a"]), "fields": ("action", "state")}
+    kinds = {"steps": Steps, "chunks": Chunks, "sequences": Sequences}
+    for name, kind in kinds.items():
+        source = pipeline.build({**data, "samples": name}, "train")
+        assert isinstance(source, kind) and "action" in source[0]
+    assert set(pipeline.kinds()) == {*kinds, "pairs"}
+    chunks = pipeline.build({**data, "samples": "chunks", "chunk_length": 3, "history": 1}, "val")
+    assert chunks[0]["action"].shape == (3, 3) and chunks[0]["state"].shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"samples": "chunk"}, "did you mean 'chunks'"),
+        ({"samples": "chunks", "chunk_lenght": 3}, "no field 'chunk_lenght'.*'chunks'; did you mean 'chunk_length'"),
+        ({"prefetsch": 3}, "no field 'prefetsch'.*kind 'pairs'; did you mean 'prefetch'"),
+        ({"samples": "steps", "gap_frames": 1}, "no field 'gap_frames' for samples of kind 'steps'"),
+        ({"camera": "image_to"}, "did you mean 'image_top'"),
+    ],
+)
+def test_fields_that_are_not_there(folders, wrong, words):
+    gap = {} if "samples" in wrong else {"gap_frames": 1}
+    with pytest.raises(UserError, match=words):
+        pipeline.build({"path": str(folders["a"]), **gap, **wrong}, "train")
+
+
+def test_a_mixture_with_what_differs_in_each_part(folders):
+    parts = (
+        {"path": str(folders["a"]), "weight": 1.0, "camera": "image_top", "gap_frames": 3},
+        {"path": str(folders["b"]), "weight": 3.0, "gap_seconds": 0.1, "name": "second"},
+        {"path": str(folders["c"]), "weight": 1, "split_val": None},
+    )
+    data = {"mixture": parts, "gap_seconds": None, "gap_frames": 2, "image_size": 16, "camera": "image"}
+    train, val = pipeline.build(data, "train"), pipeline.build(data, "val")
+    assert isinstance(train, Mixture) and train.names == ("a", "second", "c") and val.names == ("a", "second")
+    assert train.weights == (0.2, 0.6, 0.2)
+    assert [source.gaps[0] for source in train.sources.values()] == [3, 1, 2], "10 frames per second"
+    assert train.sources["a"].camera == "image_top" and train.sources["c"].camera == "image"
+    assert train.lengths == (3 + 2, 5 + 4, 3 + 3) and val.lengths == (1 + 4, 3 + 6)
+    assert pipeline.eval_fields(data) == ("frames", "net_action")
+    other = pipeline.build({**data, "val_path": str(folders["a"])}, "val")
+    assert isinstance(other, FramePairs) and other.shards.split == "val"
+
+
+def test_a_mixture_from_the_command_line_and_back_from_json(root, folders):
+    parts = tuple({"path": str(folders[name]), "weight": 1.0} for name in "ab")
+    overrides = [f"--config.data.mixture={parts!r}", "--config.data.gap_frames=1", "--config.model.image_size=16"]
+    config = config_lib.load(f"{root}/configs/laq.py", overrides)
+    again = config_lib.from_json(json.loads(json.dumps(config_lib.to_json(config))))
+    for data in (config.data, again.data):
+        assert pipeline.build(data, "train").lengths == (9, 9)
+
+
+def test_mixtures_that_mean_nothing(folders):
+    a = {"path": str(folders["a"]), "weight": 1.0}
+    for parts, words in (
+        ((a, a), "two parts 'a'.*different values of \"name\""),
+        (({**a, "wieght": 2},), "no field 'wieght'; did you mean 'weight'"),
+        (({"path": str(folders["a"])},), 'lacks its "weight"'),
+        (({"weight": 1.0},), 'lacks its "path"'),
+        (({**a, "weight": 0},), "positive number"),
+        (({**a, "gap_frames": 1}, {"path": str(folders["b"]), "weight": 1, "gap_frames": 1}), "set data.image_size"),
+    ):
+        with pytest.raises(UserError, match=words):
+            pipeline.build({"mixture": parts, "gap_frames": 1}, "train")
+    with pytest.raises(UserError, match="no part of data.mixture has a split_val"):
+        pipeline.build({"mixture": ({**a, "split_val": None},), "gap_frames": 1}, "val")
+
+
+def test_statistics_of_a_checkpoint_go_before_those_of_today(folders, tmp_path):
+    data = {"path": str(folders["a"]), "samples": "steps", "fields": ("action",), "normalize": "min_max"}
+    first = pipeline.build(data, "train")
+    saved = json.loads(json.dumps(statistics_of(first.meta())))
+    assert list(saved) == ["a"]
+    moved = {**saved["a"]["action"], "max": [m + 2 for m in saved["a"]["action"]["max"]]}
+    resumed = pipeline.build(data, "train", statistics={"a": {**saved["a"], "action": moved}})
+    raw = pipeline.build({**data, "normalize": "none"}, "train").batch(range(9))["action"]
+    low, high = np.array(moved["min"]), np.array(moved["max"])
+    np.testing.assert_allclose(resumed.batch(range(9))["action"], 2 * (raw - low) / (high - low) - 1, atol=1e-5)
+    assert resumed.meta()["datasets"]["a"]["statistics"]["action"] == moved
+    # held-out data of another folder are scaled as the training data are
+    val = pipeline.build({**data, "val_path": str(folders["c"]), "split_val": "train"}, "val", statistics=saved)
+    assert val.statistics == saved["a"] != StepShards(folders["c"]).statistics
+
+
+def test_statistics_of_a_mixture_are_found_by_name(folders):
+    parts = [{"path": str(folders[name]), "weight": 1.0} for name in "ab"]
+    data = {"mixture": parts, "samples": "steps", "fields": ("action",), "normalize": "mean_std"}
+    saved = statistics_of(pipeline.build(data, "train").meta())
+    val = pipeline.build(data, "val", statistics=saved)
+    assert {name: source.statistics for name, source in val.sources.items()} == saved
+    with pytest.raises(UserError, match="needs the statistics of one of a, b; 'val_path' is none of them"):
+        pipeline.build({**data, "val_path": str(folders["c"]), "split_val": "train"}, "val", statistics=saved)
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda s: s.pop("action"), "data set 'data' has no statistics of its column 'action': convert the data again"),
+        (lambda s: s["action"].update(count=0), "'action' are over no rows"),
+        (lambda s: s["action"].pop("q99"), "no entry for 'q99', not 3"),
+        (lambda s: s["action"].update(mean=[0.0, 1.0]), "2 numbers for 'mean', not 3"),
+        (lambda s: s["action"].update(std=[0.0, 1.0, float("nan")]), "the std of 'action' is not finite"),
+    ],
+)
+def test_training_needs_statistics_of_what_it_learns_from(tmp_path, spoil, words):
+    folder = make.write(tmp_path / "data", [4], cameras=())
+    told = json.loads((folder / "statistics.json").read_text())
+    spoil(told)
+    (folder / "statistics.json").write_text(json.dumps(told))
+    source = pipeline.build({"path": str(folder), "samples": "steps", "fields": ("action", "state")}, "train")
+    with pytest.raises(UserError, match=words):
+        pipeline.check_trainable(source)
+    pipeline.check_trainable(pipeline.build({"path": str(folder), "samples": "steps", "fields": ("state",)}, "train"))
+
+
+def test_augmentation_of_other_samples(folders):
+    data = {"path": str(folders["a"]), "samples": "steps", "fields": ("image", "text"), "augment": {"shift": 2}}
+    assert pipeline.augmentation(data, pipeline.build(data, "train")) == Augment(shift=2)
+    flip = {**data, "augment": {"flip": 0.5}}
+    with pytest.raises(UserError, match="'push it left' wrong"):
+        pipeline.augmentation(flip, pipeline.build(flip, "train"))
+    for fields, words in ((("image", "action"), "but not action"), (("action",), "have no pictures")):
+        chosen = {**flip, "fields": fields}
+        with pytest.raises(UserError, match=words):
+            pipeline.augmentation(chosen, pipeline.build(chosen, "train"))
+    quiet = ml_collections.ConfigDict({**data, "augment": None})
+    assert pipeline.augmentation(quiet, pipeline.build(quiet, "train")) is None

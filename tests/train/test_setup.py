@@ -1,0 +1,46 @@
+"""What is settled before the first step: the data's statistics, and which samples a device can take."""
+
+import jax
+import pytest
+
+from lapa_jax.core import config as config_lib
+from lapa_jax.core.config import ConfigError
+from lapa_jax.data import pipeline
+from lapa_jax.train import checkpoint, sharding
+from lapa_jax.train.setup import _batch_shapes, prepare
+from tests.data.samples import make
+
+SMALL = ["image_size=32", "patch_size=8", "dim=16", "heads=2", "dim_head=8", "quant_dim=8", "spatial_depth=1",
+         "temporal_depth=1", "decoder_depth=1"]  # fmt: skip
+
+
+def test_a_run_goes_on_with_the_statistics_of_its_checkpoint(root):
+    config = config_lib.load(f"{root}/configs/laq.py:tiny", [f"--config.model.{o}" for o in SMALL])
+    fresh = prepare(config).meta()
+    assert fresh["config"]["data"]["path"] == "sample" and list(fresh["datasets"]) == ["sample"]
+    entry = fresh["datasets"]["sample"]
+    assert entry["statistics"]["action"]["count"] > 100 and entry["gap_frames"] == fresh["gap_frames"] == 3
+    saved = {"datasets": {"sample": {**entry, "statistics": {"action": {"count": 7}}}}}
+    resumed = prepare(config, saved)
+    assert resumed.meta()["datasets"]["sample"]["statistics"] == {"action": {"count": 7}}
+    assert resumed.val_data.statistics == {"action": {"count": 7}}
+    assert prepare(config, {}).meta() == fresh, "a checkpoint of an earlier version names no data sets"
+
+
+def test_a_run_without_a_checkpoint_has_no_metadata(tmp_path):
+    assert checkpoint.latest_meta(tmp_path / "nothing") is None
+
+
+def test_shapes_are_known_without_reading_a_sample(tmp_path):
+    folder = make.write(tmp_path, [6, 5], texts=["push", "pull"])
+    mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    data = {"path": str(folder), "samples": "steps", "fields": ("image", "text")}
+    with pytest.raises(ConfigError, match="'text' is text.*data.text_tokenizer"):
+        _batch_shapes(pipeline.build(data, "train"), 4, mesh)
+    told = pipeline.build({**data, "text_tokenizer": {"name": "bytes"}, "text_length": 9}, "train")
+    (folder / "train-00000.tar").unlink()
+    shapes = _batch_shapes(told, 4, mesh)
+    assert {name: (s.shape, str(s.dtype)) for name, s in shapes.items()} == {
+        "image": ((4, 16, 16, 3), "uint8"), "text": ((4, 9), "int32"), "text_mask": ((4, 9), "float32"),
+        "episode_id": ((4,), "int32"), "step": ((4,), "int32"),
+    }  # fmt: skip
