@@ -55,10 +55,6 @@ class WorkerBatches:
         self._assembler, self._plan, self._next, self._asked = assembler, plan, start, start
         self._depth = max(prefetch, workers)
         self._memory: _Memory | None = None
-        try:
-            self._pickled = pickle.dumps((assembler, plan))
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise UserError(f"data.workers={workers} needs data that can be pickled ({error}): set it to 0") from None
         self._answers: dict[int, tuple[int, object]] = {}
         self._deaths: collections.Counter[int] = collections.Counter()
         self._workers = [_Worker() for _ in range(workers)]
@@ -96,8 +92,15 @@ class WorkerBatches:
         row = self._assembler(type(rows)(*(values[:1] for values in rows))).arrays
         size = sum(buffers.round_up(np.asarray(values).nbytes * len(rows.samples)) for values in row.values())
         self._memory = _Memory(self._depth + SPARE, size + buffers.ALIGNMENT)
+        pickled = self._pickle()
         for worker in self._workers:
-            worker.begin(self._pickled, self._memory)
+            worker.begin(pickled, self._memory)
+
+    def _pickle(self) -> bytes:
+        try:
+            return pickle.dumps((self._assembler, self._plan))
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise UserError(f"data.workers > 0 needs data that can be pickled ({error}): set it to 0") from None
 
     def _ask(self) -> None:
         """Asks for batches up to `prefetch` ahead, each from the worker with the least to do."""
@@ -139,7 +142,7 @@ class WorkerBatches:
         LOG.warning("a data worker died (%s); another takes over with the same batches", reason)
         replacement = _Worker()
         self._workers[self._workers.index(worker)] = replacement
-        replacement.begin(self._pickled, self._memory)
+        replacement.begin(self._pickle(), self._memory)
         for k, slot in worker.tasks.items():
             replacement.ask(k, slot)
 
@@ -147,7 +150,7 @@ class WorkerBatches:
 @atexit.register
 def _close_all() -> None:
     for batches in list(_open):
-        batches.close()
+        _end_all(batches._workers)  # not `close`: finalizers do nothing any more by now
 
 
 def _end_all(workers: list["_Worker"]) -> None:
@@ -280,7 +283,8 @@ def _serve(parent: connection.Connection) -> None:
         while True:
             k, slot = parent.recv()
             try:
-                make = make or pickle.loads(pickled)  # noqa: S301 - written by the training process
+                if make is None:
+                    make, pickled = pickle.loads(pickled), None  # noqa: S301 - written by the training process
                 answer = _answer(*make, k, _Slot(memory[slot * size : (slot + 1) * size]))
             except Exception as error:
                 answer = _portable(error)

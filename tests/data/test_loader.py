@@ -5,9 +5,11 @@ import pytest
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.loader import eval_batches, train_batches
+from lapa_jax.data.orders import train_order
 from lapa_jax.data.samples.pairs import FramePairs, Gap
 from lapa_jax.data.shards import StepShards
 from lapa_jax.data.transforms import Augment
+from tests.data import sources
 from tests.inference import step_shards
 
 AUGMENT = Augment(shift=3, crop_area=0.7, flip=0.5, brightness=0.2, contrast=0.2, saturation=0.2)
@@ -145,3 +147,105 @@ def test_no_threads_are_left_behind(pairs):
         next(batches)
         del batches
     assert threading.active_count() <= before + 8
+
+
+AS_MIXTURE = {"batch_size": 8, "seed": 1, "shuffle": "window", "window": 64}
+
+
+@pytest.fixture(scope="module", params=["set", "mixture"])
+def stream(request):
+    """(source, options, 12 batches of it on one host without workers)."""
+    source = sources.Numbers() if request.param == "set" else sources.Mixture()
+    options = {"batch_size": 8, "seed": 1} if request.param == "set" else AS_MIXTURE
+    options |= {"augment": Augment(shift=2, brightness=0.3)}
+    return source, options, take(train_batches(source, **options), 12)
+
+
+def test_each_sample_is_what_the_source_has_at_its_place_in_the_order():
+    """Without the loader: the order asked for each position, the sample for each number."""
+    for source, options in ((sources.Numbers(), {"shuffle": "full"}), (sources.Mixture(), {"shuffle": "window"})):
+        seed = int(np.random.SeedSequence(5).generate_state(2)[0])
+        order = train_order(source, seed, options["shuffle"])
+        for k, batch in enumerate(take(train_batches(source, seed=5, batch_size=6, **options), 30)):
+            samples = [int(order(np.array([position]))[0]) for position in range(6 * k, 6 * k + 6)]
+            assert batch["i"].tolist() == samples
+            np.testing.assert_array_equal(batch["frames"], np.stack([source.frames(i) for i in samples]))
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_any_number_of_hosts_after_a_resume_gives_the_same_batches(stream, hosts):
+    source, options, expected = stream
+    each = [take(train_batches(source, host=(h, hosts), start_step=5, **options), 7) for h in range(hosts)]
+    joined = [{k: np.concatenate([each[h][s][k] for h in range(hosts)]) for k in expected[0]} for s in range(7)]
+    assert_equal(expected[5:], joined)
+
+
+@pytest.mark.parametrize(("workers", "host", "start"), [(4, (0, 1), 0), (1, (1, 2), 5)])
+def test_any_number_of_workers_gives_the_same_batches(stream, workers, host, start):
+    source, options, expected = stream
+    rows = slice(host[0] * 8 // host[1], (host[0] + 1) * 8 // host[1])
+    batches = train_batches(source, workers=workers, host=host, start_step=start, **options)
+    assert_equal([{k: v[rows] for k, v in batch.items()} for batch in expected[start:]], take(batches, 12 - start))
+
+
+def test_real_pairs_come_the_same_from_workers(pairs):
+    options = {"seed": 1, "batch_size": 4, "augment": AUGMENT}
+    assert_equal(take(train_batches(pairs, **options), 12), take(train_batches(pairs, workers=2, **options), 12))
+
+
+# ------------------------------------------------------------------------------------------------- damaged samples
+
+
+def test_a_damaged_sample_is_replaced_reported_once_and_the_same_for_everyone(caplog):
+    whole, damaged = sources.Mixture(), sources.Mixture(damaged=[3, 75])
+    options = {"batch_size": 8, "seed": 1, "max_bad_samples": 2}
+    expected = take(train_batches(whole, **options), 30)
+    alone = take(train_batches(damaged, **options), 30)
+    assert caplog.text.count("ep3_000000") == caplog.text.count("ep75_000000") == 1
+    assert "damaged sample 2 of at most 2 replaced: shard-" in caplog.text
+    wrong = np.concatenate([b["i"] for b in expected])
+    right = np.concatenate([b["i"] for b in alone])
+    changed = np.isin(wrong, [3, 75])
+    assert changed.sum() > 4 and np.array_equal(wrong[~changed], right[~changed])
+    stand_ins = {i: set(right[wrong == i]) for i in (3, 75)}
+    assert all(len(s) == 1 for s in stand_ins.values()) and stand_ins[3] < set(range(70)) - {3}
+    assert stand_ins[75] < set(range(70, 90)) - {75}  # of the same part
+    for batch in alone:
+        np.testing.assert_array_equal(batch["frames"], np.stack([whole.frames(int(i)) for i in batch["i"]]))
+    halves = [take(train_batches(damaged, host=(h, 2), **options), 30) for h in range(2)]
+    assert_equal(alone, [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*halves)])
+    assert_equal(alone, take(train_batches(damaged, workers=2, **options), 30))
+    assert caplog.text.count("ep3_000000") >= 2  # workers' findings are reported too
+
+
+def test_too_many_damaged_samples_are_fatal_at_the_same_batch_and_listed():
+    source, damaged = sources.Numbers(), [5, 6, 7]
+    order = np.concatenate([b["i"] for b in take(train_batches(source, seed=0, batch_size=4), 25)])
+    third = sorted(int(np.flatnonzero(order == i)[0]) for i in damaged)[2] // 4
+    for workers in (0, 1):
+        options = {"seed": 0, "batch_size": 4, "max_bad_samples": 2, "workers": workers}
+        batches = train_batches(sources.Numbers(damaged=damaged), **options)
+        assert len(take(batches, third)) == third
+        with pytest.raises(UserError, match=r"3 damaged samples, data\.max_bad_samples is 2: shard.*;.*;") as error:
+            next(batches)
+        assert all(f"ep{i}_000000" in str(error.value) for i in damaged)
+
+
+def test_a_set_without_a_sound_sample_ends():
+    with pytest.raises(UserError, match=r"ep\d+_000000.*100 others"):
+        next(train_batches(sources.Numbers(damaged=range(100)), seed=0, batch_size=4, max_bad_samples=1000))
+
+
+def test_eval_masks_what_stands_in_for_damaged_samples():
+    batches = list(eval_batches(sources.Numbers(damaged=[5, 50]), batch_size=8, max_bad_samples=2))
+    mask, samples = (np.concatenate([b[name] for b in batches]) for name in ("mask", "i"))
+    assert mask.sum() == 98 and sorted(samples[mask == 1]) == sorted(set(range(100)) - {5, 50})
+    with pytest.raises(UserError, match="is damaged"):
+        list(eval_batches(sources.Numbers(damaged=[5, 50]), batch_size=8))
+
+
+def test_wrong_arguments(pairs):
+    with pytest.raises(UserError, match=r"data\.workers=-1"):
+        train_batches(pairs, seed=0, batch_size=4, workers=-1)
+    with pytest.raises(UserError, match="data.shuffle 'none'"):
+        train_batches(pairs, seed=0, batch_size=4, shuffle="none")
