@@ -167,6 +167,8 @@ def _open(kind: type, places: Mapping, split: str, options: Mapping, statistics:
     if split == "val" and places.get("val_path") and "labels" in known:
         options["labels"] = places.get("val_labels")
     chosen = kind(**{key: _plain(value) for key, value in options.items()})
+    if split == "val" and "tasks_val" in known:
+        chosen = dataclasses.replace(chosen, tasks=chosen.tasks_val)
     if PairShards.is_one(path):
         if chosen.fields != ("frames",):
             raise UserError(f"{path} holds ready-made pairs: they have frames only, not {', '.join(chosen.fields)}")

@@ -61,6 +61,14 @@ def test_every_kind_by_its_name(folders):
     assert chunks[0]["action"].shape == (3, 3) and chunks[0]["state"].shape == (2, 2)
 
 
+def test_held_out_tasks_are_evaluated_but_never_learned(tmp_path):
+    folder = make.write(tmp_path, {"train": [[5] * 4], "val": [[5] * 4]}, tasks=["x", "x", "y", "y"] * 2)
+    data = {"path": str(folder), "samples": "sequences", "held_out_tasks": ("y",)}
+    tasks = {split: pipeline.build(data, split).tasks for split in ("train", "val")}
+    assert tasks == {"train": ["x"], "val": ["x", "y"]}
+    assert pipeline.build({**data, "tasks_val": "held_out"}, "val").tasks == ["y"]
+
+
 @pytest.mark.parametrize(
     "wrong, words",
     [

@@ -13,6 +13,7 @@ from lapa_jax.data.shards import StepShards
 CHOICES = {
     "alone": ("refuse", "drop", "empty"),
     "tasks": ("seen", "held_out", "all"),
+    "tasks_val": ("seen", "held_out", "all"),
     "prompt_steps": ("even", "window"),
 }
 
@@ -29,7 +30,8 @@ class Options(StepOptions):
       prompt_steps: of a longer prompt episode "even" takes L steps evenly spread from its first to its last, "window" L
         in a row from a drawn one on.
       alone: for an episode with no other of its task "refuse" it, "drop" it (counted), or leave its prompt "empty".
-      held_out_tasks: names of tasks. tasks: use the others ("seen"), these ("held_out") or "all".
+      held_out_tasks: names of tasks. tasks: train on the others ("seen"), on these ("held_out") or on "all".
+      tasks_val: the same for evaluation.
       seed: of the draws of prompts.
     """
 
@@ -43,6 +45,7 @@ class Options(StepOptions):
     alone: str = "refuse"
     held_out_tasks: tuple[str, ...] = ()
     tasks: str = "seen"
+    tasks_val: str = "all"
     seed: int = 0
 
     def __post_init__(self):
