@@ -1,5 +1,7 @@
 """The documentation agrees with the code: links, config fields with their defaults, options of commands."""
 
+import dataclasses
+import importlib
 import re
 import subprocess
 import sys
@@ -7,9 +9,10 @@ import sys
 import pytest
 
 from lapa_jax.core import config as config_lib
+from lapa_jax.data import pipeline
 
-COMMANDS = ("launch/train.py", "launch/eval.py", "launch/label.py", "tools/convert.py", "tools/record_sim.py",
-            "tools/import_weights.py laq")  # fmt: skip
+COMMANDS = ("launch/train.py", "launch/eval.py", "launch/label.py", "tools/convert.py", "tools/inspect_data.py",
+            "tools/export_lapa.py", "tools/record_sim.py", "tools/import_weights.py laq")  # fmt: skip
 
 
 def pages(root):
@@ -33,10 +36,37 @@ def flat(values, prefix="") -> dict[str, object]:
     return found
 
 
+def configs(root) -> list[str]:
+    return sorted(path.name for path in (root / "configs").glob("*.py"))
+
+
+def fields_of(root, config: str) -> dict[str, object]:
+    """{name: default} of a config, and {"model.x": None} for the fields of its model that it does not set."""
+    values = flat(config_lib.load(str(root / "configs" / config)).to_dict())
+    model = importlib.import_module(f"lapa_jax.models.{values['model.name']}").Model
+    return {f"model.{name}": None for name in model.__dataclass_fields__} | values
+
+
+def test_every_config_has_its_section(root):
+    page = (root / "docs/configs.md").read_text()
+    assert [name for name in configs(root) if f"## `configs/{name}`" not in page] == []
+
+
 def test_the_config_page_lists_every_field_with_its_default(root):
-    config = flat(config_lib.load(str(root / "configs/laq.py")).to_dict())
+    """In the section of the config, or for fields that it shares with another default, in that of laq.py."""
+    page = (root / "docs/configs.md").read_text()
+    sections = {name: page.partition(f"## `configs/{name}`")[2].partition("\n## ")[0] for name in configs(root)}
+    told = {name: table(section) for name, section in sections.items()}
+    for name in configs(root):
+        config = flat(config_lib.load(str(root / "configs" / name)).to_dict())
+        listed = {**{k: v for k, v in told["laq.py"].items() if k in config}, **told[name]}
+        assert listed == {k: str(v) for k, v in config.items()}, name
+
+
+def table(section: str) -> dict[str, str]:
+    """{field: default} of the rows of a section's tables."""
     told = {}
-    for line in (root / "docs/configs.md").read_text().splitlines():
+    for line in section.splitlines():
         cells = [cell.strip() for cell in line.split(" | ")]
         names = re.findall(r"`([a-z_0-9]+(?:\.[a-z_0-9]+)*)`", cells[0])
         if not line.startswith("| `") or not names:
@@ -44,18 +74,19 @@ def test_the_config_page_lists_every_field_with_its_default(root):
         values = [cells[1]] if len(names) == 1 else cells[1].split(", ")
         assert len(values) == len(names), line
         told |= {name: value.strip("`") for name, value in zip(names, values, strict=True)}
-    assert told == {name: str(value) for name, value in config.items()}
+    return told
 
 
 def test_overrides_in_the_pages_exist(root):
-    config = config_lib.load(str(root / "configs/laq.py")).to_dict()
-    model = __import__("lapa_jax.models.tokenizers.laq", fromlist=["Model"]).Model.__dataclass_fields__
-    known = set(flat(config)) | {f"model.{name}" for name in model}
+    known = set().union(*(fields_of(root, name) for name in configs(root)))
+    for kind in pipeline.kinds():
+        options = importlib.import_module(f"lapa_jax.data.samples.{kind}").Options
+        known |= {f"data.{field.name}" for field in dataclasses.fields(options)}
     unknown = set()
     for page in pages(root):
         text = page.read_text()
         used = re.findall(r"--config\.([a-z_.0-9]+[a-z_0-9])", text)
-        used += re.findall(r"`((?:data|train|optim|mesh|loss|model)\.[a-z_.0-9]+)[`=]", text)
+        used += re.findall(r"`(?:config\.)?((?:data|train|optim|mesh|loss|model)\.[a-z_.0-9]+)[`= ]", text)
         unknown |= {f"{page.name}: {name}" for name in used if name not in known and not name.startswith("a.b")}
     assert {name for name in unknown if "model.safetensors" not in name} == set()
 
