@@ -106,7 +106,7 @@ class WorkerBatches:
         """Asks for batches up to `prefetch` ahead, each from the worker with the least to do."""
         while self._asked < min(self._next + self._depth, self._plan.batches):
             worker = min(self._workers, key=lambda worker: len(worker.tasks))
-            worker.ask(self._asked, self._memory.free.popleft())
+            worker.ask(self._asked, self._memory.free.pop())
             self._asked += 1
 
     def _receive(self) -> None:

@@ -214,11 +214,9 @@ class FieldSource(StepSource):
         """
         batch = empty((*steps.shape, *self._pictures.shape), np.uint8) if rows is None else rows
         wanted = np.broadcast_to(True, steps.shape) if wanted is None else wanted
-        for row, numbers, real in zip(batch, steps, wanted):
-            views = row.reshape(-1, *self._pictures.shape)
-            for view, step, exists in zip(views, np.ravel(numbers).tolist(), np.ravel(real).tolist()):
-                if exists:
-                    self._pictures.into(view, step)
-                else:
-                    view[:] = 0
+        views = [view for row in batch for view in row.reshape(-1, *self._pictures.shape)]
+        for number in np.flatnonzero(~wanted.ravel()).tolist():
+            views[number][:] = 0
+        chosen = np.flatnonzero(wanted.ravel())
+        self._pictures.into([views[number] for number in chosen.tolist()], steps.ravel()[chosen].tolist())
         return {name: batch} if rows is None else {}

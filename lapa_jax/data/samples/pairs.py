@@ -135,14 +135,12 @@ class FramePairs(StepSource):
         second = first + self.gaps[self._episode_of(first)]
         given = into.get("frames")
         frames = empty((len(first), 2, *self._pictures.shape), np.uint8) if given is None else given
-        places = list(zip(first.tolist(), second.tolist()))
-        for pair, (a, b) in zip(frames, places):
-            self._pictures.into(pair[0], a)
-            self._pictures.into(pair[1], b)
+        both = np.stack([first, second], axis=1)
+        self._pictures.into([view for pair in frames for view in pair], both.ravel().tolist())
         batch = {**({"frames": frames} if given is None else {}), **self._where(first)}
         if self._actions is not None:
             actions = np.empty((len(first), self._actions.width), np.float32)
-            for row, (a, b) in zip(actions, places):
+            for row, (a, b) in zip(actions, both.tolist()):
                 row[:] = self._actions.take(np.arange(a, b)).sum(axis=0)
             batch["net_action"] = actions
         return batch

@@ -124,13 +124,14 @@ class Pictures:
         """bool[steps]: where every camera has a picture."""
         return np.all([steps_with(self._shards, f"{name}.jpg") for name in self.cameras], axis=0)
 
-    def into(self, out: np.ndarray, step: int) -> None:
-        """Decodes the pictures of a step to where they belong: uint8 of `shape`."""
-        views = out if len(self.shape) == 4 else out[None]
-        for view, name, stored in zip(views, self.cameras, self._stored):
-            if stored == view.shape[:2]:
-                self._shards.image_into(step, view, name)
-            else:
+    def into(self, outs: Sequence[np.ndarray], steps: Sequence[int]) -> None:
+        """Decodes the pictures of each step to where they belong: one of `outs`, uint8 of `shape`."""
+        for number, (name, stored) in enumerate(zip(self.cameras, self._stored)):
+            views = [out[number] for out in outs] if len(self.shape) == 4 else outs
+            if stored == self.shape[-3:-1]:
+                self._shards.images_into(steps, views, name)
+                continue
+            for view, step in zip(views, steps):
                 view[:] = images.resize(self._shards.image(step, name), self._size)
 
 
