@@ -121,6 +121,35 @@ def _from_json(value):
     return tuple(_from_json(v) for v in value) if isinstance(value, list) else value
 
 
+def complete(package: str, spec: Mapping, source, seed: int) -> dict:
+    """The fields of a model that only the data can tell.
+
+    A model's module may define `from_data(spec, source, seed) -> dict`: it gets the fields of the config and the source
+    of training samples, and returns them with what was left open filled in (dimensions, categories, ...), as a
+    deterministic function of its arguments.
+
+    Args:
+      package, spec: as of `build`.
+      source: the training samples.
+      seed: of the run.
+
+    Returns:
+      `spec` as plain JSON values with lists as tuples, filled in; unchanged where the module defines no `from_data`.
+
+    Raises:
+      ConfigError: an unknown model or field.
+    """
+    plain = to_json(ml_collections.ConfigDict(dict(spec)))
+    module, _ = _resolve(package, plain)
+    if not hasattr(module, "from_data"):
+        return dict(from_json(plain))
+    found = {**plain, **module.from_data(dict(plain), source, seed)}
+    # what a run folder keeps must be what the model was built from, to the last digit
+    found = json.loads(json.dumps(found, allow_nan=False))
+    _resolve(package, found)
+    return dict(from_json(found))
+
+
 def build(package: str, spec: Mapping, **extra):
     """Builds the `Model` of `package.<spec["name"]>` from the other fields of `spec`.
 
@@ -132,19 +161,25 @@ def build(package: str, spec: Mapping, **extra):
     Returns:
       The object, after its `check()` (where defined) has accepted the values.
     """
-    fields = {**dict(spec), **extra}
-    name = fields.pop("name", None)
-    if name is None:
-        raise ConfigError(f"a '{package}' entry of the config needs a name; known: {', '.join(_modules(package))}")
-    builder = _import(package, name).Model
-    known = {f.name for f in dataclasses.fields(builder) if f.init} - {"parent", "name"}
-    for key in fields:
-        if key not in known:
-            raise ConfigError(f"{name} has no field '{key}'{did_you_mean(key, known)}")
-    built = builder(**{key: _freeze(value) for key, value in fields.items()})
+    module, fields = _resolve(package, {**dict(spec), **extra})
+    built = module.Model(**{key: _freeze(value) for key, value in fields.items()})
     if hasattr(built, "check"):
         built.check()
     return built
+
+
+def _resolve(package: str, spec: Mapping):
+    """The module that `spec["name"]` says, and the other fields, which its `Model` is known to have."""
+    fields = dict(spec)
+    name = fields.pop("name", None)
+    if name is None:
+        raise ConfigError(f"a '{package}' entry of the config needs a name; known: {', '.join(_modules(package))}")
+    module = _import(package, name)
+    known = {f.name for f in dataclasses.fields(module.Model) if f.init} - {"parent", "name"}
+    for key in fields:
+        if key not in known:
+            raise ConfigError(f"{name} has no field '{key}'{did_you_mean(key, known)}")
+    return module, fields
 
 
 def _freeze(value):

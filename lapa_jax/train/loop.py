@@ -43,18 +43,24 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike, *, dry_
             with logging_to(None):
                 _dry_run(setup)
             return
-        open_run(workdir, config)
+        open_run(workdir, setup.config)
         with logging_to(workdir):
             Loop(setup, workdir).run()
 
 
 def _dry_run(setup: Setup) -> None:
     print(parameter_table(setup))
+    for line in _from_data_lines(setup):
+        print(f"  {line}")
     for name, leaf in setup.train_batch_shapes().items():
         print(f"  batch {name}: {leaf.dtype}{list(leaf.shape)}")
     print(f"  {setup.train_data.summary()}")
     _, flops = compile_step(setup)
     print(f"  {flops / 1e9:.3g} GFLOP a step")
+
+
+def _from_data_lines(setup: Setup) -> list[str]:
+    return [f"from the data: model.{name} = {value!r}" for name, value in setup.from_data.items()]
 
 
 class Loop:
@@ -64,6 +70,8 @@ class Loop:
         """Compiles, then restores the newest checkpoint or initialises from the first batch."""
         self._setup, self._config, self._workdir = setup, setup.config.train, workdir
         LOG.info("training data: %s", setup.train_data.summary())
+        for line in _from_data_lines(setup):
+            LOG.info(line)
         LOG.info("validation data: %s", setup.val_data.summary())
         self._step, self._flops = compile_step(setup)
         best, keep = self._config.best_metric, self._config.keep_last
@@ -113,16 +121,9 @@ class Loop:
         latest = self._checkpoints.latest_step
         if latest is not None:
             LOG.info("resuming from step %d", latest)
-            self._check_same_data(self._checkpoints.meta()["data_fingerprint"])
             return self._checkpoints.restore(self._setup.abstract)
         batch = shard_batch(self._setup.mesh, next(self._setup.train_batches(0)))
         return self._setup.init(batch)
-
-    def _check_same_data(self, then: str) -> None:
-        now = self._meta["data_fingerprint"]
-        if now != then:
-            raise UserError(f"the data at {self._setup.config.data.path} changed since this run began (fingerprint "
-                            f"{now[:12]}, was {then[:12]}); restore it or start another run")
 
     def _one_step(self, batches) -> None:
         before = time.perf_counter()

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from lapa_jax.core import config as config_lib
 from lapa_jax.core import tree
 from lapa_jax.core.config import ConfigError
+from lapa_jax.core.errors import UserError
 from lapa_jax.data import loader, pipeline
 from lapa_jax.data.samples.meta import statistics_of
 from lapa_jax.train import sharding
@@ -25,6 +26,7 @@ from lapa_jax.train.step import make_train_step
 from lapa_jax.train.task import Task
 
 GIB = 2**30
+MODELS = "lapa_jax.models"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,9 @@ class Setup:
     """What a run is made of.
 
     Attributes:
-      config: the run's config. task: model and losses. mesh: the devices.
+      config: the run's config, with what the model took from the data filled in. task: model and losses. mesh: the
+        devices.
+      from_data: {field of config.model: value} of what was filled in.
       train_data, val_data: sources of examples (random access).
       augment: random change of a training example, or None.
       optimizer: built for the model's parameters.
@@ -40,6 +44,7 @@ class Setup:
     """
 
     config: ml_collections.ConfigDict
+    from_data: dict
     task: Task
     mesh: Mesh
     train_data: object
@@ -86,12 +91,14 @@ def prepare(config: ml_collections.ConfigDict, saved: Mapping | None = None) -> 
       config: the run's.
       saved: the metadata of the checkpoint that the run goes on from: numbers are scaled as they were then.
     """
-    task = Task(config_lib.build("lapa_jax.models", config.model), config.loss)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch_size(mesh, config.train.batch_size, config.train.micro_batches)
     sharding.check_batch_size(mesh, config.train.eval_batch_size)
     train_data = pipeline.build(config.data, "train", statistics=statistics_of(saved) if saved else None)
     pipeline.check_trainable(train_data)
+    check_same_data(config, train_data, saved)
+    config, from_data = _complete(config, train_data)
+    task = Task(config_lib.build(MODELS, config.model), config.loss)
     known = statistics_of(train_data.meta())
     val_data = pipeline.build(config.data, "val", fields=pipeline.eval_fields(config.data), statistics=known)
     augment = pipeline.augmentation(config.data, train_data)
@@ -106,7 +113,7 @@ def prepare(config: ml_collections.ConfigDict, saved: Mapping | None = None) -> 
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         abstract, sharding.shardings(abstract, mesh, config.mesh.rules),
     )  # fmt: skip
-    return Setup(config, task, mesh, train_data, val_data, augment, optimizer, placed)
+    return Setup(config, from_data, task, mesh, train_data, val_data, augment, optimizer, placed)
 
 
 def compile_step(setup: Setup) -> tuple[Callable, float]:
@@ -150,6 +157,26 @@ def parameter_table(setup: Setup) -> str:
 def on_mesh(mesh: Mesh) -> contextlib.AbstractContextManager:
     """Makes `mesh` the one that raw partition specs refer to."""
     return jax.set_mesh(mesh)
+
+
+def check_same_data(config: ml_collections.ConfigDict, train_data, saved: Mapping | None) -> None:
+    """Refuses to go on with a run whose training data are no longer those it began with."""
+    now, then = train_data.meta()["data_fingerprint"], (saved or {}).get("data_fingerprint")
+    if then is not None and now != then:
+        raise UserError(f"the data at {config.data.path} changed since this run began (fingerprint {now[:12]}, was "
+                        f"{then[:12]}); restore it or start another run")
+
+
+def _complete(config: ml_collections.ConfigDict, train_data) -> tuple[ml_collections.ConfigDict, dict]:
+    """The config with the model's fields that only the data can tell, and these fields alone."""
+    found = config_lib.complete(MODELS, config.model, train_data, config.seed)
+    before, after = (config_lib.to_json(ml_collections.ConfigDict(dict(m))) for m in (config.model, found))
+    filled = {name: value for name, value in after.items() if name not in before or before[name] != value}
+    if filled:
+        config = config.copy_and_resolve_references()
+        with config.unlocked(), config.ignore_type():
+            config.model = ml_collections.ConfigDict(found)
+    return config, filled
 
 
 def _init(config: ml_collections.ConfigDict, task: Task) -> Callable:
