@@ -26,7 +26,7 @@ from lapa_jax.models.tokenizers.laq_modules import (
 from lapa_jax.nn import losses
 from lapa_jax.nn.norm import RunningNorm
 from lapa_jax.nn.patches import patch_grid
-from lapa_jax.nn.quantizers import nsvq
+from lapa_jax.nn.quantizers import codebook, nsvq
 from lapa_jax.nn.quantizers import replacement as rules
 from lapa_jax.nn.quantizers.usage import batch_usage
 from lapa_jax.nn.views import shift_clips
@@ -122,7 +122,7 @@ class Model(nn.Module):
         """Raises UserError for fields that cannot work, with what to change."""
         check_encoder(self)
         check_choice("decoder_context", self.decoder_context, CONTEXTS)
-        check_choice("codebook_init", self.codebook_init, nsvq.INITS)
+        check_choice("codebook_init", self.codebook_init, codebook.INITS)
         check_choice("delta_norm", self.delta_norm, DELTA_NORMS)
         check_choice("replacement", self.replacement, rules.REPLACEMENTS)
         check_choice("output", self.output, OUTPUTS)
