@@ -1,76 +1,128 @@
-"""Measures the loader: python tools/bench_loader.py SHARDS [options]. Prints a table in Markdown.
+"""Measures the loader: python tools/bench_loader.py SHARDS [options]. Prints tables in Markdown.
 
 The floor is the bare cost of decoding (and resizing, where the size differs) the same JPEGs from memory on one thread,
-measured in the same run with each decoder that is installed. The loader's figure per CPU second is set against the
-floor of simplejpeg, which is what it uses: reading, batching and threads are the difference.
+with each decoder that is installed. Loader and decoders take turns, several rounds in one run, because machines are
+noisy; what is printed is the median over the rounds. The loader's figure per CPU second, that of its workers included,
+is set against the floor of simplejpeg, which is what it uses: reading, batching, threads and processes are the
+difference. With --memory the loader runs over that many pairs and the growth of the memory after a warm-up is printed.
 """
 
 import argparse
+import io
+import multiprocessing
 import os
 import pathlib
-import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from lapa_jax.core.errors import UserError, run_main
-from lapa_jax.data import images
+from lapa_jax.data import images, orders
 from lapa_jax.data.loader import train_batches
 from lapa_jax.data.samples.pairs import FramePairs, Gap
 from lapa_jax.data.shards import StepShards
 
+ROUNDS = 5
+PREFETCH = 8
+
 
 def main(argv: list[str]) -> None:
     """Runs the measurements and prints them."""
+    args = parse(argv)
+    source = FramePairs(StepShards(args.shards, args.split), Gap(frames=args.gap_frames), image_size=args.image_size)
+    batches = train_batches(source, seed=0, batch_size=args.batch_size, threads=args.threads, workers=args.workers,
+                            shuffle=args.shuffle, window=args.window, prefetch=PREFETCH)  # fmt: skip
+    print(describe(args, source) + "\n")
+    if args.memory:
+        print(memory_table(batches, args.memory, args.batch_size))
+    else:
+        print(speed_table(source, batches, args.batch_size, args.pairs // args.batch_size // ROUNDS))
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line; a wrong one is a `UserError`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", metavar="SHARDS", type=pathlib.Path)
     parser.add_argument("--split", default="train")
     parser.add_argument("--gap_frames", type=int, default=1)
     parser.add_argument("--image_size", type=int, help="side in pixels; the stored size by default")
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--threads", type=int, default=4)
-    parser.add_argument("--pairs", type=int, default=10000, help="pairs to load, after a warm-up of a tenth")
+    parser.add_argument("--threads", type=int, default=4, help="readers in this process, where there are no workers")
+    parser.add_argument("--workers", type=int, default=0, help="reader processes; 0 reads in this process")
+    parser.add_argument("--shuffle", default="full", help="full or window")
+    parser.add_argument("--window", type=int, default=orders.WINDOW, help="samples of a window")
+    parser.add_argument("--pairs", type=int, default=10000, help="pairs to load, besides the warm-up")
+    parser.add_argument("--memory", type=int, metavar="PAIRS", help="measure the memory over so many pairs instead")
     args = parser.parse_args(argv)
-    if args.pairs < args.batch_size:
-        raise UserError(f"--pairs {args.pairs} is less than one batch of {args.batch_size}")
-    source = FramePairs(StepShards(args.shards, args.split), Gap(frames=args.gap_frames), image_size=args.image_size)
-    loader = measure_loader(source, args.batch_size, args.threads, args.pairs)
-    floors = measure_decoders(source, min(args.pairs, 2000))
-    report(args, source, loader, floors)
+    pairs, least = (args.memory or args.pairs), args.batch_size * (20 if args.memory else ROUNDS)
+    if pairs < least:
+        raise UserError(f"{pairs} pairs are too few to measure with batches of {args.batch_size}: {least} at least")
+    return args
 
 
-def measure_loader(source: FramePairs, batch_size: int, threads: int, pairs: int) -> dict[str, float]:
-    """Pairs per second and per CPU second, and resident memory after warm-up and its growth, in MiB."""
-    batches = train_batches(source, seed=0, batch_size=batch_size, threads=threads)
-    for _ in range(max(1, pairs // batch_size // 10)):
-        next(batches)
-    count = pairs // batch_size
-    warm, wall, cpu = resident(), time.perf_counter(), time.process_time()
+def describe(args: argparse.Namespace, source: FramePairs) -> str:
+    """What is measured, in a line."""
+    stored, loaded = source.shards.features["image"]["shape"][0], args.image_size
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    readers = f"{args.workers} workers" if args.workers else f"{args.threads} threads"
+    sizes = f"{stored} px stored, {loaded or stored} px loaded"
+    machine = f"{os.cpu_count()} cores, {memory:.0f} GiB"
+    return f"{machine}; {sizes}; batch {args.batch_size}, {readers}, {args.shuffle} shuffle"
+
+
+def speed_table(source: FramePairs, batches: Iterator, batch_size: int, count: int) -> str:
+    """Loader and decoders in turns: medians of pairs per second and per CPU second, and of the loader's share."""
+    jpegs, rates, walls = pictures(source, 1000), {}, []
+    skip(batches, 4 * PREFETCH)
+    for _ in range(ROUNDS):
+        for name, decode in decoders().items():
+            rates.setdefault(name, []).append(decoder_rate(decode, jpegs, source.image_size))
+        skip(batches, 2 * PREFETCH)  # so that what was prepared in the meantime counts for nothing
+        wall, cpu = loader_rate(batches, batch_size, count)
+        walls.append(wall)
+        rates.setdefault("loader", []).append(cpu)
+    floor = np.array(rates["simplejpeg"])
+    rows = ["| | pairs/s | pairs per CPU second | of the simplejpeg floor |", "|---|---|---|---|"]
+    for name in ("loader", *decoders()):
+        share, wall = np.array(rates[name]) / floor, f"{np.median(walls):.0f}" if name == "loader" else ""
+        spread = f"{np.median(share):.2f} ({share.min():.2f} to {share.max():.2f})"
+        label = name if name == "loader" else f"{name}, bare"
+        rows.append(f"| {label} | {wall} | {np.median(rates[name]):.0f} | {spread} |")
+    return "\n".join(rows)
+
+
+def skip(batches: Iterator, count: int) -> None:
+    """Takes batches and drops them."""
     for _ in range(count):
         next(batches)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    grown = resident()
-    return {
-        "pairs_per_second": count * batch_size / wall,
-        "pairs_per_cpu_second": count * batch_size / cpu,
-        "resident": warm,
-        "growth": grown - warm,
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
 
 
-def measure_decoders(source: FramePairs, pairs: int) -> dict[str, float]:
-    """{decoder: pairs per CPU second} of decoding and resizing pictures that are in memory, on one thread."""
+def loader_rate(batches: Iterator, batch_size: int, count: int) -> tuple[float, float]:
+    """Pairs per second and per CPU second of all processes."""
+    wall, cpu = time.perf_counter(), cpu_seconds()
+    skip(batches, count)
+    wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
+    return count * batch_size / wall, count * batch_size / cpu
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and its workers."""
+    total = time.process_time()
+    for worker in multiprocessing.active_children():
+        fields = pathlib.Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
+        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
+def pictures(source: FramePairs, pairs: int) -> list[bytes]:
+    """JPEGs of random steps, two for a pair."""
     steps = np.random.default_rng(0).integers(0, len(source.shards), 2 * pairs)
-    jpegs = [source.shards.read(int(i), ["image.jpg"])["image.jpg"] for i in steps]
-    return {name: _rate(decode, jpegs, source.image_size) for name, decode in decoders().items()}
+    return [source.shards.read(int(i), ["image.jpg"])["image.jpg"] for i in steps]
 
 
 def decoders() -> dict[str, Callable[[bytes], np.ndarray]]:
     """The decoders that are installed, each from JPEG bytes to uint8[H, W, 3]."""
-    import io
-
     from PIL import Image
 
     found = {"simplejpeg": images.decode}
@@ -80,41 +132,40 @@ def decoders() -> dict[str, Callable[[bytes], np.ndarray]]:
     except ImportError:
         return found
     cv2.setNumThreads(1)
-    found["OpenCV"] = lambda data: cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    found["OpenCV"] = lambda data: cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     return found
 
 
-def _rate(decode: Callable[[bytes], np.ndarray], jpegs: list[bytes], size: int | None) -> float:
-    start = time.process_time()
+def decoder_rate(decode: Callable[[bytes], np.ndarray], jpegs: list[bytes], size: int | None) -> float:
+    """Pairs per CPU second of this thread alone: the loader's may still be at work."""
+    start = time.thread_time()
     for data in jpegs:
         picture = decode(data)
         if size is not None:
             images.resize(picture, size)
-    return len(jpegs) / 2 / (time.process_time() - start)
+    return len(jpegs) / 2 / (time.thread_time() - start)
+
+
+def memory_table(batches: Iterator, pairs: int, batch_size: int) -> str:
+    """Memory after a tenth of the pairs and at nine later moments, and its growth in percent."""
+    part = pairs // batch_size // 10
+    rows = ["| pairs | resident memory, MiB |", "|---|---|"]
+    measured = []
+    for number in range(1, 11):
+        skip(batches, part)
+        measured.append(resident())
+        rows.append(f"| {number * part * batch_size} | {measured[-1]:.1f} |")
+    growth = 100 * (measured[-1] / measured[0] - 1)
+    return "\n".join([*rows, f"\ngrowth after the warm-up: {growth:+.2f} %"])
 
 
 def resident() -> float:
-    """Resident memory of this process in MiB."""
-    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def report(args: argparse.Namespace, source: FramePairs, loader: dict, floors: dict[str, float]) -> None:
-    """Prints the table."""
-    stored = source.shards.features["image"]["shape"]
-    shape = f"{stored[0]} px stored, {args.image_size or stored[0]} px loaded"
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    print(f"{os.cpu_count()} cores, {memory:.0f} GiB; {shape}; batch {args.batch_size}, {args.threads} threads\n")
-    print("| | pairs/s | pairs per CPU second | of the simplejpeg floor |\n|---|---|---|---|")
-    share = loader["pairs_per_cpu_second"] / floors["simplejpeg"]
-    print(f"| loader | {loader['pairs_per_second']:.0f} | {loader['pairs_per_cpu_second']:.0f} | {share:.2f} |")
-    for name, rate in floors.items():
-        print(f"| {name}, bare | | {rate:.0f} | {rate / floors['simplejpeg']:.2f} |")
-    growth = 100 * loader["growth"] / loader["resident"]
-    print(
-        f"\nresident memory {loader['resident']:.0f} MiB after warm-up, {growth:+.1f} % over {args.pairs} pairs, "
-        f"peak {loader['peak']:.0f} MiB"
-    )
+    """Resident memory of this process and its workers in MiB; shared pages count once."""
+    total = 0
+    for pid in ("self", *(worker.pid for worker in multiprocessing.active_children())):
+        lines = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total / 1024
 
 
 if __name__ == "__main__":

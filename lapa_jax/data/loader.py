@@ -7,6 +7,7 @@ started at 0. A batch is assembled in one piece, by as many threads or processes
 """
 
 import logging
+import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -47,7 +48,8 @@ def train_batches(
       shuffle: "full" or "window", see `orders`.
       window: samples that the window shuffle mixes.
       max_bad_samples: how many different damaged samples each host may replace by others, with a warning for each.
-      threads: readers in this process, used where there are no workers; each prepares a whole batch.
+      threads: readers in this process, used where there are no workers, at most one a core; each prepares a whole
+        batch.
       workers: reader processes; 0 reads in this process.
       prefetch: batches prepared ahead.
 
@@ -137,7 +139,9 @@ class _Source:
 
 
 def _in_threads(assembler: Assembler, plan: Plan, start: int, threads: int, prefetch: int) -> Iterator[Batch]:
-    import grain  # here, because workers import this module's neighbours only, and grain takes a second
+    import grain  # here, because it takes a second, and workers do without
 
+    # more threads than cores take the interpreter's lock from each other: a tenth of the time at 128 px
+    threads = min(threads, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads)
     stream = grain.MapDataset.source(_Source(assembler, plan, buffers.Pool(keep=threads + prefetch)))[start:]
     return iter(stream.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))
