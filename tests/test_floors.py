@@ -30,8 +30,8 @@ LAZY = {
 }
 """What may be imported only where it is used, within a function."""
 
-NAMES = {"PIL": "pillow", "absl": None, "ml_dtypes": None, "yaml": None}
-"""Import names that differ from the distribution's; None comes with jax."""
+NAMES = {"PIL": "pillow", "absl": None, "ml_dtypes": None, "yaml": None, "scipy": None, "tokenizers": None}
+"""Import names that differ from the distribution's; None comes with jax, or (tokenizers) with transformers."""
 
 
 class Import(NamedTuple):
