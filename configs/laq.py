@@ -90,6 +90,8 @@ def paper() -> ml_collections.ConfigDict:
     config.train.save_every = 2500
     config.train.keep_last = 2
     config.train.best_metric = "val/swap_gap"
+    config.train.patience = config_dict.placeholder(int)
+    config.train.min_delta = 0.0
     config.train.tensorboard = True
 
     config.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "rules": ()})

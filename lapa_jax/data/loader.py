@@ -87,14 +87,30 @@ def eval_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """One pass over the source, or over `limit` samples of it, in a fixed pseudo-random order.
 
-    The order depends on `seed` and the length of the source only; neighbours in a batch are unrelated, as tests that
-    swap codes within a batch need. The last batch is padded by repeating; "mask" f32[B] is 1 for real samples, and 0
-    for padding and for what stands in for one of at most `max_bad_samples` damaged samples.
+    The order depends on `seed` and the length of the source only. Of a mixture every part gives the same number of
+    samples, as far as it has them, so that each can be judged however small its share is. Neighbours in a batch are
+    unrelated, as tests that swap codes within a batch need. The last batch is padded by repeating; "mask" f32[B] is 1
+    for real samples, and 0 for padding and for what stands in for one of at most `max_bad_samples` damaged samples.
     """
-    order = np.random.default_rng(seed).permutation(len(source))[:limit]
+    order = _held_out(source, limit, seed)
     plan = Plan(orders.Repeated(order), len(order), batch_size, host, batches=-(-len(order) // batch_size))
     assembler = Assembler(source, seed=seed, replace=max_bad_samples > 0, real=len(order))
     return map(_Damage(max_bad_samples), _in_threads(assembler, plan, 0, threads, prefetch))
+
+
+def _held_out(source, limit: int | None, seed: int) -> np.ndarray:
+    """Which samples are evaluated, in which order: int64[at most limit]."""
+    order = np.random.default_rng(seed).permutation(len(source))
+    lengths = getattr(source, "lengths", (len(source),))
+    if limit is None or len(lengths) == 1:
+        return order[:limit]
+    if limit < len(lengths):
+        raise UserError(f"data.eval_examples={limit} is fewer than the {len(lengths)} parts of the mixture; raise it")
+    part_of, left, kept = np.searchsorted(np.cumsum(lengths), order, side="right"), limit, []
+    for done, part in enumerate(np.argsort(lengths, kind="stable").tolist()):
+        kept.append(np.flatnonzero(part_of == part)[: left // (len(lengths) - done)])
+        left -= len(kept[-1])
+    return order[np.sort(np.concatenate(kept))]
 
 
 class _Damage:

@@ -1,6 +1,7 @@
 """The one evaluator: per-example arrays over a finite data set, exact whatever the batch size and device count."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -9,16 +10,22 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lapa_jax.train.sharding import shard_batch
 from lapa_jax.train.task import Task
 
+DATASET = "dataset_id"
+
 
 class Evaluator:
     """Evaluates variables on batches; compiled once, used by the loop at every evaluation and by `launch/eval.py`."""
 
-    def __init__(self, task: Task, mesh: Mesh):
-        """Args: task: what to evaluate. mesh: where the variables live."""
-        self._task, self._mesh = task, mesh
+    def __init__(self, task: Task, mesh: Mesh, datasets: Sequence[str] = ()):
+        """Args:
+          task: what to evaluate. mesh: where the variables live.
+          datasets: the names behind the batches' "dataset_id", for data of several datasets.
+        """
+        self._task, self._mesh, self._datasets = task, mesh, tuple(datasets)
 
         def rows(variables, batch, mask):
-            return {**task.evaluate(variables, batch), "mask": mask}
+            which = {DATASET: batch[DATASET]} if self._datasets else {}
+            return {**task.evaluate(variables, batch), **which, "mask": mask}
 
         # Replicated results: every host holds all rows and computes the same summary.
         self._rows = jax.jit(rows, out_shardings=NamedSharding(mesh, PartitionSpec()))
@@ -31,7 +38,9 @@ class Evaluator:
           batches: this host's slices, dicts of numpy arrays with "mask" f32 `[B]`: 1 for real rows, 0 for padding.
 
         Returns:
-          Scalars by the task's `summarize`, and the arrays of all real rows, `{name: [N, ...]}`.
+          Scalars by the task's `summarize`, and the arrays of all real rows, `{name: [N, ...]}`. With several datasets
+          the scalars are "<dataset>/<metric>" of each, and under the metric's own name the mean over the datasets (over
+          those where it is a number); the arrays then hold "dataset_id".
         """
         collected: dict[str, list[np.ndarray]] = {}
         for batch in batches:
@@ -42,7 +51,24 @@ class Evaluator:
             for name, value in rows.items():
                 collected.setdefault(name, []).append(value[real])
         arrays = {name: np.concatenate(parts) for name, parts in collected.items()}
-        return self._task.summarize(arrays), arrays
+        if not self._datasets:
+            return self._task.summarize(arrays), arrays
+        which = arrays[DATASET]
+        found = {}
+        for number, name in enumerate(self._datasets):
+            own = {key: value[which == number] for key, value in arrays.items() if key != DATASET}
+            found[name] = self._task.summarize(own) if (which == number).any() else {}
+        return by_dataset(found), arrays
+
+
+def by_dataset(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """{dataset: {metric: value}} -> {"<dataset>/<metric>": value} and {metric: mean over the datasets that have it}."""
+    metrics = list(dict.fromkeys(name for values in found.values() for name in values))
+    means = {}
+    for name in metrics:
+        known = [values[name] for values in found.values() if not math.isnan(values.get(name, math.nan))]
+        means[name] = float(np.mean(known)) if known else math.nan
+    return means | {f"{dataset}/{name}": value for dataset, values in found.items() for name, value in values.items()}
 
 
 def evaluate(task: Task, variables, batches: Iterable[dict], mesh: Mesh):

@@ -11,18 +11,21 @@ import ml_collections
 import numpy as np
 
 from lapa_jax.core import progress
-from lapa_jax.core.errors import UserError
+from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.core.files import read_json, write_json
-from lapa_jax.core.metrics import MetricsWriter
+from lapa_jax.core.metrics import MetricsWriter, read_metrics
 from lapa_jax.train.checkpoint import Checkpointer, latest_meta
 from lapa_jax.train.evaluate import Evaluator
-from lapa_jax.train.run import LOG, UNTRAINED_FILE, logging_to, open_run
-from lapa_jax.train.setup import Setup, compile_step, on_mesh, parameter_table, prepare
+from lapa_jax.train.run import LOG, UNTRAINED_FILE, check_config, logging_to, open_run
+from lapa_jax.train.setup import Setup, compile_step, make_patience, on_mesh, parameter_table, prepare
 from lapa_jax.train.sharding import shard_batch
 from lapa_jax.train.state import State
 
 # Probes score above chance on a random network too: what it reaches stands beside every later figure.
 BASELINES = ("action_probe_r2",)
+# What the log shows of an evaluation, besides the best metric; of a model that has none of these, the first few.
+SHOWN = ("psnr_gain", "swap_gap", "action_mse", "perplexity", "codebook_utilization", "action_probe_r2")
+FEW = 5
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike, *, dry_run: bool = False) -> None:
@@ -37,6 +40,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike, *, dry_
       UserError: anything the user can mend, before anything is written or compiled; also a non-finite loss.
     """
     workdir = pathlib.Path(workdir)
+    check_config(workdir, config)
     setup = prepare(config, latest_meta(workdir))
     with on_mesh(setup.mesh):
         if dry_run:
@@ -76,9 +80,11 @@ class Loop:
         self._step, self._flops = compile_step(setup)
         best, keep = self._config.best_metric, self._config.keep_last
         self._checkpoints = Checkpointer(workdir, keep_last=keep, best_metric=best)
-        self._evaluator = Evaluator(setup.task, setup.mesh)
+        self._evaluator = Evaluator(setup.task, setup.mesh, setup.val_datasets)
         self._meta = setup.meta()
         self._state = self._start()
+        self._patience = make_patience(self._config)
+        self._patience.replay(read_metrics(workdir), int(self._state.step))
         self._pending: list[dict[str, jax.Array]] = []
         self._waited, self._since = 0.0, time.perf_counter()
         self._writer: MetricsWriter | None = None
@@ -97,6 +103,9 @@ class Loop:
             batches = self._setup.train_batches(first)
             self._reset_clock()
             for step in range(first + 1, last + 1):
+                if self._patience.exhausted:
+                    LOG.info("stopping early after step %d: %s", step - 1, self._patience)
+                    break
                 self._one_step(batches)
                 bar.update()
                 if step % self._config.log_every == 0 or step == last:
@@ -104,7 +113,7 @@ class Loop:
                 evaluated = None
                 if step % self._config.eval_every == 0 or step == last:
                     evaluated = self._evaluate(step)
-                if step % self._config.save_every == 0 or step == last or self._stop:
+                if step % self._config.save_every == 0 or step == last or self._stop or self._patience.exhausted:
                     self._save(step, evaluated)
                 if self._stop:
                     LOG.info("asked to stop: saved step %d; the same command resumes", step)
@@ -169,13 +178,23 @@ class Loop:
         metrics |= self._untrained(step, metrics)
         named = {f"val/{name}": value for name, value in metrics.items()}
         self._write(step, named)
-        shown = ("psnr_gain", "swap_gap", "perplexity", "codebook_utilization", "action_probe_r2")
-        LOG.info("step %d: %s", step, ", ".join(f"{n} {metrics[n]:.3f}" for n in shown if n in metrics))
+        LOG.info("step %d: %s", step, ", ".join(f"{n} {metrics[n]:.3f}" for n in self._shown(metrics)))
         if step and metrics.get("collapse"):
-            LOG.warning("the codebook has collapsed: one code takes more than 90 %% of the held-out pairs; see "
+            LOG.warning("the codebook has collapsed: one code takes more than 90 %% of the held-out samples; see "
                         "docs/troubleshooting.md")
+        best = self._config.best_metric
+        if best is not None:
+            if best not in named:
+                raise UserError(f"config.train.best_metric '{best}' is none of the evaluation's metrics"
+                                f"{did_you_mean(best, named)}")
+            self._patience.update(step, named[best])
         self._since += time.perf_counter() - paused
         return named
+
+    def _shown(self, metrics: dict[str, float]) -> list[str]:
+        best = (self._config.best_metric or "").removeprefix("val/")
+        names = list(dict.fromkeys(name for name in (*SHOWN, best) if name in metrics))
+        return names if len(names) > 1 else list(dict.fromkeys([*names, *metrics]))[:FEW]
 
     def _untrained(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
         path = self._workdir / UNTRAINED_FILE

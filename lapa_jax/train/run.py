@@ -22,8 +22,19 @@ LOG_FILE, ENV_FILE, UNTRAINED_FILE = "log.txt", "env.json", "untrained.json"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # What a resumed run may change: how long and how often, where and how fast, never what is learned from what.
 MAY_CHANGE = ("train.steps", "train.log_every", "train.eval_every", "train.save_every", "train.keep_last",
-              "train.tensorboard", "mesh.", "data.threads", "data.workers", "data.prefetch",
-              "data.max_bad_samples")  # fmt: skip
+              "train.best_metric", "train.patience", "train.min_delta", "train.tensorboard", "mesh.", "data.threads",
+              "data.workers", "data.prefetch", "data.max_bad_samples")  # fmt: skip
+
+
+def check_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Refuses a folder that holds a run of another config, as far as that shows before the data are opened.
+
+    What a model takes from its data is not in the given config yet, so the model is left to `open_run`.
+    """
+    path = workdir / CONFIG_FILE
+    if path.is_file():
+        old, new = ({**values, "model": {}} for values in (read_json(path), config_lib.to_json(config)))
+        _check_same(old, new, workdir)
 
 
 def open_run(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:

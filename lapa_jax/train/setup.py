@@ -23,6 +23,7 @@ from lapa_jax.train.optim import Optimizer, make_optimizer
 from lapa_jax.train.run import LOG
 from lapa_jax.train.state import State, init_state
 from lapa_jax.train.step import make_train_step
+from lapa_jax.train.stopping import Patience
 from lapa_jax.train.task import Task
 
 GIB = 2**30
@@ -70,6 +71,11 @@ class Setup:
             max_bad_samples=data.max_bad_samples, threads=data.threads, prefetch=data.prefetch,
         )  # fmt: skip
 
+    @property
+    def val_datasets(self) -> tuple[str, ...]:
+        """The names of the datasets that evaluation tells apart; empty where there is one."""
+        return tuple(getattr(self.val_data, "names", ()))
+
     def train_batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a global training batch."""
         return _batch_shapes(self.train_data, self.config.train.batch_size, self.mesh)
@@ -91,6 +97,7 @@ def prepare(config: ml_collections.ConfigDict, saved: Mapping | None = None) -> 
       config: the run's.
       saved: the metadata of the checkpoint that the run goes on from: numbers are scaled as they were then.
     """
+    make_patience(config.train)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch_size(mesh, config.train.batch_size, config.train.micro_batches)
     sharding.check_batch_size(mesh, config.train.eval_batch_size)
@@ -101,6 +108,7 @@ def prepare(config: ml_collections.ConfigDict, saved: Mapping | None = None) -> 
     task = Task(config_lib.build(MODELS, config.model), config.loss)
     known = statistics_of(train_data.meta())
     val_data = pipeline.build(config.data, "val", fields=pipeline.eval_fields(config.data), statistics=known)
+    _check_same_shapes(train_data, val_data)
     augment = pipeline.augmentation(config.data, train_data)
     if len(train_data) < config.train.batch_size:
         raise ConfigError(f"the training split has {len(train_data)} examples, fewer than one batch of "
@@ -114,6 +122,11 @@ def prepare(config: ml_collections.ConfigDict, saved: Mapping | None = None) -> 
         abstract, sharding.shardings(abstract, mesh, config.mesh.rules),
     )  # fmt: skip
     return Setup(config, from_data, task, mesh, train_data, val_data, augment, optimizer, placed)
+
+
+def make_patience(train: Mapping) -> Patience:
+    """Early stopping as `config.train` asks for it; configs of runs from before it existed do not."""
+    return Patience(train.get("best_metric"), train.get("patience"), train.get("min_delta") or 0.0)
 
 
 def compile_step(setup: Setup) -> tuple[Callable, float]:
@@ -191,6 +204,17 @@ def _batch_shapes(source, batch_size: int, mesh: Mesh) -> dict[str, jax.ShapeDty
             raise ConfigError(f"the samples' '{name}' is text, which no device takes; set data.text_tokenizer")
     return {name: jax.ShapeDtypeStruct((batch_size, *values.shape[1:]), values.dtype, sharding=place)
             for name, values in empty.items()}  # fmt: skip
+
+
+def _check_same_shapes(train_data, val_data) -> None:
+    """Refuses held-out samples that the model of the training samples cannot take."""
+    ours, theirs = train_data.batch([]), val_data.batch([])
+    for name in ours:
+        if name not in theirs:
+            raise ConfigError(f"the held-out samples lack '{name}', which those of training have; give other data")
+        if ours[name].shape[1:] != theirs[name].shape[1:]:
+            raise ConfigError(f"'{name}' has shape {list(ours[name].shape[1:])} in training and "
+                              f"{list(theirs[name].shape[1:])} in the held-out data; evaluate on data of the same kind")
 
 
 def _host() -> tuple[int, int]:

@@ -113,6 +113,21 @@ def test_eval_is_one_pass_with_a_mask(pairs):
     assert_equal(batches, list(eval_batches(pairs, batch_size=8)))
 
 
+def test_eval_takes_the_same_number_of_each_part_of_a_mixture():
+    """Of parts of 70, 20 and 10 samples: a third each as far as they go, and what is left from the larger ones."""
+
+    def counts(limit):
+        batches = list(eval_batches(sources.Mixture(), batch_size=8, limit=limit))
+        samples = np.concatenate([b["i"][b["mask"] > 0] for b in batches])
+        assert len(set(samples.tolist())) == len(samples) and not (np.diff(samples) > 0).all()
+        return np.bincount(np.digitize(samples, [70, 90]), minlength=3).tolist()
+
+    assert counts(9) == [3, 3, 3] and counts(36) == [13, 13, 10] and counts(70) == [40, 20, 10]
+    assert counts(None) == counts(1000) == [70, 20, 10] and counts(10) == [4, 3, 3]
+    with pytest.raises(UserError, match="fewer than the 3 parts"):
+        counts(2)
+
+
 def test_eval_on_hosts_and_with_a_limit(pairs):
     alone = list(eval_batches(pairs, batch_size=8, limit=10))
     assert sum(b["mask"].sum() for b in alone) == 10 and len(alone) == 2
