@@ -1,0 +1,200 @@
+"""MS-TCN: two-level discrete codes of action sequences, one pair of codes per step.
+
+An MS-TCN encoder embeds every step of a window of actions; the embedding is quantised to one of many subclusters (Z),
+each of which belongs to one of few clusters (Q); an MS-TCN decoder rebuilds the actions from the codes. The scheme is
+the HVQ of Spurio et al. (AAAI 2025) with MS-TCN stages (Abu Farha and Gall, CVPR 2019), for actions.
+"""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.core.output import Output
+from lapa_jax.models.tokenizers import mstcn_summary
+from lapa_jax.models.tokenizers.mstcn_codes import INPUTS, TwoLevels
+from lapa_jax.nn.norm import LayerNorm
+from lapa_jax.nn.tcn import MultiStage, check_context, receptive_field
+
+DTYPES = ("float32", "bfloat16")
+KEPT = ("episode_id", "step", "dataset_id", "action_dims")
+"""What evaluation hands on of a batch."""
+
+
+def from_data(spec: Mapping, source, seed: int) -> dict:
+    """Fills in `action_dim` and `state_dim` (0 where the samples hold no state) from the samples.
+
+    Args:
+      spec: the model's fields. source: samples of kind "chunks", or "sequences" without prompts. seed: not needed.
+
+    Raises:
+      UserError: the samples do not fit the fields.
+    """
+    shapes = {name: values.shape[1:] for name, values in source.batch([]).items()}
+    if len(shapes.get("action", ())) != 2:
+        raise UserError(f"tokenizers.mstcn learns from action windows [T, A], the samples hold {shapes}: set "
+                        "data.samples=chunks")
+    if "history_mask" in shapes:
+        raise UserError("tokenizers.mstcn reads the state at the first step of a chunk; set data.history=0")
+    length, width = shapes["action"]
+    if spec.get("context", length) != length:
+        raise UserError(f"model.context is {spec['context']} and the samples have {length} steps; set both to the same")
+    found = {"action_dim": width, "state_dim": shapes["state"][-1] if "state" in shapes else 0}
+    for name, value in found.items():
+        if spec.get(name) not in (None, value):
+            raise UserError(f"model.{name} is {spec[name]}, the data have {value}; leave it None")
+    return {**spec, **found}
+
+
+class Model(nn.Module):
+    """The action tokenizer.
+
+    Batches hold "action" f32 [B, T, A], scaled to about [-1, 1], and "action_mask" f32 [B, T], 1 where there is one;
+    with `state_dim` also "state" f32 [B, S] of the first step, or [B, T, S] (then "step_mask" counts too); of a mixture
+    "action_dims" f32 [B, A]. Losses: "reconstruction", the mean squared error over real steps and dimensions, and
+    "commitment_z", "commitment_q", see `TwoLevels`.
+
+    Attributes:
+      action_dim: A; None in a config is taken from the data.
+      state_dim: S, or 0 for a tokenizer of actions alone; likewise. The state tells the encoder more to cluster by; the
+        decoder never sees it, so codes decode without one.
+      context: T, steps of a window in training; encoding and decoding take any number of steps.
+      embed_dim: D, of embeddings and codes.
+      width: features within the stages.
+      layers: dilated layers of a stage; their reach is bounded by the context, see `tcn.check_context`.
+      stages: of the encoder, and of the decoder.
+      causal: the codes of a step depend on the actions up to it, and decoded actions on the codes up to theirs: what a
+        policy needs whose input are codes of its own past.
+      dropout: rate, in the layers.
+      subclusters, clusters, decoder_input, decay, dead_share, dead_age, codebook_init: of the codebooks, see `TwoLevels`.
+      dtype: "float32" or "bfloat16" computation of the stages; parameters, norm and quantisation are float32.
+    """
+
+    action_dim: int | None = None
+    state_dim: int | None = 0
+    context: int = 10
+    embed_dim: int = 512
+    width: int = 512
+    layers: int = 4
+    stages: int = 2
+    causal: bool = False
+    dropout: float = 0.0
+    subclusters: int = 128
+    clusters: int = 32
+    decoder_input: str = "z"
+    decay: float = 0.8
+    dead_share: float = 0.1
+    dead_age: int = 20
+    codebook_init: str = "data"
+    dtype: str = "float32"
+
+    def setup(self):
+        stack = (self.causal, self.dropout, jnp.dtype(self.dtype))
+        self.encoder = MultiStage(self.stages, self.layers, self.width, self.embed_dim, *stack)
+        self.norm = LayerNorm()
+        self.codes = self._levels()
+        self.decoder = MultiStage(self.stages, self.layers, self.width, self.action_dim, *stack)
+
+    @nn.nowrap
+    def _levels(self) -> TwoLevels:
+        return TwoLevels(self.subclusters, self.clusters, self.decoder_input, self.decay, self.dead_share,
+                         self.dead_age, self.codebook_init)  # fmt: skip
+
+    @nn.nowrap
+    def check(self) -> None:
+        """Raises UserError for fields that cannot work, with what to change."""
+        for name in ("action_dim", "embed_dim", "width", "layers", "stages"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)!r}; it must be a whole number, at least 1")
+        if not isinstance(self.state_dim, int) or self.state_dim < 0 or self.context < 2:
+            raise UserError(f"state_dim is {self.state_dim!r} and context {self.context}; give 0 or the width of the "
+                            "state, and at least 2 steps")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout is {self.dropout}; give a rate of at least 0 and less than 1")
+        for name, choices in (("decoder_input", INPUTS), ("dtype", DTYPES)):
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name} is '{getattr(self, name)}'{did_you_mean(getattr(self, name), choices)}")
+        check_context(self.layers, self.stages, self.context)
+        self._levels().check()
+
+    @nn.nowrap
+    def example(self, batch_size: int) -> dict[str, np.ndarray]:
+        """A batch of zeros with the right shapes and dtypes."""
+        batch = {"action": np.zeros((batch_size, self.context, self.action_dim), np.float32),
+                 "action_mask": np.ones((batch_size, self.context), np.float32)}  # fmt: skip
+        return batch | ({"state": np.zeros((batch_size, self.state_dim), np.float32)} if self.state_dim else {})
+
+    def __call__(self, batch, *, train: bool) -> Output:
+        """Losses, metrics and codes i32 [B, T, 2] of a batch; with `train` the codebooks move and dropout acts."""
+        mask = _mask(batch)
+        embedding = self._embed(batch["action"], mask, batch.get("state"), train=train)
+        found = self.codes(embedding, mask, train=train)
+        prediction = self.decoder(found["vectors"], mask, train=train)
+        error = jnp.square(prediction - batch["action"])
+        named = {"reconstruction": _mean(error, mask, batch.get("action_dims")), **found["losses"]}
+        return Output(losses=named, metrics=found["metrics"], codes=found["codes"])
+
+    def encode(self, action: jax.Array, mask: jax.Array | None = None, state: jax.Array | None = None):
+        """Normalised actions f32 [B, T, A], of any T -> "codes" i32 [B, T, 2] and "embedding" f32 [B, T, D]."""
+        mask = jnp.ones(action.shape[:2]) if mask is None else mask
+        embedding = self._embed(action, mask, state, train=False)
+        return {"codes": self.codes.nearest(embedding), "embedding": embedding}
+
+    def decode(self, codes: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Codes i32 [B, T, 2] -> normalised actions f32 [B, T, A], 0 where the mask is."""
+        mask = jnp.ones(codes.shape[:2]) if mask is None else mask
+        return self.decoder(self.codes.lookup(codes), mask, train=False)
+
+    def predict(self, batch) -> dict[str, jax.Array]:
+        """Codes i32 [B, T, 2] of the actions, and the "reconstruction" f32 [B, T, A] from them."""
+        mask = _mask(batch)
+        codes = self.encode(batch["action"], mask, batch.get("state"))["codes"]
+        return {"codes": codes, "reconstruction": self.decode(codes, mask)}
+
+    def evaluate(self, batch) -> dict[str, jax.Array]:
+        """Per example "action", "reconstruction" f32 [B, T, A], "codes" i32 [B, T, 2] and "action_mask" f32 [B, T], and
+        what the batch has of "episode_id", "step", "dataset_id", "action_dims"."""
+        arrays = {"action": batch["action"], "action_mask": _mask(batch), **self.predict(batch)}
+        return arrays | {name: batch[name] for name in KEPT if name in batch}
+
+    @nn.nowrap
+    def summarize(self, arrays: dict[str, np.ndarray]) -> dict[str, float]:
+        """Scalars from the arrays of `evaluate` over a data set; see `mstcn_summary.summarize`."""
+        sizes = {"z": self.subclusters, "q": self.clusters}
+        steps = min(receptive_field(self.layers, self.stages), self.context)
+        return {**mstcn_summary.summarize(arrays, sizes), "receptive_field": float(steps)}
+
+    def hierarchy(self) -> jax.Array:
+        """The cluster of each subcluster, i32 [|Z|]."""
+        return self.codes.hierarchy()
+
+    def codebooks(self) -> tuple[jax.Array, jax.Array]:
+        """The unit vectors of Z f32 [|Z|, D] and Q f32 [|Q|, D]."""
+        return self.codes.codebooks()
+
+    def _embed(self, action: jax.Array, mask: jax.Array, state: jax.Array | None, *, train: bool) -> jax.Array:
+        """Normalised actions [B, T, A] -> f32 [B, T, D]."""
+        if action.ndim != 3 or action.shape[-1] != self.action_dim:
+            raise UserError(f"action has shape {action.shape}; [B, T, {self.action_dim}] is expected")
+        if (state is None) != (not self.state_dim):
+            raise UserError(f"the tokenizer has state_dim {self.state_dim}, and {'no' if state is None else 'a'} state "
+                            "came with the actions; give data.fields with the state, or train without it")
+        inputs = action.astype(jnp.float32)
+        if state is not None:
+            state = state if state.ndim == 3 else state[:, None]
+            inputs = jnp.concatenate([inputs, jnp.broadcast_to(state, (*action.shape[:2], state.shape[-1]))], -1)
+        return self.norm(self.encoder(inputs, mask, train=train))
+
+
+def _mask(batch) -> jax.Array:
+    """f32 [B, T]: 1 for steps with an action, and with all else that was asked for."""
+    return batch["action_mask"] * batch["step_mask"] if "step_mask" in batch else batch["action_mask"]
+
+
+def _mean(error: jax.Array, mask: jax.Array, dims: jax.Array | None) -> jax.Array:
+    """Errors [B, T, A] -> f32 [B], the mean over real steps and, where `dims` [B, A] is given, real dimensions."""
+    weight = mask[..., None] * (jnp.ones_like(error[:, :1]) if dims is None else dims[:, None])
+    return jnp.sum(error * weight, (1, 2)) / jnp.maximum(jnp.sum(weight, (1, 2)), 1)
