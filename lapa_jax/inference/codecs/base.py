@@ -38,7 +38,7 @@ class Codec:
         """
         chunks = _chunks(chunks)
         self.shape = chunks.shape[1:]
-        self._mean = np.asarray(summary["mean"], np.float32)
+        self._mean, self._low, self._high = (np.asarray(summary[k], np.float32) for k in ("mean", "min", "max"))
         self._fit(chunks, summary)
         return self
 
@@ -52,12 +52,15 @@ class Codec:
     def decode(self, tokens: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Actions f32[n, T, A] of n token sequences, and bool[n]: which of them are no chunk.
 
-        In place of a chunk that cannot be decoded stands the mean action of the training data.
+        Actions are cut off at the minimum and maximum of the training data, whatever the codec: where a controller
+        saturates, a wave or a spline that goes beyond is no error. In place of a chunk that cannot be decoded stands
+        the mean action of the training data.
         """
         actions = np.broadcast_to(self._mean, (len(tokens), *self.shape)).copy()
         well = np.array([self._is_chunk(sequence) for sequence in tokens], bool)
         if well.any():
-            actions[well] = self._decode([tokens[i] for i in np.flatnonzero(well)])
+            decoded = self._decode([tokens[i] for i in np.flatnonzero(well)])
+            actions[well] = np.clip(decoded, self._low, self._high)
         return actions, ~well
 
     def alphabets(self, sequence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
