@@ -4,7 +4,6 @@ When one of these fails after an upgrade, the dependency has moved a seam: the c
 """
 
 import json
-import pickle
 
 import flax.linen as nn
 import grain
@@ -222,22 +221,6 @@ def test_json_items_are_one_readable_file(tmp_path):
 # ----------------------------------------------------------------------------------------------------------- grain
 
 
-def test_shuffle_and_repeat_are_a_fixed_function_of_the_seed():
-    """data/loader.py: resume in another version of grain must see the same samples."""
-    stream = grain.MapDataset.range(10).shuffle(seed=1).repeat()
-    again = grain.MapDataset.range(10).shuffle(seed=1).repeat()
-    first, second = ([stream[i] for i in range(e, e + 10)] for e in (0, 10))
-    assert first == [again[i] for i in range(10)]
-    assert sorted(first) == sorted(second) == list(range(10)) and first != second  # every epoch has its own order
-    assert first == [5, 7, 6, 0, 4, 8, 9, 2, 1, 3]
-
-
-def test_epoch_e_of_a_repeat_is_shuffled_with_seed_plus_e():
-    """The reason why data/loader.py spreads neighbouring seeds before it uses them."""
-    stream = grain.MapDataset.range(10).shuffle(seed=1).repeat()
-    assert [stream[i] for i in range(10, 20)] == [grain.MapDataset.range(10).shuffle(seed=2)[i] for i in range(10)]
-
-
 class Squares:
     """A random-access source."""
 
@@ -256,10 +239,3 @@ def test_a_slice_of_a_source_read_by_threads_keeps_its_order_and_its_start():
     options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
     iterator = iter(grain.MapDataset.source(Squares())[1000:].to_iter_dataset(options))
     assert [int(next(iterator)) for _ in range(20)] == [i * i for i in range(1000, 1020)]
-
-
-def test_endless_repeats_have_a_length_and_pickle():
-    """data/loader.py divides that length by the batch size."""
-    stream = grain.MapDataset.range(10).shuffle(seed=1).repeat()
-    assert len(stream) >= 1 << 60
-    assert [pickle.loads(pickle.dumps(stream))[i] for i in range(20)] == [stream[i] for i in range(20)]  # noqa: S301

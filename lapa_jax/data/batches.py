@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from lapa_jax.core.errors import UserError
+from lapa_jax.data.files import DamagedSample
 from lapa_jax.data.orders import Order
-from lapa_jax.data.shards import DamagedSample
 
 _AT_ONCE = 4096
 """Positions whose samples are looked up together: orders are fast on whole arrays."""

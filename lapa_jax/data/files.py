@@ -7,6 +7,10 @@ import threading
 from lapa_jax.core.errors import UserError
 
 
+class DamagedSample(UserError):
+    """A stored sample that cannot be read. The loader may leave it out and count it; see `data.max_bad_samples`."""
+
+
 class Files:
     """Reads with `os.pread`, which has no file position: threads need no lock to share a descriptor."""
 
@@ -15,7 +19,7 @@ class Files:
         self._lock = threading.Lock()
 
     def read(self, path: pathlib.Path, offset: int, size: int) -> bytes:
-        """`size` bytes of a file from `offset`; a file that is too short is a `UserError` that names it."""
+        """`size` bytes of a file from `offset`; a file that is too short is a `DamagedSample` that names it."""
         descriptor = self._descriptors.get(path)
         if descriptor is None:
             descriptor = self._open(path)
@@ -23,7 +27,8 @@ class Files:
         while size > 0:
             part = os.pread(descriptor, size, offset)
             if not part:
-                raise UserError(f"{path} ends at byte {offset}, {size} more were expected: copy or convert it again")
+                wanted = f"{size} more were expected"
+                raise DamagedSample(f"{path} ends at byte {offset}, {wanted}: copy or convert it again")
             parts.append(part)
             offset, size = offset + len(part), size - len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -20,7 +20,7 @@ from lapa_jax import sample
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import atomic_path, read_json, write_json
 from lapa_jax.data import images, tar
-from lapa_jax.data.files import Files
+from lapa_jax.data.files import DamagedSample, Files
 from lapa_jax.data.index import open_index
 
 FORMAT, VERSION = "lapa_jax.step_shards", 1
@@ -28,10 +28,6 @@ DATASET, STATISTICS = "dataset.json", "statistics.json"
 WORK = ".convert"
 """Where an unfinished conversion keeps its state."""
 _NOWHERE = (-1, -1, -1)
-
-
-class DamagedSample(UserError):
-    """A stored sample that cannot be read. The loader may leave it out and count it; see `data.max_bad_samples`."""
 
 
 class Episode(NamedTuple):

@@ -14,13 +14,13 @@ import mmap
 import multiprocessing
 import multiprocessing.util  # registers an exit handler that waits for workers: ours, registered later, runs before it
 import os
-import pickle
 import signal
 import tempfile
 import traceback
 import weakref
 from collections.abc import Iterator, Mapping
 from multiprocessing import connection, reduction
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 
@@ -98,9 +98,9 @@ class WorkerBatches:
 
     def _pickle(self) -> bytes:
         try:
-            return pickle.dumps((self._assembler, self._plan))
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise UserError(f"data.workers > 0 needs data that can be pickled ({error}): set it to 0") from None
+            return bytes(ForkingPickler.dumps((self._assembler, self._plan)))
+        except Exception as error:  # whatever an object that cannot be sent raises
+            raise UserError(f"data.workers > 0 needs data that can be sent ({error}): set it to 0") from None
 
     def _ask(self) -> None:
         """Asks for batches up to `prefetch` ahead, each from the worker with the least to do."""
@@ -284,7 +284,7 @@ def _serve(parent: connection.Connection) -> None:
             k, slot = parent.recv()
             try:
                 if make is None:
-                    make, pickled = pickle.loads(pickled), None  # noqa: S301 - written by the training process
+                    make, pickled = ForkingPickler.loads(pickled), None
                 answer = _answer(*make, k, _Slot(memory[slot * size : (slot + 1) * size]))
             except Exception as error:
                 answer = _portable(error)
@@ -302,6 +302,6 @@ def _portable(error: Exception) -> Exception:
     if not isinstance(error, UserError):
         error.add_note("in a data worker:\n" + traceback.format_exc())
     try:
-        return pickle.loads(pickle.dumps(error))  # noqa: S301
+        return ForkingPickler.loads(ForkingPickler.dumps(error))
     except Exception:
         return RuntimeError("".join(traceback.format_exception(error)))

@@ -7,7 +7,7 @@ import signal
 import numpy as np
 
 from lapa_jax.data import buffers
-from lapa_jax.data.shards import DamagedSample
+from lapa_jax.data.files import DamagedSample
 
 
 class Numbers:

@@ -10,6 +10,7 @@ import pytest
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.data import images, tar
+from lapa_jax.data.files import DamagedSample
 from lapa_jax.data.index import build_index, open_index
 from lapa_jax.data.shards import DATASET, ShardWriter, StepShards, array_bytes, column, json_bytes, step_key
 from tests.inference import step_shards
@@ -230,6 +231,15 @@ def test_every_flipped_byte_of_a_shard_is_found(folder):
             refused += 1
             assert "train-00000.tar" in str(error)
     assert refused > 100
+
+
+def test_a_tar_that_is_cut_while_it_is_read_costs_samples_not_the_run(folder):
+    """The loader counts a `DamagedSample`, see `data.max_bad_samples`."""
+    data = StepShards(folder)
+    assert data.read(0)
+    os.truncate(folder / "train-00000.tar", 100)
+    with pytest.raises(DamagedSample, match=r"train-00000\.tar ends at byte \d+"):
+        data.read(1)
 
 
 def test_archives_joined_into_one_file_are_refused(folder):

@@ -108,7 +108,7 @@ def test_errors_arrive_as_they_are():
         next(late)
     with pytest.raises(IndexError):
         next(train_batches(sources.Failing(), workers=1, **OPTIONS))
-    with pytest.raises(UserError, match=r"data\.workers > 0 needs data that can be pickled"):
+    with pytest.raises(UserError, match=r"data\.workers > 0 needs data that can be sent"):
         next(train_batches(Local(), workers=1, **OPTIONS))
 
 

@@ -9,11 +9,10 @@ import numpy as np
 from lapa_jax.core.errors import UserError
 from lapa_jax.data import images
 from lapa_jax.data.buffers import empty
-from lapa_jax.data.files import Files
+from lapa_jax.data.files import DamagedSample, Files
 from lapa_jax.data.index import open_index
 from lapa_jax.data.samples.base import NOWHERE, Rows
 from lapa_jax.data.samples.meta import describe
-from lapa_jax.data.shards import DamagedSample
 
 
 class PairShards:
