@@ -89,7 +89,8 @@ def test_another_config_is_refused(root, whole):
     with pytest.raises(ConfigError, match="seed: 0 -> 1"):
         train(make_config(root, "--config.seed=1"), whole)
     with pytest.raises(ConfigError, match="does not divide into 8 parts"):
-        train(make_config(root, "--config.train.batch_size=12"), whole)
+        train(make_config(root, "--config.train.batch_size=12"), whole.parent / "another")
+    assert not (whole.parent / "another").exists()
     assert (whole / "config.json").read_bytes() == before
 
 
