@@ -14,6 +14,7 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.core.output import Output
+from lapa_jax.models import fifa
 from lapa_jax.models.tokenizers import mstcn_summary
 from lapa_jax.models.tokenizers.mstcn_codes import INPUTS, TwoLevels
 from lapa_jax.nn.norm import LayerNorm
@@ -171,9 +172,10 @@ class Model(nn.Module):
         """The cluster of each subcluster, i32 [|Z|]."""
         return self.codes.hierarchy()
 
-    def codebooks(self) -> tuple[jax.Array, jax.Array]:
-        """The unit vectors of Z f32 [|Z|, D] and Q f32 [|Q|, D]."""
-        return self.codes.codebooks()
+    def cluster_distances(self, action: jax.Array, mask: jax.Array, state: jax.Array | None = None) -> jax.Array:
+        """How far each step is from each cluster, f32 [B, T, |Q|], see `fifa`; arguments as of `encode`."""
+        embedding = self._embed(action, mask, state, train=False)
+        return fifa.cluster_distances(embedding, *self.codes.codebooks(), self.codes.hierarchy())
 
     def _embed(self, action: jax.Array, mask: jax.Array, state: jax.Array | None, *, train: bool) -> jax.Array:
         """Normalised actions [B, T, A] -> f32 [B, T, D]."""
