@@ -81,6 +81,14 @@ def gap_of(data: Mapping, datasets: Mapping[str, Mapping], fingerprint: str) -> 
     return data.get("gap_seconds"), data.get("gap_frames")
 
 
+def normalization_of(data: Mapping, dataset: str | None) -> str:
+    """The mode of normalisation of a dataset, by its name: that of its part of a mixture, or of `config.data`."""
+    for part in data.get("mixture") or ():
+        if dataset == (part.get("name") or _name(part)):
+            data = {**data, **part}
+    return data.get("normalize") or "none"
+
+
 def has_actions(data: Mapping, split: str) -> bool:
     """Whether the folders behind `split` store actions, all of them."""
     parts = data.get("mixture")

@@ -7,13 +7,16 @@ import ml_collections
 from lapa_jax.core import config as config_lib
 from lapa_jax.core import tree
 from lapa_jax.core.errors import UserError
+from lapa_jax.inference.action_tokenizer import ActionTokenizer
+from lapa_jax.inference.feature_tokenizer import FeatureTokenizer
 from lapa_jax.inference.tokenizer import LatentActionTokenizer
+from lapa_jax.inference.trained import TrainedModel
 from lapa_jax.models import pretrained
 
 MODELS = "lapa_jax.models"
 
 
-def load(path, step: int | None = None, devices=None) -> LatentActionTokenizer:
+def load(path, step: int | None = None, devices=None) -> TrainedModel:
     """Loads a trained model from its folder alone.
 
     Args:
@@ -34,19 +37,24 @@ def load(path, step: int | None = None, devices=None) -> LatentActionTokenizer:
     model = config_lib.build(MODELS, config.model)
     if wrong := tree.diff(pretrained.expected_variables(model), variables):
         raise UserError(f"the weights in {folder} do not fit its config: {wrong}")
-    kind = _kind(model)
-    if kind is None:
+    make = _kind(model)
+    if make is None:
         raise UserError(f"{folder} holds a {config.model.name}, which has no inference object")
-    return kind(
+    return make(
         model, variables, config=config, datasets=meta.get("datasets"), step=meta.get("step", 0), devices=devices
     )
 
 
-def _kind(model) -> type | None:
+def _kind(model) -> type[TrainedModel] | None:
     """What a model can be called as follows from what it does, so a new model needs no entry anywhere."""
-    if hasattr(model, "encode") and hasattr(model, "decode") and "frames" in model.example(1):
+    if not (hasattr(model, "encode") and hasattr(model, "decode")):
+        return None
+    fields = model.example(1)
+    if "frames" in fields:
         return LatentActionTokenizer
-    return None
+    if "action" in fields:
+        return ActionTokenizer
+    return FeatureTokenizer if "feature" in fields else None
 
 
 def _read(folder: pathlib.Path, step: int | None) -> tuple[ml_collections.ConfigDict, dict, dict]:

@@ -1,43 +1,20 @@
 """Latent action tokenizers at inference: frame pairs to codes, and codes back to frames."""
 
 import functools
-import hashlib
-import json
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
-from lapa_jax.core import tree
-from lapa_jax.core.config import to_json
 from lapa_jax.core.errors import UserError
 from lapa_jax.data import images
-from lapa_jax.train.sharding import batch_sharding, make_mesh
-
-LARGEST_BATCH = 256
+from lapa_jax.inference.trained import TrainedModel
 
 
-class LatentActionTokenizer:
-    """A trained latent action model that encodes and decodes numpy arrays.
+class LatentActionTokenizer(TrainedModel):
+    """A trained latent action model that encodes frame pairs and decodes codes. Attributes as of `TrainedModel`."""
 
-    Batches are padded to the number of devices times a power of two, up to 256 examples, and spread over the devices:
-    few programs are compiled however many examples the calls bring.
-
-    Attributes:
-      model: the Flax module.
-      mesh: the devices it runs on, all on the "data" axis.
-      replicated: the sharding of its variables.
-      variables: its variables, `{"params": ..., ...}`, a copy on every device.
-      config: the run's config.
-      datasets: what it was trained on, {name: {"statistics", "features", ...}}; see `lapa_jax.data.samples.meta`.
-      step: the training step of the weights.
-    """
-
-    def __init__(self, model, variables, *, config, datasets, step: int = 0, devices=None):
-        self.model, self.config, self.datasets, self.step = model, config, dict(datasets or {}), int(step)
-        self.mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices or jax.local_devices())
-        self.replicated = NamedSharding(self.mesh, PartitionSpec())
-        self.variables = jax.device_put(variables, self.replicated)
+    def __init__(self, model, variables, **about):
+        super().__init__(model, variables, **about)
         self._encode = jax.jit(functools.partial(_apply_encode, model))
         self._decode = jax.jit(functools.partial(_apply_decode, model))
 
@@ -63,11 +40,6 @@ class LatentActionTokenizer:
         """N: codes per frame pair."""
         return self.model.code_seq_len
 
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """sha256 over the model's config and every parameter's name, shape, type and bytes; labels carry it."""
-        return fingerprint(to_json(self.config)["model"], self.variables["params"])
-
     def encode(self, frames) -> np.ndarray:
         """Latent action codes of frame pairs.
 
@@ -84,7 +56,7 @@ class LatentActionTokenizer:
         pairs = frames if frames.ndim == 5 else frames[None]
         if pairs.shape[1] != 2:
             raise UserError(f"frames has shape {frames.shape}; a pair is [2, H, W, 3], a batch [B, 2, H, W, 3]")
-        codes = self._run(self._encode, _fit(pairs, self.image_size))
+        codes = self.run(self._encode, _fit(pairs, self.image_size))
         return codes if frames.ndim == 5 else codes[0]
 
     def decode(self, first_frame, codes) -> np.ndarray:
@@ -109,16 +81,8 @@ class LatentActionTokenizer:
         count = max(len(first), len(codes))
         first = _fit(first, self.image_size)
         first = np.broadcast_to(first, (count, *first.shape[1:]))
-        frames = self._run(self._decode, first, np.broadcast_to(codes, (count, self.code_length)))
+        frames = self.run(self._decode, first, np.broadcast_to(codes, (count, self.code_length)))
         return frames[0] if single else frames
-
-    def save_pretrained(self, folder) -> None:
-        """Writes `config.json` and `model.safetensors`; `lapa_jax.load(folder)` gives the same model to the bit."""
-        from lapa_jax.models import pretrained
-
-        config = to_json(self.config)
-        meta = {"config": config, "datasets": self.datasets, "step": self.step}
-        pretrained.save_pretrained(folder, config["model"], self.variables, meta)
 
     def _check_codes(self, codes) -> np.ndarray:
         codes = np.asarray(codes)
@@ -131,24 +95,6 @@ class LatentActionTokenizer:
         if not (0 <= codes.min() and codes.max() < self.codebook_size):
             raise UserError(f"codes holds {codes.min()}..{codes.max()}; the codebook has 0..{self.codebook_size - 1}")
         return codes.astype(np.int32)
-
-    def _run(self, function, *arrays) -> np.ndarray:
-        """Runs a jitted function over the leading axis in padded batches and returns its result on the host."""
-        parts, place = [], batch_sharding(self.mesh)
-        size = self._padded_size(len(arrays[0]))
-        for start in range(0, len(arrays[0]), size):
-            chunk = [a[start : start + size] for a in arrays]
-            count = len(chunk[0])
-            padded = [np.concatenate([a, np.repeat(a[-1:], size - count, axis=0)]) for a in chunk]
-            parts.append(np.asarray(function(self.variables, *jax.device_put(padded, place)))[:count])
-        return np.concatenate(parts)
-
-    def _padded_size(self, count: int) -> int:
-        """The batch size for `count` examples: devices times a power of two, and no more than needed or allowed."""
-        size = self.mesh.size
-        while size < count and size * 2 <= LARGEST_BATCH:
-            size *= 2
-        return size
 
 
 def _apply_encode(model, variables, frames):
@@ -184,13 +130,3 @@ def _fit(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     eight_bit = frames if frames.dtype == np.uint8 else np.rint(frames * 255).astype(np.uint8)
     flat = eight_bit.reshape(-1, *frames.shape[-3:])
     return np.stack([images.resize(frame, size[0]) for frame in flat]).reshape(*frames.shape[:-3], *size, 3)
-
-
-def fingerprint(model_config: dict, params) -> str:
-    """sha256 (hex) of a model: its config as canonical JSON, then each parameter's name, type, shape and bytes."""
-    digest = hashlib.sha256(json.dumps(model_config, sort_keys=True).encode())
-    for name, leaf in tree.flatten(params).items():
-        value = np.asarray(jax.device_get(leaf), order="C")
-        digest.update(f"{name} {value.dtype} {value.shape}".encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()
