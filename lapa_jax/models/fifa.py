@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lapa_jax.core.errors import UserError
 from lapa_jax.nn.quantizers.vq import unit
 
 FARTHEST = 4.0
@@ -37,6 +38,22 @@ class Settings(NamedTuple):
     length_weight: float = 0.001
     learning_rate: float = 0.1
     iterations: int = 100
+
+
+DEFAULTS = Settings()
+
+
+def check(settings: Settings) -> None:
+    """Raises UserError for settings that cannot work, with what to change."""
+    if not (settings.temperature > 0 and settings.switch_cost >= 0):
+        raise UserError(f"temperature is {settings.temperature} and switch_cost {settings.switch_cost}; the first must "
+                        "be positive, the second at least 0")
+    if not 0 < settings.sharpness[0] <= settings.sharpness[1] or settings.length_weight < 0:
+        raise UserError(f"sharpness is {settings.sharpness} and length_weight {settings.length_weight}; give two "
+                        "positive numbers, the second not smaller, and at least 0")
+    if settings.iterations < 1 or settings.learning_rate <= 0:
+        raise UserError(f"iterations is {settings.iterations} and learning_rate {settings.learning_rate}; give at "
+                        "least 1 and a positive number")
 
 
 def cluster_distances(embedding: jax.Array, z: jax.Array, q: jax.Array, hierarchy: jax.Array) -> jax.Array:
@@ -136,7 +153,7 @@ def energy(
 
 
 def optimise(
-    cost: jax.Array, start: jax.Array, expected: jax.Array, mask: jax.Array, settings: Settings = Settings()
+    cost: jax.Array, start: jax.Array, expected: jax.Array, mask: jax.Array, settings: Settings = DEFAULTS
 ) -> jax.Array:
     """Adam on the logarithms of the lengths, from `start`, with borders that grow sharp.
 

@@ -38,8 +38,8 @@ def check_context(layers: int, stages: int, context: int) -> None:
     most = max(1, (context - 1).bit_length())
     if layers > most:
         raise UserError(
-            f"layers {layers} with a context of {context} steps: the receptive field is {receptive_field(layers)} steps "
-            f"a stage ({receptive_field(layers, stages)} over {stages}), and the dilations {2**most} to "
+            f"layers {layers} with a context of {context} steps: the receptive field is {receptive_field(layers)} "
+            f"steps a stage ({receptive_field(layers, stages)} over {stages}), and the dilations {2**most} to "
             f"{2 ** (layers - 1)} of layers {most + 1} to {layers} see padding only; set layers to {most} or less, or "
             f"a context of more than {2 ** (layers - 1)}"
         )

@@ -112,7 +112,8 @@ def test_dropout_acts_in_training_alone():
 
 def test_layers_beyond_the_context_are_refused_with_the_numbers():
     """Spec error list: 10 layers with a context of 10; 4 are the most that see anything but padding."""
-    with pytest.raises(UserError, match=r"context of 10 .* 2047 steps a stage \(4093 over 2\).* 16 to 512 .* 4 or less"):
+    numbers = r"context of 10 .* 2047 steps a stage \(4093 over 2\).* 16 to 512 .* 4 or less"
+    with pytest.raises(UserError, match=numbers):
         tcn.check_context(10, 2, 10)
     tcn.check_context(4, 2, 10)
     tcn.check_context(5, 2, 17)

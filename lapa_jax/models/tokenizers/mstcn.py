@@ -18,7 +18,7 @@ from lapa_jax.models import fifa
 from lapa_jax.models.tokenizers import mstcn_summary
 from lapa_jax.models.tokenizers.mstcn_codes import INPUTS, TwoLevels
 from lapa_jax.nn.norm import LayerNorm
-from lapa_jax.nn.tcn import MultiStage, check_context, receptive_field
+from lapa_jax.nn.tcn import MultiStage, check_context, reach, receptive_field
 
 DTYPES = ("float32", "bfloat16")
 KEPT = ("episode_id", "step", "dataset_id", "action_dims")
@@ -38,12 +38,13 @@ def from_data(spec: Mapping, source, seed: int) -> dict:
     if len(shapes.get("action", ())) != 2:
         raise UserError(f"tokenizers.mstcn learns from action windows [T, A], the samples hold {shapes}: set "
                         "data.samples=chunks")
-    if "history_mask" in shapes:
-        raise UserError("tokenizers.mstcn reads the state at the first step of a chunk; set data.history=0")
+    if len(shapes.get("state", (0,))) != 1:
+        raise UserError(f"tokenizers.mstcn reads one state per window, that of its first step, and the samples hold "
+                        f"states {list(shapes['state'])}: set data.samples=chunks and data.history=0")
     length, width = shapes["action"]
     if spec.get("context", length) != length:
         raise UserError(f"model.context is {spec['context']} and the samples have {length} steps; set both to the same")
-    found = {"action_dim": width, "state_dim": shapes["state"][-1] if "state" in shapes else 0}
+    found = {"action_dim": width, "state_dim": shapes["state"][0] if "state" in shapes else 0}
     for name, value in found.items():
         if spec.get(name) not in (None, value):
             raise UserError(f"model.{name} is {spec[name]}, the data have {value}; leave it None")
@@ -54,9 +55,9 @@ class Model(nn.Module):
     """The action tokenizer.
 
     Batches hold "action" f32 [B, T, A], scaled to about [-1, 1], and "action_mask" f32 [B, T], 1 where there is one;
-    with `state_dim` also "state" f32 [B, S] of the first step, or [B, T, S] (then "step_mask" counts too); of a mixture
-    "action_dims" f32 [B, A]. Losses: "reconstruction", the mean squared error over real steps and dimensions, and
-    "commitment_z", "commitment_q", see `TwoLevels`.
+    with `state_dim` also "state" f32 [B, S], of the first step; of a mixture "action_dims" f32 [B, A], 1 for dimensions
+    that there are. Losses: "reconstruction", the mean squared error over real steps and dimensions, and "commitment_z",
+    "commitment_q", see `TwoLevels`.
 
     Attributes:
       action_dim: A; None in a config is taken from the data.
@@ -70,7 +71,8 @@ class Model(nn.Module):
       causal: the codes of a step depend on the actions up to it, and decoded actions on the codes up to theirs: what a
         policy needs whose input are codes of its own past.
       dropout: rate, in the layers.
-      subclusters, clusters, decoder_input, decay, dead_share, dead_age, codebook_init: of the codebooks, see `TwoLevels`.
+      subclusters, clusters, decoder_input, decay, dead_share, dead_age, codebook_init: of the codebooks, see
+        `TwoLevels`.
       dtype: "float32" or "bfloat16" computation of the stages; parameters, norm and quantisation are float32.
     """
 
@@ -121,6 +123,16 @@ class Model(nn.Module):
         check_context(self.layers, self.stages, self.context)
         self._levels().check()
 
+    @property
+    def codebook_sizes(self) -> tuple[int, int]:
+        """How many codes there are at each place of a code pair."""
+        return self.subclusters, self.clusters
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """How many steps (back, ahead) the codes of a step depend on, where a sequence is long enough."""
+        return reach(self.layers, self.stages, causal=self.causal)
+
     @nn.nowrap
     def example(self, batch_size: int) -> dict[str, np.ndarray]:
         """A batch of zeros with the right shapes and dtypes."""
@@ -130,7 +142,7 @@ class Model(nn.Module):
 
     def __call__(self, batch, *, train: bool) -> Output:
         """Losses, metrics and codes i32 [B, T, 2] of a batch; with `train` the codebooks move and dropout acts."""
-        mask = _mask(batch)
+        mask = batch["action_mask"]
         embedding = self._embed(batch["action"], mask, batch.get("state"), train=train)
         found = self.codes(embedding, mask, train=train)
         prediction = self.decoder(found["vectors"], mask, train=train)
@@ -151,14 +163,14 @@ class Model(nn.Module):
 
     def predict(self, batch) -> dict[str, jax.Array]:
         """Codes i32 [B, T, 2] of the actions, and the "reconstruction" f32 [B, T, A] from them."""
-        mask = _mask(batch)
+        mask = batch["action_mask"]
         codes = self.encode(batch["action"], mask, batch.get("state"))["codes"]
         return {"codes": codes, "reconstruction": self.decode(codes, mask)}
 
     def evaluate(self, batch) -> dict[str, jax.Array]:
         """Per example "action", "reconstruction" f32 [B, T, A], "codes" i32 [B, T, 2] and "action_mask" f32 [B, T], and
         what the batch has of "episode_id", "step", "dataset_id", "action_dims"."""
-        arrays = {"action": batch["action"], "action_mask": _mask(batch), **self.predict(batch)}
+        arrays = {"action": batch["action"], "action_mask": batch["action_mask"], **self.predict(batch)}
         return arrays | {name: batch[name] for name in KEPT if name in batch}
 
     @nn.nowrap
@@ -186,14 +198,9 @@ class Model(nn.Module):
                             "came with the actions; give data.fields with the state, or train without it")
         inputs = action.astype(jnp.float32)
         if state is not None:
-            state = state if state.ndim == 3 else state[:, None]
-            inputs = jnp.concatenate([inputs, jnp.broadcast_to(state, (*action.shape[:2], state.shape[-1]))], -1)
+            everywhere = jnp.broadcast_to(state[:, None], (*action.shape[:2], self.state_dim))
+            inputs = jnp.concatenate([inputs, everywhere], -1)
         return self.norm(self.encoder(inputs, mask, train=train))
-
-
-def _mask(batch) -> jax.Array:
-    """f32 [B, T]: 1 for steps with an action, and with all else that was asked for."""
-    return batch["action_mask"] * batch["step_mask"] if "step_mask" in batch else batch["action_mask"]
 
 
 def _mean(error: jax.Array, mask: jax.Array, dims: jax.Array | None) -> jax.Array:

@@ -16,7 +16,8 @@ def summarize(arrays: dict[str, np.ndarray], sizes: dict[str, int]) -> dict[str,
       "mse" and "mae", over all dimensions, in normalised units, with "mse_<i>" and "mae_<i>" per dimension.
       "r2_<i>": 1 - squared error over that of predicting the dimension's mean, where it varies; "r2", their mean.
       "perplexity_z", "perplexity_q", "codebook_utilization_z", "codebook_utilization_q" (share of codes that occur);
-      "perplexity", that of z; "codebook_utilization", the lower one; "bits_per_step", the entropy of z: q follows from z.
+      "perplexity", that of z; "codebook_utilization", the lower one; "bits_per_step", the entropy of z, from which q
+      follows.
       "collapse": 1.0 when one code of a level takes more than 90 % of the steps.
     """
     real = arrays["action_mask"] > 0

@@ -1,0 +1,58 @@
+"""Cuts episodes into segments of one cluster each, with a trained two-level action tokenizer (configs/mstcn.py).
+
+python launch/segment.py --run RUN --data SHARDS --out DIR [--split train] [--pictures N]
+
+Writes segments.json, segments.npz, overview.png and episodes/<id>.png.
+"""
+
+import argparse
+import pathlib
+
+from lapa_jax.core.errors import UserError, run_main
+
+
+def main(argv: list[str]) -> None:
+    args = _parser().parse_args(argv)
+    if args.pictures < 0:
+        raise UserError(f"--pictures {args.pictures} must be 0 (none) or more")
+
+    import lapa_jax
+    from lapa_jax.inference import segment_plots, segmentation
+    from lapa_jax.models import fifa
+
+    settings = fifa.Settings(temperature=args.temperature, switch_cost=args.switch_cost)
+    fifa.check(settings)
+    tokenizer = lapa_jax.load(args.run, step=args.step)
+    segmenter = segmentation.Segmenter(tokenizer, args.data, args.split, dataset=args.dataset, settings=settings)
+    episodes = list(segmenter.episodes())
+    found = segmenter.segments(episodes)
+    out = pathlib.Path(args.out)
+    segmentation.write(out, segmenter, episodes, found, args.run)
+    names = segmenter.action_names()
+    for episode, segments in list(zip(episodes, found, strict=True))[: args.pictures]:
+        segment_plots.episode_picture(out / "episodes" / f"{episode.id}.png", episode, segments, names)
+    if args.pictures:
+        title = f"{args.data} ({args.split}): segments of {args.run}"
+        segment_plots.overview(out / "overview.png", episodes[: args.pictures], found[: args.pictures], title)
+    for name, value in segmentation.summary(found).items():
+        print(f"{name:22s} {value:g}")
+    print(out / segmentation.SEGMENTS_FILE)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--run", required=True, help="run folder, checkpoint folder or exported folder")
+    parser.add_argument("--data", required=True, help="folder of step shards with actions")
+    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument("--split", default="val", help="the split to segment; val by default")
+    parser.add_argument("--pictures", type=int, default=16, help="how many episodes to draw; the first ones")
+    parser.add_argument("--switch_cost", type=float, default=5.0,
+                        help="what a change of cluster costs in nats; more gives fewer, longer segments")  # fmt: skip
+    parser.add_argument("--temperature", type=float, default=0.1, help="of the distances to the clusters")
+    parser.add_argument("--dataset", help="whose units the actions have, for a tokenizer of several data sets")
+    parser.add_argument("--step", type=int, help="checkpoint step; the newest by default")
+    return parser
+
+
+if __name__ == "__main__":
+    run_main(main)
