@@ -22,7 +22,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["lapa_jax", "lapa_jax.*"]),
-    package_data={"lapa_jax.sample": ["*.json", "*.jsonl", "*.tar"]},
+    package_data={"lapa_jax.sample": ["*.json", "*.jsonl", "*.tar", "features/*.json", "features/*.tar"]},
     install_requires=requirements(),
     extras_require={
         "cuda12": ["jax[cuda12]>=0.10,<0.12"],  # NVIDIA GPUs with a CUDA 12 driver

@@ -127,8 +127,8 @@ def write_dataset(
 
 
 def dataset_folder(path: str | os.PathLike) -> pathlib.Path:
-    """The folder that a data path names: the embedded sample for the word "sample", else the path itself."""
-    return pathlib.Path(sample.path() if str(path) == "sample" else path)
+    """The folder that a data path names: an embedded sample for its word, such as "sample", else the path itself."""
+    return pathlib.Path(sample.path(str(path)) if str(path) in sample.FOLDERS else path)
 
 
 def read_dataset(folder: str | os.PathLike) -> dict:

@@ -1,12 +1,15 @@
-"""The embedded sample: short push-table episodes as step shards, so that everything can be tried without any data.
+"""The embedded samples, so that everything can be tried without any data.
 
-`config.data.path = "sample"` and `--data sample` name it. Made by the command in docs/data_formats.md; using it needs
-neither mujoco nor a GL driver.
+`config.data.path = "sample"` and `--data sample` name short push-table episodes as step shards. Made by the command in
+docs/data_formats.md; using them needs neither mujoco nor a GL driver. "sample_features" names feature vectors with
+planted categories, made by tools/make_planted_features.py --rows 640 --categories 4 --val_fraction 0.2.
 """
 
 import pathlib
 
+FOLDERS = {"sample": ".", "sample_features": "features"}
 
-def path() -> str:
-    """The folder of the sample's step shards."""
-    return str(pathlib.Path(__file__).resolve().parent)
+
+def path(name: str = "sample") -> str:
+    """The folder of a sample's step shards; names are those of `FOLDERS`."""
+    return str((pathlib.Path(__file__).resolve().parent / FOLDERS[name]).resolve())
