@@ -1,4 +1,4 @@
-"""Measures a trained latent action model on held-out pairs and writes a report with pictures.
+"""Measures a trained tokenizer on held-out samples and writes a report with pictures.
 
 python launch/eval.py --run RUN [--data SHARDS] [--split val] [--out RUN/eval] [--pairs N]
 """
@@ -15,17 +15,24 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--supervised_steps {args.supervised_steps} must be 0 (off) or more")
 
     import lapa_jax
-    from lapa_jax.inference import evaluation, verdicts
+    from lapa_jax.inference.evaluations import evaluation_of
+    from lapa_jax.inference.tokenizer import LatentActionTokenizer
 
     tokenizer = lapa_jax.load(args.run, step=args.step)
     out = args.out or default_out(pathlib.Path(args.run), args.step)
-    found = evaluation.Evaluation(
-        tokenizer, run=args.run, out=out, data=args.data, split=args.split, pairs=args.pairs
-    ).write(supervised_steps=args.supervised_steps)
-    for verdict in verdicts.judge(found["metrics"], tokenizer.codebook_size):
+    given = {"run": args.run, "out": out, "data": args.data, "split": args.split, "pairs": args.pairs}
+    how = {}
+    if isinstance(tokenizer, LatentActionTokenizer):
+        how["supervised_steps"] = args.supervised_steps
+        if args.dataset:
+            raise UserError(f"--dataset {args.dataset} says how numbers are scaled, and {args.run} takes pictures")
+    else:
+        given["dataset"] = args.dataset
+    evaluation = evaluation_of(tokenizer)(tokenizer, **given)
+    for verdict in evaluation.judge(evaluation.write(**how)):
         if verdict.words:
             print(f"{verdict.level:5s} {verdict.metric:32s} {verdict.shown:>12s}  {verdict.words}")
-    for name in (evaluation.METRICS_FILE, evaluation.REPORT_FILE, evaluation.OVERVIEW_FILE):
+    for name in evaluation.FILES:
         print(pathlib.Path(out) / name)
 
 
@@ -40,14 +47,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--run", required=True, help="run folder, checkpoint folder or exported folder")
     parser.add_argument(
-        "--data", help="folder of step shards; the run's own by default. With actions, codes are probed"
+        "--data", help="folder of step shards; the run's own by default. Latent actions are probed where it has actions"
     )
     parser.add_argument("--split", help="the split to evaluate on; val by default")
     parser.add_argument("--out", help="folder to write; RUN/eval by default")
-    parser.add_argument("--pairs", type=int, default=2048, help="how many frame pairs at most")
+    parser.add_argument("--pairs", type=int, default=2048, help="how many samples (pairs, chunks, rows) at most")
+    parser.add_argument("--dataset", help="of a run on several datasets: the one whose scaling applies to --data")
     parser.add_argument("--step", type=int, help="checkpoint step; the newest by default")
     parser.add_argument("--supervised_steps", type=int, default=600,
-                        help="training steps of the supervised upper bound; 0 leaves it out")  # fmt: skip
+                        help="training steps of latent actions' supervised upper bound; 0 leaves it out")  # fmt: skip
     return parser
 
 

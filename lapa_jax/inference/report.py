@@ -28,11 +28,13 @@ _MARKS = {"good": "✓", "poor": "✗", "note": "·"}
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A titled part of the page: a sentence or two, then pictures (file names relative to the page)."""
+    """A titled part of the page: a sentence or two, a table (its first row is the head), then pictures (file names
+    relative to the page)."""
 
     title: str
     text: str
     pictures: tuple[str, ...] = ()
+    table: tuple[tuple[str, ...], ...] = ()
 
 
 def write(path, *, title: str, subtitle: str, verdicts: Sequence[Verdict], sections: Sequence[Section]) -> pathlib.Path:
@@ -74,5 +76,8 @@ def _table(verdicts: Sequence[Verdict]) -> str:
 
 
 def _section(section: Section) -> str:
+    rows = [f"<tr>{''.join(f'<{cell}>{html.escape(text)}</{cell}>' for text in row)}</tr>"
+            for row, cell in zip(section.table, ["th", *["td"] * len(section.table)])]  # fmt: skip
+    table = f"<table>{''.join(rows)}</table>" if rows else ""
     images = "".join(f'<img src="{html.escape(p)}" alt="{html.escape(section.title)}">' for p in section.pictures)
-    return f"<section><h2>{html.escape(section.title)}</h2><p>{html.escape(section.text)}</p>{images}</section>"
+    return f"<section><h2>{html.escape(section.title)}</h2><p>{html.escape(section.text)}</p>{table}{images}</section>"

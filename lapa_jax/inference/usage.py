@@ -1,8 +1,10 @@
 """Which codes are used and what they go with: counts over code arrays, in numpy."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from lapa_jax.nn.quantizers.usage import dataset_usage
+from lapa_jax.nn.quantizers.usage import dataset_usage, perplexity
 
 
 def histogram(codes: np.ndarray, codebook_size: int) -> np.ndarray:
@@ -36,6 +38,26 @@ def summarize(codes: np.ndarray, codebook_size: int) -> dict:
         "most_frequent_sequence": found[0].tolist(),
         "most_frequent_share": float(often[0] / len(codes)),
     }
+
+
+def places(codes: np.ndarray, sizes: Sequence[int], names: Sequence[str] = ()) -> list[dict]:
+    """Code usage at each place of rows of codes, as JSON values.
+
+    Args:
+      codes: int `[M, N]`. sizes: how many codes there are at each place. names: of the places; numbered if empty.
+
+    Returns:
+      For each place "name", "size", "used" and "dead" (codes that occur, and that do not), "utilization" (used / size),
+      "perplexity" (effective number of codes), "rows" (M).
+    """
+    found = []
+    for i, (size, column) in enumerate(zip(sizes, codes.T, strict=True)):
+        counts = np.bincount(column, minlength=size)
+        used = int((counts > 0).sum())
+        about = {"name": names[i] if names else f"place {i}", "size": int(size), "rows": len(codes)}
+        about |= {"used": used, "dead": int(size) - used, "utilization": used / size}
+        found.append({**about, "perplexity": perplexity(counts)})
+    return found
 
 
 def name(sequence) -> str:

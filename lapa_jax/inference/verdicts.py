@@ -6,7 +6,7 @@ say about the action; reconstruction alone never passes (a decoder that sees the
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 GOOD, POOR, NOTE = "good", "poor", "note"
 
@@ -49,6 +49,42 @@ def judge(metrics: Mapping[str, float | None], codebook_size: int) -> list[Verdi
     found = {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
     lines = [*_meaning(found), *_bottleneck(found), *_usage(found, codebook_size), *_rest(found)]
     return [line for line in lines if line is not None]
+
+
+MIN_R2, MIN_ACCURACY, MIN_UTILIZATION = 0.9, 0.95, 0.8
+# So many rows for each code must have had the chance to use it before its absence says something.
+ROWS_PER_CODE = 10
+
+
+def judge_column(measured: Mapping, metrics: Mapping, codes: Sequence[Mapping], column: str) -> list[Verdict]:
+    """Judges a tokenizer of actions or features.
+
+    Args:
+      measured, metrics, codes: of its `metrics.json`; see `evaluations.columns`.
+      column: "action" or "feature"; it names the metrics.
+
+    Returns:
+      The verdicts, those with a bar first.
+    """
+    lines = []
+    bars = (
+        (f"{column}_r2", MIN_R2, "{:.3f}", "of the variation survives encoding and decoding"),
+        ("gripper_accuracy", MIN_ACCURACY, "{:.1%}", "of the gripper's steps come back on the right side"),
+    )
+    for name, bar, shape, words in bars:
+        if (value := measured.get(name)) is not None:
+            level = GOOD if value >= bar else POOR
+            lines.append(Verdict(name, shape.format(value), level, f"{words} (the bar is {shape.format(bar)})"))
+    used, few = measured["codebook_utilization"], [c for c in codes if c["rows"] < ROWS_PER_CODE * c["size"]]
+    level = GOOD if used >= MIN_UTILIZATION else NOTE if few else POOR
+    words = f"share of the codes that occur (the bar is {MIN_UTILIZATION:.0%})"
+    words += f"; {codes[0]['rows']} rows are too few to miss a code by" if level == NOTE else ""
+    lines.append(Verdict("codebook_utilization", f"{used:.0%}", level, words))
+    told = {line.metric for line in lines}
+    for name, value in {**metrics, **measured}.items():
+        if name not in told and value is not None:
+            lines.append(Verdict(name, f"{value:.4g}", NOTE, ""))
+    return lines
 
 
 def warnings(metrics: Mapping[str, float | None], codebook_size: int) -> list[str]:

@@ -17,6 +17,7 @@ from lapa_jax.core.config import ConfigError
 from lapa_jax.core.errors import UserError
 from lapa_jax.data import loader, pipeline
 from lapa_jax.data.samples.meta import statistics_of
+from lapa_jax.data.samples.padded import as_wide_as
 from lapa_jax.train import sharding
 from lapa_jax.train.flops import count_flops
 from lapa_jax.train.optim import Optimizer, make_optimizer
@@ -108,7 +109,7 @@ def prepare(config: ml_collections.ConfigDict, saved: Mapping | None = None) -> 
     task = Task(config_lib.build(MODELS, config.model), config.loss)
     known = statistics_of(train_data.meta())
     val_data = pipeline.build(config.data, "val", fields=pipeline.eval_fields(config.data), statistics=known)
-    _check_same_shapes(train_data, val_data)
+    val_data = _like_training(train_data, val_data)
     augment = pipeline.augmentation(config.data, train_data)
     if len(train_data) < config.train.batch_size:
         raise ConfigError(f"the training split has {len(train_data)} examples, fewer than one batch of "
@@ -206,15 +207,18 @@ def _batch_shapes(source, batch_size: int, mesh: Mesh) -> dict[str, jax.ShapeDty
             for name, values in empty.items()}  # fmt: skip
 
 
-def _check_same_shapes(train_data, val_data) -> None:
-    """Refuses held-out samples that the model of the training samples cannot take."""
-    ours, theirs = train_data.batch([]), val_data.batch([])
-    for name in ours:
+def _like_training(train_data, val_data):
+    """The held-out samples with rows as wide as those of a mixture; refused where the model could not take them."""
+    ours = train_data.batch([])
+    val_data = as_wide_as(val_data, {name: values.shape[1:] for name, values in ours.items()})
+    theirs = val_data.batch([])
+    for name in ours.keys() - {"dataset_id"}:
         if name not in theirs:
             raise ConfigError(f"the held-out samples lack '{name}', which those of training have; give other data")
         if ours[name].shape[1:] != theirs[name].shape[1:]:
             raise ConfigError(f"'{name}' has shape {list(ours[name].shape[1:])} in training and "
                               f"{list(theirs[name].shape[1:])} in the held-out data; evaluate on data of the same kind")
+    return val_data
 
 
 def _host() -> tuple[int, int]:

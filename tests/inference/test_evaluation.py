@@ -9,7 +9,7 @@ from PIL import Image
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.inference import supervised
-from lapa_jax.inference.evaluation import Evaluation
+from lapa_jax.inference.evaluations.latent_actions import Evaluation
 from lapa_jax.inference.restore import load
 
 from . import small_run, step_shards

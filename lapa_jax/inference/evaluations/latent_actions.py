@@ -1,30 +1,26 @@
 """Measures a trained latent action model on held-out pairs: `metrics.json`, the pictures and `report.html`."""
 
-import math
-import pathlib
 from collections.abc import Mapping
 
 import jax
-import ml_collections
 import numpy as np
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.core.files import write_json
 from lapa_jax.core.metrics import read_metrics
-from lapa_jax.data import loader, pipeline
+from lapa_jax.data import pipeline
 from lapa_jax.inference import overview, pictures, report, supervised, verdicts
+from lapa_jax.inference.evaluations.base import METRICS_FILE, REPORT_FILE, BaseEvaluation, data_config
 from lapa_jax.inference.report import Section
 from lapa_jax.models.probe import probe_codes
-from lapa_jax.train.evaluate import Evaluator
-from lapa_jax.train.task import Task
 
-METRICS_FILE, REPORT_FILE, OVERVIEW_FILE = "metrics.json", "report.html", "overview.png"
-BATCH = 64
+OVERVIEW_FILE = "overview.png"
 BASELINES = ("action_probe_r2", "action_probe_r2_delta")
 
 
-class Evaluation:
+class Evaluation(BaseEvaluation):
     """One evaluation: a tokenizer, the held-out pairs, and the folder for the results."""
+
+    FILES = (METRICS_FILE, REPORT_FILE, OVERVIEW_FILE)
 
     def __init__(self, tokenizer, *, run, out, data=None, split: str | None = None, pairs: int = 2048):
         """Opens the held-out pairs.
@@ -40,16 +36,12 @@ class Evaluation:
         Raises:
           UserError: data that do not exist or do not fit.
         """
-        self.tokenizer, self.run, self.out = tokenizer, pathlib.Path(run), pathlib.Path(out)
         if pairs < 2:
             raise UserError(f"{pairs} pairs are too few: codes are swapped between pairs; give --pairs 2 or more")
-        self.data = _data_config(tokenizer.config, data, split)
-        fields = pipeline.eval_fields(self.data)
-        self.source = pipeline.build(self.data, "val", image_size=tokenizer.side, fields=fields)
+        config = data_config(tokenizer.config, data, split)
+        source = pipeline.build(config, "val", image_size=tokenizer.side, fields=pipeline.eval_fields(config))
+        super().__init__(tokenizer, run=run, out=out, data=config, source=source, count=pairs)
         self.has_actions = "net_action" in self.source.fields
-        self.pairs = min(pairs, len(self.source))
-        self._task = Task(tokenizer.model, {})
-        self._evaluator = Evaluator(self._task, tokenizer.mesh)
 
     def write(self, *, supervised_steps: int) -> dict:
         """Measures, draws and writes; returns the content of `metrics.json`.
@@ -57,57 +49,41 @@ class Evaluation:
         Args:
           supervised_steps: training steps of the supervised model that bounds the probe from above; 0 leaves it out.
         """
-        metrics, arrays = self._measure(self.tokenizer.variables)
+        metrics, arrays = self.measure(self.tokenizer.variables)
         if "action_probe_r2" in metrics:
             metrics |= self._untrained()
             if supervised_steps:
                 metrics["action_probe_r2_supervised"] = self._supervised(supervised_steps)
-        result = {**self._about(), "metrics": {k: _finite(v) for k, v in sorted(metrics.items())}}
-        write_json(self.out / METRICS_FILE, result)
+        result = self.save({**self.about(), "pairs": self.count, "metrics": dict(sorted(metrics.items()))})
         self._report(result["metrics"], arrays)
         return result
 
-    def _batches(self):
-        size = -(-BATCH // self.tokenizer.mesh.size) * self.tokenizer.mesh.size
-        return loader.eval_batches(self.source, batch_size=size, limit=self.pairs)
-
-    def _measure(self, variables) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        with jax.set_mesh(self.tokenizer.mesh):
-            return self._evaluator(variables, self._batches())
+    def judge(self, result: Mapping) -> list[verdicts.Verdict]:
+        """See `verdicts.judge`."""
+        return verdicts.judge(result["metrics"], self.tokenizer.codebook_size)
 
     def _untrained(self) -> dict[str, float]:
         """The probes on the network as the run's seed initialises it, on the same pairs."""
-        first = next(iter(self._batches()))
+        first = next(iter(self.batches()))
         seed = self.tokenizer.config.get("seed", 0)
         init = jax.jit(self._task.init, out_shardings=self.tokenizer.replicated)
         variables = init(jax.random.key(seed), {"frames": first["frames"]})
-        metrics, _ = self._measure(variables)
+        metrics, _ = self.measure(variables)
         return {f"{name}_untrained": metrics[name] for name in BASELINES if name in metrics}
 
     def _supervised(self, steps: int) -> float:
-        return supervised.action_r2(self.source, self.tokenizer, steps=steps, limit=self.pairs, cache=self.out)
-
-    def _about(self) -> dict:
-        return {
-            "run": str(self.run),
-            "step": self.tokenizer.step,
-            "tokenizer": self.tokenizer.fingerprint,
-            "data": str(self.data.get("val_path") or self.data["path"]),
-            "data_fingerprint": self.source.meta()["data_fingerprint"],
-            "split": str(self.data["split_val"]),
-            "pairs": self.pairs,
-        }
+        return supervised.action_r2(self.source, self.tokenizer, steps=steps, limit=self.count, cache=self.out)
 
     def _report(self, metrics: Mapping[str, float | None], arrays: Mapping[str, np.ndarray]) -> None:
         codes, size = arrays["codes"], self.tokenizer.codebook_size
         examples = pictures.choose_examples(self.tokenizer, self.source)
         history = read_metrics(self.run)
         overview.draw(self.out / OVERVIEW_FILE, self.tokenizer, examples, codes, history)
-        about = self._about()
+        about = self.about()
         report.write(
             self.out / REPORT_FILE,
             title=f"Latent actions of {self.run.name}",
-            subtitle=f"step {about['step']}, {self.pairs} pairs of {about['data']} ({about['split']})",
+            subtitle=f"step {about['step']}, {self.count} pairs of {about['data']} ({about['split']})",
             verdicts=verdicts.judge(metrics, size),
             sections=[
                 *pictures.draw(self.tokenizer, examples, codes, self.out),
@@ -130,18 +106,3 @@ class Evaluation:
         rows = found.scored
         shown = {"predicted": found.prediction[rows], "true": actions[rows], "r2": found.r2_per_dimension}
         return pictures.draw_actions(codes, actions, shown, size, self.out)
-
-
-def _data_config(config: ml_collections.ConfigDict, data, split: str | None) -> dict:
-    """The run's `config.data` with what the caller wants to be different."""
-    if "data" not in config:
-        raise UserError("this model's config says nothing about data (the gap between frames); evaluate a trained run")
-    chosen = dict(config.data)
-    if data is not None:
-        chosen["val_path"] = str(data)
-    chosen["split_val"] = split or ("val" if data is not None else chosen.get("split_val") or "val")
-    return chosen
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
