@@ -1,0 +1,186 @@
+"""Trains FSQ and MS-TCN at several bit rates and compares them with bins, DCT + BPE and B-splines at equal bits.
+
+python launch/studies/action_tokenizers.py --data NAME=SHARDS,STEPS[,GRIPPER] ... --out DIR
+    [--recipes fsq_quarter fsq_half fsq mstcn_z mstcn_q mstcn_zq] [--seeds 1] [--jobs 2] [--overrides train.steps=500]
+
+STEPS is the length of a chunk, GRIPPER a dimension whose accuracy is measured as that of a gripper though neither its
+values nor its name say that it is one. Every run is `launch/train.py`; a study that was interrupted goes on where it stopped, and a run that is done is not
+trained again. DIR/comparison gets what `tools/compare_tokenizers.py` writes, of the first seed, and usage.md: which
+share of the codes each run uses on the training chunks, for every seed.
+
+Four data sets with six recipes are 24 runs of about 1.5 CPU minutes.
+"""
+
+import argparse
+import concurrent.futures
+import functools
+import os
+import pathlib
+import subprocess
+import sys
+from typing import NamedTuple
+
+import numpy as np
+
+from lapa_jax.core.errors import UserError, did_you_mean, run_main
+from lapa_jax.core.files import atomic_path
+
+LAUNCH = pathlib.Path(__file__).resolve().parents[1]
+COMPARE = LAUNCH.parent / "tools" / "compare_tokenizers.py"
+DONE = "trained.txt"
+"""In a run's folder once it is trained: what it was trained with."""
+
+SHORT_FSQ = ["train.steps=1600", "train.eval_every=800", "train.save_every=400"]
+SHORT_MSTCN = ["train.steps=1000", "train.eval_every=500", "train.save_every=250"]
+
+
+class Data(NamedTuple):
+    """A data set of --data."""
+
+    name: str
+    shards: str
+    steps: int
+    gripper: str | None
+
+
+def fsq(data: Data, tokens: int, levels: str = "(8,5,5,5)") -> tuple[str, list[str]]:
+    """Config and overrides of a tokenizer with so many tokens a chunk; up to four steps are a patch."""
+    patch = max(n for n in (1, 2, 3, 4) if data.steps % n == 0)
+    model = [f"model.chunk_length={data.steps}", f"model.patch={patch}", f"model.tokens={max(1, tokens)}"]
+    return "fsq.py:small", [*model, f"model.levels={levels}", *SHORT_FSQ]
+
+
+def mstcn(data: Data, reads: str) -> tuple[str, list[str]]:
+    """Config and overrides of a tokenizer whose decoder reads "z", "q" or "z+q"."""
+    layers = min(4, max(1, (data.steps - 1).bit_length()))
+    model = [f"model.context={data.steps}", f"model.layers={layers}", f"model.decoder_input={reads}"]
+    return "mstcn.py:lift", [*model, *SHORT_MSTCN]
+
+
+RECIPES = {
+    "fsq_eighth": lambda data: fsq(data, data.steps // 8),
+    "fsq_quarter": lambda data: fsq(data, data.steps // 4),
+    "fsq_half": lambda data: fsq(data, data.steps // 2),
+    "fsq": lambda data: fsq(data, data.steps),
+    "fsq_fine": lambda data: fsq(data, data.steps, "(8,8,8,6,5)"),
+    "mstcn_z": lambda data: mstcn(data, "z"),
+    "mstcn_q": lambda data: mstcn(data, "q"),
+    "mstcn_zq": lambda data: mstcn(data, "z+q"),
+}
+"""{name: (config, overrides) for a data set}. FSQ spends 10 bits a token ("fsq_fine" 13.9), which stands for eight,
+four, two steps or one."""
+
+USUAL = ("fsq_quarter", "fsq_half", "fsq", "mstcn_z", "mstcn_q", "mstcn_zq")
+
+
+def main(argv: list[str]) -> None:
+    args = _parser().parse_args(argv)
+    for recipe in args.recipes:
+        if recipe not in RECIPES:
+            raise UserError(f"unknown recipe '{recipe}'{did_you_mean(recipe, RECIPES)}")
+    if args.seeds < 1 or args.jobs < 1:
+        raise UserError(f"--seeds {args.seeds} and --jobs {args.jobs} must be at least 1")
+    sets = [_parse_data(text) for text in args.data]
+    if len({data.name for data in sets}) < len(sets):
+        raise UserError("two data sets have the same name; give each its own")
+    wanted = [(data, recipe, seed) for seed in range(args.seeds) for data in sets for recipe in args.recipes]
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        runs = list(pool.map(functools.partial(_train, args.out, args.overrides), *zip(*wanted, strict=True)))
+    first = [(recipe, run) for (_, recipe, seed), run in zip(wanted, runs, strict=True) if seed == 0]
+    _compare(args.out, sets, first)
+    table = usage_table(wanted, runs)
+    with atomic_path(args.out / "comparison" / "usage.md") as temporary:
+        temporary.write_text(table, encoding="utf-8")
+    print(table)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)  # fmt: skip
+    parser.add_argument("--data", nargs="+", required=True, help="NAME=SHARDS,STEPS[,GRIPPER]")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the runs and of the comparison")
+    parser.add_argument("--recipes", nargs="+", default=list(USUAL), help=f"of {', '.join(RECIPES)}")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, one core each")
+    parser.add_argument("--overrides", nargs="*", default=[], help="further config changes of every run, key=value")
+    return parser
+
+
+def _parse_data(text: str) -> Data:
+    name, _, rest = text.partition("=")
+    shards, *numbers = rest.split(",")
+    whole = all(number.removeprefix("-").isdigit() for number in numbers[1:]) and numbers[:1] and numbers[0].isdigit()
+    if not (name and shards and whole) or len(numbers) > 2 or int(numbers[0]) < 2:
+        raise UserError(f"--data {text} is not of the form NAME=SHARDS,STEPS[,GRIPPER], with 2 steps at least")
+    return Data(name, shards, int(numbers[0]), numbers[1] if len(numbers) > 1 else None)
+
+
+def _train(out: pathlib.Path, overrides: list[str], data: Data, recipe: str, seed: int) -> pathlib.Path:
+    """Trains a run unless it is done; returns its folder."""
+    run = out / "runs" / f"{data.name}_{recipe}_{seed}"
+    config, changes = RECIPES[recipe](data)
+    settings = [f"seed={seed}", f"data.path={data.shards}", *changes, *overrides]
+    arguments = ["--config", str(LAUNCH.parent / "configs" / config), *(f"--config.{setting}" for setting in settings)]
+    told = "\n".join([config, *settings])
+    if not (run / DONE).exists():
+        _call(run.with_name(f"{run.name}.log"), LAUNCH / "train.py", *arguments, "--workdir", str(run))
+        with atomic_path(run / DONE) as temporary:
+            temporary.write_text(told, encoding="utf-8")
+    elif (run / DONE).read_text(encoding="utf-8") != told:
+        raise UserError(f"{run} was trained with other settings ({run / DONE}); give another --out, or move it away")
+    return run
+
+
+def _compare(out: pathlib.Path, sets: list[Data], runs: list[tuple[str, pathlib.Path]]) -> None:
+    lengths = [f"{data.name}={data.steps}" for data in sets]
+    grippers = [f"{data.name}={data.gripper}" for data in sets if data.gripper is not None]
+    _call(out / "compare.log", COMPARE, "--data", *(f"{data.name}={data.shards}" for data in sets), "--runs",
+          *(f"{recipe}={run}" for recipe, run in runs), "--chunk_length", *lengths,
+          *(["--gripper", *grippers] if grippers else []), "--out", str(out / "comparison"))  # fmt: skip
+
+
+def _call(log: pathlib.Path, script: pathlib.Path, *arguments: str) -> None:
+    # One thread each: two runs side by side on two cores take less time than one after the other on both.
+    env = {**os.environ, "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8") as file:
+        code = subprocess.run([sys.executable, str(script), *arguments], stdout=file, stderr=file, env=env).returncode
+    if code:
+        raise UserError(f"{script.name} failed (exit {code}) for {log.stem}; see {log}")
+
+
+def usage_table(wanted: list[tuple[Data, str, int]], runs: list[pathlib.Path]) -> str:
+    """Markdown: of each run the share of codes in use and their perplexity on the training chunks, and over the seeds
+    the least share. Codes of chunks are counted over all places together, those of two levels apart."""
+    from lapa_jax.inference.codecs.reading import read_chunks
+
+    read = functools.cache(lambda data: read_chunks(data.name, data.shards, length=data.steps).train)
+    lines = ["| data | recipe | seed | codes | in use | perplexity | tokens |", "|---" * 7 + "|"]
+    least: dict[tuple[str, str, str], float] = {}
+    for (data, recipe, seed), run in zip(wanted, runs, strict=True):
+        for level, size, tokens in _codes(run, read(data)):
+            counts = np.bincount(tokens, minlength=size)
+            share, used = counts[counts > 0] / counts.sum(), float((counts > 0).mean())
+            perplexity = np.exp(-(share * np.log(share)).sum())
+            lines.append(f"| {data.name} | {recipe}{level} | {seed} | {size} | {used:.1%} | {perplexity:.1f} | "
+                         f"{len(tokens)} |")  # fmt: skip
+            key = data.name, recipe, level
+            least[key] = min(used, least.get(key, 1.0))
+    for (name, recipe, level), used in least.items():
+        lines.append(f"| {name} | {recipe}{level} | least | | {used:.1%} | | |")
+    return "\n".join(lines) + "\n"
+
+
+def _codes(run: pathlib.Path, chunks: np.ndarray) -> list[tuple[str, int, np.ndarray]]:
+    """(name, size, codes int[...]) of each codebook of a run, over all chunks."""
+    import lapa_jax
+
+    tokenizer = lapa_jax.load(run)
+    codes, sizes = tokenizer.encode(chunks), tokenizer.codebook_sizes
+    if tokenizer.chunk_length is not None:
+        return [("", sizes[0], codes.ravel())]
+    return [(f" {level}", size, codes[..., i].ravel()) for i, (level, size) in enumerate(zip("zq", sizes, strict=True))]
+
+
+if __name__ == "__main__":
+    run_main(main)

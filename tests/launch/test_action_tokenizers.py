@@ -1,0 +1,85 @@
+"""The study of action tokenizers, without its trainings: what it would train, and what it does not train again."""
+
+import numpy as np
+import pytest
+
+from lapa_jax.core import config as config_lib
+from lapa_jax.core.errors import UserError
+from lapa_jax.data import pipeline
+from launch.studies import action_tokenizers as study
+from tests.inference.codecs.action_shards import episodes, write
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("data") / "s"
+    return write(folder, episodes(rng, [40] * 3, width=4), episodes(rng, [30], width=4))
+
+
+@pytest.mark.parametrize("steps", [2, 7, 8, 9, 10, 16])
+@pytest.mark.parametrize("recipe", study.RECIPES)
+def test_every_recipe_is_a_model_that_can_be_built(root, shards, recipe, steps):
+    data = study.Data("walks", str(shards), steps, "0")
+    config, overrides = study.RECIPES[recipe](data)
+    given = [f"--config.{setting}" for setting in [*overrides, f"data.path={shards}"]]
+    loaded = config_lib.load(f"{root}/configs/{config}", given)
+    source = pipeline.build(loaded.data.to_dict(), "train")
+    built = config_lib.build("lapa_jax.models", config_lib.complete("lapa_jax.models", loaded.model, source, 0))
+    built.check()
+    assert built.example(1)["action"].shape == (1, steps, 4)
+    if recipe.startswith("fsq"):
+        share = {"fsq_eighth": 8, "fsq_quarter": 4, "fsq_half": 2}.get(recipe, 1)
+        assert len(built.codebook_sizes) == max(1, steps // share) and built.grippers == (3,)
+
+
+def test_a_run_that_is_done_is_not_trained_again(monkeypatch, tmp_path):
+    calls = []
+
+    def call(log, script, *arguments):
+        calls.append((log, script.name, arguments))
+        (tmp_path / "runs" / "walks_fsq_0").mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr(study, "_call", call)
+    data = study.Data("walks", "shards", 8, None)
+    run = study._train(tmp_path, ["train.steps=3"], data, "fsq", 0)
+    assert study._train(tmp_path, ["train.steps=3"], data, "fsq", 0) == run == tmp_path / "runs" / "walks_fsq_0"
+    ((log, script, arguments),) = calls
+    assert script == "train.py" and log.name == "walks_fsq_0.log"
+    assert arguments[-2:] == ("--workdir", str(run)) and "--config.data.path=shards" in arguments
+    assert arguments.index("--config.train.steps=3") > arguments.index("--config.train.steps=1600"), "the last one wins"
+    with pytest.raises(UserError, match="was trained with other settings"):
+        study._train(tmp_path, ["train.steps=4"], data, "fsq", 0)
+
+
+def test_usage_counts_the_codes_of_the_training_chunks(monkeypatch, shards):
+    data = study.Data("walks", str(shards), 8, None)
+    seen = []
+
+    def codes(run, chunks):
+        seen.append(chunks)
+        return [(" z", 4, np.array([0, 0, 1, 1])), (" q", 2, np.full(4, run))]
+
+    monkeypatch.setattr(study, "_codes", codes)
+    lines = study.usage_table([(data, "mstcn_z", 0), (data, "mstcn_z", 1)], [0, 1]).splitlines()
+    assert seen[0].shape == (3 * 33, 8, 4)
+    assert "| walks | mstcn_z z | 0 | 4 | 50.0% | 2.0 | 4 |" in lines
+    assert "| walks | mstcn_z q | 1 | 2 | 50.0% | 1.0 | 4 |" in lines
+    assert "| walks | mstcn_z q | least | | 50.0% | | |" in lines
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--data", "a"], "is not of the form NAME=SHARDS,STEPS"),
+        (["--data", "a=b,1"], "with 2 steps at least"),
+        (["--data", "a=b,8,x"], "is not of the form"),
+        (["--data", "a=b,8", "a=c,8"], "two data sets have the same name"),
+        (["--data", "a=b,8", "--recipes", "fsk"], "unknown recipe 'fsk'; did you mean 'fsq'"),
+        (["--data", "a=b,8", "--seeds", "0"], "must be at least 1"),
+    ],
+)
+def test_wrong_input_is_one_line(tmp_path, arguments, told):
+    with pytest.raises(UserError, match=told):
+        study.main([*arguments, "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
