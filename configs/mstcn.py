@@ -89,6 +89,8 @@ def plan() -> ml_collections.ConfigDict:
     config.train.save_every = 1000
     config.train.keep_last = 2
     config.train.best_metric = "val/r2"
+    config.train.patience = config_dict.placeholder(int)
+    config.train.min_delta = 0.0
     config.train.tensorboard = True
 
     config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "rules": ()})
