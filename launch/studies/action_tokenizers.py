@@ -4,9 +4,9 @@ python launch/studies/action_tokenizers.py --data NAME=SHARDS,STEPS[,GRIPPER] ..
     [--recipes fsq_quarter fsq_half fsq mstcn_z mstcn_q mstcn_zq] [--seeds 1] [--jobs 2] [--overrides train.steps=500]
 
 STEPS is the length of a chunk, GRIPPER a dimension whose accuracy is measured as that of a gripper though neither its
-values nor its name say that it is one. Every run is `launch/train.py`; a study that was interrupted goes on where it stopped, and a run that is done is not
-trained again. DIR/comparison gets what `tools/compare_tokenizers.py` writes, of the first seed, and usage.md: which
-share of the codes each run uses on the training chunks, for every seed.
+values nor its name say that it is one. Every run is `launch/train.py`; a study that was interrupted goes on where it
+stopped, and a run that is done is not trained again. DIR/comparison gets what `tools/compare_tokenizers.py` writes, of
+the first seed, and usage.md: which share of the codes each run uses on the training chunks, for every seed.
 
 Four data sets with six recipes are 24 runs of about 1.5 CPU minutes.
 """
