@@ -1,6 +1,6 @@
-"""Labels a folder of step shards with a trained latent action model.
+"""Labels a folder of step shards with a trained tokenizer: of frame pairs, of actions or of features.
 
-python launch/label.py --run RUN --data SHARDS --out LABELS [--format sidecar|full] [--split train --split val]
+python launch/label.py --run RUN --data SHARDS --out LABELS [--format sidecar|full|npz|hdf5] [--split train --split val]
 
 The same command goes on after an interruption: it writes what is missing. Several hosts each take their share.
 """
@@ -18,12 +18,15 @@ def main(argv: list[str]) -> None:
     import jax
 
     import lapa_jax
+    from lapa_jax.data.labels import TABLES
+    from lapa_jax.inference.label_tables import TableLabeller
     from lapa_jax.inference.labels import Labeller
     from lapa_jax.train import distributed
 
     distributed.initialize()
     tokenizer = lapa_jax.load(args.run, step=args.step)
-    labeller = Labeller(tokenizer, args.data, args.out, format=args.format, splits=args.split)
+    kind = TableLabeller if args.format in TABLES else Labeller
+    labeller = kind(tokenizer, args.data, args.out, format=args.format, splits=args.split, dataset=args.dataset)
     summary = labeller.run(batch_size=args.batch_size, host=(jax.process_index(), jax.process_count()))
     if summary is None:
         print(f"this host's share of {args.out} is done; another host is still at work on the rest")
@@ -38,15 +41,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", required=True, help="run folder, checkpoint folder or exported folder of a tokenizer")
     parser.add_argument("--data", required=True, help="folder of step shards")
     parser.add_argument("--out", required=True, help="folder to write")
-    parser.add_argument("--format", default="sidecar", help="sidecar (codes only, default) or full")
+    parser.add_argument("--format", default="sidecar",
+                        help="sidecar (codes only, default) or full shards; npz or hdf5, a table a split")  # fmt: skip
     parser.add_argument("--split", action="append", help="a split to label; may be repeated; all of them by default")
-    parser.add_argument("--batch_size", type=int, default=64, help="pairs per batch over all devices of a host")
+    parser.add_argument("--batch_size", type=int, default=64, help="frame pairs per batch over all devices of a host")
+    parser.add_argument("--dataset", help="of a run on several datasets: the one whose scaling applies to --data")
     parser.add_argument("--step", type=int, help="checkpoint step; the newest by default")
     return parser
 
 
-def _describe(split: str, figures: dict, codebook_size: int) -> str:
+def _describe(split: str, figures: dict, codebook_size) -> str:
     """A split's code usage in a few lines."""
+    if "places" in figures:
+        return _describe_places(split, figures)
     lines = [
         f"{split}: {figures['steps']} steps, {figures['clipped']} of them (an episode's last) with a clipped pair",
         f"  perplexity {figures['perplexity']:.2f} of {codebook_size} per position, "
@@ -56,6 +63,17 @@ def _describe(split: str, figures: dict, codebook_size: int) -> str:
     for position, counts in enumerate(figures["histogram"]):
         shares = " ".join(f"{count / figures['steps']:4.0%}" for count in counts)
         lines.append(f"  position {position}: {shares}")
+    return "\n".join(lines)
+
+
+def _describe_places(split: str, figures: dict) -> str:
+    remarks = ""
+    if "padded" in figures:
+        remarks = f", {figures['without_action']} of them without an action, {figures['padded']} padded"
+    lines = [f"{split}: {figures['steps']} steps{remarks}"]
+    for place in figures["places"]:
+        used = f"{place['used']} of {place['size']} codes occur"
+        lines.append(f"  {place['name']}: {used}, perplexity {place['perplexity']:.1f}")
     return "\n".join(lines)
 
 

@@ -1,8 +1,11 @@
 """Latent labels on disk: what a labelled set says about itself, and the checks that keep it with what it belongs to.
 
 A labelled set is step shards whose `dataset.json` has, under "source", a "labels" entry:
-  {"tokenizer": fingerprint, "source": fingerprint of the labelled data, "gap": {"seconds", "frames"}, "gap_frames": int
-   or None where episodes differ, "codebook_size": K, "code_length": N, "format": "sidecar" | "full", "splits": [...]}
+  {"tokenizer": fingerprint, "source": fingerprint of the labelled data, "gap_frames": of frame pairs an int, None where
+   episodes differ and for other codes, "codebook_size": K, or N numbers where places differ, "code_length": N,
+   "format": "sidecar" | "full", "splits": [...]}
+and of frame pairs "gap": {"seconds", "frames"}; of other codes "column", what was encoded, and "dataset", whose scaling
+was applied; of actions "chunk_length", None where each step has codes of its own.
 A sidecar set holds `.latent.npy` (int32 `[N]`) and a small `.json` under the same keys, in the same shards and order,
 as the data it labels; a full set holds the frames and texts as well.
 """
@@ -15,6 +18,9 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.data.shards import DATASET, StepShards, read_dataset
 
 FORMATS = ("sidecar", "full")
+TABLES = ("npz", "hdf5")
+"""Formats of labels for readers that know no step shards; see `lapa_jax.inference.label_tables`."""
+
 _ENTRIES = {"tokenizer", "source", "gap_frames", "codebook_size", "code_length", "format"}
 
 
