@@ -29,13 +29,17 @@ class Attention(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: jax.Array | None = None, *, bias: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, context: jax.Array | None = None, *, bias: jax.Array | None = None,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:  # fmt: skip
         """Attends from `x` to `context` (to `x` itself where None).
 
         Args:
           x: [N, L, D] queries.
           context: [N, S, C] what keys and values are made from.
           bias: [heads, L, S] f32, added to the logits of the given keys (never to those of the null keys).
+          mask: [N, S] bool, False where a key is padding: no query attends to it. Null keys are never masked.
 
         Returns:
           [N, L, D] in `dtype`.
@@ -44,11 +48,13 @@ class Attention(nn.Module):
         q, k, v = self._split("query", x), self._split("key", context), self._split("value", context)
         if self.null_kv:
             k, v, bias = self._with_null(k, v, bias)
+            mask = None if mask is None else jnp.pad(mask, ((0, 0), (self.null_kv, 0)), constant_values=True)
         scale = self.dim_head**-0.5
         if self.cosine:
             q, k, scale = self._unit("query_scale", q), self._unit("key_scale", k), COSINE_SCALE
         bias = None if bias is None else bias[None]
-        out = jax.nn.dot_product_attention(q, k, v, bias=bias, scale=scale)
+        mask = None if mask is None else mask[:, None, None]
+        out = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=scale)
         out = out.reshape(*out.shape[:-2], self.heads * self.dim_head)
         return Linear(x.shape[-1], use_bias=False, dtype=self.dtype, name="out")(out)
 

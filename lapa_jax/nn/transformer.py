@@ -20,29 +20,30 @@ REMAT_POLICIES = {
 
 
 class Block(nn.Module):
-    """Neighbour convolution, self-attention, optional cross-attention and feed-forward, each added to its input.
+    """Neighbour convolution or none, self-attention, cross-attention or none, feed-forward, each added to its input.
 
     Attributes: see `Transformer`.
     """
 
     heads: int
     dim_head: int
-    view: Sequence[int]
+    view: Sequence[int] | None
     axes: tuple[int, int, int]
     cross: bool
     raw_kv: bool
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, bias: jax.Array | None, context: jax.Array | None):
-        """x: [N, L, D], bias: [heads, L, L] or None, context: [N, S, C] or None -> ([N, L, D], None) for the scan."""
+    def __call__(self, x, bias=None, context=None, mask=None):
+        """Arguments as of `Transformer.__call__` -> ([N, L, D], None) for the scan."""
         norm = lambda name, y: LayerNorm(use_bias=False, dtype=self.dtype, name=name)(y)  # noqa: E731
-        cells = x.reshape(-1, *self.view, x.shape[-1])
-        x = NeighbourConv(self.axes, self.dtype, name="neighbours")(cells).reshape(x.shape)
+        if self.view is not None:
+            cells = x.reshape(-1, *self.view, x.shape[-1])
+            x = NeighbourConv(self.axes, self.dtype, name="neighbours")(cells).reshape(x.shape)
 
         y = norm("attention_norm", x)
         attention = Attention(self.heads, self.dim_head, cosine=True, dtype=self.dtype, name="attention")
-        x = x + attention(y, x if self.raw_kv else y, bias=bias)
+        x = x + attention(y, x if self.raw_kv else y, bias=bias, mask=mask)
         if self.cross:
             y, context = norm("cross_norm", x), norm("context_norm", context)
             attention = Attention(self.heads, self.dim_head, cosine=True, null_kv=2, dtype=self.dtype, name="cross")
@@ -52,13 +53,14 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """`depth` blocks and a final norm, over sequences of tokens that also lie on a grid of (time, rows, columns).
+    """`depth` blocks and a final norm, over sequences of tokens that may also lie on a grid of (time, rows, columns).
 
     Attributes:
       depth: number of blocks; their parameters lie stacked on axis 0 under "layers".
       heads: heads of every attention.
       dim_head: features per head.
       view: how the neighbour convolution sees the tokens of the array [N, L, D]: they are reshaped to [-1, *view, D].
+        None leaves the convolution out, for sequences that lie on no grid.
       axes: where (time, rows, columns) lie in that view, counted with the leading axis: (1, 2, 3) for view (T, H, W).
       cross: whether blocks attend to a context after attending to themselves, with two learned null keys.
       raw_kv: keys and values of the self-attention come from the block's input before its norm (official weights).
@@ -69,7 +71,7 @@ class Transformer(nn.Module):
     depth: int
     heads: int
     dim_head: int
-    view: Sequence[int]
+    view: Sequence[int] | None
     axes: tuple[int, int, int] = (1, 2, 3)
     cross: bool = False
     raw_kv: bool = False
@@ -77,13 +79,18 @@ class Transformer(nn.Module):
     remat: str = "none"
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, bias: jax.Array | None = None, context: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, bias: jax.Array | None = None, context: jax.Array | None = None,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:  # fmt: skip
         """Applies the stack.
 
         Args:
           x: [N, L, D] tokens.
           bias: [heads, L, L] f32 added to the logits of every self-attention.
           context: [N, S, C] what cross-attention attends to.
+          mask: [N, L] bool, False for tokens that are padding: no other attends to them. Leave out the convolution
+            then (view None): it would see them.
 
         Returns:
           [N, L, D] in `dtype`.
@@ -98,8 +105,7 @@ class Transformer(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True},
         )
-        layers = stack(
-            self.heads, self.dim_head, tuple(self.view), self.axes, self.cross, self.raw_kv, self.dtype, name="layers"
-        )
-        x, _ = layers(x.astype(self.dtype), bias, context)
+        view = None if self.view is None else tuple(self.view)
+        layers = stack(self.heads, self.dim_head, view, self.axes, self.cross, self.raw_kv, self.dtype, name="layers")
+        x, _ = layers(x.astype(self.dtype), bias, context, mask)
         return LayerNorm(use_bias=False, dtype=self.dtype, name="norm_out")(x)

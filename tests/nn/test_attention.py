@@ -65,3 +65,20 @@ def test_bfloat16_computation_keeps_float32_parameters():
     got, exact = module.apply(params, x), module.copy(dtype=jnp.float32).apply(params, x)
     assert got.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.float32(got), exact, atol=0.02)
+
+
+@pytest.mark.parametrize("null_kv", [0, 2])
+@pytest.mark.parametrize("cross", [False, True])
+def test_masked_keys_are_as_if_they_were_not_there(null_kv, cross):
+    rng = np.random.default_rng(0)
+    x, context = jnp.float32(rng.normal(size=(2, 5, 12))), jnp.float32(rng.normal(size=(2, 4, 12)))
+    module = Attention(heads=3, dim_head=4, cosine=True, null_kv=null_kv)
+    keys = context if cross else x
+    params = module.init(jax.random.key(0), x, keys)
+    mask = jnp.arange(keys.shape[1]) < jnp.array([[2], [3]])
+    got = module.apply(params, x, keys, mask=mask)
+    for row, length in enumerate((2, 3)):
+        alone = module.apply(params, x[row : row + 1], keys[row : row + 1, :length])
+        np.testing.assert_allclose(got[row], alone[0], rtol=1e-4, atol=1e-5)
+    other = module.apply(params, x, jnp.where(mask[..., None], keys, 1e4), mask=mask)
+    np.testing.assert_array_equal(got, other)

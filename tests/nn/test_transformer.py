@@ -65,3 +65,14 @@ def test_layer_norm_equals_its_definition():
     expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
     expected = expected * np.linspace(0.5, 2, 16) + np.linspace(-1, 1, 16)
     np.testing.assert_allclose(LayerNorm().apply(params, x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_without_a_view_masked_tokens_influence_no_other():
+    module, params, x, _ = stack(view=None)
+    assert "neighbours" not in params["params"]["layers"]
+    mask = jnp.arange(6) < jnp.array([[4], [6]])
+    run = jax.jit(lambda y: module.apply(params, y, mask=mask))
+    got, other = run(x), run(jnp.where(mask[..., None], x, 9.0))
+    np.testing.assert_array_equal(np.where(mask[..., None], got, 0), np.where(mask[..., None], other, 0))
+    short = jax.jit(lambda y: module.apply(params, y))(x[:1, :4])
+    np.testing.assert_allclose(got[:1, :4], short, rtol=1e-4, atol=1e-5)
