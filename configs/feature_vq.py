@@ -98,7 +98,7 @@ def production() -> ml_collections.ConfigDict:
 def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Smaller batches, a faster schedule, codebooks that follow it."""
     config.name = "feature_vq_small"
-    config.model.update({"ema_decay": 0.98, "dead_age": 100, "topo_samples": 96})
+    config.model.update({"ema_decay": 0.98, "dead_share": 0.3, "dead_age": 50, "topo_samples": 96})
     config.data.update({"threads": 2, "prefetch": 4, "eval_examples": 2048})
     config.optim.update({"learning_rate": 2e-3, "schedule": "cosine", "warmup_steps": 50,
                          "final_learning_rate": 1e-4})  # fmt: skip

@@ -5,8 +5,18 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lapa_jax.inference import column_plots
+from lapa_jax.inference.evaluations import feature_pictures
 from lapa_jax.inference.evaluations.columns import ColumnEvaluation, Rows, code_rows
 from lapa_jax.inference.report import Section
+from lapa_jax.inference.verdicts import GOOD, NOTE, POOR, Verdict
+
+BARS = (
+    ("quality", 1, 0.90, "1 - squared error of the standardised features"),
+    ("codebook_utilization", 1, 0.80, "share of all codes that occur"),
+    ("orthogonality", -1, 0.25, "largest correlation of two category centroids; less is better"),
+    ("topo", 1, 0.85, "rank correlation of distances between features and between codes"),
+)
+"""(metric, 1 where more is better and -1 where less is, bar, words)."""
 
 
 class Evaluation(ColumnEvaluation):
@@ -21,9 +31,60 @@ class Evaluation(ColumnEvaluation):
         decoded, mask = tokenizer.decode(codes, dataset=dataset), np.ones((len(true), 1), bool)
         return true[:, None], decoded[:, None], mask, codes, batch["episode_id"], batch["step"]
 
+    def judge(self, result: Mapping) -> list[Verdict]:
+        """What the model is meant to reach first, then the rest."""
+        found = {name: result["metrics"].get(name) for name, *_ in BARS}
+        lines = []
+        for name, sign, bar, words in BARS:
+            if (value := found[name]) is not None:
+                level = GOOD if sign * value >= sign * bar else POOR
+                lines.append(Verdict(name, f"{value:.3f}", level, f"{words} (the bar is {bar:.2f})"))
+        r2 = result["measured"].get(f"{self.tokenizer.column}_r2")
+        if r2 is not None:
+            words = "mean over the features, outliers counted in full, which quality cuts"
+            lines.append(Verdict(f"{self.tokenizer.column}_r2", f"{r2:.3f}", NOTE, words))
+        told = {line.metric for line in lines}
+        return lines + [verdict for verdict in super().judge(result) if verdict.metric not in told]
+
     def sections(self, rows: Sequence[Rows], arrays: Mapping[str, np.ndarray], result: Mapping) -> list[Section]:
-        """Code usage."""
+        """The categories, how their levels are used, maps of the codebooks, and code usage."""
+        return [*self._categories(rows, arrays), *self._usage_section(rows, result)]
+
+    def _categories(self, rows: Sequence[Rows], arrays: Mapping[str, np.ndarray]) -> list[Section]:
+        layout, out = self.tokenizer.model.layout(), self.out
+        names = self._features(rows[0].name).get("names") or [str(i) for i in range(layout.features)]
+        feature_pictures.category_heat_map(out / "categories.png", arrays["feature"], layout, names)
+        feature_pictures.category_quality(out / "quality.png", arrays["feature"], arrays["reconstruction"], layout)
+        feature_pictures.level_utilization(out / "levels.png", arrays["codes"], layout)
+        books = np.asarray(self.tokenizer.variables["codebook"]["codebooks"]["codes"])
+        words = feature_pictures.codebook_maps(out / "codebooks.png", arrays, books, layout)
+        return [
+            Section("Categories", "Absolute correlation of the features on held-out rows, ordered by category; boxes "
+                    "are categories. Light outside of the boxes is what categories share.", ("categories.png",),
+                    _category_table(self.tokenizer.model, layout, names)),
+            Section("What comes back", "Bars: categories; dots: their features.", ("quality.png",)),
+            Section("Levels", "Level 0 has the shortest vectors and the most codes.", ("levels.png",)),
+            Section("Codebook maps", "Vectors in the colour of their code, codes as circles, the larger the more used, "
+                    f"crosses unused. {words}", ("codebooks.png",)),
+        ]  # fmt: skip
+
+    def _usage_section(self, rows: Sequence[Rows], result: Mapping) -> list[Section]:
         column_plots.usage(self.out / "usage.png", code_rows(rows), result["codes"])
         words = ("How often each code occurs at each place, the most frequent first; dotted: all codes equally often. "
                  "Usage is not meaning.")  # fmt: skip
         return [Section("Code usage", words, ("usage.png",), column_plots.usage_table(result["codes"]))]
+
+
+def _category_table(model, layout, names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """The features of each category, with what was done to those that needed it."""
+    copies = {feature: original for feature, original, _ in layout.duplicates}
+    orphans = set(model.orphans)
+
+    def word(i: int) -> str:
+        note = f" (copy of {names[copies[i]]})" if i in copies else " (of no cluster)" if i in orphans else ""
+        return f"{names[i]}{note}"
+
+    lines = [(f"category {c}", ", ".join(map(word, group)), " ".join(map(str, sizes)))
+             for c, (group, sizes) in enumerate(zip(layout.groups, layout.sizes))]  # fmt: skip
+    constants = [("constant", ", ".join(names[i] for i in layout.constants), "")] if layout.constants else []
+    return (("", "features", "codes"), *lines, *constants)
