@@ -121,7 +121,7 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config = small(config)
     config.name = "mstcn_tiny"
     config.data.path = "sample"
-    config.model.update({"subclusters": 64, "clusters": 16})
+    config.model.update({"subclusters": 48, "clusters": 12})
     config.train.update({"steps": 600, "eval_every": 200, "save_every": 200})
     return config
 
