@@ -1,0 +1,120 @@
+"""Trains feature tokenizers with several seeds and prints the table of docs/results.md.
+
+python launch/studies/feature_tokenizers.py --data NAME=SHARDS[,COLUMN] ... --out DIR [--seeds 5] [--jobs 2]
+
+COLUMN is feature (the default) or state. Every run is `launch/train.py` followed by `launch/eval.py`; a study that was
+interrupted goes on where it stopped. Where the shards were made by tools/make_planted_features.py, the categories that
+were found are compared with the planted ones.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+
+import numpy as np
+
+from lapa_jax import sample
+from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.models.tokenizers.feature_vq_categories import adjusted_rand_index
+
+LAUNCH = pathlib.Path(__file__).resolve().parents[1]
+CONFIG = LAUNCH.parent / "configs" / "feature_vq.py"
+COLUMNS = {
+    "categories": ("categories", "{:.0f}"),
+    "Rand index": ("adjusted_rand_index", "{:.3f}"),
+    "quality": ("quality", "{:.3f}"),
+    "codes used": ("codebook_utilization", "{:.1%}"),
+    "level 0, 1, 2": ("levels", "{}"),
+    "orthogonality": ("orthogonality", "{:.3f}"),
+    "topographic": ("topo", "{:.3f}"),
+    "to latents": ("topo_pre", "{:.3f}"),
+    "to codes": ("topo_post", "{:.3f}"),
+}
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)  # fmt: skip
+    parser.add_argument("--data", nargs="+", required=True, help="NAME=SHARDS[,COLUMN]")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the runs")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--variant", default="small", help="of configs/feature_vq.py")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, one core each")
+    parser.add_argument("--overrides", nargs="*", default=[], help="further config changes, key=value")
+    args = parser.parse_args(argv)
+    sets = [_parse_data(text) for text in args.data]
+    runs = [(*data, seed) for data in sets for seed in range(args.seeds)]
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        results = list(pool.map(lambda run: _run(args, *run), runs))
+    print("| data | seed | " + " | ".join(COLUMNS) + " |")
+    print("|---" * (2 + len(COLUMNS)) + "|")
+    for (name, _, _, seed), metrics in zip(runs, results, strict=True):
+        print(f"| {name} | {seed} | " + " | ".join(_cells(metrics)) + " |")
+    for name, _, _ in sets:
+        group = [m for run, m in zip(runs, results, strict=True) if run[0] == name]
+        print(f"| {name} | mean | " + " | ".join(_cells(_mean(group))) + " |")
+
+
+def _parse_data(text: str) -> tuple[str, str, str]:
+    name, _, rest = text.partition("=")
+    shards, _, column = rest.partition(",")
+    if not name or not shards or column not in ("", "feature", "state"):
+        raise UserError(f"--data {text} is not of the form NAME=SHARDS[,COLUMN] with the column feature or state")
+    return name, shards, column or "feature"
+
+
+def _run(args, name: str, shards: str, column: str, seed: int) -> dict:
+    """Trains and evaluates one run unless its results are there; returns the figures of the table."""
+    run = args.out / f"{name}_{args.variant}_{seed}"
+    results = run / "eval" / "metrics.json"
+    if not results.is_file():
+        args.out.mkdir(parents=True, exist_ok=True)
+        extra = [f"--config.{override}" for override in args.overrides]
+        _call(run, "train.py", "--config", f"{CONFIG}:{args.variant}", "--workdir", str(run),
+              f"--config.seed={seed}", f"--config.data.path={shards}", f"--config.data.fields=('{column}',)",
+              *extra)  # fmt: skip
+        _call(run, "eval.py", "--run", str(run))
+    found = json.loads(results.read_text())["metrics"]
+    groups = json.loads((run / "config.json").read_text())["model"]["groups"]
+    levels = " ".join(f"{found[f'utilization_level_{level}']:.0%}" for level in range(3))
+    return {**found, "categories": len(groups), "levels": levels, **_planted(shards, groups)}
+
+
+def _planted(shards: str, groups) -> dict[str, float]:
+    """How well the categories agree with the planted ones, where there are any; loners and constants have none."""
+    truth = pathlib.Path(sample.path(shards) if shards in sample.FOLDERS else shards) / "planted.json"
+    if not truth.is_file():
+        return {}
+    planted = np.array(json.loads(truth.read_text())["categories"])
+    labels = np.full(len(planted), -1)
+    for label, group in enumerate(groups):
+        labels[list(group)] = label
+    return {"adjusted_rand_index": adjusted_rand_index(planted[planted >= 0], labels[planted >= 0])}
+
+
+def _call(run: pathlib.Path, script: str, *arguments: str) -> None:
+    # One thread each: two runs side by side on two cores take less time than one after the other on both.
+    env = {**os.environ, "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"}
+    log = run.with_name(f"{run.name}.log")
+    with open(log, "a", encoding="utf-8") as file:
+        code = subprocess.run([sys.executable, str(LAUNCH / script), *arguments], stdout=file, stderr=file, env=env)
+    if code.returncode:
+        raise UserError(f"{script} failed for {run.name} (exit {code.returncode}); see {log}")
+
+
+def _cells(metrics: dict) -> list[str]:
+    return [form.format(metrics[key]) if key in metrics else "" for key, form in COLUMNS.values()]
+
+
+def _mean(group: list[dict]) -> dict:
+    keys = [key for key, _ in COLUMNS.values() if key != "levels" and all(key in metrics for metrics in group)]
+    return {key: statistics.mean(metrics[key] for metrics in group) for key in keys}
+
+
+if __name__ == "__main__":
+    run_main(main)
