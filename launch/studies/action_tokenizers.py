@@ -54,7 +54,7 @@ def mstcn(data: Data, reads: str) -> tuple[str, list[str]]:
     """Config and overrides of a tokenizer whose decoder reads "z", "q" or "z+q"."""
     layers = min(4, max(1, (data.steps - 1).bit_length()))
     model = [f"model.context={data.steps}", f"model.layers={layers}", f"model.decoder_input={reads}"]
-    return "mstcn.py:lift", [*model, *SHORT_MSTCN]
+    return "mstcn.py:small", [*model, *SHORT_MSTCN]
 
 
 RECIPES = {
