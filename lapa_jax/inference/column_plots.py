@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from lapa_jax.inference import plots
 
 DIMENSIONS, PLACES = 8, 24
+TRUE = {"color": plots.MUTED, "lw": 2.4, "alpha": 0.6, "label": "true"}
+DECODED = {"color": plots.ACCENT, "lw": 1.1, "label": "decoded"}
 
 
 def ranked(true: np.ndarray, decoded: np.ndarray, mask: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -19,13 +21,14 @@ def ranked(true: np.ndarray, decoded: np.ndarray, mask: np.ndarray, scale: np.nd
       true, decoded: f[M, T, A]. mask: bool[M, T]. scale: f[A], what errors are divided by; 0 leaves a dimension out.
 
     Returns:
-      The error of each, f64[M], its mean square over real steps and dimensions; and the numbers of those with the
-      least, the median and the largest, int[up to 3].
+      The error of each, f64[M], its mean square over real steps and dimensions; and, among those with the most real
+      steps, the numbers of those with the least, the median and the largest, int[up to 3].
     """
     error = np.divide(decoded - true, scale, out=np.zeros(true.shape), where=scale > 0) * mask[..., None]
     each = (error**2).sum((1, 2)) / np.maximum(mask.sum(1) * max(1, (scale > 0).sum()), 1)
     order = np.argsort(each, kind="stable")
-    order = order[mask.any(1)[order]]
+    length = mask.sum(1)
+    order = order[length[order] == length.max()]
     chosen = order[[0, len(order) // 2, -1]] if len(order) else order
     return each, np.array(list(dict.fromkeys(chosen.tolist())), np.int64)
 
@@ -49,8 +52,8 @@ def trajectories(path, rows, scale: np.ndarray, names: Sequence[str]) -> str:
         for line, (i, word) in enumerate(zip(chosen.tolist(), words)):
             there = np.flatnonzero(rows.mask[i])
             for panel, dimension in zip(panels[line], shown.tolist()):
-                panel.plot(there, rows.true[i, there, dimension], color=plots.MUTED, lw=2.4, alpha=0.6, label="true")
-                panel.plot(there, rows.decoded[i, there, dimension], color=plots.ACCENT, lw=1.1, label="decoded")
+                for values, style in ((rows.true, TRUE), (rows.decoded, DECODED)):
+                    panel.plot(there, values[i, there, dimension], marker=None if len(there) > 1 else "o", **style)
                 panel.tick_params(labelsize=6)
                 if line == 0:
                     panel.set_title(names[dimension], loc="left")

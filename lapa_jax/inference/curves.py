@@ -10,19 +10,22 @@ from matplotlib.figure import Figure
 from lapa_jax.inference import plots
 
 COLUMNS, MOST = 4, 16
-LESS = ("perplexity_position", "mse_", "mae_", "r2_")
-"""Metrics whose names begin so say of one position or dimension what another says of all; they are not drawn."""
+LESS = ("perplexity_position", "mse_", "mae_", "r2_", "collapse")
+"""Metrics that are not drawn, by how they begin: what they say of one position or dimension another says of all."""
 
 
-def draw(path, history: Sequence[Mapping]) -> pathlib.Path | None:
-    """Draws the training losses and the validation metrics of the lines of a `metrics.jsonl`.
+def draw(path, history: Sequence[Mapping], best: str | None = None) -> pathlib.Path | None:
+    """Draws the training losses and the validation metrics of a run, up to 16 of them.
 
     A metric "val/<dataset>/<name>" is a thin line in the panel of "val/<name>".
+
+    Args:
+      path: the PNG to write. history: the lines of its `metrics.jsonl`. best: the metric to draw first.
 
     Returns:
       `path`, or None where there is nothing to draw.
     """
-    panels = _panels(history)
+    panels = _panels(history, best)
     if not panels:
         return None
     rows = -(-len(panels) // COLUMNS)
@@ -41,14 +44,14 @@ def draw(path, history: Sequence[Mapping]) -> pathlib.Path | None:
         return plots.save(figure, path)
 
 
-def _panels(history: Sequence[Mapping]) -> dict[str, dict[str, np.ndarray]]:
+def _panels(history: Sequence[Mapping], best: str | None = None) -> dict[str, dict[str, np.ndarray]]:
     """{metric: {the metric, and the same of each dataset: [S, 2] steps and values}}."""
     names = list(dict.fromkeys(name for line in history for name in line))
     losses = [name for name in names if name.startswith("train/loss")]
     metrics = [name for name in names if name.startswith("val/") and name.count("/") == 1]
     metrics = [name for name in metrics if not name.removeprefix("val/").startswith(LESS)]
     found = {}
-    for name in [*losses, *metrics][:MOST]:
+    for name in sorted([*losses, *metrics], key=lambda name: name != best)[:MOST]:
         own = [other for other in names if other.count("/") == 2 and other.split("/")[::2] == name.split("/")]
         lines = {other: _curve(history, other) for other in [name, *own]}
         found[name] = {other: points for other, points in lines.items() if len(points)}

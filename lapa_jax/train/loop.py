@@ -4,6 +4,7 @@ import math
 import os
 import pathlib
 import signal
+import textwrap
 import time
 
 import jax
@@ -25,7 +26,7 @@ from lapa_jax.train.state import State
 BASELINES = ("action_probe_r2",)
 # What the log shows of an evaluation, besides the best metric; of a model that has none of these, the first few.
 SHOWN = ("psnr_gain", "swap_gap", "action_mse", "perplexity", "codebook_utilization", "action_probe_r2")
-FEW = 5
+FEW, WIDE = 5, 160
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike, *, dry_run: bool = False) -> None:
@@ -64,7 +65,8 @@ def _dry_run(setup: Setup) -> None:
 
 
 def _from_data_lines(setup: Setup) -> list[str]:
-    return [f"from the data: model.{name} = {value!r}" for name, value in setup.from_data.items()]
+    return [f"from the data: model.{name} = {textwrap.shorten(repr(value), WIDE)}"
+            for name, value in setup.from_data.items()]  # fmt: skip
 
 
 class Loop:

@@ -174,6 +174,8 @@ def test_best_median_and_worst():
     each, chosen = column_plots.ranked(true, decoded, mask, np.array([1.0, 0.0]))
     np.testing.assert_allclose(each[:4], [9, 1, 0, 4])
     assert chosen.tolist() == [2, 3, 0]
+    mask[:3, 2] = False
+    assert column_plots.ranked(true, decoded, mask, np.array([1.0, 0.0]))[1].tolist() == [3], "whole sequences only"
 
 
 def test_curves_belong_together(tmp_path):
@@ -182,6 +184,7 @@ def test_curves_belong_together(tmp_path):
     found = curves._panels(history)
     assert list(found) == ["train/loss", "val/r2"] and list(found["val/r2"]) == ["val/r2", "val/a/r2"]
     np.testing.assert_array_equal(found["val/r2"]["val/a/r2"], [[0, -1], [1, 0], [2, 1], [3, 2]])
+    assert list(curves._panels(history, "val/r2")) == ["val/r2", "train/loss"]
     assert curves.draw(tmp_path / "x.png", []) is None and not (tmp_path / "x.png").exists()
 
 

@@ -28,8 +28,8 @@ class Evaluation(ColumnEvaluation):
         if self.tokenizer.chunk_length is None:
             return found
         # the places of a chunk share their codes: what counts is which of them occur anywhere
-        size = max(self.tokenizer.codebook_sizes)
-        return {**found, "codebook_utilization": len(np.unique(code_rows(rows))) / size}
+        size, used = max(self.tokenizer.codebook_sizes), len(np.unique(code_rows(rows)))
+        return {**found, "codebook_utilization": used / size, "dead_codes": float(size - used)}
 
     def sections(self, rows: Sequence[Rows], arrays: Mapping[str, np.ndarray], result: Mapping) -> list[Section]:
         """Trajectories of each dataset, and code usage."""

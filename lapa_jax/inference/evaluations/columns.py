@@ -186,7 +186,8 @@ class ColumnEvaluation(BaseEvaluation):
         return found
 
     def _curves(self) -> Section:
-        drawn = curves.draw(self.out / CURVES_FILE, read_metrics(self.run))
+        best = self.tokenizer.config.get("train", {}).get("best_metric")
+        drawn = curves.draw(self.out / CURVES_FILE, read_metrics(self.run), best)
         words = "Losses, and the validation metrics; thin lines: the datasets that a metric is the mean of."
         return Section("The course of training", words if drawn else "This folder keeps no metrics.jsonl.",
                        (CURVES_FILE,) if drawn else ())  # fmt: skip

@@ -47,8 +47,9 @@ class Evaluation(ColumnEvaluation):
         return lines + [verdict for verdict in super().judge(result) if verdict.metric not in told]
 
     def sections(self, rows: Sequence[Rows], arrays: Mapping[str, np.ndarray], result: Mapping) -> list[Section]:
-        """The categories, how their levels are used, maps of the codebooks, and code usage."""
-        return [*self._categories(rows, arrays), *self._usage_section(rows, result)]
+        """The categories, how their levels are used, maps of the codebooks (of models that have them), code usage."""
+        categories = self._categories(rows, arrays) if hasattr(self.tokenizer.model, "layout") else []
+        return [*categories, *self._usage_section(rows, result)]
 
     def _categories(self, rows: Sequence[Rows], arrays: Mapping[str, np.ndarray]) -> list[Section]:
         layout, out = self.tokenizer.model.layout(), self.out
