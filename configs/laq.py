@@ -37,6 +37,10 @@ def paper() -> ml_collections.ConfigDict:
     config.model.view_shift = 0
     config.model.view_share = 0.5
     config.model.pooling = "conv"
+    config.model.quantizer = "nsvq"
+    config.model.codebook_update = "ema"
+    config.model.codebook_decay = 0.99
+    config.model.levels = ()
     config.model.codebook_init = "normal"
     config.model.delta_norm = "none"
     config.model.replacement = "official"
@@ -45,8 +49,9 @@ def paper() -> ml_collections.ConfigDict:
     config.model.dtype = "float32"
     config.model.remat = "none"
 
-    # Weights of the named losses; the paper's is the first alone.
-    config.loss = ml_collections.ConfigDict({"reconstruction": 1.0, "motion": 0.0, "coarse": 0.0})
+    # Weights of the named losses; the paper's is the first alone. NSVQ has none of the last two, which are then 0.
+    config.loss = ml_collections.ConfigDict({"reconstruction": 1.0, "motion": 0.0, "coarse": 0.0,
+                                             "codebook": 1.0, "commitment": 0.25})  # fmt: skip
 
     config.data = ml_collections.ConfigDict()
     config.data.path = config_dict.placeholder(str)

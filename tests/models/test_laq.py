@@ -101,7 +101,7 @@ def test_the_second_frame_reaches_the_decoder_through_the_codes_alone():
 
     def reconstruct(m, frames):
         view = m._encode(frames, train=False)
-        return jnp.sum(m._decode(view, m.quantizer.lookup(codes)))
+        return jnp.sum(m._decode(view, m.quantization.lookup(codes)))
 
     def influence(model, variables):
         grad = jax.jit(jax.grad(lambda f: model.apply(variables, f, method=reconstruct)))(jnp.asarray(batch))
@@ -118,7 +118,7 @@ def test_the_patch_embedding_learns_through_the_codes_alone():
 
     def without_codes(m):
         view = m._encode(m._frames(batch["frames"]), train=False)
-        action = m.quantizer.lookup(m.quantizer.nearest(view["delta"]))
+        action = m.quantization.lookup(m.quantization.nearest(view["delta"]))
         return jnp.sum(m._decode(view, jax.lax.stop_gradient(action)))
 
     loss = lambda params: model.apply({**variables, "params": params}, method=without_codes)  # noqa: E731

@@ -45,21 +45,35 @@ def check_choice(field: str, value, choices) -> None:
         raise UserError(f"{field} is '{value}'{did_you_mean(value, choices)}")
 
 
+def check_image_size(size) -> None:
+    """Raises UserError unless the size is one number or a pair, of at least 1."""
+    if not isinstance(size, int) and len(size) != 2:
+        raise UserError(f"image_size is {size}; give one number or (height, width)")
+    for side in image_shape(size):
+        _check_whole_number("image_size", side)
+
+
+def check_whole_numbers(model, fields: tuple[str, ...]) -> None:
+    """Raises UserError where one of these fields of a model is no whole number of at least 1."""
+    for field in fields:
+        _check_whole_number(field, getattr(model, field))
+
+
+def _check_whole_number(field: str, value) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise UserError(f"{field} is {value!r}; it must be a whole number of at least 1")
+
+
 def check_encoder(model) -> None:
     """Refuses sizes that the encoder cannot have; `model` has the fields of `PairEncoder`, by the same names."""
     check_choice("layout", model.layout, LAYOUTS)
     check_choice("pooling", model.pooling, POOLINGS)
     check_choice("dtype", model.dtype, DTYPES)
     check_choice("remat", model.remat, REMAT_POLICIES)
-    size = model.image_size
-    if not isinstance(size, int) and len(size) != 2:
-        raise UserError(f"image_size is {size}; give one number or (height, width)")
-    numbers = ("patch_size", "dim", "quant_dim", "code_seq_len", "spatial_depth", "temporal_depth", "heads", "dim_head")
-    values = [("image_size", side) for side in image_shape(size)] + [(f, getattr(model, f)) for f in numbers]
-    for field, value in values:
-        if not isinstance(value, int) or value < 1:
-            raise UserError(f"{field} is {value!r}; it must be a whole number of at least 1")
-    code_grid(patch_grid(image_shape(size), model.patch_size), model.code_seq_len)
+    check_image_size(model.image_size)
+    check_whole_numbers(model, ("patch_size", "dim", "quant_dim", "code_seq_len", "spatial_depth", "temporal_depth",
+                                "heads", "dim_head"))  # fmt: skip
+    code_grid(patch_grid(image_shape(model.image_size), model.patch_size), model.code_seq_len)
 
 
 class PatchEmbedding(nn.Module):
