@@ -112,7 +112,7 @@ def lift(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     three quarters of their steps stand still."""
     config = small(config)
     config.name = "mstcn_lift"
-    config.model.update({"context": 20, "subclusters": 16, "clusters": 4})
+    config.model.update({"context": 20, "subclusters": 16, "clusters": 4, "dead_share": 0.3, "decay": 0.98})
     return config
 
 
