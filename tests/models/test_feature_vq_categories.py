@@ -114,7 +114,7 @@ def test_the_cut_is_the_best_of_all_by_brute_force(seed):
         clusters = [c for i, c in enumerate(clusters) if i not in (x, y)] + [clusters[x] + clusters[y]]
         if 2 <= sum(len(c) >= 2 for c in clusters):
             best = max(best, (brute_silhouette(distance, clusters), -len(clusters), partition(clusters)))
-    labels, score = categories.best_cut(distance, 2, range(2, 51))
+    labels, score = max(categories.cuts(distance, 2, range(2, 51)), key=lambda cut: cut[1])
     assert score == pytest.approx(best[0])
     assert partition([np.flatnonzero(labels == label) for label in np.unique(labels)]) == best[2]
 
@@ -130,6 +130,20 @@ def brute_silhouette(distance, clusters):
             b = min(np.mean([distance[i, j] for j in other]) for other in clusters if other is not cluster)
             widths.append((b - a) / max(a, b))
     return np.mean(widths)
+
+
+def test_categories_that_are_orthogonal_enough_come_first():
+    """Two pairs of tight groups that correlate by half: the silhouette wants four categories, the target two."""
+    rng = np.random.default_rng(0)
+    shared = np.repeat(rng.normal(size=(2000, 2)), 2, axis=1)
+    factors = 0.75 * shared + 0.66 * rng.normal(size=(2000, 4))
+    rows = np.repeat(factors, 4, axis=1) + 0.1 * rng.normal(size=(2000, 16))
+    assert len(categories.discover(rows, orthogonality_target=0.9).groups) == 4
+    found = categories.discover(rows)
+    assert partition(found.groups) == partition([range(8), range(8, 16)])
+    assert found.orthogonality < 0.25
+    none = categories.discover(rows, orthogonality_target=1e-9)
+    assert len(none.groups) == 4 and none.orthogonality > 0.25, "where none is, the silhouette decides alone"
 
 
 def test_the_number_of_categories_can_be_given_and_bounded():

@@ -5,7 +5,6 @@ codebooks of different widths and sizes, side by side; one decoder reads all cod
 coarse and fine: level 0 has the shortest vectors and the most codes.
 """
 
-import logging
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -31,7 +30,6 @@ from lapa_jax.models.tokenizers.feature_vq_modules import CategoryEncoder, Featu
 from lapa_jax.nn import losses
 from lapa_jax.nn.quantizers.vq import VQ
 
-LOG = logging.getLogger("lapa_jax")
 COLUMNS = ("feature", "state")
 DISCOVERY_VALUES = 1 << 23
 """Numbers that categories are found from, at most; more features take fewer rows."""
@@ -54,13 +52,13 @@ def from_data(spec: Mapping, source, seed: int) -> dict:
     found = categories.discover(
         sample_rows(source, spec["discovery_rows"], seed), count=spec["num_categories"],
         max_clusters=spec["max_clusters"], min_features=spec["min_features"], groups=spec.get("groups"),
+        orthogonality_target=spec["orthogonality_target"],
     )  # fmt: skip
     copies = {feature for feature, _, _ in found.duplicates}
     inputs = [[i for i in group if i not in copies] for group in found.groups]
     per_category = [ratios or auto_ratios(found.correlation[np.ix_(group, group)]) for group in inputs]
     dims = [latent_dims(len(group), r) for group, r in zip(inputs, per_category)]
     sizes = [codebook_sizes(len(group), len(source)) for group in inputs]
-    _report(found, spec["orthogonality_target"])
     filled = {
         "feature_dim": len(found.center),
         "groups": found.groups,
@@ -69,6 +67,8 @@ def from_data(spec: Mapping, source, seed: int) -> dict:
         "orphans": found.orphans,
         "center": found.center.tolist(),
         "scale": found.scale.tolist(),
+        "silhouette": found.silhouette,
+        "centroid_correlation": found.orthogonality,
     }
     own = {"latent_dims": dims, "codebook_sizes": sizes}
     return {**spec, **filled, **{name: spec.get(name) or value for name, value in own.items()}}
@@ -88,16 +88,6 @@ def sample_rows(source, limit: int, seed: int) -> np.ndarray:
         chosen = np.sort(np.random.default_rng(seed).choice(len(source), limit, replace=False))
     parts = np.array_split(chosen, -(-len(chosen) // 4096))
     return np.concatenate([source.batch(part)[column].astype(np.float64) for part in parts])
-
-
-def _report(found: categories.Categories, target: float) -> None:
-    sizes = ", ".join(str(len(group)) for group in found.groups)
-    LOG.info("%d categories of %s features (silhouette %.2f); %d constant, %d duplicate features; %d of no cluster "
-             "joined the closest category", len(found.groups), sizes, found.silhouette, len(found.constants),
-             len(found.duplicates), len(found.orphans))  # fmt: skip
-    words = "within" if found.orthogonality < target else "NOT within"
-    LOG.info("largest correlation of two category centroids: %.2f, %s the target of %.2f", found.orthogonality, words,
-             target)  # fmt: skip
 
 
 def _column(batch: Mapping) -> str:
@@ -124,13 +114,16 @@ class Model(nn.Module):
         encodes them, decoding returns their value. duplicates: (feature, original, sign): features that are others in
         other units; decoding computes them from the original. orphans: features of no cluster, which joined the closest
         category. center, scale: per feature, robust mean and deviation. None (of groups, center, scale) is filled in.
+      silhouette, centroid_correlation: what became of the search, for the record: how well features part into
+        categories, at most 1, and the largest |correlation| of two category centroids.
       latent_dims, codebook_sizes: per category, three numbers; None follows `feature_vq_layout`.
       compression_ratios: width of the three levels' vectors relative to a category's number of features, as
         "0.5:1:1.5", or "auto" by the spectrum of each category.
       num_categories: how many; None chooses from 2 to `max_clusters` by silhouette.
       min_features: a smaller cluster is no category, its features join the closest one.
       discovery_rows: rows that categories are found from, at most.
-      orthogonality_target: largest |correlation| of category centroids that is not reported as too much.
+      orthogonality_target: what the |correlation| of category centroids should stay under; categories that do come
+        before those with a better silhouette, and the evaluation's report holds it against held-out rows.
       hidden_dim, embedding_dim: of the encoders. decoder_dim, partial_dim: hidden width of the decoders.
       dropout: in encoders and decoder.
       clip: standardised features beyond this are cut; "clipped" tells how many are.
@@ -145,6 +138,8 @@ class Model(nn.Module):
     orphans: tuple[int, ...] = ()
     center: tuple[float, ...] | None = None
     scale: tuple[float, ...] | None = None
+    silhouette: float = 0.0
+    centroid_correlation: float = 0.0
     latent_dims: tuple[tuple[int, ...], ...] | None = None
     codebook_sizes: tuple[tuple[int, ...], ...] | None = None
     compression_ratios: str = "0.5:1:1.5"

@@ -1,8 +1,9 @@
 """Which features of a table belong together: robust scaling, and clustering by correlation. Plain numpy and scipy.
 
 Features are clustered by average linkage on 1 - |correlation|. (Ward's linkage wants Euclidean distances, which these
-are not.) Of all cuts of the tree that one is taken whose silhouette (Rousseeuw 1987) is best, where features that are
-alone or in too small a cluster count 0: they are nobody's, and join the category that they correlate with most.
+are not.) Features that are alone or in too small a cluster are nobody's, and join the category that they correlate with
+most. Of all cuts of the tree whose categories are as orthogonal as they should be, that one is taken whose silhouette
+(Rousseeuw 1987; those who are nobody's count 0) is best; of all cuts, where none is.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ class Categories:
       center, scale: f64[F], see `robust_scaling`; a constant has scale 0.
       correlation: f64[F, F] of the features with outliers pulled in; 0 for constants.
       silhouette: of the clusters, in [-1, 1]; 0 where there is one group.
-      orthogonality: the largest |correlation| of two groups' centroids.
+      orthogonality: the largest |correlation| of two groups' centroids, duplicates not counted.
     """
 
     groups: tuple[tuple[int, ...], ...]
@@ -47,8 +48,9 @@ class Categories:
 
 
 def discover(
-    rows: np.ndarray, *, count: int | None = None, max_clusters: int = 50, min_features: int = 3, groups=None
-) -> Categories:
+    rows: np.ndarray, *, count: int | None = None, max_clusters: int = 50, min_features: int = 3,
+    orthogonality_target: float = 0.25, groups=None,
+) -> Categories:  # fmt: skip
     """Finds the categories of features.
 
     Args:
@@ -56,6 +58,7 @@ def discover(
       count: how many categories; None lets the silhouette choose, from 2 to `max_clusters`.
       max_clusters: see `count`.
       min_features: a smaller cluster (duplicates not counted) is no category.
+      orthogonality_target: what `orthogonality` should stay under.
       groups: categories that are already known, of which only constants are taken out; None finds them.
 
     Raises:
@@ -71,15 +74,18 @@ def discover(
         duplicates = find_duplicates(correlation)
         copies = {feature for feature, _, _ in duplicates}
         single = np.array([i for i in np.flatnonzero(scale > 0) if i not in copies])
-        found, orphans, score = cluster(correlation[np.ix_(single, single)], count, max_clusters, min_features)
+        limits = count, max_clusters, min_features, orthogonality_target
+        found, orphans, score = cluster(correlation[np.ix_(single, single)], *limits)
         groups = _with_duplicates([single[list(group)] for group in found], duplicates)
         orphans = tuple(int(single[i]) for i in orphans)
     else:
         duplicates, orphans, score = (), (), 0.0
         groups = _known_groups(groups, rows.shape[1], constants)
+    copies = {feature for feature, _, _ in duplicates}
+    originals = [[i for i in group if i not in copies] for group in groups]
     return Categories(
         groups, tuple(map(int, constants)), duplicates, orphans, center, scale, correlation, score,
-        orthogonality(correlation, groups),
+        orthogonality(correlation, originals),
     )  # fmt: skip
 
 
@@ -140,12 +146,12 @@ def find_duplicates(correlation: np.ndarray) -> tuple[tuple[int, int, int], ...]
     return tuple(found)
 
 
-def cluster(correlation: np.ndarray, count: int | None, max_clusters: int, min_features: int):
-    """Groups of features by average linkage and silhouette.
+def cluster(correlation: np.ndarray, count: int | None, max_clusters: int, min_features: int, target: float):
+    """Groups of features by average linkage, silhouette and orthogonality.
 
     Args:
       correlation: f64[F, F], of features that vary and are no duplicates.
-      count, max_clusters, min_features: as of `discover`.
+      count, max_clusters, min_features, target: as of `discover`.
 
     Returns:
       The groups (tuples of indices), the orphans among them, and the silhouette. One group where features do not part.
@@ -157,35 +163,44 @@ def cluster(correlation: np.ndarray, count: int | None, max_clusters: int, min_f
     distance = 1 - np.abs(correlation)
     np.fill_diagonal(distance, 0.0)
     allowed = range(2, max_clusters + 1) if count is None else (count,)
-    labels, score = best_cut(distance, min_features, allowed)
-    if labels is None:
+    found = sorted(cuts(distance, min_features, allowed), key=lambda cut: -cut[1])
+    if not found:
         if count is None:
             return everything
         raise UserError(f"num_categories {count} cannot be had: no cut of {features} features has so many clusters of "
                         f"at least {min_features}; give fewer, a smaller min_features, or None")
+    for labels, score in found:
+        groups, orphans = _adopt(correlation, labels, min_features)
+        if orthogonality(correlation, groups) < target:
+            return groups, orphans, score
+    return *_adopt(correlation, found[0][0], min_features), found[0][1]
+
+
+def _adopt(correlation: np.ndarray, labels: np.ndarray, min_features: int):
+    """The groups of a cut, after the features of small clusters have joined the closest; and those features."""
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     large = [group for group in members if len(group) >= min_features]
     orphans = sorted(int(i) for group in members if len(group) < min_features for i in group)
     groups = [list(group) for group in large]
     for orphan in orphans:
         groups[int(np.argmax([np.abs(correlation[orphan, group]).mean() for group in large]))].append(orphan)
-    return sorted(tuple(sorted(map(int, group))) for group in groups), tuple(orphans), score
+    return sorted(tuple(sorted(map(int, group))) for group in groups), tuple(orphans)
 
 
-def best_cut(distance: np.ndarray, min_features: int, allowed) -> tuple[np.ndarray | None, float]:
-    """The cut of the average-linkage tree with the best silhouette; of equals the one with fewer clusters.
+def cuts(distance: np.ndarray, min_features: int, allowed) -> list[tuple[np.ndarray, float]]:
+    """The cuts of the average-linkage tree.
 
     Args:
       distance: f64[F, F]. min_features: members that a category must have. allowed: how many categories a cut may have.
 
     Returns:
-      A label int[F] for each feature, None where no cut has as many categories as are allowed; and its silhouette.
+      Of each cut that is allowed, from few clusters to many, a label int[F] for each feature and the silhouette.
     """
     tree = hierarchy.linkage(squareform(distance, checks=False), "average")
     features = len(distance)
     labels, sums = np.arange(features), distance.copy()  # sums[i, k]: distances from feature i to cluster k
     sizes, column = np.ones(features, int), dict(enumerate(range(features)))
-    best, best_score = None, -np.inf
+    found = []
     for step, (first, second) in enumerate(tree[:, :2].astype(int)):
         keep, gone = column.pop(int(first)), column.pop(int(second))
         column[features + step] = keep
@@ -194,10 +209,8 @@ def best_cut(distance: np.ndarray, min_features: int, allowed) -> tuple[np.ndarr
         sizes[gone] = 0
         labels[labels == gone] = keep
         if np.sum(sizes >= min_features) in allowed:
-            score = _silhouette(sums, sizes, labels, min_features)
-            if score >= best_score:
-                best, best_score = labels.copy(), score
-    return best, float(best_score)
+            found.append((labels.copy(), _silhouette(sums, sizes, labels, min_features)))
+    return found[::-1]
 
 
 def _silhouette(sums: np.ndarray, sizes: np.ndarray, labels: np.ndarray, min_features: int) -> float:

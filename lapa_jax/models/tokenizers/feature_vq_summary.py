@@ -103,7 +103,7 @@ def _orthogonality(arrays, layout: Layout) -> dict[str, float]:
     apart = layout.owner[:, None] != layout.owner
     squares = np.square(_correlation(arrays["latent"]))[apart]
     return {
-        "orthogonality": orthogonality(_correlation(arrays["feature"]), layout.groups),
+        "orthogonality": orthogonality(_correlation(arrays["feature"]), layout.inputs),
         "latent_orthogonality": float(np.sqrt(squares.mean())) if apart.any() else 0.0,
     }
 
