@@ -1,0 +1,63 @@
+"""A run of the feature tokenizer from its config: what it finds in the data, early stopping, exact resume, loading."""
+
+import json
+
+import numpy as np
+import pytest
+
+import lapa_jax
+from lapa_jax.core import config as config_lib
+from lapa_jax.core import tree
+from lapa_jax.core.metrics import read_metrics
+from lapa_jax.data.shards import StepShards
+from lapa_jax.train.checkpoint import load_for_inference
+from lapa_jax.train.loop import train
+
+SMALL = ("model.hidden_dim=8", "model.embedding_dim=8", "model.decoder_dim=8", "model.partial_dim=8",
+         "model.topo_samples=8", "train.batch_size=16", "train.eval_batch_size=64", "train.log_every=2",
+         "train.eval_every=2", "train.save_every=2", "train.tensorboard=False", "data.eval_examples=64",
+         "optim.schedule=constant")  # fmt: skip
+
+
+def make_config(root, *overrides):
+    return config_lib.load(f"{root}/configs/feature_vq.py:tiny", [f"--config.{o}" for o in (*SMALL, *overrides)])
+
+
+@pytest.fixture(scope="module")
+def whole(root, tmp_path_factory):
+    """A run of four steps without interruption."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    train(make_config(root, "train.steps=4"), run)
+    return run
+
+
+def test_the_run_keeps_what_it_found_and_its_best_checkpoint_is_by_the_composite(whole):
+    model = json.loads((whole / "config.json").read_text())["model"]
+    truth = json.loads(StepShards("sample_features", "train").folder.joinpath("planted.json").read_text())
+    assert model["constants"] == truth["constants"] and model["orphans"] == truth["loners"]
+    assert len(model["groups"]) == 4 and len(model["center"]) == model["feature_dim"] == 37
+    rows = [row for row in read_metrics(whole) if "val/composite" in row]
+    assert [row["step"] for row in rows] == [0, 2, 4]
+    for row in rows:
+        parts = 0.5 * row["val/topo_post"] + 0.5 * row["val/quality"] - row["val/loss"]
+        assert row["val/composite"] == pytest.approx(parts, abs=1e-6)
+
+
+def test_an_interrupted_run_ends_in_the_same_bits(root, whole, tmp_path):
+    train(make_config(root, "train.steps=2"), tmp_path / "run")
+    train(make_config(root, "train.steps=4"), tmp_path / "run")
+    ours, theirs = (tree.flatten(load_for_inference(run, 4).variables) for run in (whole, tmp_path / "run"))
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+def test_loading_needs_no_data_and_gives_features_in_their_units(whole):
+    tokenizer = lapa_jax.load(whole)
+    shards = StepShards("sample_features", "val")
+    rows = np.stack([shards.array(i, "feature") for i in range(12)])
+    codes = tokenizer.encode(rows)
+    assert codes.shape == (12, 12) and len(tokenizer.codebook_sizes) == 12
+    decoded = tokenizer.decode(codes)
+    constants = list(tokenizer.model.constants)
+    np.testing.assert_allclose(decoded[:, constants], rows[:, constants], rtol=1e-6)
