@@ -21,7 +21,7 @@ from tests.data.samples.make import write
 
 SMALL = {"name": "tokenizers.fsq", "action_dim": 3, "low": (-1.0, -1.0, -1.0), "high": (1.0, 1.0, 1.0),
          "grippers": (2,), "chunk_length": 6, "tokens": 2, "levels": (5, 4, 3), "patch": 2, "dim": 16,
-         "encoder_depth": 1, "decoder_depth": 1, "heads": 2, "dim_head": 8}  # fmt: skip
+         "encoder_depth": 1, "decoder_depth": 1, "heads": 2, "dim_head": 8, "error": "absolute"}  # fmt: skip
 
 
 def build(**fields):
@@ -189,6 +189,41 @@ def test_every_code_decodes_and_comes_back_from_its_index():
     assert len(np.unique(actions.round(5), axis=0)) == size, "codes that decode alike tell nothing"
 
 
+@pytest.mark.parametrize("error", ["absolute", "squared"])
+def test_the_search_is_coordinate_descent_on_what_is_decoded(error):
+    """Against a search in numpy, code by code, that knows the decoder by a table of all its outputs."""
+    model, variables = small(tokens=1, search=2, error=error)
+    data = batch(model, 6, length=4)
+    table = np.asarray(run(model, variables, "decode", np.arange(60, dtype=np.int32)[:, None]))
+    start = run(*small(tokens=1), "encode", data)
+    cost = (np.abs if error == "absolute" else np.square)(table - data["action"][:, None])[:, :, :4].mean((2, 3))
+    expected = []
+    for row, code in enumerate(np.asarray(start)[:, 0]):
+        for i in range(2 * 3):
+            size, basis = ((5, 1), (4, 5), (3, 20))[i % 3]
+            for step in (-1, 1):
+                level = code // basis % size + step
+                other = code + step * basis
+                if 0 <= level < size and cost[row, other] < cost[row, code]:
+                    code = other
+        expected.append(code)
+    got = run(model, variables, "encode", data)
+    np.testing.assert_array_equal(got[:, 0], expected)
+    assert np.any(got != start), "nothing was left to improve: the test tests nothing"
+    dirty = {**data, "action": np.where(data["action_mask"][..., None] > 0, data["action"], np.nan)}
+    np.testing.assert_array_equal(run(model, variables, "encode", dirty), got)
+
+
+def test_several_sweeps_over_several_codes_never_cost_more():
+    model, variables = small(search=3)
+    data = batch(model, 8)
+    error = lambda m: np.abs(run(m, variables, "predict", data)["actions"] - data["action"]).mean((1, 2))  # noqa: E731
+    plain, once, thrice = (error(small(search=n)[0]) for n in (0, 1, 3))
+    assert np.all(once <= plain + 1e-6) and np.all(thrice <= once + 1e-6) and thrice.mean() < plain.mean()
+    codes = np.asarray(run(model, variables, "encode", data))
+    assert codes.min() >= 0 and codes.max() < 60
+
+
 def test_encode_decode_predict_evaluate_and_the_loss_agree():
     model, variables = small()
     data = {**batch(model, 5, length=5), "episode_id": np.arange(5, dtype=np.int32)}
@@ -246,6 +281,7 @@ def test_bfloat16_computes_in_half_and_quantises_in_single_precision():
         ({"low": None}, "low has 0 numbers for 3"),
         ({"high": (1.0,)}, "high has 1 numbers for 3"),
         ({"grippers": (3,)}, "gripper dimension 3 does not exist"),
+        ({"search": -1}, "search is -1"),
         ({"error": "absolut"}, "did you mean 'absolute'"),
         ({"dtype": "float16"}, "dtype is 'float16'"),
         ({"level": (5,)}, "did you mean 'levels'"),

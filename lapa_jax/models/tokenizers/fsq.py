@@ -20,6 +20,7 @@ from lapa_jax.models.tokenizers.fsq_modules import (
     check_width,
     masked_mean,
     moving,
+    refine,
     with_fields,
 )
 from lapa_jax.models.tokenizers.laq_modules import DTYPES, check_choice
@@ -54,7 +55,10 @@ class Model(nn.Module):
       levels: of the features of a code, each at least 3; their product is the size of the codebook.
       patch: steps that stand for one token of the transformers; divides T.
       dim, encoder_depth, decoder_depth, heads, dim_head: of the two transformers.
-      error: what "reconstruction" averages, the "absolute" or the "squared" error.
+      error: what "reconstruction" averages and the search lowers, the "absolute" or the "squared" error.
+      search: how often `encode` tries the neighbouring levels of every feature in the decoder and keeps what comes
+        nearer to the chunk. 0 takes the encoder at its word; 2 costs 4 x N x len(levels) runs of the decoder. Training
+        does not search.
       dtype: "float32" or "bfloat16" computation; parameters, norms, softmax and quantisation are float32.
       remat: "none", "dots" or "full": what the backward pass recomputes to save memory.
     """
@@ -72,7 +76,8 @@ class Model(nn.Module):
     decoder_depth: int = 4
     heads: int = 8
     dim_head: int = 64
-    error: str = "absolute"
+    error: str = "squared"
+    search: int = 0
     dtype: str = "float32"
     remat: str = "none"
 
@@ -97,6 +102,8 @@ class Model(nn.Module):
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UserError(f"{field} is {value!r}; it must be a whole number of at least 1")
+        if isinstance(self.search, bool) or not isinstance(self.search, int) or self.search < 0:
+            raise UserError(f"search is {self.search!r}; give a whole number of sweeps, 0 or more")
         if self.tokens > self.chunk_length:
             raise UserError(f"tokens is {self.tokens} for chunks of {self.chunk_length} steps; give at most one a step")
         if self.chunk_length % self.patch:
@@ -118,15 +125,17 @@ class Model(nn.Module):
         return (FSQ(self.levels).size,) * self.tokens
 
     def __call__(self, batch, *, train: bool) -> Output:
-        """Losses and metrics of a batch; nothing differs in training."""
+        """Losses and metrics of a batch, with the encoder's own codes; nothing differs in training."""
         actions, mask = self._chunks(batch)
         vectors, codes = self.quantizer(self._features(actions, mask))
         named = self._losses(self._outputs(vectors), actions, mask[..., None] * self._weights(batch))
         return Output(losses=named, metrics=batch_usage(codes, self.quantizer.size), codes=codes)
 
     def encode(self, batch) -> jax.Array:
-        """The codes i32 [B, N] of chunks, "action" and "action_mask" of a batch."""
-        return self.quantizer.nearest(self._features(*self._chunks(batch)))
+        """The codes i32 [B, N] of chunks: "action" and "action_mask" of a batch, of a mixture also "action_dims"."""
+        actions, mask = self._chunks(batch)
+        codes = self.quantizer.nearest(self._features(actions, mask))
+        return self._search(codes, actions, mask[..., None] * self._weights(batch)) if self.search else codes
 
     def decode(self, codes: jax.Array) -> jax.Array:
         """Codes i32 [B, N] -> actions f32 [B, T, A], within the range of the training data.
@@ -177,6 +186,19 @@ class Model(nn.Module):
         patches = steps.reshape(len(steps), self.chunk_length // self.patch, -1)
         return self.encoder(patches, jnp.any(mask.reshape(*patches.shape[:2], self.patch) > 0, axis=-1))
 
+    def _search(self, codes: jax.Array, actions: jax.Array, weights: jax.Array) -> jax.Array:
+        """Codes i32 [B, N] that decode nearer to the chunks, see `refine`. weights: f32 [B, T, A]."""
+        decoder, variables = self.decoder.unbind()  # a bound module cannot be called within a loop of jax
+
+        def cost(candidates):
+            outputs = decoder.apply(variables, self.quantizer.lookup(candidates)).reshape(actions.shape)
+            return masked_mean(self._cost(self._actions(outputs) - actions), weights)
+
+        return refine(codes, self.levels, self.search, cost)
+
+    def _cost(self, error: jax.Array) -> jax.Array:
+        return jnp.abs(error) if self.error == "absolute" else jnp.square(error)
+
     def _outputs(self, vectors: jax.Array) -> jax.Array:
         """Quantised vectors -> f32 [B, T, A]: actions, and logits of grippers."""
         return self.decoder(vectors).reshape(len(vectors), self.chunk_length, self.action_dim)
@@ -186,8 +208,7 @@ class Model(nn.Module):
         low, high, gripper = self._ends()
         error = outputs - actions
         beyond = ((actions >= high) & (error > 0)) | ((actions <= low) & (error < 0))
-        error = jnp.where(beyond, 0.0, error)
-        cost = jnp.abs(error) if self.error == "absolute" else jnp.square(error)
+        cost = self._cost(jnp.where(beyond, 0.0, error))
         share = jnp.clip((actions - low) / jnp.maximum(high - low, 1e-6), 0, 1)
         entropy = binary_cross_entropy(outputs, share)
         return {

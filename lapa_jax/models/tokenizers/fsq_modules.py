@@ -1,6 +1,7 @@
 """Parts of the FSQ tokenizer: the network that both halves use, the errors per dimension, what the data tell."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -48,6 +49,37 @@ class Resampler(nn.Module):
         stack = Transformer(self.depth, self.heads, self.dim_head, view=None, dtype=self.dtype, remat=self.remat,
                             name="stack")  # fmt: skip
         return Linear(self.features, name="out")(stack(tokens, mask=mask)[:, length:].astype(jnp.float32))
+
+
+def refine(codes: jax.Array, levels: Sequence[int], sweeps: int, cost: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """Codes whose cost no step of one feature to a neighbouring level would lower, as far as the sweeps get.
+
+    Coordinate descent: feature after feature, of code after code, goes one level down or up where that costs less.
+
+    Args:
+      codes: i32[B, N] to begin with. levels: of the features of a code, as `FSQ` orders them.
+      sweeps: how often all features are tried; 0 returns `codes`.
+      cost: i32[B, N] -> f32[B], called twice for each feature and sweep.
+
+    Returns:
+      i32[B, N], of at most the cost of `codes`.
+    """
+    sizes = jnp.asarray(levels, jnp.int32)
+    basis = jnp.asarray([math.prod(levels[:i]) for i in range(len(levels))], jnp.int32)
+
+    def one_feature(i, state):
+        place, feature = i // len(levels) % codes.shape[1], i % len(levels)
+        for step in (-1, 1):
+            found, least = state
+            level = found[:, place] // basis[feature] % sizes[feature] + step
+            inside = (level >= 0) & (level < sizes[feature])
+            other = found.at[:, place].add(jnp.where(inside, step * basis[feature], 0))
+            costs = cost(other)
+            better = costs < least
+            state = jnp.where(better[:, None], other, found), jnp.where(better, costs, least)
+        return state
+
+    return jax.lax.fori_loop(0, sweeps * codes.shape[1] * len(levels), one_feature, (codes, cost(codes)))[0]
 
 
 def action_fields(source) -> dict:
