@@ -45,9 +45,10 @@ def trajectories(path, rows, scale: np.ndarray, names: Sequence[str]) -> str:
     each, chosen = ranked(rows.true, rows.decoded, rows.mask, scale)
     spread = np.divide(rows.true[rows.mask].std(0), scale, out=np.zeros(len(scale)), where=scale > 0)
     shown = np.sort(np.argsort(-spread, kind="stable")[:DIMENSIONS])
+    low, high = rows.true[rows.mask].min(0), rows.true[rows.mask].max(0)
     with matplotlib.rc_context(plots.STYLE):
         figure = Figure(figsize=(2.1 * len(shown) + 0.8, 1.7 * len(chosen) + 0.4), layout="constrained")
-        panels = figure.subplots(len(chosen), len(shown), squeeze=False, sharex="row")
+        panels = figure.subplots(len(chosen), len(shown), squeeze=False, sharex="row", sharey="col")
         words = ["best", "median", "worst"] if len(chosen) == 3 else [f"{i}" for i in range(len(chosen))]
         for line, (i, word) in enumerate(zip(chosen.tolist(), words)):
             there = np.flatnonzero(rows.mask[i])
@@ -57,6 +58,10 @@ def trajectories(path, rows, scale: np.ndarray, names: Sequence[str]) -> str:
                 panel.tick_params(labelsize=6)
                 if line == 0:
                     panel.set_title(names[dimension], loc="left")
+            # of the whole range of a dimension, so that an error looks as large as it is
+            for panel, dimension in zip(panels[line], shown.tolist()):
+                panel.update_datalim([(there[0], value) for value in (low[dimension], high[dimension])])
+                panel.autoscale_view()
             where = f"episode {rows.episode[i]}, step {rows.step[i]}"
             panels[line, 0].set_ylabel(f"{word}\n{where}\nerror {each[i]:.2g}", fontsize=7)
         panels[0, 0].legend(fontsize=6, frameon=False)

@@ -63,8 +63,9 @@ class ColumnTokenizer(TrainedModel):
     def dataset(self, name: str | None = None) -> str | None:
         """The name of the dataset whose units are meant: the given one, or the only one there is; None: unknown."""
         if name is None and len(self.datasets) > 1:
+            known = ", ".join(self.datasets)
             raise UserError("this tokenizer was trained on several datasets, each with its own scaling; say whose "
-                            f"units are meant with dataset=... (one of {', '.join(self.datasets)})")  # fmt: skip
+                            f"units are meant with dataset=... (--dataset; one of {known})")  # fmt: skip
         if name is not None and name not in self.datasets:
             raise UserError(f"dataset '{name}' is none that this tokenizer was trained on"
                             f"{did_you_mean(name, self.datasets)}")

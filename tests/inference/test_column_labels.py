@@ -17,6 +17,7 @@ from lapa_jax.inference.labels import Labeller
 from lapa_jax.train.loop import train
 from tests import toys
 from tests.data.samples import make
+from tests.inference.test_labels import Reader
 
 
 @pytest.fixture(autouse=True)
@@ -161,4 +162,6 @@ def test_what_does_not_fit_is_refused(tokenizers, data, tmp_path):
         TableLabeller(tokenizers["rows"], data, out, format="hdf")
     with pytest.raises(UserError, match="dataset 'hand' is none"):
         Labeller(tokenizers["chunks"], data, out, dataset="hand")
+    with pytest.raises(UserError, match="--dataset arm says how numbers are scaled"):
+        Labeller(Reader(), data, out, dataset="arm")
     assert not out.exists()

@@ -165,6 +165,16 @@ def test_datasets_are_evaluated_apart(data, tmp_path):
     np.testing.assert_allclose(each, [np.mean(rows[np.array(which) == n]) for n in (0, 1)], rtol=1e-5)
 
 
+def test_held_out_data_are_as_wide_as_the_mixture(data, tmp_path):
+    """Only the narrow part has a held-out split: its rows are filled up, and its own dimensions are told."""
+    other = make.write(tmp_path / "hand", {"train": [[30]]}, cameras=(), widths={"action": 5}, seed=2)
+    parts = ({"path": str(data), "weight": 1.0}, {"path": str(other), "weight": 1.0, "split_val": None})
+    setup = prepare(toys.config("chunks", {"mixture": parts}))
+    batch = setup.val_data.batch([0, 1])
+    assert batch["action"].shape == (2, 4, 5) and batch["action_dims"].tolist() == [[1, 1, 1, 0, 0]] * 2
+    assert setup.val_datasets == ("arm",) and setup.from_data["action_dim"] == 5
+
+
 def test_means_over_datasets_leave_out_what_is_no_number():
     absent = math.nan
     found = by_dataset({"a": {"x": 1.0, "y": absent, "z": absent}, "b": {"x": 4.0, "y": 2.0, "z": absent}, "c": {}})
