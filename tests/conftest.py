@@ -26,6 +26,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--mutations", type=int, default=200, help="damaged files a format in test_damage.py")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_programs_of_a_module():
+    """Lets go of them when its tests are over: the whole suite compiles gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def root() -> pathlib.Path:
     """The project's folder."""
