@@ -7,6 +7,7 @@ scored on, so it tells how much of the action these frames show at all to a netw
 import dataclasses
 import hashlib
 import json
+import math
 import pathlib
 
 import jax
@@ -27,6 +28,8 @@ from lapa_jax.train.task import Task
 CACHE_FILE = "supervised.json"
 BATCH, SEED = 32, 0
 LEARNING_RATE = 1e-3
+OTHERWISE = {"dim": 128, "quant_dim": 4, "code_seq_len": 4, "spatial_depth": 2, "temporal_depth": 1, "heads": 4,
+             "dim_head": 32, "pooling": "maps"}  # fmt: skip
 
 
 class _Half:
@@ -74,9 +77,14 @@ def action_r2(source, tokenizer, *, steps: int, limit: int, cache) -> float:
 
 
 def _shared_fields(model) -> dict:
-    """The fields of the tokenizer that the supervised model has too: those of its encoder."""
+    """The fields of the tokenizer that the supervised model has too: those of its encoder; of a tokenizer with another
+    kind of encoder the sizes of configs/laq.py:small, with patches of a quarter of the image."""
+    own = {field.name for field in dataclasses.fields(model)}
+    if "patch_size" not in own:
+        side = model.image_size if isinstance(model.image_size, int) else math.gcd(*model.image_size)
+        return {**OTHERWISE, "image_size": model.image_size, "patch_size": side // 4}
     theirs = {field.name for field in dataclasses.fields(inverse_dynamics.Model)} - {"parent", "name"}
-    return {field.name: getattr(model, field.name) for field in dataclasses.fields(model) if field.name in theirs}
+    return {name: getattr(model, name) for name in own & theirs}
 
 
 def _train_and_score(source, spec: dict, mesh, steps: int, limit: int) -> float:

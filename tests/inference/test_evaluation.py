@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lapa_jax.core import config as config_lib
 from lapa_jax.core.errors import UserError
 from lapa_jax.inference import supervised
 from lapa_jax.inference.evaluations.latent_actions import Evaluation
@@ -85,6 +86,15 @@ def test_supervised_bound_is_cached(evaluated, folders, laq, monkeypatch):
     assert again == result["metrics"]["action_probe_r2_supervised"]
     monkeypatch.setattr(supervised, "_train_and_score", lambda *args: 0.25)
     assert supervised.action_r2(source, laq, steps=3, limit=36, cache=out) == 0.25
+
+
+def test_the_bound_of_a_convolutional_tokenizer_is_that_of_the_small_encoder(root):
+    small = config_lib.load(f"{root}/configs/laq.py:small").model
+    conv = config_lib.build("lapa_jax.models", config_lib.load(f"{root}/configs/laq_conv.py:tiny").model)
+    spec = supervised._shared_fields(conv)
+    assert {name: spec[name] for name in supervised.OTHERWISE} == {name: small[name] for name in supervised.OTHERWISE}
+    model = config_lib.build("lapa_jax.models", {"name": "tokenizers.inverse_dynamics", "action_dim": 2, **spec})
+    assert model.image_size == conv.image_size and model.image_size // model.patch_size == 4
 
 
 def test_data_without_actions_say_so(folders, laq, tmp_path):
