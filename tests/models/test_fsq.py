@@ -122,7 +122,7 @@ def test_the_mask_itself_is_seen():
     assert np.abs(a - b).max() > 1e-3, "three zero actions are not the end of an episode"
 
 
-def test_losses_are_the_masked_means_of_their_definitions():
+def test_losses_are_masked_sums_over_what_a_whole_chunk_has():
     model, variables = small(levels=(5, 4, 3), high=(1.0, 0.5, 1.0))
     data = batch(model, length=4)
     data["action"][:, :, 1] = np.minimum(data["action"][:, :, 1], 0.5)
@@ -137,8 +137,8 @@ def test_losses_are_the_masked_means_of_their_definitions():
                 costs.append(0.0 if overshot else abs(y[row, t, d] - x[row, t, d]))
             p = 1 / (1 + np.exp(-y[row, t, 2]))
             entropies.append(-np.log(p if x[row, t, 2] > 0 else 1 - p))
-        assert got["reconstruction"][row] == pytest.approx(np.mean(costs), rel=1e-4)
-        assert got["gripper"][row] == pytest.approx(np.mean(entropies), rel=1e-4)
+        assert got["reconstruction"][row] == pytest.approx(np.sum(costs) / (6 * 2), rel=1e-4)
+        assert got["gripper"][row] == pytest.approx(np.sum(entropies) / 6, rel=1e-4)
 
 
 def test_each_loss_reaches_its_own_dimensions_and_both_halves():

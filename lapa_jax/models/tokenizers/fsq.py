@@ -18,7 +18,7 @@ from lapa_jax.models.tokenizers.fsq_modules import (
     action_fields,
     binary_cross_entropy,
     check_width,
-    masked_mean,
+    mean_over_chunk,
     moving,
     refine,
     with_fields,
@@ -41,8 +41,8 @@ class Model(nn.Module):
 
     Batches hold "action" f32 [B, T, A] and "action_mask" f32 [B, T], 1 where the chunk has an action; of a mixture also
     "action_dims" f32 [B, A]. What lies where the mask is 0 is read by nothing. Losses: "reconstruction" of all
-    dimensions but grippers, over what the mask leaves and what moves at all; "gripper", the binary cross-entropy
-    of where between its ends a gripper is, over the same steps.
+    dimensions that move but grippers; "gripper", the binary cross-entropy of where between its ends a gripper is. Both
+    are sums over what the mask leaves, divided by what a whole chunk has: every step counts the same.
 
     An action at the end of its range may be overshot at no cost, since what is decoded is clipped to the range: a
     controller that saturates needs no precision there.
@@ -128,14 +128,14 @@ class Model(nn.Module):
         """Losses and metrics of a batch, with the encoder's own codes; nothing differs in training."""
         actions, mask = self._chunks(batch)
         vectors, codes = self.quantizer(self._features(actions, mask))
-        named = self._losses(self._outputs(vectors), actions, mask[..., None] * self._weights(batch))
+        named = self._losses(self._outputs(vectors), actions, mask, self._dims(batch))
         return Output(losses=named, metrics=batch_usage(codes, self.quantizer.size), codes=codes)
 
     def encode(self, batch) -> jax.Array:
         """The codes i32 [B, N] of chunks: "action" and "action_mask" of a batch, of a mixture also "action_dims"."""
         actions, mask = self._chunks(batch)
         codes = self.quantizer.nearest(self._features(actions, mask))
-        return self._search(codes, actions, mask[..., None] * self._weights(batch)) if self.search else codes
+        return self._search(codes, actions, mask, self._dims(batch)) if self.search else codes
 
     def decode(self, codes: jax.Array) -> jax.Array:
         """Codes i32 [B, N] -> actions f32 [B, T, A], within the range of the training data.
@@ -186,13 +186,13 @@ class Model(nn.Module):
         patches = steps.reshape(len(steps), self.chunk_length // self.patch, -1)
         return self.encoder(patches, jnp.any(mask.reshape(*patches.shape[:2], self.patch) > 0, axis=-1))
 
-    def _search(self, codes: jax.Array, actions: jax.Array, weights: jax.Array) -> jax.Array:
-        """Codes i32 [B, N] that decode nearer to the chunks, see `refine`. weights: f32 [B, T, A]."""
+    def _search(self, codes: jax.Array, actions: jax.Array, mask: jax.Array, dims: jax.Array) -> jax.Array:
+        """Codes i32 [B, N] that decode nearer to the chunks, see `refine`."""
         decoder, variables = self.decoder.unbind()  # a bound module cannot be called within a loop of jax
 
         def cost(candidates):
             outputs = decoder.apply(variables, self.quantizer.lookup(candidates)).reshape(actions.shape)
-            return masked_mean(self._cost(self._actions(outputs) - actions), weights)
+            return mean_over_chunk(self._cost(self._actions(outputs) - actions), mask, dims)
 
         return refine(codes, self.levels, self.search, cost)
 
@@ -203,8 +203,8 @@ class Model(nn.Module):
         """Quantised vectors -> f32 [B, T, A]: actions, and logits of grippers."""
         return self.decoder(vectors).reshape(len(vectors), self.chunk_length, self.action_dim)
 
-    def _losses(self, outputs: jax.Array, actions: jax.Array, weights: jax.Array) -> dict[str, jax.Array]:
-        """The named losses f32 [B]. weights: f32 [B, T, A], 0 for what does not count."""
+    def _losses(self, outputs: jax.Array, actions: jax.Array, mask: jax.Array, dims: jax.Array) -> dict[str, jax.Array]:
+        """The named losses f32 [B]. mask: f32 [B, T], dims: f32 [B or 1, A]: what counts."""
         low, high, gripper = self._ends()
         error = outputs - actions
         beyond = ((actions >= high) & (error > 0)) | ((actions <= low) & (error < 0))
@@ -212,8 +212,8 @@ class Model(nn.Module):
         share = jnp.clip((actions - low) / jnp.maximum(high - low, 1e-6), 0, 1)
         entropy = binary_cross_entropy(outputs, share)
         return {
-            "reconstruction": masked_mean(cost, weights * ~gripper),
-            "gripper": masked_mean(entropy, weights * gripper),
+            "reconstruction": mean_over_chunk(cost, mask, dims * ~gripper),
+            "gripper": mean_over_chunk(entropy, mask, dims * gripper),
         }
 
     def _actions(self, outputs: jax.Array) -> jax.Array:
@@ -221,10 +221,10 @@ class Model(nn.Module):
         low, high, gripper = self._ends()
         return jnp.where(gripper, low + (high - low) * nn.sigmoid(outputs), jnp.clip(outputs, low, high))
 
-    def _weights(self, batch) -> jax.Array:
-        """f32 [B or 1, 1, A]: 1 for dimensions that move, and that the example's dataset has."""
-        weights = jnp.asarray(moving(self.low, self.high), jnp.float32)[None, None]
-        return weights * batch["action_dims"][:, None] if "action_dims" in batch else weights
+    def _dims(self, batch) -> jax.Array:
+        """f32 [B or 1, A]: 1 for dimensions that move, and that the example's dataset has."""
+        dims = jnp.asarray(moving(self.low, self.high), jnp.float32)[None]
+        return dims * batch["action_dims"] if "action_dims" in batch else dims
 
     def _ends(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         """low f32 [A], high f32 [A] and which dimensions are grippers, bool [A]."""

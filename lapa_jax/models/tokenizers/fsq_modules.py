@@ -126,10 +126,17 @@ def check_width(name: str, values, width: int) -> None:
                         "leave it out, the data tell it")
 
 
-def masked_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
-    """The weighted mean of [B, T, A] over all but the batch, f32 [B]; 0 where all weights are."""
-    weights = jnp.broadcast_to(weights, values.shape)
-    return jnp.sum(values * weights, (1, 2)) / jnp.maximum(jnp.sum(weights, (1, 2)), 1e-6)
+def mean_over_chunk(values: jax.Array, mask: jax.Array, dims: jax.Array) -> jax.Array:
+    """The sum of [B, T, A] where steps and dimensions count, over the number that a whole chunk has: f32 [B].
+
+    So every step counts the same in the mean over a batch; of a mean over each chunk's own steps the few that stand
+    before much padding would take most (the error on whole chunks is then half as large again).
+
+    Args:
+      values: f32[B, T, A]. mask: f32[B, T]. dims: f32[B or 1, A]. Both are 1 for what counts, 0 for what does not.
+    """
+    total = jnp.sum(values * mask[..., None] * dims[:, None], (1, 2))
+    return total / jnp.maximum(mask.shape[1] * jnp.sum(dims, -1), 1e-6)
 
 
 def binary_cross_entropy(logits: jax.Array, share: jax.Array) -> jax.Array:
