@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.models.tokenizers.laq_conv_modules import POOLINGS, FrameDecoder, PairEncoder
+from lapa_jax.models.tokenizers.laq_conv_modules import POOLINGS, FrameDecoder, PairEncoder, equal_parts
 from lapa_jax.models.tokenizers.laq_modules import check_choice, check_whole_numbers, image_shape
 from lapa_jax.models.tokenizers.laq_pairs import FramePairs
-from lapa_jax.nn.conv import code_grid
 
 
 class Model(FramePairs):
@@ -41,9 +40,7 @@ class Model(FramePairs):
     def setup(self):
         dtype = jnp.dtype(self.dtype)
         common = {"channels": self.channels, "blocks": self.blocks, "groups": self.groups, "dtype": dtype}
-        cells = code_grid(self.grid, self.code_seq_len) if self.pooling == "average" else (1, 1)
-        self.encoder = PairEncoder(count=self.code_seq_len, width=self.quant_dim, pooling=self.pooling, cells=cells,
-                                   **common)  # fmt: skip
+        self.encoder = PairEncoder(count=self.code_seq_len, width=self.quant_dim, pooling=self.pooling, **common)
         self.setup_codes()
         scale = 0.1 if self.output == "residual" else 1.0
         self.decoder = FrameDecoder(embed=self.embed, output_scale=scale, **common)
@@ -64,10 +61,7 @@ class Model(FramePairs):
             raise UserError(f"channels {self.channels} halve {height}x{width} pixels to one cell, where group norm of "
                             f"{self.groups} groups has one number each to norm; give fewer groups or fewer channels")
         if self.pooling == "average":
-            parts = code_grid(self.grid, self.code_seq_len)
-            if rows % parts[0] or columns % parts[1]:
-                raise UserError(f"code_seq_len {self.code_seq_len} does not divide the grid of {rows}x{columns} cells "
-                                "into equal parts; give another length, or pooling 'projection' or 'attention'")
+            equal_parts(self.grid, self.code_seq_len)
 
     @nn.nowrap
     def _check_channels(self) -> None:

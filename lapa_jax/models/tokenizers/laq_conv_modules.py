@@ -1,9 +1,12 @@
 """The halves of the convolutional LAQ: frame pairs to deltas, and first frames with actions to second frames."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lapa_jax.core.errors import UserError
 from lapa_jax.nn.attention import Attention
 from lapa_jax.nn.conv import GridMaps
 from lapa_jax.nn.linear import Linear, fan_in_uniform
@@ -80,8 +83,8 @@ class PairEncoder(nn.Module):
     of what it finds, movements of a few pixels would have to survive four halvings first.
 
     Attributes: channels, blocks, groups, dtype: as of `Down`; count: N, vectors to make; width: Q, of each;
-      pooling: "projection", learned maps over the whole grid; "average" over the cells of an N-cell grid, `cells`
-      (rows, columns); or "attention" of N learned queries to the cells with learned positions.
+      pooling: "projection", learned maps over the whole grid; "average" over each of N equal parts of it; or
+      "attention" of N learned queries to the cells with learned positions.
     """
 
     channels: tuple[int, ...]
@@ -90,7 +93,6 @@ class PairEncoder(nn.Module):
     count: int
     width: int
     pooling: str
-    cells: tuple[int, int]
     dtype: jnp.dtype
 
     @nn.compact
@@ -106,7 +108,7 @@ class PairEncoder(nn.Module):
         if self.pooling == "projection":
             return GridMaps(self.count, name="maps")(x)
         batch, height, width, _ = x.shape
-        rows, columns = self.cells
+        rows, columns = equal_parts((height, width), self.count)
         x = x.reshape(batch, rows, height // rows, columns, width // columns, self.width)
         return x.mean((2, 4)).reshape(batch, self.count, self.width)
 
@@ -172,3 +174,18 @@ def conv(width: int, kernel: int, dtype, name: str | None, stride: int = 1) -> n
     """A convolution padded so that the grid is divided by the stride, no more and no less."""
     return nn.Conv(width, (kernel, kernel), (stride, stride), padding=(kernel - 1) // 2, dtype=dtype,
                    kernel_init=fan_in_uniform, name=name)  # fmt: skip
+
+
+def equal_parts(grid: tuple[int, int], count: int) -> tuple[int, int]:
+    """The (rows, columns) of `count` equal parts of a grid, as square as possible; of two the one with more rows.
+
+    Raises:
+      UserError: the grid has no so many equal parts.
+    """
+    rows, columns = grid
+    options = [(r, count // r) for r in range(count, 0, -1)
+               if count % r == 0 and rows % r == 0 and columns % (count // r) == 0]  # fmt: skip
+    if not options:
+        raise UserError(f"code_seq_len {count} does not divide the grid of {rows}x{columns} cells into equal parts; "
+                        "give another length, or pooling 'projection' or 'attention'")
+    return min(options, key=lambda parts: abs(math.log(rows * parts[1] / (columns * parts[0]))))
