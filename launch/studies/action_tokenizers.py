@@ -1,14 +1,15 @@
 """Trains FSQ and MS-TCN at several bit rates and compares them with bins, DCT + BPE and B-splines at equal bits.
 
 python launch/studies/action_tokenizers.py --data NAME=SHARDS,STEPS[,GRIPPER] ... --out DIR
-    [--recipes fsq_quarter fsq_half fsq mstcn_z mstcn_q mstcn_zq] [--seeds 1] [--jobs 2] [--overrides train.steps=500]
+    [--recipes fsq_quarter=5 fsq_half mstcn_z] [--jobs 2] [--overrides train.steps=500 NAME:train.steps=300]
 
 STEPS is the length of a chunk, GRIPPER a dimension whose accuracy is measured as that of a gripper though neither its
-values nor its name say that it is one. Every run is `launch/train.py`; a study that was interrupted goes on where it
+values nor its name say that it is one. RECIPE=5 trains a recipe with five seeds; an override with a data set's name
+before it is for the runs on that one. Every run is `launch/train.py`; a study that was interrupted goes on where it
 stopped, and a run that is done is not trained again. DIR/comparison gets what `tools/compare_tokenizers.py` writes, of
 the first seed, and usage.md: which share of the codes each run uses on the training chunks, for every seed.
 
-Four data sets with six recipes are 24 runs of about 1.5 CPU minutes.
+Four data sets with six recipes are 24 runs of two to four CPU minutes.
 """
 
 import argparse
@@ -75,17 +76,17 @@ USUAL = ("fsq_quarter", "fsq_half", "fsq", "mstcn_z", "mstcn_q", "mstcn_zq")
 
 def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
-    for recipe in args.recipes:
-        if recipe not in RECIPES:
-            raise UserError(f"unknown recipe '{recipe}'{did_you_mean(recipe, RECIPES)}")
-    if args.seeds < 1 or args.jobs < 1:
-        raise UserError(f"--seeds {args.seeds} and --jobs {args.jobs} must be at least 1")
+    if args.jobs < 1:
+        raise UserError(f"--jobs {args.jobs} must be at least 1")
     sets = [_parse_data(text) for text in args.data]
     if len({data.name for data in sets}) < len(sets):
         raise UserError("two data sets have the same name; give each its own")
-    wanted = [(data, recipe, seed) for seed in range(args.seeds) for data in sets for recipe in args.recipes]
+    seeds = dict(_parse_recipe(text) for text in args.recipes)
+    overrides = {data: _overrides_of(data, sets, args.overrides) for data in sets}
+    wanted = [(data, recipe, seed) for seed in range(max(seeds.values())) for data in sets
+              for recipe in seeds if seed < seeds[recipe]]  # fmt: skip
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        runs = list(pool.map(functools.partial(_train, args.out, args.overrides), *zip(*wanted, strict=True)))
+        runs = list(pool.map(lambda run: _train(args.out, overrides[run[0]], *run), wanted))
     first = [(recipe, run) for (_, recipe, seed), run in zip(wanted, runs, strict=True) if seed == 0]
     _compare(args.out, sets, first)
     table = usage_table(wanted, runs)
@@ -99,10 +100,10 @@ def _parser() -> argparse.ArgumentParser:
                                      allow_abbrev=False)  # fmt: skip
     parser.add_argument("--data", nargs="+", required=True, help="NAME=SHARDS,STEPS[,GRIPPER]")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the runs and of the comparison")
-    parser.add_argument("--recipes", nargs="+", default=list(USUAL), help=f"of {', '.join(RECIPES)}")
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--recipes", nargs="+", default=list(USUAL),
+                        help=f"RECIPE or RECIPE=SEEDS, of {', '.join(RECIPES)}")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, one core each")
-    parser.add_argument("--overrides", nargs="*", default=[], help="further config changes of every run, key=value")
+    parser.add_argument("--overrides", nargs="*", default=[], help="config changes, key=value or NAME:key=value")
     return parser
 
 
@@ -113,6 +114,31 @@ def _parse_data(text: str) -> Data:
     if not (name and shards and whole) or len(numbers) > 2 or int(numbers[0]) < 2:
         raise UserError(f"--data {text} is not of the form NAME=SHARDS,STEPS[,GRIPPER], with 2 steps at least")
     return Data(name, shards, int(numbers[0]), numbers[1] if len(numbers) > 1 else None)
+
+
+def _parse_recipe(text: str) -> tuple[str, int]:
+    """(name, number of seeds)"""
+    name, given, seeds = text.partition("=")
+    if name not in RECIPES:
+        raise UserError(f"unknown recipe '{name}'{did_you_mean(name, RECIPES)}")
+    if given and not (seeds.isdigit() and int(seeds)):
+        raise UserError(f"--recipes {text} is not of the form RECIPE=SEEDS, with 1 seed at least")
+    return name, int(seeds or 1)
+
+
+def _overrides_of(data: Data, sets: list[Data], overrides: list[str]) -> list[str]:
+    """The overrides that are for all data sets or for this one, in their order."""
+    names = [each.name for each in sets]
+    chosen = []
+    for override in overrides:
+        name, named, setting = override.partition(":")
+        if named and "=" not in name and name not in names:
+            raise UserError(f"--overrides {override} is for no data set of --data{did_you_mean(name, names)}")
+        if not named or "=" in name:
+            chosen.append(override)
+        elif name == data.name:
+            chosen.append(setting)
+    return chosen
 
 
 def _train(out: pathlib.Path, overrides: list[str], data: Data, recipe: str, seed: int) -> pathlib.Path:

@@ -52,6 +52,21 @@ def test_a_run_that_is_done_is_not_trained_again(monkeypatch, tmp_path):
         study._train(tmp_path, ["train.steps=4"], data, "fsq", 0)
 
 
+def test_seeds_are_of_a_recipe_and_overrides_of_a_data_set(monkeypatch, tmp_path):
+    trained, compared = [], []
+    monkeypatch.setattr(study, "_train", lambda out, overrides, *run: trained.append((overrides, *run)) or out)
+    monkeypatch.setattr(study, "_compare", lambda out, sets, runs: compared.extend(runs))
+    monkeypatch.setattr(study, "usage_table", lambda wanted, runs: "")
+    (tmp_path / "comparison").mkdir()
+    study.main(["--data", "a=x,8", "b=y,8", "--recipes", "fsq=2", "mstcn_z", "--out", str(tmp_path), "--jobs", "1",
+                "--overrides", "train.steps=3", "b:train.steps=4", "data.path=s3://c"])  # fmt: skip
+    first = [(name, recipe, 0) for name in "ab" for recipe in ("fsq", "mstcn_z")]
+    assert [(data.name, *rest) for _, data, *rest in trained] == [*first, ("a", "fsq", 1), ("b", "fsq", 1)]
+    assert trained[0][0] == ["train.steps=3", "data.path=s3://c"]
+    assert trained[2][0] == ["train.steps=3", "train.steps=4", "data.path=s3://c"]
+    assert len(compared) == 4, "the first seed of each"
+
+
 def test_usage_counts_the_codes_of_the_training_chunks(monkeypatch, shards):
     data = study.Data("walks", str(shards), 8, None)
     seen = []
@@ -76,7 +91,9 @@ def test_usage_counts_the_codes_of_the_training_chunks(monkeypatch, shards):
         (["--data", "a=b,8,x"], "is not of the form"),
         (["--data", "a=b,8", "a=c,8"], "two data sets have the same name"),
         (["--data", "a=b,8", "--recipes", "fsk"], "unknown recipe 'fsk'; did you mean 'fsq'"),
-        (["--data", "a=b,8", "--seeds", "0"], "must be at least 1"),
+        (["--data", "a=b,8", "--recipes", "fsq=0"], "with 1 seed at least"),
+        (["--data", "a=b,8", "--jobs", "0"], "must be at least 1"),
+        (["--data", "abc=b,8", "--overrides", "abd:train.steps=3"], "is for no data set of --data; did you mean 'abc'"),
     ],
 )
 def test_wrong_input_is_one_line(tmp_path, arguments, told):
