@@ -13,17 +13,42 @@ SHARED = ROOT.parent / "shared"
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
-# Many tests compile the same small programs; commands that tests start share them too.
-_CACHE = tempfile.TemporaryDirectory(prefix="lapa_jax_tests_")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
-jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+# Many tests compile the same small programs; commands that tests start and the workers of pytest-xdist share them too.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="lapa_jax_tests_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+SLOWEST = (
+    "tests/train/test_loop.py",
+    "tests/models/test_mstcn_training.py",
+    "tests/models/test_feature_vq.py",
+    "tests/models/test_fsq.py",
+    "tests/models/test_mstcn.py",
+    "tests/models/test_laq_conv.py",
+    "tests/models/test_laq_quantizers.py",
+    "tests/models/test_feature_vq_codebooks.py",
+    "tests/models/test_feature_vq_categories.py",
+    "tests/models/test_mstcn_codes.py",
+    "tests/tools/test_real_data.py",
+    "tests/launch/test_train_killed.py",
+    "tests/launch/test_train_two_processes.py",
+)
+"""Files of minutes. Workers of pytest-xdist take whole files: one of these taken last would leave the others idle."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The size of the random tests of damaged files."""
     parser.addoption("--mutations", type=int, default=200, help="damaged files a format in test_damage.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slowest files first where several workers share the tests; else in the order of the tree."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        rank = {file: k for k, file in enumerate(SLOWEST)}
+        items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
 
 
 @pytest.fixture(autouse=True, scope="module")
