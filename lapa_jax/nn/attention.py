@@ -1,12 +1,29 @@
-"""The one attention: self or cross, with optional cosine similarity, learned null keys and a bias on the logits."""
+"""The one attention: self or cross; cosine similarity, learned null keys, a bias on the logits, rotary positions, fewer
+heads of keys than of queries, and a cache of keys and values are options."""
+
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from lapa_jax.nn.linear import Linear
+from lapa_jax.nn.position import rotate
 
 COSINE_SCALE = 8.0
+
+
+class Cache(NamedTuple):
+    """Keys and values of tokens that came before, in slots: [N, S, kv_heads, dim_head] each, rotated already."""
+
+    key: jax.Array
+    value: jax.Array
+
+    def put(self, key: jax.Array, value: jax.Array, at: jax.Array) -> "Cache":
+        """With those of L new tokens [N, L, kv_heads, dim_head] in the slots `at`, `at` + 1, ..."""
+        write = jax.lax.dynamic_update_slice_in_dim
+        return Cache(write(self.key, key.astype(self.key.dtype), at, 1),
+                     write(self.value, value.astype(self.value.dtype), at, 1))  # fmt: skip
 
 
 class Attention(nn.Module):
@@ -19,6 +36,9 @@ class Attention(nn.Module):
         multiply the logits by 8, as the official LAQ does; otherwise the logits are divided by sqrt(dim_head).
       null_kv: number of learned keys and values per head that every query may attend to besides the given ones: a place
         to look when nothing in the context matters.
+      kv_heads: heads of keys and values, a divisor of `heads` that share one each (grouped queries, Ainslie et al.
+        2023); None for as many as `heads`.
+      rotary: base of the rotary positions (see `position.rotate`) of queries and keys, such as 10000; None for none.
       dtype: dtype of the computation; the softmax and the norms are float32. Parameters are float32.
     """
 
@@ -26,41 +46,58 @@ class Attention(nn.Module):
     dim_head: int
     cosine: bool = False
     null_kv: int = 0
+    kv_heads: int | None = None
+    rotary: float | None = None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(
         self, x: jax.Array, context: jax.Array | None = None, *, bias: jax.Array | None = None,
-        mask: jax.Array | None = None,
-    ) -> jax.Array:  # fmt: skip
+        mask: jax.Array | None = None, positions: jax.Array | None = None, cache: Cache | None = None,
+        at: jax.Array | int = 0,
+    ) -> jax.Array | tuple[jax.Array, Cache]:  # fmt: skip
         """Attends from `x` to `context` (to `x` itself where None).
 
         Args:
           x: [N, L, D] queries.
           context: [N, S, C] what keys and values are made from.
           bias: [heads, L, S] f32, added to the logits of the given keys (never to those of the null keys).
-          mask: [N, S] bool, False where a key is padding: no query attends to it. Null keys are never masked.
+          mask: [N, S] bool, False where a key is padding: no query attends to it; or [N, L, S], for each query. Null
+            keys are never masked.
+          positions: i32 [N, L], of the tokens of `x`, for rotary positions (self-attention only).
+          cache: keys and values of earlier tokens; then S counts its slots, and those of `x` are put in.
+          at: the slot of the first token of `x`.
 
         Returns:
-          [N, L, D] in `dtype`.
+          [N, L, D] in `dtype`; with a cache also the cache that holds `x`.
         """
         context = x if context is None else context
-        q, k, v = self._split("query", x), self._split("key", context), self._split("value", context)
+        kv_heads = self.kv_heads or self.heads
+        q = self._split("query", x, self.heads)
+        k, v = self._split("key", context, kv_heads), self._split("value", context, kv_heads)
+        if self.rotary:
+            q, k = rotate(q, positions, self.rotary), rotate(k, positions, self.rotary)
+        if cache is not None:
+            cache = cache.put(k, v, at)
+            k, v = cache.key.astype(self.dtype), cache.value.astype(self.dtype)
         if self.null_kv:
             k, v, bias = self._with_null(k, v, bias)
-            mask = None if mask is None else jnp.pad(mask, ((0, 0), (self.null_kv, 0)), constant_values=True)
+            sides = ((0, 0),) * (0 if mask is None else mask.ndim - 1) + ((self.null_kv, 0),)
+            mask = None if mask is None else jnp.pad(mask, sides, constant_values=True)
         scale = self.dim_head**-0.5
         if self.cosine:
             q, k, scale = self._unit("query_scale", q), self._unit("key_scale", k), COSINE_SCALE
         bias = None if bias is None else bias[None]
-        mask = None if mask is None else mask[:, None, None]
+        if mask is not None:
+            mask = mask[:, None] if mask.ndim == 3 else mask[:, None, None]
         out = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=scale)
         out = out.reshape(*out.shape[:-2], self.heads * self.dim_head)
-        return Linear(x.shape[-1], use_bias=False, dtype=self.dtype, name="out")(out)
+        out = Linear(x.shape[-1], use_bias=False, dtype=self.dtype, name="out")(out)
+        return out if cache is None else (out, cache)
 
-    def _split(self, name: str, x: jax.Array) -> jax.Array:
-        y = Linear(self.heads * self.dim_head, use_bias=False, dtype=self.dtype, name=name)(x)
-        return y.reshape(*y.shape[:-1], self.heads, self.dim_head)
+    def _split(self, name: str, x: jax.Array, heads: int) -> jax.Array:
+        y = Linear(heads * self.dim_head, use_bias=False, dtype=self.dtype, name=name)(x)
+        return y.reshape(*y.shape[:-1], heads, self.dim_head)
 
     def _with_null(self, k, v, bias):
         shape = (self.null_kv, self.heads, self.dim_head)

@@ -30,6 +30,23 @@ class GEGLU(nn.Module):
         return down(value * exact_gelu(gate))
 
 
+class SwiGLU(nn.Module):
+    """Linear back of silu(gate) times value, without biases, as in Llama (Shazeer 2020). Norms are the caller's part.
+
+    Attributes: hidden: width inside. dtype: of the computation; parameters are float32.
+    """
+
+    hidden: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [..., D] -> [..., D] in `dtype`."""
+        linear = lambda width, name: Linear(width, use_bias=False, dtype=self.dtype, name=name)  # noqa: E731
+        gated = nn.silu(linear(self.hidden, "gate")(x)) * linear(self.hidden, "up")(x)
+        return linear(x.shape[-1], "down")(gated)
+
+
 def exact_gelu(x: jax.Array) -> jax.Array:
     """x * P(standard normal < x), exactly. By erf, since jax.nn.gelu takes the slower erfc for the last bit of the far
     tail; the tanh approximation differs by up to 5e-4, too much for parity with official weights."""

@@ -28,6 +28,23 @@ class LayerNorm(nn.Module):
         return x.astype(self.dtype)
 
 
+class RMSNorm(nn.Module):
+    """x / sqrt(mean x^2 + eps) times a learned scale, over the last axis (Zhang and Sennrich 2019); float32 inside.
+
+    Attributes: eps: 1e-5 or 1e-6 in Llama's models. dtype: of the result.
+    """
+
+    eps: float = 1e-5
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D] in `dtype`."""
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
+        return (x * self.param("scale", nn.initializers.ones, x.shape[-1:])).astype(self.dtype)
+
+
 class RunningNorm(nn.Module):
     """Subtracts a mean per feature and divides by a scale, so that the result has a root mean square of 1.
 

@@ -1,4 +1,5 @@
-"""Positions: a bias from continuous distances on a grid, and a convolution that lets tokens see their neighbours."""
+"""Positions: a bias from continuous distances on a grid, a convolution that lets tokens see their neighbours, and
+rotary positions in a sequence."""
 
 import functools
 
@@ -118,3 +119,23 @@ def _conv_backward(axes, saved, grad):
 
 
 depthwise_conv.defvjp(_conv_forward, _conv_backward)
+
+
+def rotate(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
+    """Rotary positions (RoPE, Su et al. 2021), in the layout of Llama: feature i turns together with i + D/2.
+
+    The pair (x_i, x_(i + D/2)) is turned by the angle position * base^(-2i/D), so that the product of a query and a key
+    depends on the difference of their positions alone.
+
+    Args:
+      x: [N, L, heads, D], D even. positions: i32 [N, L].
+
+    Returns:
+      The same shape and dtype; angles and products are float32.
+    """
+    half = x.shape[-1] // 2
+    frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = positions.astype(jnp.float32)[..., None, None] * frequency
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)

@@ -52,6 +52,18 @@ class Block(nn.Module):
         return x + GEGLU(dtype=self.dtype, name="feedforward")(y), None
 
 
+def stacked(block: type[nn.Module], depth: int, remat: str, in_axes) -> type[nn.Module]:
+    """`depth` blocks one after the other as one module, compiled once; parameters are stacked on axis 0.
+
+    Args:
+      block: called with (x, *rest), gives (x, whatever is stacked on axis 0). remat: see `REMAT_POLICIES`.
+      in_axes: for each of the rest `nn.broadcast` for what all blocks get alike, 0 for what each gets its own slice of.
+    """
+    if policy := REMAT_POLICIES[remat]:
+        block = nn.remat(block, policy=policy, prevent_cse=False)
+    return nn.scan(block, length=depth, in_axes=in_axes, variable_axes={"params": 0}, split_rngs={"params": True})
+
+
 class Transformer(nn.Module):
     """`depth` blocks and a final norm, over sequences of tokens that may also lie on a grid of (time, rows, columns).
 
@@ -95,16 +107,7 @@ class Transformer(nn.Module):
         Returns:
           [N, L, D] in `dtype`.
         """
-        block = Block
-        if policy := REMAT_POLICIES[self.remat]:
-            block = nn.remat(block, policy=policy, prevent_cse=False)
-        stack = nn.scan(
-            block,
-            length=self.depth,
-            in_axes=nn.broadcast,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-        )
+        stack = stacked(Block, self.depth, self.remat, in_axes=nn.broadcast)
         view = None if self.view is None else tuple(self.view)
         layers = stack(self.heads, self.dim_head, view, self.axes, self.cross, self.raw_kv, self.dtype, name="layers")
         x, _ = layers(x.astype(self.dtype), bias, context, mask)
