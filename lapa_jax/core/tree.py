@@ -54,13 +54,16 @@ def merge(first: Mapping, second: Mapping) -> dict:
 
 
 def diff(expected: Mapping, got: Mapping) -> str:
-    """Describes how the names and shapes of two trees differ; the empty string when they agree."""
+    """Describes how the names, shapes and dtypes of two trees differ; the empty string when they agree."""
     e, g = flatten(expected), flatten(got)
     lines = _listed("missing", [n for n in e if n not in g]) + _listed("unexpected", [n for n in g if n not in e])
-    for name in e.keys() & g.keys():
+    for name in sorted(e.keys() & g.keys()):
         shapes = tuple(getattr(e[name], "shape", ())), tuple(getattr(g[name], "shape", ()))
+        dtypes = getattr(e[name], "dtype", None), getattr(g[name], "dtype", None)
         if shapes[0] != shapes[1]:
             lines.append(f"{name} has shape {shapes[1]} where {shapes[0]} is expected")
+        elif None not in dtypes and dtypes[0] != dtypes[1]:
+            lines.append(f"{name} is {dtypes[1]} where {dtypes[0]} is expected")
     return "; ".join(lines)
 
 

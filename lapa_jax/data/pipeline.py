@@ -89,6 +89,13 @@ def normalization_of(data: Mapping, dataset: str | None) -> str:
     return data.get("normalize") or "none"
 
 
+def fields_of(data: Mapping) -> tuple[str, ...]:
+    """The fields of the samples that `config.data` asks for, as given or those that its kind has by default."""
+    kind = _kind(data.get("samples") or "pairs")
+    given = data.get("fields") or next(f.default for f in dataclasses.fields(kind) if f.name == "fields")
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
 def has_actions(data: Mapping, split: str) -> bool:
     """Whether the folders behind `split` store actions, all of them."""
     parts = data.get("mixture")

@@ -109,12 +109,41 @@ def load_for_inference(path: str | pathlib.Path, step: int | None = None) -> Che
     Raises:
       UserError: no run, no checkpoint, or not that step.
     """
-    folder = _checkpoint_folder(pathlib.Path(path).absolute(), step)
-    meta = _load_meta(folder)
+    folder, meta, shapes = describe(path, step)
+    abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
     config = config_lib.from_json(meta["config"])
-    metadata = ocp.metadata(folder, checkpointable_name="params").metadata
-    abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata)
     return Checkpoint(config, meta, _load(folder, abstract, "params"), int(folder.name), folder)
+
+
+def describe(path: str | pathlib.Path, step: int | None = None) -> tuple[pathlib.Path, dict, dict]:
+    """What a checkpoint holds, without its arrays.
+
+    Args:
+      path, step: as of `load_for_inference`.
+
+    Returns:
+      Its folder `checkpoints/<step>`, its metadata, and shapes and dtypes of the variables of all collections.
+
+    Raises:
+      UserError: as `load_for_inference`.
+    """
+    folder = _checkpoint_folder(pathlib.Path(path).absolute(), step)
+    metadata = ocp.metadata(folder, checkpointable_name="params").metadata
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata)
+    return folder, _load_meta(folder), shapes
+
+
+def load_some(folder: pathlib.Path, abstract: Mapping) -> dict:
+    """Some of the variables of the checkpoint that `describe` found, and no others.
+
+    Args:
+      folder: `checkpoints/<step>`.
+      abstract: {collection: {...}} of `jax.ShapeDtypeStruct` with the shardings that the arrays get.
+    """
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with context:
+        return _load(folder, abstract, "params")
 
 
 def steps(path: str | pathlib.Path) -> list[int]:

@@ -55,7 +55,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike, *, dry_
 
 def _dry_run(setup: Setup) -> None:
     print(parameter_table(setup))
-    for line in _from_data_lines(setup):
+    for line in _origin_lines(setup):
         print(f"  {line}")
     for name, leaf in setup.train_batch_shapes().items():
         print(f"  batch {name}: {leaf.dtype}{list(leaf.shape)}")
@@ -64,9 +64,11 @@ def _dry_run(setup: Setup) -> None:
     print(f"  {flops / 1e9:.3g} GFLOP a step")
 
 
-def _from_data_lines(setup: Setup) -> list[str]:
-    return [f"from the data: model.{name} = {textwrap.shorten(repr(value), WIDE)}"
-            for name, value in setup.from_data.items()]  # fmt: skip
+def _origin_lines(setup: Setup) -> list[str]:
+    """Where fields of the model and first values of its variables come from."""
+    filled = (f"from the data: model.{name} = {textwrap.shorten(repr(value), WIDE)}"
+              for name, value in setup.from_data.items())  # fmt: skip
+    return [*setup.notes, *filled]
 
 
 class Loop:
@@ -76,7 +78,7 @@ class Loop:
         """Compiles, then restores the newest checkpoint or initialises from the first batch."""
         self._setup, self._config, self._workdir = setup, setup.config.train, workdir
         LOG.info("training data: %s", setup.train_data.summary())
-        for line in _from_data_lines(setup):
+        for line in _origin_lines(setup):
             LOG.info(line)
         LOG.info("validation data: %s", setup.val_data.summary())
         self._step, self._flops = compile_step(setup)

@@ -18,7 +18,7 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.data import loader, pipeline
 from lapa_jax.data.samples.meta import statistics_of
 from lapa_jax.data.samples.padded import as_wide_as
-from lapa_jax.train import sharding
+from lapa_jax.train import init_from, origins, sharding
 from lapa_jax.train.flops import count_flops
 from lapa_jax.train.optim import Optimizer, make_optimizer
 from lapa_jax.train.run import LOG
@@ -39,6 +39,9 @@ class Setup:
       config: the run's config, with what the model took from the data filled in. task: model and losses. mesh: the
         devices.
       from_data: {field of config.model: value} of what was filled in.
+      taken: which variables begin as those of other runs; empty where the run goes on from its own checkpoint.
+      init_from: {prefix: {"path", "step"}} of where they came from when the run began.
+      notes: lines about these for the log.
       train_data, val_data: sources of examples (random access).
       augment: random change of a training example, or None.
       optimizer: built for the model's parameters.
@@ -47,6 +50,9 @@ class Setup:
 
     config: ml_collections.ConfigDict
     from_data: dict
+    taken: origins.Taken
+    init_from: dict
+    notes: tuple[str, ...]
     task: Task
     mesh: Mesh
     train_data: object
@@ -82,13 +88,20 @@ class Setup:
         return _batch_shapes(self.train_data, self.config.train.batch_size, self.mesh)
 
     def init(self, batch) -> State:
-        """Fresh state on the devices, sharded as it is made."""
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
-        return jax.jit(_init(self.config, self.task), out_shardings=shardings)(batch)
+        """Fresh state on the devices, sharded as it is made; what other runs give is read, and never made."""
+        make, wanted = _init(self.config, self.task), set(self.taken.names)
+        if not wanted:
+            return jax.jit(make, out_shardings=_shardings(self.abstract))(batch)
+        places = _shardings(_without(self.abstract, wanted))
+        own = jax.jit(lambda batch: _without(make(batch), wanted), out_shardings=places)
+        state, shapes = own(batch), tree.flatten(self.abstract.variables)
+        read = self.taken.read({name: shapes[name] for name in wanted})
+        return state.replace(variables=tree.unflatten({**state.variables, **read}))
 
     def meta(self) -> dict:
         """What a checkpoint must carry for inference, besides the step."""
-        return {"config": config_lib.to_json(self.config), **self.train_data.meta()}
+        begun = {"init_from": self.init_from} if self.init_from else {}
+        return {"config": config_lib.to_json(self.config), **self.train_data.meta(), **begun}
 
 
 def prepare(config: ml_collections.ConfigDict, saved: Mapping | None = None) -> Setup:
@@ -96,15 +109,18 @@ def prepare(config: ml_collections.ConfigDict, saved: Mapping | None = None) -> 
 
     Args:
       config: the run's.
-      saved: the metadata of the checkpoint that the run goes on from: numbers are scaled as they were then.
+      saved: the metadata of the checkpoint that the run goes on from: numbers are scaled as they were then, and the
+        runs of `config.init_from` are not needed any more.
     """
     make_patience(config.train)
+    config, sources, begun, notes = _begin(config, saved)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch_size(mesh, config.train.batch_size, config.train.micro_batches)
     sharding.check_batch_size(mesh, config.train.eval_batch_size)
     train_data = pipeline.build(config.data, "train", statistics=statistics_of(saved) if saved else None)
     pipeline.check_trainable(train_data)
     check_same_data(config, train_data, saved)
+    notes += init_from.check_scales(sources, config, train_data, MODELS)
     config, from_data = _complete(config, train_data)
     task = Task(config_lib.build(MODELS, config.model), config.loss)
     known = statistics_of(train_data.meta())
@@ -117,12 +133,18 @@ def prepare(config: ml_collections.ConfigDict, saved: Mapping | None = None) -> 
     shapes = _batch_shapes(train_data, config.train.batch_size, mesh)
     abstract = jax.eval_shape(_init(config, task), shapes)
     optimizer = make_optimizer(config.optim, config.train.steps, abstract.variables["params"])
+    taken = origins.match(sources, abstract.variables, origins.exceptions(config))
+    if saved is None:
+        init_from.check_frozen(abstract.variables["params"], optimizer.trainable, taken.names)
     sharding.check_replication(abstract, mesh, config.mesh.rules)
     placed = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         abstract, sharding.shardings(abstract, mesh, config.mesh.rules),
     )  # fmt: skip
-    return Setup(config, from_data, task, mesh, train_data, val_data, augment, optimizer, placed)
+    notes = (*notes, *taken.lines)
+    return Setup(
+        config, from_data, taken, begun, notes, task, mesh, train_data, val_data, augment, optimizer, placed
+    )  # fmt: skip
 
 
 def make_patience(train: Mapping) -> Patience:
@@ -181,6 +203,24 @@ def check_same_data(config: ml_collections.ConfigDict, train_data, saved: Mappin
                         f"{then[:12]}); restore it or start another run")
 
 
+def _begin(config: ml_collections.ConfigDict, saved: Mapping | None) -> tuple:
+    """The config with the fields of models that come from other runs; these runs, where they were, lines about them.
+
+    A run that goes on from its checkpoint has them all there.
+    """
+    paths = origins.paths_of(config)
+    if saved is None:
+        sources = tuple(origins.open_origin(prefix, path) for prefix, path in paths.items())
+        specs = {origin.prefix: (origin, origin.meta["config"]["model"]) for origin in sources}
+        begun = {origin.prefix: {"path": str(origin.path), "step": origin.step} for origin in sources}
+    else:
+        model = saved.get("config", {}).get("model", {})
+        sources, begun = (), saved.get("init_from", {})
+        specs = {prefix: ("this run's checkpoint", model[prefix]) for prefix in paths if prefix in model}
+    config, lines = init_from.fill_model(config, specs)
+    return config, sources, begun, lines
+
+
 def _complete(config: ml_collections.ConfigDict, train_data) -> tuple[ml_collections.ConfigDict, dict]:
     """The config with the model's fields that only the data can tell, and these fields alone."""
     found = config_lib.complete(MODELS, config.model, train_data, config.seed)
@@ -196,6 +236,15 @@ def _complete(config: ml_collections.ConfigDict, train_data) -> tuple[ml_collect
 def _init(config: ml_collections.ConfigDict, task: Task) -> Callable:
     make = functools.partial(make_optimizer, config.optim, config.train.steps)
     return functools.partial(init_state, task, make, config.seed)
+
+
+def _shardings(abstract: State) -> State:
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+
+def _without(state: State, names: set[str]) -> State:
+    """The state without some of its variables, which are then flat, {name: leaf}."""
+    return state.replace(variables={n: leaf for n, leaf in tree.flatten(state.variables).items() if n not in names})
 
 
 def _batch_shapes(source, batch_size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

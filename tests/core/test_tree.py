@@ -25,3 +25,5 @@ def test_diff_lists_missing_unexpected_and_shapes():
     other = {"a": {"b": np.zeros((2, 4))}, "e": np.zeros(1), "d": np.zeros(())}
     assert tree.diff(TREE, other) == "missing: a/c; unexpected: e; a/b has shape (2, 4) where (2, 3) is expected"
     assert tree.diff(TREE, TREE) == ""
+    half = {"x": np.zeros(2, np.float16)}
+    assert tree.diff({"x": np.zeros(2, np.float32)}, half) == "x is float16 where float32 is expected"

@@ -8,7 +8,8 @@ import pytest
 from lapa_jax.inference import restore
 from lapa_jax.train import setup
 
-KINDS = {"chunks": ("chunks", "action"), "steps": ("chunks", "action"), "rows": ("steps", "feature")}
+KINDS = {"chunks": ("chunks", "action"), "steps": ("chunks", "action"), "rows": ("steps", "feature"),
+         "policy": ("chunks", "action")}  # fmt: skip
 """{toy: (the kind of samples that it learns from, their field)}."""
 
 OPTIM = {"learning_rate": 1e-2, "schedule": "constant", "warmup_steps": 0, "final_learning_rate": 0.0, "b1": 0.9,
@@ -30,7 +31,7 @@ def use(patch: pytest.MonkeyPatch) -> None:
 def config(toy: str, data: Mapping | str, *, model: Mapping = {}, mesh: Mapping = {}, **train):
     """The config of a run of a toy; `data`: a folder, or fields of `config.data`."""
     samples, field = KINDS[toy]
-    length = {"chunk_length": 4 if toy == "chunks" else 8} if samples == "chunks" else {}
+    length = {"chunk_length": 4 if toy in ("chunks", "policy") else 8} if samples == "chunks" else {}
     places = {"path": str(data)} if not isinstance(data, Mapping) else {"path": None, **data}
     found = ml_collections.ConfigDict({
         "name": toy, "seed": 0, "model": {"name": toy, **model}, "loss": {"reconstruction": 1.0},

@@ -1,0 +1,48 @@
+"""A policy of action chunks that holds a tokenizer: its head guesses the chunk from the tokenizer's reconstruction."""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+
+from lapa_jax.core.errors import UserError
+from lapa_jax.core.output import Output
+from tests.toys import chunks
+
+
+def from_data(spec: dict, source, seed: int) -> dict:
+    """The width of the actions, which must be that of the tokenizer."""
+    width = source.batch([])["action"].shape[-1]
+    tokenizer = spec.get("tokenizer")
+    if tokenizer is not None and tokenizer["action_dim"] != width:
+        raise UserError("the tokenizer's actions have another width")
+    return {"action_dim": width}
+
+
+class Model(nn.Module):
+    action_dim: int | None = None
+    tokenizer: Mapping | None = None
+    head: str = "head"
+
+    def setup(self):
+        self.codec = chunks.Model(**{**dict(self.tokenizer), "name": "tokenizer"})
+        self.out = nn.Dense(self.action_dim, name=self.head)
+
+    @nn.nowrap
+    def check(self):
+        if self.tokenizer is None:
+            raise UserError("tokenizer is not set")
+
+    def __call__(self, batch, *, train: bool) -> Output:
+        output = self.codec(batch, train=train)
+        return Output({"reconstruction": self._error(batch) + output.losses["reconstruction"]}, {}, output.codes)
+
+    def _error(self, batch):
+        guess = self.out(self.codec.decode(self.codec.encode(batch)))
+        return ((guess - batch["action"]) ** 2).mean((1, 2))
+
+    def evaluate(self, batch):
+        return {"mse": self._error(batch), "episode_id": batch["episode_id"]}
+
+    @nn.nowrap
+    def summarize(self, arrays) -> dict[str, float]:
+        return {"action_mse": float(arrays["mse"].mean())}
