@@ -155,14 +155,14 @@ def build(package: str, spec: Mapping, **extra):
 
     Args:
       package: where to look, e.g. "lapa_jax.models".
-      spec: `{"name": "tokenizers.laq", field: value, ...}`.
+      spec: `{"name": "tokenizers.laq", field: value, ...}`; a value that is such a group itself is built likewise.
       **extra: further fields that do not come from the config.
 
     Returns:
       The object, after its `check()` (where defined) has accepted the values.
     """
     module, fields = _resolve(package, {**dict(spec), **extra})
-    built = module.Model(**{key: _freeze(value) for key, value in fields.items()})
+    built = module.Model(**{key: _field(package, value) for key, value in fields.items()})
     if hasattr(built, "check"):
         built.check()
     return built
@@ -180,6 +180,13 @@ def _resolve(package: str, spec: Mapping):
         if key not in known:
             raise ConfigError(f"{name} has no field '{key}'{did_you_mean(key, known)}")
     return module, fields
+
+
+def _field(package: str, value):
+    """A field's value as a model holds it; a group with a name becomes a model within the model."""
+    if isinstance(value, (ml_collections.ConfigDict, Mapping)) and "name" in value:
+        return build(package, value)
+    return _freeze(value)
 
 
 def _freeze(value):

@@ -180,6 +180,16 @@ class Model(nn.Module):
         steps = min(receptive_field(self.layers, self.stages), self.context)
         return {**mstcn_summary.summarize(arrays, sizes), "receptive_field": float(steps)}
 
+    def vectors(self, codes: jax.Array) -> dict[str, jax.Array]:
+        """Codes i32 [B, T, 2] -> "z" and "q" f32 [B, T, D], their vectors in the codebooks, of length 1."""
+        z, q = self.codes.codebooks()
+        return {"z": z[codes[..., 0]], "q": q[codes[..., 1]]}
+
+    def soft_clusters(self, action: jax.Array, mask: jax.Array, temperature: float) -> jax.Array:
+        """The clusters' vectors f32 [B, T, D], weighed by how probable each is at each step (see `fifa`)."""
+        likely = jnp.exp(fifa.log_probabilities(self.cluster_distances(action, mask), temperature))
+        return jnp.einsum("btq,qd->btd", likely, self.codes.codebooks()[1], precision="highest")
+
     def hierarchy(self) -> jax.Array:
         """The cluster of each subcluster, i32 [|Z|]."""
         return self.codes.hierarchy()

@@ -1,0 +1,178 @@
+"""In-context imitation: a transformer sees demonstrations of a task as its prompt and then acts.
+
+Without a variant: the sizes of the plan (6 layers of width 512 with 8 heads, context 10, AdamW at 1e-4), on states and
+raw actions. What the plan leaves open, or would leak:
+
+  - an action is predicted at the token of its step's state, which comes before the action's own token; the plan shows
+    the policy codes of the very actions that it predicts
+  - causal; causal=False (the plan's) holds for the prompt alone
+  - prompts are evenly spread steps of one other episode of the task; a tenth of the samples have none
+  - an episode without another one of its task gets an empty prompt (data.alone), and is counted
+
+  image       pictures and states; width and depth as without a variant
+  tokens      actions as clusters q of an MS-TCN tokenizer that is trained along, as in the plan
+  frozen      the same with a trained one: give it as init_from.tokenizer
+  small       a model and recipe that one CPU core trains in minutes; set data.path
+  tiny        `small` on the sample that comes with the package
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+from lapa_jax.core.config import choose_variant
+
+
+def plan() -> ml_collections.ConfigDict:
+    """The plan's sizes."""
+    config = ml_collections.ConfigDict()
+    config.name = "icl"
+    config.seed = 0
+    config.init_from = ml_collections.ConfigDict({"tokenizer": config_dict.placeholder(str)})
+
+    config.model = ml_collections.ConfigDict()
+    config.model.name = "policies.icl"
+    for taken_from_the_data in ("action_dim", "state_dim", "cameras", "image_size"):
+        config.model[taken_from_the_data] = config_dict.placeholder(int)
+    config.model.context = 10
+    config.model.prompts = 1
+    config.model.prompt_length = 10
+    config.model.future = 1
+    config.model.dim = 512
+    config.model.depth = 6
+    config.model.heads = 8
+    config.model.hidden = 2048
+    config.model.patch = 16
+    config.model.vit_dim = 192
+    config.model.vit_depth = 4
+    config.model.vit_heads = 3
+    config.model.actions = "raw"
+    config.model.tokenizer = config_dict.placeholder(object)
+    config.model.train_tokenizer = False
+    config.model.fifa_temperature = config_dict.placeholder(float)
+    config.model.causal = True
+    config.model.supervise_all_steps = True
+    config.model.prompt_loss = False
+    config.model.prompt_dropout = 0.1
+    config.model.state_noise = 0.005
+    config.model.dtype = "float32"
+    config.model.remat = "none"
+
+    config.loss = ml_collections.ConfigDict({"l2": 1.0, "smooth_l1": 0.0, "cosine": 0.0})
+
+    config.data = ml_collections.ConfigDict()
+    config.data.path = config_dict.placeholder(str)
+    config.data.val_path = config_dict.placeholder(str)
+    config.data.split_train = "train"
+    config.data.split_val = "val"
+    config.data.samples = "sequences"
+    config.data.fields = ("state", "action")
+    config.data.camera = "image"
+    config.data.image_size = config_dict.placeholder(int)
+    config.data.length = config.model.get_ref("context")
+    config.data.stride = 1
+    config.data.future = config.model.get_ref("future")
+    config.data.prompts = config.model.get_ref("prompts")
+    config.data.prompt_length = config.model.get_ref("prompt_length")
+    config.data.prompt_steps = "even"
+    config.data.alone = "empty"
+    config.data.held_out_tasks = ()
+    config.data.tasks = "seen"
+    config.data.tasks_val = "all"
+    config.data.normalize = "q01_q99"
+    config.data.augment = config_dict.placeholder(object)
+    config.data.eval_examples = 2048
+    config.data.shuffle = "full"
+    config.data.window = 16384
+    config.data.threads = 2
+    config.data.workers = 0
+    config.data.prefetch = 16
+    config.data.max_bad_samples = 0
+
+    config.optim = ml_collections.ConfigDict()
+    config.optim.learning_rate = 1e-4
+    config.optim.schedule = "constant"
+    config.optim.warmup_steps = 1000
+    config.optim.final_learning_rate = 0.0
+    config.optim.b1 = 0.9
+    config.optim.b2 = 0.999
+    config.optim.eps = 1e-8
+    config.optim.weight_decay = 0.01
+    config.optim.clip_norm = 1.0
+    config.optim.groups = (("tokenizer/.*", None), (".*", {}))
+
+    config.train = ml_collections.ConfigDict()
+    config.train.steps = 50_000
+    config.train.batch_size = 64
+    config.train.micro_batches = 1
+    config.train.eval_batch_size = 64
+    config.train.log_every = 50
+    config.train.eval_every = 2500
+    config.train.save_every = 2500
+    config.train.keep_last = 2
+    config.train.best_metric = "val/action_r2"
+    config.train.patience = config_dict.placeholder(int)
+    config.train.min_delta = 0.0
+    config.train.tensorboard = True
+
+    config.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "rules": ()})
+    return config
+
+
+def image(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Pictures of 96 pixels and states."""
+    config.name = "icl_image"
+    config.data.update({"fields": ("image", "state", "action"), "image_size": 96, "threads": 8})
+    return config
+
+
+def frozen(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Actions as codes of a trained tokenizer (causal): set init_from.tokenizer to its run."""
+    config.name = "icl_frozen"
+    config.model.actions = "q"
+    return config
+
+
+def tokens(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The plan's tokenizer, 128 subclusters and 32 clusters, mended as in configs/mstcn.py and trained along.
+
+    optim.groups with {"start_step": N} for the policy trains the tokenizer alone first.
+    """
+    config.name = "icl_tokens"
+    with config.ignore_type():
+        config.model.tokenizer = ml_collections.ConfigDict({
+            "name": "tokenizers.mstcn", "action_dim": config_dict.placeholder(int), "state_dim": 0, "context": 10,
+            "embed_dim": 512, "width": 512, "layers": 4, "stages": 2, "causal": True, "subclusters": 128,
+            "clusters": 32, "decoder_input": "z", "decay": 0.8, "dead_share": 0.1, "dead_age": 20,
+        })  # fmt: skip
+    config.model.update({"actions": "q", "train_tokenizer": True})
+    config.loss.update({"tokenizer_reconstruction": 1.0, "tokenizer_commitment_z": 0.02})
+    config.optim.groups = (("tokenizer/.*", {"weight_decay": 1e-4}), (".*", {}))
+    return config
+
+
+def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Half a million parameters."""
+    config.name = "icl_small"
+    config.model.update({"dim": 96, "depth": 4, "heads": 4, "hidden": 256, "state_noise": 0.02, "vit_dim": 48,
+                         "vit_depth": 2, "vit_heads": 3, "patch": 8})  # fmt: skip
+    config.optim.update({"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 100,
+                         "final_learning_rate": 1e-5})  # fmt: skip
+    config.train.update({"steps": 2000, "eval_every": 500, "save_every": 500})
+    config.mesh.update({"data": -1, "fsdp": 1})
+    return config
+
+
+def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """`small` on the sample."""
+    config = small(config)
+    config.name = "icl_tiny"
+    config.data.path = "sample"
+    config.train.update({"steps": 400, "eval_every": 100, "save_every": 100, "batch_size": 32})
+    return config
+
+
+VARIANTS = {"": lambda config: config, "image": image, "frozen": frozen, "tokens": tokens, "small": small, "tiny": tiny}
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    return choose_variant(variant, VARIANTS)(plan())

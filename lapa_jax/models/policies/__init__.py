@@ -1,0 +1,1 @@
+"""Models that act: observations to actions."""

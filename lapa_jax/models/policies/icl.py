@@ -1,0 +1,337 @@
+"""In-context imitation: a transformer that sees demonstrations of a task as its prompt, and then acts.
+
+Demonstrations and the steps so far are one sequence, state, action, state, action, ...; the action of a step is read
+off at its state's token, which sees the prompt and what came before, and never the step's own action. After ICRT (Fu et
+al. 2024), with the sizes of the plan.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.core.output import Output
+from lapa_jax.models.policies import icl_data, icl_losses
+from lapa_jax.models.policies.icl_tokens import LEVELS, ActionEncoder, ObservationEncoder, interleave
+from lapa_jax.nn.attention import Cache
+from lapa_jax.nn.decoder import Decoder
+from lapa_jax.nn.linear import Linear
+from lapa_jax.nn.transformer import REMAT_POLICIES
+
+SOURCES = ("raw", *LEVELS)
+DTYPES = ("float32", "bfloat16")
+
+from_data = icl_data.from_data
+
+
+class Model(nn.Module):
+    """The policy.
+
+    Batches are those of `data.samples = "sequences"`: windows of T steps with P prompts of L steps each, normalised.
+    Losses, each f32 [B], over the supervised steps: "l2", "smooth_l1" and "cosine" (see `icl_losses.action_losses`),
+    and those of a tokenizer that is trained along, with "tokenizer_" before their names.
+
+    Attributes:
+      action_dim, state_dim, cameras, image_size: A, S, V and the pictures' side; None is taken from the data, 0 means
+        none.
+      context: T, steps of a window. prompts: P. prompt_length: L.
+      future: F, actions that each step predicts, its own and those after it.
+      dim, depth, heads, hidden: of the transformer; hidden is the width of its feed-forward.
+      patch, vit_dim, vit_depth, vit_heads: of the encoder of pictures.
+      actions: what the policy sees of past actions: "raw" numbers, or the code vectors "z", "q" or "z+q" of the
+        tokenizer.
+      tokenizer: None, or a causal `tokenizers.mstcn`; it must be causal, or tokens would know later actions.
+      train_tokenizer: train it along, by its own losses: no gradient of the policy reaches it. Else it is frozen, and
+        its parameters must be frozen in `optim.groups` too.
+      fifa_temperature: at inference the vector of the cluster ("q") is the mean of all, weighed by FIFA's probabilities
+        at this temperature; None takes the nearest.
+      causal: False lets the steps of the prompt see each other in both directions; the window stays causal.
+      supervise_all_steps: all steps of the window are learned from, or the last alone.
+      prompt_loss: the steps of the prompt are learned from too.
+      prompt_dropout: share of training samples that lose their prompt, so that acting without one is learned as well.
+      state_noise: standard deviation of the noise on states in training, in normalised units.
+      dtype: "float32" or "bfloat16" computation. remat: see `nn.transformer.REMAT_POLICIES`.
+    """
+
+    action_dim: int | None = None
+    state_dim: int | None = None
+    cameras: int | None = None
+    image_size: int | None = None
+    context: int = 10
+    prompts: int = 1
+    prompt_length: int = 10
+    future: int = 1
+    dim: int = 512
+    depth: int = 6
+    heads: int = 8
+    hidden: int = 2048
+    patch: int = 16
+    vit_dim: int = 192
+    vit_depth: int = 4
+    vit_heads: int = 3
+    actions: str = "raw"
+    tokenizer: nn.Module | None = None
+    train_tokenizer: bool = False
+    fifa_temperature: float | None = None
+    causal: bool = True
+    supervise_all_steps: bool = True
+    prompt_loss: bool = False
+    prompt_dropout: float = 0.1
+    state_noise: float = 0.005
+    dtype: str = "float32"
+    remat: str = "none"
+
+    def setup(self):
+        dtype = jnp.dtype(self.dtype)
+        self.observe = ObservationEncoder(self.dim, self.state_dim, self.cameras, self.patch, self.vit_dim,
+                                          self.vit_depth, self.vit_heads, dtype, self.remat)  # fmt: skip
+        self.embed_action = ActionEncoder(self.dim, self.actions, dtype)
+        # what a token is: a state or an action, of a prompt or of the window
+        self.kinds = self.param("kinds", nn.initializers.normal(0.02), (2, 2, self.dim))
+        self.decoder = Decoder(self.depth, self.heads, self.dim // self.heads, self.hidden, dtype=dtype,
+                               remat=self.remat)  # fmt: skip
+        self.head = Linear(self.future * self.action_dim)
+
+    @nn.nowrap
+    def check(self) -> None:
+        """Raises UserError for fields that cannot work, with what to change."""
+        for name in ("action_dim", "context", "prompt_length", "future", "dim", "depth", "heads", "hidden"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)!r}; it must be a whole number, at least 1")
+        if self.dim % (2 * self.heads):
+            raise UserError(f"dim {self.dim} is not a multiple of twice the heads, {self.heads}; rotary positions turn "
+                            "pairs of features")
+        if not (self.state_dim or self.cameras):
+            raise UserError("there is nothing to observe: give data.fields with 'state', 'image' or both")
+        for name, choices in (("actions", SOURCES), ("dtype", DTYPES), ("remat", REMAT_POLICIES)):
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name} is '{getattr(self, name)}'{did_you_mean(getattr(self, name), choices)}")
+        for name, below in (("prompt_dropout", 1), ("state_noise", float("inf"))):
+            if not 0 <= getattr(self, name) < below:
+                raise UserError(f"{name} is {getattr(self, name)}; give at least 0 and less than {below}")
+        if self.future > 1 and not self.supervise_all_steps:
+            raise UserError(f"future is {self.future} and supervise_all_steps False: chunks of actions are learned at "
+                            "every step; set supervise_all_steps=True or future=1")
+        if self.prompt_loss and not self.causal:
+            raise UserError("prompt_loss with causal=False: the steps of the prompt see their own actions, there is "
+                            "nothing to learn; leave one of them out")
+        if self.prompt_loss and not self.prompts:
+            raise UserError("prompt_loss needs prompts; prompts is 0")
+        self._check_pictures()
+        self._check_tokenizer()
+
+    @nn.nowrap
+    def _check_pictures(self) -> None:
+        if self.cameras and self.image_size % self.patch:
+            raise UserError(f"patch {self.patch} does not divide image_size {self.image_size}; change one of them")
+        if self.cameras and self.vit_dim % self.vit_heads:
+            raise UserError(f"vit_dim {self.vit_dim} is not a multiple of vit_heads {self.vit_heads}")
+
+    @nn.nowrap
+    def _check_tokenizer(self) -> None:
+        if (self.actions == "raw") != (self.tokenizer is None):
+            given = "None" if self.tokenizer is None else "given"
+            raise UserError(f"actions is '{self.actions}' and tokenizer {given}; codes need a tokenizer "
+                            "(init_from.tokenizer=RUN of tokenizers.mstcn), raw actions none")
+        if self.tokenizer is None:
+            if self.train_tokenizer or self.fifa_temperature is not None:
+                raise UserError("train_tokenizer and fifa_temperature need a tokenizer; set actions to 'z', 'q' or "
+                                "'z+q' and give one")
+            return
+        if not hasattr(self.tokenizer, "soft_clusters"):
+            raise UserError(f"tokenizer is a {type(self.tokenizer).__module__}; tokenizers.mstcn is expected")
+        if not self.tokenizer.causal:
+            raise UserError("tokenizer.causal is False: the token of a step would depend on the actions after it, "
+                            "which the policy must predict; train the tokenizer with model.causal=True")
+        if self.tokenizer.action_dim != self.action_dim or self.tokenizer.state_dim:
+            raise UserError(f"the tokenizer reads {self.tokenizer.action_dim} numbers of an action and "
+                            f"{self.tokenizer.state_dim} of a state; {self.action_dim} and 0 are expected")
+        if self.fifa_temperature is not None and not (self.fifa_temperature > 0 and "q" in LEVELS[self.actions]):
+            raise UserError(f"fifa_temperature is {self.fifa_temperature} with actions '{self.actions}'; give a "
+                            "positive number, and actions 'q' or 'z+q'")
+
+    @nn.nowrap
+    def example(self, batch_size: int) -> dict[str, np.ndarray]:
+        """A batch of zeros with the right shapes and dtypes."""
+        return icl_data.example(self, batch_size)
+
+    def __call__(self, batch, *, train: bool) -> Output:
+        """Losses and metrics of a batch; with `train` states are noisy and some prompts missing."""
+        batch = self._disturbed(batch) if train else batch
+        vectors, named, metrics = self._vectors(batch, train=train)
+        prediction = self._predict(batch, vectors)
+        supervised = icl_data.supervised(self, batch, prediction)
+        return Output(losses={**icl_losses.action_losses(*supervised), **named}, metrics=metrics)
+
+    def predict(self, batch) -> dict[str, jax.Array]:
+        """ "action" f32 [B, T, F, A], normalised: what the policy would do at each step of the window, given the
+        recorded steps before it."""
+        vectors, _, _ = self._vectors(batch, train=False)
+        return {"action": self._predict(batch, vectors)[:, -self.context :]}
+
+    def evaluate(self, batch) -> dict[str, jax.Array]:
+        """Per example "action" f32 [B, T, A], "action_mask", "task_id", and what is predicted for it: "prediction" with
+        the example's prompt, "prediction_none" without one, "prediction_wrong" with that of another task in the batch,
+        which "has_wrong" f32 [B] says there is. Without prompts "prediction" alone."""
+        arrays = {name: batch[name] for name in ("action", "action_mask", "task_id", "episode_id", "step")}
+        arrays["prediction"] = self.predict(batch)["action"][:, :, 0]
+        if self.prompts:
+            wrong, has_wrong = icl_data.of_another_task(batch)
+            arrays |= {"prediction_none": self.predict(icl_data.without_prompt(batch))["action"][:, :, 0],
+                       "prediction_wrong": self.predict(wrong)["action"][:, :, 0], "has_wrong": has_wrong}  # fmt: skip
+        return arrays
+
+    @nn.nowrap
+    def summarize(self, arrays: dict[str, np.ndarray]) -> dict[str, float]:
+        """Scalars from the arrays of `evaluate` over a data set; see `icl_losses.summarize`."""
+        return icl_losses.summarize(arrays)
+
+    def start(self, batch) -> tuple[Cache, jax.Array]:
+        """The prompts of a batch, seen.
+
+        Args:
+          batch: of which what begins with "prompt_" counts; without prompts "action" alone, for the number of rows.
+
+        Returns:
+          The cache that `extend` goes on with, and which of its slots hold tokens, bool [B, 2 P L + 2 T].
+        """
+        rows = len(batch["action"])
+        slots = self._prefix + 2 * self.context
+        cache, valid = self.decoder.new_cache(rows, slots), jnp.zeros((rows, slots), bool)
+        if not self.prompts:
+            return cache, valid
+        action, mask = batch["prompt_action"], batch["prompt_action_mask"]
+        vectors = self._flat(self._tokenized(*(_merged(x, 2) for x in (action, mask))), rows)
+        x, seen = self._tokens(icl_data.prompt_of(batch), vectors, segment=0)
+        mask = jnp.pad(self._sees(seen), ((0, 0), (0, 0), (0, slots - self._prefix)))
+        _, cache = self.decoder(x, positions=_positions(x, 0), mask=mask, cache=cache)
+        return cache, valid.at[:, : self._prefix].set(seen)
+
+    def extend(self, cache: Cache, valid: jax.Array, observation, action: jax.Array, first, *, begin: bool):
+        """Steps of the window behind those in the cache.
+
+        Args:
+          cache, valid: of `start` or `extend`.
+          observation: of N steps in a row, {"state" f32 [B, N, S], "image" [B, N, (V,) H, W, 3]}, normalised.
+          action: f32 [B, T, A], the actions of the window up to the last of the steps, normalised; what is in the
+            places of that step and later ones counts for nothing.
+          first: the place of the first of the steps in the window, i32.
+          begin: the window begins with them; else the action before them enters the cache as well.
+
+        Returns:
+          What to do at the last of the steps, f32 [B, F, A], the new cache and the new `valid`.
+        """
+        states = self.observe(observation) + self.kinds[1, 0]
+        count = states.shape[1]
+        known = jnp.broadcast_to(jnp.arange(self.context) < first + count - 1, action.shape[:2]).astype(jnp.float32)
+        action = action * known[..., None]
+        actions = self.embed_action(action, self._tokenized(action, known)) + self.kinds[1, 1]
+        before = jax.lax.dynamic_slice_in_dim(jnp.pad(actions, ((0, 0), (1, 0), (0, 0))), first, count, 1)
+        x = interleave(before, states)[:, 1 if begin else 0 :]
+        at = self._prefix + 2 * first - (0 if begin else 1)
+        positions = _positions(x, at)
+        slots = jnp.arange(valid.shape[1])
+        valid = valid | ((slots >= at) & (slots < at + x.shape[1]))
+        mask = valid[:, None] & (slots <= positions[..., None])
+        hidden, cache = self.decoder(x, positions=positions, mask=mask, cache=cache, at=at)
+        return self._act(hidden[:, -1:])[:, 0], cache, valid
+
+    @property
+    def _prefix(self) -> int:
+        """Tokens of the prompts."""
+        return 2 * self.prompts * self.prompt_length
+
+    def _disturbed(self, batch) -> dict:
+        """The batch as training sees it: noise on the states, no prompt for some rows."""
+        batch = dict(batch)
+        for name in ("state", "prompt_state"):
+            if self.state_noise and name in batch:
+                noise = jax.random.normal(self.make_rng("noise"), batch[name].shape)
+                batch[name] = batch[name] + self.state_noise * noise
+        if self.prompts and self.prompt_dropout:
+            keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.prompt_dropout, (len(batch["action"]),))
+            batch = icl_data.without_prompt(batch, keep)
+        return batch
+
+    def _vectors(self, batch, *, train: bool) -> tuple[tuple, dict, dict]:
+        """(code vectors of the prompts' actions [B, P L, E], of the window's [B, T, E]) by level, losses, metrics."""
+        if self.tokenizer is None:
+            return (None, None), {}, {}
+        rows, length = len(batch["action"]), max(self.context, self.prompt_length if self.prompts else 0)
+        parts = [(batch["action"][:, None], batch["action_mask"][:, None])]
+        if self.prompts:
+            parts.insert(0, (batch["prompt_action"], batch["prompt_action_mask"]))
+        # prompts and windows in one pass: a batch moves the codebooks once
+        action, mask = (jnp.concatenate([_padded(part[i], length) for part in parts], 1) for i in (0, 1))
+        found, named, metrics = self._pass(_merged(action, 2), _merged(mask, 2), train=train)
+        found = {name: x.reshape(rows, -1, length, x.shape[-1]) for name, x in found.items()}
+        window = {name: x[:, -1, : self.context] for name, x in found.items()}
+        prompt = {name: _merged(x[:, :-1, : self.prompt_length], 2, 1) for name, x in found.items()}
+        return (prompt, window), {name: x.reshape(rows, -1).mean(1) for name, x in named.items()}, metrics
+
+    def _pass(self, action: jax.Array, mask: jax.Array, *, train: bool) -> tuple[dict, dict, dict]:
+        """The tokenizer on sequences [N, W, A]: code vectors by level [N, W, E], its losses [N] and metrics."""
+        learns = train and self.train_tokenizer
+        if not (learns or self.is_initializing()):
+            return self._tokenized(action, mask), {}, {}
+        out = self.tokenizer({"action": action, "action_mask": mask}, train=True)
+        vectors = jax.lax.stop_gradient(self.tokenizer.vectors(out.codes))
+        if not learns:
+            return vectors, {}, {}
+        return vectors, *({f"tokenizer_{name}": x for name, x in part.items()} for part in (out.losses, out.metrics))
+
+    def _tokenized(self, action: jax.Array, mask: jax.Array) -> dict[str, jax.Array] | None:
+        """Code vectors by level f32 [N, W, E] of sequences [N, W, A]; None for raw actions."""
+        if self.tokenizer is None:
+            return None
+        vectors = self.tokenizer.vectors(self.tokenizer.encode(action, mask)["codes"])
+        if self.fifa_temperature is not None:
+            vectors["q"] = self.tokenizer.soft_clusters(action, mask, self.fifa_temperature)
+        return jax.lax.stop_gradient(vectors)
+
+    @nn.nowrap
+    def _flat(self, vectors: dict | None, rows: int) -> dict | None:
+        """Vectors of prompts [B P, L, E] -> [B, P L, E]."""
+        return vectors and {name: x.reshape(rows, -1, x.shape[-1]) for name, x in vectors.items()}
+
+    def _predict(self, batch, vectors: tuple) -> jax.Array:
+        """Actions f32 [B, P L + T, F, A] for all steps, prompts first."""
+        x, seen = self._tokens(batch, vectors[1], segment=1)
+        if self.prompts:
+            before, seen_before = self._tokens(icl_data.prompt_of(batch), vectors[0], segment=0)
+            x, seen = jnp.concatenate([before, x], 1), jnp.concatenate([seen_before, seen], 1)
+        return self._act(self.decoder(x, positions=_positions(x, 0), mask=self._sees(seen))[:, ::2])
+
+    def _tokens(self, part, vectors: dict | None, *, segment: int) -> tuple[jax.Array, jax.Array]:
+        """Tokens [B, 2N, D] of N steps, and which of them there are, bool [B, 2N]. `segment`: 0 prompts, 1 window."""
+        states = self.observe(part) + self.kinds[segment, 0]
+        actions = self.embed_action(part["action"], vectors) + self.kinds[segment, 1]
+        return interleave(states, actions), interleave(part["step_mask"], part["action_mask"]) > 0
+
+    def _act(self, hidden: jax.Array) -> jax.Array:
+        """[B, N, D] -> f32 [B, N, F, A]."""
+        return self.head(hidden.astype(jnp.float32)).reshape(*hidden.shape[:2], self.future, self.action_dim)
+
+    def _sees(self, seen: jax.Array) -> jax.Array:
+        """Which tokens each token sees, bool [B, N, N], of those that there are, bool [B, N]; itself always."""
+        place = jnp.arange(seen.shape[1])
+        visible = place <= place[:, None]
+        if not self.causal:
+            visible = visible | ((place < self._prefix) & (place[:, None] < self._prefix))
+        return (visible & seen[:, None]) | (place == place[:, None])
+
+
+def _positions(x: jax.Array, at) -> jax.Array:
+    """i32 [B, N]: places `at`, `at` + 1, ... of the tokens [B, N, D]."""
+    return jnp.broadcast_to(at + jnp.arange(x.shape[1]), x.shape[:2])
+
+
+def _merged(x: jax.Array, axes: int, first: int = 0) -> jax.Array:
+    """`axes` axes from `first` on as one."""
+    return x.reshape(*x.shape[:first], -1, *x.shape[first + axes :])
+
+
+def _padded(x: jax.Array, length: int) -> jax.Array:
+    """[B, P, N, ...] -> [B, P, length, ...], zeros behind."""
+    return jnp.pad(x, ((0, 0), (0, 0), (0, length - x.shape[2]), *((0, 0),) * (x.ndim - 3)))

@@ -1,0 +1,134 @@
+"""What the in-context policy takes of the data: the dimensions, the parts of a batch, other prompts."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lapa_jax.core.errors import UserError
+
+PROMPT = "prompt_"
+SAME = {"length": "context", "prompts": "prompts", "prompt_length": "prompt_length", "future": "future"}
+"""Fields of `config.data` and the model's that must agree with them."""
+
+
+def from_data(spec: Mapping, source, seed: int) -> dict:
+    """Fills in `action_dim`, `state_dim`, `cameras` and `image_size` where they are None, also in a tokenizer.
+
+    Args:
+      spec: the model's fields. source: samples of kind "sequences". seed: not needed.
+
+    Raises:
+      UserError: the samples do not fit the fields.
+    """
+    shapes = {name: values.shape[1:] for name, values in source.batch([]).items()}
+    if len(shapes.get("action", ())) != 2 or "step_mask" not in shapes:
+        raise UserError(f"policies.icl learns from sequences of steps, the samples hold {sorted(shapes)}: set "
+                        "data.samples=sequences")
+    image = shapes.get("image", ())
+    found = {
+        "action_dim": shapes["action"][1],
+        "state_dim": shapes["state"][1] if "state" in shapes else 0,
+        "cameras": (image[1] if len(image) == 5 else 1) if image else 0,
+        "image_size": image[-2] if image else 0,
+    }
+    if image and image[-2] != image[-3]:
+        raise UserError(f"the pictures are {image[-3]}x{image[-2]}; the policy takes square ones: set data.image_size")
+    for name, value in found.items():
+        if spec.get(name) not in (None, value):
+            raise UserError(f"model.{name} is {spec[name]}, the data have {value}; leave it None")
+    _check_lengths(spec, shapes)
+    tokenizer = spec.get("tokenizer")
+    if isinstance(tokenizer, Mapping) and tokenizer.get("action_dim") is None:
+        found["tokenizer"] = {**tokenizer, "action_dim": found["action_dim"], "state_dim": 0}
+    return {**spec, **found}
+
+
+def _check_lengths(spec: Mapping, shapes: Mapping) -> None:
+    prompt = shapes.get("prompt_action", (0, spec["prompt_length"]))
+    ahead = shapes.get("future_action", (0, 1))[1]
+    there = {"length": shapes["action"][0], "prompts": prompt[0], "prompt_length": prompt[1], "future": ahead}
+    for ours, theirs in SAME.items():
+        if spec[theirs] != there[ours]:
+            raise UserError(f"model.{theirs} is {spec[theirs]} and data.{ours} {there[ours]}; set both to the same")
+
+
+def example(model, batch_size: int) -> dict[str, np.ndarray]:
+    """A batch of zeros as `model` takes it, with all masks 1."""
+    window = _zeros(model, (batch_size, model.context))
+    batch = {**window, **{name: np.zeros(batch_size, np.int32) for name in ("episode_id", "step", "task_id")}}
+    if model.future > 1:
+        ahead = (batch_size, model.context, model.future)
+        batch |= {"future_action": np.zeros((*ahead, model.action_dim), np.float32),
+                  "future_mask": np.ones(ahead, np.float32)}  # fmt: skip
+    if model.prompts:
+        prompt = _zeros(model, (batch_size, model.prompts, model.prompt_length))
+        batch |= {f"{PROMPT}{name}": value for name, value in prompt.items()}
+    return batch
+
+
+def _zeros(model, lead: tuple[int, ...]) -> dict[str, np.ndarray]:
+    fields = {"action": np.zeros((*lead, model.action_dim), np.float32),
+              "action_mask": np.ones(lead, np.float32), "step_mask": np.ones(lead, np.float32)}  # fmt: skip
+    if model.state_dim:
+        fields["state"] = np.zeros((*lead, model.state_dim), np.float32)
+    if model.cameras:
+        views = (model.cameras,) if model.cameras > 1 else ()
+        fields["image"] = np.zeros((*lead, *views, model.image_size, model.image_size, 3), np.uint8)
+    return fields
+
+
+def prompt_of(batch) -> dict[str, jax.Array]:
+    """The prompts of a batch as one row of steps each: "state" f32 [B, P L, S] and the like."""
+    own = {name.removeprefix(PROMPT): x for name, x in batch.items() if name.startswith(PROMPT)}
+    return {name: x.reshape(x.shape[0], -1, *x.shape[3:]) for name, x in own.items() if x.ndim >= 3}
+
+
+def without_prompt(batch, keep: jax.Array | None = None) -> dict[str, jax.Array]:
+    """The batch with the prompts masked, all of them or in the rows where `keep` bool [B] is False."""
+    keep = jnp.zeros(len(batch["action"]), bool) if keep is None else keep
+    masks = [f"{PROMPT}step_mask", f"{PROMPT}action_mask"]
+    return {**batch, **{name: batch[name] * keep[:, None, None] for name in masks}}
+
+
+def of_another_task(batch) -> tuple[dict[str, jax.Array], jax.Array]:
+    """The batch with each row's prompts replaced by those of the next row of another task.
+
+    Returns:
+      The batch, and f32 [B], 1 where there is such a row.
+    """
+    task, rows = batch["task_id"], jnp.arange(len(batch["task_id"]))
+    behind = (rows[None] - rows[:, None]) % len(rows)
+    distance = jnp.where(task[None] != task[:, None], behind, len(rows))
+    other = jnp.argmin(distance, 1)
+    moved = {name: x[other] for name, x in batch.items() if name.startswith(PROMPT)}
+    return {**batch, **moved}, (distance.min(1) < len(rows)).astype(jnp.float32)
+
+
+def supervised(model, batch, prediction: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What is learned from.
+
+    Args:
+      prediction: f32 [B, P L + T, F, A].
+
+    Returns:
+      Predictions and targets f32 [B, N, F, A] and their weights f32 [B, N, F].
+    """
+    target, mask = batch["action"][:, :, None], batch["action_mask"][..., None]
+    if model.future > 1:
+        target, mask = batch["future_action"], batch["future_mask"]
+    mask = mask * batch["step_mask"][..., None]
+    if not model.supervise_all_steps:
+        place = jnp.arange(model.context)
+        last = jnp.max(jnp.where(mask[..., 0] > 0, place, -1), 1)
+        mask = mask * (place == last[:, None])[..., None]
+    window = prediction[:, -model.context :]
+    if not model.prompt_loss:
+        return window, target, mask
+    prompt = prompt_of(batch)
+    # a step of a prompt stands for itself: the steps after it may have been left out
+    ahead = jnp.arange(model.future) == 0
+    own = (prompt["action_mask"] * prompt["step_mask"])[..., None] * ahead
+    actions = jnp.broadcast_to(prompt["action"][:, :, None], (*own.shape, model.action_dim))
+    return prediction, jnp.concatenate([actions, target], 1), jnp.concatenate([own, mask], 1)
