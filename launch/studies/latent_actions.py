@@ -1,9 +1,11 @@
 """Trains small latent action models, several seeds and ablations, and prints the table of docs/results.md.
 
 python launch/studies/latent_actions.py --data NAME=TRAIN_SHARDS,LABELLED_SHARDS,GAP_FRAMES ... --out DIR
-    [--seeds 3] [--recipes small spec_wiring ...] [--jobs 2]
+    [--seeds 3] [--recipes small laq_conv=5 ...] [--jobs 2] [--overrides train.steps=500 NAME:model.view_share=0.5 ...]
 
-Every run is `launch/train.py` followed by `launch/eval.py`; a study that was interrupted goes on where it stopped.
+RECIPE=5 trains a recipe with five seeds; an override with a data set's name before it is for the runs on that one. The
+recipes small (NSVQ), vq, fsq and laq_conv are four tokenizers with the same codes, 4 of 8, measured alike. Every run is
+`launch/train.py` followed by `launch/eval.py`; a study that was interrupted goes on where it stopped.
 """
 
 import argparse
@@ -18,19 +20,23 @@ import sys
 from lapa_jax.core.errors import UserError, did_you_mean, run_main
 
 LAUNCH = pathlib.Path(__file__).resolve().parents[1]
-CONFIG = LAUNCH.parent / "configs" / "laq.py:small"
+CONFIGS = LAUNCH.parent / "configs"
 
-# What each recipe changes. Ablations change one thing each; "spec_wiring" needs the decoder to see what the encoder
-# saw, which rules out the second view.
+# What each recipe changes in its config. Ablations change one thing each; "spec_wiring" needs the decoder to see what
+# the encoder saw, which rules out the second view. "fsq" has one feature of 8 levels, so that all have as many codes.
 RECIPES = {
     "small": [],
-    "official_layout": ["--config.model.layout=official"],
-    "one_view": ["--config.model.view_shift=0"],
-    "spec_wiring": ["--config.model.view_shift=0", "--config.model.decoder_context=encoder"],
-    "plain_loss": ["--config.loss.motion=0", "--config.loss.coarse=0"],
-    "official_start": ["--config.model.codebook_init=normal", "--config.model.delta_norm=none"],
-    "official_pooling": ["--config.model.pooling=conv"],
+    "official_layout": ["model.layout=official"],
+    "one_view": ["model.view_shift=0"],
+    "spec_wiring": ["model.view_shift=0", "model.decoder_context=encoder"],
+    "plain_loss": ["loss.motion=0", "loss.coarse=0"],
+    "official_start": ["model.codebook_init=normal", "model.delta_norm=none"],
+    "official_pooling": ["model.pooling=conv"],
+    "vq": ["model.quantizer=vq", "loss.commitment=0.005"],
+    "fsq": ["model.quantizer=fsq", "model.levels=(8,)", "model.quant_dim=1", "model.replacement=none"],
+    "laq_conv": [],
 }
+CONFIG = {recipe: "laq_conv.py:small" if recipe == "laq_conv" else "laq.py:small" for recipe in RECIPES}
 COLUMNS = {
     "codes used": ("codebook_utilization", "{:.0%}"),
     "perplexity": ("perplexity", "{:.2f}"),
@@ -45,21 +51,19 @@ COLUMNS = {
 
 def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
-    for recipe in args.recipes:
-        if recipe not in RECIPES:
-            raise UserError(f"unknown recipe '{recipe}'{did_you_mean(recipe, RECIPES)}")
+    seeds = dict(_parse_recipe(text, args.seeds) for text in args.recipes)
     sets = [_parse_data(text) for text in args.data]
-    runs = [(*data, recipe, seed) for recipe in args.recipes for seed in range(args.seeds) for data in sets]
+    overrides = {data: _overrides_of(data[0], [name for name, *_ in sets], args.overrides) for data in sets}
+    runs = [(data, recipe, seed) for data in sets for recipe in seeds for seed in range(seeds[recipe])]
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        results = list(pool.map(lambda run: _run(args.out, args.overrides, *run), runs))
+        results = list(pool.map(lambda run: _run(args.out, overrides[run[0]], *run), runs))
     print("| data (gap) | recipe | seed | " + " | ".join(COLUMNS) + " |")
     print("|---" * (3 + len(COLUMNS)) + "|")
-    for (name, _, _, gap, recipe, seed), metrics in zip(runs, results, strict=True):
+    for ((name, _, _, gap), recipe, seed), metrics in zip(runs, results, strict=True):
         print(f"| {name} ({gap}) | {recipe} | {seed} | " + " | ".join(_cells(metrics)) + " |")
-    for name, _, _, gap in sets:
-        for recipe in args.recipes:
-            group = [m for run, m in zip(runs, results, strict=True) if (run[0], run[4]) == (name, recipe)]
-            print(f"| {name} ({gap}) | {recipe} | mean | " + " | ".join(_cells(_mean(group))) + " |")
+    for data, recipe in dict.fromkeys(run[:2] for run in runs):
+        group = [metrics for run, metrics in zip(runs, results, strict=True) if run[:2] == (data, recipe)]
+        print(f"| {data[0]} ({data[3]}) | {recipe} | mean | " + " | ".join(_cells(_mean(group))) + " |")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,10 +71,11 @@ def _parser() -> argparse.ArgumentParser:
                                      allow_abbrev=False)  # fmt: skip
     parser.add_argument("--data", nargs="+", required=True, help="NAME=TRAIN_SHARDS,LABELLED_SHARDS,GAP_FRAMES")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the runs")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--recipes", nargs="+", default=["small"], help=f"of {', '.join(RECIPES)}")
+    parser.add_argument("--seeds", type=int, default=3, help="of each recipe that does not name its own number")
+    parser.add_argument("--recipes", nargs="+", default=["small"],
+                        help=f"RECIPE or RECIPE=SEEDS, of {', '.join(RECIPES)}")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, one core each")
-    parser.add_argument("--overrides", nargs="*", default=[], help="further config changes, key=value")
+    parser.add_argument("--overrides", nargs="*", default=[], help="config changes, key=value or NAME:key=value")
     return parser
 
 
@@ -82,16 +87,41 @@ def _parse_data(text: str) -> tuple[str, str, str, int]:
     return name, parts[0], parts[1], int(parts[2])
 
 
-def _run(out: pathlib.Path, overrides, name, train, labelled, gap, recipe, seed) -> dict:
+def _parse_recipe(text: str, usual: int) -> tuple[str, int]:
+    """(name, number of seeds)"""
+    name, given, seeds = text.partition("=")
+    if name not in RECIPES:
+        raise UserError(f"unknown recipe '{name}'{did_you_mean(name, RECIPES)}")
+    if given and not (seeds.isdigit() and int(seeds)):
+        raise UserError(f"--recipes {text} is not of the form RECIPE=SEEDS, with 1 seed at least")
+    return name, int(seeds or usual)
+
+
+def _overrides_of(data: str, names: list[str], overrides: list[str]) -> list[str]:
+    """The overrides that are for all data sets or for this one, in their order."""
+    chosen = []
+    for override in overrides:
+        name, named, setting = override.partition(":")
+        if not named or "=" in name:
+            chosen.append(override)
+        elif name not in names:
+            raise UserError(f"--overrides {override} is for no data set of --data{did_you_mean(name, names)}")
+        elif name == data:
+            chosen.append(setting)
+    return chosen
+
+
+def _run(out: pathlib.Path, overrides: list[str], data: tuple[str, str, str, int], recipe: str, seed: int) -> dict:
     """Trains and evaluates one run unless its results are there; returns the content of its metrics.json."""
+    name, train, labelled, gap = data
     run = out / f"{name}_{recipe}_{seed}"
     results = run / "eval" / "metrics.json"
     if not results.is_file():
         out.mkdir(parents=True, exist_ok=True)
-        data = [f"--config.data.path={train}", f"--config.data.val_path={labelled}", f"--config.data.gap_frames={gap}"]
-        extra = [f"--config.{override}" for override in overrides]
-        _call(run, "train.py", "--config", str(CONFIG), "--workdir", str(run), f"--config.seed={seed}", *data,
-              *RECIPES[recipe], *extra)  # fmt: skip
+        settings = [f"seed={seed}", f"data.path={train}", f"data.val_path={labelled}", f"data.gap_frames={gap}",
+                    *RECIPES[recipe], *overrides]  # fmt: skip
+        _call(run, "train.py", "--config", str(CONFIGS / CONFIG[recipe]), "--workdir", str(run),
+              *(f"--config.{setting}" for setting in settings))  # fmt: skip
         # The supervised bound depends on the data and the sizes, not on the recipe: once is enough.
         bound = [] if (recipe, seed) == ("small", 0) else ["--supervised_steps", "0"]
         _call(run, "eval.py", "--run", str(run), *bound)

@@ -106,19 +106,32 @@ def test_the_way_down_halves_by_strided_convolutions():
 
 def test_poolings_reduce_the_grid_as_they_say():
     pair = np.float32(np.random.default_rng(0).random((2, 2, 16, 16, 3)))
-    stacked = np.concatenate([pair[:, 0], pair[:, 1]], -1)
     common = {"channels": (8, 16), "blocks": 1, "groups": 4, "count": 4, "width": 5, "dtype": jnp.float32}
     for pooling in ("average", "projection"):
         encoder = PairEncoder(pooling=pooling, **common)
         params = randomly(jax.jit(encoder.init)(jax.random.key(0), pair)["params"])
-        grid = jax.jit(Down((8, 16), 1, 4, jnp.float32).apply)({"params": params["down"]}, stacked)[-1]
-        grid = jax.jit(Norm(4, jnp.float32).apply)({"params": params["norm"]}, grid)
-        cells = convolve(np.asarray(grid), params["out"]["kernel"], params["out"]["bias"])  # [2, 4, 4, 5]
+        grid = jax.jit(Down((8, 16), 1, 4, jnp.float32).apply)({"params": params["down"]}, pair.reshape(4, 16, 16, 3))
+        grid = jax.jit(Norm(4, jnp.float32).apply)({"params": params["norm"]}, grid[-1])
+        cells = convolve(np.asarray(grid), params["out"]["kernel"], params["out"]["bias"])  # [4, 4, 4, 5]
         if pooling == "average":
-            expected = np.stack([cells[:, r : r + 2, c : c + 2].mean((1, 2)) for r in (0, 2) for c in (0, 2)], 1)
+            pooled = np.stack([cells[:, r : r + 2, c : c + 2].mean((1, 2)) for r in (0, 2) for c in (0, 2)], 1)
         else:
-            expected = np.einsum("bcd,kcd->bkd", cells.reshape(2, 16, 5), params["maps"]["maps"])
+            pooled = np.einsum("bcd,kcd->bkd", cells.reshape(4, 16, 5), params["maps"]["maps"])
+        expected = pooled[1::2] - pooled[::2]
         np.testing.assert_allclose(jax.jit(encoder.apply)({"params": params}, pair), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("pooling", ["projection", "average", "attention"])
+def test_the_delta_of_equal_frames_is_zero_and_that_of_swapped_ones_its_negative(pooling):
+    """A delta that says what a picture looks like, and not what changes in it, left the codes unused in training."""
+    encoder = PairEncoder((8,), 1, 4, 2, 5, pooling, jnp.float32)
+    pair = np.float32(np.random.default_rng(0).random((1, 2, 8, 8, 3)))
+    params = jax.jit(encoder.init)(jax.random.key(0), pair)
+    still, there, back = (np.asarray(jax.jit(encoder.apply)(params, frames))
+                          for frames in (pair[:, [0, 0]], pair, pair[:, ::-1]))  # fmt: skip
+    np.testing.assert_allclose(still, 0, atol=1e-6)
+    np.testing.assert_allclose(there, -back, rtol=1e-5, atol=1e-6)
+    assert np.abs(there).max() > 0.01
 
 
 def test_attention_pooling_sees_where_things_are():

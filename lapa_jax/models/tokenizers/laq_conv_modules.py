@@ -77,10 +77,10 @@ class Down(nn.Module):
 
 
 class PairEncoder(nn.Module):
-    """Both frames, stacked as channels, to deltas.
+    """Each frame by the same convolutions to N vectors; the delta is what the second frame has over the first.
 
-    Stacked, the first convolution already sees what changed where; with a shared encoder per frame and the difference
-    of what it finds, movements of a few pixels would have to survive four halvings first.
+    The difference is what makes it say what changes: it is zero for two equal frames, whatever they show. Vectors made
+    from both frames stacked as channels say mostly what the first one looks like, which the decoder knows already.
 
     Attributes: channels, blocks, groups, dtype: as of `Down`; count: N, vectors to make; width: Q, of each;
       pooling: "projection", learned maps over the whole grid; "average" over each of N equal parts of it; or
@@ -98,12 +98,16 @@ class PairEncoder(nn.Module):
     @nn.compact
     def __call__(self, frames: jax.Array) -> jax.Array:
         """f32 [B, 2, H, W, 3] -> f32 [B, N, Q]."""
-        stacked = jnp.concatenate([frames[:, 0], frames[:, 1]], -1)
-        x = Down(self.channels, self.blocks, self.groups, self.dtype, name="down")(stacked)[-1]
-        x = Norm(self.groups, self.dtype, name="norm")(x)
+        single = frames.reshape(-1, *frames.shape[2:])
+        x = Down(self.channels, self.blocks, self.groups, self.dtype, name="down")(single)[-1]
+        x = self._pool(Norm(self.groups, self.dtype, name="norm")(x))
+        x = x.reshape(-1, 2, self.count, self.width)
+        return x[:, 1] - x[:, 0]
+
+    def _pool(self, x: jax.Array) -> jax.Array:
+        """[B, rows, columns, C] -> f32 [B, N, Q]."""
         if self.pooling == "attention":
-            x = self._attend(x)
-            return Linear(self.width, dtype=self.dtype, name="out")(x).astype(jnp.float32)
+            return Linear(self.width, dtype=self.dtype, name="out")(self._attend(x)).astype(jnp.float32)
         x = conv(self.width, 3, self.dtype, "out")(x).astype(jnp.float32)
         if self.pooling == "projection":
             return GridMaps(self.count, name="maps")(x)
