@@ -7,6 +7,7 @@ decides; settings override the common ones for that group, None freezes it. Ever
 import dataclasses
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,8 @@ class Settings:
       final_learning_rate: where the cosine ends at the last step of the run.
       b1, b2, eps: Adam's.
       weight_decay: decoupled (AdamW), on arrays with at least two axes; 0 is plain Adam.
+      start_step: steps of the run before the first update of the group. Until then its parameters and moments stay what
+        they are and its gradients do not count in the clipped norm; the schedule begins there, and ends with the run.
     """
 
     learning_rate: float
@@ -39,6 +42,7 @@ class Settings:
     b2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.0
+    start_step: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +53,20 @@ class Optimizer:
       transform: the optax transformation over the trainable parameters.
       learning_rate: step -> learning rate of the first trainable group.
       trainable: regular expression of the parameter names that are trained.
+      starts: {parameter: step} of those whose updates begin later than the run.
     """
 
     transform: optax.GradientTransformation
     learning_rate: optax.Schedule
     trainable: str
+    starts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+class Later(NamedTuple):
+    """Attributes: count: int32 scalar, steps done. inner: the state of what begins later."""
+
+    count: jax.Array
+    inner: object
 
 
 def make_optimizer(config: Mapping, steps: int, params) -> Optimizer:
@@ -77,9 +90,12 @@ def make_optimizer(config: Mapping, steps: int, params) -> Optimizer:
     transforms = {str(i): _adam(groups[i][1], steps) for i in used}
     label_tree = tree.unflatten({name: str(i) for name, i in labels.items() if i in used})
     chain = [optax.partition(transforms, label_tree)]
+    starts = {name: groups[i][1].start_step for name, i in labels.items() if i in used and groups[i][1].start_step}
     if config["clip_norm"] is not None:
         chain.insert(0, optax.clip_by_global_norm(config["clip_norm"]))
-    return Optimizer(optax.chain(*chain), _schedule(groups[used[0]][1], steps), "|".join(names))
+        if starts:
+            chain.insert(0, _silence(starts))
+    return Optimizer(optax.chain(*chain), _logged_rate(groups[used[0]][1], steps), "|".join(names), starts)
 
 
 def reset_moments(opt_state, reset: Mapping[str, jax.Array]):
@@ -114,6 +130,9 @@ def _settings(values: Mapping) -> Settings:
     settings = Settings(**values)
     if settings.schedule not in SCHEDULES:
         raise ConfigError(f"config.optim.schedule is '{settings.schedule}'{did_you_mean(settings.schedule, SCHEDULES)}")
+    start = settings.start_step
+    if isinstance(start, bool) or not isinstance(start, int) or start < 0:
+        raise ConfigError(f"config.optim: start_step is {start!r}; give a number of steps, 0 or more")
     return settings
 
 
@@ -124,7 +143,14 @@ def _first_match(name: str, groups) -> int:
     raise ConfigError(f"parameter '{name}' matches no expression of config.optim.groups; end them with ('.*', {{}})")
 
 
+def _logged_rate(settings: Settings, steps: int) -> optax.Schedule:
+    schedule, start = _schedule(settings, steps), settings.start_step
+    return (lambda step: jnp.where(step < start, 0.0, schedule(jnp.maximum(step - start, 0)))) if start else schedule
+
+
 def _schedule(settings: Settings, steps: int) -> optax.Schedule:
+    """The learning rate by the group's own steps, which `start_step` of the run's come before."""
+    steps = steps - settings.start_step
     peak, warmup = settings.learning_rate, settings.warmup_steps
     after = optax.constant_schedule(peak)
     if settings.schedule == "cosine":
@@ -140,4 +166,28 @@ def _adam(settings: Settings, steps: int) -> optax.GradientTransformation:
     if settings.weight_decay:
         matrices = lambda params: jax.tree.map(lambda p: p.ndim >= 2, params)  # noqa: E731
         parts.append(optax.add_decayed_weights(settings.weight_decay, mask=matrices))
-    return optax.chain(*parts, optax.scale_by_learning_rate(_schedule(settings, steps)))
+    whole = optax.chain(*parts, optax.scale_by_learning_rate(_schedule(settings, steps)))
+    return _later(whole, settings.start_step) if settings.start_step else whole
+
+
+def _later(transform: optax.GradientTransformation, start: int) -> optax.GradientTransformation:
+    """`transform` from step `start` on as from the first; before, updates are 0 and its state is left alone."""
+
+    def update(updates, state: Later, params=None):
+        begun = state.count >= start
+        new, inner = transform.update(updates, state.inner, params)
+        new = jax.tree.map(lambda x: jnp.where(begun, x, jnp.zeros_like(x)), new)
+        inner = jax.tree.map(lambda x, old: jnp.where(begun, x, old), inner, state.inner)
+        return new, Later(optax.safe_increment(state.count), inner)
+
+    return optax.GradientTransformation(lambda p: Later(jnp.zeros((), jnp.int32), transform.init(p)), update)
+
+
+def _silence(starts: Mapping[str, int]) -> optax.GradientTransformation:
+    """Gradients of 0 for parameters until their updates begin, so that the global norm is that of the others."""
+
+    def update(updates, state: Later, params=None):
+        mute = lambda name, x: jnp.where(state.count < starts.get(name, 0), jnp.zeros_like(x), x)  # noqa: E731
+        return tree.map_named(mute, updates), Later(optax.safe_increment(state.count), ())
+
+    return optax.GradientTransformation(lambda p: Later(jnp.zeros((), jnp.int32), ()), update)

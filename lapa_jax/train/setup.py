@@ -1,5 +1,6 @@
 """Everything that exists before the first step: model, data, mesh, optimizer, shapes; and the compiled step."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -41,7 +42,7 @@ class Setup:
       from_data: {field of config.model: value} of what was filled in.
       taken: which variables begin as those of other runs; empty where the run goes on from its own checkpoint.
       init_from: {prefix: {"path", "step"}} of where they came from when the run began.
-      notes: lines about these for the log.
+      notes: lines for the log about these, and about parameters that are trained later.
       train_data, val_data: sources of examples (random access).
       augment: random change of a training example, or None.
       optimizer: built for the model's parameters.
@@ -141,7 +142,7 @@ def prepare(config: ml_collections.ConfigDict, saved: Mapping | None = None) -> 
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         abstract, sharding.shardings(abstract, mesh, config.mesh.rules),
     )  # fmt: skip
-    notes = (*notes, *taken.lines)
+    notes = (*notes, *taken.lines, *_start_lines(optimizer, config.train.steps))
     return Setup(
         config, from_data, taken, begun, notes, task, mesh, train_data, val_data, augment, optimizer, placed
     )  # fmt: skip
@@ -179,12 +180,14 @@ def memory_line(compiled) -> str:
 
 
 def parameter_table(setup: Setup) -> str:
-    """One line per parameter: name, shape, dtype, where it lies on the mesh, trained or frozen."""
+    """One line per parameter: name, shape, dtype, where it lies on the mesh, whether it is frozen or begins later."""
     import re
 
     rows = []
     for name, leaf in tree.flatten(setup.abstract.variables["params"]).items():
+        start = setup.optimizer.starts.get(name)
         trained = "" if re.fullmatch(setup.optimizer.trainable, name) else " frozen"
+        trained = trained if start is None else f" after step {start}"
         rows.append(f"  {name:70s} {str(leaf.shape):24s} {leaf.dtype} {leaf.sharding.spec}{trained}")
     total = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(setup.abstract.variables["params"]))
     return "\n".join([*rows, f"  {total:,} parameters"])
@@ -201,6 +204,12 @@ def check_same_data(config: ml_collections.ConfigDict, train_data, saved: Mappin
     if then is not None and now != then:
         raise UserError(f"the data at {config.data.path} changed since this run began (fingerprint {now[:12]}, was "
                         f"{then[:12]}); restore it or start another run")
+
+
+def _start_lines(optimizer: Optimizer, steps: int) -> list[str]:
+    counts = collections.Counter(optimizer.starts.values())
+    too_late = lambda start: f", and this run ends with step {steps}" if start >= steps else ""  # noqa: E731
+    return [f"updates of {counts[s]} parameters begin after step {s}{too_late(s)}" for s in sorted(counts)]
 
 
 def _begin(config: ml_collections.ConfigDict, saved: Mapping | None) -> tuple:
