@@ -8,7 +8,8 @@ and what its mask hides changes nothing else.
 import numpy as np
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.inference.columns import ColumnTokenizer, finite
+from lapa_jax.inference.columns import ColumnTokenizer
+from lapa_jax.inference.units import finite
 
 SHORTEST = 8
 """Sequences of steps are padded to a power of two of at least this, so that few programs are compiled."""

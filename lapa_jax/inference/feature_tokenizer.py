@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from lapa_jax.inference.columns import ColumnTokenizer, finite
+from lapa_jax.inference.columns import ColumnTokenizer
+from lapa_jax.inference.units import finite
 
 
 class FeatureTokenizer(ColumnTokenizer):

@@ -7,7 +7,7 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.data.samples.base import NOWHERE, FieldSource, Rows, StepOptions, whole_number
-from lapa_jax.data.samples.tasks import Prompts, chosen_episodes, task_names
+from lapa_jax.data.samples.tasks import Prompts, chosen_episodes, prompt_steps, task_names
 from lapa_jax.data.shards import StepShards
 
 CHOICES = {
@@ -198,18 +198,10 @@ class Sequences(FieldSource):
             drawn[row], numbers[row] = self._prompts.draw(int(index), int(episode))
         # an empty prompt is the sample's own episode, asked for steps that lie behind its end
         source = np.where(drawn < 0, episodes[:, None], drawn)
-        steps = np.where(drawn[..., None] < 0, 1 << 40, self._prompt_steps(self._used[source], numbers))
+        chosen = prompt_steps(self._used[source], self.options.prompt_length, self.options.prompt_steps, numbers)
+        steps = np.where(drawn[..., None] < 0, 1 << 40, chosen)
         window = self._window(source[..., None], steps, rows)
         return {"prompt_episode_id": drawn.astype(np.int32), **{f"prompt_{name}": v for name, v in window.items()}}
-
-    def _prompt_steps(self, used: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """int64[..., L]: the steps of episodes of int64[...] steps that serve as prompts."""
-        length = self.options.prompt_length
-        longer = np.maximum(used - length, 0)
-        if self.options.prompt_steps == "window":
-            return (numbers % (longer + 1).astype(np.uint64)).astype(np.int64)[..., None] + np.arange(length)
-        even = np.rint((used - 1)[..., None] * np.linspace(0, 1, length)).astype(np.int64)
-        return np.where(longer[..., None] > 0, even, np.arange(length))
 
     def summary(self) -> dict[str, int]:
         """Episodes, windows and tasks, and what gives no sample: of other tasks, without actions, alone in a task."""

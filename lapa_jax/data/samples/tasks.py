@@ -34,6 +34,25 @@ def chosen_episodes(names: Sequence[str], held_out: Sequence[str], which: str, f
     return {"seen": ~inside, "held_out": inside, "all": np.ones(len(names), bool)}[which]
 
 
+def prompt_steps(used: np.ndarray, length: int, how: str, numbers: np.ndarray) -> np.ndarray:
+    """Which steps of an episode serve as a prompt.
+
+    Args:
+      used: int64[...], steps of each episode. length: L, steps of a prompt. how: `data.prompt_steps`, "even" or
+        "window".
+      numbers: uint64[...], random; a window begins at the rest of dividing it by the places where one may. 0 is the
+        episode's beginning.
+
+    Returns:
+      int64[..., L], in order; those of a shorter episode lie behind its end.
+    """
+    longer = np.maximum(used - length, 0)
+    if how == "window":
+        return (numbers % (longer + 1).astype(np.uint64)).astype(np.int64)[..., None] + np.arange(length)
+    even = np.rint((used - 1)[..., None] * np.linspace(0, 1, length)).astype(np.int64)
+    return np.where(longer[..., None] > 0, even, np.arange(length))
+
+
 class Prompts:
     """Draws prompt episodes: others of the same task, as a pure function of (seed, sample).
 
