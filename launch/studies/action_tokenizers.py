@@ -15,21 +15,14 @@ Four data sets with six recipes are 24 runs of two to four CPU minutes.
 import argparse
 import concurrent.futures
 import functools
-import os
 import pathlib
-import subprocess
-import sys
 from typing import NamedTuple
 
 import numpy as np
 
-from lapa_jax.core.errors import UserError, did_you_mean, run_main
+from lapa_jax.core import studies
+from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.files import atomic_path
-
-LAUNCH = pathlib.Path(__file__).resolve().parents[1]
-COMPARE = LAUNCH.parent / "tools" / "compare_tokenizers.py"
-DONE = "trained.txt"
-"""In a run's folder once it is trained: what it was trained with."""
 
 SHORT_FSQ = ["train.steps=1600", "train.eval_every=800", "train.save_every=400"]
 SHORT_MSTCN = ["train.steps=1000", "train.eval_every=500", "train.save_every=250"]
@@ -81,8 +74,9 @@ def main(argv: list[str]) -> None:
     sets = [_parse_data(text) for text in args.data]
     if len({data.name for data in sets}) < len(sets):
         raise UserError("two data sets have the same name; give each its own")
-    seeds = dict(_parse_recipe(text) for text in args.recipes)
-    overrides = {data: _overrides_of(data, sets, args.overrides) for data in sets}
+    seeds = dict(studies.recipe_and_seeds(text, RECIPES) for text in args.recipes)
+    names = [data.name for data in sets]
+    overrides = {data: studies.overrides_of(data.name, names, args.overrides) for data in sets}
     wanted = [(data, recipe, seed) for seed in range(max(seeds.values())) for data in sets
               for recipe in seeds if seed < seeds[recipe]]  # fmt: skip
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
@@ -116,63 +110,21 @@ def _parse_data(text: str) -> Data:
     return Data(name, shards, int(numbers[0]), numbers[1] if len(numbers) > 1 else None)
 
 
-def _parse_recipe(text: str) -> tuple[str, int]:
-    """(name, number of seeds)"""
-    name, given, seeds = text.partition("=")
-    if name not in RECIPES:
-        raise UserError(f"unknown recipe '{name}'{did_you_mean(name, RECIPES)}")
-    if given and not (seeds.isdigit() and int(seeds)):
-        raise UserError(f"--recipes {text} is not of the form RECIPE=SEEDS, with 1 seed at least")
-    return name, int(seeds or 1)
-
-
-def _overrides_of(data: Data, sets: list[Data], overrides: list[str]) -> list[str]:
-    """The overrides that are for all data sets or for this one, in their order."""
-    names = [each.name for each in sets]
-    chosen = []
-    for override in overrides:
-        name, named, setting = override.partition(":")
-        if named and "=" not in name and name not in names:
-            raise UserError(f"--overrides {override} is for no data set of --data{did_you_mean(name, names)}")
-        if not named or "=" in name:
-            chosen.append(override)
-        elif name == data.name:
-            chosen.append(setting)
-    return chosen
-
-
 def _train(out: pathlib.Path, overrides: list[str], data: Data, recipe: str, seed: int) -> pathlib.Path:
     """Trains a run unless it is done; returns its folder."""
-    run = out / "runs" / f"{data.name}_{recipe}_{seed}"
     config, changes = RECIPES[recipe](data)
     settings = [f"seed={seed}", f"data.path={data.shards}", *changes, *overrides]
-    arguments = ["--config", str(LAUNCH.parent / "configs" / config), *(f"--config.{setting}" for setting in settings)]
-    told = "\n".join([config, *settings])
-    if not (run / DONE).exists():
-        _call(run.with_name(f"{run.name}.log"), LAUNCH / "train.py", *arguments, "--workdir", str(run))
-        with atomic_path(run / DONE) as temporary:
-            temporary.write_text(told, encoding="utf-8")
-    elif (run / DONE).read_text(encoding="utf-8") != told:
-        raise UserError(f"{run} was trained with other settings ({run / DONE}); give another --out, or move it away")
-    return run
+    return studies.train(out / "runs" / f"{data.name}_{recipe}_{seed}", config, settings)
 
 
 def _compare(out: pathlib.Path, sets: list[Data], runs: list[tuple[str, pathlib.Path]]) -> None:
     lengths = [f"{data.name}={data.steps}" for data in sets]
     grippers = [f"{data.name}={data.gripper}" for data in sets if data.gripper is not None]
-    _call(out / "compare.log", COMPARE, "--data", *(f"{data.name}={data.shards}" for data in sets), "--runs",
-          *(f"{recipe}={run}" for recipe, run in runs), "--chunk_length", *lengths,
-          *(["--gripper", *grippers] if grippers else []), "--out", str(out / "comparison"))  # fmt: skip
-
-
-def _call(log: pathlib.Path, script: pathlib.Path, *arguments: str) -> None:
-    # One thread each: two runs side by side on two cores take less time than one after the other on both.
-    env = {**os.environ, "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"}
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a", encoding="utf-8") as file:
-        code = subprocess.run([sys.executable, str(script), *arguments], stdout=file, stderr=file, env=env).returncode
-    if code:
-        raise UserError(f"{script.name} failed (exit {code}) for {log.stem}; see {log}")
+    arguments = ["--data", *(f"{data.name}={data.shards}" for data in sets), "--chunk_length", *lengths,
+                 "--runs", *(f"{recipe}={run}" for recipe, run in runs),
+                 *(["--gripper", *grippers] if grippers else []),
+                 "--out", str(out / "comparison")]  # fmt: skip
+    studies.call(out / "compare.log", "tools/compare_tokenizers.py", *arguments)
 
 
 def usage_table(wanted: list[tuple[Data, str, int]], runs: list[pathlib.Path]) -> str:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lapa_jax.core import config as config_lib
+from lapa_jax.core import studies
 from lapa_jax.core.errors import UserError
 from lapa_jax.data import pipeline
 from launch.studies import action_tokenizers as study
@@ -37,15 +38,15 @@ def test_a_run_that_is_done_is_not_trained_again(monkeypatch, tmp_path):
     calls = []
 
     def call(log, script, *arguments):
-        calls.append((log, script.name, arguments))
+        calls.append((log, script, arguments))
         (tmp_path / "runs" / "walks_fsq_0").mkdir(parents=True, exist_ok=True)
 
-    monkeypatch.setattr(study, "_call", call)
+    monkeypatch.setattr(studies, "call", call)
     data = study.Data("walks", "shards", 8, None)
     run = study._train(tmp_path, ["train.steps=3"], data, "fsq", 0)
     assert study._train(tmp_path, ["train.steps=3"], data, "fsq", 0) == run == tmp_path / "runs" / "walks_fsq_0"
     ((log, script, arguments),) = calls
-    assert script == "train.py" and log.name == "walks_fsq_0.log"
+    assert script == "launch/train.py" and log.name == "walks_fsq_0.log"
     assert arguments[-2:] == ("--workdir", str(run)) and "--config.data.path=shards" in arguments
     assert arguments.index("--config.train.steps=3") > arguments.index("--config.train.steps=1600"), "the last one wins"
     with pytest.raises(UserError, match="was trained with other settings"):

@@ -272,21 +272,22 @@ class Model(nn.Module):
 
     def _pass(self, action: jax.Array, mask: jax.Array, *, train: bool) -> tuple[dict, dict, dict]:
         """The tokenizer on sequences [N, W, A]: code vectors by level [N, W, E], its losses [N] and metrics."""
+        # before the codebooks move: by what they become, the code of a step would know the actions after it
+        vectors = self._tokenized(action, mask, soft=not train)
         learns = train and self.train_tokenizer
         if not (learns or self.is_initializing()):
-            return self._tokenized(action, mask), {}, {}
+            return vectors, {}, {}
         out = self.tokenizer({"action": action, "action_mask": mask}, train=True)
-        vectors = jax.lax.stop_gradient(self.tokenizer.vectors(out.codes))
         if not learns:
             return vectors, {}, {}
         return vectors, *({f"tokenizer_{name}": x for name, x in part.items()} for part in (out.losses, out.metrics))
 
-    def _tokenized(self, action: jax.Array, mask: jax.Array) -> dict[str, jax.Array] | None:
-        """Code vectors by level f32 [N, W, E] of sequences [N, W, A]; None for raw actions."""
+    def _tokenized(self, action: jax.Array, mask: jax.Array, soft: bool = True) -> dict[str, jax.Array] | None:
+        """Code vectors by level f32 [N, W, E] of sequences [N, W, A], FIFA's where `soft`; None for raw actions."""
         if self.tokenizer is None:
             return None
         vectors = self.tokenizer.vectors(self.tokenizer.encode(action, mask)["codes"])
-        if self.fifa_temperature is not None:
+        if soft and self.fifa_temperature is not None:
             vectors["q"] = self.tokenizer.soft_clusters(action, mask, self.fifa_temperature)
         return jax.lax.stop_gradient(vectors)
 
