@@ -18,11 +18,15 @@ def main(argv: list[str]) -> None:
     args, overrides = parser.parse_known_args(argv)
     config = config_lib.load(args.config, overrides)
 
+    from lapa_jax.data.conversion.raw import as_shards
     from lapa_jax.train.distributed import initialize
     from lapa_jax.train.loop import train
+    from lapa_jax.train.run import check_config
 
     initialize()
-    train(config, args.workdir or f"runs/{config.name}", dry_run=args.dry_run)
+    workdir = args.workdir or f"runs/{config.name}"
+    with as_shards(config, workdir, check_config, dry_run=args.dry_run) as config:
+        train(config, workdir, dry_run=args.dry_run)
 
 
 if __name__ == "__main__":

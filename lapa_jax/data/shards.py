@@ -134,6 +134,8 @@ def dataset_folder(path: str | os.PathLike) -> pathlib.Path:
 def read_dataset(folder: str | os.PathLike) -> dict:
     """`dataset.json` of a folder of step shards; a `UserError` with the remedy for any other folder."""
     folder = dataset_folder(folder)
+    if folder.is_file():
+        raise UserError(f"{folder} is a file, not a folder of step shards; make one with tools/convert.py {folder} OUT")
     if not folder.is_dir():
         raise UserError(f"data folder {folder} does not exist")
     if not (folder / DATASET).exists():

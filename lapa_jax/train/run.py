@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import logging
+import os
 import pathlib
 import platform
 import sys
@@ -15,6 +16,7 @@ from jax.experimental import multihost_utils
 from lapa_jax.core import config as config_lib
 from lapa_jax.core.config import ConfigError
 from lapa_jax.core.files import read_json, write_json
+from lapa_jax.data.conversion.raw import FOLDER as SHARDS
 from lapa_jax.train.checkpoint import CONFIG_FILE
 
 LOG = logging.getLogger("lapa_jax")
@@ -27,7 +29,8 @@ MAY_CHANGE = ("train.steps", "train.log_every", "train.eval_every", "train.save_
 
 
 def check_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-    """Refuses a folder that holds a run of another config, as far as that shows before the data are opened.
+    """Refuses a folder of something else, or that holds a run of another config, as far as that shows before the data
+    are opened.
 
     What a model takes from its data is not in the given config yet, so the model is left to `open_run`.
     """
@@ -35,13 +38,15 @@ def check_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> No
     if path.is_file():
         old, new = ({**values, "model": {}} for values in (read_json(path), config_lib.to_json(config)))
         _check_same(old, new, workdir)
+    elif workdir.is_dir() and any(p for p in workdir.iterdir() if not p.name.startswith(".") and p.name != SHARDS):
+        raise ConfigError(f"{workdir} is not empty and holds no run; choose another --workdir")
 
 
 def open_run(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     """Creates the run folder, or checks that an existing one belongs to this config.
 
     Raises:
-      ConfigError: the folder holds a run of another config (which keys differ), or files of something else.
+      ConfigError: the folder holds a run of another config (which keys differ).
     """
     # One host looks and writes; the others must not find a folder that is half made.
     if jax.process_index() == 0:
@@ -54,8 +59,6 @@ def _claim(workdir: pathlib.Path, values: dict) -> None:
     path = workdir / CONFIG_FILE
     if path.is_file():
         _check_same(read_json(path), values, workdir)
-    elif workdir.is_dir() and any(p for p in workdir.iterdir() if not p.name.startswith(".")):
-        raise ConfigError(f"{workdir} is not empty and holds no run; choose another --workdir")
     write_json(path, values)
     write_json(workdir / ENV_FILE, environment())
 
@@ -93,12 +96,25 @@ def logging_to(workdir: pathlib.Path | None) -> Iterator[None]:
 
 def _check_same(old: Mapping, new: Mapping, workdir: pathlib.Path) -> None:
     a, b = _flat(old), _flat(new)
-    changed = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+    changed = [key for key in sorted(a.keys() | b.keys()) if not _same(a.get(key), b.get(key), workdir)]
     forbidden = [key for key in changed if not key.startswith(MAY_CHANGE)]
     if forbidden:
         shown = ", ".join(f"{key}: {a.get(key)!r} -> {b.get(key)!r}" for key in forbidden[:5])
         raise ConfigError(f"{workdir} holds a run with another config ({shown}); resume it with its own config or "
                           "choose another --workdir")
+
+
+def _same(old, new, workdir: pathlib.Path) -> bool:
+    """Whether two values agree. Paths to the run's own shards do when it was moved: their content is checked later."""
+    if isinstance(old, str) and isinstance(new, str):
+        folder, name = os.path.split(new)
+        own = folder == os.path.join(os.path.abspath(workdir), SHARDS)
+        return old == new or (own and old.endswith(f"/{SHARDS}/{name}"))
+    if isinstance(old, list) and isinstance(new, list):
+        return len(old) == len(new) and all(_same(a, b, workdir) for a, b in zip(old, new, strict=True))
+    if isinstance(old, dict) and isinstance(new, dict):
+        return old.keys() == new.keys() and all(_same(old[key], new[key], workdir) for key in old)
+    return old == new
 
 
 def _flat(values: Mapping, prefix: str = "") -> dict:
