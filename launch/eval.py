@@ -1,4 +1,4 @@
-"""Measures a trained tokenizer on held-out samples and writes a report with pictures.
+"""Measures a trained tokenizer or policy on held-out samples and writes a report with pictures.
 
 python launch/eval.py --run RUN [--data SHARDS] [--split val] [--out RUN/eval] [--pairs N]
 """
@@ -18,17 +18,17 @@ def main(argv: list[str]) -> None:
     from lapa_jax.inference.evaluations import evaluation_of
     from lapa_jax.inference.tokenizer import LatentActionTokenizer
 
-    tokenizer = lapa_jax.load(args.run, step=args.step)
+    model = lapa_jax.load(args.run, step=args.step)
     out = args.out or default_out(pathlib.Path(args.run), args.step)
     given = {"run": args.run, "out": out, "data": args.data, "split": args.split, "pairs": args.pairs}
     how = {}
-    if isinstance(tokenizer, LatentActionTokenizer):
+    if isinstance(model, LatentActionTokenizer):
         how["supervised_steps"] = args.supervised_steps
         if args.dataset:
             raise UserError(f"--dataset {args.dataset} says how numbers are scaled, and {args.run} takes pictures")
     else:
         given["dataset"] = args.dataset
-    evaluation = evaluation_of(tokenizer)(tokenizer, **given)
+    evaluation = evaluation_of(model)(model, **given)
     for verdict in evaluation.judge(evaluation.write(**how)):
         if verdict.words:
             print(f"{verdict.level:5s} {verdict.metric:32s} {verdict.shown:>12s}  {verdict.words}")
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--split", help="the split to evaluate on; val by default")
     parser.add_argument("--out", help="folder to write; RUN/eval by default")
-    parser.add_argument("--pairs", type=int, default=2048, help="how many samples (pairs, chunks, rows) at most")
+    parser.add_argument("--pairs", type=int, default=2048, help="how many samples (pairs, chunks, windows) at most")
     parser.add_argument("--dataset", help="of a run on several datasets: the one whose scaling applies to --data")
     parser.add_argument("--step", type=int, help="checkpoint step; the newest by default")
     parser.add_argument("--supervised_steps", type=int, default=600,

@@ -37,14 +37,17 @@ class Section:
     table: tuple[tuple[str, ...], ...] = ()
 
 
-def write(path, *, title: str, subtitle: str, verdicts: Sequence[Verdict], sections: Sequence[Section]) -> pathlib.Path:
+def write(
+    path, *, title: str, subtitle: str, verdicts: Sequence[Verdict], sections: Sequence[Section],
+    note: str = "Held-out episodes, hard codes.",
+) -> pathlib.Path:  # fmt: skip
     """Writes the page atomically.
 
     Args:
       path: the HTML file; the pictures of `sections` lie in the same folder.
       title, subtitle: the head of the page (plain text; it is escaped).
       verdicts: the rows of the metrics table; those that are "poor" are repeated at the top.
-      sections: what follows the table.
+      sections: what follows the table. note: a sentence above the table on what its numbers are measured on.
 
     Returns:
       `path`.
@@ -54,7 +57,7 @@ def write(path, *, title: str, subtitle: str, verdicts: Sequence[Verdict], secti
     if poor:
         items = "".join(f"<li><code>{v.metric}</code> {html.escape(f'{v.shown}: {v.words}')}</li>" for v in poor)
         parts.append(f'<section class="warning"><h2>Not good enough yet</h2><ul>{items}</ul></section>')
-    parts += [_table(verdicts), *map(_section, sections)]
+    parts += [_table(verdicts, note), *map(_section, sections)]
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_CSS}</style></head>'
@@ -66,13 +69,13 @@ def write(path, *, title: str, subtitle: str, verdicts: Sequence[Verdict], secti
     return path
 
 
-def _table(verdicts: Sequence[Verdict]) -> str:
+def _table(verdicts: Sequence[Verdict], note: str) -> str:
     rows = "".join(
         f'<tr><td class="{v.level}">{_MARKS[v.level]}</td><td><code>{html.escape(v.metric)}</code></td>'
         f'<td class="value">{html.escape(v.shown)}</td><td>{html.escape(v.words)}</td></tr>'
         for v in sorted(verdicts, key=lambda v: v.level == NOTE)
     )
-    return f"<section><h2>Metrics</h2><p>Held-out episodes, hard codes.</p><table>{rows}</table></section>"
+    return f"<section><h2>Metrics</h2><p>{html.escape(note)}</p><table>{rows}</table></section>"
 
 
 def _section(section: Section) -> str:

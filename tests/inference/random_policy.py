@@ -20,16 +20,23 @@ TOKENIZER = {"name": "tokenizers.mstcn", "action_dim": A, "context": T, "embed_d
              "stages": 1, "causal": True, "subclusters": 8, "clusters": 4, "dead_age": 1}  # fmt: skip
 
 
-def make(prompt_steps: str = "even", normalize: str = "q01_q99", datasets=("table",), **changes) -> InContextPolicy:
-    """A policy on one device; `changes` are fields of the model."""
+def make(
+    prompt_steps: str = "even", normalize: str = "q01_q99", datasets=("table",), data=None, about=None, **changes
+) -> InContextPolicy:
+    """A policy on one device.
+
+    Args:
+      prompt_steps, normalize: of `config.data`, and `data` the whole of it in their place.
+      datasets: names, or `about` them what a checkpoint says. changes: fields of the model.
+    """
     if changes.get("actions", "raw") != "raw":
         changes["tokenizer"] = TOKENIZER
-    data = {"fields": ("image", "state", "action"), "prompt_steps": prompt_steps, "normalize": normalize}
+    data = data or {"fields": ("image", "state", "action"), "prompt_steps": prompt_steps, "normalize": normalize}
     config = ml_collections.ConfigDict({"name": "small", "model": {**SMALL, **changes}, "data": data})
     model = config_lib.build("lapa_jax.models", config.model)
     rng = np.random.default_rng(0)
     variables = jax.tree.map(lambda x: np.array(0.4 * rng.normal(size=x.shape), x.dtype), expected_variables(model))
-    about = {name: {"statistics": statistics(k), "features": {}} for k, name in enumerate(datasets)}
+    about = about or {name: {"statistics": statistics(k), "features": {}} for k, name in enumerate(datasets)}
     return InContextPolicy(model, variables, config=config, datasets=about, step=3, devices=jax.devices()[:1])
 
 

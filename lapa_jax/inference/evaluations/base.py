@@ -10,7 +10,9 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import write_json
-from lapa_jax.data import loader
+from lapa_jax.data import loader, pipeline
+from lapa_jax.data.samples.meta import statistics_of
+from lapa_jax.data.shards import read_dataset
 from lapa_jax.inference.verdicts import Verdict
 from lapa_jax.train.evaluate import Evaluator
 from lapa_jax.train.task import Task
@@ -20,10 +22,10 @@ BATCH = 64
 
 
 class BaseEvaluation:
-    """One evaluation: a tokenizer, held-out samples, and the folder for the results.
+    """One evaluation: a tokenizer or policy, held-out samples, and the folder for the results.
 
     Args:
-      tokenizer: as `lapa_jax.load` gives it.
+      tokenizer: what is evaluated, as `lapa_jax.load` gives it.
       run: where it came from; its `metrics.jsonl`, if any, gives the curves of training.
       out: the folder to write.
       data: the `config.data` that opens the samples (split "val").
@@ -89,6 +91,39 @@ def data_config(config: ml_collections.ConfigDict, data, split: str | None) -> d
         chosen["val_path"] = str(data)
     chosen["split_val"] = split or ("val" if data is not None else chosen.get("split_val") or "val")
     return chosen
+
+
+def open_scaled(model, data, split: str | None, dataset: str | None) -> tuple[dict, object, list[tuple]]:
+    """Held-out samples for a model of numbers, scaled by the statistics that it was trained with.
+
+    Args:
+      model: a `ColumnModel`. data, split: as of `data_config`.
+      dataset: of a run on several datasets: whose scaling `data` get; the one that they are if None.
+
+    Returns:
+      The `config.data` that opens them; the source; and its parts, (name, whose scaling it gets, source) each.
+
+    Raises:
+      UserError: data that do not exist, or scaling that does not go with them.
+    """
+    config, statistics = data_config(model.config, data, split), statistics_of({"datasets": model.datasets})
+    one = data is not None or not config.get("mixture")
+    if one:
+        folder = config.get("val_path") or config.get("path")
+        dataset = model.dataset_of(read_dataset(folder)["fingerprint"], dataset) if folder else dataset
+        config["normalize"] = pipeline.normalization_of(config, dataset)
+        statistics = {dataset: statistics[dataset]} if dataset in statistics else {}
+    elif dataset is not None:
+        raise UserError(f"--dataset {dataset} goes with --data; the run's own datasets are all evaluated")
+    source = pipeline.build(config, "val", statistics=statistics or None)
+    parts = getattr(source, "sources", None) or {source.name: source}
+    return config, source, [(name, dataset if one else name, part) for name, part in parts.items()]
+
+
+def unscaled(config: Mapping) -> dict:
+    """A `config.data` that gives the same samples in the units of the data."""
+    mixture = tuple({**part, "normalize": "none"} for part in config.get("mixture") or ()) or None
+    return {**config, "normalize": "none", "mixture": mixture}
 
 
 def _finite(value):

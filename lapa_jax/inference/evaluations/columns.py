@@ -9,12 +9,10 @@ import numpy as np
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.metrics import read_metrics
 from lapa_jax.data import pipeline
-from lapa_jax.data.samples.meta import statistics_of
 from lapa_jax.data.samples.padded import as_wide_as
-from lapa_jax.data.shards import read_dataset
 from lapa_jax.data.statistics import kinds
 from lapa_jax.inference import curves, report, usage, verdicts
-from lapa_jax.inference.evaluations.base import REPORT_FILE, BaseEvaluation, data_config
+from lapa_jax.inference.evaluations.base import REPORT_FILE, BaseEvaluation, open_scaled, unscaled
 from lapa_jax.inference.report import Section
 from lapa_jax.inference.verdicts import Verdict
 
@@ -67,22 +65,11 @@ class ColumnEvaluation(BaseEvaluation):
         """
         if pairs < 2:
             raise UserError(f"{pairs} samples are too few to measure by; give --pairs 2 or more")
-        config, statistics = data_config(tokenizer.config, data, split), statistics_of({"datasets": tokenizer.datasets})
-        one = data is not None or not config.get("mixture")
-        if one:
-            folder = config.get("val_path") or config.get("path")
-            dataset = tokenizer.dataset_of(read_dataset(folder)["fingerprint"], dataset) if folder else dataset
-            config["normalize"] = pipeline.normalization_of(config, dataset)
-            statistics = {dataset: statistics[dataset]} if dataset in statistics else {}
-        elif dataset is not None:
-            raise UserError(f"--dataset {dataset} goes with --data; the run's own datasets are all evaluated")
-        source = pipeline.build(config, "val", statistics=statistics or None)
+        config, source, self._parts = open_scaled(tokenizer, data, split, dataset)
         several = {f"{tokenizer.column}_dims": ()} if len(tokenizer.datasets) > 1 else {}
         source = as_wide_as(source, {name: v.shape[1:] for name, v in tokenizer.model.example(1).items()} | several)
         super().__init__(tokenizer, run=run, out=out, data=config, source=source, count=pairs)
-        self.raw = pipeline.build(_unscaled(config), "val")
-        parts = getattr(source, "sources", None) or {source.name: source}
-        self._parts = [(name, dataset if one else name, part) for name, part in parts.items()]
+        self.raw = pipeline.build(unscaled(config), "val")
 
     def write(self) -> dict:
         """Measures, draws and writes; returns the content of `metrics.json`.
@@ -232,11 +219,6 @@ def code_rows(rows: Sequence[Rows]) -> np.ndarray:
 def entry_name(dimension: Mapping) -> str:
     """What a dimension is called in tables and pictures."""
     return str(dimension["name"] or dimension["index"])
-
-
-def _unscaled(config: Mapping) -> dict:
-    mixture = tuple({**part, "normalize": "none"} for part in config.get("mixture") or ()) or None
-    return {**config, "normalize": "none", "mixture": mixture}
 
 
 def _average(values) -> float:
