@@ -55,7 +55,8 @@ def scaled(rows, summary):
 
 
 def apply(tokenizer, method, *args):
-    return np.asarray(tokenizer.model.apply(jax.device_get(tokenizer.variables), *args, method=method))
+    call = jax.jit(lambda variables, *args: tokenizer.model.apply(variables, *args, method=method))
+    return np.asarray(call(jax.device_get(tokenizer.variables), *args))
 
 
 def statistics(folder):

@@ -168,7 +168,8 @@ def test_nothing_moves_in_evaluation():
     levels = plan(subclusters=12, clusters=4)
     x = embeddings()
     variables = begin(levels, x)
-    _, updated = levels.apply(variables, x, np.ones((16, 10), np.float32), train=False, mutable=["codebook"])
+    evaluate = jax.jit(lambda v, *args: levels.apply(v, *args, train=False, mutable=["codebook"]))
+    _, updated = evaluate(variables, x, np.ones((16, 10), np.float32))
     for a, b in zip(jax.tree.leaves(variables["codebook"]), jax.tree.leaves(updated["codebook"]), strict=True):
         np.testing.assert_array_equal(a, b)
 

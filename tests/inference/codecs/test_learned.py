@@ -1,5 +1,7 @@
 """Trained tokenizers as codecs: tiny ones with random weights, which must encode and decode all the same."""
 
+import functools
+
 import jax
 import ml_collections
 import numpy as np
@@ -26,7 +28,8 @@ def walks(tmp_path_factory):
 
 def tokenizer(model, name, chunks, fingerprint=None, key=0, **data):
     """With random weights, and the statistics of the chunks."""
-    variables = model.init({"params": jax.random.key(key), "noise": jax.random.key(1)}, model.example(4), train=False)
+    keys = {"params": jax.random.key(key), "noise": jax.random.key(1)}
+    variables = jax.jit(functools.partial(model.init, train=False))(keys, model.example(4))
     spec = {field: value for field, value in vars(model).items() if field in type(model).__annotations__}
     spec = {**spec, "name": name}
     config = ml_collections.ConfigDict({"model": spec, "data": {"normalize": "min_max", "fields": ("action",), **data}})
