@@ -157,7 +157,7 @@ def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
                          "vit_depth": 2, "vit_heads": 3, "patch": 8})  # fmt: skip
     config.optim.update({"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 100,
                          "final_learning_rate": 1e-5})  # fmt: skip
-    config.train.update({"steps": 2000, "eval_every": 500, "save_every": 500})
+    config.train.update({"steps": 1000, "batch_size": 32, "eval_every": 500, "save_every": 500})
     config.mesh.update({"data": -1, "fsdp": 1})
     return config
 
@@ -167,7 +167,7 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config = small(config)
     config.name = "icl_tiny"
     config.data.path = "sample"
-    config.train.update({"steps": 400, "eval_every": 100, "save_every": 100, "batch_size": 32})
+    config.train.update({"steps": 400, "eval_every": 100, "save_every": 100})
     return config
 
 

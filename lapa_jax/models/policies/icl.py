@@ -272,14 +272,14 @@ class Model(nn.Module):
 
     def _pass(self, action: jax.Array, mask: jax.Array, *, train: bool) -> tuple[dict, dict, dict]:
         """The tokenizer on sequences [N, W, A]: code vectors by level [N, W, E], its losses [N] and metrics."""
+        sequences = {"action": action, "action_mask": mask}
+        if self.is_initializing():
+            self.tokenizer(sequences, train=True)
         # before the codebooks move: by what they become, the code of a step would know the actions after it
         vectors = self._tokenized(action, mask, soft=not train)
-        learns = train and self.train_tokenizer
-        if not (learns or self.is_initializing()):
+        if not (train and self.train_tokenizer):
             return vectors, {}, {}
-        out = self.tokenizer({"action": action, "action_mask": mask}, train=True)
-        if not learns:
-            return vectors, {}, {}
+        out = self.tokenizer(sequences, train=True)
         return vectors, *({f"tokenizer_{name}": x for name, x in part.items()} for part in (out.losses, out.metrics))
 
     def _tokenized(self, action: jax.Array, mask: jax.Array, soft: bool = True) -> dict[str, jax.Array] | None:
