@@ -10,20 +10,16 @@ were found are compared with the planted ones.
 import argparse
 import concurrent.futures
 import json
-import os
 import pathlib
 import statistics
-import subprocess
-import sys
 
 import numpy as np
 
 from lapa_jax import sample
+from lapa_jax.core import studies
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.models.tokenizers.feature_vq_categories import adjusted_rand_index
 
-LAUNCH = pathlib.Path(__file__).resolve().parents[1]
-CONFIG = LAUNCH.parent / "configs" / "feature_vq.py"
 COLUMNS = {
     "categories": ("categories", "{:.0f}"),
     "Rand index": ("adjusted_rand_index", "{:.3f}"),
@@ -51,13 +47,11 @@ def main(argv: list[str]) -> None:
     runs = [(*data, seed) for data in sets for seed in range(args.seeds)]
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         results = list(pool.map(lambda run: _run(args, *run), runs))
-    print("| data | seed | " + " | ".join(COLUMNS) + " |")
-    print("|---" * (2 + len(COLUMNS)) + "|")
-    for (name, _, _, seed), metrics in zip(runs, results, strict=True):
-        print(f"| {name} | {seed} | " + " | ".join(_cells(metrics)) + " |")
+    rows = [[name, str(seed), *_cells(metrics)] for (name, _, _, seed), metrics in zip(runs, results, strict=True)]
     for name, _, _ in sets:
         group = [m for run, m in zip(runs, results, strict=True) if run[0] == name]
-        print(f"| {name} | mean | " + " | ".join(_cells(_mean(group))) + " |")
+        rows.append([name, "mean", *_cells(_mean(group))])
+    print(studies.table(["data", "seed", *COLUMNS], rows))
 
 
 def _parse_data(text: str) -> tuple[str, str, str]:
@@ -72,13 +66,10 @@ def _run(args, name: str, shards: str, column: str, seed: int) -> dict:
     """Trains and evaluates one run unless its results are there; returns the figures of the table."""
     run = args.out / f"{name}_{args.variant}_{seed}"
     results = run / "eval" / "metrics.json"
+    settings = [f"seed={seed}", f"data.path={shards}", f"data.fields=('{column}',)", *args.overrides]
+    studies.train(run, f"feature_vq.py:{args.variant}", settings)
     if not results.is_file():
-        args.out.mkdir(parents=True, exist_ok=True)
-        extra = [f"--config.{override}" for override in args.overrides]
-        _call(run, "train.py", "--config", f"{CONFIG}:{args.variant}", "--workdir", str(run),
-              f"--config.seed={seed}", f"--config.data.path={shards}", f"--config.data.fields=('{column}',)",
-              *extra)  # fmt: skip
-        _call(run, "eval.py", "--run", str(run))
+        studies.call(run.with_name(f"{run.name}.log"), "launch/eval.py", "--run", str(run))
     found = json.loads(results.read_text())["metrics"]
     groups = json.loads((run / "config.json").read_text())["model"]["groups"]
     levels = " ".join(f"{found[f'utilization_level_{level}']:.0%}" for level in range(3))
@@ -95,16 +86,6 @@ def _planted(shards: str, groups) -> dict[str, float]:
     for label, group in enumerate(groups):
         labels[list(group)] = label
     return {"adjusted_rand_index": adjusted_rand_index(planted[planted >= 0], labels[planted >= 0])}
-
-
-def _call(run: pathlib.Path, script: str, *arguments: str) -> None:
-    # One thread each: two runs side by side on two cores take less time than one after the other on both.
-    env = {**os.environ, "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"}
-    log = run.with_name(f"{run.name}.log")
-    with open(log, "a", encoding="utf-8") as file:
-        code = subprocess.run([sys.executable, str(LAUNCH / script), *arguments], stdout=file, stderr=file, env=env)
-    if code.returncode:
-        raise UserError(f"{script} failed for {run.name} (exit {code.returncode}); see {log}")
 
 
 def _cells(metrics: dict) -> list[str]:
