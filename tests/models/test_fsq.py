@@ -57,6 +57,12 @@ def run(model, variables, method, *args):
     return jitted(model, method)(variables, *args)
 
 
+def outputs_of_codes(model, variables, data):
+    """What the decoder gives for the codes of the data: actions, and logits of grippers."""
+    codes = run(model, variables, "encode", data)
+    return run(model, variables, lambda m, c: m._outputs(m.quantizer.lookup(c)), codes)
+
+
 @functools.cache
 def jitted_call(model):
     return jax.jit(lambda variables, data: model.apply(variables, data, train=True))
@@ -118,7 +124,7 @@ def test_the_mask_itself_is_seen():
     whole["action"][:, 3:] = 0
     part["action"] = whole["action"]
     features = lambda m, d: m._features(*m._chunks(d))  # noqa: E731
-    a, b = (model.apply(variables, data, method=features) for data in (whole, part))
+    a, b = (run(model, variables, features, data) for data in (whole, part))
     assert np.abs(a - b).max() > 1e-3, "three zero actions are not the end of an episode"
 
 
@@ -126,8 +132,7 @@ def test_losses_are_masked_sums_over_what_a_whole_chunk_has():
     model, variables = small(levels=(5, 4, 3), high=(1.0, 0.5, 1.0))
     data = batch(model, length=4)
     data["action"][:, :, 1] = np.minimum(data["action"][:, :, 1], 0.5)
-    outputs = model.apply(variables, model.apply(variables, data, method="encode"),
-                          method=lambda m, c: m._outputs(m.quantizer.lookup(c)))  # fmt: skip
+    outputs = outputs_of_codes(model, variables, data)
     got, x, y = forward(model, variables, data).losses, np.float64(data["action"]), np.float64(outputs)
     for row in range(len(x)):
         costs, entropies = [], []
@@ -170,8 +175,7 @@ def test_dimensions_that_a_dataset_lacks_do_not_count():
     data = batch(model)
     dims = np.float32([[1, 1, 0]] * 4)
     loss = lambda d: forward(model, variables, {**d, "action_dims": dims}).losses["reconstruction"]  # noqa: E731
-    outputs = model.apply(variables, model.apply(variables, data, method="encode"),
-                          method=lambda m, c: m._outputs(m.quantizer.lookup(c)))  # fmt: skip
+    outputs = outputs_of_codes(model, variables, data)
     error = np.abs(np.asarray(outputs) - data["action"])[..., :2]
     np.testing.assert_allclose(loss(data), error.mean((1, 2)), rtol=1e-4)
 
@@ -181,8 +185,8 @@ def test_every_code_decodes_and_comes_back_from_its_index():
     size = model.codebook_sizes[0]
     assert size == 60
     codes = np.stack([np.arange(size), np.arange(size)[::-1]], 1).astype(np.int32)
-    back = model.apply(variables, codes, method=lambda m, c: m.quantizer._index(jnp.round(
-        m.quantizer.lookup(c) * jnp.asarray([2, 2, 1]))))  # fmt: skip
+    back = run(model, variables, lambda m, c: m.quantizer._index(jnp.round(
+        m.quantizer.lookup(c) * jnp.asarray([2, 2, 1]))), codes)  # fmt: skip
     np.testing.assert_array_equal(back, codes)
     actions = np.asarray(run(model, variables, "decode", codes))
     assert np.isfinite(actions).all() and np.abs(actions).max() <= 1
@@ -260,13 +264,13 @@ def test_the_summary_is_what_numpy_finds():
 def test_bfloat16_computes_in_half_and_quantises_in_single_precision():
     model, variables = small()
     half = build(dtype="bfloat16")
-    exact, got = (m.apply(variables, batch(m), method=lambda m, d: m._features(*m._chunks(d))) for m in (model, half))
+    exact, got = (run(m, variables, lambda m, d: m._features(*m._chunks(d)), batch(m)) for m in (model, half))
     assert got.dtype == jnp.float32 and np.abs(got - exact).max() < 0.25 * np.abs(exact).max()
     steps = np.asarray(got) / np.float32(np.asarray(got).astype(jnp.bfloat16))
     assert np.any(steps != 1), "the features were rounded to bfloat16 before they were quantised"
     init = jax.eval_shape(functools.partial(half.init, train=True), jax.random.key(0), half.example(1))
     assert {leaf.dtype for leaf in jax.tree.leaves(init)} == {jnp.dtype("float32")}
-    assert half.apply(variables, batch(half), train=True).losses["reconstruction"].dtype == jnp.float32
+    assert forward(half, variables, batch(half)).losses["reconstruction"].dtype == jnp.float32
 
 
 @pytest.mark.parametrize(
@@ -296,9 +300,9 @@ def test_chunks_of_another_length_or_width_are_refused():
     model, variables = small()
     for shape in ((2, 5, 3), (2, 7, 3), (2, 6, 2)):
         with pytest.raises(UserError, match="a shorter chunk is filled up and masked, a longer one cut"):
-            model.apply(variables, {"action": np.zeros(shape), "action_mask": np.ones(shape[:2])}, method="encode")
+            run(model, variables, "encode", {"action": np.zeros(shape), "action_mask": np.ones(shape[:2])})
     with pytest.raises(UserError, match=r"codes have shape \(2, 3\)"):
-        model.apply(variables, np.zeros((2, 3), np.int32), method="decode")
+        run(model, variables, "decode", np.zeros((2, 3), np.int32))
 
 
 def test_a_saved_model_gives_the_same_codes_and_actions(tmp_path):
