@@ -11,16 +11,25 @@ recipes small (NSVQ), vq, fsq and laq_conv are four tokenizers with the same cod
 import argparse
 import concurrent.futures
 import json
-import os
 import pathlib
 import statistics
-import subprocess
-import sys
+from typing import NamedTuple
 
-from lapa_jax.core.errors import UserError, did_you_mean, run_main
+from lapa_jax.core import studies
+from lapa_jax.core.errors import UserError, run_main
 
-LAUNCH = pathlib.Path(__file__).resolve().parents[1]
-CONFIGS = LAUNCH.parent / "configs"
+
+class Data(NamedTuple):
+    """A data set of --data."""
+
+    name: str
+    train: str
+    labelled: str
+    gap: int
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.gap})"
+
 
 # What each recipe changes in its config. Ablations change one thing each; "spec_wiring" needs the decoder to see what
 # the encoder saw, which rules out the second view. "fsq" has one feature of 8 levels, so that all have as many codes.
@@ -51,19 +60,19 @@ COLUMNS = {
 
 def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
-    seeds = dict(_parse_recipe(text, args.seeds) for text in args.recipes)
+    seeds = dict(studies.recipe_and_seeds(text, RECIPES, args.seeds) for text in args.recipes)
     sets = [_parse_data(text) for text in args.data]
-    overrides = {data: _overrides_of(data[0], [name for name, *_ in sets], args.overrides) for data in sets}
+    names = [data.name for data in sets]
+    overrides = {data: studies.overrides_of(data.name, names, args.overrides) for data in sets}
     runs = [(data, recipe, seed) for data in sets for recipe in seeds for seed in range(seeds[recipe])]
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         results = list(pool.map(lambda run: _run(args.out, overrides[run[0]], *run), runs))
-    print("| data (gap) | recipe | seed | " + " | ".join(COLUMNS) + " |")
-    print("|---" * (3 + len(COLUMNS)) + "|")
-    for ((name, _, _, gap), recipe, seed), metrics in zip(runs, results, strict=True):
-        print(f"| {name} ({gap}) | {recipe} | {seed} | " + " | ".join(_cells(metrics)) + " |")
+    rows = [[str(data), recipe, str(seed), *_cells(metrics)]
+            for (data, recipe, seed), metrics in zip(runs, results, strict=True)]  # fmt: skip
     for data, recipe in dict.fromkeys(run[:2] for run in runs):
         group = [metrics for run, metrics in zip(runs, results, strict=True) if run[:2] == (data, recipe)]
-        print(f"| {data[0]} ({data[3]}) | {recipe} | mean | " + " | ".join(_cells(_mean(group))) + " |")
+        rows.append([str(data), recipe, "mean", *_cells(_mean(group))])
+    print(studies.table(["data (gap)", "recipe", "seed", *COLUMNS], rows))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,63 +88,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _parse_data(text: str) -> tuple[str, str, str, int]:
+def _parse_data(text: str) -> Data:
     name, _, rest = text.partition("=")
     parts = rest.split(",")
     if not name or len(parts) != 3 or not parts[2].isdigit():
         raise UserError(f"--data {text} is not of the form NAME=TRAIN_SHARDS,LABELLED_SHARDS,GAP_FRAMES")
-    return name, parts[0], parts[1], int(parts[2])
+    return Data(name, parts[0], parts[1], int(parts[2]))
 
 
-def _parse_recipe(text: str, usual: int) -> tuple[str, int]:
-    """(name, number of seeds)"""
-    name, given, seeds = text.partition("=")
-    if name not in RECIPES:
-        raise UserError(f"unknown recipe '{name}'{did_you_mean(name, RECIPES)}")
-    if given and not (seeds.isdigit() and int(seeds)):
-        raise UserError(f"--recipes {text} is not of the form RECIPE=SEEDS, with 1 seed at least")
-    return name, int(seeds or usual)
-
-
-def _overrides_of(data: str, names: list[str], overrides: list[str]) -> list[str]:
-    """The overrides that are for all data sets or for this one, in their order."""
-    chosen = []
-    for override in overrides:
-        name, named, setting = override.partition(":")
-        if not named or "=" in name:
-            chosen.append(override)
-        elif name not in names:
-            raise UserError(f"--overrides {override} is for no data set of --data{did_you_mean(name, names)}")
-        elif name == data:
-            chosen.append(setting)
-    return chosen
-
-
-def _run(out: pathlib.Path, overrides: list[str], data: tuple[str, str, str, int], recipe: str, seed: int) -> dict:
-    """Trains and evaluates one run unless its results are there; returns the content of its metrics.json."""
-    name, train, labelled, gap = data
-    run = out / f"{name}_{recipe}_{seed}"
+def _run(out: pathlib.Path, overrides: list[str], data: Data, recipe: str, seed: int) -> dict:
+    """Trains and evaluates one run unless that is done; returns the metrics."""
+    settings = [f"seed={seed}", f"data.path={data.train}", f"data.val_path={data.labelled}",
+                f"data.gap_frames={data.gap}", *RECIPES[recipe], *overrides]  # fmt: skip
+    run = studies.train(out / f"{data.name}_{recipe}_{seed}", CONFIG[recipe], settings)
     results = run / "eval" / "metrics.json"
     if not results.is_file():
-        out.mkdir(parents=True, exist_ok=True)
-        settings = [f"seed={seed}", f"data.path={train}", f"data.val_path={labelled}", f"data.gap_frames={gap}",
-                    *RECIPES[recipe], *overrides]  # fmt: skip
-        _call(run, "train.py", "--config", str(CONFIGS / CONFIG[recipe]), "--workdir", str(run),
-              *(f"--config.{setting}" for setting in settings))  # fmt: skip
         # The supervised bound depends on the data and the sizes, not on the recipe: once is enough.
         bound = [] if (recipe, seed) == ("small", 0) else ["--supervised_steps", "0"]
-        _call(run, "eval.py", "--run", str(run), *bound)
+        studies.call(run.with_name(f"{run.name}.log"), "launch/eval.py", "--run", str(run), *bound)
     return json.loads(results.read_text())["metrics"]
-
-
-def _call(run: pathlib.Path, script: str, *arguments: str) -> None:
-    # One thread each: two runs side by side on two cores take less time than one after the other on both.
-    env = {**os.environ, "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"}
-    log = run.with_name(f"{run.name}.log")
-    with open(log, "a", encoding="utf-8") as file:
-        code = subprocess.run([sys.executable, str(LAUNCH / script), *arguments], stdout=file, stderr=file, env=env)
-    if code.returncode:
-        raise UserError(f"{script} failed for {run.name} (exit {code.returncode}); see {log}")
 
 
 def _cells(metrics: dict) -> list[str]:
