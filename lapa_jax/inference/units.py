@@ -23,6 +23,7 @@ class ColumnModel(TrainedModel):
         fields = self.config.get("data", {}).get("fields") or ()
         self.column = next((name for name in fields if name in self.COLUMNS), self.COLUMNS[0])
         self.width = model.example(1)[self.COLUMNS[0]].shape[-1]
+        self._normalizers: dict[tuple, Normalizer | None] = {}
 
     def normalizer(self, dataset: str | None = None, column: str | None = None) -> Normalizer | None:
         """How a column of a dataset is scaled for the model, from the statistics that it was trained with; None: not.
@@ -33,9 +34,12 @@ class ColumnModel(TrainedModel):
         Raises:
           UserError: an unknown dataset, or none given where there are several.
         """
-        name, column = self.dataset(dataset), column or self.column
-        mode = pipeline.normalization_of(self.config.get("data", {}), name)
-        return None if mode == "none" else Normalizer(self.datasets[name]["statistics"][column], mode)
+        key = name, column = self.dataset(dataset), column or self.column
+        if key not in self._normalizers:
+            mode = pipeline.normalization_of(self.config.get("data", {}), name)
+            known = None if mode == "none" else Normalizer(self.datasets[name]["statistics"][column], mode)
+            self._normalizers[key] = known
+        return self._normalizers[key]
 
     def dataset(self, name: str | None = None) -> str | None:
         """The name of the dataset whose units are meant: the given one, or the only one there is; None: unknown."""
