@@ -1,0 +1,56 @@
+"""The `:tiny` variant of every config, as a user would run it, for a few steps: trains, resumes to the bit, loads."""
+
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+import lapa_jax
+from lapa_jax.core import config as config_lib
+from lapa_jax.core import tree
+from lapa_jax.core.metrics import read_metrics
+from lapa_jax.train.checkpoint import load_for_inference
+from lapa_jax.train.loop import train
+
+CONFIGS = sorted(path.name for path in (pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
+SHORT = ("train.steps=4", "train.log_every=1", "train.eval_every=2", "train.save_every=2", "train.keep_last=2",
+         "train.tensorboard=False", "data.eval_examples=64")  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def run(request, root, tmp_path_factory):
+    """(config, its run of four steps)."""
+    config = config_lib.load(f"{root}/configs/{request.param}:tiny", [f"--config.{o}" for o in SHORT])
+    folder = tmp_path_factory.mktemp("run") / "run"
+    train(config, folder)
+    return config, folder
+
+
+def losses(folder) -> list[float]:
+    return [row["train/loss"] for row in read_metrics(folder) if "train/loss" in row]
+
+
+def test_it_trains_evaluates_and_loads(run):
+    config, folder = run
+    assert len(losses(folder)) == 4 and np.isfinite(losses(folder)).all()
+    evaluated = [row for row in read_metrics(folder) if any(name.startswith("val/") for name in row)]
+    assert [row["step"] for row in evaluated] == [0, 2, 4]
+    assert config.train.best_metric in evaluated[-1], "the metric that chooses the best checkpoint is one that there is"
+    loaded = lapa_jax.load(folder)
+    assert loaded.step == 4
+    at_two = lapa_jax.load(folder, step=2)
+    assert loaded.fingerprint != at_two.fingerprint, "two steps of training change the weights"
+
+
+def test_an_interrupted_run_ends_in_the_same_bits(run, tmp_path):
+    config, folder = run
+    again = tmp_path / "run"
+    shutil.copytree(folder, again)
+    shutil.rmtree(again / "checkpoints" / "4")
+    train(config, again)
+    ours, theirs = (tree.flatten(load_for_inference(each, 4).variables) for each in (folder, again))
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    assert losses(again)[-2:] == losses(folder)[-2:]
