@@ -273,7 +273,7 @@ def test_training_finds_codes_that_tell_movements_apart():
     variables = jitted(task.init)(jax.random.key(0), moving_squares(32, rng))
     adam = optax.adam(3e-3)
 
-    @jax.jit
+    @jitted
     def step(variables, moments, batch, key):
         def loss(params):
             total, (updated, _) = task.loss({**variables, "params": params}, batch, key)
@@ -283,7 +283,7 @@ def test_training_finds_codes_that_tell_movements_apart():
         updates, moments = adam.update(grads, moments)
         return {"params": optax.apply_updates(variables["params"], updates), **updated}, moments
 
-    moments = adam.init(variables["params"])
+    moments = jitted(adam.init)(variables["params"])
     for index in range(60):
         variables, moments = step(variables, moments, moving_squares(32, rng), jax.random.key(index))
     held_out = moving_squares(64, np.random.default_rng(9))
