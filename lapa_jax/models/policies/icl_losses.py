@@ -43,9 +43,9 @@ def summarize(arrays: dict[str, np.ndarray]) -> dict[str, float]:
 
     Returns:
       "action_mse", "action_mae", "action_r2" (over predicting the mean of these actions; the mean over the dimensions
-      that vary), and with prompts "action_mse_no_prompt", "action_mse_wrong_prompt" (of windows for which there was
-      one), "prompt_gain", the share of the error without a prompt that the right one takes away, and "prompt_wins", the
-      share of tasks in which the right prompt does better than a wrong one.
+      that vary), and with prompts "action_mse_no_prompt" and "prompt_gain", the share of the error without a prompt that
+      the right one takes away; where there are several tasks "action_mse_wrong_prompt", of the windows for which there
+      was one, and "prompt_wins", the share of tasks in which the right prompt does better than a wrong one.
     """
     mask = arrays["action_mask"] > 0
     squared = per_window(arrays, "prediction")
@@ -56,18 +56,16 @@ def summarize(arrays: dict[str, np.ndarray]) -> dict[str, float]:
     if "prediction_none" not in arrays:
         return found
     none, wrong = per_window(arrays, "prediction_none"), per_window(arrays, "prediction_wrong")
-    there = arrays["has_wrong"] > 0
-    better = [squared[rows].mean() < wrong[rows].mean() for rows in by_task(arrays["task_id"], there)]
-    steps = mask.sum(1)
-    mean = lambda values, rows: float(np.average(values[rows], weights=steps[rows])) if rows.any() else float("nan")  # noqa: E731
-    everywhere = np.ones(len(steps), bool)
-    without = mean(none, everywhere)
-    return found | {
-        "action_mse_no_prompt": without,
-        "action_mse_wrong_prompt": mean(wrong, there),
-        "prompt_gain": 1 - found["action_mse"] / without if without > 0 else float("nan"),
-        "prompt_wins": float(np.mean(better)) if better else float("nan"),
-    }
+    steps, there = mask.sum(1), arrays["has_wrong"] > 0
+    without = float(np.average(none, weights=steps))
+    found["action_mse_no_prompt"] = without
+    if without > 0:
+        found["prompt_gain"] = 1 - found["action_mse"] / without
+    if there.any():
+        better = [squared[rows].mean() < wrong[rows].mean() for rows in by_task(arrays["task_id"], there)]
+        found["action_mse_wrong_prompt"] = float(np.average(wrong[there], weights=steps[there]))
+        found["prompt_wins"] = float(np.mean(better))
+    return found
 
 
 def per_window(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:

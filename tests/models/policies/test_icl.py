@@ -275,6 +275,8 @@ def test_summaries_count_steps_and_tasks():
     assert found["action_mse_wrong_prompt"] == pytest.approx(0.04 * (2 + 6 + 6) / (2 + 6 + 6 + 6 + 6), rel=1e-4)
     assert found["prompt_gain"] == pytest.approx(1 - 0.01 / 0.09, rel=1e-3)
     assert found["prompt_wins"] == pytest.approx(2 / 3)
+    alone = icl_losses.summarize({**arrays, "has_wrong": np.zeros(6)})
+    assert found.keys() - alone.keys() == {"prompt_wins", "action_mse_wrong_prompt"}, "one task: no other's prompts"
 
 
 def test_it_learns_from_the_prompt_what_the_task_is():
