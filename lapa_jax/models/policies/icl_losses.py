@@ -43,9 +43,9 @@ def summarize(arrays: dict[str, np.ndarray]) -> dict[str, float]:
 
     Returns:
       "action_mse", "action_mae", "action_r2" (over predicting the mean of these actions; the mean over the dimensions
-      that vary), and with prompts "action_mse_no_prompt" and "prompt_gain", the share of the error without a prompt that
-      the right one takes away; where there are several tasks "action_mse_wrong_prompt", of the windows for which there
-      was one, and "prompt_wins", the share of tasks in which the right prompt does better than a wrong one.
+      that vary), and with prompts "action_mse_no_prompt" and "prompt_gain", the share of the error without a prompt
+      that the right one takes away; where there are several tasks "action_mse_wrong_prompt", of the windows for which
+      there was one, and "prompt_wins", the share of tasks in which the right prompt does better than a wrong one.
     """
     mask = arrays["action_mask"] > 0
     squared = per_window(arrays, "prediction")
