@@ -29,6 +29,7 @@ setup(
         "cuda13": ["jax[cuda13]>=0.10,<0.12"],  # NVIDIA GPUs with a CUDA 13 driver
         "sim": ["mujoco>=3.2"],  # lapa_jax/sim and tools/record_sim.py
         "torch": ["torch>=2.6"],  # tools/import_weights.py, for `.pt` files only; safetensors need no torch
+        "golden": ["torch>=2.6"],  # tests/golden/make_towers.py, which compares with the models of transformers
         "dev": ["ruff>=0.9"],
     },
 )

@@ -1,16 +1,25 @@
 """Turns weights of other projects into models of ours.
 
   python tools/import_weights.py laq --input laq_openx.pt --out runs/laq_openx [--image_size 256]
+  python tools/import_weights.py llama --input Llama-2-7b-hf --out weights/llama [--no_head]
+  python tools/import_weights.py siglip --input siglip-so400m-patch14-224 --out weights/siglip [--layer -2]
+  python tools/import_weights.py dinov2 --input dinov2-with-registers-large --out weights/dinov2 [--layer -2]
 
-writes an exported folder that `lapa_jax.load` takes. `.safetensors` files need nothing else; `.pt` files need torch.
+write exported folders: `lapa_jax.load` takes the first, `config.init_from` all. `.safetensors` files need nothing else;
+`.pt` files of LAQ need torch. The folders of the others are Hugging Face's, with `config.json` and safetensors in one
+file or in shards; tensors pass through one by one.
 """
 
 import argparse
+import math
 import pathlib
 
 import numpy as np
 
 from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.files import read_json
+from lapa_jax.core.pretrained import stream_pretrained
+from lapa_jax.models import hugging_face
 from lapa_jax.models.official_laq import convert, unwrap
 from lapa_jax.models.pretrained import save_pretrained
 
@@ -69,15 +78,113 @@ def import_laq(source: pathlib.Path, out: pathlib.Path, image_size: int) -> None
     print(f"{source.name}: {len(plain)} tensors, {count:,} numbers -> {out}\n{fields}")
 
 
+FLOATS = ("F32", "F16", "BF16")
+
+
+class TensorFolder:
+    """The tensors of a Hugging Face checkpoint: `model.safetensors`, or the shards that its index names.
+
+    Attributes:
+      shapes: {name: shape}.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        """Reads the headers.
+
+        Raises:
+          UserError: no such files, a damaged one, shards that do not hold what the index says, integers.
+        """
+        self._files, self.shapes = {}, {}
+        index = folder / "model.safetensors.index.json"
+        told = read_json(index).get("weight_map", {}) if index.is_file() else None
+        for path in [folder / name for name in sorted(set(told.values()))] if told else [folder / "model.safetensors"]:
+            self._add(path)
+        if told is not None and told != {name: path.name for name, path in self._files.items()}:
+            held = {name: path.name for name, path in self._files.items()}
+            wrong = sorted(name for name in {*told, *held} if told.get(name) != held.get(name))
+            raise UserError(f"{index} and its shards do not agree on {', '.join(wrong)}; download the checkpoint again")
+
+    def _add(self, path: pathlib.Path) -> None:
+        if not path.is_file():
+            raise UserError(f"{path} does not exist; a Hugging Face folder has config.json and model.safetensors, or "
+                            "model.safetensors.index.json and the shards that it names")
+        with self._open(path) as file:
+            for name in file.keys():
+                part = file.get_slice(name)
+                if part.get_dtype() not in FLOATS:
+                    raise UserError(f"{path}: {name} is {part.get_dtype()}; known: {', '.join(FLOATS)} (quantised "
+                                    "weights cannot be imported)")
+                self._files[name], self.shapes[name] = path, tuple(part.get_shape())
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor as float32. The file is mapped anew, so that what was read before does not stay in memory."""
+        with self._open(self._files[name]) as file:
+            return np.asarray(file.get_tensor(name), np.float32)
+
+    @staticmethod
+    def _open(path: pathlib.Path):
+        import safetensors
+
+        try:
+            return safetensors.safe_open(path, framework="numpy")
+        except safetensors.SafetensorError as error:
+            raise UserError(f"{path} is not a readable safetensors file ({error})") from None
+
+
+def import_hugging_face(kind: str, source: pathlib.Path, out: pathlib.Path, **options) -> None:
+    """Writes a Hugging Face checkpoint as an exported folder and says what was done.
+
+    Args:
+      kind, options: as of `hugging_face.plan`.
+      source: the folder that was downloaded. out: the folder to write.
+    """
+    if not source.is_dir():
+        raise UserError(f"{source} is no folder; give that of a Hugging Face checkpoint")
+    plan = hugging_face.plan(kind, read_json(source / "config.json"), **options)
+    tensors = TensorFolder(source)
+    names = {_without_prefix(name, plan.prefixes): name for name in tensors.shapes}
+    wanted = hugging_face.shapes(plan.spec)
+    given = {plain: tensors.shapes[name] for plain, name in names.items()}
+    if wrong := hugging_face.differences(plan, given, wanted):
+        raise UserError(f"{source} is no complete {kind} of its config.json; {wrong}")
+    meta = {"source": {"kind": f"Hugging Face {kind}", "folder": source.resolve().name}}
+    with stream_pretrained(out, plan.spec, {f"params/{path}": shape for path, shape in wanted.items()}, meta) as writer:
+        for plain, entry in plan.entries.items():
+            writer.put(f"params/{entry.path}", entry.change(tensors.read(names[plain])), entry.layer)
+    if left := sorted(set(given) - set(plan.entries)):
+        print(f"left out: {len(left)} tensors that the model does not use, {', '.join(left[:3])}"
+              f"{', ...' if len(left) > 3 else ''}")  # fmt: skip
+    fields = ", ".join(f"{key}={value}" for key, value in plan.spec.items() if key != "name")
+    count = sum(math.prod(shape) for shape in wanted.values())
+    print(f"{source.name}: {len(plan.entries)} tensors, {count:,} numbers -> {out}\n{fields}")
+
+
+def _without_prefix(name: str, prefixes: tuple[str, ...]) -> str:
+    return next((name.removeprefix(prefix) for prefix in prefixes if name.startswith(prefix)), name)
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True)
     laq = kinds.add_parser("laq", help="an official LAQ state dict")
     laq.add_argument("--input", type=pathlib.Path, required=True, help=".pt or .safetensors file")
-    laq.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
     laq.add_argument("--image_size", type=int, default=256, help="side of the frames in pixels")
-    args = parser.parse_args(argv)
-    import_laq(args.input, args.out, args.image_size)
+    for kind in hugging_face.KINDS:
+        tower = kinds.add_parser(kind, help=f"a Hugging Face folder of {kind}")
+        tower.add_argument("--input", type=pathlib.Path, required=True, help="folder with config.json and safetensors")
+        if kind == "llama":
+            tower.add_argument("--no_head", dest="head", action="store_false", help="leave the logits' matrix out")
+        else:
+            tower.add_argument("--layer", type=int, default=-1, choices=(-1, -2),
+                               help="last block with the final norm (-1), or the one before without (-2)")  # fmt: skip
+    for command in kinds.choices.values():
+        command.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
+    options = vars(parser.parse_args(argv))
+    kind, source, out = (options.pop(name) for name in ("kind", "input", "out"))
+    if kind == "laq":
+        import_laq(source, out, **options)
+    else:
+        import_hugging_face(kind, source, out, **options)
 
 
 if __name__ == "__main__":

@@ -36,11 +36,11 @@ def load(path, step: int | None = None, devices=None) -> TrainedModel:
         raise UserError(f"{folder} does not exist; give a run folder, a checkpoint folder or an exported folder")
     config, meta, variables = _read(folder, step)
     model = config_lib.build(MODELS, config.model)
-    if wrong := tree.diff(pretrained.expected_variables(model), variables):
-        raise UserError(f"the weights in {folder} do not fit its config: {wrong}")
     make = _kind(model)
     if make is None:
         raise UserError(f"{folder} holds a {config.model.name}, which has no inference object")
+    if wrong := tree.diff(pretrained.expected_variables(model), variables):
+        raise UserError(f"the weights in {folder} do not fit its config: {wrong}")
     return make(
         model, variables, config=config, datasets=meta.get("datasets"), step=meta.get("step", 0), devices=devices
     )

@@ -27,7 +27,7 @@ class Cache(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Multi-head attention without biases; normalising the inputs is the caller's part.
+    """Multi-head attention; normalising the inputs is the caller's part.
 
     Attributes:
       heads: number of heads.
@@ -39,6 +39,7 @@ class Attention(nn.Module):
       kv_heads: heads of keys and values, a divisor of `heads` that share one each (grouped queries, Ainslie et al.
         2023); None for as many as `heads`.
       rotary: base of the rotary positions (see `position.rotate`) of queries and keys, such as 10000; None for none.
+      use_bias: whether the four projections have biases.
       dtype: dtype of the computation; the softmax and the norms are float32. Parameters are float32.
     """
 
@@ -48,6 +49,7 @@ class Attention(nn.Module):
     null_kv: int = 0
     kv_heads: int | None = None
     rotary: float | None = None
+    use_bias: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -92,11 +94,11 @@ class Attention(nn.Module):
             mask = mask[:, None] if mask.ndim == 3 else mask[:, None, None]
         out = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=scale)
         out = out.reshape(*out.shape[:-2], self.heads * self.dim_head)
-        out = Linear(x.shape[-1], use_bias=False, dtype=self.dtype, name="out")(out)
+        out = Linear(x.shape[-1], use_bias=self.use_bias, dtype=self.dtype, name="out")(out)
         return out if cache is None else (out, cache)
 
     def _split(self, name: str, x: jax.Array, heads: int) -> jax.Array:
-        y = Linear(heads * self.dim_head, use_bias=False, dtype=self.dtype, name=name)(x)
+        y = Linear(heads * self.dim_head, use_bias=self.use_bias, dtype=self.dtype, name=name)(x)
         return y.reshape(*y.shape[:-1], heads, self.dim_head)
 
     def _with_null(self, k, v, bias):

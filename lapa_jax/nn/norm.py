@@ -6,22 +6,24 @@ import jax.numpy as jnp
 
 
 class LayerNorm(nn.Module):
-    """Layer norm over the last axis with eps 1e-5; statistics in float32, the variance in two passes.
+    """Layer norm over the last axis; statistics in float32, the variance in two passes.
 
     Attributes:
       use_bias: whether a learned bias is added besides the learned scale.
       dtype: dtype of the result.
+      eps: added to the variance; 1e-6 in the vision transformers of `nn/vit.py`.
     """
 
     use_bias: bool = True
     dtype: jnp.dtype = jnp.float32
+    eps: float = 1e-5
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., D] in `dtype`."""
         x = x.astype(jnp.float32)
         x = x - jnp.mean(x, axis=-1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-5)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
         x = x * self.param("scale", nn.initializers.ones, x.shape[-1:])
         if self.use_bias:
             x = x + self.param("bias", nn.initializers.zeros, x.shape[-1:])

@@ -38,7 +38,7 @@ class Origin:
         if not (self.path / pretrained.WEIGHTS_FILE).is_file():
             return tree.flatten(load_some(self.path, tree.unflatten(wanted)))
         with pretrained.open_pretrained(self.path) as (_, file):
-            return {name: _place(file.get_tensor(name), leaf.sharding) for name, leaf in wanted.items()}
+            return {name: _place(file, name, leaf) for name, leaf in wanted.items()}
 
     def __str__(self) -> str:
         return f"{self.path} (step {self.step})"
@@ -185,11 +185,20 @@ def _free(name: str, free: tuple[re.Pattern, ...]) -> bool:
 
 def _exported(prefix: str, folder: pathlib.Path) -> Origin:
     with pretrained.open_pretrained(folder) as (config, file):
-        tensors = ((name, file.get_tensor(name)) for name in file.keys())
-        flat = {name: jax.ShapeDtypeStruct(tensor.shape, tensor.dtype) for name, tensor in tensors}
+        flat = {name: _shape(file, name) for name in file.keys()}
     meta = {**config["meta"], "config": {**config["meta"].get("config", {}), "model": config["model"]}}
     return Origin(prefix, folder, int(meta.get("step", 0)), meta, tree.unflatten(flat))
 
 
-def _place(array, sharding) -> jax.Array:
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+def _shape(file, name: str) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of a tensor; reads a row of it, since the file's names of dtypes are its own."""
+    part = file.get_slice(name)
+    shape = tuple(part.get_shape())
+    some = part[:1] if shape else file.get_tensor(name)
+    return jax.ShapeDtypeStruct(shape, some.dtype)
+
+
+def _place(file, name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    """A tensor where its sharding wants it; of each piece nothing else is read."""
+    part = file.get_slice(name) if leaf.shape else file.get_tensor(name)
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: part[index])

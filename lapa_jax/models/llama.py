@@ -1,0 +1,124 @@
+"""Llama (Touvron et al. 2023), by default Llama-2 7B: tokens or embeddings to hidden states and to logits."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.nn.attention import Cache
+from lapa_jax.nn.decoder import Decoder
+from lapa_jax.nn.linear import Linear
+from lapa_jax.nn.transformer import REMAT_POLICIES
+
+HEADS = ("own", "tied", "none")
+DTYPES = ("float32", "bfloat16")
+
+
+class Model(nn.Module):
+    """A text decoder.
+
+    Attributes:
+      vocab: number of tokens. dim, depth, heads, hidden, eps: sizes and the norms' eps.
+      kv_heads: heads of keys and values, a divisor of `heads`; None for as many. dim_head: None for dim / heads.
+      rotary: base of the rotary positions ("rope theta").
+      head: where logits come from: a matrix of their own ("own"), the embedding's ("tied"), or there are none ("none").
+      dtype: "float32" or "bfloat16", of the computation; parameters are float32. remat: see `REMAT_POLICIES`.
+    """
+
+    vocab: int = 32000
+    dim: int = 4096
+    depth: int = 32
+    heads: int = 32
+    hidden: int = 11008
+    kv_heads: int | None = None
+    dim_head: int | None = None
+    rotary: float = 10000.0
+    eps: float = 1e-5
+    head: str = "own"
+    dtype: str = "float32"
+    remat: str = "none"
+
+    def setup(self):
+        self.embedding = self.param("embedding", nn.initializers.normal(0.02), (self.vocab, self.dim))
+        self.decoder = Decoder(**self._sizes())
+        if self.head == "own":
+            self.to_logits = Linear(self.vocab, use_bias=False, dtype=jnp.dtype(self.dtype))
+
+    @nn.nowrap
+    def check(self) -> None:
+        """Raises UserError for fields that cannot work, with what to change."""
+        for name in ("vocab", "dim", "depth", "heads", "hidden"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)!r}; it must be a whole number, at least 1")
+        if self.dim_head is None and self.dim % self.heads:
+            raise UserError(f"dim {self.dim} is not a multiple of the heads, {self.heads}; change one or give dim_head")
+        if self._sizes()["dim_head"] % 2:
+            raise UserError(f"heads of {self._sizes()['dim_head']} features; rotary positions turn pairs of them")
+        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
+            raise UserError(f"kv_heads {self.kv_heads} does not divide the heads, {self.heads}")
+        for name, choices in (("head", HEADS), ("dtype", DTYPES), ("remat", REMAT_POLICIES)):
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name} is '{getattr(self, name)}'{did_you_mean(getattr(self, name), choices)}")
+
+    def __call__(
+        self, tokens: jax.Array | None = None, *, embeddings: jax.Array | None = None, mask: jax.Array | None = None,
+        positions: jax.Array | None = None, cache: Cache | None = None, at: jax.Array | int = 0,
+    ) -> jax.Array | tuple[jax.Array, Cache]:  # fmt: skip
+        """Hidden states behind the final norm; `logits` goes on from them.
+
+        Args:
+          tokens: i32 [N, L]; or instead
+          embeddings: [N, L, dim], such as `embed` gives, pictures and text put together.
+          mask: bool [N, S], False for padding, which no token sees; attention is causal besides. Or [N, L, S], which of
+            the S tokens each token sees, and nothing besides. S is L, or with a cache its slots.
+          positions: i32 [N, L]; None: the number of tokens before that are no padding, or with a mask [N, L, S] the
+            slots.
+          cache, at: as of `Decoder`: `new_cache`, and the slot of the first token.
+
+        Returns:
+          [N, L, dim] in `dtype`; with a cache also the new cache.
+        """
+        x = self.embed(tokens) if embeddings is None else embeddings
+        slots = x.shape[1] if cache is None else cache.key.shape[2]
+        mask, found = _causal(mask, at, x.shape[:2], slots)
+        positions = found if positions is None else positions
+        out = self.decoder(x, positions=positions, mask=mask, cache=cache, at=at)
+        if self.is_initializing() and self.head == "own":
+            self.logits(out if cache is None else out[0])  # makes its parameters
+        return out
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """i32 [N, L] -> [N, L, dim] in `dtype`."""
+        return self.embedding[tokens].astype(jnp.dtype(self.dtype))
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[N, L, dim] hidden states -> f32 [N, L, vocab]; not with head="none"."""
+        if self.head == "own":
+            return self.to_logits(hidden).astype(jnp.float32)
+        if self.head == "none":
+            raise ValueError('head="none" gives no logits')
+        return (hidden @ self.embedding.T.astype(hidden.dtype)).astype(jnp.float32)
+
+    @nn.nowrap
+    def new_cache(self, batch: int, slots: int) -> Cache:
+        """An empty cache: zeros [depth, batch, slots, kv_heads, dim_head] in `dtype`."""
+        return Decoder(**self._sizes(), parent=None).new_cache(batch, slots)
+
+    @nn.nowrap
+    def _sizes(self) -> dict:
+        return {"depth": self.depth, "heads": self.heads, "dim_head": self.dim_head or self.dim // self.heads,
+                "hidden": self.hidden, "kv_heads": self.kv_heads, "rotary": self.rotary, "eps": self.eps,
+                "dtype": jnp.dtype(self.dtype), "remat": self.remat}  # fmt: skip
+
+
+def _causal(mask, at, shape: tuple[int, int], slots: int) -> tuple[jax.Array, jax.Array]:
+    """The mask [N, L, S] and the positions [N, L] of tokens in the slots `at`, `at` + 1, ..."""
+    batch, length = shape
+    own = at + jnp.arange(length)
+    if mask is not None and mask.ndim == 3:
+        return mask, jnp.broadcast_to(own, shape)
+    seen = jnp.arange(slots)[None] <= own[:, None]
+    if mask is None:
+        return jnp.broadcast_to(seen, (batch, length, slots)), jnp.broadcast_to(own, shape)
+    before = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+    return mask[:, None] & seen, before[:, own]

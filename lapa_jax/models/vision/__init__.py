@@ -1,0 +1,1 @@
+"""Vision towers: pictures to features of patches."""

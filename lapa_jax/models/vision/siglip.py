@@ -1,0 +1,22 @@
+"""The vision tower of SigLIP (Zhai et al. 2023), by default so400m with patches of 14 pixels, positions for 224."""
+
+from typing import ClassVar
+
+from lapa_jax.nn.vit import VisionTower
+
+
+class Model(VisionTower):
+    """Features of patches, 1152 each by default; without the pooling head and the text tower. Fields: `VisionTower`."""
+
+    image_size: int = 224
+    patch: int = 14
+    dim: int = 1152
+    depth: int = 27
+    heads: int = 16
+    hidden: int = 4304
+
+    MEAN: ClassVar[tuple[float, float, float]] = (0.5, 0.5, 0.5)
+    STD: ClassVar[tuple[float, float, float]] = (0.5, 0.5, 0.5)
+    GELU_KIND: ClassVar[str] = "tanh"
+    LAYER_SCALE: ClassVar[bool] = False
+    CLASS_TOKEN: ClassVar[bool] = False
