@@ -1,12 +1,9 @@
 """A policy of action chunks that holds a tokenizer: its head guesses the chunk from the tokenizer's reconstruction."""
 
-from collections.abc import Mapping
-
 import flax.linen as nn
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.output import Output
-from tests.toys import chunks
 
 
 def from_data(spec: dict, source, seed: int) -> dict:
@@ -20,11 +17,10 @@ def from_data(spec: dict, source, seed: int) -> dict:
 
 class Model(nn.Module):
     action_dim: int | None = None
-    tokenizer: Mapping | None = None
+    tokenizer: nn.Module | None = None
     head: str = "head"
 
     def setup(self):
-        self.codec = chunks.Model(**{**dict(self.tokenizer), "name": "tokenizer"})
         self.out = nn.Dense(self.action_dim, name=self.head)
 
     @nn.nowrap
@@ -33,11 +29,11 @@ class Model(nn.Module):
             raise UserError("tokenizer is not set")
 
     def __call__(self, batch, *, train: bool) -> Output:
-        output = self.codec(batch, train=train)
+        output = self.tokenizer(batch, train=train)
         return Output({"reconstruction": self._error(batch) + output.losses["reconstruction"]}, {}, output.codes)
 
     def _error(self, batch):
-        guess = self.out(self.codec.decode(self.codec.encode(batch)))
+        guess = self.out(self.tokenizer.decode(self.tokenizer.encode(batch)))
         return ((guess - batch["action"]) ** 2).mean((1, 2))
 
     def evaluate(self, batch):
