@@ -8,9 +8,11 @@ import pytest
 from lapa_jax.inference import restore
 from lapa_jax.train import setup
 
-KINDS = {"chunks": ("chunks", "action"), "steps": ("chunks", "action"), "rows": ("steps", "feature"),
-         "policy": ("chunks", "action")}  # fmt: skip
-"""{toy: (the kind of samples that it learns from, their field)}."""
+KINDS = {"chunks": ("chunks", "action"), "steps": ("chunks", "action"), "rows": ("steps", "feature")}
+"""{toy that is a tokenizer: (the kind of samples that it learns from, their field)}."""
+
+OTHERS = {"policy": ("chunks", "action")}
+"""The same of toys that need another run to begin from."""
 
 OPTIM = {"learning_rate": 1e-2, "schedule": "constant", "warmup_steps": 0, "final_learning_rate": 0.0, "b1": 0.9,
          "b2": 0.99, "eps": 1e-8, "weight_decay": 0.0, "clip_norm": None, "groups": ((".*", {}),)}  # fmt: skip
@@ -30,7 +32,7 @@ def use(patch: pytest.MonkeyPatch) -> None:
 
 def config(toy: str, data: Mapping | str, *, model: Mapping = {}, mesh: Mapping = {}, **train):
     """The config of a run of a toy; `data`: a folder, or fields of `config.data`."""
-    samples, field = KINDS[toy]
+    samples, field = {**KINDS, **OTHERS}[toy]
     length = {"chunk_length": 4 if toy in ("chunks", "policy") else 8} if samples == "chunks" else {}
     places = {"path": str(data)} if not isinstance(data, Mapping) else {"path": None, **data}
     found = ml_collections.ConfigDict({
