@@ -1,10 +1,12 @@
 """What the studies in launch/studies share: runs that are trained once and not again, and which runs they are."""
 
+import json
 import os
 import pathlib
+import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.core.files import atomic_path
@@ -41,6 +43,14 @@ def train(run: pathlib.Path, config: str, settings: Sequence[str]) -> pathlib.Pa
     return run
 
 
+def evaluate(run: pathlib.Path, *arguments: str) -> dict:
+    """Evaluates a run, with further arguments of launch/eval.py, unless that is done; the content of metrics.json."""
+    results = run / "eval" / "metrics.json"
+    if not results.is_file():
+        call(run.with_name(f"{run.name}.log"), "launch/eval.py", "--run", str(run), *arguments)
+    return json.loads(results.read_text(encoding="utf-8"))
+
+
 def call(log: pathlib.Path, script: str, *arguments: str) -> None:
     """Runs a script of the repository, its output added to `log`; a failure is a UserError that names the log."""
     # One thread each: two runs side by side on two cores take less time than one after the other on both.
@@ -75,6 +85,21 @@ def overrides_of(name: str, names: Sequence[str], overrides: Iterable[str]) -> l
         elif whose == name:
             chosen.append(setting)
     return chosen
+
+
+Columns = Mapping[str, tuple[str, str]]
+"""{head of a column: (metric, format)}."""
+
+
+def cells(metrics: Mapping, columns: Columns) -> list[str]:
+    """The metrics of a row, empty where there is none."""
+    return [form.format(metrics[key]) if key in metrics else "" for key, form in columns.values()]
+
+
+def mean(group: Sequence[Mapping], columns: Columns) -> dict[str, float]:
+    """The means of the columns' metrics that all of the group have, words left out."""
+    keys = [key for key, _ in columns.values() if all(not isinstance(m.get(key, ""), str) for m in group)]
+    return {key: statistics.mean(metrics[key] for metrics in group) for key in keys}
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

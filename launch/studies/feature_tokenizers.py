@@ -11,7 +11,6 @@ import argparse
 import concurrent.futures
 import json
 import pathlib
-import statistics
 
 import numpy as np
 
@@ -47,10 +46,11 @@ def main(argv: list[str]) -> None:
     runs = [(*data, seed) for data in sets for seed in range(args.seeds)]
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         results = list(pool.map(lambda run: _run(args, *run), runs))
-    rows = [[name, str(seed), *_cells(metrics)] for (name, _, _, seed), metrics in zip(runs, results, strict=True)]
+    rows = [[name, str(seed), *studies.cells(metrics, COLUMNS)]
+            for (name, _, _, seed), metrics in zip(runs, results, strict=True)]  # fmt: skip
     for name, _, _ in sets:
         group = [m for run, m in zip(runs, results, strict=True) if run[0] == name]
-        rows.append([name, "mean", *_cells(_mean(group))])
+        rows.append([name, "mean", *studies.cells(studies.mean(group, COLUMNS), COLUMNS)])
     print(studies.table(["data", "seed", *COLUMNS], rows))
 
 
@@ -65,12 +65,9 @@ def _parse_data(text: str) -> tuple[str, str, str]:
 def _run(args, name: str, shards: str, column: str, seed: int) -> dict:
     """Trains and evaluates one run unless its results are there; returns the figures of the table."""
     run = args.out / f"{name}_{args.variant}_{seed}"
-    results = run / "eval" / "metrics.json"
     settings = [f"seed={seed}", f"data.path={shards}", f"data.fields=('{column}',)", *args.overrides]
     studies.train(run, f"feature_vq.py:{args.variant}", settings)
-    if not results.is_file():
-        studies.call(run.with_name(f"{run.name}.log"), "launch/eval.py", "--run", str(run))
-    found = json.loads(results.read_text())["metrics"]
+    found = studies.evaluate(run)["metrics"]
     groups = json.loads((run / "config.json").read_text())["model"]["groups"]
     levels = " ".join(f"{found[f'utilization_level_{level}']:.0%}" for level in range(3))
     return {**found, "categories": len(groups), "levels": levels, **_planted(shards, groups)}
@@ -86,15 +83,6 @@ def _planted(shards: str, groups) -> dict[str, float]:
     for label, group in enumerate(groups):
         labels[list(group)] = label
     return {"adjusted_rand_index": adjusted_rand_index(planted[planted >= 0], labels[planted >= 0])}
-
-
-def _cells(metrics: dict) -> list[str]:
-    return [form.format(metrics[key]) if key in metrics else "" for key, form in COLUMNS.values()]
-
-
-def _mean(group: list[dict]) -> dict:
-    keys = [key for key, _ in COLUMNS.values() if key != "levels" and all(key in metrics for metrics in group)]
-    return {key: statistics.mean(metrics[key] for metrics in group) for key in keys}
 
 
 if __name__ == "__main__":

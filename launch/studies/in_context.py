@@ -13,7 +13,6 @@ Seven minutes of one core a run: two hours for the usual 17 policies.
 
 import argparse
 import concurrent.futures
-import json
 import pathlib
 import statistics
 
@@ -83,10 +82,7 @@ def _policy(args, actions: str, seed: int, left_out: tuple[str, ...]) -> dict:
     if left_out:
         settings.append(f"data.held_out_tasks={left_out!r}")
     run = studies.train(args.out / "runs" / name, "icl.py:small", settings)
-    results = run / "eval" / "metrics.json"
-    if not results.is_file():
-        studies.call(run.with_name(f"{name}.log"), "launch/eval.py", "--run", str(run))
-    return json.loads(results.read_text(encoding="utf-8"))
+    return studies.evaluate(run)
 
 
 def by_actions(found: list[tuple[tuple, dict]]) -> str:

@@ -10,9 +10,7 @@ recipes small (NSVQ), vq, fsq and laq_conv are four tokenizers with the same cod
 
 import argparse
 import concurrent.futures
-import json
 import pathlib
-import statistics
 from typing import NamedTuple
 
 from lapa_jax.core import studies
@@ -67,11 +65,11 @@ def main(argv: list[str]) -> None:
     runs = [(data, recipe, seed) for data in sets for recipe in seeds for seed in range(seeds[recipe])]
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         results = list(pool.map(lambda run: _run(args.out, overrides[run[0]], *run), runs))
-    rows = [[str(data), recipe, str(seed), *_cells(metrics)]
+    rows = [[str(data), recipe, str(seed), *studies.cells(metrics, COLUMNS)]
             for (data, recipe, seed), metrics in zip(runs, results, strict=True)]  # fmt: skip
     for data, recipe in dict.fromkeys(run[:2] for run in runs):
         group = [metrics for run, metrics in zip(runs, results, strict=True) if run[:2] == (data, recipe)]
-        rows.append([str(data), recipe, "mean", *_cells(_mean(group))])
+        rows.append([str(data), recipe, "mean", *studies.cells(studies.mean(group, COLUMNS), COLUMNS)])
     print(studies.table(["data (gap)", "recipe", "seed", *COLUMNS], rows))
 
 
@@ -101,21 +99,10 @@ def _run(out: pathlib.Path, overrides: list[str], data: Data, recipe: str, seed:
     settings = [f"seed={seed}", f"data.path={data.train}", f"data.val_path={data.labelled}",
                 f"data.gap_frames={data.gap}", *RECIPES[recipe], *overrides]  # fmt: skip
     run = studies.train(out / f"{data.name}_{recipe}_{seed}", CONFIG[recipe], settings)
-    results = run / "eval" / "metrics.json"
-    if not results.is_file():
-        # The supervised bound depends on the data and the sizes, not on the recipe: once is enough.
-        bound = [] if (recipe, seed) == ("small", 0) else ["--supervised_steps", "0"]
-        studies.call(run.with_name(f"{run.name}.log"), "launch/eval.py", "--run", str(run), *bound)
-    return json.loads(results.read_text())["metrics"]
+    # The supervised bound depends on the data and the sizes, not on the recipe: once is enough.
+    bound = [] if (recipe, seed) == ("small", 0) else ["--supervised_steps", "0"]
+    return studies.evaluate(run, *bound)["metrics"]
 
-
-def _cells(metrics: dict) -> list[str]:
-    return [form.format(metrics[key]) if key in metrics else "" for key, form in COLUMNS.values()]
-
-
-def _mean(group: list[dict]) -> dict:
-    keys = [key for key, _ in COLUMNS.values() if all(key in metrics for metrics in group)]
-    return {key: statistics.mean(metrics[key] for metrics in group) for key in keys}
 
 
 if __name__ == "__main__":

@@ -203,7 +203,7 @@ def test_what_is_learned_from(setting, steps):
         np.testing.assert_array_equal(target[:, : P * L, 0], batch["prompt_action"].reshape(ROWS, P * L, A))
 
 
-def losses(model, params, rest, batch, names, train=True):
+def losses(model, params, rest, batch, names):
     task = Task(model, dict.fromkeys(names, 1.0))
     return task.loss({"params": params, **rest}, batch, jax.random.key(3))
 
