@@ -54,7 +54,7 @@ class PairCodes:
         self.tokenizer, self.splits = tokenizer, splits
         seconds, frames = pipeline.gap_of(tokenizer.config.data, tokenizer.datasets, fingerprint)
         gap = Gap.from_config(seconds, frames)
-        self._gaps = {name: _gap_per_episode(shards, gap) for name, shards in splits.items()}
+        self._gaps = {name: gap.of_episodes(shards) for name, shards in splits.items()}
         found = {int(g) for gaps in self._gaps.values() for g in gaps}
         self.about: dict = {"gap": {"seconds": seconds, "frames": frames}}
         self.about["gap_frames"] = found.pop() if len(found) == 1 else None
@@ -186,12 +186,6 @@ class FeatureCodes(ColumnCodes):
     def summarize(self, split: str, codes: np.ndarray) -> dict:
         """The usage of the split's codes."""
         return self._summary(split, codes)
-
-
-def _gap_per_episode(shards: StepShards, gap: Gap) -> np.ndarray:
-    """int64[episodes]: the gap in frames at each episode's own rate."""
-    rates = shards.episode_fps()
-    return np.array([gap.in_frames(None if np.isnan(rate) else float(rate)) for rate in rates], np.int64)
 
 
 def _second(shards: StepShards, gaps: np.ndarray, steps: np.ndarray) -> np.ndarray:

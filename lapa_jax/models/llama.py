@@ -22,6 +22,7 @@ class Model(nn.Module):
       kv_heads: heads of keys and values, a divisor of `heads`; None for as many. dim_head: None for dim / heads.
       rotary: base of the rotary positions ("rope theta").
       head: where logits come from: a matrix of their own ("own"), the embedding's ("tied"), or there are none ("none").
+      flash: cuDNN's fused attention; needs an NVIDIA GPU and dtype "bfloat16".
       dtype: "float32" or "bfloat16", of the computation; parameters are float32. remat: see `REMAT_POLICIES`.
     """
 
@@ -35,6 +36,7 @@ class Model(nn.Module):
     rotary: float = 10000.0
     eps: float = 1e-5
     head: str = "own"
+    flash: bool = False
     dtype: str = "float32"
     remat: str = "none"
 
@@ -59,6 +61,8 @@ class Model(nn.Module):
         for name, choices in (("head", HEADS), ("dtype", DTYPES), ("remat", REMAT_POLICIES)):
             if getattr(self, name) not in choices:
                 raise UserError(f"{name} is '{getattr(self, name)}'{did_you_mean(getattr(self, name), choices)}")
+        if self.flash and self.dtype != "bfloat16":
+            raise UserError(f"flash attention computes in bfloat16, dtype is '{self.dtype}'; set one of them otherwise")
 
     def __call__(
         self, tokens: jax.Array | None = None, *, embeddings: jax.Array | None = None, mask: jax.Array | None = None,
@@ -108,7 +112,7 @@ class Model(nn.Module):
     def _sizes(self) -> dict:
         return {"depth": self.depth, "heads": self.heads, "dim_head": self.dim_head or self.dim // self.heads,
                 "hidden": self.hidden, "kv_heads": self.kv_heads, "rotary": self.rotary, "eps": self.eps,
-                "dtype": jnp.dtype(self.dtype), "remat": self.remat}  # fmt: skip
+                "flash": self.flash, "dtype": jnp.dtype(self.dtype), "remat": self.remat}  # fmt: skip
 
 
 def _causal(mask, at, shape: tuple[int, int], slots: int) -> tuple[jax.Array, jax.Array]:

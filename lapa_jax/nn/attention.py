@@ -40,6 +40,7 @@ class Attention(nn.Module):
         2023); None for as many as `heads`.
       rotary: base of the rotary positions (see `position.rotate`) of queries and keys, such as 10000; None for none.
       use_bias: whether the four projections have biases.
+      flash: use cuDNN's fused attention (Dao et al. 2022), on NVIDIA GPUs in half precision; no `bias` on the logits.
       dtype: dtype of the computation; the softmax and the norms are float32. Parameters are float32.
     """
 
@@ -50,6 +51,7 @@ class Attention(nn.Module):
     kv_heads: int | None = None
     rotary: float | None = None
     use_bias: bool = False
+    flash: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -92,7 +94,8 @@ class Attention(nn.Module):
         bias = None if bias is None else bias[None]
         if mask is not None:
             mask = mask[:, None] if mask.ndim == 3 else mask[:, None, None]
-        out = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=scale)
+        kernel = "cudnn" if self.flash else "xla"
+        out = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=scale, implementation=kernel)
         out = out.reshape(*out.shape[:-2], self.heads * self.dim_head)
         out = Linear(x.shape[-1], use_bias=self.use_bias, dtype=self.dtype, name="out")(out)
         return out if cache is None else (out, cache)

@@ -20,14 +20,15 @@ class DecoderBlock(nn.Module):
     hidden: int
     rotary: float
     eps: float
+    flash: bool
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x, cache, positions, mask, at):
         """Arguments as of `Decoder.__call__`, the cache of this block -> ([N, L, D], the cache or None)."""
         norm = lambda name, y: RMSNorm(self.eps, self.dtype, name=name)(y)  # noqa: E731
-        attention = Attention(self.heads, self.dim_head, kv_heads=self.kv_heads, rotary=self.rotary, dtype=self.dtype,
-                              name="attention")  # fmt: skip
+        attention = Attention(self.heads, self.dim_head, kv_heads=self.kv_heads, rotary=self.rotary, flash=self.flash,
+                              dtype=self.dtype, name="attention")  # fmt: skip
         y = attention(norm("attention_norm", x), mask=mask, positions=positions, cache=cache, at=at)
         y, cache = (y, None) if cache is None else y
         x = x + y
@@ -43,6 +44,7 @@ class Decoder(nn.Module):
       hidden: width of the feed-forward.
       rotary: base of the rotary positions.
       eps: of the norms.
+      flash: see `Attention`.
       dtype: of the computation; parameters, norms' statistics and softmax are float32.
       remat: "none", "dots" or "full", see `transformer.REMAT_POLICIES`.
     """
@@ -54,6 +56,7 @@ class Decoder(nn.Module):
     kv_heads: int | None = None
     rotary: float = 10000.0
     eps: float = 1e-5
+    flash: bool = False
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
 
@@ -77,7 +80,7 @@ class Decoder(nn.Module):
         axes = (0, nn.broadcast, nn.broadcast, nn.broadcast)
         block = stacked(DecoderBlock, self.depth, self.remat, in_axes=axes)
         layers = block(self.heads, self.kv_heads or self.heads, self.dim_head, self.hidden, self.rotary, self.eps,
-                       self.dtype, name="layers")  # fmt: skip
+                       self.flash, self.dtype, name="layers")  # fmt: skip
         x, after = layers(x.astype(self.dtype), cache, positions, mask, at)
         x = RMSNorm(self.eps, self.dtype, name="norm_out")(x)
         return x if cache is None else (x, after)

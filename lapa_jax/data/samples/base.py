@@ -112,6 +112,11 @@ class StepSource:
         return {name: self.shards.features[name]["shape"][0] for name in self.fields if name in NORMALIZED}
 
     @property
+    def vocabulary(self) -> int | None:
+        """How many token ids the instructions may have; None where they are no tokens."""
+        return None
+
+    @property
     def name(self) -> str:
         """What the dataset is called where nothing else names it: its folder."""
         return self.shards.folder.resolve().name
@@ -171,6 +176,11 @@ class FieldSource(StepSource):
         self._pictures = Pictures(shards, options.camera, options.image_size) if "image" in self.fields else None
         self._texts = Texts(shards, options.text_tokenizer, options.text_length) if "text" in self.fields else None
         self._columns = {name: self._open_column(name) for name in self.fields if name in DTYPES}
+
+    @property
+    def vocabulary(self) -> int | None:
+        """See `StepSource`."""
+        return None if self._texts is None else self._texts.vocabulary
 
     def _open_column(self, name: str) -> Column:
         if name == "latent":

@@ -65,6 +65,21 @@ class Mixture:
     def __len__(self) -> int:
         return int(self._before[-1])
 
+    @property
+    def vocabulary(self) -> int | None:
+        """As of the parts, which share a tokenizer."""
+        return self._parts[0].vocabulary
+
+    @property
+    def label_info(self) -> Mapping | None:
+        """The "labels" entry of the first part's latents; all must be of one tokenizer."""
+        infos = [part.label_info for part in self._parts]
+        made = {(info or {}).get("tokenizer") for info in infos}
+        if len(made) > 1:
+            raise UserError(f"the parts of data.mixture have latents of {len(made)} different tokenizers; label them "
+                            "all with one")
+        return infos[0]
+
     def __repr__(self) -> str:
         return f"Mixture({self.sources!r}, {self.weights})"
 

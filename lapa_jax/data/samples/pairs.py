@@ -44,6 +44,11 @@ class Gap:
             )
         return max(1, round(self.seconds * fps))
 
+    def of_episodes(self, shards: StepShards) -> np.ndarray:
+        """int64[episodes]: the gap in frames at each episode's own rate."""
+        rates = shards.episode_fps()
+        return np.array([self.in_frames(None if np.isnan(rate) else float(rate)) for rate in rates], np.int64)
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -92,7 +97,7 @@ class FramePairs(StepSource):
             raise UserError(f"{shards.folder} has no actions (features: {sorted(shards.features)}): no net_action")
         self._pictures = Pictures(shards, camera, image_size)
         self._actions = Column(shards, "action") if "net_action" in fields else None
-        self.gaps = np.array([gap.in_frames(fps) for fps in shards.episode_fps()], np.int64)
+        self.gaps = gap.of_episodes(shards)
         self._choose()
 
     def _choose(self) -> None:

@@ -156,6 +156,11 @@ class Texts:
             for instruction in shards.instructions():
                 self._tokens(instruction)
 
+    @property
+    def vocabulary(self) -> int | None:
+        """Token ids are smaller; None without a tokenizer."""
+        return None if self._tokenizer is None else self._tokenizer.vocab_size
+
     def available(self) -> np.ndarray:
         """bool[steps]: which have an instruction."""
         return steps_with(self._shards, "txt")

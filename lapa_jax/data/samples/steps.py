@@ -7,6 +7,7 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.samples.base import NOWHERE, FieldSource, Rows, StepOptions
+from lapa_jax.data.samples.pairs import Gap
 from lapa_jax.data.shards import StepShards
 
 
@@ -27,25 +28,40 @@ class Steps(FieldSource):
         available = self._available()
         self._without = {name: int((~there).sum()) for name, there in available.items()}
         self._begin_at(np.all(list(available.values()), axis=0))
+        self._whole = self._whole_pairs() if "latent" in self.fields else None
         if len(self) == 0:
             lacking = ", ".join(f"{count} lack '{name}'" for name, count in self._without.items())
             raise UserError(f"no step of {shards.folder} ({shards.split}) has all of {self.fields}: {lacking}")
+
+    def _whole_pairs(self) -> np.ndarray:
+        """bool[steps]: whose latent is that of a pair with the whole gap; labels of other things are all whole."""
+        steps, _, last = self._every_step()
+        info = self.label_info or {}
+        gap = info.get("gap") or {"frames": info.get("gap_frames")}
+        if not any(gap.values()):
+            return np.ones(len(steps), bool)
+        return steps + np.repeat(Gap.from_config(**gap).of_episodes(self.shards), self._lengths) <= last
 
     def batch(self, indices: Sequence[int], into: Rows = NOWHERE) -> dict[str, np.ndarray]:
         """Several steps, stacked.
 
         Returns:
           {"episode_id": int32[B], "step": int32[B]} and, of the fields asked for: "image" uint8[B, H, W, 3] (with
-          several cameras [B, V, H, W, 3]), "text" (see `Texts.read`), "latent" int32[B, N], "action" f32[B, A], "state"
-          f32[B, S], "feature" f32[B, F]. `into`: see `StepSource.batch`.
+          several cameras [B, V, H, W, 3]), "text" (see `Texts.read`), "latent" int32[B, N] with "latent_mask" f32[B],
+          "action" f32[B, A], "state" f32[B, S], "feature" f32[B, F]. The mask is 0 where the episode ends within the
+          frame gap, and the latent is that of a shorter pair. `into`: see `StepSource.batch`.
         """
         steps = self._first_of(indices)
         batch = self._where(steps)
         for name in self.fields:
             batch |= self._read(name, steps, rows=into.get(name))
+        if self._whole is not None:
+            batch["latent_mask"] = self._whole[steps].astype(np.float32)
         return batch
 
     def summary(self) -> dict[str, int]:
         """How many episodes, steps and samples, and how many steps lack each field."""
         counts = {"episodes": len(self._lengths), "steps": len(self.shards), "samples": len(self)}
+        if self._whole is not None:
+            counts["samples_with_clipped_latent"] = int((~self._whole[self._first]).sum())
         return counts | {f"steps_without_{name}": count for name, count in self._without.items()}

@@ -44,6 +44,7 @@ def test_every_field_of_every_step_that_has_them_all(folder):
     assert source.summary() == {
         "episodes": 3, "steps": 15, "samples": 10, "steps_without_image": 0, "steps_without_text": 1,
         "steps_without_state": 1, "steps_without_action": 3, "steps_without_feature": 0, "steps_without_latent": 0,
+        "samples_with_clipped_latent": 0,
     }  # fmt: skip
     one = source[7]
     assert all(np.array_equal(one[name], batch[name][7]) for name in batch) and source.locate(7) == wanted[7][:2]

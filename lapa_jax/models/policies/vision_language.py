@@ -1,0 +1,181 @@
+"""What vision-language-action models share: two vision towers, a projector and a text decoder that read pictures and an
+instruction, and queries behind them at which heads read off what to do.
+
+The sequence is [bos][pictures][instruction][queries]: after OpenVLA (Kim et al. 2024), whose towers are SigLIP and
+DINOv2 side by side (Karamcheti et al. 2024).
+"""
+
+import contextlib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.nn import lora
+from lapa_jax.nn.attention import Cache
+from lapa_jax.nn.linear import Linear
+from lapa_jax.nn.norm import LayerNorm
+
+PROJECTIONS = ("layernorm", "openvla")
+IMAGE_ATTENTION = ("causal", "bidirectional")
+DTYPES = ("float32", "bfloat16")
+
+
+class Prefix(NamedTuple):
+    """What comes before the queries. embeddings: [B, L, dim]. real: bool [B, L], False for padding."""
+
+    embeddings: jax.Array
+    real: jax.Array
+
+
+class Projector(nn.Module):
+    """Features of patches to the decoder's width.
+
+    Attributes:
+      dim: of the result.
+      kind: "layernorm": norm, linear, GELU, linear, norm (the plan's); "openvla": linear to four times the features'
+        width, GELU, linear, GELU, linear (Prismatic's for two towers).
+      dtype: of the computation.
+    """
+
+    dim: int
+    kind: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., dim] in `dtype`."""
+        linear = lambda width, name: Linear(width, dtype=self.dtype, name=name)  # noqa: E731
+        if self.kind == "openvla":
+            x = nn.gelu(linear(4 * x.shape[-1], "widen")(x), approximate=False)
+            x = nn.gelu(linear(self.dim, "hidden")(x), approximate=False)
+            return linear(self.dim, "out")(x)
+        x = LayerNorm(dtype=self.dtype, name="norm_in")(x)
+        x = nn.gelu(linear(self.dim, "hidden")(x), approximate=False)
+        return LayerNorm(dtype=self.dtype, name="norm_out")(linear(self.dim, "out")(x))
+
+
+class VisionLanguageModel(nn.Module):
+    """The body; models add queries and heads.
+
+    Attributes:
+      siglip, dinov2: towers, `vision.siglip` and `vision.dinov2`, that cut pictures into the same grid.
+      llm: `llama` with head "none".
+      image_size: side of the pictures, a multiple of the patches' side. cameras: V. None is taken from the data.
+      text_length: L, tokens that instructions are padded to; None is taken from the data. The first one is the
+        tokenizer's bos.
+      projection: kind of `Projector`.
+      image_attention: whether the tokens of pictures see those behind them too: "causal" or "bidirectional".
+      lora_rank: rank of the low-rank adapters (Hu et al. 2021) on linear layers; 0 for none. lora_alpha: their
+        strength. lora_modules: regular expression of the layers' names.
+      dtype: "float32" or "bfloat16", of what is not in the three parts, which have their own.
+    """
+
+    siglip: nn.Module | None = None
+    dinov2: nn.Module | None = None
+    llm: nn.Module | None = None
+    image_size: int | None = None
+    cameras: int | None = None
+    text_length: int | None = None
+    projection: str = "layernorm"
+    image_attention: str = "causal"
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    lora_modules: str = "llm/decoder/layers/.*"
+    dtype: str = "float32"
+
+    def setup(self):
+        self.projector = Projector(self.llm.dim, self.projection, jnp.dtype(self.dtype))
+
+    @nn.nowrap
+    def check(self) -> None:
+        """Raises UserError for fields that cannot work, with what to change."""
+        for name in ("siglip", "dinov2", "llm"):
+            if getattr(self, name) is None:
+                raise UserError(f"{name} is None; a vision-language model needs siglip, dinov2 and llm")
+        if self.llm.head != "none":
+            raise UserError(f"llm.head is '{self.llm.head}'; set 'none': actions are read off by heads of their own")
+        if self.siglip.patch != self.dinov2.patch:
+            raise UserError(f"siglip.patch is {self.siglip.patch}, dinov2.patch {self.dinov2.patch}; their features "
+                            "are put together patch by patch, so both must be the same")
+        for name, least in (("image_size", 1), ("cameras", 1), ("text_length", 1), ("lora_rank", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise UserError(f"{name} is {value!r}; it must be a whole number, at least {least}")
+        if self.image_size % self.siglip.patch:
+            down = self.image_size // self.siglip.patch * self.siglip.patch
+            raise UserError(f"image_size {self.image_size} is no multiple of the patches' {self.siglip.patch} pixels; "
+                            f"set data.image_size to {down + self.siglip.patch}{f' or {down}' if down else ''}")
+        for name, choices in (("projection", PROJECTIONS), ("image_attention", IMAGE_ATTENTION), ("dtype", DTYPES)):
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name} is '{getattr(self, name)}'{did_you_mean(getattr(self, name), choices)}")
+
+    @property
+    def image_tokens(self) -> int:
+        """How many tokens the pictures of all cameras are."""
+        return self.cameras * (self.image_size // self.siglip.patch) ** 2
+
+    @nn.nowrap
+    def example(self, batch_size: int) -> dict[str, np.ndarray]:
+        """A batch of zeros with the right shapes and dtypes, without what heads learn from."""
+        views = (self.cameras,) if self.cameras > 1 else ()
+        return {
+            "image": np.zeros((batch_size, *views, self.image_size, self.image_size, 3), np.uint8),
+            "text": np.zeros((batch_size, self.text_length), np.int32),
+            "text_mask": np.ones((batch_size, self.text_length), np.float32),
+        }
+
+    def read(self, batch: Mapping[str, jax.Array]) -> Prefix:
+        """Embeds pictures uint8 [B, (V,) H, W, 3] and the tokens "text" i32 [B, L] with "text_mask" [B, L]."""
+        images = batch["image"]
+        features = jnp.concatenate([self.siglip(images), self.dinov2(images)], axis=-1)
+        visual = self.projector(features.reshape(len(images), -1, features.shape[-1]))
+        words, real = self.llm.embed(batch["text"]), batch["text_mask"] > 0
+        visual = visual.astype(words.dtype)
+        seen = jnp.ones(visual.shape[:2], bool)
+        return Prefix(jnp.concatenate([words[:, :1], visual, words[:, 1:]], axis=1),
+                      jnp.concatenate([real[:, :1], seen, real[:, 1:]], axis=1))  # fmt: skip
+
+    def hidden(self, prefix: Prefix, queries: jax.Array) -> jax.Array:
+        """Hidden states [B, Q, dim] at queries [B, Q, dim] behind the prefix; each sees those before it."""
+        x = jnp.concatenate([prefix.embeddings, queries.astype(prefix.embeddings.dtype)], axis=1)
+        mask, positions = self._places(prefix.real, queries.shape[1])
+        return self.llm(embeddings=x, mask=mask, positions=positions)[:, -queries.shape[1] :]
+
+    def begin(self, prefix: Prefix, query: jax.Array, room: int) -> tuple[jax.Array, Cache]:
+        """The hidden state [B, 1, dim] of the first query [B, 1, dim], and a cache with room for `room` more."""
+        x = jnp.concatenate([prefix.embeddings, query.astype(prefix.embeddings.dtype)], axis=1)
+        mask, positions = self._places(prefix.real, 1)
+        cache = self.llm.new_cache(len(x), x.shape[1] + room)
+        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, room)))
+        out, cache = self.llm(embeddings=x, mask=mask, positions=positions, cache=cache)
+        return out[:, -1:], cache
+
+    def advance(self, prefix: Prefix, query: jax.Array, number: int, cache: Cache) -> tuple[jax.Array, Cache]:
+        """The same for the query of that number, 1, 2, ..., which sees those before it in the cache."""
+        slots, length = cache.key.shape[2], prefix.real.shape[1]
+        seen = jnp.concatenate([prefix.real, jnp.ones((len(query), slots - length), bool)], axis=1)
+        mask = (seen & (jnp.arange(slots) <= length + number))[:, None]
+        position = jnp.sum(prefix.real, axis=1, keepdims=True) + number
+        return self.llm(embeddings=query, mask=mask, positions=position, cache=cache, at=length + number)
+
+    def adapters(self) -> contextlib.AbstractContextManager:
+        """Puts the low-rank adapters, if any, on what is computed within: on a whole forward pass."""
+        return lora.adapters(self.lora_rank, self.lora_alpha, self.lora_modules)
+
+    def _places(self, real: jax.Array, queries: int) -> tuple[jax.Array, jax.Array]:
+        """Which tokens each sees, bool [B, S, S], and their positions i32 [B, S], padding not counted."""
+        real = jnp.concatenate([real, jnp.ones((len(real), queries), bool)], axis=1)
+        length = real.shape[1]
+        order = jnp.arange(length)
+        seen = order[None] <= order[:, None]
+        if self.image_attention == "bidirectional":
+            image = (order >= 1) & (order < 1 + self.image_tokens)
+            seen |= image[None] & image[:, None]
+        # padding sees itself: a row without anything to see would be no number
+        mask = (seen[None] & real[:, None]) | jnp.eye(length, dtype=bool)[None]
+        return mask, jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0)

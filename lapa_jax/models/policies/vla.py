@@ -1,0 +1,134 @@
+"""Stage 2 of LAPA (Ye et al. 2024): a vision-language model that predicts the latent action of a picture and an
+instruction, with no action label anywhere."""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.core.output import Output
+from lapa_jax.models.policies import vla_data, vla_summary
+from lapa_jax.models.policies.vision_language import VisionLanguageModel
+from lapa_jax.nn.linear import Linear
+from lapa_jax.nn.norm import LayerNorm
+
+DECODE = ("parallel", "autoregressive")
+
+
+def from_data(spec: dict, source, seed: int) -> dict:
+    """Fills in what is None and only the data tell, see `vla_data`; `seed` is not needed."""
+    return {**vla_data.body_from_data(spec, source), **vla_data.latent_from_data(spec, source)}
+
+
+class Model(VisionLanguageModel):
+    """The codes of a latent action, from pictures and an instruction.
+
+    Batches are those of `data.samples = "steps"` with the fields "image", "text" and "latent". The loss is "latent",
+    the cross-entropy, a mean over the N codes.
+
+    Attributes: those of `VisionLanguageModel`, and
+      code_length: N, codes of a latent action. codebook_size: K. None is taken from the labels.
+      decode: "parallel": N learned queries predict all codes at once (the plan's); "autoregressive": each code sees
+        those before it (LAPA's), in training the true ones.
+    """
+
+    code_length: int | None = None
+    codebook_size: int | None = None
+    decode: str = "parallel"
+
+    def setup(self):
+        super().setup()
+        new, dim = nn.initializers.normal(0.02), self.llm.dim
+        parallel = self.decode == "parallel"
+        self.queries = self.param("queries", new, (self.code_length if parallel else 1, dim))
+        if not parallel:
+            self.code_embedding = self.param("code_embedding", new, (self.codebook_size, dim))
+        self.head_norm = LayerNorm(dtype=jnp.dtype(self.dtype))
+        self.head = Linear(self.codebook_size, dtype=jnp.dtype(self.dtype))
+
+    @nn.nowrap
+    def check(self) -> None:
+        """Raises UserError for fields that cannot work, with what to change."""
+        super().check()
+        for name, least in (("code_length", 1), ("codebook_size", 2)):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
+                raise UserError(f"{name} is {getattr(self, name)!r}; it must be a whole number, at least {least}")
+        if self.decode not in DECODE:
+            raise UserError(f"decode is '{self.decode}'{did_you_mean(self.decode, DECODE)}")
+
+    @nn.nowrap
+    def example(self, batch_size: int) -> dict[str, np.ndarray]:
+        """A batch of zeros with the right shapes and dtypes."""
+        return {**super().example(batch_size),
+                "latent": np.zeros((batch_size, self.code_length), np.int32),
+                "latent_mask": np.ones(batch_size, np.float32)}  # fmt: skip
+
+    def __call__(self, batch: Mapping[str, jax.Array], *, train: bool) -> Output:
+        """The loss of a batch; nothing differs in training."""
+        with self.adapters():
+            logits, codes = self._taught(batch), batch["latent"]
+        weight = batch["latent_mask"] / jnp.maximum(jnp.mean(batch["latent_mask"]), 1e-6)
+        right = (jnp.argmax(logits, -1) == codes).mean(-1)
+        return Output(losses={"latent": weight * _cross_entropy(logits, codes).mean(-1)},
+                      metrics={"latent_accuracy": weight * right})  # fmt: skip
+
+    def predict(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """The most likely codes i32 [B, N], one after the other, and "logits" f32 [B, N, K] given those before."""
+        with self.adapters():
+            logits = self._taught(batch) if self.decode == "parallel" else self._one_by_one(batch)
+        return {"codes": jnp.argmax(logits, -1), "logits": logits}
+
+    def evaluate(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Per example: "loss" f32 [B, N], given the true codes before; "codes" and "predicted" i32 [B, N]; "top3"
+        bool [B, N], whether the code is among the three most likely; "latent_mask" f32 [B]."""
+        codes, logits = batch["latent"], self.predict(batch)["logits"]
+        best = jax.lax.top_k(logits, min(3, self.codebook_size))[1]
+        with self.adapters():
+            taught = logits if self.decode == "parallel" else self._taught(batch)
+        return {
+            "loss": _cross_entropy(taught, codes),
+            "codes": codes,
+            "predicted": best[..., 0],
+            "top3": (best == codes[..., None]).any(-1),
+            "latent_mask": batch["latent_mask"],
+        }
+
+    @nn.nowrap
+    def summarize(self, arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Scalars of the arrays of `evaluate` over a whole data set; see `vla_summary`."""
+        return vla_summary.summarize(arrays, self.codebook_size)
+
+    def _taught(self, batch) -> jax.Array:
+        """Logits f32 [B, N, K]; one after the other, given the true codes before."""
+        queries = self._first(len(batch["text"]))
+        if self.decode == "autoregressive":
+            queries = jnp.concatenate([queries, self._embed_codes(batch["latent"][:, :-1])], axis=1)
+        return self._logits(self.hidden(self.read(batch), queries))
+
+    def _one_by_one(self, batch) -> jax.Array:
+        """Logits f32 [B, N, K], given the codes that they themselves make the most likely."""
+        prefix = self.read(batch)
+        state, cache = self.begin(prefix, self._first(len(batch["text"])), self.code_length - 1)
+        logits = [self._logits(state)]
+        for number in range(1, self.code_length):
+            query = self._embed_codes(jnp.argmax(logits[-1], -1))
+            state, cache = self.advance(prefix, query, number, cache)
+            logits.append(self._logits(state))
+        return jnp.concatenate(logits, axis=1)
+
+    def _first(self, batch: int) -> jax.Array:
+        return jnp.broadcast_to(self.queries, (batch, *self.queries.shape))
+
+    def _embed_codes(self, codes: jax.Array) -> jax.Array:
+        return self.code_embedding[codes].astype(jnp.dtype(self.llm.dtype))
+
+    def _logits(self, hidden: jax.Array) -> jax.Array:
+        return self.head(self.head_norm(hidden)).astype(jnp.float32)
+
+
+def _cross_entropy(logits: jax.Array, codes: jax.Array) -> jax.Array:
+    """f32 [B, N, K] and i32 [B, N] -> f32 [B, N], in nats."""
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), codes[..., None], axis=-1)[..., 0]
