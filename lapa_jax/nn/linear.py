@@ -4,6 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lapa_jax.nn.placement import split_over_batch
+
 # Uniform in ±1/sqrt(fan_in): what the official LAQ starts from. Its smaller scale (a third of the variance of Flax's
 # default) decides how large the first deltas are beside the codebook, and thereby how training starts.
 fan_in_uniform = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -35,4 +37,4 @@ class Linear(nn.Module):
         y = x.astype(self.dtype).reshape(-1, x.shape[-1]) @ kernel
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-        return y.reshape(*x.shape[:-1], self.features)
+        return split_over_batch(y.reshape(*x.shape[:-1], self.features))
