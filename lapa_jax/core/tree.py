@@ -4,6 +4,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 SEPARATOR = "/"
+# Parameters that a model may have besides those of the model whose weights it begins with; see `nn/lora.py`.
+ADAPTER = re.compile(r".*/lora_[ab]")
+# Types that parameters are stored in: bfloat16 where they are not trained. The same model may have either.
+STORED = ("float32", "bfloat16")
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, object]:
@@ -53,8 +57,12 @@ def merge(first: Mapping, second: Mapping) -> dict:
     return unflatten({**a, **b})
 
 
-def diff(expected: Mapping, got: Mapping) -> str:
-    """Describes how the names, shapes and dtypes of two trees differ; the empty string when they agree."""
+def diff(expected: Mapping, got: Mapping, alike: Sequence[str] = ()) -> str:
+    """Describes how the names, shapes and dtypes of two trees differ; the empty string when they agree.
+
+    Args:
+      expected, got: the trees. alike: names of dtypes that may stand for each other, such as `STORED`.
+    """
     e, g = flatten(expected), flatten(got)
     lines = _listed("missing", [n for n in e if n not in g]) + _listed("unexpected", [n for n in g if n not in e])
     for name in sorted(e.keys() & g.keys()):
@@ -62,7 +70,7 @@ def diff(expected: Mapping, got: Mapping) -> str:
         dtypes = getattr(e[name], "dtype", None), getattr(g[name], "dtype", None)
         if shapes[0] != shapes[1]:
             lines.append(f"{name} has shape {shapes[1]} where {shapes[0]} is expected")
-        elif None not in dtypes and dtypes[0] != dtypes[1]:
+        elif None not in dtypes and dtypes[0] != dtypes[1] and not {str(dtype) for dtype in dtypes} <= set(alike):
             lines.append(f"{name} is {dtypes[1]} where {dtypes[0]} is expected")
     return "; ".join(lines)
 

@@ -39,7 +39,7 @@ def load(path, step: int | None = None, devices=None) -> TrainedModel:
     make = _kind(model)
     if make is None:
         raise UserError(f"{folder} holds a {config.model.name}, which has no inference object")
-    if wrong := tree.diff(pretrained.expected_variables(model), variables):
+    if wrong := tree.diff(pretrained.expected_variables(model), variables, tree.STORED):
         raise UserError(f"the weights in {folder} do not fit its config: {wrong}")
     return make(
         model, variables, config=config, datasets=meta.get("datasets"), step=meta.get("step", 0), devices=devices

@@ -2,7 +2,8 @@
 
 `checkpoints/<step>/{params,state,meta}`: "params" holds every collection of variables, so that inference never reads
 optimizer slots; "state" the rest; "meta" is JSON with all that is needed to use them. A step exists under its name only
-when it is whole.
+when it is whole. Where a run averages its parameters, whoever reads the checkpoint for another purpose than to go on
+with the run gets the averages, under the parameters' names.
 """
 
 import dataclasses
@@ -19,8 +20,10 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from lapa_jax.core import config as config_lib
+from lapa_jax.core import tree
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import read_json
+from lapa_jax.train import ema
 from lapa_jax.train.state import State
 
 FOLDER = "checkpoints"
@@ -112,7 +115,7 @@ def load_for_inference(path: str | pathlib.Path, step: int | None = None) -> Che
     folder, meta, shapes = describe(path, step)
     abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
     config = config_lib.from_json(meta["config"])
-    return Checkpoint(config, meta, _load(folder, abstract, "params"), int(folder.name), folder)
+    return Checkpoint(config, meta, load_some(folder, abstract), int(folder.name), folder)
 
 
 def describe(path: str | pathlib.Path, step: int | None = None) -> tuple[pathlib.Path, dict, dict]:
@@ -128,9 +131,7 @@ def describe(path: str | pathlib.Path, step: int | None = None) -> tuple[pathlib
       UserError: as `load_for_inference`.
     """
     folder = _checkpoint_folder(pathlib.Path(path).absolute(), step)
-    metadata = ocp.metadata(folder, checkpointable_name="params").metadata
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata)
-    return folder, _load_meta(folder), shapes
+    return folder, _load_meta(folder), ema.averaged(_stored_shapes(folder))
 
 
 def load_some(folder: pathlib.Path, abstract: Mapping) -> dict:
@@ -138,12 +139,21 @@ def load_some(folder: pathlib.Path, abstract: Mapping) -> dict:
 
     Args:
       folder: `checkpoints/<step>`.
-      abstract: {collection: {...}} of `jax.ShapeDtypeStruct` with the shardings that the arrays get.
+      abstract: {collection: {...}} of `jax.ShapeDtypeStruct` with the shardings that the arrays get, or of arrays of
+        numpy for such; their dtypes are what numbers are cast to.
     """
+    averages = ema.averages_of(_stored_shapes(folder))
+    stored = {averages.get(name, name): leaf for name, leaf in tree.flatten(abstract).items()}
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context:
-        return _load(folder, abstract, "params")
+        found = tree.flatten(_load(folder, tree.unflatten(stored), "params"))
+    return tree.unflatten({name: found[averages.get(name, name)] for name in tree.flatten(abstract)})
+
+
+def _stored_shapes(folder: pathlib.Path) -> dict:
+    metadata = ocp.metadata(folder, checkpointable_name="params").metadata
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata)
 
 
 def steps(path: str | pathlib.Path) -> list[int]:

@@ -1,7 +1,8 @@
 """Optimizers as data: a schedule, and settings per parameter by regular expression.
 
 `config.optim.groups = ((regex, settings or None), ...)`: the first expression that matches a parameter's whole name
-decides; settings override the common ones for that group, None freezes it. Every parameter must match.
+decides; settings override the common ones for that group, None freezes it. Every parameter must match. Frozen ones
+are stored as `config.optim.frozen_dtype`; `config.optim.ema_decay` asks for moving averages of the others.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from lapa_jax.core.config import ConfigError
 from lapa_jax.core.errors import did_you_mean
 
 SCHEDULES = ("constant", "cosine")
+OF_ALL = ("clip_norm", "groups", "ema_decay", "frozen_dtype")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +56,16 @@ class Optimizer:
       learning_rate: step -> learning rate of the first trainable group.
       trainable: regular expression of the parameter names that are trained.
       starts: {parameter: step} of those whose updates begin later than the run.
+      ema_decay: share of its moving average that each update of a trained parameter keeps; None without averages.
+      frozen_dtype: what parameters that are not trained are stored as.
     """
 
     transform: optax.GradientTransformation
     learning_rate: optax.Schedule
     trainable: str
     starts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    ema_decay: float | None = None
+    frozen_dtype: str = "float32"
 
 
 class Later(NamedTuple):
@@ -73,14 +79,17 @@ def make_optimizer(config: Mapping, steps: int, params) -> Optimizer:
     """Builds the optimizer that `config.optim` describes.
 
     Args:
-      config: Settings fields, "clip_norm" (global norm of all trainable gradients, None is off) and "groups".
+      config: Settings fields, "clip_norm" (global norm of all trainable gradients, None is off), "groups", and
+        optionally "ema_decay" and "frozen_dtype".
       steps: length of the run, where the schedules end.
       params: parameters or their shapes; only names matter.
 
     Raises:
       ConfigError: an unknown setting, a parameter that no group matches, or nothing to train.
     """
-    common = {k: v for k, v in dict(config).items() if k not in ("clip_norm", "groups")}
+    common = {k: v for k, v in dict(config).items() if k not in OF_ALL}
+    decay, dtype = config.get("ema_decay"), config.get("frozen_dtype") or "float32"
+    _check_storage(decay, dtype)
     groups = [(regex, None if own is None else _settings({**common, **own})) for regex, own in config["groups"]]
     labels = {name: _first_match(name, groups) for name in tree.flatten(params)}
     used = sorted({i for i in labels.values() if groups[i][1] is not None})
@@ -95,7 +104,8 @@ def make_optimizer(config: Mapping, steps: int, params) -> Optimizer:
         chain.insert(0, optax.clip_by_global_norm(config["clip_norm"]))
         if starts:
             chain.insert(0, _silence(starts))
-    return Optimizer(optax.chain(*chain), _logged_rate(groups[used[0]][1], steps), "|".join(names), starts)
+    rate = _logged_rate(groups[used[0]][1], steps)
+    return Optimizer(optax.chain(*chain), rate, "|".join(names), starts, decay, dtype)
 
 
 def reset_moments(opt_state, reset: Mapping[str, jax.Array]):
@@ -120,6 +130,13 @@ def reset_moments(opt_state, reset: Mapping[str, jax.Array]):
         return leaf
 
     return jax.tree_util.tree_map_with_path(zero, opt_state)
+
+
+def _check_storage(decay: float | None, dtype: str) -> None:
+    if decay is not None and not (isinstance(decay, float) and 0 < decay < 1):
+        raise ConfigError(f"config.optim.ema_decay is {decay!r}; give a number between 0 and 1, such as 0.999, or None")
+    if dtype not in tree.STORED:
+        raise ConfigError(f"config.optim.frozen_dtype is '{dtype}'{did_you_mean(dtype, tree.STORED)}")
 
 
 def _settings(values: Mapping) -> Settings:

@@ -1,5 +1,6 @@
 """Weights of other runs that a run begins with: reads `config.init_from`, and from the runs only what is taken."""
 
+import collections
 import dataclasses
 import itertools
 import pathlib
@@ -12,6 +13,7 @@ import ml_collections
 from lapa_jax.core import pretrained, tree
 from lapa_jax.core.config import ConfigError
 from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.train import ema
 from lapa_jax.train.checkpoint import describe, load_some
 
 
@@ -125,6 +127,9 @@ def open_origin(prefix: str, path: str) -> Origin:
 def match(origins: tuple[Origin, ...], variables: Mapping, free: tuple[re.Pattern, ...]) -> Taken:
     """Finds for every variable under the prefixes the one that takes its place; strict on names, shapes and dtypes.
 
+    Adapters may be what the origin has none of (see `nn/lora.py`); they stay fresh. Float32 and bfloat16 may stand for
+    each other: numbers are cast as they are read, to bfloat16 where `config.optim.frozen_dtype` asks for it.
+
     Args:
       origins: with prefixes that do not overlap.
       variables: the model's, or their shapes.
@@ -135,7 +140,7 @@ def match(origins: tuple[Origin, ...], variables: Mapping, free: tuple[re.Patter
     """
     names, lines = {}, []
     for origin in origins:
-        found, told = _match_one(origin, tree.flatten(variables), free if not origin.prefix else ())
+        found, told = _match_one(origin, tree.flatten(ema.averaged(variables)), free if not origin.prefix else ())
         names |= {ours: (origin, theirs) for ours, theirs in found.items()}
         lines += told
     return Taken(names, tuple(lines))
@@ -153,10 +158,11 @@ def _match_one(origin: Origin, variables: dict, free: tuple[re.Pattern, ...]) ->
         if not any(_free(name, (regex,)) for name in (*ours, *theirs)):
             raise UserError(f"config.init_from_except: '{regex.pattern}' matches no variable, neither of the model nor "
                             f"of {origin.path}")
-    taken = {name: mine for name, mine in ours.items() if not _free(name, free)}
+    fresh = lambda name: _free(name, free) or tree.ADAPTER.fullmatch(name) and name not in theirs  # noqa: E731
+    taken = {name: mine for name, mine in ours.items() if not fresh(name)}
     given = {name: leaf for name, leaf in theirs.items() if not _free(name, free)}
-    wrong = tree.diff(tree.unflatten({name: variables[mine] for name, mine in taken.items()}), tree.unflatten(given))
-    if wrong:
+    wanted = {name: variables[mine] for name, mine in taken.items()}
+    if wrong := tree.diff(tree.unflatten(wanted), tree.unflatten(given), tree.STORED):
         what = f"the model's '{origin.prefix}'" if origin.prefix else "the model"
         remedy = "" if origin.prefix else "; config.init_from_except names what may differ"
         raise UserError(f"config.init_from.{origin.prefix}: {origin} does not fit {what}: {wrong}{remedy}")
@@ -165,6 +171,8 @@ def _match_one(origin: Origin, variables: dict, free: tuple[re.Pattern, ...]) ->
     count = sum(leaf.size for leaf in given.values())
     what = f"'{origin.prefix}'" if origin.prefix else "the model"
     lines = [f"{what} begins with {len(taken)} variables ({count:,} numbers) of {origin}"]
+    types = collections.Counter((leaf.dtype, wanted[name].dtype) for name, leaf in given.items())
+    lines += [f"  {n} of them are {old} there and {new} here" for (old, new), n in types.items() if old != new]
     lines += [f"  stays fresh: {name}" for name in ours if name not in taken]
     lines += [f"  not used of that run: {name}" for name in theirs if name not in given]
     return {mine: name for name, mine in taken.items()}, lines
@@ -201,4 +209,4 @@ def _shape(file, name: str) -> jax.ShapeDtypeStruct:
 def _place(file, name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     """A tensor where its sharding wants it; of each piece nothing else is read."""
     part = file.get_slice(name) if leaf.shape else file.get_tensor(name)
-    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: part[index])
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: part[index].astype(leaf.dtype))

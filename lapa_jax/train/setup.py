@@ -19,7 +19,7 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.data import loader, pipeline
 from lapa_jax.data.samples.meta import statistics_of
 from lapa_jax.data.samples.padded import as_wide_as
-from lapa_jax.train import init_from, origins, sharding
+from lapa_jax.train import ema, init_from, origins, sharding
 from lapa_jax.train.flops import count_flops
 from lapa_jax.train.optim import Optimizer, make_optimizer
 from lapa_jax.train.run import LOG
@@ -93,10 +93,14 @@ class Setup:
         make, wanted = _init(self.config, self.task), set(self.taken.names)
         if not wanted:
             return jax.jit(make, out_shardings=_shardings(self.abstract))(batch)
-        places = _shardings(_without(self.abstract, wanted))
-        own = jax.jit(lambda batch: _without(make(batch), wanted), out_shardings=places)
+        averages = {n: a for n, a in ema.averages_of(self.abstract.variables).items() if n in wanted}
+        left = wanted | set(averages.values())
+        places = _shardings(_without(self.abstract, left))
+        own = jax.jit(lambda batch: _without(make(batch), left), out_shardings=places)
         state, shapes = own(batch), tree.flatten(self.abstract.variables)
         read = self.taken.read({name: shapes[name] for name in wanted})
+        copy = jax.jit(ema.start, out_shardings={average: shapes[average].sharding for average in averages.values()})
+        read |= copy({average: read[name] for name, average in averages.items()})
         return state.replace(variables=tree.unflatten({**state.variables, **read}))
 
     def meta(self) -> dict:

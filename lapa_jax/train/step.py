@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from lapa_jax.core import tree
+from lapa_jax.train import ema
 from lapa_jax.train.optim import Optimizer, reset_moments
 from lapa_jax.train.state import State
 from lapa_jax.train.task import Task
@@ -25,13 +26,16 @@ def make_train_step(task: Task, optimizer: Optimizer, *, seed: int, micro_batche
 
     def step(state: State, batch) -> tuple[State, dict[str, jax.Array]]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        params, collections = state.variables["params"], _without_params(state.variables)
+        params, averages = state.variables["params"], state.variables.get(ema.COLLECTION)
+        collections = {name: x for name, x in state.variables.items() if name not in ("params", ema.COLLECTION)}
         trainable, frozen = tree.split(params, optimizer.trainable)
         grads, collections, metrics = _gradients(task, trainable, frozen, collections, batch, rng, micro_batches)
         updates, opt_state = optimizer.transform.update(grads, state.opt_state, trainable)
         params = tree.merge(optax.apply_updates(trainable, updates), frozen)
         after_rng = jax.random.fold_in(rng, micro_batches)
         variables, reset = task.after_update({"params": params, **collections}, state.step + 1, after_rng)
+        if averages is not None:
+            variables = {**variables, ema.COLLECTION: ema.follow(averages, variables["params"], optimizer.ema_decay)}
         metrics["grad_norm"] = optax.tree.norm(grads)
         metrics["learning_rate"] = jnp.asarray(optimizer.learning_rate(state.step), jnp.float32)
         return State(state.step + 1, variables, reset_moments(opt_state, reset)), metrics
@@ -63,7 +67,3 @@ def _gradients(task: Task, trainable, frozen, collections, batch, rng, micro_bat
     carry, metrics = jax.lax.scan(accumulate, (zeros, collections), (slices, jnp.arange(micro_batches)))
     grads = jax.tree.map(lambda g: g / micro_batches, carry[0])
     return grads, carry[1], jax.tree.map(lambda m: m.mean(0), metrics)
-
-
-def _without_params(variables) -> dict:
-    return {name: value for name, value in variables.items() if name != "params"}

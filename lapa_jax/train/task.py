@@ -8,6 +8,7 @@ import numpy as np
 
 from lapa_jax.core.config import ConfigError
 from lapa_jax.core.errors import did_you_mean
+from lapa_jax.train.ema import averaged
 
 Variables = Mapping[str, object]
 Metrics = dict[str, jax.Array]
@@ -17,7 +18,7 @@ class Task:
     """Wraps a model into the functions that training needs.
 
     `variables` is `{"params": ..., "codebook": ...}`: "params" is differentiated, every other collection is state that
-    the forward pass updates in training.
+    the forward pass updates in training. In a run that averages its parameters `evaluate` and `predict` take averages.
     """
 
     def __init__(self, model, loss_weights: Mapping[str, float]):
@@ -49,7 +50,7 @@ class Task:
 
     def evaluate(self, variables: Variables, batch) -> dict[str, jax.Array]:
         """Per-example arrays `[B, ...]`, without noise and without updates."""
-        return self.model.apply(variables, batch, method="evaluate")
+        return self.model.apply(averaged(variables), batch, method="evaluate")
 
     def summarize(self, arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Scalars from the arrays of `evaluate` over a whole data set; the mean of each unless the model knows more."""
@@ -59,7 +60,7 @@ class Task:
 
     def predict(self, variables: Variables, batch) -> dict[str, jax.Array]:
         """The model's predictions, e.g. codes and reconstructions."""
-        return self.model.apply(variables, batch, method="predict")
+        return self.model.apply(averaged(variables), batch, method="predict")
 
     def after_update(self, variables: Variables, step: jax.Array, rng: jax.Array) -> tuple[Variables, dict]:
         """What happens after an optimizer step, e.g. dead-code replacement.

@@ -199,6 +199,24 @@ def test_another_type_is_a_difference(tokenizer, data, tmp_path):
         prepare(policy(data, {"tokenizer": str(tmp_path / "half")}))
 
 
+def shape(*sizes, dtype="float32"):
+    return jax.ShapeDtypeStruct(sizes, dtype)
+
+
+def test_adapters_stay_fresh_where_the_other_run_has_none(tmp_path):
+    theirs = {"llm": {"query": {"kernel": shape(4, 4)}, "out": {"kernel": shape(4, 4, dtype="bfloat16")}}}
+    ours = {"llm": {**theirs["llm"], "query": {"kernel": shape(4, 4, dtype="bfloat16"), "lora_a": shape(4, 2)}}}
+    match = lambda own, other: origins.match((origins.Origin("", tmp_path, 3, {}, {"params": other}),),  # noqa: E731
+                                             {"params": own, "ema": {"llm": own["llm"]}}, ())  # fmt: skip
+    taken = match(ours, theirs)
+    assert sorted(taken.names) == ["params/llm/out/kernel", "params/llm/query/kernel"]
+    assert taken.lines[1:] == ("  1 of them are float32 there and bfloat16 here",
+                               "  stays fresh: params/llm/query/lora_a")  # fmt: skip
+    assert len(match(ours, ours).names) == 3, "a run that has them gives them too"
+    with pytest.raises(UserError, match="unexpected: params/llm/query/lora_a"):
+        match(theirs, ours)
+
+
 def test_a_part_that_takes_actions_was_trained_on_the_same_scale(tokenizer, data, tmp_path):
     run = {"tokenizer": str(tokenizer)}
     other = make.write(tmp_path / "other", toys.LENGTHS, cameras=(), seed=1)
