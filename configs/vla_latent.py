@@ -133,12 +133,12 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Everything small and trained from scratch, on pictures of 56 pixels: 16 patches."""
     config.name = "vla_latent_tiny"
     config.model.dtype = "float32"
-    config.model.siglip.update({"image_size": 56, "dim": 64, "depth": 3, "heads": 4, "hidden": 192})
-    config.model.dinov2.update({"image_size": 56, "dim": 64, "depth": 3, "heads": 4, "hidden": 192, "registers": 0})
+    config.model.siglip.update({"image_size": 56, "dim": 48, "depth": 2, "heads": 4, "hidden": 144})
+    config.model.dinov2.update({"image_size": 56, "dim": 48, "depth": 2, "heads": 4, "hidden": 144, "registers": 0})
     with config.ignore_type():
         config.model.llm.vocab = config_dict.placeholder(int)
-    config.model.llm.update({"dim": 128, "depth": 4, "heads": 4, "kv_heads": 2, "hidden": 320, "remat": "none"})
-    config.data.update({"image_size": 56, "text_length": 96, "threads": 2, "eval_examples": 1024})
+    config.model.llm.update({"dim": 96, "depth": 3, "heads": 4, "kv_heads": 2, "hidden": 256, "remat": "none"})
+    config.data.update({"image_size": 56, "text_length": 64, "threads": 2, "eval_examples": 1024})
     config.data.text_tokenizer.template = "plain"
     config.optim.update({"learning_rate": 1e-3, "warmup_steps": 100, "final_learning_rate": 1e-5,
                          "groups": ((".*", {}),), "frozen_dtype": "float32"})  # fmt: skip

@@ -16,6 +16,7 @@ def main(argv: list[str]) -> None:
 
     import lapa_jax
     from lapa_jax.inference.evaluations import evaluation_of
+    from lapa_jax.inference.latent_policy import LatentPolicy
     from lapa_jax.inference.tokenizer import LatentActionTokenizer
 
     model = lapa_jax.load(args.run, step=args.step)
@@ -28,6 +29,10 @@ def main(argv: list[str]) -> None:
             raise UserError(f"--dataset {args.dataset} says how numbers are scaled, and {args.run} takes pictures")
     else:
         given["dataset"] = args.dataset
+    if isinstance(model, LatentPolicy):
+        given["labels"] = args.labels
+    elif args.labels:
+        raise UserError(f"--labels {args.labels} are latent actions, which {args.run} does not predict; leave it out")
     evaluation = evaluation_of(model)(model, **given)
     for verdict in evaluation.judge(evaluation.write(**how)):
         if verdict.words:
@@ -49,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", help="folder of step shards; the run's own by default. Latent actions are probed where it has actions"
     )
+    parser.add_argument("--labels", help="of a policy of latent actions: those of --data, from launch/label.py")
     parser.add_argument("--split", help="the split to evaluate on; val by default")
     parser.add_argument("--out", help="folder to write; RUN/eval by default")
     parser.add_argument("--pairs", type=int, default=2048, help="how many samples (pairs, chunks, windows) at most")

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.data import images
 from lapa_jax.data.samples.tasks import prompt_steps
+from lapa_jax.inference import observations
 from lapa_jax.inference.units import ColumnModel, finite
 
 Demonstration = Mapping[str, np.ndarray]
@@ -106,29 +106,15 @@ class InContextPolicy(ColumnModel):
         if self.model.state_dim:
             found["state"] = self.numbers(_field(rows, "state", what), f"{what} state", lead, dataset, "state")
         if self.model.cameras:
-            found["image"] = self._pictures(_field(rows, "image", what), f"{what} image", lead)
+            given, model = _field(rows, "image", what), self.model
+            found["image"] = observations.pictures(given, f"{what} image", lead, model.cameras, model.image_size)
         return found
 
     def numbers(self, rows, name: str, lead: tuple, dataset: str | None, column: str = "action") -> np.ndarray:
         """Finite rows [*lead, D] in the units of the data as the model takes them, f32; else a `UserError`."""
         rows = finite(self.check_rows(rows, name, (len(lead) + 1,), self.width_of(dataset, column)), name)
-        _check_lead(rows, name, lead)
+        observations.check_lead(rows, name, lead)
         return self.to_model(rows, dataset, column)
-
-    def _pictures(self, pictures, name: str, lead: tuple) -> np.ndarray:
-        """uint8 [*lead, (V,) H, W, 3], checked and resized as in training."""
-        pictures, side = np.asarray(pictures), self.model.image_size
-        views = (self.model.cameras,) if self.model.cameras > 1 else ()
-        axes = len(lead) + len(views)
-        fits = pictures.ndim == axes + 3 and pictures.shape[-1] == 3 and pictures.shape[len(lead) : axes] == views
-        if pictures.dtype != np.uint8 or not fits or 0 in pictures.shape:
-            shape = ", ".join([*("N" for _ in lead), *map(str, views), "H", "W", "3"])
-            raise UserError(f"{name} is {pictures.dtype} {pictures.shape}; uint8 [{shape}] is expected")
-        _check_lead(pictures, name, lead)
-        if pictures.shape[-3:-1] == (side, side):
-            return pictures
-        flat = pictures.reshape(-1, *pictures.shape[-3:])
-        return np.stack([images.resize(one, side) for one in flat]).reshape(*pictures.shape[:-3], side, side, 3)
 
 
 class Session:
@@ -236,8 +222,3 @@ def _taken(rows: Mapping, name: str, steps: np.ndarray, length: int, where: str)
     if values.ndim == 0 or len(values) != length:
         raise UserError(f"{where} has {length} actions and {name} {values.shape}; one for each step is expected")
     return values[steps]
-
-
-def _check_lead(values: np.ndarray, name: str, lead: tuple[int, ...]) -> None:
-    if values.shape[: len(lead)] != lead:
-        raise UserError(f"{name} has shape {values.shape}; {lead[0]} rows are expected")

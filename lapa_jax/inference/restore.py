@@ -10,6 +10,7 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.inference.action_tokenizer import ActionTokenizer
 from lapa_jax.inference.feature_tokenizer import FeatureTokenizer
 from lapa_jax.inference.in_context import InContextPolicy
+from lapa_jax.inference.latent_policy import LatentPolicy
 from lapa_jax.inference.tokenizer import LatentActionTokenizer
 from lapa_jax.inference.trained import TrainedModel
 from lapa_jax.models import pretrained
@@ -50,9 +51,11 @@ def _kind(model) -> type[TrainedModel] | None:
     """What a model can be called as follows from what it does, so a new model needs no entry anywhere."""
     if hasattr(model, "start") and hasattr(model, "extend"):
         return InContextPolicy
+    fields = model.example(1) if hasattr(model, "example") else {}
+    if "text" in fields and "latent" in fields:
+        return LatentPolicy
     if not (hasattr(model, "encode") and hasattr(model, "decode")):
         return None
-    fields = model.example(1)
     if "frames" in fields:
         return LatentActionTokenizer
     if "action" in fields:

@@ -6,6 +6,7 @@ def evaluation_of(model):
     from lapa_jax.inference.action_tokenizer import ActionTokenizer
     from lapa_jax.inference.feature_tokenizer import FeatureTokenizer
     from lapa_jax.inference.in_context import InContextPolicy
+    from lapa_jax.inference.latent_policy import LatentPolicy
 
     if isinstance(model, ActionTokenizer):
         from lapa_jax.inference.evaluations.actions import Evaluation
@@ -13,6 +14,8 @@ def evaluation_of(model):
         from lapa_jax.inference.evaluations.features import Evaluation
     elif isinstance(model, InContextPolicy):
         from lapa_jax.inference.evaluations.in_context import Evaluation
+    elif isinstance(model, LatentPolicy):
+        from lapa_jax.inference.evaluations.latent_policy import Evaluation
     else:
         from lapa_jax.inference.evaluations.latent_actions import Evaluation
     return Evaluation
