@@ -1,26 +1,163 @@
-"""Starting several processes as one run, from Slurm's variables or from JAX's own."""
+"""Several processes as one run: started from Slurm's variables or from JAX's own, stopped after the same step."""
 
 import os
+import re
+import signal
+import socket
+from collections.abc import Mapping
 
 import jax
+from jax.experimental import multihost_utils
 
 from lapa_jax.core.errors import UserError
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+# The coordinator's port follows from the job's number: all processes know it, jobs on one node do not share it.
+FIRST_PORT, PORTS = 61440, 4096
 
 
 def initialize() -> None:
-    """Joins the other processes; does nothing in a run of one process.
+    """Joins the other processes, where there are any, and compares what Slurm gave with what JAX sees.
 
-    Slurm is recognised by SLURM_NTASKS > 1: with one task, an interactive shell would wait for peers that never come.
-    Elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who.
+    A step of Slurm with several tasks is recognised by Slurm's own variables; elsewhere JAX_COORDINATOR_ADDRESS,
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who.
+
+    Raises:
+      UserError: a coordinator that cannot be found; variables that contradict each other or what JAX sees.
     """
     given = [name for name in VARIABLES if name in os.environ]
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     if len(given) == len(VARIABLES):
         address, count, index = (os.environ[name] for name in VARIABLES)
         jax.distributed.initialize(address, int(count), int(index))
-    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
-        jax.distributed.initialize()
+    elif tasks > 1:
+        # All arguments are given: what JAX would guess about Slurm leaves GPUs unused.
+        address, devices = coordinator(os.environ), local_gpus(os.environ)
+        jax.distributed.initialize(address, tasks, int(os.environ["SLURM_PROCID"]), devices)
     elif "JAX_NUM_PROCESSES" in given:
         missing = [name for name in VARIABLES if name not in given]
         raise UserError(f"JAX_NUM_PROCESSES is set but {', '.join(missing)} is not; set all of {', '.join(VARIABLES)}")
+    if "SLURM_PROCID" in os.environ:
+        check_counts(os.environ, jax.process_count(), _visible_gpus())
+
+
+def coordinator(variables: Mapping[str, str]) -> str:
+    """The address at which the tasks of a Slurm step meet: "host:port" on the step's first node.
+
+    Args:
+      variables: the environment. JAX_COORDINATOR_ADDRESS in it comes first.
+
+    Raises:
+      UserError: this machine knows no address for the node. JAX itself would wait for minutes.
+    """
+    if "JAX_COORDINATOR_ADDRESS" in variables:
+        return variables["JAX_COORDINATOR_ADDRESS"]
+    nodes, port = variables["SLURM_STEP_NODELIST"], FIRST_PORT + int(variables["SLURM_JOB_ID"]) % PORTS
+    # "node1,node3", "node[01-02,07]", "node[1-2]-gpu": the text before the first comma, range or end
+    before, first, after = re.match(r"([^,\[]+)(?:\[([^],-]+)[^]]*\]([^,\[]*))?", nodes).groups(default="")
+    host = f"{before}{first}{after}"
+    try:
+        socket.getaddrinfo(host, port)
+    except socket.gaierror:
+        raise UserError(f"Slurm's node name '{host}' has no address on {socket.gethostname()}; set "
+                        f"JAX_COORDINATOR_ADDRESS=HOST:{port} to a name or address of that node that all nodes of the "
+                        "job know") from None
+    return f"{host}:{port}"
+
+
+def local_gpus(variables: Mapping[str, str]) -> list[int] | None:
+    """Which of the GPUs that this task of a Slurm step sees are its own; None where there are none.
+
+    All tasks of a node see all of its GPUs (`--gres`) and share them evenly, or Slurm shows each its own
+    (`--gpus-per-task`).
+
+    Raises:
+      UserError: they cannot be shared evenly.
+    """
+    shown = variables.get("CUDA_VISIBLE_DEVICES", "")
+    given = int(variables.get("SLURM_GPUS_ON_NODE", "0"))
+    seen = len(shown.split(",")) if shown else given
+    if seen == 0:
+        return None
+    tasks = _tasks_here(variables)
+    if seen < given and seen * tasks == given:
+        return list(range(seen))
+    if seen % tasks:
+        raise UserError(f"{tasks} tasks on node {variables.get('SLURMD_NODENAME', '?')} cannot share {seen} GPU(s) "
+                        f"evenly; start one for each: --ntasks-per-node={seen} --gres=gpu:{seen}")
+    share = seen // tasks
+    first = int(variables["SLURM_LOCALID"]) * share
+    return list(range(first, first + share))
+
+
+def check_counts(variables: Mapping[str, str], processes: int, gpus: int | None) -> None:
+    """Compares the tasks and GPUs that Slurm gave with what JAX sees.
+
+    Args:
+      variables: the environment of a task or batch script of Slurm.
+      processes: of this run, as JAX counts them.
+      gpus: in all processes together, as JAX counts them; None where JAX was told to use something else.
+
+    Raises:
+      UserError: JAX sees other counts. All processes raise it alike, so that none waits for the others.
+    """
+    tasks = int(variables.get("SLURM_STEP_NUM_TASKS") or variables.get("SLURM_NTASKS") or "1")
+    if tasks != processes:
+        raise UserError(f"Slurm has {tasks} tasks for this run (SLURM_NTASKS), JAX sees {processes} process(es); start "
+                        f"it with `srun python ...` and without {', '.join(VARIABLES[1:])}, or ask for one task")
+    each = int(variables.get("SLURM_GPUS_ON_NODE", "0"))
+    nodes = int(variables.get("SLURM_STEP_NUM_NODES") or variables.get("SLURM_NNODES") or "1")
+    if gpus is None or not each or gpus == each * nodes:
+        return
+    if gpus == 0:
+        remedy = "is JAX installed for this machine's CUDA (pip install 'jax[cuda13]')? On purpose: JAX_PLATFORMS=cpu"
+    else:
+        remedy = (f"start one task for each GPU and let all tasks see all of them (--ntasks-per-node={each} "
+                  f"--gres=gpu:{each}), and do not set CUDA_VISIBLE_DEVICES")  # fmt: skip
+    raise UserError(f"Slurm gave {nodes} node(s) with {each} GPUs each (SLURM_NNODES, SLURM_GPUS_ON_NODE), JAX sees "
+                    f"{gpus} GPUs in {processes} process(es); {remedy}")
+
+
+class StopRequests:
+    """SIGTERM, seen between steps: by every process of a run after the same step, so that they save together."""
+
+    def __init__(self):
+        """Listens from here on; with several processes JAX has listened since `initialize`."""
+        self._asked, self._calls = False, 0
+        self._several = jax.process_count() > 1
+        if not self._several:
+            self._previous = signal.signal(signal.SIGTERM, self._ask)
+
+    def reached(self) -> bool:
+        """Whether to save and stop now. To be called after every step, by every process."""
+        self._calls += 1
+        if self._several:
+            # Calls are counted and not steps: JAX agrees on the count after the highest so far, which is 1 where the
+            # signal came before the first step, and a resumed run has left that step behind it.
+            self._asked = self._asked or multihost_utils.reached_preemption_sync_point(self._calls)
+        return self._asked
+
+    def close(self) -> None:
+        """Leaves SIGTERM to whoever had it before."""
+        if not self._several:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _ask(self, *_) -> None:
+        self._asked = True
+
+
+def _visible_gpus() -> int | None:
+    """The GPUs of all processes; None where another platform was asked for by name."""
+    asked = jax.config.jax_platforms or ""
+    if asked and not any(name in asked for name in ("cuda", "gpu", "rocm")):
+        return None
+    return jax.device_count() if jax.default_backend() == "gpu" else 0
+
+
+def _tasks_here(variables: Mapping[str, str]) -> int:
+    """The step's tasks on this node, from "4(x2),3" (two nodes with four, one with three)."""
+    counts: list[int] = []
+    for part in variables["SLURM_STEP_TASKS_PER_NODE"].split(","):
+        count, _, times = part.rstrip(")").partition("(x")
+        counts += [int(count)] * int(times or "1")
+    return counts[int(variables["SLURM_NODEID"])]

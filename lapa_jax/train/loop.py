@@ -3,7 +3,6 @@
 import math
 import os
 import pathlib
-import signal
 import textwrap
 import time
 
@@ -16,6 +15,7 @@ from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.core.files import read_json, write_json
 from lapa_jax.core.metrics import MetricsWriter, read_metrics
 from lapa_jax.train.checkpoint import Checkpointer, latest_meta
+from lapa_jax.train.distributed import StopRequests
 from lapa_jax.train.evaluate import Evaluator
 from lapa_jax.train.run import LOG, UNTRAINED_FILE, check_config, logging_to, open_run
 from lapa_jax.train.setup import Setup, compile_step, make_patience, on_mesh, parameter_table, prepare
@@ -57,7 +57,7 @@ def _dry_run(setup: Setup) -> None:
     print(parameter_table(setup))
     for line in _origin_lines(setup):
         print(f"  {line}")
-    for name, leaf in setup.train_batch_shapes().items():
+    for name, leaf in setup.batch.items():
         print(f"  batch {name}: {leaf.dtype}{list(leaf.shape)}")
     print(f"  {setup.train_data.summary()}")
     _, flops = compile_step(setup)
@@ -92,14 +92,13 @@ class Loop:
         self._pending: list[dict[str, jax.Array]] = []
         self._waited, self._since = 0.0, time.perf_counter()
         self._writer: MetricsWriter | None = None
-        self._stop = False
 
     def run(self) -> None:
         """Steps until the end, or until the scheduler asks to stop (SIGTERM), which saves first."""
         first, last = int(self._state.step), self._config.steps
         if jax.process_index() == 0:
             self._writer = MetricsWriter(self._workdir, resume_step=first, tensorboard=self._config.tensorboard)
-        previous = signal.signal(signal.SIGTERM, self._request_stop)
+        stop_requests = StopRequests()
         bar = progress.bar(total=last, initial=first, desc="train", unit="step")
         try:
             if first == 0:
@@ -111,20 +110,21 @@ class Loop:
                     LOG.info("stopping early after step %d: %s", step - 1, self._patience)
                     break
                 self._one_step(batches)
+                stop = stop_requests.reached()
                 bar.update()
                 if step % self._config.log_every == 0 or step == last:
                     bar.set_postfix(self._log(step), refresh=False)
                 evaluated = None
                 if step % self._config.eval_every == 0 or step == last:
                     evaluated = self._evaluate(step)
-                if step % self._config.save_every == 0 or step == last or self._stop or self._patience.exhausted:
+                if step % self._config.save_every == 0 or step == last or stop or self._patience.exhausted:
                     self._save(step, evaluated)
-                if self._stop:
+                if stop:
                     LOG.info("asked to stop: saved step %d; the same command resumes", step)
                     break
         finally:
             bar.close()
-            signal.signal(signal.SIGTERM, previous)
+            stop_requests.close()
             self._checkpoints.close()
             if self._writer is not None:
                 self._writer.close()
@@ -218,9 +218,6 @@ class Loop:
 
     def _reset_clock(self) -> None:
         self._waited, self._since = 0.0, time.perf_counter()
-
-    def _request_stop(self, *_) -> None:
-        self._stop = True
 
 
 def _peak_flops() -> float | None:
