@@ -22,11 +22,15 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["lapa_jax", "lapa_jax.*"]),
-    package_data={"lapa_jax.sample": ["*.json", "*.jsonl", "*.tar", "features/*.json", "features/*.tar"]},
+    package_data={"lapa_jax.sample": ["*.json", "*.jsonl", "*.tar", "features/*.json", "features/*.tar",
+                                      "latents/*.json", "latents/*.tar"]},
     install_requires=requirements(),
     extras_require={
         "cuda12": ["jax[cuda12]>=0.10,<0.12"],  # NVIDIA GPUs with a CUDA 12 driver
         "cuda13": ["jax[cuda13]>=0.10,<0.12"],  # NVIDIA GPUs with a CUDA 13 driver
+        # XLA's compiler for NVIDIA GPUs without CUDA (130 MB): launch/train.py --dry_run --mesh 8x4 --device H100-94GB.
+        # "local" is JAX's word for CUDA that is found elsewhere, here nowhere; it pins the version that goes with jax.
+        "plan": ['jax[cuda13-local]>=0.10,<0.12; sys_platform == "linux"'],
         "sim": ["mujoco>=3.2"],  # lapa_jax/sim and tools/record_sim.py
         "torch": ["torch>=2.6"],  # tools/import_weights.py, for `.pt` files only; safetensors need no torch
         "golden": ["torch>=2.6"],  # tests/golden/make_towers.py, which compares with the models of transformers

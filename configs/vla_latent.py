@@ -11,13 +11,14 @@ Weights come from tools/import_weights.py, as init_from.siglip, init_from.dinov2
 
   lapa        the paper's schedule: 2e-5 constant, batch 256, 70,000 steps, codes one after the other
   1b          a decoder of the size of TinyLlama, 1.1 B parameters
-  tiny        small towers and decoder from scratch on bytes; trains on two CPU cores in minutes
+  tiny        small towers and decoder from scratch on bytes, on the sample and its labels; two CPU cores, minutes
 """
 
 import ml_collections
 from ml_collections import config_dict
 
 from lapa_jax.core.config import choose_variant
+from lapa_jax.models.llama import MESH_RULES
 
 
 def plan() -> ml_collections.ConfigDict:
@@ -109,7 +110,7 @@ def plan() -> ml_collections.ConfigDict:
     config.train.min_delta = 0.0
     config.train.tensorboard = True
 
-    config.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "rules": ()})
+    config.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "rules": MESH_RULES})
     return config
 
 
@@ -138,7 +139,8 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     with config.ignore_type():
         config.model.llm.vocab = config_dict.placeholder(int)
     config.model.llm.update({"dim": 96, "depth": 3, "heads": 4, "kv_heads": 2, "hidden": 256, "remat": "none"})
-    config.data.update({"image_size": 56, "text_length": 64, "threads": 2, "eval_examples": 1024})
+    config.data.update({"path": "sample", "labels": "sample_latents", "image_size": 56, "text_length": 64, "threads": 2,
+                        "eval_examples": 1024})  # fmt: skip
     config.data.text_tokenizer.template = "plain"
     config.optim.update({"learning_rate": 1e-3, "warmup_steps": 100, "final_learning_rate": 1e-5,
                          "groups": ((".*", {}),), "frozen_dtype": "float32"})  # fmt: skip

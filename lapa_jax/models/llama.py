@@ -12,6 +12,16 @@ from lapa_jax.nn.transformer import REMAT_POLICIES
 
 HEADS = ("own", "tied", "none")
 DTYPES = ("float32", "bfloat16")
+# `config.mesh.rules` for a model whose decoder is "llm": kernels [layers, in, out] are split over "fsdp" and over
+# "tensor" in such a way that a block adds up its devices' parts twice, behind attention and behind feed-forward
+# (Shoeybi et al. 2019). The embedding is split by features: every device then looks up its part of all tokens.
+MESH_RULES = (
+    (".*llm/decoder/layers/attention/[qkv][a-z]+/kernel", (None, "fsdp", "tensor")),
+    (".*llm/decoder/layers/attention/out/kernel", (None, "tensor", "fsdp")),
+    (".*llm/decoder/layers/feedforward/[gu][a-z]+/kernel", (None, "fsdp", "tensor")),
+    (".*llm/decoder/layers/feedforward/down/kernel", (None, "tensor", "fsdp")),
+    (".*llm/embedding", (None, ("fsdp", "tensor"))),
+)
 
 
 class Model(nn.Module):

@@ -3,11 +3,12 @@
 `config.data.path = "sample"` and `--data sample` name short push-table episodes as step shards. Made by the command in
 docs/data_formats.md; using them needs neither mujoco nor a GL driver. "sample_features" names feature vectors with
 planted categories, made by tools/make_planted_features.py --rows 640 --categories 4 --val_fraction 0.2.
+"sample_latents" names labels of "sample", by launch/label.py with the run that launch/quickstart.sh trains.
 """
 
 import pathlib
 
-FOLDERS = {"sample": ".", "sample_features": "features"}
+FOLDERS = {"sample": ".", "sample_features": "features", "sample_latents": "latents"}
 
 
 def path(name: str = "sample") -> str:

@@ -1,0 +1,103 @@
+"""Labels data with trained latent action models, trains small stage-2 policies on the codes, and prints their table.
+
+python launch/studies/latent_policies.py --data NAME=SHARDS,TOKENIZER_RUN ... --out DIR [--recipes tiny tiny=3 ...]
+    [--seeds 1] [--jobs 2] [--overrides train.steps=500 NAME:data.text_length=48 ...]
+
+SHARDS have held-out episodes, and instructions; TOKENIZER_RUN is a run of launch/train.py --config configs/laq.py or
+laq_conv.py. Every run is `launch/label.py` (once a data set), `launch/train.py` and `launch/eval.py`; a study that was
+interrupted goes on where it stopped. RECIPE=3 trains a recipe with three seeds.
+"""
+
+import argparse
+import concurrent.futures
+import pathlib
+from typing import NamedTuple
+
+from lapa_jax.core import studies
+from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.data.labels import read_label_info
+
+
+class Data(NamedTuple):
+    """A data set of --data."""
+
+    name: str
+    shards: str
+    tokenizer: str
+
+
+# What each recipe changes in configs/vla_latent.py:tiny.
+RECIPES = {
+    "tiny": [],
+    "autoregressive": ["model.decode=autoregressive"],
+    "bidirectional": ["model.image_attention=bidirectional"],
+    "openvla_projector": ["model.projection=openvla"],
+}
+COLUMNS = {
+    "codes right": ("latent_accuracy", "{:.1%}"),
+    "majority": ("majority_accuracy", "{:.1%}"),
+    "gain (points)": ("accuracy_gain", "{:+.1%}"),
+    "top 3": ("latent_accuracy_top3", "{:.1%}"),
+    "majority top 3": ("majority_accuracy_top3", "{:.1%}"),
+    "nats": ("loss", "{:.3f}"),
+    "nats, unigram": ("loss_unigram", "{:.3f}"),
+    "other instruction": ("latent_accuracy_shuffled_text", "{:.1%}"),
+    "other picture": ("latent_accuracy_shuffled_image", "{:.1%}"),
+}
+
+
+def main(argv: list[str]) -> None:
+    args = _parser().parse_args(argv)
+    seeds = dict(studies.recipe_and_seeds(text, RECIPES, args.seeds) for text in args.recipes)
+    sets = [_parse_data(text) for text in args.data]
+    names = [data.name for data in sets]
+    overrides = {data: studies.overrides_of(data.name, names, args.overrides) for data in sets}
+    labels = {data: _label(args.out, data) for data in sets}
+    runs = [(data, recipe, seed) for data in sets for recipe in seeds for seed in range(seeds[recipe])]
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        results = list(pool.map(lambda run: _run(args.out, labels[run[0]], overrides[run[0]], *run), runs))
+    rows = [[data.name, recipe, str(seed), *studies.cells(metrics, COLUMNS)]
+            for (data, recipe, seed), metrics in zip(runs, results, strict=True)]  # fmt: skip
+    print(studies.table(["data", "recipe", "seed", *COLUMNS], rows))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)  # fmt: skip
+    parser.add_argument("--data", nargs="+", required=True, help="NAME=SHARDS,TOKENIZER_RUN")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the labels and runs")
+    parser.add_argument("--seeds", type=int, default=1, help="of each recipe that does not name its own number")
+    parser.add_argument("--recipes", nargs="+", default=["tiny"],
+                        help=f"RECIPE or RECIPE=SEEDS, of {', '.join(RECIPES)}")  # fmt: skip
+    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, one core each")
+    parser.add_argument("--overrides", nargs="*", default=[], help="config changes, key=value or NAME:key=value")
+    return parser
+
+
+def _parse_data(text: str) -> Data:
+    name, _, rest = text.partition("=")
+    parts = rest.split(",")
+    if not name or len(parts) != 2 or not all(parts):
+        raise UserError(f"--data {text} is not of the form NAME=SHARDS,TOKENIZER_RUN")
+    return Data(name, *parts)
+
+
+def _label(out: pathlib.Path, data: Data) -> pathlib.Path:
+    """The labels of a data set, which launch/label.py finishes where they were begun."""
+    folder = out / f"labels_{data.name}"
+    studies.call(out / f"labels_{data.name}.log", "launch/label.py", "--run", data.tokenizer, "--data", data.shards,
+                 "--out", str(folder))  # fmt: skip
+    return folder
+
+
+def _run(out: pathlib.Path, labels: pathlib.Path, overrides: list[str], data: Data, recipe: str, seed: int) -> dict:
+    """Trains and evaluates one run unless that is done; returns the metrics."""
+    made_by = read_label_info(labels)["tokenizer"]
+    settings = [f"seed={seed}", f"data.path={data.shards}", f"data.labels={labels}", f"data.labels_tokenizer={made_by}",
+                *RECIPES[recipe], *overrides]  # fmt: skip
+    run = studies.train(out / f"{data.name}_{recipe}_{seed}", "vla_latent.py:tiny", settings)
+    return studies.evaluate(run)["metrics"]
+
+
+if __name__ == "__main__":
+    run_main(main)
