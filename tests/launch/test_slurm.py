@@ -1,0 +1,149 @@
+"""launch/slurm/train.sbatch on a Slurm of two nodes that this machine starts for the test."""
+
+import json
+import os
+import pathlib
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from lapa_jax.core.files import read_json
+from lapa_jax.core.metrics import read_metrics
+from lapa_jax.train.checkpoint import steps
+from lapa_jax.train.distributed import local_gpus
+from tests.launch import private_slurm
+from tests.launch.private_slurm import PrivateSlurm, free_ports
+from tests.launch.several_processes import ARGUMENTS, settings, train, without_cache
+
+SCRIPT = "launch/slurm/train.sbatch"
+MISSING = private_slurm.missing()
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed (slurm-wlm, munge): {', '.join(MISSING)}")
+
+RECORD = """
+import json, os, pathlib, signal, sys, time
+def stop(*_):
+    pathlib.Path(f"stopped{os.environ['SLURM_PROCID']}").touch()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+task, what = os.environ["SLURM_PROCID"], sys.argv[1]
+pathlib.Path(f"task{task}.json").write_text(json.dumps({"arguments": sys.argv[1:], "variables": dict(os.environ)}))
+if what == "fail" and task == "1":
+    sys.exit(3)
+time.sleep(0 if what == "end" else 120)
+"""
+"""Stands in for launch/train.py where only the script and Slurm are looked at."""
+
+
+@pytest.fixture(scope="module")
+def slurm():
+    with PrivateSlurm(nodes=2) as running:
+        running.environment = without_cache(running.environment)
+        yield running
+
+
+@pytest.fixture
+def project(root, tmp_path):
+    """A folder like the project's, with a train.py that writes down what it is given."""
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch/slurm").symlink_to(root / "launch/slurm")
+    (tmp_path / "launch/train.py").write_text(RECORD)
+    return tmp_path
+
+
+def venv() -> dict[str, str]:
+    """Variables by which the script finds the Python that runs the tests."""
+    own = pathlib.Path(sys.prefix)
+    path = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{private_slurm.PATH}"
+    return {"VENV": str(own) if (own / "bin/activate").exists() else "", "PATH": path}
+
+
+def submit(slurm, folder, output, *options, arguments=(), **variables) -> str:
+    return slurm.run("sbatch", "--parsable", f"--chdir={folder}", f"--output={output}", "--cpus-per-task=1", *options,
+                     str(folder / SCRIPT), *arguments, **venv(), **variables)  # fmt: skip
+
+
+def wait(slurm, job: str, output, ready, seconds: float) -> None:
+    """Until `ready()`; fails with the job's output when the time is over."""
+    until = time.monotonic() + seconds
+    while not ready():
+        log = output.read_text() if output.exists() else ""
+        assert time.monotonic() < until, f"job {job} is {slurm.state(job)} after {seconds} s:\n{log}{slurm.log()}"
+        time.sleep(0.1)
+
+
+def wait_for_end(slurm, job: str, output, seconds: float) -> str:
+    wait(slurm, job, output, lambda: slurm.state(job) not in ("PENDING", "RUNNING", "COMPLETING"), seconds)
+    return slurm.state(job)
+
+
+@pytest.mark.parametrize(("per_node", "own"), [(4, [[0], [1], [2], [3]] * 2), (1, [[0, 1, 2, 3]] * 2)])
+def test_all_tasks_see_all_gpus_and_each_takes_its_own(slurm, project, per_node, own):
+    output = project / "out"
+    job = submit(slurm, project, output, "--nodes=2", f"--ntasks-per-node={per_node}",
+                 arguments=("end", "--config.text=two words"), XLA_FLAGS="--xla_mine=1")  # fmt: skip
+    assert wait_for_end(slurm, job, output, 30) == "COMPLETED", output.read_text()
+    tasks = [json.loads((project / f"task{k}.json").read_text()) for k in range(2 * per_node)]
+    assert len(list(project.glob("task*.json"))) == 2 * per_node
+    assert [local_gpus(task["variables"]) for task in tasks] == own
+    for task in tasks:
+        assert task["arguments"] == ["end", "--config.text=two words"]
+        variables = task["variables"]
+        assert variables["XLA_FLAGS"] == "--xla_gpu_enable_latency_hiding_scheduler=true --xla_mine=1"
+        assert variables["XLA_PYTHON_CLIENT_MEM_FRACTION"] == ".90"
+
+
+def test_before_its_time_is_over_a_job_stops_its_tasks_and_queues_again(slurm, project):
+    output = project / "out"
+    job = submit(slurm, project, output, "--nodes=2", "--ntasks-per-node=1", "--gres=none", arguments=("sleep",))
+    wait(slurm, job, output, lambda: len(list(project.glob("task*.json"))) == 2, 30)
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in json.loads((project / "task0.json").read_text())["variables"]
+    slurm.run("scancel", "--batch", "--signal=TERM", job)  # what --signal=B:TERM@300 does
+    wait(slurm, job, output, lambda: slurm.describe(job)["Restarts"] == "1", 30)
+    wait(slurm, job, output, lambda: slurm.state(job) == "PENDING", 30)
+    assert len(list(project.glob("stopped*"))) == 2
+    slurm.run("scancel", job)
+
+
+def test_a_task_that_fails_ends_the_others_and_the_job(slurm, project):
+    output = project / "out"
+    job = submit(slurm, project, output, "--nodes=2", "--ntasks-per-node=1", "--gres=none", arguments=("fail",))
+    assert wait_for_end(slurm, job, output, 60) == "FAILED"
+    assert slurm.describe(job)["Restarts"] == "0"
+
+
+def test_it_is_submitted_from_the_projects_folder(slurm, root, tmp_path):
+    output = tmp_path / "out"
+    job = slurm.run("sbatch", "--parsable", f"--chdir={tmp_path}", f"--output={output}", "--cpus-per-task=1",
+                    "--ntasks-per-node=1", "--gres=none", str(root / SCRIPT))  # fmt: skip
+    assert wait_for_end(slurm, job, output, 30) == "FAILED"
+    assert "is not the project's folder" in output.read_text()
+
+
+def test_two_nodes_train_stop_together_resume_and_equal_one_process(slurm, root, tmp_path):
+    run, output = tmp_path / "run", tmp_path / "out"
+
+    def start(last: int) -> str:
+        return submit(slurm, root, output, "--nodes=2", "--ntasks-per-node=1", "--gres=none", arguments=(
+            *ARGUMENTS, f"--config.train.steps={last}", "--config.train.save_every=100000", "--workdir", str(run)
+        ), JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{free_ports(1)[0]}", **settings(root, 1))  # fmt: skip
+
+    logged = lambda: len(read_metrics(run)) if (run / "metrics.jsonl").exists() else 0  # noqa: E731
+    job = start(100_000)
+    wait(slurm, job, output, lambda: logged() > 2 or slurm.state(job) == "FAILED", 400)
+    slurm.run("scancel", "--signal=TERM", job)
+    assert wait_for_end(slurm, job, output, 60) == "COMPLETED", output.read_text()
+    (stopped,) = steps(run)
+    assert f"asked to stop: saved step {stopped}" in output.read_text()
+    assert read_json(run / "env.json")["devices"] == {"kind": "cpu", "count": 2, "hosts": 2}
+
+    job = start(stopped + 3)
+    assert wait_for_end(slurm, job, output, 400) == "COMPLETED", output.read_text()
+    assert f"resuming from step {stopped}" in output.read_text() and steps(run)[-1] == stopped + 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
+
+    train(root, tmp_path / "one", f"train.steps={stopped + 3}", "train.save_every=100000", devices=2)
+    two, one = ([line for line in read_metrics(tmp_path / name) if "train/loss" in line] for name in ("run", "one"))
+    assert [line["step"] for line in two] == [line["step"] for line in one] == list(range(1, stopped + 4))
+    np.testing.assert_allclose([line["train/loss"] for line in two], [line["train/loss"] for line in one], rtol=1e-5)

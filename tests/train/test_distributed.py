@@ -1,0 +1,119 @@
+"""What a task of Slurm takes from its variables, and what is refused before anything waits for anybody."""
+
+import os
+import signal
+
+import jax
+import pytest
+
+from lapa_jax.core.errors import UserError
+from lapa_jax.train import distributed
+from lapa_jax.train.distributed import StopRequests, check_counts, coordinator, local_gpus
+
+
+def task(**changes) -> dict[str, str]:
+    """Task 5 of 8, four on each of two nodes with four GPUs."""
+    variables = {"SLURM_JOB_ID": "4100", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2",
+                 "SLURM_STEP_TASKS_PER_NODE": "4(x2)", "SLURM_STEP_NODELIST": "localhost", "SLURM_NODEID": "1",
+                 "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_GPUS_ON_NODE": "4"}  # fmt: skip
+    variables |= {f"SLURM_{name}": str(value) for name, value in changes.items() if name != "CUDA"}
+    return variables | ({"CUDA_VISIBLE_DEVICES": changes["CUDA"]} if "CUDA" in changes else {})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("a1", "a1"), ("a1,b7", "a1"), ("n[001-015],m2", "n001"), ("n[007,009-12]", "n007"), ("r[3-4]-gpu", "r3-gpu")],
+)
+def test_processes_meet_on_the_first_node(monkeypatch, nodes, first):
+    asked = []
+    monkeypatch.setattr(distributed.socket, "getaddrinfo", lambda *a: asked.append(a))
+    assert coordinator(task(STEP_NODELIST=nodes)) == f"{first}:{61440 + 4100 - 4096}"
+    assert asked == [(first, 61444)]
+
+
+def test_a_node_name_without_address_is_refused_at_once():
+    with pytest.raises(UserError, match=r"'node1\.invalid' has no address.*set JAX_COORDINATOR_ADDRESS=HOST:61444"):
+        coordinator(task(STEP_NODELIST="node1.invalid,node2"))
+    assert coordinator({**task(STEP_NODELIST="node1.invalid"), "JAX_COORDINATOR_ADDRESS": "here:1"}) == "here:1"
+
+
+@pytest.mark.parametrize(
+    ("changes", "own"),
+    [
+        ({}, [1]),  # one of four, all visible
+        ({"STEP_TASKS_PER_NODE": "1(x2)", "LOCALID": 0}, [0, 1, 2, 3]),  # JAX alone would leave three unused
+        ({"STEP_TASKS_PER_NODE": "2(x2)"}, [2, 3]),
+        ({"STEP_TASKS_PER_NODE": "4,2"}, [2, 3]),  # uneven: two tasks on this node
+        ({"CUDA": "2"}, [0]),  # --gpus-per-task=1: JAX alone would look for GPU 1
+        ({"CUDA": "0,1", "GPUS_ON_NODE": 8}, [0, 1]),  # --gpus-per-task=2
+        ({"CUDA": "4,5,6,7"}, [1]),  # the other half of a node with eight
+        ({"GPUS_ON_NODE": 0}, None),
+    ],
+)
+def test_every_task_takes_its_share_of_the_gpus(changes, own):
+    assert local_gpus(task(**changes)) == own
+
+
+def test_gpus_that_cannot_be_shared_are_refused():
+    with pytest.raises(UserError, match="3 tasks on node .* cannot share 4 GPU"):
+        local_gpus(task(STEP_TASKS_PER_NODE="3(x2)"))
+    with pytest.raises(UserError, match="4 tasks on node .* cannot share 1 GPU"):
+        local_gpus(task(GPUS_ON_NODE=1))
+
+
+def test_counts_are_compared():
+    check_counts(task(), 8, 8)
+    check_counts(task(), 8, None)
+    check_counts({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, 1, 0)
+    with pytest.raises(UserError, match=r"Slurm has 8 tasks .* JAX sees 1 process.*`srun python"):
+        check_counts({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, 1, None)
+    with pytest.raises(UserError, match=r"2 node\(s\) with 4 GPUs each .* JAX sees 2 GPUs .*--ntasks-per-node=4"):
+        check_counts(task(), 8, 2)
+    with pytest.raises(UserError, match=r"JAX sees 0 GPUs.*cuda13.*JAX_PLATFORMS=cpu"):
+        check_counts(task(), 8, 0)
+
+
+def test_a_batch_script_without_srun_is_refused(monkeypatch):
+    for name in (*distributed.VARIABLES, "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    with pytest.raises(UserError, match="srun"):
+        distributed.initialize()
+    monkeypatch.delenv("SLURM_PROCID")
+    distributed.initialize()  # an interactive shell of salloc
+
+
+def test_a_step_of_slurm_names_all_that_jax_would_guess(monkeypatch):
+    given = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a: given.append(a))
+    monkeypatch.setattr(jax, "process_count", lambda: 8)
+    for name, value in task().items():
+        monkeypatch.setenv(name, value)
+    for name in (*distributed.VARIABLES, "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    distributed.initialize()
+    assert given == [("localhost:61444", 8, 5, [1])]
+
+
+def test_one_process_stops_after_the_step_in_which_it_was_asked():
+    before = signal.getsignal(signal.SIGTERM)
+    requests = StopRequests()
+    try:
+        assert not requests.reached()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert requests.reached() and requests.reached()
+    finally:
+        requests.close()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_several_processes_count_from_where_they_began(monkeypatch):
+    asked, ours = [], signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    agree = lambda n: asked.append(n) or n == 3  # noqa: E731
+    monkeypatch.setattr(distributed.multihost_utils, "reached_preemption_sync_point", agree)
+    requests = StopRequests()
+    assert [requests.reached() for _ in range(4)] == [False, False, True, True] and asked == [1, 2, 3]
+    assert signal.getsignal(signal.SIGTERM) is ours, "JAX listens itself"
+    requests.close()
