@@ -5,6 +5,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/venv.sh
 install_venv ""
+# The environment is that of the tests: in it a compiler for GPUs that has no CUDA would complain at every start.
+export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 
 run="${1:-runs/quickstart}"
 echo "== training configs/laq.py:tiny on the embedded sample (lapa_jax/sample) into $run"

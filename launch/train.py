@@ -1,12 +1,13 @@
 """Trains the stage that a config describes; the same command resumes an interrupted run.
 
 python launch/train.py --config configs/laq.py[:tiny] [--workdir runs/x] [--dry_run] [--config.key=value ...]
+python launch/train.py --config configs/vla_latent.py --dry_run --mesh 8x4 --device H100-94GB    # for GPUs not at hand
 """
 
 import argparse
 
 from lapa_jax.core import config as config_lib
-from lapa_jax.core.errors import run_main
+from lapa_jax.core.errors import UserError, run_main
 
 
 def main(argv: list[str]) -> None:
@@ -15,17 +16,26 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--config", required=True, help="config file and optional variant, configs/laq.py:tiny")
     parser.add_argument("--workdir", help="run folder; runs/<config.name> by default")
     parser.add_argument("--dry_run", action="store_true", help="build and compile, print sizes, write nothing")
+    parser.add_argument("--mesh", help="with --dry_run: compile for that many hosts x GPUs, 8x4, instead of run")
+    parser.add_argument("--device", help="with --mesh: which GPUs, H100-94GB")
     args, overrides = parser.parse_known_args(argv)
+    planned = args.mesh is not None or args.device is not None
+    if planned and not (args.mesh and args.device and args.dry_run):
+        raise UserError("--mesh and --device go together and with --dry_run: --dry_run --mesh 8x4 --device H100-94GB")
     config = config_lib.load(args.config, overrides)
 
     from lapa_jax.data.conversion.raw import as_shards
     from lapa_jax.train.distributed import initialize
     from lapa_jax.train.loop import train
+    from lapa_jax.train.plan import plan
     from lapa_jax.train.run import check_config
 
-    initialize()
+    if not planned:
+        initialize()
     workdir = args.workdir or f"runs/{config.name}"
     with as_shards(config, workdir, check_config, dry_run=args.dry_run) as config:
+        if planned:
+            return plan(config, args.mesh, args.device)
         train(config, workdir, dry_run=args.dry_run)
 
 

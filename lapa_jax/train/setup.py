@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import ml_collections
@@ -43,8 +43,9 @@ class Setup:
       taken: which variables begin as those of other runs; empty where the run goes on from its own checkpoint.
       init_from: {prefix: {"path", "step"}} of where they came from when the run began.
       notes: lines for the log about these, and about parameters that are trained later.
-      train_data, val_data: sources of examples (random access).
+      train_data, val_data: sources of examples (random access); None in a plan without data.
       augment: random change of a training example, or None.
+      batch: shapes, dtypes and shardings of a global training batch.
       optimizer: built for the model's parameters.
       abstract: shapes, dtypes and shardings of the state; nothing is allocated.
     """
@@ -59,6 +60,7 @@ class Setup:
     train_data: object
     val_data: object
     augment: object | None
+    batch: dict[str, jax.ShapeDtypeStruct]
     optimizer: Optimizer
     abstract: State
 
@@ -66,27 +68,25 @@ class Setup:
         """This host's slices of the training batches from `start_step` on."""
         config, data = self.config, self.config.data
         return loader.train_batches(
-            self.train_data, seed=config.seed, batch_size=config.train.batch_size, host=_host(), augment=self.augment,
-            start_step=start_step, shuffle=data.shuffle, window=data.window, max_bad_samples=data.max_bad_samples,
-            threads=data.threads, workers=data.workers, prefetch=data.prefetch,
+            self.train_data, seed=config.seed, batch_size=config.train.batch_size,
+            host=sharding.rows_of_host(self.mesh), augment=self.augment, start_step=start_step, shuffle=data.shuffle,
+            window=data.window, max_bad_samples=data.max_bad_samples, threads=data.threads, workers=data.workers,
+            prefetch=data.prefetch,
         )  # fmt: skip
 
     def eval_batches(self) -> Iterator[dict[str, np.ndarray]]:
         """This host's slices of the evaluation batches, the same at every evaluation."""
         config, data = self.config, self.config.data
         return loader.eval_batches(
-            self.val_data, batch_size=config.train.eval_batch_size, host=_host(), limit=data.eval_examples,
-            max_bad_samples=data.max_bad_samples, threads=data.threads, prefetch=data.prefetch,
+            self.val_data, batch_size=config.train.eval_batch_size, host=sharding.rows_of_host(self.mesh),
+            limit=data.eval_examples, max_bad_samples=data.max_bad_samples, threads=data.threads,
+            prefetch=data.prefetch,
         )  # fmt: skip
 
     @property
     def val_datasets(self) -> tuple[str, ...]:
         """The names of the datasets that evaluation tells apart; empty where there is one."""
         return tuple(getattr(self.val_data, "names", ()))
-
-    def train_batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of a global training batch."""
-        return _batch_shapes(self.train_data, self.config.train.batch_size, self.mesh)
 
     def init(self, batch) -> State:
         """Fresh state on the devices, sharded as it is made; what other runs give is read, and never made."""
@@ -109,37 +109,35 @@ class Setup:
         return {"config": config_lib.to_json(self.config), **self.train_data.meta(), **begun}
 
 
-def prepare(config: ml_collections.ConfigDict, saved: Mapping | None = None) -> Setup:
+def prepare(
+    config: ml_collections.ConfigDict, saved: Mapping | None = None, devices: Sequence | None = None
+) -> Setup:  # fmt: skip
     """Builds all parts and refuses, before anything is written or compiled, what cannot work.
 
     Args:
       config: the run's.
       saved: the metadata of the checkpoint that the run goes on from: numbers are scaled as they were then, and the
         runs of `config.init_from` are not needed any more.
+      devices: those of a plan, see `plan`, which only compiles for them: it needs neither data, where `config.data`
+        names none, nor weights for what is frozen. None: all that there are.
     """
     make_patience(config.train)
     config, sources, begun, notes = _begin(config, saved)
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch_size(mesh, config.train.batch_size, config.train.micro_batches)
-    sharding.check_batch_size(mesh, config.train.eval_batch_size)
-    train_data = pipeline.build(config.data, "train", statistics=statistics_of(saved) if saved else None)
-    pipeline.check_trainable(train_data)
-    check_same_data(config, train_data, saved)
-    notes += init_from.check_scales(sources, config, train_data, MODELS)
+    sharding.check_batch_size(mesh, config.train.eval_batch_size, name="eval_batch_size")
+    without_data = devices is not None and not _names_data(config.data)
+    train_data = None if without_data else _training_data(config, saved)
+    if train_data is not None:
+        notes += init_from.check_scales(sources, config, train_data, MODELS)
     config, from_data = _complete(config, train_data)
     task = Task(config_lib.build(MODELS, config.model), config.loss)
-    known = statistics_of(train_data.meta())
-    val_data = pipeline.build(config.data, "val", fields=pipeline.eval_fields(config.data), statistics=known)
-    val_data = _like_training(train_data, val_data)
-    augment = pipeline.augmentation(config.data, train_data)
-    if len(train_data) < config.train.batch_size:
-        raise ConfigError(f"the training split has {len(train_data)} examples, fewer than one batch of "
-                          f"{config.train.batch_size}; give more data or a smaller config.train.batch_size")
-    shapes = _batch_shapes(train_data, config.train.batch_size, mesh)
-    abstract = jax.eval_shape(_init(config, task), shapes)
+    val_data, augment = (None, None) if train_data is None else _further_data(config, train_data)
+    batch = _batch_shapes(_example(task.model, train_data), config.train.batch_size, mesh)
+    abstract = jax.eval_shape(_init(config, task), batch)
     optimizer = make_optimizer(config.optim, config.train.steps, abstract.variables["params"])
     taken = origins.match(sources, abstract.variables, origins.exceptions(config))
-    if saved is None:
+    if saved is None and devices is None:
         init_from.check_frozen(abstract.variables["params"], optimizer.trainable, taken.names)
     sharding.check_replication(abstract, mesh, config.mesh.rules)
     placed = jax.tree.map(
@@ -148,7 +146,7 @@ def prepare(config: ml_collections.ConfigDict, saved: Mapping | None = None) -> 
     )  # fmt: skip
     notes = (*notes, *taken.lines, *_start_lines(optimizer, config.train.steps))
     return Setup(
-        config, from_data, taken, begun, notes, task, mesh, train_data, val_data, augment, optimizer, placed
+        config, from_data, taken, begun, notes, task, mesh, train_data, val_data, augment, batch, optimizer, placed
     )  # fmt: skip
 
 
@@ -157,21 +155,26 @@ def make_patience(train: Mapping) -> Patience:
     return Patience(train.get("best_metric"), train.get("patience"), train.get("min_delta") or 0.0)
 
 
+def lower_step(setup: Setup) -> tuple[jax.stages.Lowered, float]:
+    """Traces the training step, which donates its state, and counts its FLOPs, on all devices together."""
+    train = setup.config.train
+    step = make_train_step(setup.task, setup.optimizer, seed=setup.config.seed, micro_batches=train.micro_batches)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(_shardings(setup.abstract), None))
+    return jitted.lower(setup.abstract, setup.batch), count_flops(step, setup.abstract, setup.batch)
+
+
 def compile_step(setup: Setup) -> tuple[Callable, float]:
     """Compiles the training step ahead of the loop, with a log line before and the memory it needs after.
 
     Returns:
       The compiled step, which donates its state, and its FLOPs.
     """
-    train = setup.config.train
-    step = make_train_step(setup.task, setup.optimizer, seed=setup.config.seed, micro_batches=train.micro_batches)
-    batch = setup.train_batch_shapes()
     LOG.info("compiling the training step for %d device(s) ...", setup.mesh.size)
     start = time.perf_counter()
-    out = (jax.tree.map(lambda leaf: leaf.sharding, setup.abstract), None)
-    compiled = jax.jit(step, donate_argnums=0, out_shardings=out).lower(setup.abstract, batch).compile()
+    lowered, flops = lower_step(setup)
+    compiled = lowered.compile()
     LOG.info("compiled in %.0f s; %s", time.perf_counter() - start, memory_line(compiled))
-    return compiled, count_flops(step, setup.abstract, batch)
+    return compiled, flops
 
 
 def memory_line(compiled) -> str:
@@ -236,6 +239,8 @@ def _begin(config: ml_collections.ConfigDict, saved: Mapping | None) -> tuple:
 
 def _complete(config: ml_collections.ConfigDict, train_data) -> tuple[ml_collections.ConfigDict, dict]:
     """The config with the model's fields that only the data can tell, and these fields alone."""
+    if train_data is None:
+        return config, {}
     found = config_lib.complete(MODELS, config.model, train_data, config.seed)
     before, after = (config_lib.to_json(ml_collections.ConfigDict(dict(m))) for m in (config.model, found))
     filled = {name: value for name, value in after.items() if name not in before or before[name] != value}
@@ -260,13 +265,43 @@ def _without(state: State, names: set[str]) -> State:
     return state.replace(variables={n: leaf for n, leaf in tree.flatten(state.variables).items() if n not in names})
 
 
-def _batch_shapes(source, batch_size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    place, empty = sharding.batch_sharding(mesh), source.batch([])
-    for name, values in empty.items():
+def _names_data(data: Mapping) -> bool:
+    return bool(data.get("path") or data.get("mixture"))
+
+
+def _training_data(config: ml_collections.ConfigDict, saved: Mapping | None):
+    train_data = pipeline.build(config.data, "train", statistics=statistics_of(saved) if saved else None)
+    pipeline.check_trainable(train_data)
+    check_same_data(config, train_data, saved)
+    if len(train_data) < config.train.batch_size:
+        raise ConfigError(f"the training split has {len(train_data)} examples, fewer than one batch of "
+                          f"{config.train.batch_size}; give more data or a smaller config.train.batch_size")
+    return train_data
+
+
+def _further_data(config: ml_collections.ConfigDict, train_data) -> tuple[object, object | None]:
+    """The held-out samples, and the random change of training samples."""
+    known = statistics_of(train_data.meta())
+    val_data = pipeline.build(config.data, "val", fields=pipeline.eval_fields(config.data), statistics=known)
+    return _like_training(train_data, val_data), pipeline.augmentation(config.data, train_data)
+
+
+def _example(model, train_data) -> Mapping[str, np.ndarray]:
+    """Arrays whose axes behind the first are those of a batch: of the data, or without any, as the model says."""
+    if train_data is not None:
+        return train_data.batch([])
+    if not hasattr(model, "example"):
+        raise ConfigError(f"a plan of {type(model).__module__} needs data; set config.data.path")
+    return model.example(1)
+
+
+def _batch_shapes(example: Mapping, batch_size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    place = sharding.batch_sharding(mesh)
+    for name, values in example.items():
         if values.dtype.kind == "U":
             raise ConfigError(f"the samples' '{name}' is text, which no device takes; set data.text_tokenizer")
     return {name: jax.ShapeDtypeStruct((batch_size, *values.shape[1:]), values.dtype, sharding=place)
-            for name, values in empty.items()}  # fmt: skip
+            for name, values in example.items()}  # fmt: skip
 
 
 def _like_training(train_data, val_data):
@@ -281,7 +316,3 @@ def _like_training(train_data, val_data):
             raise ConfigError(f"'{name}' has shape {list(ours[name].shape[1:])} in training and "
                               f"{list(theirs[name].shape[1:])} in the held-out data; evaluate on data of the same kind")
     return val_data
-
-
-def _host() -> tuple[int, int]:
-    return jax.process_index(), jax.process_count()

@@ -10,6 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lapa_jax.core import tree
 from lapa_jax.core.config import ConfigError
+from lapa_jax.core.errors import did_you_mean
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_SPEC = PartitionSpec(("data", "fsdp"))
@@ -48,11 +49,38 @@ def shard_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Ar
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
 
-def check_batch_size(mesh: Mesh, batch_size: int, micro_batches: int = 1) -> None:
-    """Refuses a global batch that the mesh, the hosts and the micro-batches cannot split evenly."""
-    parts = math.lcm(mesh.shape["data"] * mesh.shape["fsdp"], jax.process_count()) * micro_batches
+def rows_of_host(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
+    """Which share of every batch a process reads, (index, count): the rows that its devices hold.
+
+    Processes that differ only along the tensor axis hold the same rows, and read them all.
+
+    Args:
+      mesh: over the devices of all processes. process: None for this one.
+
+    Raises:
+      ConfigError: the rows of two processes overlap, and are not the same.
+    """
+    process = jax.process_index() if process is None else process
+    parts = batch_parts(mesh)
+    owners = np.vectorize(lambda device: device.process_index)(mesh.devices).reshape(parts, -1)
+    held = {owner: tuple(np.flatnonzero((owners == owner).any(1))) for owner in set(owners.flat)}
+    shares, own = sorted(set(held.values())), held[process]
+    if sum(map(len, shares)) != parts or len(set(map(len, shares))) > 1 or own[-1] - own[0] >= len(own):
+        raise ConfigError(f"config.mesh {dict(mesh.shape)} splits batches across processes unevenly; give the tensor "
+                          "axis a divisor or a multiple of the devices of a process")
+    return shares.index(own), len(shares)
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many parts the mesh splits a batch."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def check_batch_size(mesh: Mesh, batch_size: int, micro_batches: int = 1, name: str = "batch_size") -> None:
+    """Refuses a global batch, `config.train.<name>`, that the mesh and the micro-batches cannot split evenly."""
+    parts = batch_parts(mesh) * micro_batches
     if batch_size % parts:
-        raise ConfigError(f"config.train.batch_size {batch_size} does not divide into {parts} parts (devices on the "
+        raise ConfigError(f"config.train.{name} {batch_size} does not divide into {parts} parts (devices on the "
                           f"data and fsdp axes × micro-batches); the next that does is "
                           f"{math.ceil(batch_size / parts) * parts}")
 
@@ -65,9 +93,13 @@ def spec_for(name: str, shape: Sequence[int], mesh: Mesh, rules=()) -> Partition
       shape: the array's shape.
       mesh: the mesh.
       rules: `(regex, partition spec as a tuple)` pairs, matched against the whole name.
+
+    Raises:
+      ConfigError: a rule that does not fit the mesh or the array.
     """
     for regex, spec in rules:
         if re.fullmatch(regex, name):
+            _check_rule(regex, spec, name, shape, mesh)
             return PartitionSpec(*spec)
     if math.prod(shape) < SMALL:
         return PartitionSpec()
@@ -110,6 +142,19 @@ def check_replication(state, mesh: Mesh, rules=()) -> None:
         largest = ", ".join(f"{name} {shape}" for _, name, shape in sorted(copied, reverse=True)[:5])
         raise ConfigError(f"{share:.0%} of the state would be copied to all {mesh.shape['fsdp']} fsdp devices because "
                           f"no axis divides: {largest}; choose another fsdp size or add a rule to config.mesh.rules")
+
+
+def _check_rule(regex: str, spec: Sequence, name: str, shape: Sequence[int], mesh: Mesh) -> None:
+    what = f"config.mesh.rules: '{regex}' -> {tuple(spec)}"
+    if len(spec) > len(shape):
+        raise ConfigError(f"{what} has {len(spec)} axes, {name} {tuple(shape)} has {len(shape)}; give as many or fewer")
+    for axis, (given, size) in enumerate(zip(spec, shape)):
+        names = () if given is None else (given,) if isinstance(given, str) else tuple(given)
+        if unknown := [one for one in names if one not in mesh.shape]:
+            raise ConfigError(f"{what} names the mesh axis {unknown[0]!r}{did_you_mean(unknown[0], AXES)}")
+        if size % (parts := math.prod(mesh.shape[one] for one in names)):
+            raise ConfigError(f"{what} splits axis {axis} of {name} {tuple(shape)} in {parts}, which does not divide "
+                              f"{size}; choose another size of {' and '.join(names)} in config.mesh, or another rule")
 
 
 def _name(path) -> str:

@@ -36,10 +36,10 @@ def test_shapes_are_known_without_reading_a_sample(tmp_path):
     mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     data = {"path": str(folder), "samples": "steps", "fields": ("image", "text")}
     with pytest.raises(ConfigError, match="'text' is text.*data.text_tokenizer"):
-        _batch_shapes(pipeline.build(data, "train"), 4, mesh)
+        _batch_shapes(pipeline.build(data, "train").batch([]), 4, mesh)
     told = pipeline.build({**data, "text_tokenizer": {"name": "bytes"}, "text_length": 9}, "train")
     (folder / "train-00000.tar").unlink()
-    shapes = _batch_shapes(told, 4, mesh)
+    shapes = _batch_shapes(told.batch([]), 4, mesh)
     assert {name: (s.shape, str(s.dtype)) for name, s in shapes.items()} == {
         "image": ((4, 16, 16, 3), "uint8"), "text": ((4, 9), "int32"), "text_mask": ((4, 9), "float32"),
         "episode_id": ((4,), "int32"), "step": ((4,), "int32"),

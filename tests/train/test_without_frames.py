@@ -102,7 +102,7 @@ def test_steps_and_rows_train(toy, shape, data, tmp_path):
     lines = read_metrics(tmp_path / "run")
     assert [line["step"] for line in lines if "val/mse" in line or "val/action_mse" in line] == [0, 2]
     setup = prepare(toys.config(toy, data))
-    assert setup.train_batch_shapes()[toys.KINDS[toy][1]].shape == shape
+    assert setup.batch[toys.KINDS[toy][1]].shape == shape
 
 
 def test_early_stopping_survives_an_interruption(data, tmp_path, monkeypatch):

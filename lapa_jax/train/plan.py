@@ -1,0 +1,163 @@
+"""What a run would need on devices that are not here: its training step is compiled for them, not run.
+
+With the extra `plan` by XLA's compiler for NVIDIA GPUs, which needs neither a GPU nor CUDA; otherwise by that for CPUs,
+whose temporary memory is larger. What the figures mean and leave out: docs/scaling.md.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import ml_collections
+
+from lapa_jax.core import tree
+from lapa_jax.train import plan_hlo
+from lapa_jax.train.plan_devices import Target, how_to_install, target
+from lapa_jax.train.run import LOG, logging_to
+from lapa_jax.train.setup import GIB, Setup, lower_step, on_mesh, prepare
+from lapa_jax.train.sharding import batch_parts
+
+USABLE = 0.9
+"""Share of a device's memory that the run may fill (XLA_PYTHON_CLIENT_MEM_FRACTION); the rest is for CUDA and NCCL."""
+NAMES = {"ema": "averages of parameters"}
+
+
+class Needs(NamedTuple):
+    """What one device needs for a step.
+
+    Attributes:
+      state: {what: bytes} of what lives from step to step.
+      batch: bytes of its share of the batch.
+      temporary: bytes of all that lives within the step: activations, gradients, gathered parameters.
+      peak: bytes at the worst moment, all of the above included.
+      program: what it sends and receives.
+      flops: of the matrix products of a step, with what is computed twice to save memory.
+    """
+
+    state: dict[str, int]
+    batch: int
+    temporary: int
+    peak: int
+    program: plan_hlo.Program
+    flops: float
+
+
+def plan(config: ml_collections.ConfigDict, mesh: str, device: str) -> None:
+    """Compiles the training step for `mesh` of `device` and prints what it needs and whether it fits.
+
+    Args:
+      config: a stage's config; where `config.data` names no data, batches have the shapes that the model says.
+      mesh: hosts x devices per host, "2x4"; how the run uses them is the matter of `config.mesh`.
+      device: one of `plan_devices.DEVICES`.
+
+    Raises:
+      UserError: whatever the run would refuse; an unknown device or mesh.
+    """
+    goal = target(device, mesh)
+    setup = prepare(config, devices=goal.devices)
+    with logging_to(None):
+        LOG.info("compiling the training step of %s for %s of %s ...", config.name, mesh, device)
+        start = time.perf_counter()
+        needs = measure(setup, goal)
+        LOG.info("compiled in %.0f s", time.perf_counter() - start)
+    print("\n".join(describe(setup, goal, needs)))
+
+
+def measure(setup: Setup, goal: Target) -> Needs:
+    """Compiles the step and reads off what it needs."""
+    with on_mesh(setup.mesh):
+        lowered, flops = lower_step(setup)
+        compiled = lowered.compile(compiler_options=dict(goal.options))
+    memory, devices = compiled.memory_analysis(), setup.mesh.size
+    # The CPU's peak leaves temporary memory out.
+    peak = memory.peak_memory_in_bytes if goal.exact else memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    program = plan_hlo.read(compiled.as_text(), devices)
+    return Needs(_state(setup), _bytes(setup.batch), memory.temp_size_in_bytes, peak, program, flops / devices)
+
+
+def describe(setup: Setup, goal: Target, needs: Needs) -> Iterator[str]:
+    """The lines of the report."""
+    yield from _heading(setup, goal)
+    yield ""
+    yield f"{'memory of each device':40s}{'GiB':>10s}"
+    rows = {**needs.state, "batch": needs.batch, "activations and the like (temporary)": needs.temporary,
+            "peak": needs.peak}  # fmt: skip
+    for name, size in rows.items():
+        yield f"  {name:38s}{_gib(size)}"
+    yield ""
+    yield from _traffic(goal, needs.program)
+    yield f"{needs.flops / 1e12:.4g} TFLOP a device and step"
+    yield ""
+    yield verdict(goal, needs)
+
+
+def verdict(goal: Target, needs: Needs) -> str:
+    """Whether it fits, in one line."""
+    usable = USABLE * goal.device.memory
+    found = (f"the peak of {_gib(needs.peak).strip()} GiB is {needs.peak / usable:.0%} of the {usable / GIB:.1f} GiB "
+             f"that a run may fill of an {goal.device.name}")  # fmt: skip
+    if needs.peak <= usable:
+        return f"fits: {found}"
+    remedy = "more micro-batches, remat 'full', more devices on the fsdp axis"
+    if not goal.exact:
+        return f"may not fit: {found}, by an over-estimate; for the GPU's own figure: {how_to_install()}"
+    return f"does not fit: {found}; what helps: {remedy}"
+
+
+def _heading(setup: Setup, goal: Target) -> Iterator[str]:
+    config, train = setup.config, setup.config.train
+    axes = ", ".join(f"{axis} {size}" for axis, size in setup.mesh.shape.items())
+    yield f"{config.name} on {goal.hosts} x {goal.per_host} {goal.device.name}: {axes}"
+    if goal.exact:
+        yield f"compiled by XLA's GPU compiler, jax {jax.__version__}"
+    else:
+        yield "compiled by XLA's CPU compiler: memory and traffic are OVER-ESTIMATED"
+        yield f"for the figures of the GPU's compiler: {how_to_install()}"
+    parts = batch_parts(setup.mesh) * train.micro_batches
+    each, split = train.batch_size // parts, parts // train.micro_batches
+    yield f"batch {train.batch_size} = {each} sequences a device x {split} x {train.micro_batches} micro-batches"
+    trained, frozen = tree.split(setup.abstract.variables["params"], setup.optimizer.trainable)
+    count = lambda part: sum(leaf.size for leaf in jax.tree.leaves(part))  # noqa: E731
+    yield f"{count(trained):,} parameters trained, {count(frozen):,} frozen"
+    if setup.train_data is None:
+        yield "config.data names no data: batches have the shapes that the model says"
+    fresh = [n for n in tree.flatten(frozen) if f"params/{n}" not in setup.taken.names]
+    if fresh:
+        yield f"config.init_from names no weights for {len(fresh)} frozen parameters: they are assumed to come"
+    yield from setup.notes
+
+
+def _traffic(goal: Target, program: plan_hlo.Program) -> Iterator[str]:
+    """A table of collectives."""
+    yield f"{'collectives of each device and step':40s}{'runs':>10s}{'GiB':>10s}{'GiB sent':>10s}{'off host':>10s}"
+    crossing = [c for c in program.collectives if c.crosses(goal.per_host)]
+    for kind in plan_hlo.KINDS:
+        runs, size, moved = plan_hlo.total(program.collectives, kind)
+        if runs:
+            between = plan_hlo.total(crossing, kind)[2]
+            yield f"  {kind:38s}{runs:10,d}{_gib(size)}{_gib(moved)}{_gib(between)}"
+    if program.unknown_loops:
+        yield f"  {program.unknown_loops} loops do not say how often they run and are counted once"
+
+
+def _state(setup: Setup) -> dict[str, int]:
+    """{what: bytes a device} of the state, with names for people."""
+    params, collections = {}, dict(setup.abstract.variables)
+    for name, part in zip(("trained", "frozen"), tree.split(collections.pop("params"), setup.optimizer.trainable)):
+        if size := _bytes(part):
+            params[f"parameters, {name}"] = size
+    others = {NAMES.get(name, name): _bytes(part) for name, part in collections.items()}
+    return {**params, **others, "optimizer state": _bytes(setup.abstract.opt_state)}
+
+
+def _gib(size: float) -> str:
+    """Two digits behind the point, or of a small number the first two that are not 0; ten columns."""
+    return f"{size / GIB:10.2f}" if size == 0 or size >= GIB / 10 else f"{size / GIB:10.2g}"
+
+
+def _bytes(shapes) -> int:
+    """Of arrays, on each device."""
+    leaves = jax.tree.leaves(shapes)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
