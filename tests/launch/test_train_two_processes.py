@@ -1,49 +1,55 @@
-"""Two processes on this machine train as one."""
+"""Processes on this machine train as one, and one, two or four go on with what two have saved."""
 
-import os
-import socket
-import subprocess
-import sys
+import shutil
 
 import numpy as np
+import pytest
 
 from lapa_jax.core.metrics import read_metrics
-from lapa_jax.train.checkpoint import load_for_inference
-from tests.train.test_loop import SMALL
+from lapa_jax.train.checkpoint import load_for_inference, steps
+from tests.launch.several_processes import train
 
-LENGTH = ["steps=4", "batch_size=8", "eval_batch_size=8", "log_every=1", "eval_every=4", "save_every=2"]
-
-
-def start(root, workdir, devices: int, **environment) -> subprocess.Popen:
-    overrides = [f"--config.model.{o}" for o in SMALL] + [f"--config.train.{o}" for o in LENGTH]
-    command = [sys.executable, str(root / "launch/train.py"), "--config", f"{root}/configs/laq.py:tiny", *overrides,
-               "--config.data.eval_examples=20", "--config.mesh.data=1", "--config.mesh.fsdp=2",
-               "--workdir", str(workdir)]  # fmt: skip
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root), "JAX_NUM_CPU_DEVICES": str(devices)}
-    return subprocess.Popen(command, env={**env, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            text=True)  # fmt: skip
+NAMES = ("train/loss", "train/grad_norm", "val/latent_accuracy")
 
 
-def finish(process: subprocess.Popen) -> None:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+def figures(run) -> dict[tuple[int, str], float]:
+    return {(line["step"], name): line[name] for line in read_metrics(run) for name in NAMES if name in line}
 
 
-def test_two_processes_train_as_one(root, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    ranks = [start(root, tmp_path / "two", 1, JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2",
-                   JAX_PROCESS_ID=str(rank)) for rank in range(2)]  # fmt: skip
-    for rank in ranks:
-        finish(rank)
-    finish(start(root, tmp_path / "one", 2))
-    two, one = (read_metrics(tmp_path / name) for name in ("two", "one"))
-    assert [line["step"] for line in two] == [line["step"] for line in one]
-    for a, b in zip(two, one, strict=True):
-        for name in ("train/loss", "train/grad_norm", "val/psnr"):
-            if name in b:
-                np.testing.assert_allclose(a[name], b[name], rtol=1e-4, err_msg=f"{name} at step {b['step']}")
-    # What two processes saved, one reads.
-    loaded = load_for_inference(tmp_path / "two")
-    assert loaded.step == 4 and len(loaded.variables["params"]) > 0
+@pytest.fixture(scope="module")
+def one(root, tmp_path_factory):
+    """Six steps in one process."""
+    run = tmp_path_factory.mktemp("one") / "run"
+    train(root, run, "train.steps=6", "train.save_every=3", devices=2)
+    return figures(run)
+
+
+@pytest.fixture(scope="module")
+def two(root, tmp_path_factory):
+    """The first three of them in two processes."""
+    run = tmp_path_factory.mktemp("two") / "run"
+    train(root, run, "train.steps=3", "train.save_every=3", processes=2)
+    return run
+
+
+def test_two_processes_train_as_one(one, two):
+    found = figures(two)
+    assert {step for step, _ in found} == {0, 1, 2, 3} and len(found) == 1 + 3 * 2 + 1
+    for key, value in found.items():
+        if key != (3, "val/latent_accuracy"):  # one goes on, and is evaluated later
+            np.testing.assert_allclose(value, one[key], rtol=1e-5, err_msg=str(key))
+    loaded = load_for_inference(two)
+    assert loaded.step == 3 and len(loaded.variables["params"]) > 0
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_what_two_saved_others_go_on_with(root, one, two, tmp_path, processes):
+    run = tmp_path / "run"
+    shutil.copytree(two, run)
+    train(root, run, "train.steps=6", "train.save_every=3", processes=processes, devices=max(1, 2 // processes))
+    found = figures(run)
+    assert steps(run) == [3, 6]
+    for step in (4, 5, 6):
+        for name in NAMES[:2]:
+            np.testing.assert_allclose(found[step, name], one[step, name], rtol=1e-5, err_msg=f"{name} at {step}")
+    assert found[6, "val/latent_accuracy"] == one[6, "val/latent_accuracy"]
