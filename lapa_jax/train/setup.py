@@ -315,4 +315,8 @@ def _like_training(train_data, val_data):
         if ours[name].shape[1:] != theirs[name].shape[1:]:
             raise ConfigError(f"'{name}' has shape {list(ours[name].shape[1:])} in training and "
                               f"{list(theirs[name].shape[1:])} in the held-out data; evaluate on data of the same kind")
+    made = [(getattr(source, "label_info", None) or {}).get("tokenizer") for source in (train_data, val_data)]
+    if None not in made and made[0] != made[1]:
+        raise ConfigError(f"the held-out latents are of tokenizer {made[1][:12]}, those of training of {made[0][:12]}: "
+                          "label both with one; codes of two tokenizers mean different things")
     return val_data
