@@ -102,7 +102,7 @@ def check_counts(variables: Mapping[str, str], processes: int, gpus: int | None)
       UserError: JAX sees other counts. All processes raise it alike, so that none waits for the others.
     """
     tasks = int(variables.get("SLURM_STEP_NUM_TASKS") or variables.get("SLURM_NTASKS") or "1")
-    if tasks != processes:
+    if tasks > 1 and tasks != processes:
         raise UserError(f"Slurm has {tasks} tasks for this run (SLURM_NTASKS), JAX sees {processes} process(es); start "
                         f"it with `srun python ...` and without {', '.join(VARIABLES[1:])}, or ask for one task")
     each = int(variables.get("SLURM_GPUS_ON_NODE", "0"))

@@ -130,7 +130,7 @@ def test_two_nodes_train_stop_together_resume_and_equal_one_process(slurm, root,
         ), JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{free_ports(1)[0]}", **settings(root, 1))  # fmt: skip
 
     logged = lambda: len(read_metrics(run)) if (run / "metrics.jsonl").exists() else 0  # noqa: E731
-    job = start(100_000)
+    job = start(5000)
     wait(slurm, job, output, lambda: logged() > 2 or slurm.state(job) == "FAILED", 400)
     slurm.run("scancel", "--signal=TERM", job)
     assert wait_for_end(slurm, job, output, 60) == "COMPLETED", output.read_text()

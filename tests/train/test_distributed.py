@@ -65,6 +65,7 @@ def test_counts_are_compared():
     check_counts(task(), 8, 8)
     check_counts(task(), 8, None)
     check_counts({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, 1, 0)
+    check_counts({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, 2, None)  # started by hand in a job of one task
     with pytest.raises(UserError, match=r"Slurm has 8 tasks .* JAX sees 1 process.*`srun python"):
         check_counts({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, 1, None)
     with pytest.raises(UserError, match=r"2 node\(s\) with 4 GPUs each .* JAX sees 2 GPUs .*--ntasks-per-node=4"):
