@@ -1,27 +1,29 @@
 """Turns weights of other projects into models of ours.
 
   python tools/import_weights.py laq --input laq_openx.pt --out runs/laq_openx [--image_size 256]
-  python tools/import_weights.py llama --input Llama-2-7b-hf --out weights/llama [--no_head]
+  python tools/import_weights.py llama --input Llama-2-7b-hf --out weights/llama [--no_head] [--dtype bfloat16]
   python tools/import_weights.py siglip --input siglip-so400m-patch14-224 --out weights/siglip [--layer -2]
   python tools/import_weights.py dinov2 --input dinov2-with-registers-large --out weights/dinov2 [--layer -2]
 
-write exported folders: `lapa_jax.load` takes the first, `config.init_from` all. `.safetensors` files need nothing else;
-`.pt` files of LAQ need torch. The folders of the others are Hugging Face's, with `config.json` and safetensors in one
-file or in shards; tensors pass through one by one.
+write run folders with the checkpoint of step 0: `lapa_jax.load` takes the first, `config.init_from` all, each device
+reading its own part. `.safetensors` files need nothing else; `.pt` files of LAQ need torch. The folders of the others
+are Hugging Face's, with `config.json` and safetensors in one file or in shards; tensors pass through one by one, by way
+of a file beside the checkpoint that needs as much room again while the import lasts.
 """
 
 import argparse
 import math
 import pathlib
 
+import jax.numpy as jnp
 import numpy as np
 
+from lapa_jax.core import tree
 from lapa_jax.core.errors import UserError, run_main
-from lapa_jax.core.files import read_json
-from lapa_jax.core.pretrained import stream_pretrained
+from lapa_jax.core.files import arrays_on_disk, read_json
 from lapa_jax.models import hugging_face
 from lapa_jax.models.official_laq import convert, unwrap
-from lapa_jax.models.pretrained import save_pretrained
+from lapa_jax.train.checkpoint import check_unused, write_weights
 
 
 def read_state_dict(path: pathlib.Path) -> dict:
@@ -64,13 +66,13 @@ def _to_numpy(value, path: pathlib.Path):
 
 
 def import_laq(source: pathlib.Path, out: pathlib.Path, image_size: int) -> None:
-    """Converts an official LAQ file into an exported folder and says what was done."""
+    """Converts an official LAQ file into a run folder and says what was done."""
     state = read_state_dict(source)
     if not isinstance(state, dict):
         raise UserError(f"{source} holds a {type(state).__name__}, not a state dict")
     plain, notes = unwrap(state)
     spec, variables, dropped = convert(plain, image_size)
-    save_pretrained(out, spec, variables, {"source": {"kind": "official LAQ", "file": source.name}})
+    write_weights(out, {"model": spec}, variables, {"source": {"kind": "official LAQ", "file": source.name}})
     for line in (*notes, *dropped):
         print(line)
     count = sum(np.size(leaf) for leaf in plain.values())
@@ -131,12 +133,12 @@ class TensorFolder:
             raise UserError(f"{path} is not a readable safetensors file ({error})") from None
 
 
-def import_hugging_face(kind: str, source: pathlib.Path, out: pathlib.Path, **options) -> None:
-    """Writes a Hugging Face checkpoint as an exported folder and says what was done.
+def import_hugging_face(kind: str, source: pathlib.Path, out: pathlib.Path, dtype: str, **options) -> None:
+    """Writes a Hugging Face checkpoint as a run folder and says what was done.
 
     Args:
       kind, options: as of `hugging_face.plan`.
-      source: the folder that was downloaded. out: the folder to write.
+      source: the folder that was downloaded. out: the folder to write. dtype: what numbers are stored as.
     """
     if not source.is_dir():
         raise UserError(f"{source} is no folder; give that of a Hugging Face checkpoint")
@@ -148,15 +150,17 @@ def import_hugging_face(kind: str, source: pathlib.Path, out: pathlib.Path, **op
     if wrong := hugging_face.differences(plan, given, wanted):
         raise UserError(f"{source} is no complete {kind} of its config.json; {wrong}")
     meta = {"source": {"kind": f"Hugging Face {kind}", "folder": source.resolve().name}}
-    with stream_pretrained(out, plan.spec, {f"params/{path}": shape for path, shape in wanted.items()}, meta) as writer:
+    with arrays_on_disk(out, wanted, jnp.dtype(dtype)) as arrays:
         for plain, entry in plan.entries.items():
-            writer.put(f"params/{entry.path}", entry.change(tensors.read(names[plain])), entry.layer)
+            array = arrays[entry.path]
+            array[slice(None) if entry.layer is None else entry.layer] = entry.change(tensors.read(names[plain]))
+        write_weights(out, {"model": plan.spec}, {"params": tree.unflatten(arrays)}, meta)
     if left := sorted(set(given) - set(plan.entries)):
         print(f"left out: {len(left)} tensors that the model does not use, {', '.join(left[:3])}"
               f"{', ...' if len(left) > 3 else ''}")  # fmt: skip
     fields = ", ".join(f"{key}={value}" for key, value in plan.spec.items() if key != "name")
     count = sum(math.prod(shape) for shape in wanted.values())
-    print(f"{source.name}: {len(plan.entries)} tensors, {count:,} numbers -> {out}\n{fields}")
+    print(f"{source.name}: {len(plan.entries)} tensors, {count:,} numbers, {dtype} -> {out}\n{fields}")
 
 
 def _without_prefix(name: str, prefixes: tuple[str, ...]) -> str:
@@ -172,6 +176,7 @@ def main(argv: list[str]) -> None:
     for kind in hugging_face.KINDS:
         tower = kinds.add_parser(kind, help=f"a Hugging Face folder of {kind}")
         tower.add_argument("--input", type=pathlib.Path, required=True, help="folder with config.json and safetensors")
+        tower.add_argument("--dtype", default="float32", choices=tree.STORED, help="what the numbers are stored as")
         if kind == "llama":
             tower.add_argument("--no_head", dest="head", action="store_false", help="leave the logits' matrix out")
         else:
@@ -181,6 +186,7 @@ def main(argv: list[str]) -> None:
         command.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
     options = vars(parser.parse_args(argv))
     kind, source, out = (options.pop(name) for name in ("kind", "input", "out"))
+    check_unused(out)
     if kind == "laq":
         import_laq(source, out, **options)
     else:

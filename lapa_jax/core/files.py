@@ -1,13 +1,20 @@
 """Files that are either whole or absent: written under a temporary name, flushed to disk, then renamed."""
 
 import contextlib
+import itertools
 import json
+import math
 import os
 import pathlib
 import secrets
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
 
 from lapa_jax.core.errors import UserError
+
+PAGE = 4096  # bytes: where one of them ends the next begins at a round place
 
 
 @contextlib.contextmanager
@@ -27,6 +34,30 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def arrays_on_disk(
+    folder: str | os.PathLike, shapes: Mapping[str, Sequence[int]], dtype
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields `{name: array}` to write to and read from, which lie in a file without a name, and not in memory.
+
+    Args:
+      folder: made if absent; the file goes with the arrays, whatever happens. shapes: of the arrays. dtype: of all.
+
+    Raises:
+      UserError: the disk has no room for them.
+    """
+    aligned = lambda size: -(-size // PAGE) * PAGE  # noqa: E731
+    sizes = {name: aligned(math.prod(shape) * np.dtype(dtype).itemsize) for name, shape in shapes.items()}
+    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, sum(sizes.values()))
+        except OSError as error:
+            raise UserError(f"{folder}: no room for {sum(sizes.values()) / 1e9:.1f} GB ({error.strerror})") from None
+        starts = dict(zip(sizes, itertools.accumulate(sizes.values(), initial=0)))
+        yield {name: np.memmap(file, dtype, "r+", starts[name], tuple(shape)) for name, shape in shapes.items()}
 
 
 def write_json(path: str | os.PathLike, value) -> None:

@@ -2,17 +2,15 @@
 
 `config.json` is `{"format": "lapa_jax.model", "version": 1, "model": {"name": ..., fields}, "meta": {...}}`. Tensors
 are named by collection and path, "params/encoder/project/kernel". The weights carry the sha256 of their `config.json`,
-so that files of two exports are never taken for one. `stream_pretrained` writes the same files tensor by tensor.
+so that files of two exports are never taken for one.
 """
 
 import contextlib
 import hashlib
 import json
-import math
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import BinaryIO
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import safetensors
@@ -44,62 +42,6 @@ def save_pretrained(folder: str | os.PathLike, model_spec: Mapping, variables: M
     # The weights first: until their config lies beside them, the digests differ and the folder does not load.
     with atomic_path(folder / WEIGHTS_FILE) as temporary:
         safetensors.numpy.save_file(tensors, temporary, metadata={CONFIG_DIGEST: _digest(config)})
-    write_json(folder / CONFIG_FILE, config)
-
-
-class TensorWriter:
-    """Puts float32 tensors, or the layers of stacked ones, at their places in a safetensors file; holds none."""
-
-    def __init__(self, file: BinaryIO, shapes: Mapping[str, Sequence[int]], metadata: Mapping[str, str]):
-        """Writes the header. shapes: {name: shape} of all tensors. metadata: of the file."""
-        header, size = {"__metadata__": dict(metadata)}, 0
-        for name, shape in sorted(shapes.items()):
-            after = size + 4 * math.prod(shape)
-            header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [size, after]}
-            size = after
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        file.write(len(text).to_bytes(8, "little") + text)
-        self._file, self._start, self._header = file, file.tell(), header
-        self._left = {name: 4 * math.prod(shape) for name, shape in shapes.items()}
-
-    def put(self, name: str, array: np.ndarray, layer: int | None = None) -> None:
-        """Writes a whole tensor, or with `layer` that entry of its axis 0.
-
-        Raises:
-          ValueError: another shape than was announced.
-        """
-        shape, (start, _) = tuple(self._header[name]["shape"]), self._header[name]["data_offsets"]
-        if array.shape != (shape if layer is None else shape[1:]):
-            raise ValueError(f"{name} is {shape}; got {array.shape} for layer {layer}")
-        data = np.ascontiguousarray(array, "<f4")
-        self._file.seek(self._start + start + (layer or 0) * data.nbytes)
-        self._file.write(data.data)
-        self._left[name] -= data.nbytes
-
-    def check_whole(self) -> None:
-        """Raises ValueError where bytes were never put, or put twice."""
-        if wrong := [name for name, left in self._left.items() if left]:
-            raise ValueError(f"tensors not written exactly once: {', '.join(wrong)}")
-
-
-@contextlib.contextmanager
-def stream_pretrained(
-    folder: str | os.PathLike, model_spec: Mapping, shapes: Mapping[str, Sequence[int]], meta: Mapping
-) -> Iterator[TensorWriter]:
-    """Like `save_pretrained` for float32 tensors that come one after the other; an error leaves the folder as it was.
-
-    Args:
-      folder, model_spec, meta: as of `save_pretrained`.
-      shapes: {name: shape} of all tensors, "params/encoder/project/kernel".
-    """
-    folder = pathlib.Path(folder)
-    config = {"format": FORMAT, "version": VERSION, "model": dict(model_spec), "meta": dict(meta)}
-    with atomic_path(folder / WEIGHTS_FILE) as temporary:
-        with open(temporary, "wb") as file:
-            writer = TensorWriter(file, shapes, {CONFIG_DIGEST: _digest(config)})
-            yield writer
-        writer.check_whole()
     write_json(folder / CONFIG_FILE, config)
 
 

@@ -22,12 +22,13 @@ from orbax.checkpoint import v1 as ocp
 from lapa_jax.core import config as config_lib
 from lapa_jax.core import tree
 from lapa_jax.core.errors import UserError
-from lapa_jax.core.files import read_json
+from lapa_jax.core.files import read_json, write_json
 from lapa_jax.train import ema
 from lapa_jax.train.state import State
 
 FOLDER = "checkpoints"
 CONFIG_FILE = "config.json"
+CHUNK = 2**26  # bytes of the pieces that imported weights are stored in: a device reads those that it holds a part of
 # Orbax takes any folder with a number for a name as a checkpoint. Writing ends in a rename, but removing an old one
 # does not begin with one: a step that lacks any of these was being removed when its run was killed.
 WHOLE = ("_CHECKPOINT_METADATA", "commit_success.txt", "meta/data.json", "params/_METADATA", "params/manifest.ocdbt",
@@ -100,6 +101,38 @@ class Checkpointer:
     def close(self) -> None:
         """Waits for the last write."""
         self._manager.close()
+
+
+def write_weights(folder: pathlib.Path, config: Mapping, variables: Mapping, meta: Mapping) -> None:
+    """Writes weights that no training made as a run folder whose checkpoint is step 0; `config.json` comes last.
+
+    Args:
+      folder: made if absent. config: the run's, JSON values with "model". meta: what else is known, JSON values.
+      variables: collections of numpy arrays. Those that are mapped from a file do not come into memory as a whole: at
+        most as much as two of the largest is in flight.
+
+    Raises:
+      UserError: the folder holds a run already.
+    """
+    check_unused(folder)
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    context = _context()
+    context.array.saving.use_compression = False  # gains little on weights
+    context.array.saving.storage_options.chunk_byte_size = CHUNK
+    # Orbax limits what is in flight for arrays of JAX alone; on the host's device they may lie where numpy's do.
+    context.memory.write_concurrent_bytes = 1 + max(leaf.nbytes for leaf in jax.tree.leaves(variables))
+    host = jax.local_devices(backend="cpu")[0]
+    variables = jax.tree.map(lambda leaf: jax.device_put(leaf, host, may_alias=True), variables)
+    items = {"params": variables, "state": {"step": np.zeros((), np.int32)}, "meta": {"config": config, **meta}}
+    with context:
+        ocp.save_checkpointables((folder / FOLDER / "0").absolute(), items, overwrite=True)
+    write_json(folder / CONFIG_FILE, config)
+
+
+def check_unused(folder: pathlib.Path) -> None:
+    """Raises UserError where a folder holds a run, trained or imported."""
+    if (folder / CONFIG_FILE).exists():
+        raise UserError(f"{folder} holds a run or an import already; choose another folder, or remove it first")
 
 
 def load_for_inference(path: str | pathlib.Path, step: int | None = None) -> Checkpoint:

@@ -1,9 +1,10 @@
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.models.pretrained import load_pretrained
+from tests.golden.imported import read
 from tools import import_weights
 
 
@@ -16,9 +17,9 @@ def run(source, out, *extra):
     import_weights.main(["laq", "--input", str(source), "--out", str(out), *extra])
 
 
-def test_a_safetensors_file_becomes_an_exported_folder(golden, tmp_path, capsys):
+def test_a_safetensors_file_becomes_a_run_folder(golden, tmp_path, capsys):
     run(golden / "laq_seq4.safetensors", tmp_path / "laq", "--image_size", "64")
-    spec, variables, meta = load_pretrained(tmp_path / "laq")
+    spec, variables, meta = read(tmp_path / "laq")
     assert spec["layout"] == "official" and (spec["dim"], spec["code_seq_len"], spec["heads"]) == (64, 4, 4)
     assert meta["source"]["file"] == "laq_seq4.safetensors"
     official = safetensors.numpy.load_file(golden / "laq_seq4.safetensors")
@@ -31,9 +32,8 @@ def test_a_torch_file_gives_the_same(golden, tmp_path):
     pytest.importorskip("torch")
     for ending in ("pt", "safetensors"):
         run(golden / f"laq_seq4.{ending}", tmp_path / ending, "--image_size", "64")
-    weights = [(tmp_path / ending / "model.safetensors") for ending in ("pt", "safetensors")]
-    a, b = (safetensors.numpy.load_file(path) for path in weights)
-    assert a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+    a, b = (read(tmp_path / ending)[1] for ending in ("pt", "safetensors"))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def test_a_torch_file_without_torch_names_the_extra(tmp_path, monkeypatch):
