@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,35 @@ def test_largest_divisible_axis_goes_to_fsdp():
     assert sharding.spec_for("a/bias", (64,), m) == PartitionSpec()
     rules = ((".*/kernel", ("tensor", "fsdp")),)
     assert sharding.spec_for("a/kernel", (8, 8), m, rules) == PartitionSpec("tensor", "fsdp")
+
+
+@pytest.mark.parametrize("spec, message", [
+    (("tensor", None), r"splits axis 0 of a/kernel \(15, 8\) in 2, which does not divide 15"),
+    ((None, ("fsdp", "tensor")), r"splits axis 1 of a/kernel \(15, 8\) in 16"),
+    ((None, "fdsp"), "names the mesh axis 'fdsp'; did you mean 'fsdp'"),
+    ((None, None, "fsdp"), "has 3 axes, a/kernel .* has 2"),
+])  # fmt: skip
+def test_rules_that_do_not_fit_are_refused(spec, message):
+    wide = SimpleNamespace(shape={"data": 1, "fsdp": 8, "tensor": 2})
+    with pytest.raises(ConfigError, match=message):
+        sharding.spec_for("a/kernel", (15, 8), wide, ((".*kernel", spec),))
+
+
+def owners(*shape: int, per_process: int):
+    """A mesh whose devices belong to processes, so many to each."""
+    devices = [SimpleNamespace(process_index=number // per_process) for number in range(np.prod(shape))]
+    return SimpleNamespace(shape=dict(zip(sharding.AXES, shape)), devices=np.array(devices).reshape(shape))
+
+
+def test_processes_of_the_same_rows_read_the_same():
+    shares = lambda mesh, count: [sharding.rows_of_host(mesh, process) for process in range(count)]  # noqa: E731
+    assert shares(owners(1, 4, 1, per_process=1), 4) == [(0, 4), (1, 4), (2, 4), (3, 4)]
+    assert shares(owners(2, 2, 1, per_process=2), 2) == [(0, 2), (1, 2)]
+    assert shares(owners(1, 2, 2, per_process=1), 4) == [(0, 2), (0, 2), (1, 2), (1, 2)]
+    assert shares(owners(1, 2, 2, per_process=2), 2) == [(0, 2), (1, 2)]
+    assert shares(owners(1, 1, 8, per_process=4), 2) == [(0, 1), (0, 1)]
+    with pytest.raises(ConfigError, match="splits batches across processes unevenly"):
+        sharding.rows_of_host(owners(1, 2, 3, per_process=2), 0)
 
 
 def test_the_scan_axis_is_never_split():
