@@ -18,12 +18,15 @@ from lapa_jax.data.samples.meta import statistics_of
 from lapa_jax.train.origins import Origin
 
 WIDE, TOLERANCE = 160, 1e-6
+# Fields of models that say how they compute, not what: a run chooses them for the parts that it takes.
+HOW = ("dtype", "remat", "flash")
 
 
 def fill_model(
     config: ml_collections.ConfigDict, specs: Mapping[str, tuple[object, Mapping]]
 ) -> tuple[ml_collections.ConfigDict, list[str]]:
-    """Fills in the fields of the model that describe a model which the run takes from elsewhere.
+    """Fills in the fields of the model that describe a model which the run takes from elsewhere, but for those of `HOW`
+    that the config gives.
 
     Args:
       config: the run's.
@@ -42,6 +45,7 @@ def fill_model(
             continue
         given = config_lib.to_json(ml_collections.ConfigDict({"it": config.model[prefix]}))["it"]
         _check_given(prefix, given, where, spec)
+        spec = {**spec, **{name: value for name, value in (given or {}).items() if name in HOW and value is not None}}
         if given != spec:
             filled[prefix] = spec
             lines.append(f"from {where}: model.{prefix} = {textwrap.shorten(repr(dict(spec)), WIDE)}")
@@ -59,7 +63,7 @@ def _check_given(prefix: str, given, where: object, spec: Mapping) -> None:
     if not isinstance(given, Mapping):
         raise ConfigError(f"config.model.{prefix} is {given!r}; leave it None: config.init_from.{prefix} fills it in")
     for name, value in given.items():
-        if value is not None and spec.get(name) != value:
+        if value is not None and name not in HOW and spec.get(name) != value:
             raise ConfigError(f"config.model.{prefix}.{name} is {value!r}, {where} has {spec.get(name)!r}; leave "
                               f"config.model.{prefix} None, or give another run as config.init_from.{prefix}")
 

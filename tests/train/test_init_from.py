@@ -14,7 +14,7 @@ from lapa_jax.core.config import ConfigError
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.metrics import read_metrics
 from lapa_jax.inference import restore
-from lapa_jax.train import origins
+from lapa_jax.train import init_from, origins
 from lapa_jax.train.checkpoint import load_for_inference
 from lapa_jax.train.loop import train
 from lapa_jax.train.setup import prepare
@@ -197,6 +197,17 @@ def test_another_type_is_a_difference(tokenizer, data, tmp_path):
     pretrained.save_pretrained(tmp_path / "half", spec, variables, saved.meta)
     with pytest.raises(UserError, match="params/decoder/bias is float16 where float32 is expected"):
         prepare(policy(data, {"tokenizer": str(tmp_path / "half")}))
+
+
+def test_a_part_computes_as_the_config_says_and_is_what_the_other_run_says():
+    given = {"name": "llama", "dim": 8, "dtype": "bfloat16", "remat": "full", "heads": None}
+    config = ml_collections.ConfigDict({"model": {"name": "policy", "llm": given}})
+    spec = {"name": "llama", "dim": 8, "heads": 2, "remat": "none", "sizes": [1, 2]}
+    found, lines = init_from.fill_model(config, {"llm": ("weights/llama", spec)})
+    want = {**spec, "dtype": "bfloat16", "remat": "full", "sizes": (1, 2)}
+    assert found.model.llm.to_dict() == want and len(lines) == 1
+    with pytest.raises(ConfigError, match="config.model.llm.dim is 8, weights/llama has 16"):
+        init_from.fill_model(config, {"llm": ("weights/llama", {**spec, "dim": 16})})
 
 
 def shape(*sizes, dtype="float32"):
