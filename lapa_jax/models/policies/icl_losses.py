@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lapa_jax.models.policies import action_measures
+
 TRANSLATION = 3
 """The first numbers of an action, whose direction the cosine loss compares."""
 
@@ -49,10 +51,7 @@ def summarize(arrays: dict[str, np.ndarray]) -> dict[str, float]:
     """
     mask = arrays["action_mask"] > 0
     squared = per_window(arrays, "prediction")
-    action = arrays["action"][mask]
-    error = arrays["prediction"][mask] - action
-    found = {"action_mse": float((error**2).mean()), "action_mae": float(np.abs(error).mean()),
-             "action_r2": r2(arrays["prediction"][mask], action)}  # fmt: skip
+    found = action_measures.errors(arrays["prediction"][mask], arrays["action"][mask])
     if "prediction_none" not in arrays:
         return found
     none, wrong = per_window(arrays, "prediction_none"), per_window(arrays, "prediction_wrong")
@@ -77,11 +76,3 @@ def per_window(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
 def by_task(task: np.ndarray, chosen: np.ndarray) -> list[np.ndarray]:
     """bool [N] for each task that has a chosen window: these windows."""
     return [(task == number) & chosen for number in np.unique(task[chosen])]
-
-
-def r2(prediction: np.ndarray, action: np.ndarray) -> float:
-    """Mean coefficient of determination f32 [N, A] over the dimensions that vary; NaN where none does."""
-    spread = np.square(action - action.mean(0)).mean(0)
-    varies = spread > 1e-8
-    error = np.square(prediction - action).mean(0)
-    return float((1 - error[varies] / spread[varies]).mean()) if varies.any() else float("nan")

@@ -46,8 +46,8 @@ class Model(VisionLanguageModel):
         self.queries = self.param("queries", new, (self.code_length if parallel else 1, dim))
         if not parallel:
             self.code_embedding = self.param("code_embedding", new, (self.codebook_size, dim))
-        self.head_norm = LayerNorm(dtype=jnp.dtype(self.dtype))
-        self.head = Linear(self.codebook_size, dtype=jnp.dtype(self.dtype))
+        self.codes_norm = LayerNorm(dtype=jnp.dtype(self.dtype))
+        self.to_codes = Linear(self.codebook_size, dtype=jnp.dtype(self.dtype))
 
     @nn.nowrap
     def check(self) -> None:
@@ -126,7 +126,7 @@ class Model(VisionLanguageModel):
         return self.code_embedding[codes].astype(jnp.dtype(self.llm.dtype))
 
     def _logits(self, hidden: jax.Array) -> jax.Array:
-        return self.head(self.head_norm(hidden)).astype(jnp.float32)
+        return self.to_codes(self.codes_norm(hidden)).astype(jnp.float32)
 
 
 def _cross_entropy(logits: jax.Array, codes: jax.Array) -> jax.Array:

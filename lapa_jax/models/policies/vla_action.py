@@ -1,0 +1,175 @@
+"""Stage 3 of LAPA (Ye et al. 2024): the vision-language model of stage 2, taught the actions of a robot."""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.core.output import Output
+from lapa_jax.data.samples.meta import statistics_of
+from lapa_jax.data.statistics import kinds
+from lapa_jax.models.policies import action_measures, vla_data
+from lapa_jax.models.policies.vision_language import Prefix, VisionLanguageModel
+from lapa_jax.models.policies.vla_heads import BinHead, ChunkHead, LatentHead, Predicted
+from lapa_jax.nn.linear import Linear
+from lapa_jax.nn.norm import LayerNorm
+
+HEADS = ("bins", "latent", "chunk")
+
+
+def from_data(spec: dict, source, seed: int) -> dict:
+    """Fills in what is None and only the data tell: sizes, and which dimensions of actions are constant or binary.
+
+    With several data sets a dimension counts as constant or binary if it is so in each that has it.
+    """
+    batch = source.batch([])
+    if len(batch.get("action", np.zeros(0)).shape) != 3:
+        raise UserError(f"{spec['name']} learns chunks of actions, the samples hold {sorted(batch)}: set "
+                        "data.samples=chunks and name 'action' in data.fields")
+    found = {"chunk_length": batch["action"].shape[1], "action_dim": batch["action"].shape[2],
+             "state_dim": batch["state"].shape[-1] if "state" in batch else 0}  # fmt: skip
+    words = [kinds(columns["action"]) for columns in statistics_of(source.meta()).values()]
+    for kind in ("constant", "binary"):
+        found[kind] = [i for i in range(found["action_dim"]) if {w[i] for w in words if i < len(w)} == {kind}]
+    filled = vla_data.body_from_data(spec, source)
+    given = {name: None if spec.get(name) is None else spec[name] for name in found}
+    return {**filled, **vla_data.agree(given, found)}
+
+
+class Model(VisionLanguageModel):
+    """Chunks of actions from pictures, an instruction and proprioception.
+
+    Batches are those of `data.samples = "chunks"` with the fields "image", "text", "action" and perhaps "state",
+    normalised. The loss is "action", a mean over the steps and dimensions that count: the cross-entropy of bins, or the
+    absolute error.
+
+    Attributes: those of `VisionLanguageModel`, and
+      action_dim, chunk_length: A, T. state_dim: S, 0 for none. constant, binary: dimensions that never change, which
+        nothing is learned from, and those of two values. None is taken from the data.
+      head: "bins", "latent" or "chunk", see `vla_heads`. bins: K, of "bins". head_width, head_heads: of the others.
+      code_length, codebook_size: of "latent": those of the stage-2 run, whose queries and head it goes on with.
+      latent_context: of "latent": see `LatentHead`.
+    """
+
+    action_dim: int | None = None
+    chunk_length: int | None = None
+    state_dim: int | None = None
+    constant: tuple[int, ...] | None = None
+    binary: tuple[int, ...] | None = None
+    head: str = "bins"
+    bins: int = 256
+    head_width: int = 512
+    head_heads: int = 8
+    code_length: int = 4
+    codebook_size: int = 8
+    latent_context: bool = True
+
+    def setup(self):
+        super().setup()
+        dtype, new = jnp.dtype(self.dtype), nn.initializers.normal(0.02)
+        self.see_state = Linear(self.llm.dim, dtype=dtype) if self.state_dim else None
+        sizes = {"chunk_length": self.chunk_length, "action_dim": self.action_dim, "dtype": dtype}
+        if self.head == "latent":
+            # named as in stage 2, whose values they begin with
+            self.queries = self.param("queries", new, (self.code_length, self.llm.dim))
+            self.codes_norm, self.to_codes = LayerNorm(dtype=dtype), Linear(self.codebook_size, dtype=dtype)
+            self.act = LatentHead(width=self.head_width, heads=self.head_heads, context=self.latent_context, **sizes)
+            return
+        if self.head == "bins":
+            self.act = BinHead(bins=self.bins, binary=tuple(self.binary), **sizes)
+        else:
+            self.act = ChunkHead(width=self.head_width, **sizes)
+        count = BinHead.QUERIES if self.head == "bins" else self.chunk_length
+        self.action_queries = self.param("action_queries", new, (count, self.llm.dim))
+
+    @nn.nowrap
+    def check(self) -> None:
+        """Raises UserError for fields that cannot work, with what to change."""
+        super().check()
+        if self.head not in HEADS:
+            raise UserError(f"head is '{self.head}'{did_you_mean(self.head, HEADS)}")
+        for name, least in (("action_dim", 1), ("chunk_length", 1), ("state_dim", 0), ("bins", 2), ("head_width", 1)):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
+                raise UserError(f"{name} is {getattr(self, name)!r}; it must be a whole number, at least {least}")
+        if self.head == "latent" and self.head_width % self.head_heads:
+            raise UserError(f"head_width {self.head_width} is no multiple of head_heads, {self.head_heads}")
+        if len(self.constant or ()) == self.action_dim:
+            raise UserError("every dimension of the actions is constant; there is nothing to learn from these data")
+
+    @nn.nowrap
+    def example(self, batch_size: int) -> dict[str, np.ndarray]:
+        """A batch of zeros with the right shapes and dtypes, with all masks 1."""
+        shape = (batch_size, self.chunk_length, self.action_dim)
+        state = {"state": np.zeros((batch_size, self.state_dim), np.float32)} if self.state_dim else {}
+        return {**super().example(batch_size), **state, "action": np.zeros(shape, np.float32),
+                "action_mask": np.ones(shape[:2], np.float32)}  # fmt: skip
+
+    def __call__(self, batch: Mapping[str, jax.Array], *, train: bool) -> Output:
+        """The loss of a batch; nothing differs in training."""
+        with self.adapters():
+            predicted = self._predicted(batch)
+        weight = self._weight(batch)
+        error = jnp.sum(self.act.loss(predicted, batch["action"]) * weight, (1, 2))
+        away = jnp.sum(jnp.square(predicted.action - batch["action"]) * weight, (1, 2))
+        count = jnp.maximum(jnp.mean(jnp.sum(weight, (1, 2))), 1e-6)
+        return Output(losses={"action": error / count}, metrics={"action_mse": away / count})
+
+    def predict(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """{"action": f32 [B, T, A]}, normalised."""
+        with self.adapters():
+            return {"action": self._predicted(batch).action}
+
+    def evaluate(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Per example: "action" and "prediction" f32 [B, T, A], "weight" f32 [B, T, A] of what counts, and of bins
+        "near" bool [B, T, A], whether the predicted one is at most one away."""
+        with self.adapters():
+            predicted = self._predicted(batch)
+        found = {"action": batch["action"], "prediction": predicted.action, "weight": self._weight(batch)}
+        if predicted.logits is not None:
+            away = jnp.argmax(predicted.logits, -1) - self.act.bins_of(batch["action"])
+            found["near"] = jnp.abs(away) <= 1
+        return found
+
+    @nn.nowrap
+    def summarize(self, arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Scalars of the arrays of `evaluate` over a data set, in normalised units.
+
+        "action_mse", "action_mae", "action_r2" over the dimensions that are not constant, "gripper_accuracy" of those
+        of two values, "bin_accuracy": share of the bins that are right or next to it.
+        """
+        there = arrays["weight"].max(2) > 0
+        moving = [i for i in range(self.action_dim) if i not in self.constant]
+        prediction, action = arrays["prediction"][there], arrays["action"][there]
+        found = action_measures.errors(prediction[:, moving], action[:, moving])
+        if self.binary:
+            found["gripper_accuracy"] = action_measures.gripper_accuracy(prediction, action, self.binary)
+        if "near" in arrays:
+            found["bin_accuracy"] = float(arrays["near"][arrays["weight"] > 0].mean())
+        return found
+
+    def _predicted(self, batch) -> Predicted:
+        prefix = self._prefix(batch)
+        rows = len(batch["text"])
+        spread = lambda queries: jnp.broadcast_to(queries, (rows, *queries.shape))  # noqa: E731
+        if self.head != "latent":
+            return self.act(self.hidden(prefix, spread(self.action_queries)), *prefix)
+        logits = self.to_codes(self.codes_norm(self.hidden(prefix, spread(self.queries))))
+        return self.act(jax.nn.softmax(logits.astype(jnp.float32)), *prefix)
+
+    def _prefix(self, batch) -> Prefix:
+        """What is read, and proprioception as a token behind it."""
+        prefix = self.read(batch)
+        if not self.state_dim:
+            return prefix
+        state = self.see_state(batch["state"])[:, None].astype(prefix.embeddings.dtype)
+        return Prefix(jnp.concatenate([prefix.embeddings, state], axis=1),
+                      jnp.concatenate([prefix.real, jnp.ones((len(state), 1), bool)], axis=1))  # fmt: skip
+
+    def _weight(self, batch) -> jax.Array:
+        """f32 [B, T, A]: 0 for steps without an action, constant dimensions and those that a robot does not have."""
+        moving = jnp.array([i not in self.constant for i in range(self.action_dim)], jnp.float32)
+        weight = batch["action_mask"][..., None] * moving
+        return weight * batch["action_dims"][:, None] if "action_dims" in batch else weight
