@@ -139,7 +139,7 @@ class VisionTower(nn.Module):
         """[N, L, D] with positions, behind the class token, which has one too, and the registers, which have none."""
         count, side = int(self.CLASS_TOKEN), self.image_size // self.patch
         new = nn.initializers.normal(0.02)
-        table = self.param("positions", new, (count + side * side, self.dim))
+        table = self.param("positions", _starting_positions, count, side, self.dim)
         patches = resize_positions(table[count:], grid, antialias=self.registers > 0)
         tokens = []
         if self.CLASS_TOKEN:
@@ -148,6 +148,20 @@ class VisionTower(nn.Module):
             tokens.append(self.param("registers", new, (self.registers, self.dim)))
         tokens = [jnp.broadcast_to(token.astype(x.dtype), (len(x), *token.shape)) for token in tokens]
         return jnp.concatenate([*tokens, x + patches.astype(x.dtype)], axis=1)
+
+
+def _starting_positions(key: jax.Array, tokens: int, side: int, dim: int) -> jax.Array:
+    """Learned positions begin as sines and cosines of rows and columns (Beyer et al. 2022), f32 [tokens + side^2, dim].
+
+    Random ones of the usual size, 0.02, are lost beside features of patches: a tower that is trained from scratch would
+    first have to find out where things are. The `tokens` before the patches, which lie nowhere, begin at random.
+    """
+    quarter = -(-dim // 4)
+    turns = np.arange(side)[:, None] / 10000 ** (np.arange(quarter) / quarter)
+    waves = np.concatenate([np.sin(turns), np.cos(turns)], axis=1)  # [side, dim / 2]
+    rows, columns = np.repeat(waves, side, axis=0), np.tile(waves, (side, 1))
+    grid = np.concatenate([rows, columns], axis=1)[:, :dim].astype(np.float32)
+    return jnp.concatenate([0.02 * jax.random.normal(key, (tokens, dim)), jnp.asarray(grid)])
 
 
 def resize_positions(table: jax.Array, grid: tuple[int, int], *, antialias: bool) -> jax.Array:
