@@ -4,6 +4,7 @@ With the extra `plan` by XLA's compiler for NVIDIA GPUs, which needs neither a G
 whose temporary memory is larger. What the figures mean and leave out: docs/scaling.md.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import jax
 import ml_collections
 
 from lapa_jax.core import tree
+from lapa_jax.core.errors import UserError
 from lapa_jax.train import plan_hlo
 from lapa_jax.train.plan_devices import Target, how_to_install, target
 from lapa_jax.train.run import LOG, logging_to
@@ -56,8 +58,8 @@ def plan(config: ml_collections.ConfigDict, mesh: str, device: str) -> None:
       UserError: whatever the run would refuse; an unknown device or mesh.
     """
     goal = target(device, mesh)
-    setup = prepare(config, devices=goal.devices)
-    with logging_to(None):
+    with logging_to(None), _cudnn_explained():
+        setup = prepare(config, devices=goal.devices)
         LOG.info("compiling the training step of %s for %s of %s ...", config.name, mesh, device)
         start = time.perf_counter()
         needs = measure(setup, goal)
@@ -104,6 +106,19 @@ def verdict(goal: Target, needs: Needs) -> str:
     if not goal.exact:
         return f"may not fit: {found}, by an over-estimate; for the GPU's own figure: {how_to_install()}"
     return f"does not fit: {found}; what helps: {remedy}"
+
+
+@contextlib.contextmanager
+def _cudnn_explained() -> Iterator[None]:
+    """Says what to do where fused attention is asked for and its library is not there to compile it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "cudnn" not in str(error).lower():
+            raise
+        raise UserError("the config asks for cuDNN's fused attention, which XLA's GPU compiler compiles with cuDNN: "
+                        "pip install --no-deps nvidia-cudnn-cu13 (0.5 GB), or plan without it, which takes more "
+                        "memory: --config.model.llm.flash=False") from error  # fmt: skip
 
 
 def _heading(setup: Setup, goal: Target) -> Iterator[str]:
