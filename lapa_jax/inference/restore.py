@@ -11,6 +11,7 @@ from lapa_jax.inference.action_tokenizer import ActionTokenizer
 from lapa_jax.inference.feature_tokenizer import FeatureTokenizer
 from lapa_jax.inference.in_context import InContextPolicy
 from lapa_jax.inference.latent_policy import LatentPolicy
+from lapa_jax.inference.policy import Policy
 from lapa_jax.inference.tokenizer import LatentActionTokenizer
 from lapa_jax.inference.trained import TrainedModel
 from lapa_jax.models import pretrained
@@ -52,8 +53,8 @@ def _kind(model) -> type[TrainedModel] | None:
     if hasattr(model, "start") and hasattr(model, "extend"):
         return InContextPolicy
     fields = model.example(1) if hasattr(model, "example") else {}
-    if "text" in fields and "latent" in fields:
-        return LatentPolicy
+    if "text" in fields:
+        return LatentPolicy if "latent" in fields else Policy
     if not (hasattr(model, "encode") and hasattr(model, "decode")):
         return None
     if "frames" in fields:
