@@ -7,6 +7,7 @@ def evaluation_of(model):
     from lapa_jax.inference.feature_tokenizer import FeatureTokenizer
     from lapa_jax.inference.in_context import InContextPolicy
     from lapa_jax.inference.latent_policy import LatentPolicy
+    from lapa_jax.inference.policy import Policy
 
     if isinstance(model, ActionTokenizer):
         from lapa_jax.inference.evaluations.actions import Evaluation
@@ -16,6 +17,8 @@ def evaluation_of(model):
         from lapa_jax.inference.evaluations.in_context import Evaluation
     elif isinstance(model, LatentPolicy):
         from lapa_jax.inference.evaluations.latent_policy import Evaluation
+    elif isinstance(model, Policy):
+        from lapa_jax.inference.evaluations.policy import Evaluation
     else:
         from lapa_jax.inference.evaluations.latent_actions import Evaluation
     return Evaluation
