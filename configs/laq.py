@@ -2,6 +2,8 @@
 
 Without a variant: the paper's sizes and optimizer (LAPA, arXiv 2410.11758, and its released training script).
 
+  features    DINOv2's features of the frames instead of their pixels, on both sides (as in UniVLA, arXiv 2505.06111);
+              weights by tools/import_weights.py, as init_from.tower
   cosine      the optimizer of most later work: AdamW, warm-up, cosine decay, batches of 256
   small       a model and recipe that two CPU cores train in minutes; set data.path and the gap
   tiny        the same on the embedded sample
@@ -112,6 +114,23 @@ def cosine(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return config
 
 
+def features(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """DINOv2 large at 224 px, 256 patches, frozen; the encoder and decoder are those of the paper's size."""
+    config.name = "laq_features"
+    config.init_from = ml_collections.ConfigDict({"tower": config_dict.placeholder(str)})
+    config.model.update({"image_size": 224, "patch_size": 14, "target": "features", "output": "residual"})
+    config.model.dtype = "bfloat16"
+    config.model.tower = ml_collections.ConfigDict({
+        "name": "vision.dinov2", "image_size": 518, "patch": 14, "dim": 1024, "depth": 24, "heads": 16, "hidden": 4096,
+        "registers": 4, "layer": -1, "dtype": "bfloat16", "remat": "none",
+    })  # fmt: skip
+    # Those left out compare pixels.
+    del config.loss.motion, config.loss.coarse
+    config.optim.groups = (("tower/.*", None), (".*", {}))
+    config.optim.frozen_dtype = "bfloat16"
+    return config
+
+
 def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """One million parameters at 32 px; what each departure from the paper buys stands in docs/results.md."""
     config.name = "laq_small"
@@ -142,7 +161,7 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return config
 
 
-VARIANTS = {"": lambda config: config, "cosine": cosine, "small": small, "tiny": tiny}
+VARIANTS = {"": lambda config: config, "features": features, "cosine": cosine, "small": small, "tiny": tiny}
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:

@@ -80,7 +80,7 @@ def table(section: str) -> dict[str, str]:
 
 
 def test_overrides_in_the_pages_exist(root):
-    known = set().union(*(fields_of(root, name) for name in configs(root)))
+    known = set().union(*(fields_of(root, name) for name in [*configs(root), "laq.py:features"]))
     for kind in pipeline.kinds():
         options = importlib.import_module(f"lapa_jax.data.samples.{kind}").Options
         known |= {f"data.{field.name}" for field in dataclasses.fields(options)}

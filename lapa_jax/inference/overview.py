@@ -15,18 +15,18 @@ ROWS, SEQUENCES = 4, 6
 # metric, title, value of a model that has learned nothing
 CURVES = (
     ("val/psnr_gain", "PSNR over copying the first frame, dB", 0.0),
+    ("val/feature_gain", "gain over copying the features, dB", 0.0),
     ("val/swap_gap", "error added by other pairs' codes", 0.0),
     ("val/perplexity", "codes in use per position", 1.0),
     ("val/action_probe_r2", "R² from codes to the action", 0.0),
 )
 
 
-def draw(path, tokenizer, examples: Examples, codes: np.ndarray, history: Sequence[Mapping]) -> pathlib.Path:
+def draw(path, examples: Examples, codes: np.ndarray, history: Sequence[Mapping]) -> pathlib.Path:
     """Draws the picture.
 
     Args:
       path: the PNG to write.
-      tokenizer: the model.
       examples: pairs to show; the first four are drawn.
       codes: int32 `[M, N]`, codes of held-out pairs.
       history: the lines of `metrics.jsonl`; curves that it does not hold are left out.
@@ -36,7 +36,7 @@ def draw(path, tokenizer, examples: Examples, codes: np.ndarray, history: Sequen
     """
     curves = [(title, base, _curve(history, name)) for name, title, base in CURVES]
     curves = [curve for curve in curves if len(curve[2])]
-    counts = usage.histogram(codes, tokenizer.codebook_size)
+    counts = usage.histogram(codes, examples.view.codebook_size)
     with matplotlib.rc_context(plots.STYLE):
         heights = [2.4 if curves else 0.1, 5.8, 2.2]
         figure = Figure(figsize=(12, sum(heights)), layout="constrained")
@@ -44,7 +44,7 @@ def draw(path, tokenizer, examples: Examples, codes: np.ndarray, history: Sequen
         _draw_curves(top, curves)
         left, right = middle.subfigures(1, 2, width_ratios=[3, SEQUENCES])
         _draw_examples(left, examples)
-        _draw_gallery(right, tokenizer, examples, codes)
+        _draw_gallery(right, examples, codes)
         plots.draw_histograms(bottom, counts, [perplexity(row) for row in counts])
         return plots.save(figure, path)
 
@@ -66,15 +66,14 @@ def _draw_curves(figure, curves) -> None:
 
 
 def _draw_examples(figure, examples: Examples) -> None:
-    first, second = (plots.to_float(examples.frames[:ROWS, i]) for i in range(2))
-    shown = np.stack([first, second, plots.to_float(examples.reconstructions[:ROWS])], axis=1)
+    shown = np.concatenate([examples.shown[:ROWS], plots.to_float(examples.reconstructions[:ROWS])[:, None]], axis=1)
     names = ["frame", "next frame", "reconstruction"]
     plots.draw_grid(figure.subplots(), shown, names, title="pairs in which much changes")
 
 
-def _draw_gallery(figure, tokenizer, examples: Examples, codes: np.ndarray) -> None:
+def _draw_gallery(figure, examples: Examples, codes: np.ndarray) -> None:
     sequences = usage.sequences(codes)[0][:SEQUENCES]
-    changed, scale = plots.what_changes(decode_grid(tokenizer, examples.frames[:ROWS, 0], sequences))
+    changed, scale = plots.what_changes(decode_grid(examples.view, examples.frames[:ROWS, 0], sequences))
     names = [usage.name(s) for s in sequences]
     title = f"what each code sequence does to the frame (minus the row's mean, ×{scale:.0f})"
     plots.draw_grid(figure.subplots(), changed, names, title=title)

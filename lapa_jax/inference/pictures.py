@@ -7,11 +7,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lapa_jax.inference import plots, usage
+from lapa_jax.inference.feature_colours import Coloured
 from lapa_jax.inference.report import Section
 from lapa_jax.nn.quantizers.usage import perplexity
 
 EXAMPLES, STARTS, SEQUENCES, ARROWS = 8, 4, 8, 16
 CANDIDATES = 64
+COLOURED = (
+    " This model predicts features of patches, not pixels. What is shown of them here and below are their three "
+    "principal components as red, green and blue: like colours are like features."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,13 +24,15 @@ class Examples:
     """Frame pairs to show.
 
     Attributes:
+      view: the model, or what shows the features that it predicts as pictures.
       frames: uint8 `[B, 2, H, W, 3]`.
-      codes: int32 `[B, N]`, by the model.
+      shown: f32 `[B, 2, H, W, 3]`, what the model sees of them: the same, or their features as pictures.
       reconstructions: f32 `[B, H, W, 3]`, the model's second frames from the first frames and the codes.
     """
 
+    view: object
     frames: np.ndarray
-    codes: np.ndarray
+    shown: np.ndarray
     reconstructions: np.ndarray
 
 
@@ -36,8 +43,9 @@ def choose_examples(tokenizer, source, count: int = EXAMPLES) -> Examples:
     change = np.abs(plots.to_float(frames[:, 1]) - plots.to_float(frames[:, 0])).mean(axis=(1, 2, 3))
     most = np.sort(np.argsort(-change, kind="stable")[:count])
     frames = frames[most]
-    codes = tokenizer.encode(frames)
-    return Examples(frames, codes, tokenizer.decode(frames[:, 0], codes))
+    view = tokenizer if tokenizer.pictures else Coloured(tokenizer, frames.reshape(-1, *frames.shape[2:]))
+    shown = np.stack([view.observe(frames[:, i]) for i in range(2)], axis=1)
+    return Examples(view, frames, shown, view.decode(frames[:, 0], view.encode(frames)))
 
 
 def decode_grid(tokenizer, starts: np.ndarray, sequences: np.ndarray) -> np.ndarray:
@@ -47,11 +55,10 @@ def decode_grid(tokenizer, starts: np.ndarray, sequences: np.ndarray) -> np.ndar
     return frames.reshape(len(starts), count, *frames.shape[1:])
 
 
-def draw(tokenizer, examples: Examples, codes: np.ndarray, out: pathlib.Path) -> list[Section]:
+def draw(examples: Examples, codes: np.ndarray, out: pathlib.Path) -> list[Section]:
     """Draws what needs no actions: reconstructions, the two galleries, histograms.
 
     Args:
-      tokenizer: the model.
       examples: pairs to show.
       codes: int32 `[M, N]`, the codes of the evaluated pairs.
       out: the folder for the PNGs.
@@ -59,15 +66,18 @@ def draw(tokenizer, examples: Examples, codes: np.ndarray, out: pathlib.Path) ->
     Returns:
       The report's sections, in order.
     """
-    first, second = examples.frames[:, 0], examples.frames[:, 1]
-    plots.reconstructions(out / "reconstructions.png", first, second, examples.reconstructions)
+    first, tokenizer = examples.frames[:, 0], examples.view
+    plots.reconstructions(
+        out / "reconstructions.png", examples.shown[:, 0], examples.shown[:, 1], examples.reconstructions
+    )
     counts = usage.histogram(codes, tokenizer.codebook_size)
     plots.code_histograms(out / "histograms.png", counts, [perplexity(row) for row in counts])
     return [
         Section(
             "Reconstructions",
             "The decoder sees the first frame and the codes only. A good model leaves less error than the change. "
-            f"Shown are the {len(first)} pairs with most change out of pairs spread evenly over the held-out episodes.",
+            f"Shown are the {len(first)} pairs with most change out of pairs spread evenly over the held-out episodes."
+            + (COLOURED if isinstance(tokenizer, Coloured) else ""),
             ("reconstructions.png",),
         ),
         _gallery(tokenizer, first[:: max(1, len(first) // STARTS)][:STARTS], codes, out),

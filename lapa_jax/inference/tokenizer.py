@@ -17,6 +17,7 @@ class LatentActionTokenizer(TrainedModel):
         super().__init__(model, variables, **about)
         self._encode = jax.jit(functools.partial(_apply_encode, model))
         self._decode = jax.jit(functools.partial(_apply_decode, model))
+        self._observe = jax.jit(functools.partial(_apply_observe, model))
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -67,7 +68,8 @@ class LatentActionTokenizer(TrainedModel):
           codes: integers `[B, N]` or `[N]`, values in 0..K-1; one sequence serves all frames of a batch.
 
         Returns:
-          float32 `[B, h, w, 3]` at the model's image size, not clipped; `[h, w, 3]` if neither argument was a batch.
+          float32 `[B, h, w, 3]` at the model's image size, not clipped; `[h, w, 3]` if neither argument was a batch. Of
+          a model of features `[B, rows, columns, D]`, what `observe` would give of the frames.
 
         Raises:
           UserError: for another shape, type or range.
@@ -83,6 +85,16 @@ class LatentActionTokenizer(TrainedModel):
         first = np.broadcast_to(first, (count, *first.shape[1:]))
         frames = self.run(self._decode, first, np.broadcast_to(codes, (count, self.code_length)))
         return frames[0] if single else frames
+
+    @property
+    def pictures(self) -> bool:
+        """Whether the model predicts frames; otherwise features of their patches."""
+        return self.model.pictures
+
+    def observe(self, frames) -> np.ndarray:
+        """What the model predicts of frames `[B, H, W, 3]`, as in `encode`: their pixels as float32 in [0, 1], or the
+        features of their patches, float32 `[B, rows, columns, D]`."""
+        return self.run(self._observe, _fit(_check_frames(frames, "frames", (4,)), self.image_size))
 
     def _check_codes(self, codes) -> np.ndarray:
         codes = np.asarray(codes)
@@ -103,6 +115,11 @@ def _apply_encode(model, variables, frames):
 
 def _apply_decode(model, variables, first, codes):
     return model.apply(variables, first, codes, method="decode").astype("float32")
+
+
+def _apply_observe(model, variables, frames):
+    frames = frames / 255 if frames.dtype == "uint8" else frames
+    return model.apply(variables, frames.astype("float32"), method="observe")
 
 
 def _check_frames(frames, name: str, dimensions: tuple[int, ...]) -> np.ndarray:

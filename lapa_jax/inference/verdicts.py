@@ -136,6 +136,9 @@ def _bottleneck(m):
         good = gain > 0
         words = "better than copying the first frame" if good else "worse than copying the first frame"
         yield Verdict("psnr_gain", f"{gain:+.2f} dB", GOOD if good else POOR, words)
+    if (gain := m.get("feature_gain")) is not None:
+        words = f"{'better' if gain > 0 else 'worse'} than copying the first frame's features"
+        yield Verdict("feature_gain", f"{gain:+.2f} dB", GOOD if gain > 0 else POOR, words)
 
 
 def _usage(m, size):
@@ -160,7 +163,7 @@ _PLAIN = {
 
 
 def _rest(m):
-    told = {"action_probe_r2", "swap_gap", "psnr_gain", "perplexity", "codebook_utilization"}
+    told = {"action_probe_r2", "swap_gap", "psnr_gain", "feature_gain", "perplexity", "codebook_utilization"}
     for name, (shape, words) in _PLAIN.items():
         if name in m:
             yield Verdict(name, shape.format(m[name]), NOTE, words)

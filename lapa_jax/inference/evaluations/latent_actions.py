@@ -63,11 +63,14 @@ class Evaluation(BaseEvaluation):
         return verdicts.judge(result["metrics"], self.tokenizer.codebook_size)
 
     def _untrained(self) -> dict[str, float]:
-        """The probes on the network as the run's seed initialises it, on the same pairs."""
+        """The probes on the network as the run began, by its seed and with what others gave, on the same pairs."""
         first = next(iter(self.batches()))
         seed = self.tokenizer.config.get("seed", 0)
         init = jax.jit(self._task.init, out_shardings=self.tokenizer.replicated)
         variables = init(jax.random.key(seed), {"frames": first["frames"]})
+        taken = {n for n, path in (self.tokenizer.config.get("init_from") or {}).items() if path is not None}
+        params = {n: x for n, x in self.tokenizer.variables["params"].items() if n in taken}
+        variables["params"] = {**variables["params"], **params}
         metrics, _ = self.measure(variables)
         return {f"{name}_untrained": metrics[name] for name in BASELINES if name in metrics}
 
@@ -78,7 +81,7 @@ class Evaluation(BaseEvaluation):
         codes, size = arrays["codes"], self.tokenizer.codebook_size
         examples = pictures.choose_examples(self.tokenizer, self.source)
         history = read_metrics(self.run)
-        overview.draw(self.out / OVERVIEW_FILE, self.tokenizer, examples, codes, history)
+        overview.draw(self.out / OVERVIEW_FILE, examples, codes, history)
         about = self.about()
         report.write(
             self.out / REPORT_FILE,
@@ -86,7 +89,7 @@ class Evaluation(BaseEvaluation):
             subtitle=f"step {about['step']}, {self.count} pairs of {about['data']} ({about['split']})",
             verdicts=verdicts.judge(metrics, size),
             sections=[
-                *pictures.draw(self.tokenizer, examples, codes, self.out),
+                *pictures.draw(examples, codes, self.out),
                 *self._action_sections(arrays),
                 Section("Overview", "The same on one page, with the course of training.", (OVERVIEW_FILE,)),
             ],

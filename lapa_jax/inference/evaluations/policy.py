@@ -144,9 +144,9 @@ def _table(entries: list[dict]) -> tuple[tuple[str, ...], ...]:
 
 
 _NOTE = "Held-out episodes; what is predicted at each step follows what was really observed there."
-_DIMENSIONS = ("In the units of the data, over all steps of the chunks. R² is over always doing the mean; of two values "
-               "the share on the right side.")  # fmt: skip
-_EPISODES = "The first action of each chunk along recorded episodes; driving by itself it would meet other observations."
+_DIMENSIONS = ("In the units of the data, over all steps of the chunks. R² is over always doing the mean; of two "
+               "values the share on the right side.")  # fmt: skip
+_EPISODES = "The first action of each chunk along recorded episodes; driving itself it would meet other observations."
 _WORST = "What it saw, was asked and did at the steps with the largest errors of these episodes."
 _SPREAD = "Histograms of the recorded and the predicted actions of these episodes: a policy that hedges is too narrow."
 _WORDS = {

@@ -3,6 +3,9 @@
 A spatial and a temporal transformer turn two frames into a delta of a few vectors; each is quantised with one shared
 codebook (NSVQ), and a decoder predicts the second frame from the first one and these codes alone. What the codes must
 say is hence what changed: the latent action.
+
+With `target="features"` a vision tower looks at the frames first, as in UniVLA (arXiv 2505.06111): a grid of its
+features takes the place of the pixels on both sides.
 """
 
 import flax.linen as nn
@@ -13,8 +16,10 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.models.tokenizers.laq_modules import FrameDecoder, PairEncoder, check_choice, check_encoder, image_shape
 from lapa_jax.models.tokenizers.laq_pairs import FramePairs
 from lapa_jax.nn.patches import patch_grid
+from lapa_jax.nn.vit import VisionTower
 
 CONTEXTS = ("patch_embedding", "encoder")
+TARGETS = ("pixels", "features")
 
 
 class Model(FramePairs):
@@ -35,6 +40,10 @@ class Model(FramePairs):
       pooling: how tokens become the delta: "conv", the official convolutions, by which each code sees a part of the
         image, or "maps" over the whole of it.
       remat: "none", "dots" or "full": what the backward pass recomputes to save memory.
+      target: what is encoded and predicted of the frames: their "pixels", or the "features" that `tower` gives of each
+        patch, standardised over each patch's features.
+      tower: of "features": a model of `models/vision`, {"name": "vision.dinov2", ...}, with patches of `patch_size`
+        pixels. No gradient reaches it; `config.init_from.tower` gives its weights.
     """
 
     patch_size: int = 32
@@ -48,13 +57,18 @@ class Model(FramePairs):
     decoder_context: str = "patch_embedding"
     pooling: str = "conv"
     remat: str = "none"
+    target: str = "pixels"
+    tower: VisionTower | None = None
 
     def setup(self):
-        self.encoder = PairEncoder.of(self)
+        # To encoder and decoder a grid of features is a picture of many channels, with patches of one pixel.
+        sizes = {} if self.pictures else {"image_size": self.grid, "patch_size": 1}
+        patch_size, channels = (self.patch_size, 3) if self.pictures else (1, self.tower.dim)
+        self.encoder = PairEncoder.of(self, **sizes)
         self.setup_codes()
         self.decoder = FrameDecoder(
-            patch_grid(image_shape(self.image_size), self.patch_size), self.patch_size, self.dim, self.decoder_depth,
-            self.heads, self.dim_head, self.layout, 0.1 if self.output == "residual" else 1.0, self.dtype, self.remat,
+            self.grid, patch_size, self.dim, self.decoder_depth, self.heads, self.dim_head, self.layout,
+            0.1 if self.output == "residual" else 1.0, self.dtype, self.remat, channels,
         )  # fmt: skip
 
     @nn.nowrap
@@ -68,10 +82,42 @@ class Model(FramePairs):
         if self.view_shift and self.decoder_context != "patch_embedding":
             raise UserError(f"view_shift {self.view_shift} needs decoder_context 'patch_embedding': the decoder's view "
                             f"has no encoder output")
+        self._check_target()
+
+    @nn.nowrap
+    def _check_target(self) -> None:
+        check_choice("target", self.target, TARGETS)
+        if self.pictures != (self.tower is None):
+            raise UserError("target 'features' and a tower go together; set both, or target 'pixels' and tower None")
+        if self.pictures:
+            return
+        if self.patch_size != self.tower.patch:
+            raise UserError(f"patch_size is {self.patch_size}, the tower's patch {self.tower.patch}; give the tower's")
+        for field, needed in (("view_shift", 0), ("normalization", "none")):
+            if getattr(self, field) != needed:
+                raise UserError(f"{field} is {getattr(self, field)!r}, which is for pixels; set it to {needed!r}")
+        if self.output == "tanh":
+            raise UserError("output 'tanh' cannot reach features; use 'linear' or 'residual'")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return patch_grid(image_shape(self.image_size), self.patch_size)
 
     @property
     def cell(self) -> int:
         return self.patch_size
+
+    @property
+    def pictures(self) -> bool:
+        return self.target == "pixels"
+
+    def observe(self, frames: jax.Array) -> jax.Array:
+        if self.pictures:
+            return frames
+        x = jax.lax.stop_gradient(self.tower(frames)).astype(jnp.float32)
+        x = (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + 1e-6)
+        return x.reshape(*frames.shape[:-3], *self.grid, -1)
 
     def raw_delta(self, frames: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         tokens, bias = self.encoder.embed(frames), self.encoder.bias()

@@ -113,11 +113,11 @@ class PairEncoder(nn.Module):
     remat: str
 
     @classmethod
-    def of(cls, model) -> "PairEncoder":
-        """The encoder of a model that has these fields by the same names."""
+    def of(cls, model, **other) -> "PairEncoder":
+        """The encoder of a model that has these fields by the same names, but for `other`."""
         fields = ("image_size", "patch_size", "dim", "quant_dim", "code_seq_len", "spatial_depth", "temporal_depth",
                   "heads", "dim_head", "layout", "pooling", "dtype", "remat")  # fmt: skip
-        return cls(**{field: getattr(model, field) for field in fields})
+        return cls(**{field: getattr(model, field) for field in fields} | other)
 
     def setup(self):
         self.grid = patch_grid(image_shape(self.image_size), self.patch_size)
@@ -164,7 +164,8 @@ class PairEncoder(nn.Module):
 class FrameDecoder(nn.Module):
     """Tokens of the first frame attend to the quantised action and become pixels of the second frame.
 
-    Attributes: as of `lapa_jax.models.tokenizers.laq.Model`; output_scale: factor on the initial weights of the pixels.
+    Attributes: as of `lapa_jax.models.tokenizers.laq.Model`; output_scale: factor on the initial weights of the pixels;
+      channels: of a pixel.
     """
 
     grid: tuple[int, int]
@@ -177,10 +178,11 @@ class FrameDecoder(nn.Module):
     output_scale: float
     dtype: str
     remat: str
+    channels: int = 3
 
     @nn.compact
     def __call__(self, tokens: jax.Array, action: jax.Array, bias: jax.Array) -> jax.Array:
-        """tokens: [B, patches, dim], action: [B, N, Q], bias: [heads, patches, patches] -> f32 [B, H, W, 3]."""
+        """tokens: [B, patches, dim], action: [B, N, Q], bias: [heads, patches, patches] -> f32 [B, H, W, channels]."""
         official, dtype = self.layout == "official", jnp.dtype(self.dtype)
         batch, count, width = action.shape
         if official:
@@ -196,5 +198,5 @@ class FrameDecoder(nn.Module):
             remat=self.remat, name="stack",
         )  # fmt: skip
         x = stack(tokens, bias=bias, context=context)
-        x = Linear(3 * self.patch_size**2, scale=self.output_scale, dtype=dtype, name="to_pixels")(x)
+        x = Linear(self.channels * self.patch_size**2, scale=self.output_scale, dtype=dtype, name="to_pixels")(x)
         return from_patches(x.astype(jnp.float32), self.grid, self.patch_size)

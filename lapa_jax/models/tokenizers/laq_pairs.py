@@ -49,7 +49,9 @@ class FramePairs(nn.Module):
     of a quarter and half a cell, relative to how much these change (see `nn.losses`). Losses of the quantiser, zero
     where it has none: "codebook" and "commitment" (see `nn.quantizers.vq`), whose weights are in the config alone.
 
-    A model of this kind calls `setup_codes` in its `setup` and defines `cell`, `raw_delta`, `context` and `pixels`.
+    A model of this kind calls `setup_codes` in its `setup` and defines `cell`, `raw_delta`, `context` and `pixels`. One
+    that predicts features of the second frame instead of its pixels defines `pictures` and `observe` too; its losses
+    are "reconstruction" and those of the quantiser, and wherever frames are given or predicted below, features are.
 
     Attributes:
       image_size: side of the frames in pixels, or (height, width).
@@ -108,6 +110,15 @@ class FramePairs(nn.Module):
         self.quantization = self._quantizer(name="quantizer")
         if self.delta_norm != "none":
             self.normalizer = RunningNorm(per_position=self.delta_norm == "running_per_position")
+
+    @property
+    def pictures(self) -> bool:
+        """Whether what is predicted are pixels in [0, 1]."""
+        return True
+
+    def observe(self, frames: jax.Array) -> jax.Array:
+        """Frames f32 [..., H, W, 3] in [0, 1] -> what is predicted of them, [..., rows, columns, C]."""
+        return frames
 
     @property
     def cell(self) -> int:
@@ -222,9 +233,11 @@ class FramePairs(nn.Module):
     def _losses(self, view: dict[str, jax.Array], action: jax.Array, frames: jax.Array) -> dict[str, jax.Array]:
         """The named losses f32 [B] of predicting `frames[:, 1]` from a view of `frames[:, 0]` and actions."""
         prediction, first, second = self._decode(view, action), frames[:, 0], frames[:, 1]
+        reconstruction = {"reconstruction": losses.mean_squared_error(prediction, second)}
+        if not self.pictures:
+            return reconstruction
         cells = tuple(max(1, self.cell // parts) for parts in (4, 2))
-        return {
-            "reconstruction": losses.mean_squared_error(prediction, second),
+        return reconstruction | {
             "motion": losses.motion_weighted_error(prediction, first, second, self.motion_threshold),
             "coarse": losses.coarse_relative_error(prediction, first, second, cells),
         }
@@ -244,11 +257,11 @@ class FramePairs(nn.Module):
 
     def decode(self, first_frame: jax.Array, codes: jax.Array) -> jax.Array:
         """Applies codes i32 [B, N] to frames [B, H, W, 3] -> the predicted next frames, f32, not clipped."""
-        first = to_unit_range(first_frame, (*image_shape(self.image_size), 3))
+        first = self.observe(to_unit_range(first_frame, (*image_shape(self.image_size), 3)))
         return self._decode(self._context(first), self.quantization.lookup(codes))
 
     def predict(self, batch) -> dict[str, jax.Array]:
-        """Codes i32 [B, N] of "frames" and the "reconstruction" f32 [B, H, W, 3] of the second frame from them."""
+        """Codes i32 [B, N] of "frames" and the "reconstruction" of the second frame from them, f32 [B, H, W, 3]."""
         view = self._encode(self._frames(batch["frames"]), train=False)
         codes = self.quantization.nearest(view["delta"])
         return {"codes": codes, "reconstruction": self._decode(view, self.quantization.lookup(codes))}
@@ -258,9 +271,9 @@ class FramePairs(nn.Module):
 
         Returns:
           "mse" of the prediction, "mse_copy" of the first frame, "mse_swapped" of the prediction with the codes of the
-          next example, "ssim", "cycle": share of codes found again in (first frame, prediction), "identical_mse" and
-          "identical_codes" for the pair (first frame, first frame), "codes", "delta"; "net_action" and "episode_id"
-          where the batch has them.
+          next example, "ssim" of pictures, "cycle": share of codes found again in (first frame, prediction),
+          "identical_mse" and "identical_codes" for the pair (first frame, first frame), "codes", "delta"; "net_action"
+          and "episode_id" where the batch has them.
         """
         frames = self._frames(batch["frames"])
         first, second = frames[:, 0], frames[:, 1]
@@ -269,7 +282,7 @@ class FramePairs(nn.Module):
         codes = nearest(view["delta"])
         prediction = self._decode(view, lookup(codes))
         swapped = self._decode(view, lookup(jnp.roll(codes, 1, axis=0)))
-        clipped = jnp.clip(prediction, 0, 1)
+        clipped = jnp.clip(prediction, 0, 1) if self.pictures else prediction
         again = nearest(self._encode(jnp.stack([first, clipped], 1), train=False)["delta"])
         still = self._encode(jnp.stack([first, first], 1), train=False)
         still_codes = nearest(still["delta"])
@@ -278,7 +291,7 @@ class FramePairs(nn.Module):
             "mse": losses.mean_squared_error(prediction, second),
             "mse_copy": losses.mean_squared_error(first, second),
             "mse_swapped": losses.mean_squared_error(swapped, second),
-            "ssim": losses.ssim(clipped, second),
+            **({"ssim": losses.ssim(clipped, second)} if self.pictures else {}),
             "cycle": jnp.mean(again == codes, axis=-1, dtype=jnp.float32),
             "identical_mse": losses.mean_squared_error(still_frame, first),
             "identical_codes": still_codes,
@@ -316,7 +329,7 @@ class FramePairs(nn.Module):
         return {**variables, "params": params, "codebook": state}, {CODEBOOK: replaced[:, None]}
 
     def _frames(self, frames: jax.Array) -> jax.Array:
-        return to_unit_range(frames, (2, *image_shape(self.image_size), 3))
+        return self.observe(to_unit_range(frames, (2, *image_shape(self.image_size), 3)))
 
     def _encode(self, frames: jax.Array, *, train: bool) -> dict[str, jax.Array]:
         """What the decoder may know and the "delta" of pairs f32 [B, 2, H, W, 3] in [0, 1]."""

@@ -15,27 +15,30 @@ def summarize(arrays: dict[str, np.ndarray], codebook_size: int) -> dict[str, fl
       codebook_size: K.
 
     Returns:
-      "psnr": dB, of the mean squared error over all examples, and "psnr_gain" over copying the first frame.
-      "ssim".
+      "mse"; of pictures "psnr": dB, of the mean squared error over all examples, "psnr_gain" over copying the first
+        frame, "ssim" and "identical_frame_psnr"; of features "feature_gain", the same gain in dB.
       "swap_gap": error with the codes of another example, relative to that with the own ones, minus 1: 0 means that the
         decoder ignores the codes.
       usage of the codebook as of `dataset_usage`, "collapse" among it.
       "cycle_consistency": share of codes that come back from (first frame, prediction).
-      "identical_frame_psnr", and "identical_frame_agreement": for pairs of equal frames, the share of the most frequent
+      "identical_frame_agreement": for pairs of equal frames, the share of the most frequent
         code, averaged over positions; 1 means that standing still has one code.
       "action_probe_r2" and "action_probe_r2_delta": see `lapa_jax.models.probe`; with "net_action" and "episode_id"
         only, and with episodes of even and of odd index. "action_probe_pairs": how many pairs they were fitted on.
     """
     mse, copy, swapped = (float(np.mean(arrays[name])) for name in ("mse", "mse_copy", "mse_swapped"))
     floor = 1e-12  # equal images have no finite PSNR
+    gain = float(psnr(max(mse, floor)) - psnr(max(copy, floor)))
+    of_kind = {"feature_gain": gain}
+    if "ssim" in arrays:
+        still = float(np.mean(arrays["identical_mse"]))
+        of_kind = {"psnr": float(psnr(max(mse, floor))), "psnr_gain": gain, "ssim": float(np.mean(arrays["ssim"])),
+                   "identical_frame_psnr": float(psnr(max(still, floor)))}  # fmt: skip
     result = {
         "mse": mse,
-        "psnr": float(psnr(max(mse, floor))),
-        "psnr_gain": float(psnr(max(mse, floor)) - psnr(max(copy, floor))),
-        "ssim": float(np.mean(arrays["ssim"])),
+        **of_kind,
         "swap_gap": swapped / max(mse, floor) - 1,
         "cycle_consistency": float(np.mean(arrays["cycle"])),
-        "identical_frame_psnr": float(psnr(max(float(np.mean(arrays["identical_mse"])), floor))),
         "identical_frame_agreement": _agreement(arrays["identical_codes"], codebook_size),
         **dataset_usage(arrays["codes"], codebook_size),
     }

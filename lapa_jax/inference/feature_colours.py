@@ -1,0 +1,42 @@
+"""Latent actions of features as pictures: three directions of the features become red, green and blue."""
+
+import numpy as np
+
+
+class Coloured:
+    """A tokenizer that predicts features, as one that predicts pictures of them; for drawing.
+
+    The colours are the three principal components of the features of given frames, each cut at its 1st and 99th
+    percentile. A cell of features becomes a square, so that the picture has the size of a frame.
+    """
+
+    def __init__(self, tokenizer, frames: np.ndarray):
+        """tokenizer: a `LatentActionTokenizer`. frames: uint8 `[M, H, W, 3]` that the colours are made for."""
+        self._tokenizer = tokenizer
+        self.codebook_size, self.code_length = tokenizer.codebook_size, tokenizer.code_length
+        features = tokenizer.observe(frames)
+        flat = features.reshape(-1, features.shape[-1]).astype(np.float64)
+        self._mean = flat.mean(0)
+        _, directions = np.linalg.eigh((flat - self._mean).T @ (flat - self._mean))
+        self._directions = directions[:, ::-1][:, :3]
+        low, high = np.quantile((flat - self._mean) @ self._directions, [0.01, 0.99], axis=0)
+        self._low, self._span = low, np.maximum(high - low, 1e-6)
+
+    def encode(self, frames: np.ndarray) -> np.ndarray:
+        """As of `LatentActionTokenizer`."""
+        return self._tokenizer.encode(frames)
+
+    def decode(self, first_frame: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """Frames and codes as of `LatentActionTokenizer` -> the predicted features, f32 `[B, H, W, 3]` in colours."""
+        return self._paint(self._tokenizer.decode(first_frame, codes))
+
+    def observe(self, frames: np.ndarray) -> np.ndarray:
+        """uint8 `[B, H, W, 3]` -> their features in the same colours."""
+        return self._paint(self._tokenizer.observe(frames))
+
+    def _paint(self, features: np.ndarray) -> np.ndarray:
+        colours = ((features - self._mean) @ self._directions - self._low) / self._span
+        height, width = self._tokenizer.image_size
+        rows, columns = features.shape[-3:-1]
+        picture = np.repeat(np.repeat(colours, height // rows, axis=-3), width // columns, axis=-2)
+        return np.clip(picture, 0, 1).astype(np.float32)
