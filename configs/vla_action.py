@@ -5,7 +5,8 @@ a variant head A, the plan's: 256 bins of each dimension, read off at one query.
 
   latent      head B: the latent action of stage 2, and a small decoder that also sees pictures and proprioception
   chunk       head C: chunks of eight actions by L1 regression
-  tiny        small and from scratch on the embedded sample, or from a run of configs/vla_latent.py:tiny
+  tiny        small and from scratch on the embedded sample, or from a run of configs/vla_latent.py:tiny: head A;
+              tiny_latent and tiny_chunk are the same with the heads B and C
 
 Llama is trained in full; for LoRA set model.lora_rank and optim.groups as in docs/stage2_vla.md, for the head alone
 optim.groups=(("act/.*|action_queries|see_state/.*", {}), (".*", None)).
@@ -158,7 +159,17 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return config
 
 
-VARIANTS = {"": lambda config: config, "latent": latent, "chunk": chunk, "tiny": tiny}
+def _tiny_with(head):
+    def variant(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+        config = head(tiny(config))
+        config.name = config.name.replace("vla_action", "vla_action_tiny")
+        return config
+
+    return variant
+
+
+VARIANTS = {"": lambda config: config, "latent": latent, "chunk": chunk, "tiny": tiny,
+            "tiny_latent": _tiny_with(latent), "tiny_chunk": _tiny_with(chunk)}  # fmt: skip
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:

@@ -26,6 +26,8 @@ def from_data(spec: dict, source, seed: int) -> dict:
     With several data sets a dimension counts as constant or binary if it is so in each that has it.
     """
     batch = source.batch([])
+    if "history_mask" in batch:
+        raise UserError(f"{spec['name']} sees the present alone; set data.history=0")
     if len(batch.get("action", np.zeros(0)).shape) != 3:
         raise UserError(f"{spec['name']} learns chunks of actions, the samples hold {sorted(batch)}: set "
                         "data.samples=chunks and name 'action' in data.fields")
@@ -123,11 +125,12 @@ class Model(VisionLanguageModel):
             return {"action": self._predicted(batch).action}
 
     def evaluate(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Per example: "action" and "prediction" f32 [B, T, A], "weight" f32 [B, T, A] of what counts, and of bins
-        "near" bool [B, T, A], whether the predicted one is at most one away."""
+        """Per example f32 [B, T, A]: "action", "prediction", "loss" and "weight" of what counts; and of bins "near"
+        bool [B, T, A], whether the predicted one is at most one away."""
         with self.adapters():
             predicted = self._predicted(batch)
-        found = {"action": batch["action"], "prediction": predicted.action, "weight": self._weight(batch)}
+        found = {"action": batch["action"], "prediction": predicted.action, "weight": self._weight(batch),
+                 "loss": self.act.loss(predicted, batch["action"])}  # fmt: skip
         if predicted.logits is not None:
             away = jnp.argmax(predicted.logits, -1) - self.act.bins_of(batch["action"])
             found["near"] = jnp.abs(away) <= 1
@@ -135,20 +138,8 @@ class Model(VisionLanguageModel):
 
     @nn.nowrap
     def summarize(self, arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Scalars of the arrays of `evaluate` over a data set, in normalised units.
-
-        "action_mse", "action_mae", "action_r2" over the dimensions that are not constant, "gripper_accuracy" of those
-        of two values, "bin_accuracy": share of the bins that are right or next to it.
-        """
-        there = arrays["weight"].max(2) > 0
-        moving = [i for i in range(self.action_dim) if i not in self.constant]
-        prediction, action = arrays["prediction"][there], arrays["action"][there]
-        found = action_measures.errors(prediction[:, moving], action[:, moving])
-        if self.binary:
-            found["gripper_accuracy"] = action_measures.gripper_accuracy(prediction, action, self.binary)
-        if "near" in arrays:
-            found["bin_accuracy"] = float(arrays["near"][arrays["weight"] > 0].mean())
-        return found
+        """Scalars of the arrays of `evaluate` over a data set, in normalised units; see `action_measures`."""
+        return action_measures.summarize(arrays, self.binary)
 
     def _predicted(self, batch) -> Predicted:
         prefix = self._prefix(batch)
