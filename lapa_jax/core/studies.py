@@ -102,6 +102,19 @@ def mean(group: Sequence[Mapping], columns: Columns) -> dict[str, float]:
     return {key: statistics.mean(metrics[key] for metrics in group) for key in keys}
 
 
+def ranges(group: Sequence[Mapping], columns: Columns) -> list[str]:
+    """The means of a group's metrics, with the least and the largest where it has several; empty where one has none."""
+    found = []
+    for key, form in columns.values():
+        values = [metrics[key] for metrics in group if key in metrics]
+        if len(values) < len(group):
+            found.append("")
+        else:
+            least_to_most = f" ({form} to {form})".format(min(values), max(values)) if len(values) > 1 else ""
+            found.append(form.format(statistics.mean(values)) + least_to_most)
+    return found
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
