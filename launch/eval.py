@@ -1,18 +1,25 @@
-"""Measures a trained tokenizer or policy on held-out samples and writes a report with pictures.
+"""Measures a trained tokenizer or policy on held-out samples, or a policy in a simulator, and writes a report.
 
 python launch/eval.py --run RUN [--data SHARDS] [--split val] [--out RUN/eval] [--pairs N]
+python launch/eval.py --env NAME --episodes N (--run RUN [--out RUN/eval_NAME] | --policy oracle --out DIR)
 """
 
 import argparse
+import dataclasses
+import functools
 import pathlib
 
 from lapa_jax.core.errors import UserError, run_main
 
+DEFAULT_SIZE = 128  # pixels, of what no policy sees
+ENV_OPTIONS = ("split", "blocks")
+
 
 def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
-    if args.supervised_steps < 0:
-        raise UserError(f"--supervised_steps {args.supervised_steps} must be 0 (off) or more")
+    _check(args)
+    if args.env:
+        return act(args)
 
     import lapa_jax
     from lapa_jax.inference.evaluations import evaluation_of
@@ -41,6 +48,89 @@ def main(argv: list[str]) -> None:
         print(pathlib.Path(out) / name)
 
 
+def act(args: argparse.Namespace) -> None:
+    """Closed loop: the policy and all controls act in the environment."""
+    from lapa_jax.inference import closed_loop
+    from lapa_jax.sim import evaluation, rollouts
+
+    policy = None if args.run is None else _policy(args)
+    size = args.size or (policy and _trained_size(policy, args.dataset)) or DEFAULT_SIZE
+    how = {name: value for name in ENV_OPTIONS if (value := getattr(args, name)) not in (None, False)}
+    options = rollouts.Options(args.env, {**how, "size": size}, tuple(args.task or ()), args.seed, args.lanes)
+    if policy is None:
+        controller, name = evaluation.control(args.policy), args.policy
+    else:
+        options, controller = _controller(args, policy, options)
+        name = pathlib.Path(args.run).name
+    parts = ["eval", args.env, *([args.split] if args.split else [])]
+    out = pathlib.Path(args.out or pathlib.Path(args.run) / "_".join(parts))
+    results, lines = evaluation.compare(options, controller, args.episodes, out, args.videos)
+    about = {"env": args.env, "options": options.how, "tasks": options.tasks, "seed": args.seed, "policy": name,
+             "controller": controller.about, "episodes": args.episodes}  # fmt: skip
+    result = closed_loop.write(out, about, results, lines, out / controller.name)
+    for verdict in closed_loop.judge(result["metrics"]):
+        print(f"{verdict.level:5s} {verdict.metric:32s} {verdict.shown:>12s}  {verdict.words}")
+    print(out / "metrics.json", out / "report.html", sep="\n")
+
+
+def _policy(args):
+    """The run's policy; what does not act is refused."""
+    import lapa_jax
+    from lapa_jax.inference.in_context import InContextPolicy
+    from lapa_jax.inference.policy import Policy
+
+    policy = lapa_jax.load(args.run, step=args.step)
+    if not isinstance(policy, Policy | InContextPolicy):
+        raise UserError(f"{args.run} holds a {policy.config.model.name}, which does not act in physical units; --env "
+                        "takes policies of stage 3 and in-context policies")  # fmt: skip
+    return policy
+
+
+def _trained_size(policy, dataset: str | None) -> int | None:
+    """Pixels of the pictures that the policy was trained on; None of one that sees none."""
+    features = policy.datasets.get(policy.dataset(dataset), {}).get("features", {})
+    return features.get("image", {}).get("shape", [None])[0]
+
+
+def _controller(args, policy, options):
+    """The options with the policy's actions a second, and how it acts."""
+    from lapa_jax.inference import controllers
+    from lapa_jax.sim import evaluation
+
+    actions, state = evaluation.sizes(options, state=bool(policy.model.state_dim))
+    controllers.check_fits(policy, args.dataset, env=args.env, actions=actions, state=state)
+    options = dataclasses.replace(options, fps=controllers.rate(policy, args.dataset))
+    shown = functools.partial(evaluation.demonstrations, options, getattr(policy.model, "prompts", 0))
+    how = {"execute": args.execute, "ensemble": args.ensemble, "dataset": args.dataset}
+    return options, controllers.controller_of(policy, functools.cache(shown), **how)
+
+
+def _check(args) -> None:
+    """Refuses options that do not go together."""
+    if args.supervised_steps < 0:
+        raise UserError(f"--supervised_steps {args.supervised_steps} must be 0 (off) or more")
+    only = [name for name, value in _closed_loop_only(args).items() if value not in (None, False)]
+    if args.env is None and only:
+        raise UserError(f"--{only[0]} is for policies that act in an environment; give --env")
+    if (args.run is None) == (args.policy is None):
+        raise UserError("give --run, or with --env a scripted --policy in its place" if args.env else "give --run")
+    if args.env is None:
+        return
+    for name in ("data", "labels"):
+        if getattr(args, name):
+            raise UserError(f"--{name} is for recorded steps; leave it out with --env")
+    if args.policy and not args.out:
+        raise UserError(f"--policy {args.policy} has no run folder to write to; give --out")
+    if args.execute is not None and args.ensemble is not None:
+        raise UserError("--execute does chunks, --ensemble means of chunks; give one of them")
+    if args.videos < 0:
+        raise UserError(f"--videos must not be negative, got {args.videos}")
+
+
+def _closed_loop_only(args) -> dict:
+    return {name: getattr(args, name) for name in ("policy", "task", "size", "execute", "ensemble", *ENV_OPTIONS[1:])}
+
+
 def default_out(run: pathlib.Path, step: int | None) -> pathlib.Path:
     """`eval` in the run folder, with the step where one checkpoint was asked for."""
     if run.parent.name == "checkpoints":
@@ -50,18 +140,31 @@ def default_out(run: pathlib.Path, step: int | None) -> pathlib.Path:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--run", required=True, help="run folder, checkpoint folder or exported folder")
+    parser.add_argument("--run", help="run folder, checkpoint folder or exported folder")
     parser.add_argument(
         "--data", help="folder of step shards; the run's own by default. Latent actions are probed where it has actions"
     )
     parser.add_argument("--labels", help="of a policy of latent actions: those of --data, from launch/label.py")
-    parser.add_argument("--split", help="the split to evaluate on; val by default")
-    parser.add_argument("--out", help="folder to write; RUN/eval by default")
+    parser.add_argument("--split", help="the split to evaluate on, val by default; of --env: all, seen or unseen")
+    parser.add_argument("--out", help="folder to write; RUN/eval, or RUN/eval_ENV, by default")
     parser.add_argument("--pairs", type=int, default=2048, help="how many samples (pairs, chunks, windows) at most")
     parser.add_argument("--dataset", help="of a run on several datasets: the one whose scaling applies to --data")
     parser.add_argument("--step", type=int, help="checkpoint step; the newest by default")
     parser.add_argument("--supervised_steps", type=int, default=600,
                         help="training steps of latent actions' supervised upper bound; 0 leaves it out")  # fmt: skip
+    group = parser.add_argument_group("in a simulated environment (needs the extra sim)")
+    add = group.add_argument
+    add("--env", help="its name, e.g. push_table: the policy acts in it")
+    add("--policy", help="a scripted one in place of --run: oracle, random or repeat")
+    add("--episodes", type=int, default=50, help="how many; more than before adds to those that are there")
+    add("--task", action="append", help="a task of the environment; may be repeated; all in turn by default")
+    add("--seed", type=int, default=0, help="of the episodes")
+    add("--size", type=int, help="edge of the pictures in pixels; what the policy was trained on by default")
+    add("--blocks", type=int, help="of the push-table: how many blocks")
+    add("--execute", type=int, help="actions of a chunk that are done before the next is asked for; all by default")
+    add("--ensemble", type=float, metavar="DECAY", help="ask at each step, and do the weighed mean of all chunks")
+    add("--lanes", type=int, default=8, help="episodes at the same time")
+    add("--videos", type=int, default=8, help="how many episodes are filmed; with 0 no pictures are kept")
     return parser
 
 

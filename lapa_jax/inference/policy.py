@@ -74,9 +74,9 @@ class Ensemble:
         """Forgets what was foreseen: an episode begins."""
         self._chunks = []
 
-    def act(self, image, instruction: str, state=None, *, dataset: str | None = None) -> np.ndarray:
-        """As of `Policy.act`."""
+    def act(self, image, instruction, state=None, *, dataset: str | None = None) -> np.ndarray:
+        """As of `Policy.act`, or f32 [B, A] of a batch as of `Policy.chunk`: episodes that begin together."""
         chunk = self._policy.chunk(image, instruction, state, dataset=dataset)
-        self._chunks = [rest[1:] for rest in self._chunks if len(rest) > 1] + [chunk]
+        self._chunks = [rest[..., 1:, :] for rest in self._chunks if rest.shape[-2] > 1] + [chunk]
         weights = np.exp(-self._decay * np.arange(len(self._chunks)))
-        return np.average([rest[0] for rest in self._chunks], axis=0, weights=weights).astype(np.float32)
+        return np.average([rest[..., 0, :] for rest in self._chunks], axis=0, weights=weights).astype(np.float32)

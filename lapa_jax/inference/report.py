@@ -14,7 +14,7 @@ main { max-width: 1100px; margin: 0 auto; padding: 32px 24px 64px; }
 h1 { font-size: 24px; margin: 0 0 4px; } h2 { font-size: 17px; margin: 0 0 4px; }
 p { margin: 4px 0 12px; color: #4a5164; max-width: 80ch; }
 section { background: white; border: 1px solid #e1e4ea; border-radius: 8px; padding: 20px; margin-top: 20px; }
-img { max-width: 100%; height: auto; display: block; margin-top: 12px; }
+video { width: 240px; margin: 12px 8px 0 0; } img { max-width: 100%; height: auto; display: block; margin-top: 12px; }
 table { border-collapse: collapse; width: 100%; }
 td, th { text-align: left; padding: 6px 10px; border-bottom: 1px solid #eceef2; vertical-align: top; }
 td.value { white-space: nowrap; font-variant-numeric: tabular-nums; }
@@ -28,13 +28,14 @@ _MARKS = {"good": "✓", "poor": "✗", "note": "·"}
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A titled part of the page: a sentence or two, a table (its first row is the head), then pictures (file names
-    relative to the page)."""
+    """A titled part of the page: a sentence or two, a table (its first row is the head), then pictures and videos (file
+    names relative to the page)."""
 
     title: str
     text: str
     pictures: tuple[str, ...] = ()
     table: tuple[tuple[str, ...], ...] = ()
+    videos: tuple[str, ...] = ()
 
 
 def write(
@@ -83,4 +84,5 @@ def _section(section: Section) -> str:
             for row, cell in zip(section.table, ["th", *["td"] * len(section.table)])]  # fmt: skip
     table = f"<table>{''.join(rows)}</table>" if rows else ""
     images = "".join(f'<img src="{html.escape(p)}" alt="{html.escape(section.title)}">' for p in section.pictures)
+    images += "".join(f'<video src="{html.escape(p)}" controls loop muted></video>' for p in section.videos)
     return f"<section><h2>{html.escape(section.title)}</h2><p>{html.escape(section.text)}</p>{table}{images}</section>"

@@ -24,6 +24,8 @@ class Env(Protocol):
     Attributes:
       fps: actions a second. max_steps: actions after which an episode has failed. tasks: names for `reset`.
       instruction: what the policy is asked to do in this episode.
+      action_limit: f32[A], actions lie between minus and plus this.
+      additive: whether actions of neighbouring steps add up (displacements).
     """
 
     name: str
@@ -31,6 +33,8 @@ class Env(Protocol):
     max_steps: int
     tasks: tuple[str, ...]
     instruction: str
+    action_limit: np.ndarray
+    additive: bool
 
     def reset(self, seed: int, task: str | None = None) -> None:
         """Starts the episode of `seed`; `task` None lets the seed choose."""

@@ -1,0 +1,126 @@
+"""Trained policies as controllers of several episodes in step (`lapa_jax.sim.rollouts.Controller`)."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from lapa_jax.core.errors import UserError
+from lapa_jax.inference.in_context import Demonstration, InContextPolicy
+from lapa_jax.inference.policy import Ensemble, Policy
+
+
+class Chunks:
+    """A stage-3 policy that does the first `execute` actions of each chunk before it looks again.
+
+    Args:
+      policy: the policy. execute: from 1, a new chunk each step, to the length of the chunks; None is that.
+      dataset: of a policy trained on several: whose units the environment has.
+    """
+
+    name, sees = "policy", True
+
+    def __init__(self, policy: Policy, execute: int | None = None, dataset: str | None = None):
+        length = policy.model.chunk_length
+        if execute is not None and not 1 <= execute <= length:
+            raise UserError(f"--execute {execute}: the chunks of this policy have {length} actions, give 1 to {length}")
+        self._policy, self._execute, self._dataset = policy, execute or length, policy.dataset(dataset)
+        self.about: Mapping = {**about(policy, self._dataset), "execute": self._execute}
+
+    def begin(self, episodes: Sequence) -> None:
+        self._ahead: list[np.ndarray] = []
+
+    def act(self, observations: Mapping[str, np.ndarray], instructions: list[str]) -> np.ndarray:
+        if not self._ahead:
+            chunks = self._policy.chunk(*_seen(observations, instructions), dataset=self._dataset)
+            self._ahead = [chunks[:, k] for k in range(self._execute)]
+        return self._ahead.pop(0)
+
+
+class Ensembled:
+    """A stage-3 policy that is asked at each step and does the mean of all its chunks, see `policy.Ensemble`."""
+
+    name, sees = "policy", True
+
+    def __init__(self, policy: Policy, decay: float, dataset: str | None = None):
+        self._ensemble, self._dataset = Ensemble(policy, decay), policy.dataset(dataset)
+        self.about: Mapping = {**about(policy, self._dataset), "ensemble": decay}
+
+    def begin(self, episodes: Sequence) -> None:
+        self._ensemble.reset()
+
+    def act(self, observations: Mapping[str, np.ndarray], instructions: list[str]) -> np.ndarray:
+        return self._ensemble.act(*_seen(observations, instructions), dataset=self._dataset)
+
+
+class InContext:
+    """An in-context policy that is shown demonstrations of each episode's task.
+
+    Args:
+      policy: the policy. demonstrations: of a task, as many as the policy takes; not asked for where it takes none.
+      dataset: as of `Chunks`.
+    """
+
+    name, sees = "policy", True
+
+    def __init__(
+        self, policy: InContextPolicy, demonstrations: Callable[[str], list[Demonstration]], dataset: str | None = None
+    ):
+        self._policy, self._demonstrations, self._dataset = policy, demonstrations, policy.dataset(dataset)
+        self.about: Mapping = {**about(policy, self._dataset), "prompts": policy.model.prompts}
+
+    def begin(self, episodes: Sequence) -> None:
+        shown = self._policy.model.prompts > 0
+        prompts = [self._demonstrations(episode.task) if shown else None for episode in episodes]
+        self._session = self._policy.start(prompts, dataset=self._dataset)
+
+    def act(self, observations: Mapping[str, np.ndarray], instructions: list[str]) -> np.ndarray:
+        return self._session.act(observations)
+
+
+def controller_of(
+    policy: Policy | InContextPolicy, demonstrations: Callable[[str], list[Demonstration]], *,
+    execute: int | None = None, ensemble: float | None = None, dataset: str | None = None,
+) -> Chunks | Ensembled | InContext:  # fmt: skip
+    """The controller of a policy: chunks, or with `ensemble`, a decay, their means; or in context. Arguments as there.
+
+    Raises:
+      UserError: ways of doing chunks for a policy that gives none.
+    """
+    if isinstance(policy, InContextPolicy):
+        if execute is not None or ensemble is not None:
+            raise UserError("--execute and --ensemble are for chunks; an in-context policy acts step by step")
+        return InContext(policy, demonstrations, dataset)
+    return Chunks(policy, execute, dataset) if ensemble is None else Ensembled(policy, ensemble, dataset)
+
+
+def rate(policy, dataset: str | None = None) -> float | None:
+    """How many actions a second the policy was trained to give; None if its data do not say."""
+    return policy.datasets.get(policy.dataset(dataset), {}).get("fps")
+
+
+def about(policy, dataset: str | None) -> dict:
+    """What decides a policy's actions."""
+    return {"model": policy.fingerprint, "step": policy.step, "dataset": dataset}
+
+
+def check_fits(policy, dataset: str | None, *, env: str, actions: int, state: int) -> None:
+    """Refuses a policy that an environment cannot take.
+
+    Args:
+      policy: a `Policy` or `InContextPolicy`. dataset: whose units it acts in.
+      env: the environment's name, for messages. actions, state: numbers of its actions and of its state.
+
+    Raises:
+      UserError: other actions, another state or several cameras.
+    """
+    dataset, model = policy.dataset(dataset), policy.model
+    if (width := policy.width_of(dataset)) != actions:
+        raise UserError(f"this policy gives actions of {width} numbers, {env} takes {actions}; evaluate it elsewhere")
+    if model.cameras > 1:
+        raise UserError(f"this policy sees {model.cameras} cameras, {env} has one; train it with one (data.camera)")
+    if model.state_dim and (width := policy.width_of(dataset, "state")) != state:
+        raise UserError(f"this policy knows states of {width} numbers, {env} has {state}; train it on data of {env}")
+
+
+def _seen(observations: Mapping[str, np.ndarray], instructions: list[str]) -> tuple:
+    return observations["image"], instructions, observations.get("state")

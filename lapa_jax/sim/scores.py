@@ -1,0 +1,38 @@
+"""Success rates of episodes with their intervals. NumPy and the standard library only."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+Z = 1.959963984540054
+"""The normal quantile of a two-sided interval of 95 %."""
+
+
+def wilson(successes: int, trials: int, z: float = Z) -> tuple[float, float]:
+    """The score interval of a rate (Wilson 1927): those p of which `successes` is no more than z deviations away.
+
+    Unlike p ± z sqrt(p (1 - p) / n) it stays within [0, 1] and is no single point at 0 or n successes.
+    """
+    if not 0 <= successes <= trials or trials < 1:
+        raise ValueError(f"{successes} successes of {trials}")
+    rate, share = successes / trials, z * z / trials
+    centre = (rate + share / 2) / (1 + share)
+    half = z / (1 + share) * math.sqrt(rate * (1 - rate) / trials + share / (4 * trials))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def summarize(episodes: Sequence[Mapping]) -> dict:
+    """Of the lines of `rollouts.run`: {"episodes", "successes", "success_rate", "low", "high", "steps"}.
+
+    "low" and "high" are the ends of the 95 % Wilson interval, "steps" the mean number of successful episodes or None.
+    """
+    won = [episode["steps"] for episode in episodes if episode["success"]]
+    low, high = wilson(len(won), len(episodes))
+    steps = sum(won) / len(won) if won else None
+    return {"episodes": len(episodes), "successes": len(won), "success_rate": len(won) / len(episodes), "low": low,
+            "high": high, "steps": steps}  # fmt: skip
+
+
+def by_task(episodes: Sequence[Mapping]) -> dict[str, dict]:
+    """`summarize` of each task's episodes, tasks in order of appearance."""
+    tasks = dict.fromkeys(episode["task"] for episode in episodes)
+    return {task: summarize([e for e in episodes if e["task"] == task]) for task in tasks}
