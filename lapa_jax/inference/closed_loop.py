@@ -50,8 +50,8 @@ def write(
 
 
 def metrics_of(results: Mapping[str, Mapping]) -> dict[str, float | None]:
-    """Flat figures: the policy's "success_rate" with its interval; of the others "success_rate_<name>"; and "of_oracle",
-    its rate over the oracle's where that is known and not 0."""
+    """Flat figures: the policy's "success_rate" with its interval; of the others "success_rate_<name>"; and
+    "of_oracle", its rate over the oracle's where that is known and not 0."""
     name, *others = results
     own = results[name]["overall"]
     found = {"success_rate": own["success_rate"], "success_rate_low": own["low"], "success_rate_high": own["high"]}

@@ -24,17 +24,18 @@ class Env(Protocol):
     Attributes:
       fps: actions a second. max_steps: actions after which an episode has failed. tasks: names for `reset`.
       instruction: what the policy is asked to do in this episode.
+      additive: whether actions of neighbouring steps add up (displacements); else a slower policy's action is held, and
+        the mean stands for several.
       action_limit: f32[A], actions lie between minus and plus this.
-      additive: whether actions of neighbouring steps add up (displacements).
     """
 
     name: str
     fps: float
     max_steps: int
     tasks: tuple[str, ...]
-    instruction: str
-    action_limit: np.ndarray
     additive: bool
+    action_limit: np.ndarray
+    instruction: str
 
     def reset(self, seed: int, task: str | None = None) -> None:
         """Starts the episode of `seed`; `task` None lets the seed choose."""

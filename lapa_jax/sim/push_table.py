@@ -26,10 +26,6 @@ TIMESTEP = 0.005
 START_RANGE = 0.19  # blocks and pusher start within this, metres
 START_GAP = 0.085  # and at least so far apart: the longest bar reaches 0.036 from its centre
 MAX_SIZE = 1024  # pixels
-ORDER = (0, 4, 2, 6, 1, 3, 5, 7)
-"""Which blocks stay when there are fewer: a red, a blue, a green and a yellow one first."""
-
-ABSENT = 9.0  # metres, each axis: where a block is said to be that is not on the table
 
 COLOURS = {"red": "0.85 0.12 0.12", "green": "0.12 0.65 0.2", "blue": "0.12 0.3 0.9", "yellow": "0.95 0.8 0.1"}
 SHAPES = {
@@ -53,20 +49,13 @@ class Env:
     additive = True
     action_limit = np.full(2, ACTION_LIMIT, np.float32)
 
-    def __init__(self, size: int = 128, blocks: int = len(BLOCKS)):
-        """No GL is needed until the first `observe`.
-
-        Args:
-          size: edge of the square pictures in pixels. blocks: how many are on the table, the first of `ORDER`.
-        """
+    def __init__(self, size: int = 128):
+        """`size` is the edge of the square pictures in pixels. No GL is needed until the first `observe`."""
         if not 16 <= size <= MAX_SIZE:
             raise UserError(f"picture size {size} is outside 16 to {MAX_SIZE} pixels")
-        if not 2 <= blocks <= len(BLOCKS):
-            raise UserError(f"{blocks} blocks: there can be 2 to {len(BLOCKS)} on the table")
         self._mujoco = load_mujoco()
         self.size = size
-        self._there = sorted(ORDER[:blocks])
-        self.model = self._mujoco.MjModel.from_xml_string(_scene(size, self._there))
+        self.model = self._mujoco.MjModel.from_xml_string(_scene(size))
         self.data = self._mujoco.MjData(self.model)
         self.task: Task | None = None
         self._substeps = round(1 / FPS / TIMESTEP)
@@ -82,9 +71,9 @@ class Env:
         rng = np.random.default_rng(seed)
         family = task or self.tasks[rng.integers(len(self.tasks))]
         self.task = None
-        while self.task is None or not {self.task.block, self.task.other} <= {*self._there, None}:
-            places, angles = _draw_layout(rng, len(self._there))
-            self.task = draw_task(rng, family, self._of_all(places[:-1]))
+        while self.task is None:
+            places, angles = _draw_layout(rng)
+            self.task = draw_task(rng, family, places[:-1])
         self._mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[:-2].reshape(-1, 3)[:] = np.column_stack([places[:-1], angles])
         self.data.qpos[-2:] = self._setpoint = places[-1]
@@ -98,17 +87,12 @@ class Env:
 
     @property
     def blocks(self) -> np.ndarray:
-        """Positions of the blocks, f64[8, 2] in metres; far away those that are not there."""
-        return self._of_all(self.data.qpos[:-2].reshape(-1, 3)[:, :2])
-
-    def _of_all(self, places: np.ndarray) -> np.ndarray:
-        found = np.full((len(BLOCKS), 2), ABSENT)
-        found[self._there] = places
-        return found
+        """Positions of the blocks, f64[8, 2] in metres."""
+        return self.data.qpos[:-2].reshape(-1, 3)[:, :2].copy()
 
     @property
     def angles(self) -> np.ndarray:
-        """Turns of the blocks that are there, f64[n] in radians."""
+        """Turns of the blocks, f64[8] in radians."""
         return self.data.qpos[:-2].reshape(-1, 3)[:, 2].copy()
 
     @property
@@ -163,14 +147,14 @@ class PushTableOracle:
         return np.clip(action, -ACTION_LIMIT, ACTION_LIMIT).astype(np.float32)
 
 
-def _draw_layout(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places of n blocks and, last, of the pusher, f64[n + 1, 2] in metres, none too near another; angles f64[n]."""
+def _draw_layout(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the blocks and, last, of the pusher, f64[9, 2] in metres, none too near another; angles f64[8]."""
     places: list[np.ndarray] = []
-    while len(places) <= count:
+    while len(places) <= len(BLOCKS):
         place = rng.uniform(-START_RANGE, START_RANGE, 2)
         if all(np.linalg.norm(place - p) > START_GAP for p in places):
             places.append(place)
-    return np.array(places), rng.uniform(-np.pi, np.pi, count)
+    return np.array(places), rng.uniform(-np.pi, np.pi, len(BLOCKS))
 
 
 def _block(i: int, colour: str, shape: str) -> str:
@@ -184,12 +168,12 @@ def _block(i: int, colour: str, shape: str) -> str:
       </body>"""
 
 
-def _scene(size: int, there: list[int]) -> str:
+def _scene(size: int) -> str:
     """The model as MJCF, with an offscreen buffer of `size` pixels.
 
     The last two coordinates are the pusher's; its arm is drawn but touches nothing.
     """
-    blocks = "".join(_block(i, *BLOCKS[i]) for i in there)
+    blocks = "".join(_block(i, colour, shape) for i, (colour, shape) in enumerate(BLOCKS))
     corners = ("0.028 0", "-0.016 0.026", "-0.016 -0.026")
     triangle = " ".join(f"{corner} {z}" for z in (-0.02, 0.02) for corner in corners)
     unseen = 'contype="0" conaffinity="0"'

@@ -1,0 +1,136 @@
+"""Closed-loop episodes: the same whoever runs them, in whatever company, however often they are interrupted."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import av
+import numpy as np
+import pytest
+
+from lapa_jax.core.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("mujoco")
+HOW = {"size": 32}
+PROGRAM = """
+import json, pathlib, sys
+from lapa_jax.sim import controls, rollouts
+options = rollouts.Options("push_table", {"size": 32}, seed=3, lanes=4)
+print(json.dumps([rollouts.run(options, controls.CONTROLS[name](), 6, pathlib.Path(sys.argv[1]) / name)
+                  for name in ("oracle", "random")]))
+"""
+
+
+def run(out, name="oracle", episodes=6, videos=None, **changes):
+    from lapa_jax.sim import controls, rollouts
+
+    options = rollouts.Options(**{"env": "push_table", "how": HOW, "seed": 3, "lanes": 4, **changes})
+    return rollouts.run(options, controls.CONTROLS[name](), episodes, out, videos=videos)
+
+
+@pytest.fixture(scope="module")
+def oracle(mujoco, tmp_path_factory):
+    """The folder of the oracle's episodes, and their lines."""
+    out = tmp_path_factory.mktemp("rollouts") / "oracle"
+    return out, run(out)
+
+
+def test_another_process_has_the_same_episodes_to_the_bit(oracle, root, tmp_path):
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "there")]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [oracle[1], run(tmp_path / "here", "random")]
+
+
+def test_the_oracle_succeeds_where_controls_do_not_and_all_have_the_same_episodes(oracle, tmp_path):
+    lines = {"oracle": oracle[1], **{name: run(tmp_path / name, name) for name in ("random", "repeat")}}
+    assert all(line["success"] for line in lines["oracle"]) and not any(line["success"] for line in lines["random"])
+    for name in ("task", "seed", "instruction"):
+        assert len({tuple(line[name] for line in own) for own in lines.values()}) == 1
+    assert len({line["task"] for line in lines["oracle"]}) == 5
+    assert len({line["seed"] for line in lines["oracle"]}) == 6
+    assert {line["steps"] for line in lines["random"]} == {150}
+
+
+def test_episodes_are_those_of_the_environment_alone(oracle):
+    """Step by step by hand: the same instruction, the same number of steps, success at the last and not before."""
+    from lapa_jax.sim.push_table import Env
+
+    env = Env(32)
+    for line in oracle[1][:3]:
+        env.reset(line["seed"], line["task"])
+        expert, found = env.oracle(line["seed"]), []
+        while not found or not found[-1]:
+            env.step(expert.act())
+            found.append(env.success())
+        assert (len(found), env.instruction) == (line["steps"], line["instruction"])
+
+
+def test_what_is_missing_is_run_and_comes_out_the_same(oracle, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(oracle[0], out)
+    for number in (1, 4):
+        (out / "episodes" / f"{number:06d}.json").unlink()
+    kept = (out / "episodes" / "000000.json").stat().st_mtime_ns
+    assert run(out) == oracle[1]
+    assert (out / "episodes" / "000000.json").stat().st_mtime_ns == kept
+    assert run(out, episodes=7)[:6] == oracle[1], "more episodes are added to those that are there"
+
+
+def test_the_number_of_lanes_changes_nothing_for_a_controller_of_single_rows(oracle, tmp_path):
+    assert run(tmp_path / "one", lanes=1, episodes=2) == oracle[1][:2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({"seed": 4}, "seed 3, now 4"), ({"name": "random"}, "controller"), ({"videos": 1}, "videos None, now 1")],
+)
+def test_a_folder_with_other_episodes_is_refused(oracle, changes, told):
+    with pytest.raises(UserError, match=told):
+        run(oracle[0], **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({"tasks": ("separat",)}, "did you mean 'separate'"), ({"lanes": 0}, "--lanes"), ({"episodes": 0}, "--episodes"),
+     ({"seed": -1}, "--seed"), ({"fps": 3.0}, "does not divide the 10"), ({"env": "push_tabel"}, "did you mean")],
+)  # fmt: skip
+def test_wrong_input_is_told_before_anything_is_written(mujoco, tmp_path, changes, told):
+    with pytest.raises(UserError, match=told):
+        run(tmp_path / "out", **changes)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "other").write_text("no episodes")
+    with pytest.raises(UserError, match="holds no episodes"):
+        run(tmp_path)
+
+
+class Slow:
+    """Five actions a second, one to the right."""
+
+    name, sees, about = "slow", True, {}
+
+    def begin(self, episodes):
+        self.seen = []
+
+    def act(self, observations, instructions):
+        self.seen.append(observations["state"].copy())
+        return np.tile(np.float32([0.02, 0.0]), (len(instructions), 1))
+
+
+def test_a_slower_policy_has_its_displacements_spread_over_the_steps(gl, tmp_path):
+    from lapa_jax.sim import rollouts
+
+    slow = Slow()
+    options = rollouts.Options("push_table", HOW, ("separate",), seed=1, lanes=2, fps=5.0)
+    (line,) = rollouts.run(options, slow, 1, tmp_path / "slow", videos=1)
+    assert line["steps"] == 150 and len(slow.seen) == 75
+    moved = np.diff(np.stack(slow.seen)[1:6, 0], axis=0)
+    np.testing.assert_allclose(moved.mean(0), [0.02, 0.0], atol=2e-3)
+    with av.open(str(tmp_path / "slow/videos/000000.mp4")) as film:
+        assert (film.streams.video[0].average_rate, sum(1 for _ in film.decode(video=0))) == (5, 76)
+    from lapa_jax.data import images
+
+    assert images.decode((tmp_path / "slow/strips/000000.jpg").read_bytes()).shape == (32, 8 * 32, 3)
+    assert not (tmp_path / "slow/videos/000001.mp4").exists() and not (tmp_path / "slow/episodes/000001.json").exists()

@@ -1,0 +1,47 @@
+"""Wilson's interval against its definition and published figures."""
+
+import math
+
+import pytest
+
+from lapa_jax.sim import scores
+
+Z = 1.959963984540054
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [
+        (81, 263, 0.2553, 0.3662),  # Newcombe 1998, table I, method 3
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_published_intervals(successes, trials, low, high):
+    assert scores.wilson(successes, trials) == pytest.approx((low, high), abs=5e-5)
+
+
+@pytest.mark.parametrize("trials", [1, 7, 50])
+def test_the_ends_are_where_the_observed_rate_is_z_standard_errors_away(trials):
+    for successes in range(trials + 1):
+        for end in scores.wilson(successes, trials):
+            away = abs(successes / trials - end)
+            assert away == pytest.approx(Z * math.sqrt(end * (1 - end) / trials), abs=1e-7)
+
+
+def test_all_and_none_are_mirror_images_and_not_certain():
+    assert scores.wilson(0, 10)[0] == 0 and scores.wilson(0, 10)[1] > 0.2
+    low, high = scores.wilson(3, 10)
+    assert (1 - high, 1 - low) == pytest.approx(scores.wilson(7, 10))
+    with pytest.raises(ValueError, match="3 successes of 2"):
+        scores.wilson(3, 2)
+
+
+def test_a_summary_counts_tasks_apart():
+    episodes = [{"task": task, "success": success, "steps": steps}
+                for task, success, steps in (("b", True, 10), ("a", False, 150), ("b", True, 20), ("b", False, 150))]
+    whole, parts = scores.summarize(episodes), scores.by_task(episodes)
+    assert (whole["success_rate"], whole["successes"], whole["steps"]) == (0.5, 2, 15)
+    assert list(parts) == ["b", "a"] and parts["b"]["success_rate"] == 2 / 3 and parts["a"]["steps"] is None
+    assert (parts["b"]["low"], parts["b"]["high"]) == scores.wilson(2, 3)
