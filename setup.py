@@ -31,6 +31,7 @@ setup(
         # XLA's compiler for NVIDIA GPUs without CUDA (130 MB): launch/train.py --dry_run --mesh 8x4 --device H100-94GB.
         # "local" is JAX's word for CUDA that is found elsewhere, here nowhere; it pins the version that goes with jax.
         "plan": ['jax[cuda13-local]>=0.10,<0.12; sys_platform == "linux"'],
+        "serve": ["aiohttp>=3.11,<4"],  # launch/serve.py; clients need numpy and msgpack
         "sim": ["mujoco>=3.2"],  # lapa_jax/sim and tools/record_sim.py
         "torch": ["torch>=2.6"],  # tools/import_weights.py, for `.pt` files only; safetensors need no torch
         "golden": ["torch>=2.6"],  # tests/golden/make_towers.py, which compares with the models of transformers

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/venv.sh
-install_venv "[sim,plan]"
+install_venv "[sim,plan,serve]"
 
 export JAX_PLATFORMS=cpu
 export PYTHONDONTWRITEBYTECODE=1

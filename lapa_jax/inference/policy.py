@@ -39,12 +39,21 @@ class Policy(Instructed, ColumnModel):
         Raises:
           UserError: another shape or type, numbers that are not finite, an instruction that is too long.
         """
+        batch, single = self.prepare(image, instruction, state, dataset=dataset)
+        chunks = self.to_units(self.predict(batch), self.dataset(dataset))
+        return chunks[0] if single else chunks
+
+    def prepare(self, image, instruction, state=None, *, dataset: str | None = None) -> tuple[dict, bool]:
+        """A batch for `predict`, and whether a single picture was given. Arguments and errors as of `chunk`."""
         batch, single = self.observed(image, instruction)
         dataset = self.dataset(dataset)
         if self.model.state_dim:
             batch["state"] = self._state(state, len(batch["image"]), single, dataset)
-        chunks = self.to_units(self.run(self._predict, batch), dataset)
-        return chunks[0] if single else chunks
+        return batch, single
+
+    def predict(self, batch: dict[str, np.ndarray]) -> np.ndarray:
+        """f32 [B, T, width], normalised, for a batch of `prepare`, or rows of several; `to_units` gives actions."""
+        return self.run(self._predict, batch)
 
     def _state(self, state, rows: int, single: bool, dataset: str | None) -> np.ndarray:
         if state is None:
@@ -55,28 +64,3 @@ class Policy(Instructed, ColumnModel):
         if len(state) != rows:
             raise UserError(f"{rows} pictures and {len(state)} states; give one for each")
         return self.to_model(state, dataset, "state")
-
-
-class Ensemble:
-    """Actions as the weighed mean of all chunks that speak of a step (temporal ensembling, Zhao et al. 2023).
-
-    Args:
-      policy: gives the chunks. decay: m of the weights exp(-m i), i = 0 for the oldest chunk.
-    """
-
-    def __init__(self, policy: Policy, decay: float = 0.01):
-        if not decay >= 0:
-            raise UserError(f"decay is {decay}; it must be 0 (all alike) or more")
-        self._policy, self._decay = policy, decay
-        self._chunks: list[np.ndarray] = []
-
-    def reset(self) -> None:
-        """Forgets what was foreseen: an episode begins."""
-        self._chunks = []
-
-    def act(self, image, instruction, state=None, *, dataset: str | None = None) -> np.ndarray:
-        """As of `Policy.act`, or f32 [B, A] of a batch as of `Policy.chunk`: episodes that begin together."""
-        chunk = self._policy.chunk(image, instruction, state, dataset=dataset)
-        self._chunks = [rest[..., 1:, :] for rest in self._chunks if rest.shape[-2] > 1] + [chunk]
-        weights = np.exp(-self._decay * np.arange(len(self._chunks)))
-        return np.average([rest[..., 0, :] for rest in self._chunks], axis=0, weights=weights).astype(np.float32)

@@ -1,0 +1,31 @@
+"""Temporal ensembling: one action from all chunks that speak of a step. Numpy only, for robots' computers."""
+
+import numpy as np
+
+from lapa_jax.core.errors import UserError
+
+
+class Ensemble:
+    """Actions as the weighed mean of all chunks that speak of a step (temporal ensembling, Zhao et al. 2023).
+
+    Args:
+      policy: gives the chunks: a `Policy`, or a `Client` of a served one.
+      decay: m of the weights exp(-m i), i = 0 for the oldest chunk.
+    """
+
+    def __init__(self, policy, decay: float = 0.01):
+        if not decay >= 0:
+            raise UserError(f"decay is {decay}; it must be 0 (all alike) or more")
+        self._policy, self._decay = policy, decay
+        self._chunks: list[np.ndarray] = []
+
+    def reset(self) -> None:
+        """Forgets what was foreseen: an episode begins."""
+        self._chunks = []
+
+    def act(self, image, instruction, state=None, *, dataset: str | None = None) -> np.ndarray:
+        """As of `Policy.act`, or f32 [B, A] of a batch as of `Policy.chunk`: episodes that begin together."""
+        chunk = self._policy.chunk(image, instruction, state, dataset=dataset)
+        self._chunks = [rest[..., 1:, :] for rest in self._chunks if rest.shape[-2] > 1] + [chunk]
+        weights = np.exp(-self._decay * np.arange(len(self._chunks)))
+        return np.average([rest[..., 0, :] for rest in self._chunks], axis=0, weights=weights).astype(np.float32)

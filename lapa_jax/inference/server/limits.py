@@ -1,0 +1,63 @@
+"""How much a server takes on: sizes, how many requests wait, and how fast one address may ask."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+from lapa_jax.core.errors import UserError
+
+ADDRESSES = 4096
+"""How many are remembered; those that were silent the longest are forgotten first."""
+
+
+class Refused(Exception):
+    """A request that is not answered now, though nothing is wrong with it. Attributes: status: of HTTP."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status = status
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a server accepts.
+
+    Attributes:
+      message_bytes: of one message. picture_side: pixels of a picture's longer side. instruction_characters: of a text.
+      rate: requests a second from one address, on the average; twice as many may come at once.
+      pending: requests that may wait or be computed at a time, of all clients.
+    """
+
+    message_bytes: int = 16 * 2**20
+    picture_side: int = 2048
+    instruction_characters: int = 1000
+    rate: float = 500.0
+    pending: int = 256
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if not getattr(self, field.name) > 0:
+                raise UserError(f"{field.name} is {getattr(self, field.name)}; it must be more than 0")
+
+
+class Rate:
+    """Counts requests by address, as a bucket that fills at `rate` a second up to twice that (at least one).
+
+    Args:
+      rate: requests a second. clock: gives seconds.
+    """
+
+    def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic):
+        self._rate, self._most, self._clock = rate, max(1.0, 2 * rate), clock
+        self._known: dict[str, tuple[float, float]] = {}
+
+    def count(self, address: str) -> None:
+        """Counts one request; `Refused` with status 429 if there were too many."""
+        now = self._clock()
+        left, since = self._known.pop(address, (self._most, now))
+        left = min(self._most, left + (now - since) * self._rate)
+        self._known[address] = (left - 1 if left >= 1 else left, now)
+        if len(self._known) > ADDRESSES:
+            del self._known[next(iter(self._known))]
+        if left < 1:
+            raise Refused(429, f"more than {self._rate:g} requests a second from {address}; ask less often")

@@ -1,0 +1,131 @@
+"""Arrays in messages: msgpack as openpi's clients speak it, JSON as OpenVLA's do. Numpy and msgpack only.
+
+In msgpack an array is a map with byte strings as keys, {b"__ndarray__": true, b"data", b"dtype", b"shape"}, and a numpy
+number {b"__npgeneric__": true, b"data", b"dtype"}. In JSON both are {"__numpy__": base64, "dtype", "shape"}, the number
+with the shape []. Data are in C order, types written as numpy does ("|u1", "<f4"). Nothing that is read can run code.
+"""
+
+import base64
+import json
+import math
+import re
+
+import msgpack
+import numpy as np
+
+MAX_AXES = 8
+MAX_ENTRIES = 4096
+"""Of a list or a map in msgpack: its reader makes room for as many as a message claims to hold, level by level."""
+
+_TYPES = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
+
+
+class WireError(ValueError):
+    """Bytes that are no message, in one line."""
+
+
+def pack(value) -> bytes:
+    """msgpack of dicts, lists, numbers, texts and arrays."""
+    return msgpack.packb(value, default=_packed)
+
+
+def unpack(data: bytes):
+    """What `pack` packed; arrays are read-only and share the message's memory.
+
+    Raises:
+      WireError: not msgpack, or arrays that do not hold what they say.
+    """
+    try:
+        return msgpack.unpackb(data, object_hook=_unpacked, max_array_len=MAX_ENTRIES, max_map_len=MAX_ENTRIES)
+    except WireError:
+        raise
+    except (ValueError, TypeError, RecursionError, OverflowError, MemoryError) as error:
+        raise WireError(f"the message is not valid msgpack ({_reason(error)})") from None
+
+
+def to_json(value) -> str:
+    """JSON of dicts, lists, finite numbers, texts and arrays."""
+    return json.dumps(value, default=_encoded, allow_nan=False, separators=(",", ":"))
+
+
+def from_json(text: str | bytes):
+    """What `to_json` wrote.
+
+    Raises:
+      WireError: not JSON in UTF-8, or arrays that do not hold what they say.
+    """
+    try:
+        return json.loads(text, object_hook=_decoded)
+    except WireError:
+        raise
+    except (ValueError, TypeError, RecursionError, OverflowError, MemoryError) as error:
+        raise WireError(f"the message is not valid JSON ({_reason(error)})") from None
+
+
+def _packed(value) -> dict:
+    _check(value)
+    about = {b"data": value.tobytes() if isinstance(value, np.ndarray) else value.item(), b"dtype": value.dtype.str}
+    if isinstance(value, np.generic):
+        return {b"__npgeneric__": True, **about}
+    return {b"__ndarray__": True, **about, b"shape": list(value.shape)}
+
+
+def _unpacked(found: dict):
+    if b"__ndarray__" in found:
+        return _array(*(found.get(key) for key in (b"data", b"dtype", b"shape")))
+    if b"__npgeneric__" in found:
+        number = found.get(b"data")
+        if not isinstance(number, bool | int | float):
+            raise WireError(f"a numpy number holds {_shown(number)}")
+        return _type(found.get(b"dtype")).type(number)
+    return found
+
+
+def _encoded(value) -> dict:
+    _check(value)
+    data = base64.b64encode(value.tobytes()).decode()
+    return {"__numpy__": data, "dtype": value.dtype.str, "shape": list(value.shape)}
+
+
+def _decoded(found: dict):
+    if "__numpy__" not in found:
+        return found
+    text = found["__numpy__"]
+    if not isinstance(text, str):
+        raise WireError(f"an array's data is {_shown(text)}; base64 is expected")
+    array = _array(base64.b64decode(text, validate=True), found.get("dtype"), found.get("shape"))
+    return array if array.shape else array[()]
+
+
+def _check(value) -> None:
+    if not isinstance(value, np.ndarray | np.generic) or not _TYPES.fullmatch(value.dtype.str):
+        kind = value.dtype if isinstance(value, np.ndarray | np.generic) else type(value).__name__
+        raise WireError(f"a message cannot hold a {kind}; numbers, texts, bytes, lists, dicts and arrays are possible")
+
+
+def _array(data, dtype, shape) -> np.ndarray:
+    kind = _type(dtype)
+    if not isinstance(data, bytes):
+        raise WireError(f"an array's data is {_shown(data)}; bytes are expected")
+    sizes = isinstance(shape, list) and len(shape) <= MAX_AXES and all(type(n) is int and 0 <= n < 2**31 for n in shape)
+    if not sizes:
+        raise WireError(f"an array's shape is {_shown(shape)}; a list of at most {MAX_AXES} sizes is expected")
+    if (wanted := math.prod(shape) * kind.itemsize) != len(data):
+        raise WireError(f"an array {dtype} {shape} takes {wanted} bytes, the message holds {len(data)}")
+    return np.frombuffer(data, kind).reshape(shape) if data else np.zeros(shape, kind)
+
+
+def _type(dtype) -> np.dtype:
+    if not isinstance(dtype, str) or not _TYPES.fullmatch(dtype):
+        raise WireError(f"an array's dtype is {_shown(dtype)}; numbers such as '|u1' or '<f4' are expected")
+    return np.dtype(dtype)
+
+
+def _shown(value) -> str:
+    text = repr(value) if isinstance(value, str | int | float | bool | None | list) else type(value).__name__
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 100 else f"{text[:100]}..."

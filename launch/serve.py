@@ -1,0 +1,83 @@
+"""Serves a stage-3 policy: websocket with msgpack (openpi's clients), POST /act (OpenVLA's), lapa_jax.inference.client.
+
+python launch/serve.py --run RUN [--port 8000] [--host 127.0.0.1] [--token_file FILE] [--rename KEY=NAME ...]
+
+Says "ready" when everything is compiled; SIGTERM and Ctrl-C stop it when what is in flight is answered.
+"""
+
+import argparse
+import functools
+import logging
+import pathlib
+
+from lapa_jax.core.errors import UserError, run_main
+
+
+def main(argv: list[str]) -> None:
+    args = _parser().parse_args(argv)
+    if not 0 <= args.port < 65536:
+        raise UserError(f"--port {args.port} is no port; give 1 to 65535, or 0 for a free one")
+    token = _token(args.token_file)
+    renamed = tuple(_pair(text) for text in args.rename)
+
+    import lapa_jax
+    from lapa_jax.inference.server import front, run
+    from lapa_jax.inference.server.limits import Limits
+    from lapa_jax.inference.server.service import Options, Service
+
+    front.need_aiohttp()
+    limits = Limits(
+        message_bytes=int(args.message_mb * 2**20),
+        picture_side=args.picture_side,
+        instruction_characters=args.instruction_characters,
+        rate=args.rate,
+        pending=args.pending,
+    )
+    options = Options(batch=args.batch, wait=args.wait_ms / 1000, renamed=renamed, limits=limits)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    policy = lapa_jax.load(args.run, step=args.step)
+    run.serve(lambda: Service(policy, args.run, options), args.host, args.port, token,
+              say=functools.partial(print, flush=True))  # fmt: skip
+
+
+def _token(file: str | None) -> str | None:
+    """The token in a file, without blanks around it."""
+    if file is None:
+        return None
+    path = pathlib.Path(file)
+    if not path.is_file():
+        raise UserError(f"--token_file {file} does not exist; write the token into it")
+    token = path.read_text(encoding="utf-8").strip()
+    if not token or not token.isascii() or len(token.split()) > 1:
+        raise UserError(f"--token_file {file} must hold one word of ASCII characters")
+    return token
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, name = text.rpartition("=")
+    if not key or not equals or not name:
+        raise UserError(f"--rename {text} is not KEY=NAME")
+    return key, name
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--run", required=True, help="run folder, checkpoint folder or exported folder of a policy")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; this machine only by default")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    parser.add_argument("--token_file", help="file with the token that clients must send; none is asked for by default")
+    parser.add_argument("--rename", action="append", default=[], metavar="KEY=NAME",
+                        help="what a key means: a camera, instruction, state, dataset, or nothing")  # fmt: skip
+    parser.add_argument("--batch", type=int, default=8, help="requests that are computed together at most")
+    parser.add_argument("--wait_ms", type=float, default=2.0, help="how long a request waits for others to join it")
+    parser.add_argument("--rate", type=float, default=500.0, help="requests a second from one address")
+    parser.add_argument("--pending", type=int, default=256, help="requests that may be open, of all clients")
+    parser.add_argument("--message_mb", type=float, default=16.0, help="MiB of a message at most")
+    parser.add_argument("--picture_side", type=int, default=2048, help="pixels of a picture's longer side at most")
+    parser.add_argument("--instruction_characters", type=int, default=1000, help="characters of an instruction at most")
+    parser.add_argument("--step", type=int, help="checkpoint step; the newest by default")
+    return parser
+
+
+if __name__ == "__main__":
+    run_main(main)

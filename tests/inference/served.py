@@ -1,0 +1,103 @@
+"""Policies with random weights, and a server of one on a free port of this machine, in a thread of its own."""
+
+import asyncio
+import contextlib
+import functools
+import threading
+from collections.abc import Iterator
+
+import jax
+import ml_collections
+import numpy as np
+from aiohttp import web
+
+from lapa_jax.core import config as config_lib
+from lapa_jax.data.statistics import column_statistics
+from lapa_jax.inference.policy import Policy
+from lapa_jax.inference.server import front
+from lapa_jax.inference.server.service import Options, Service
+from lapa_jax.models.pretrained import expected_variables
+
+A, S, T, SIDE = 3, 4, 2, 28
+TOWER = {"image_size": SIDE, "patch": 14, "dim": 8, "depth": 1, "heads": 2, "hidden": 12}
+MODEL = {"name": "policies.vla_action", "siglip": {"name": "vision.siglip", **TOWER},
+         "dinov2": {"name": "vision.dinov2", **TOWER},
+         "llm": {"name": "llama", "vocab": 259, "dim": 16, "depth": 1, "heads": 2, "kv_heads": 1, "hidden": 24,
+                 "head": "none"},
+         "image_size": SIDE, "text_length": 40, "action_dim": A, "chunk_length": T, "head": "chunk", "head_width": 16,
+         "head_heads": 2, "constant": (), "binary": ()}  # fmt: skip
+NAMES = {"action": ["x", "y", "gripper"], "state": ["a", "b", "c", "d"]}
+
+
+@functools.cache
+def policy(cameras=("image",), state: bool = False, datasets=("table",), **changes) -> Policy:
+    """A policy on one device; equal arguments give the same object. changes: fields of the model."""
+    fields = {**MODEL, "cameras": len(cameras), "state_dim": S if state else 0, **changes}
+    data = {"fields": ("image", "text", "action", *(("state",) if state else ())), "normalize": "q01_q99",
+            "camera": cameras[0] if len(cameras) == 1 else tuple(cameras),
+            "text_tokenizer": {"name": "bytes"}}  # fmt: skip
+    config = ml_collections.ConfigDict({"name": "small", "model": fields, "data": data})
+    model = config_lib.build("lapa_jax.models", config.model)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda x: np.array(0.5 * rng.normal(size=x.shape), x.dtype), expected_variables(model))
+    about = {name: _about(k) for k, name in enumerate(datasets)}
+    return Policy(model, variables, config=config, datasets=about, step=7, devices=jax.devices()[:1])
+
+
+def _about(seed: int) -> dict:
+    rng = np.random.default_rng(seed)
+    columns = {"action": A, "state": S}
+    rows = {name: (rng.normal(size=(300, n)) * (seed + np.arange(1, n + 1))).astype(np.float32)
+            for name, n in columns.items()}  # fmt: skip
+    features = {name: {"shape": [n], "dtype": "float32", "names": NAMES[name]} for name, n in columns.items()}
+    return {"statistics": {name: column_statistics([r]) for name, r in rows.items()}, "features": features, "fps": 5.0}
+
+
+def picture(seed: int = 0, height: int = 20, width: int = 30) -> np.ndarray:
+    """uint8 [H, W, 3]."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+@contextlib.contextmanager
+def serving(policy, options: Options = Options(), token: str | None = None, ready: bool = True) -> Iterator["Served"]:
+    """A server of the policy; ready: compiled before it is given."""
+    served = Served(policy, options, token)
+    served.call(served.start())
+    try:
+        if ready:
+            served.call(served.service.compile())
+        yield served
+    finally:
+        served.stop()
+
+
+class Served:
+    """Attributes: service; port; address "127.0.0.1:PORT"."""
+
+    def __init__(self, policy, options: Options, token: str | None):
+        self._policy, self._options, self._token = policy, options, token
+        self.loop, self._runner = asyncio.new_event_loop(), None
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+
+    async def start(self) -> None:
+        self.service = Service(self._policy, "runs/small", self._options)
+        app = front.application(self.service, self._token)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=front.GRACE)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.port = self._runner.addresses[0][1]
+        self.address = f"127.0.0.1:{self.port}"
+
+    def call(self, coroutine):
+        """Runs a coroutine in the server's loop."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(120)
+
+    def stop(self) -> None:
+        """As the server does at a signal."""
+        if self._runner is not None:
+            self.call(self._runner.cleanup())
+            self.service.close()
+            self._runner = None
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self._thread.join()
