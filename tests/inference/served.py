@@ -59,9 +59,9 @@ def picture(seed: int = 0, height: int = 20, width: int = 30) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def serving(policy, options: Options = Options(), token: str | None = None, ready: bool = True) -> Iterator["Served"]:
+def serving(policy, options: Options | None = None, token: str | None = None, ready: bool = True) -> Iterator["Served"]:
     """A server of the policy; ready: compiled before it is given."""
-    served = Served(policy, options, token)
+    served = Served(policy, options or Options(), token)
     served.call(served.start())
     try:
         if ready:
@@ -91,7 +91,7 @@ class Served:
 
     def call(self, coroutine):
         """Runs a coroutine in the server's loop."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(120)
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(900)
 
     def stop(self) -> None:
         """As the server does at a signal."""

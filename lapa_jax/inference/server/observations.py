@@ -85,8 +85,9 @@ class Reader:
         for key, value in _flat(message):
             name = self._meaning.get(key) if isinstance(key, str) else None
             if name is None:
-                raise UserError(f"nothing is known of the key {str(key)[:60]!r}; expected are {self._wanted()}. "
-                                "--rename KEY=NAME of the server gives it a meaning, KEY=nothing leaves it out")  # fmt: skip
+                remedy = "--rename KEY=NAME of the server gives it a meaning, KEY=nothing leaves it out"
+                shown = repr(str(key)[:60])
+                raise UserError(f"nothing is known of the key {shown}; expected are {self._wanted()}. {remedy}")
             found.setdefault(name, {})[key] = value
         for name, values in found.items():
             if len(values) > 1 and name != NOTHING and not (name == STATE and set(values) <= set(self._state_parts)):

@@ -44,14 +44,14 @@ class Service:
       UserError: something else than a policy that gives actions.
     """
 
-    def __init__(self, policy, run, options: Options = Options()):
+    def __init__(self, policy, run, options: Options | None = None):
         if isinstance(policy, LatentPolicy):
             raise UserError(f"{run} is a stage-2 policy, which gives codes and no actions; train it on actions with "
                             "configs/vla_action.py and serve that run")  # fmt: skip
         if not isinstance(policy, Policy):
             raise UserError(f"{run} is a {type(policy).__name__}, which does not act on pictures and instructions; "
                             "serve a run of configs/vla_action.py")  # fmt: skip
-        self.options = options
+        self.options = options = options or Options()
         self.reader = Reader(policy, options.limits, options.renamed)
         self.metadata = contract.metadata(policy, pathlib.Path(run).resolve().name, self.reader.keys)
         self.ready, self.stopping = asyncio.Event(), asyncio.Event()

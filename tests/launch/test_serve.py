@@ -1,0 +1,65 @@
+"""`launch/serve.py` as a user runs it: an exported policy, asked by our client, stopped by a signal."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from lapa_jax.data import images
+from lapa_jax.inference.client import Client
+from tests.inference import served
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served") / "policy"
+    served.policy().save_pretrained(folder)
+    return folder
+
+
+def start(root, *arguments) -> subprocess.Popen:
+    command = [sys.executable, "-B", str(root / "launch" / "serve.py"), *map(str, arguments)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_says_ready_answers_and_stops_at_a_signal(root, run, tmp_path, number):
+    (tmp_path / "token").write_text("secret\n")
+    process = start(root, "--run", run, "--port", 0, "--batch", 1, "--token_file", tmp_path / "token")
+    try:
+        address = re.match(r"listening on (127\.0\.0\.1:\d+), compiling", process.stdout.readline()).group(1)
+        assert process.stdout.readline().startswith(f"ready: ws://{address} and http://{address}/act (batches of 1 ")
+        with Client(address, token="secret", timeout=300) as client:
+            found = client.chunk(served.picture(), "push")
+            expected = served.policy().chunk(images.resize(served.picture(), served.SIDE), "push")
+            np.testing.assert_allclose(found, expected, rtol=1e-5)
+            assert client.metadata["run"] == "policy" and client.metadata["step"] == 7
+            process.send_signal(number)
+            told, errors = process.communicate(timeout=120)
+        assert process.returncode == 0 and errors == "", errors
+        assert told.splitlines() == ["stopping: answering what is in flight", "stopped"]
+    finally:
+        process.kill()
+
+
+def test_bad_arguments_end_in_one_line(root, run, tmp_path):
+    (tmp_path / "empty").write_text(" \n")
+    cases = (
+        (("--run", tmp_path / "nowhere"), "does not exist; give a run folder"),
+        (("--run", run, "--rename", "x=imag"), "did you mean 'image'"),
+        (("--run", run, "--host", "192.0.2.1"), "cannot listen on 192.0.2.1:8000"),
+        (("--run", run, "--port", 70000), "--port 70000 is no port"),
+        (("--run", run, "--token_file", tmp_path / "empty"), "must hold one word"),
+        (("--run", run, "--rename", "wrist"), "--rename wrist is not KEY=NAME"),
+        (("--run", run, "--rate", 0), "rate is 0"),
+    )
+    for arguments, words in cases:
+        process = start(root, *arguments)
+        told, errors = process.communicate(timeout=300)
+        assert process.returncode == 2 and words in errors and len(errors.strip().splitlines()) == 1, errors
+        assert told == ""
