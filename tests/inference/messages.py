@@ -41,6 +41,6 @@ def _array(found: dict) -> np.ndarray:
 
 
 def packed(**fields) -> bytes:
-    """A message in msgpack, put together by hand: arrays as maps, all else as it is."""
+    """A message in msgpack, with arrays as the maps that they are by the format's description."""
     array = lambda a: {b"__ndarray__": True, b"data": a.tobytes(), b"dtype": a.dtype.str, b"shape": a.shape}  # noqa: E731
-    return msgpack.packb({k: array(v) if isinstance(v, np.ndarray) else v for k, v in fields.items()})
+    return msgpack.packb(fields, default=array)
