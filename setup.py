@@ -32,7 +32,8 @@ setup(
         # "local" is JAX's word for CUDA that is found elsewhere, here nowhere; it pins the version that goes with jax.
         "plan": ['jax[cuda13-local]>=0.10,<0.12; sys_platform == "linux"'],
         "serve": ["aiohttp>=3.11,<4"],  # launch/serve.py; clients need numpy and msgpack
-        "sim": ["mujoco>=3.2"],  # lapa_jax/sim and tools/record_sim.py
+        "sim": ["mujoco>=3.2"],  # lapa_jax/sim and tools/record_sim.py: the push-table
+        "metaworld": ["metaworld>=3.1.1,<3.2"],  # its 50 tasks. It pins mujoco to 3.3.0, with newer ones it fails
         "torch": ["torch>=2.6"],  # tools/import_weights.py, for `.pt` files only; safetensors need no torch
         "golden": ["torch>=2.6"],  # tests/golden/make_towers.py, which compares with the models of transformers
         "dev": ["ruff>=0.9"],

@@ -23,9 +23,10 @@ ONLY_IN = {
     "wandb": "lapa_jax/core/",
     "tqdm": "lapa_jax/core/progress.py",
     "mujoco": "lapa_jax/sim/",
+    "metaworld": "lapa_jax/sim/",
 }
 LAZY = {
-    "lapa_jax/": ("torch", "mujoco", "tensorflow", "tensorflow_datasets"),
+    "lapa_jax/": ("torch", "mujoco", "metaworld", "tensorflow", "tensorflow_datasets"),
     "lapa_jax/data/": ("jax", "flax", "optax"),
 }
 """What may be imported only where it is used, within a function."""

@@ -2,7 +2,7 @@
 
     python tools/record_sim.py --env push_table --episodes 1000 --out DIR [--format shards|mp4] [--columns none]
 
-Run again, it goes on where it stopped. Needs the extra `lapa_jax[sim]` and an OpenGL driver.
+Run again, it goes on where it stopped. Needs an OpenGL driver, and the extra `lapa_jax[sim]` or `lapa_jax[metaworld]`.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import pathlib
 
 from lapa_jax.core.errors import run_main
 from lapa_jax.sim.env import ENVS
+from lapa_jax.sim.options import SPLITS, WORDINGS
 from lapa_jax.sim.recording import COLUMNS, Options, default_workers, record
 
 
@@ -22,8 +23,12 @@ def main(argv: list[str]) -> None:
     add("--task", help="one task of the environment; all of them in turn by default")
     add("--seed", type=int, default=0)
     add("--size", type=int, default=128, help="edge of the pictures in pixels")
+    add("--split", default="all", help=f"{', '.join(SPLITS)}: leave out, or keep only, what is held out")
+    add("--wordings", default="one", help=f"{', '.join(WORDINGS)}: one wording a task, or any of those (not) held out")
+    add("--varied", action="store_true", help="colours, light, camera and table differ from episode to episode")
+    add("--moving", action="store_true", help="patches of colour drift over the background")
     add("--noise", type=float, default=0.0, help="standard deviation added to the oracle's actions, in their units")
-    add("--fps", type=float, help="of the recording; the actions in between are summed (default: the environment's)")
+    add("--fps", type=float, help="of the recording (default: the environment's); actions in between are merged")
     add("--max_steps", type=int, help="keep only episodes that are solved within so many environment steps")
     add("--columns", default=",".join(COLUMNS), help="what to keep of action,state; 'none': an action-free recording")
     add("--quality", type=int, default=95, help="of the JPEGs in shards")

@@ -1,13 +1,14 @@
 """The one interface of all simulated environments."""
 
 import importlib
+import inspect
 from typing import Protocol
 
 import numpy as np
 
 from lapa_jax.core.errors import UserError, did_you_mean
 
-ENVS = ("push_table",)
+ENVS = ("push_table", "metaworld")
 """Modules of `lapa_jax.sim` that define a class `Env`."""
 
 
@@ -57,7 +58,12 @@ class Env(Protocol):
 
 
 def make(name: str, **options) -> Env:
-    """The environment `name`, one of `ENVS`; options are those of its `Env` class, e.g. size=128 (pixels)."""
+    """The environment `name`, one of `ENVS`; options are those of its `Env` class, see `lapa_jax.sim.options`."""
     if name not in ENVS:
         raise UserError(f"there is no environment '{name}'{did_you_mean(name, ENVS)}")
-    return importlib.import_module(f"lapa_jax.sim.{name}").Env(**options)
+    made = importlib.import_module(f"lapa_jax.sim.{name}").Env
+    known = inspect.signature(made).parameters
+    for option in options:
+        if option not in known:
+            raise UserError(f"the environment {name} has no option '{option}'{did_you_mean(option, known)}")
+    return made(**options)

@@ -9,8 +9,10 @@ import functools
 import numpy as np
 
 from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.sim.looks import Look, Stage
+from lapa_jax.sim.options import SPLITS, check_options, pick_wording
 from lapa_jax.sim.push_table_oracle import Oracle
-from lapa_jax.sim.push_table_tasks import BLOCKS, FAMILIES, Task, draw_task
+from lapa_jax.sim.push_table_tasks import BLOCKS, FAMILIES, WORDS, Task, draw_task
 from lapa_jax.sim.rendering import Camera, load_mujoco
 
 FPS = 10.0
@@ -25,9 +27,16 @@ BLOCK_RANGE = 0.26  # metres, each axis; the table reaches to 0.3
 TIMESTEP = 0.005
 START_RANGE = 0.19  # blocks and pusher start within this, metres
 START_GAP = 0.085  # and at least so far apart: the longest bar reaches 0.036 from its centre
-MAX_SIZE = 1024  # pixels
 
 COLOURS = {"red": "0.85 0.12 0.12", "green": "0.12 0.65 0.2", "blue": "0.12 0.3 0.9", "yellow": "0.95 0.8 0.1"}
+CAMERA = "front"
+STAGE = Stage(
+    centre=(0.0, 0.0),
+    half=(0.3, 0.3),
+    top=-0.001,
+    ground=("floor", "table"),
+    objects=tuple(f"block{i}" for i in range(len(BLOCKS))),
+)
 SHAPES = {
     "cube": 'type="box" size="0.02 0.02 0.02"',
     "disc": 'type="cylinder" size="0.022 0.02"',
@@ -39,6 +48,8 @@ SHAPES = {
 class Env:
     """The push-table. Actions f32[2] move the pusher's set-point by (x, y) metres; larger ones are clipped.
 
+    `split` "unseen" asks for combinations (a block and its place, two blocks) that "seen" never asks for, see
+    `Task.held_out`; the families are in both.
     The same seed and family give the same episode, bit for bit, in every process on the same machine.
     """
 
@@ -49,20 +60,30 @@ class Env:
     additive = True
     action_limit = np.full(2, ACTION_LIMIT, np.float32)
 
-    def __init__(self, size: int = 128):
-        """`size` is the edge of the square pictures in pixels. No GL is needed until the first `observe`."""
-        if not 16 <= size <= MAX_SIZE:
-            raise UserError(f"picture size {size} is outside 16 to {MAX_SIZE} pixels")
+    def __init__(
+        self,
+        size: int = 128,
+        split: str = "all",
+        wordings: str = "one",
+        varied: bool = False,
+        moving: bool = False,
+    ):
+        """`size` is the edge of the square pictures in pixels; the rest as in `lapa_jax.sim.options`.
+
+        No GL is needed until the first `observe`.
+        """
+        check_options(size, split, wordings)
         self._mujoco = load_mujoco()
-        self.size = size
+        self.size, self._held_out, self.wordings = size, SPLITS[split], wordings
         self.model = self._mujoco.MjModel.from_xml_string(_scene(size))
         self.data = self._mujoco.MjData(self.model)
+        self._look = Look(self.model, CAMERA, STAGE, varied, moving)
         self.task: Task | None = None
         self._substeps = round(1 / FPS / TIMESTEP)
 
     @functools.cached_property
     def _camera(self) -> Camera:
-        return Camera(self.model, "front", self.size)
+        return Camera(self.model, CAMERA, self.size)
 
     def reset(self, seed: int, task: str | None = None) -> None:
         """Starts an episode: draws the layout and an instruction of family `task` (None: any family) from `seed`."""
@@ -70,15 +91,22 @@ class Env:
             raise UserError(f"the push-table has no task '{task}'{did_you_mean(task, FAMILIES)}")
         rng = np.random.default_rng(seed)
         family = task or self.tasks[rng.integers(len(self.tasks))]
-        self.task = None
-        while self.task is None:
-            places, angles = _draw_layout(rng)
-            self.task = draw_task(rng, family, places[:-1])
+        self.task, places, angles = self._draw(rng, family)
+        self.task = self.task.worded(pick_wording(self.wordings, WORDS[family], seed))
+        self._look.reset(seed)
         self._mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[:-2].reshape(-1, 3)[:] = np.column_stack([places[:-1], angles])
         self.data.qpos[-2:] = self._setpoint = places[-1]
         self.data.ctrl[:] = self._setpoint
         self._mujoco.mj_forward(self.model, self.data)
+
+    def _draw(self, rng: np.random.Generator, family: str) -> tuple[Task, np.ndarray, np.ndarray]:
+        """A task of the split, with the places f64[9, 2] and angles f64[8] that it was drawn for."""
+        while True:
+            places, angles = _draw_layout(rng)
+            task = draw_task(rng, family, places[:-1])
+            if task is not None and self._held_out in (None, task.held_out()):
+                return task, places, angles
 
     @property
     def instruction(self) -> str:
@@ -103,7 +131,8 @@ class Env:
     def observe(self) -> dict[str, np.ndarray]:
         """{"image": uint8[size, size, 3], "state": f32[2], the pusher's position in metres}."""
         self._started()
-        return {"image": self._camera.render(self.data), "state": self.pusher.astype(np.float32)}
+        image = self._camera.render(self.data, self._look.shapes(self.data.time))
+        return {"image": image, "state": self.pusher.astype(np.float32)}
 
     def step(self, action: np.ndarray) -> None:
         """Moves on by one action f32[2] (metres), 1 / fps seconds."""
@@ -187,9 +216,9 @@ def _scene(size: int) -> str:
   </visual>
   <asset><mesh name="triangle" vertex="{triangle}"/></asset>
   <worldbody>
-    <camera name="front" pos="0 -0.46 0.82" xyaxes="1 0 0 0 0.872 0.489" fovy="38"/>
-    <geom type="plane" size="3 3 0.1" pos="0 0 -0.03" rgba="0.35 0.37 0.4 1" {unseen}/>
-    <geom type="box" size="0.3 0.3 0.01" pos="0 0 -0.011" rgba="0.8 0.77 0.72 1" {unseen}/>{blocks}
+    <camera name="{CAMERA}" pos="0 -0.46 0.82" xyaxes="1 0 0 0 0.872 0.489" fovy="38"/>
+    <geom name="floor" type="plane" size="3 3 0.1" pos="0 0 -0.03" rgba="0.35 0.37 0.4 1" {unseen}/>
+    <geom name="table" type="box" size="0.3 0.3 0.01" pos="0 0 -0.011" rgba="0.8 0.77 0.72 1" {unseen}/>{blocks}
       <body name="pusher" pos="0 0 0.04">
         <joint name="pusher_x" type="slide" axis="1 0 0" damping="2"/>
         <joint name="pusher_y" type="slide" axis="0 1 0" damping="2"/>

@@ -1,6 +1,6 @@
 """The scripted policy of the push-table: go behind the block, round the others, and push it along the line to its goal.
 
-NumPy only, from positions in metres; it keeps no state but its random numbers.
+NumPy only, from positions in metres; it keeps no state but its random numbers and the count of its actions.
 """
 
 import numpy as np
@@ -12,6 +12,9 @@ STEP = 0.02  # metres an action
 STANDOFF = 0.058  # where a push starts, behind the block's centre
 ALIGNED = 0.011  # lateral error with which a push may go on
 ROUND = 0.055  # metres between the centres when a block is pushed past another
+PATIENCE = 60  # actions after which a plan that is hardly noisy is thought to go in circles about the other block ...
+WIDE = 0.075  # ... which it then passes at this distance,
+SHAKE = 0.01  # with noise of this standard deviation in metres
 CLEARANCE = 0.05  # metres from a block's centre within which a path costs more
 PENALTY = 12.0  # how many times more, at the centre: finite, so that a blocked way is cleared by pushing
 
@@ -28,7 +31,7 @@ class Oracle:
     def __init__(self, seed: int, noise: float = 0.0):
         if not 0 <= noise < 0.1:
             raise UserError(f"oracle noise {noise} is not a standard deviation in metres between 0 and 0.1")
-        self._rng, self._noise = np.random.default_rng(seed), noise
+        self._rng, self._noise, self._acted = np.random.default_rng(seed), noise, 0
 
     def act(self, pusher: np.ndarray, blocks: np.ndarray, task: Task) -> np.ndarray:
         """The next displacement of the pusher, f64[2] in metres, not yet clipped.
@@ -38,15 +41,21 @@ class Oracle:
           blocks: theirs, f64[8, 2].
           task: what to do.
         """
-        move = plan(pusher, blocks, task)
-        return move + self._rng.normal(0.0, self._noise, 2) if self._noise else move
+        circling = self._acted >= PATIENCE and task.offset is not None and self._noise < SHAKE
+        self._acted += 1
+        move = plan(pusher, blocks, task, WIDE if circling else ROUND)
+        noise = max(self._noise, SHAKE if circling else 0.0)
+        return move + self._rng.normal(0.0, noise, 2) if noise else move
 
 
-def plan(pusher: np.ndarray, blocks: np.ndarray, task: Task) -> np.ndarray:
-    """The noiseless displacement f64[2]: a push when the pusher stands behind the block, else a step to get there."""
+def plan(pusher: np.ndarray, blocks: np.ndarray, task: Task, margin: float = ROUND) -> np.ndarray:
+    """The noiseless displacement f64[2]: a push when the pusher stands behind the block, else a step to get there.
+
+    A block that goes to the far side of another passes that one with `margin` metres between their centres.
+    """
     block, target = blocks[task.block], task.target(blocks)
     if task.offset is not None:
-        target = _way_round(block, target, blocks[task.other])
+        target = _way_round(block, target, blocks[task.other], margin)
     line, left = unit(target - block), float(np.linalg.norm(target - block))
     offset = pusher - block
     behind = -float(offset @ line)
@@ -56,15 +65,15 @@ def plan(pusher: np.ndarray, blocks: np.ndarray, task: Task) -> np.ndarray:
     return _approach(pusher, np.clip(block - STANDOFF * line, GRID[0], GRID[-1]), blocks)
 
 
-def _way_round(block: np.ndarray, target: np.ndarray, other: np.ndarray) -> np.ndarray:
+def _way_round(block: np.ndarray, target: np.ndarray, other: np.ndarray, margin: float) -> np.ndarray:
     """Where to push the block first, so that on its way to the far side of `other` it does not take that along."""
     way = target - block
     along = np.clip((other - block) @ way / (way @ way + 1e-9), 0.0, 1.0)
     miss = block + along * way - other
-    if np.linalg.norm(miss) >= ROUND:
+    if np.linalg.norm(miss) >= margin:
         return target
     side = np.array([-way[1], way[0]]) / (np.linalg.norm(way) + 1e-9)
-    ways = [other + sign * (ROUND + 0.025) * side for sign in (1, -1)]
+    ways = [other + sign * (margin + 0.025) * side for sign in (1, -1)]
     on_table = [place for place in ways if np.abs(place).max() < 0.2] or ways
     return min(on_table, key=lambda place: np.linalg.norm(place - block) + np.linalg.norm(place - target))
 

@@ -4,9 +4,12 @@ The families are those of Language Table (Lynch et al. 2022, arXiv:2210.06407). 
 middle of the table; x grows to the right of the picture and y away from the camera, so "up" is up in the picture.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
+
+from lapa_jax.sim.options import Wordings
 
 BLOCKS = (
     ("red", "cube"),
@@ -41,6 +44,7 @@ TOUCHING = 0.068  # centres of two blocks that stand end to end at most: the rea
 SEPARATED = 0.06  # how much farther apart `separate` wants the blocks
 AT_GOAL = 0.03  # distance from the goal that counts as there
 MIN_TRAVEL = 0.08  # a task that starts nearer to its goal than this is not worth an episode
+HELD_OUT = 5  # one combination in so many is held out
 FREE_GOAL = 0.06  # no third block nearer than this to where the block is to stand
 
 
@@ -56,6 +60,7 @@ class Task:
       goal: f64[2], a fixed place in metres, or None.
       offset: f64[2], the place relative to `other`, or None.
       start_distance: metres between `block` and `other` at the start (`separate` only).
+      place: the named place or direction, one of `PLACES` or `DIRECTIONS`, or "".
     """
 
     family: str
@@ -65,6 +70,7 @@ class Task:
     goal: np.ndarray | None = None
     offset: np.ndarray | None = None
     start_distance: float = 0.0
+    place: str = ""
 
     def target(self, blocks: np.ndarray) -> np.ndarray:
         """Where the block should go, f64[2] in metres, from the blocks' positions f64[8, 2]."""
@@ -86,6 +92,24 @@ class Task:
             return bool(self._distance(blocks) > self.start_distance + SEPARATED)
         return bool(np.linalg.norm(blocks[self.block] - self.target(blocks)) < AT_GOAL)
 
+    def held_out(self) -> bool:
+        """Whether what is combined here is left out of the split "seen".
+
+        Combinations of a block and its place or direction, and pairs of blocks in either order and any family: about a
+        fifth. Each block, place and direction is left in other combinations.
+        """
+        if self.other is not None:
+            return (self.block + self.other) % HELD_OUT == 0
+        names = list(PLACES if self.family == "block2absolute" else DIRECTIONS)
+        return (self.block + names.index(self.place)) % HELD_OUT == 0
+
+    def worded(self, template: str) -> "Task":
+        """The same task in other words, from a template of `WORDS`."""
+        other = None if self.other is None else block_name(self.other)
+        place = BESIDE[self.place] if self.family == "block2blockrelative" else self.place
+        text = template.format(block=block_name(self.block), other=other, place=place)
+        return dataclasses.replace(self, instruction=text)
+
     def _distance(self, blocks: np.ndarray) -> float:
         return float(np.linalg.norm(blocks[self.block] - blocks[self.other]))
 
@@ -103,27 +127,24 @@ def block_name(block: int) -> str:
 
 def _block2block(rng, blocks):
     block, other = rng.choice(len(BLOCKS), 2, replace=False)
-    text = f"push the {block_name(block)} to the {block_name(other)}"
-    return Task("block2block", text, block, other)
+    return Task("block2block", "", block, other)
 
 
 def _block2absolute(rng, blocks):
     block, place = rng.integers(len(BLOCKS)), list(PLACES)[rng.integers(len(PLACES))]
-    text = f"push the {block_name(block)} to the {place}"
-    return Task("block2absolute", text, block, goal=np.array(PLACES[place]))
+    return Task("block2absolute", "", block, goal=np.array(PLACES[place]), place=place)
 
 
 def _block2relative(rng, blocks):
     block, way = rng.integers(len(BLOCKS)), list(DIRECTIONS)[rng.integers(len(DIRECTIONS))]
-    text = f"slide the {block_name(block)} {way}"
-    return Task("block2relative", text, block, goal=blocks[block] + SLIDE * np.array(DIRECTIONS[way]))
+    return Task("block2relative", "", block, goal=blocks[block] + SLIDE * np.array(DIRECTIONS[way]), place=way)
 
 
 def _block2blockrelative(rng, blocks):
     block, other = rng.choice(len(BLOCKS), 2, replace=False)
     way = list(DIRECTIONS)[rng.integers(len(DIRECTIONS))]
-    text = f"put the {block_name(block)} {BESIDE[way]} the {block_name(other)}"
-    return Task("block2blockrelative", text, block, other, offset=BESIDE_DISTANCE * np.array(DIRECTIONS[way]))
+    offset = BESIDE_DISTANCE * np.array(DIRECTIONS[way])
+    return Task("block2blockrelative", "", block, other, offset=offset, place=way)
 
 
 def _separate(rng, blocks):
@@ -131,8 +152,7 @@ def _separate(rng, blocks):
     distances = np.linalg.norm(blocks - blocks[block], axis=1)
     distances[block] = np.inf
     other = int(np.argmin(distances))
-    text = f"move the {block_name(block)} away from the {block_name(other)}"
-    return Task("separate", text, block, other, start_distance=float(distances[other]))
+    return Task("separate", "", block, other, start_distance=float(distances[other]))
 
 
 FAMILIES = {
@@ -145,12 +165,62 @@ FAMILIES = {
 """Family name -> function (rng, blocks) -> Task drawn from it."""
 
 
+WORDS = {
+    "block2block": Wordings(
+        (
+            "push the {block} to the {other}",
+            "bring the {block} to the {other}",
+            "slide the {block} against the {other}",
+            "move the {block} until it touches the {other}",
+        ),
+        ("let the {block} meet the {other}", "join the {block} with the {other}"),
+    ),
+    "block2absolute": Wordings(
+        (
+            "push the {block} to the {place}",
+            "move the {block} to the {place} of the table",
+            "bring the {block} to the {place}",
+            "slide the {block} over to the {place}",
+        ),
+        ("take the {block} to the {place} of the board", "the {block} belongs at the {place}"),
+    ),
+    "block2relative": Wordings(
+        (
+            "slide the {block} {place}",
+            "push the {block} {place}",
+            "move the {block} {place}",
+            "shift the {block} {place}",
+        ),
+        ("get the {block} to go {place}", "make the {block} travel {place}"),
+    ),
+    "block2blockrelative": Wordings(
+        (
+            "put the {block} {place} the {other}",
+            "place the {block} {place} the {other}",
+            "move the {block} so that it is {place} the {other}",
+            "slide the {block} to a place {place} the {other}",
+        ),
+        ("set the {block} down {place} the {other}", "the {block} should lie {place} the {other}"),
+    ),
+    "separate": Wordings(
+        (
+            "move the {block} away from the {other}",
+            "push the {block} away from the {other}",
+            "separate the {block} from the {other}",
+            "slide the {block} off from the {other}",
+        ),
+        ("get the {block} far from the {other}", "make room between the {block} and the {other}"),
+    ),
+}
+"""Family name -> templates of its instructions, with {block}, {other} and {place}."""
+
+
 def draw_task(rng: np.random.Generator, family: str, blocks: np.ndarray) -> Task | None:
     """Draws a task of a family for blocks at f64[8, 2]; None when the draw makes no sensible episode here.
 
     Sensible: not nearly done at the start, the goal is within the pusher's reach, and no third block stands on it.
     """
-    task = FAMILIES[family](rng, blocks)
+    task = FAMILIES[family](rng, blocks).worded(WORDS[family].seen[0])
     target = task.target(blocks)
     third = [i for i in range(len(BLOCKS)) if i not in (task.block, task.other)]
     free = np.linalg.norm(blocks[third] - target, axis=1).min() > FREE_GOAL

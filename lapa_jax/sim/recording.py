@@ -40,9 +40,11 @@ class Options:
       env: one of `lapa_jax.sim.env.ENVS`. task: one of its tasks, or None for all of them in turn.
       episodes: how many. seed: of the whole recording. size: edge of the pictures in pixels.
       noise: standard deviation of what is added to the oracle's actions, in their units.
-      fps: of the recording; it divides the environment's, the actions in between are summed. None keeps them all.
+      fps: of the recording; it divides the environment's, the actions in between are summed where they add up
+        (displacements), else their mean is taken. None keeps them all.
       max_steps: only episodes that succeed within so many of the environment's steps are kept; None is its own limit.
       columns: which of `COLUMNS` are kept; without any the recording is action-free, the input of stage 1.
+      split, wordings, varied, moving: which instructions, in which words, and the looks; see `lapa_jax.sim.options`.
       quality: of the JPEGs. val_fraction: share of the episodes that are held out, by a hash of their ids.
       format: "shards" or "mp4".
     """
@@ -59,6 +61,10 @@ class Options:
     quality: int = 95
     val_fraction: float = 0.1
     format: str = "shards"
+    split: str = "all"
+    wordings: str = "one"
+    varied: bool = False
+    moving: bool = False
 
     def __post_init__(self):
         formats = recording_formats.FORMATS
@@ -75,6 +81,11 @@ class Options:
         for fine, message in checks:
             if not fine:
                 raise UserError(message)
+
+    def make_env(self) -> Env:
+        """The environment, as asked for."""
+        names = ("size", "split", "wordings", "varied", "moving")
+        return make(self.env, **{name: getattr(self, name) for name in names})
 
     def stride(self, env_fps: float) -> int:
         """Environment steps per recorded step."""
@@ -103,7 +114,7 @@ def record(options: Options, out: pathlib.Path, workers: int = 1) -> list[dict]:
     Returns:
       The lines of `episodes.jsonl`: {"id", "task", "instruction", "seed", "frames", "fps", "size", "split", ...}.
     """
-    env = make(options.env, size=options.size)
+    env = options.make_env()
     _check(env, options)
     tasks = [options.task or env.tasks[number % len(env.tasks)] for number in range(options.episodes)]
     _pin(options, out)
@@ -142,10 +153,10 @@ def _pin(options: Options, out: pathlib.Path) -> None:
     """Writes the options into a new folder; a folder with other options, or with anything else in it, is refused."""
     wanted = json.loads(json.dumps(dataclasses.asdict(options)))
     if (out / OPTIONS).exists():
-        old = read_json(out / OPTIONS)
+        old = {field.name: field.default for field in dataclasses.fields(Options)} | read_json(out / OPTIONS)
         for name, value in wanted.items():
-            if old.get(name) != value:
-                raise UserError(f"{out} was recorded with {name}={old.get(name)}, now {value}; choose another --out")
+            if old[name] != value:
+                raise UserError(f"{out} was recorded with {name}={old[name]}, now {value}; choose another --out")
         return
     if out.exists() and (not out.is_dir() or any(not p.name.endswith(".tmp") for p in out.iterdir())):
         raise UserError(f"{out} exists and holds no recording; choose a new or empty folder")
@@ -172,7 +183,7 @@ def _record_missing(env, options: Options, out: pathlib.Path, tasks: list[str], 
 
 def _record_one(env: Env | None, options: Options, out: pathlib.Path, number: int, task: str, id: str, split: str):
     """Records one episode; its entry `<id>.json` is written last and says that the rest is there."""
-    env = env or _worker_env(options.env, options.size)
+    env = env or _worker_env(options)
     recording = record_episode(env, options, number, task)
     entry = {"id": id, "split": split, "task": task, "seed": recording.seed, "instruction": recording.instruction}
     entry |= {"frames": len(recording.image), "fps": recording.fps, "size": options.size, "success": True}
@@ -181,8 +192,8 @@ def _record_one(env: Env | None, options: Options, out: pathlib.Path, number: in
 
 
 @functools.lru_cache(maxsize=1)
-def _worker_env(name: str, size: int) -> Env:
-    return make(name, size=size)
+def _worker_env(options: Options) -> Env:
+    return options.make_env()
 
 
 def _solve(env: Env, options: Options, task: str, seed: int) -> list[np.ndarray] | None:
@@ -198,17 +209,18 @@ def _solve(env: Env, options: Options, task: str, seed: int) -> list[np.ndarray]
 
 
 def _replay(env: Env, options: Options, task: str, seed: int, actions: list[np.ndarray]) -> Recording:
-    """The pictures of an episode whose actions are known; the last recorded action may sum fewer than `stride`."""
+    """The pictures of an episode whose actions are known; its last action may stand for fewer than `stride`."""
     stride = options.stride(env.fps)
     env.reset(seed, task)
-    seen, sums = [env.observe()], []
+    merge = np.sum if env.additive else np.mean
+    seen, merged = [env.observe()], []
     for start in range(0, len(actions), stride):
         chunk = actions[start : start + stride]
         for action in chunk:
             env.step(action)
-        sums.append(np.sum(chunk, axis=0, dtype=np.float32))
+        merged.append(merge(chunk, axis=0, dtype=np.float32))
         seen.append(env.observe())
-    arrays = {"action": np.stack(sums), "state": np.stack([o["state"] for o in seen])}
+    arrays = {"action": np.stack(merged), "state": np.stack([o["state"] for o in seen])}
     arrays = {name: arrays[name] for name in options.columns}
     return Recording(task, seed, env.instruction, env.fps / stride, np.stack([o["image"] for o in seen]), arrays)
 

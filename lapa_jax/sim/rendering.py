@@ -3,11 +3,14 @@
 import ctypes.util
 import os
 import sys
+import weakref
+from collections.abc import Iterable
 
 import numpy as np
 
 from lapa_jax.core.errors import UserError
 
+UPRIGHT = np.eye(3).ravel()
 NO_GL = (
     "rendering needs an OpenGL driver: install EGL (Debian, Ubuntu: apt-get install libegl1 libgl1-mesa-dri), "
     "or OSMesa (libosmesa6) and set MUJOCO_GL=osmesa"
@@ -42,25 +45,36 @@ class Camera:
     """
 
     def __init__(self, model, name: str, size: int):
-        """Makes the GL context. `size`, the edge of the picture in pixels, must fit the model's offscreen buffer."""
+        """Makes the GL context for square pictures of `size` pixels; sets the model's buffer and quality."""
         mujoco = load_mujoco()
         if os.environ.get("MUJOCO_GL", "").lower() in ("disable", "disabled", "off", "false", "0"):
             raise UserError(f"no GL driver is in use (MUJOCO_GL={os.environ['MUJOCO_GL']}); {NO_GL}")
+        model.vis.quality.shadowsize = model.vis.quality.offsamples = 0
+        model.vis.global_.offwidth = model.vis.global_.offheight = size
         try:
             self._renderer = mujoco.Renderer(model, size, size)
         except Exception as error:  # the EGL and GLFW back ends raise whatever the driver made of it
             raise UserError(f"no picture can be rendered here ({error}); {NO_GL}") from error
-        self._name = name
+        self._close = weakref.finalize(self, self._renderer.close)  # at the latest while GL is still there to be asked
+        self._model, self._name, self._update_view = model, name, mujoco.mj_camlight
+        self._kinds = {"disc": int(mujoco.mjtGeom.mjGEOM_CYLINDER), "box": int(mujoco.mjtGeom.mjGEOM_BOX)}
+        self._init_geom = mujoco.mjv_initGeom
         flags = mujoco.mjtRndFlag
         self._off = (int(flags.mjRND_SHADOW), int(flags.mjRND_REFLECTION), int(flags.mjRND_HAZE), int(flags.mjRND_FOG))
 
-    def render(self, data) -> np.ndarray:
-        """The picture of the state `data`: uint8[size, size, 3], owned by the caller."""
+    def render(self, data, shapes: Iterable = ()) -> np.ndarray:
+        """The picture of `data`, with `Shape`s of sim/looks.py: uint8[size, size, 3], owned by the caller."""
+        self._update_view(self._model, data)  # the camera may have been moved since the last step
         self._renderer.update_scene(data, self._name)
+        scene = self._renderer.scene
         for flag in self._off:
-            self._renderer.scene.flags[flag] = 0
+            scene.flags[flag] = 0
+        for shape in shapes:
+            rgba = np.asarray(shape.rgba, np.float32)
+            self._init_geom(scene.geoms[scene.ngeom], self._kinds[shape.kind], shape.size, shape.at, UPRIGHT, rgba)
+            scene.ngeom += 1
         return self._renderer.render().copy()
 
     def close(self) -> None:
         """Frees the GL context."""
-        self._renderer.close()
+        self._close()
