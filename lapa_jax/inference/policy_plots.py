@@ -23,8 +23,9 @@ def spread(path, recorded: np.ndarray, predicted: np.ndarray, names: Sequence[st
     with matplotlib.rc_context(plots.STYLE):
         figure = Figure(figsize=(2.6 * len(shown) + 0.4, 2.2), layout="constrained")
         for i, axes in enumerate(figure.subplots(1, len(shown), squeeze=False)[0]):
-            both = np.concatenate([recorded[:, i], predicted[:, i]])
-            edges = np.linspace(both.min() - 1e-6, both.max() + 1e-6, BINS)
+            both = np.concatenate([recorded[:, i], predicted[:, i]]).astype(np.float64)
+            margin = 1e-3 * max(1e-3, np.ptp(both), abs(both).max())
+            edges = np.linspace(both.min() - margin, both.max() + margin, BINS)
             axes.hist(recorded[:, i], edges, color=plots.MUTED, alpha=0.5, label="recorded")
             axes.hist(predicted[:, i], edges, color=plots.ACCENT, histtype="step", lw=1.2, label="predicted")
             axes.set_title(shown[i], loc="left")
@@ -33,13 +34,13 @@ def spread(path, recorded: np.ndarray, predicted: np.ndarray, names: Sequence[st
         return plots.save(figure, path)
 
 
-def worst(path, rows: Sequence[Mapping], names: Sequence[str]) -> pathlib.Path:
+def worst(path, rows: Sequence[Mapping]) -> pathlib.Path:
     """Pictures with their instruction and both actions.
 
     Args:
       path: the PNG to write.
-      rows: "image" uint8 [(V,) H, W, 3], "instruction", "step", "recorded" and "predicted" f32 [A].
-      names: of the dimensions; the first 8 are told.
+      rows: "image" uint8 [(V,) H, W, 3], "instruction", "step", "recorded" and "predicted" f32 [A], and "names" of the
+        dimensions, of which the first 8 are told.
     """
     with matplotlib.rc_context(plots.STYLE):
         lines = -(-len(rows) // COLUMNS)
@@ -51,7 +52,7 @@ def worst(path, rows: Sequence[Mapping], names: Sequence[str]) -> pathlib.Path:
             axes.imshow(row["image"] if row["image"].ndim == 3 else row["image"][0])
             words = "\n".join(textwrap.wrap(row["instruction"], 36)[:2])
             axes.set_title(f"{words}\nstep {row['step']}", fontsize=8, loc="left")
-            pairs = zip(names[:DIMENSIONS], row["recorded"], row["predicted"])
+            pairs = zip(row["names"][:DIMENSIONS], row["recorded"], row["predicted"])
             told = [f"{name}: {true:+.3g} / {guess:+.3g}" for name, true, guess in pairs]
             told = "\n".join(["recorded / predicted", *told])
             axes.text(0, -0.04, told, fontsize=7, va="top", transform=axes.transAxes)

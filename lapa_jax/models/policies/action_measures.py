@@ -50,4 +50,5 @@ def distance(prediction: np.ndarray, action: np.ndarray) -> float:
 
     0 for the same numbers in any order; 0.8 for always giving the mean of numbers with a normal distribution.
     """
-    return float(np.abs(np.sort(prediction) - np.sort(action)).mean() / action.std())
+    prediction, action = np.sort(prediction.astype(np.float64)), np.sort(action.astype(np.float64))
+    return float(np.abs(prediction - action).mean() / action.std())

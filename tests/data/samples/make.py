@@ -16,14 +16,14 @@ WIDTHS = {"action": 3, "state": 2, "feature": 5}
 
 
 def write(folder, lengths, *, cameras=("image",), widths=None, texts=None, tasks=None, drop=(), size=SIZE, fps=10.0,
-          latents=0, seed=0):  # fmt: skip
+          latents=0, seed=0, change=None):  # fmt: skip
     """Writes a data set; returns its folder.
 
     Args:
       lengths: {split: [[frames of each episode], ...]}, a list for each shard; or a list of frames, one shard "train".
       cameras: members; of each the pictures are noise of `size`. widths: {column: dimensions}.
       texts, tasks: by episode number, None for none. drop: (episode, step, member) that are left out.
-      latents: codes a step, 0 for none.
+      latents: codes a step, 0 for none. change: what becomes of the noise of a row, `change(column, row)`.
     """
     rng = np.random.default_rng(seed)
     widths = WIDTHS if widths is None else widths
@@ -44,6 +44,7 @@ def write(folder, lengths, *, cameras=("image",), widths=None, texts=None, tasks
                             members[f"{camera}.jpg"] = images.encode(noise)
                         for name, width in widths.items():
                             row = rng.normal(size=width).astype(np.float32)
+                            row = row if change is None else change(name, row)
                             if name != "action" or step < length - 1:
                                 members[f"{name}.npy"] = array_bytes(row)
                                 rows[name].append(row)
