@@ -16,7 +16,7 @@ from lapa_jax.data.shards import read_dataset
 from lapa_jax.inference import in_context_plots
 from lapa_jax.inference.evaluations.base import unscaled
 from lapa_jax.inference.policy import Policy
-from lapa_jax.models.policies.action_measures import errors
+from lapa_jax.models.policies.action_measures import dimension
 
 EPISODES, LONGEST, CHECKED = 3, 200, 64
 ROUNDING = 1e-4
@@ -102,7 +102,7 @@ class Replay:
         lines += ["", f"Predicted against recorded actions of {len(replays)} episodes, {len(true)} steps ({path}):", "",
                   "| dimension | MAE | R² |", "|---|---|---|"]  # fmt: skip
         for i, name in enumerate(names):
-            of = errors(guess[:, i], true[:, i])
+            of = dimension(guess[:, i], true[:, i])
             lines.append(f"| {name} | {of['action_mae']:.3g} | {of.get('action_r2', float('nan')):.3g} |")
         return "\n".join(lines) + "\n"
 

@@ -13,14 +13,14 @@ def summarize(arrays: Mapping[str, np.ndarray], binary: Sequence[int]) -> dict[s
       binary: dimensions of two values, -1 and 1.
 
     Returns:
-      For every dimension that counts those of `errors`, "action_mse_<i>" and so on, and under the bare name their
+      For every dimension that counts those of `dimension`, "action_mse_<i>" and so on, and under the bare name their
       means. "gripper_accuracy" of dimensions of two values: share on the right side of 0. "bin_accuracy" of the others:
       share whose bin is right or next to it. "loss": the mean.
     """
     there = arrays["weight"] > 0
     counts = [i for i in range(there.shape[-1]) if there[..., i].any()]
     column = lambda name, i: arrays[name][..., i][there[..., i]]  # noqa: E731
-    told = {i: errors(column("prediction", i), column("action", i)) for i in counts}
+    told = {i: dimension(column("prediction", i), column("action", i)) for i in counts}
     found = {name: float(np.mean([of[name] for of in told.values() if name in of]))
              for name in dict.fromkeys(name for of in told.values() for name in of)}  # fmt: skip
     found |= {f"{name}_{i}": value for i, of in told.items() for name, value in of.items()}
@@ -35,6 +35,21 @@ def summarize(arrays: Mapping[str, np.ndarray], binary: Sequence[int]) -> dict[s
 
 
 def errors(prediction: np.ndarray, action: np.ndarray) -> dict[str, float]:
+    """Of rows f32 [N, A]: "action_mse", "action_mae" over all dimensions, and "action_r2", see `r2`."""
+    error = prediction - action
+    return {"action_mse": float((error**2).mean()), "action_mae": float(np.abs(error).mean()),
+            "action_r2": r2(prediction, action)}  # fmt: skip
+
+
+def r2(prediction: np.ndarray, action: np.ndarray) -> float:
+    """Mean coefficient of determination of rows f32 [N, A] over the dimensions that vary; NaN where none does."""
+    spread = np.square(action - action.mean(0)).mean(0)
+    varies = spread > 1e-8
+    error = np.square(prediction - action).mean(0)
+    return float((1 - error[varies] / spread[varies]).mean()) if varies.any() else float("nan")
+
+
+def dimension(prediction: np.ndarray, action: np.ndarray) -> dict[str, float]:
     """Of numbers f32 [N]: "action_mse" and "action_mae", and where the actions vary "action_r2", 1 - squared error over
     that of always giving their mean, and "action_distance", see `distance`."""
     prediction, action = prediction.astype(np.float64), action.astype(np.float64)
