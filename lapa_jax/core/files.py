@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -34,6 +35,32 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_new_folder(path: str | os.PathLike) -> None:
+    """A `UserError` where something lies in the way of a new folder; an empty folder does not."""
+    path = pathlib.Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} exists and is not an empty folder; name a new one as --out, or remove it first")
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yields a temporary sibling folder, named as by `atomic_path`; a clean exit makes it `path`, an error removes it.
+
+    Raises:
+      UserError: as `check_new_folder`.
+    """
+    path = pathlib.Path(path)
+    check_new_folder(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager

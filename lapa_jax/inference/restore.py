@@ -15,6 +15,7 @@ from lapa_jax.inference.policy import Policy
 from lapa_jax.inference.tokenizer import LatentActionTokenizer
 from lapa_jax.inference.trained import TrainedModel
 from lapa_jax.models import pretrained
+from lapa_jax.nn import int8
 
 MODELS = "lapa_jax.models"
 
@@ -41,7 +42,8 @@ def load(path, step: int | None = None, devices=None) -> TrainedModel:
     make = _kind(model)
     if make is None:
         raise UserError(f"{folder} holds a {config.model.name}, which has no inference object")
-    if wrong := tree.diff(pretrained.expected_variables(model), variables, tree.STORED):
+    expected = int8.expected(pretrained.expected_variables(model), variables)
+    if wrong := tree.diff(expected, variables, tree.STORED):
         raise UserError(f"the weights in {folder} do not fit its config: {wrong}")
     return make(
         model, variables, config=config, datasets=meta.get("datasets"), step=meta.get("step", 0), devices=devices

@@ -11,6 +11,10 @@ from lapa_jax.nn.placement import split_over_batch
 fan_in_uniform = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
+INT8_KERNEL, INT8_SCALE = "kernel_int8", "kernel_scale"
+"""What an exported model may have in place of a "kernel"; see `nn/int8.py`."""
+
+
 class Linear(nn.Module):
     """A dense layer over the last axis; the bias starts at 0.
 
@@ -32,9 +36,20 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [..., in] -> [..., features] in `dtype`."""
-        init = lambda *args: self.scale * fan_in_uniform(*args)  # noqa: E731
-        kernel = self.param("kernel", init, (x.shape[-1], self.features)).astype(self.dtype)
-        y = x.astype(self.dtype).reshape(-1, x.shape[-1]) @ kernel
+        y = self._product(x.astype(self.dtype).reshape(-1, x.shape[-1]))
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return split_over_batch(y.reshape(*x.shape[:-1], self.features))
+
+    def _product(self, x: jax.Array) -> jax.Array:
+        """x: [N, in] times the kernel -> [N, features] in `dtype`.
+
+        A kernel of integers is only converted where it is used, to `dtype`, which holds them exactly; the scales are
+        those of the columns, so the sum is multiplied by them, in float32.
+        """
+        if self.has_variable("params", INT8_KERNEL):
+            kernel, scale = (self.get_variable("params", name) for name in (INT8_KERNEL, INT8_SCALE))
+            y = jnp.matmul(x, kernel.astype(self.dtype), preferred_element_type=jnp.float32)
+            return (y * scale).astype(self.dtype)
+        init = lambda *args: self.scale * fan_in_uniform(*args)  # noqa: E731
+        return x @ self.param("kernel", init, (x.shape[-1], self.features)).astype(self.dtype)

@@ -146,7 +146,7 @@ class VisionTower(nn.Module):
             tokens.append(self.param("class_token", new, (1, self.dim)) + table[:1])
         if self.registers:
             tokens.append(self.param("registers", new, (self.registers, self.dim)))
-        tokens = [jnp.broadcast_to(token.astype(x.dtype), (len(x), *token.shape)) for token in tokens]
+        tokens = [jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], *token.shape)) for token in tokens]
         return jnp.concatenate([*tokens, x + patches.astype(x.dtype)], axis=1)
 
 

@@ -41,7 +41,11 @@ class Rows:
 
 
 class Evaluation(BaseEvaluation):
-    """One evaluation of a `Policy`."""
+    """One evaluation of a `Policy`.
+
+    Attributes:
+      parts: of the data, (name, dataset whose scaling it gets, source of samples) each.
+    """
 
     def __init__(
         self, policy, *, run, out, data=None, split: str | None = None, pairs: int = 2048, dataset: str | None = None
@@ -59,7 +63,7 @@ class Evaluation(BaseEvaluation):
         """
         if pairs < 2:
             raise UserError(f"{pairs} steps are too few to measure by; give --pairs 2 or more")
-        config, source, self._parts = open_scaled(policy, data, split, dataset)
+        config, source, self.parts = open_scaled(policy, data, split, dataset)
         source = as_wide_as(source, {name: values.shape[1:] for name, values in policy.model.example(1).items()})
         super().__init__(policy, run=run, out=out, data=config, source=source, count=pairs)
         self._raw = pipeline.build({**unscaled(config), "text_tokenizer": None}, "val")
@@ -112,7 +116,7 @@ class Evaluation(BaseEvaluation):
 
     def _in_units(self, arrays: Mapping[str, np.ndarray], recorded: np.ndarray) -> list[Rows]:
         found = []
-        for number, (name, dataset, source) in enumerate(self._parts):
+        for number, (name, dataset, source) in enumerate(self.parts):
             rows = _rows_of(arrays, number)
             if not rows.any():
                 continue
@@ -135,7 +139,7 @@ class Evaluation(BaseEvaluation):
     def _told(self, worst: list[dict], parts: list[Rows], arrays: Mapping[str, np.ndarray]) -> list[dict]:
         """The worst samples with both actions of their first step and the names of the dimensions."""
         told = []
-        for number, (name, _, _) in enumerate(self._parts):
+        for number, (name, _, _) in enumerate(self.parts):
             place = {int(row): i for i, row in enumerate(np.flatnonzero(_rows_of(arrays, number)))}
             part = next((part for part in parts if part.name == name), None)
             told += [{**sample, "names": part.names, "recorded": part.recorded[i, 0], "predicted": part.predicted[i, 0]}

@@ -133,7 +133,7 @@ class VisionLanguageModel(nn.Module):
         """Embeds pictures uint8 [B, (V,) H, W, 3] and the tokens "text" i32 [B, L] with "text_mask" [B, L]."""
         images = batch["image"]
         features = jnp.concatenate([self.siglip(images), self.dinov2(images)], axis=-1)
-        visual = self.projector(features.reshape(len(images), -1, features.shape[-1]))
+        visual = self.projector(features.reshape(images.shape[0], -1, features.shape[-1]))
         words, real = self.llm.embed(batch["text"]), batch["text_mask"] > 0
         visual = visual.astype(words.dtype)
         seen = jnp.ones(visual.shape[:2], bool)
@@ -150,7 +150,7 @@ class VisionLanguageModel(nn.Module):
         """The hidden state [B, 1, dim] of the first query [B, 1, dim], and a cache with room for `room` more."""
         x = jnp.concatenate([prefix.embeddings, query.astype(prefix.embeddings.dtype)], axis=1)
         mask, positions = self._places(prefix.real, 1)
-        cache = self.llm.new_cache(len(x), x.shape[1] + room)
+        cache = self.llm.new_cache(x.shape[0], x.shape[1] + room)
         mask = jnp.pad(mask, ((0, 0), (0, 0), (0, room)))
         out, cache = self.llm(embeddings=x, mask=mask, positions=positions, cache=cache)
         return out[:, -1:], cache
@@ -158,7 +158,7 @@ class VisionLanguageModel(nn.Module):
     def advance(self, prefix: Prefix, query: jax.Array, number: int, cache: Cache) -> tuple[jax.Array, Cache]:
         """The same for the query of that number, 1, 2, ..., which sees those before it in the cache."""
         slots, length = cache.key.shape[2], prefix.real.shape[1]
-        seen = jnp.concatenate([prefix.real, jnp.ones((len(query), slots - length), bool)], axis=1)
+        seen = jnp.concatenate([prefix.real, jnp.ones((query.shape[0], slots - length), bool)], axis=1)
         mask = (seen & (jnp.arange(slots) <= length + number))[:, None]
         position = jnp.sum(prefix.real, axis=1, keepdims=True) + number
         return self.llm(embeddings=query, mask=mask, positions=position, cache=cache, at=length + number)
@@ -169,7 +169,7 @@ class VisionLanguageModel(nn.Module):
 
     def _places(self, real: jax.Array, queries: int) -> tuple[jax.Array, jax.Array]:
         """Which tokens each sees, bool [B, S, S], and their positions i32 [B, S], padding not counted."""
-        real = jnp.concatenate([real, jnp.ones((len(real), queries), bool)], axis=1)
+        real = jnp.concatenate([real, jnp.ones((real.shape[0], queries), bool)], axis=1)
         length = real.shape[1]
         order = jnp.arange(length)
         seen = order[None] <= order[:, None]

@@ -103,7 +103,7 @@ class Model(VisionLanguageModel):
 
     def _taught(self, batch) -> jax.Array:
         """Logits f32 [B, N, K]; one after the other, given the true codes before."""
-        queries = self._first(len(batch["text"]))
+        queries = self._first(batch["text"].shape[0])
         if self.decode == "autoregressive":
             queries = jnp.concatenate([queries, self._embed_codes(batch["latent"][:, :-1])], axis=1)
         return self._logits(self.hidden(self.read(batch), queries))
@@ -111,7 +111,7 @@ class Model(VisionLanguageModel):
     def _one_by_one(self, batch) -> jax.Array:
         """Logits f32 [B, N, K], given the codes that they themselves make the most likely."""
         prefix = self.read(batch)
-        state, cache = self.begin(prefix, self._first(len(batch["text"])), self.code_length - 1)
+        state, cache = self.begin(prefix, self._first(batch["text"].shape[0]), self.code_length - 1)
         logits = [self._logits(state)]
         for number in range(1, self.code_length):
             query = self._embed_codes(jnp.argmax(logits[-1], -1))

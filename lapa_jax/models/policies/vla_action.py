@@ -143,7 +143,7 @@ class Model(VisionLanguageModel):
 
     def _predicted(self, batch) -> Predicted:
         prefix = self._prefix(batch)
-        rows = len(batch["text"])
+        rows = batch["text"].shape[0]
         spread = lambda queries: jnp.broadcast_to(queries, (rows, *queries.shape))  # noqa: E731
         if self.head != "latent":
             return self.act(self.hidden(prefix, spread(self.action_queries)), *prefix)
@@ -157,7 +157,7 @@ class Model(VisionLanguageModel):
             return prefix
         state = self.see_state(batch["state"])[:, None].astype(prefix.embeddings.dtype)
         return Prefix(jnp.concatenate([prefix.embeddings, state], axis=1),
-                      jnp.concatenate([prefix.real, jnp.ones((len(state), 1), bool)], axis=1))  # fmt: skip
+                      jnp.concatenate([prefix.real, jnp.ones((state.shape[0], 1), bool)], axis=1))  # fmt: skip
 
     def _weight(self, batch) -> jax.Array:
         """f32 [B, T, A]: 0 for steps without an action, constant dimensions and those that a robot does not have."""

@@ -41,7 +41,7 @@ class BinHead(nn.Module):
     @nn.compact
     def __call__(self, hidden: jax.Array, context: jax.Array, real: jax.Array) -> Predicted:
         """hidden [B, 1, D]; context and real are not needed."""
-        shape = (len(hidden), self.chunk_length, self.action_dim, self.bins)
+        shape = (hidden.shape[0], self.chunk_length, self.action_dim, self.bins)
         x = LayerNorm(dtype=self.dtype, name="norm")(hidden)
         logits = Linear(shape[1] * shape[2] * shape[3], dtype=self.dtype, name="out")(x).astype(jnp.float32)
         logits = jnp.where(self._possible(), logits.reshape(shape), -1e9)

@@ -1,0 +1,113 @@
+"""Exports a trained model as a folder of its own: weights and config, a StableHLO program, or 8-bit weights.
+
+python launch/export.py --run RUN --out DIR [--format safetensors|stablehlo|int8] [--dtype bfloat16] [--step N]
+
+Adapters are merged into their kernels. The folder appears whole, at the end, or not at all.
+"""
+
+import argparse
+import pathlib
+
+from lapa_jax.core.errors import UserError, did_you_mean, run_main
+from lapa_jax.core.files import atomic_folder, check_new_folder, write_json
+
+FORMATS = ("safetensors", "stablehlo", "int8")
+OF_FORMAT = {"platform": "stablehlo", "data": "int8", "labels": "int8", "split": "int8", "dataset": "int8",
+             "samples": "int8", "modules": "int8", "max_error": "int8"}  # fmt: skip
+"""Options that one format alone has."""
+SAMPLES, MAX_ERROR = 512, 5.0
+
+
+def main(argv: list[str]) -> None:
+    args = _parser().parse_args(argv)
+    _check(args)
+
+    import jax
+
+    from lapa_jax.inference import int8_error, lowering, variants
+    from lapa_jax.inference.restore import load
+
+    platforms = args.platform or ["cpu", "cuda"]
+    trained = load(args.run, args.step, devices=jax.local_devices()[:1])
+    if args.format == "stablehlo":
+        lowering.check_kind(trained, args.run, platforms)
+    if args.format == "int8":
+        int8_error.check_kind(trained, args.run)
+    trained = variants.merged(trained)
+    if args.dtype == "bfloat16":
+        trained = variants.in_bfloat16(trained)
+    report = None
+    if args.format == "int8":
+        trained, report = _in_int8(trained, args)
+    with atomic_folder(args.out) as folder:
+        if args.format == "stablehlo":
+            lowering.save_program(trained, folder, platforms)
+        else:
+            trained.save_pretrained(folder)
+        if report:
+            write_json(folder / int8_error.REPORT_FILE, report)
+    for file in sorted(pathlib.Path(args.out).iterdir()):
+        print(f"{file}  {file.stat().st_size / 1e6:.2f} MB")
+
+
+def _in_int8(trained, args):
+    """The int8 variant and its report, printed; refuses one whose error is too large."""
+    from lapa_jax.inference import int8_error, variants
+    from lapa_jax.inference.latent_policy import LatentPolicy
+
+    modules, limit = args.modules or ".*", MAX_ERROR if args.max_error is None else args.max_error
+    where = {"run": args.run, "out": args.out, "data": args.data, "split": args.split, "dataset": args.dataset,
+             "pairs": args.samples or SAMPLES}  # fmt: skip
+    if isinstance(trained, LatentPolicy):
+        where["labels"] = args.labels
+    elif args.labels:
+        raise UserError(f"--labels {args.labels} are latent actions, which {args.run} does not predict; leave it out")
+    small = variants.in_int8(trained, modules)
+    report = {**int8_error.compare(trained, small, **where), "modules": modules, "max_error": limit}
+    print(int8_error.describe(report))
+    int8_error.check_error(report, limit)
+    return small, report
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuses what cannot work, before anything is loaded."""
+    if args.format not in FORMATS:
+        raise UserError(f"--format '{args.format}' is not known{did_you_mean(args.format, FORMATS)}")
+    if args.dtype not in (None, "bfloat16"):
+        raise UserError(f"--dtype '{args.dtype}' is not bfloat16; leave it out to keep numbers as they are stored")
+    for option, wanted in OF_FORMAT.items():
+        if getattr(args, option) is not None and args.format != wanted:
+            raise UserError(f"--{option} goes with --format {wanted}, and this is {args.format}; leave it out")
+    if args.samples is not None and args.samples < 2:
+        raise UserError(f"--samples {args.samples} must be at least 2")
+    if args.max_error is not None and not args.max_error > 0:
+        raise UserError(f"--max_error {args.max_error} must be more than 0, in percent")
+    check_new_folder(args.out)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--run", required=True, help="run folder, checkpoint folder or exported folder")
+    parser.add_argument("--out", required=True, help="folder to write, new or empty")
+    parser.add_argument("--format", default="safetensors",
+                        help="safetensors (weights and config, default), stablehlo or int8")  # fmt: skip
+    parser.add_argument("--dtype", help="bfloat16: kernels and embedding of tokens in half the room; as stored by default")
+    parser.add_argument("--step", type=int, help="checkpoint step; the newest by default")
+    stablehlo = parser.add_argument_group("stablehlo")
+    stablehlo.add_argument("--platform", action="append",
+                           help="cpu, cuda, rocm or tpu; may be repeated; cpu and cuda by default")  # fmt: skip
+    int8 = parser.add_argument_group("int8, whose error is measured on held-out samples")
+    int8.add_argument("--data", help="folder of step shards; the run's own by default")
+    int8.add_argument("--labels", help="of a policy of latent actions: those of --data, from launch/label.py")
+    int8.add_argument("--split", help="the split to measure on; val by default")
+    int8.add_argument("--dataset", help="of a run on several datasets: the one whose scaling applies to --data")
+    int8.add_argument("--samples", type=int, help=f"how many samples at most; {SAMPLES} by default")
+    int8.add_argument("--modules", help="regular expression of the layers that become int8; all by default")
+    int8.add_argument("--max_error", type=float,
+                      help=f"refuse more than so many percent; {MAX_ERROR:g} by default. Of actions: the mean "
+                           "difference relative to the deviation of the worst dimension; of codes: how many change")  # fmt: skip
+    return parser
+
+
+if __name__ == "__main__":
+    run_main(main)
