@@ -91,7 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", required=True, help="folder to write, new or empty")
     parser.add_argument("--format", default="safetensors",
                         help="safetensors (weights and config, default), stablehlo or int8")  # fmt: skip
-    parser.add_argument("--dtype", help="bfloat16: kernels and embedding of tokens in half the room; as stored by default")
+    parser.add_argument("--dtype",
+                        help="bfloat16: kernels and tokens' embedding in half the room; as stored by default")  # fmt: skip
     parser.add_argument("--step", type=int, help="checkpoint step; the newest by default")
     stablehlo = parser.add_argument_group("stablehlo")
     stablehlo.add_argument("--platform", action="append",
@@ -103,9 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     int8.add_argument("--dataset", help="of a run on several datasets: the one whose scaling applies to --data")
     int8.add_argument("--samples", type=int, help=f"how many samples at most; {SAMPLES} by default")
     int8.add_argument("--modules", help="regular expression of the layers that become int8; all by default")
-    int8.add_argument("--max_error", type=float,
-                      help=f"refuse more than so many percent; {MAX_ERROR:g} by default. Of actions: the mean "
-                           "difference relative to the deviation of the worst dimension; of codes: how many change")  # fmt: skip
+    limit = (f"refuse an error of more percent; {MAX_ERROR:g} by default. Of actions it is the mean difference "
+             "relative to the deviation of the worst dimension, of codes the share that changes")  # fmt: skip
+    int8.add_argument("--max_error", type=float, help=limit)
     return parser
 
 

@@ -11,10 +11,18 @@ from lapa_jax.core import tree
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.core.files import atomic_path, write_json
 from lapa_jax.core.pretrained import CONFIG_FILE
-from lapa_jax.inference.latent_policy import LatentPolicy
 from lapa_jax.inference.policy import Policy
-from lapa_jax.inference.program import (ATTRIBUTES, BATCH, FORMAT, INPUTS, KINDS, OUTPUTS, PROGRAM_FILE,
-                                        PROGRAM_JSON, VERSION)  # fmt: skip
+from lapa_jax.inference.program import (
+    ATTRIBUTES,
+    BATCH,
+    FORMAT,
+    INPUTS,
+    KINDS,
+    OUTPUTS,
+    PROGRAM_FILE,
+    PROGRAM_JSON,
+    VERSION,
+)
 from lapa_jax.inference.trained import TrainedModel
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")

@@ -91,5 +91,5 @@ def _check_platform(device: jax.Device, platforms, folder) -> None:
     version = getattr(device.client, "platform_version", "").lower()
     name = {"gpu": "rocm" if "rocm" in version else "cuda"}.get(device.platform, device.platform)
     if name not in platforms:
-        raise UserError(f"the program in {folder} was made for {', '.join(platforms)}, these devices are {name}; export "
-                        f"it again with --platform {name}")  # fmt: skip
+        raise UserError(f"the program in {folder} was made for {', '.join(platforms)}, these devices are {name}; "
+                        f"export it again with --platform {name}")  # fmt: skip

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 
 import jax.numpy as jnp
+import ml_collections
 
 from lapa_jax.core import config as config_lib
 from lapa_jax.core import tree
@@ -27,7 +28,7 @@ def merged(trained: TrainedModel) -> TrainedModel:
     values = config_lib.to_json(trained.config)
     values["model"]["lora_rank"] = 0
     params = lora.merge(trained.variables["params"], fields.get("lora_alpha", trained.model.lora_alpha))
-    return _with(trained, params, config_lib.from_json(values))
+    return with_parameters(trained, params, config_lib.from_json(values))
 
 
 def in_bfloat16(trained: TrainedModel) -> TrainedModel:
@@ -40,7 +41,7 @@ def in_bfloat16(trained: TrainedModel) -> TrainedModel:
     def store(name: str, leaf):
         return leaf.astype(jnp.bfloat16) if name in kernels or EMBEDDING.fullmatch(name) else leaf
 
-    return _with(trained, tree.map_named(store, trained.variables["params"]), trained.config)
+    return with_parameters(trained, tree.map_named(store, trained.variables["params"]), trained.config)
 
 
 def in_int8(trained: TrainedModel, modules: str) -> TrainedModel:
@@ -55,7 +56,7 @@ def in_int8(trained: TrainedModel, modules: str) -> TrainedModel:
     if int8.is_int8(trained.variables):
         raise UserError("this model's kernels are 8-bit integers already; give the run that it was made from")
     layers = int8.choose(int8.linear_layers(trained.model), modules)
-    return _with(trained, int8.quantize_layers(trained.variables["params"], layers), trained.config)
+    return with_parameters(trained, int8.quantize_layers(trained.variables["params"], layers), trained.config)
 
 
 def parameter_bytes(trained: TrainedModel) -> int:
@@ -63,7 +64,8 @@ def parameter_bytes(trained: TrainedModel) -> int:
     return sum(leaf.nbytes for leaf in tree.flatten(trained.variables["params"]).values())
 
 
-def _with(trained: TrainedModel, params: Mapping, config) -> TrainedModel:
+def with_parameters(trained: TrainedModel, params: Mapping, config: ml_collections.ConfigDict) -> TrainedModel:
+    """The model of `config` with these parameters, on the same devices; all else is as of `trained`."""
     model = config_lib.build(MODELS, config.model)
     return type(trained)(model, {**trained.variables, "params": params}, config=config, datasets=trained.datasets,
                          step=trained.step, devices=list(trained.mesh.devices.flat))  # fmt: skip

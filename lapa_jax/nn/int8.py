@@ -1,9 +1,9 @@
-"""Kernels of linear layers as 8-bit integers with a scale for each output (weights only; activations stay as they are).
+"""Kernels of linear layers as 8-bit integers with a scale for each output; activations stay as they are.
 
-A kernel [..., in, out], stacked or not, becomes "kernel_int8" int8 [..., in, out] and "kernel_scale" f32 [..., out] with
-kernel ≈ kernel_int8 * kernel_scale: symmetric, the largest absolute value of a column is 127, so each number is off by
-half a scale at most (as in Jacob et al. 2018, and for weights alone Dettmers et al. 2022). `Linear` multiplies by either
-form, so that every call of a model takes such parameters; in memory they are a byte a number at all times.
+A kernel [..., in, out], stacked or not, becomes "kernel_int8" int8 [..., in, out] and "kernel_scale" f32 [..., out],
+kernel ≈ kernel_int8 * kernel_scale: symmetric, the largest absolute value of a column becomes 127, and each number is
+off by half a scale at most (Jacob et al. 2018, for weights alone). `Linear` multiplies by either form, so that every
+method of a model takes such parameters; in memory they are a byte a number at all times.
 """
 
 import re

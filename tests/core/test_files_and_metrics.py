@@ -1,10 +1,13 @@
 import json
 import math
+import signal
+import subprocess
+import sys
 
 import pytest
 
 from lapa_jax.core.errors import UserError, run_main
-from lapa_jax.core.files import atomic_path, read_json, write_json
+from lapa_jax.core.files import atomic_folder, atomic_path, read_json, write_json
 from lapa_jax.core.metrics import MetricsWriter, read_metrics
 
 
@@ -15,6 +18,39 @@ def test_atomic_path_leaves_nothing_on_error(tmp_path):
         temporary.write_text("half")
         raise RuntimeError
     assert target.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "out"
+    with pytest.raises(RuntimeError), atomic_folder(target) as temporary:
+        (temporary / "half").write_text("half")
+        assert not target.exists()
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    target.mkdir()
+    with atomic_folder(target) as temporary:
+        (temporary / "whole").write_text("whole")
+    assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["out", "out/whole"]
+    with pytest.raises(UserError, match="out exists and is not an empty folder"), atomic_folder(target):
+        pytest.fail("it was entered")
+
+
+KILLED = """
+import os, signal, sys
+from lapa_jax.core.files import atomic_folder
+with atomic_folder(sys.argv[1]) as temporary:
+    (temporary / "first").write_text("written")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_writer_leaves_no_folder_of_that_name(root, tmp_path):
+    done = subprocess.run([sys.executable, "-B", "-c", KILLED, tmp_path / "out"], cwd=root, check=False)
+    assert done.returncode == -signal.SIGKILL and not (tmp_path / "out").exists()
+    assert all(p.name.startswith(".out.") and p.name.endswith(".tmp") for p in tmp_path.iterdir())
+    with atomic_folder(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out").is_dir()
 
 
 def test_equal_values_give_equal_bytes(tmp_path):

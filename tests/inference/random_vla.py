@@ -1,9 +1,9 @@
 """Run folders of small vision-language policies with random weights, as training on the sample would leave them."""
 
-import jax
 import numpy as np
 
 from lapa_jax.core import config as config_lib
+from lapa_jax.core import tree
 from lapa_jax.core.files import write_json
 from lapa_jax.data import pipeline
 from lapa_jax.models.pretrained import expected_variables
@@ -34,7 +34,7 @@ def write(run, root, config: str, *overrides: str, state: bool = False, names=("
     datasets = {name: about(next(iter(source.meta()["datasets"].values())), k, state) for k, name in enumerate(names)}
     write_json(run / CONFIG_FILE, values)
     checkpoints = Checkpointer(run, keep_last=1, best_metric=None)
-    variables = random(expected_variables(config_lib.build("lapa_jax.models", config_lib.from_json(values).model)))
+    variables = weights(expected_variables(config_lib.build("lapa_jax.models", config_lib.from_json(values).model)))
     checkpoints.save(State(np.array(5, np.int32), variables, {"slots": np.zeros(2)}), 5,
                      {"config": values, "datasets": datasets, "step": 5}, None)  # fmt: skip
     checkpoints.close()
@@ -52,11 +52,15 @@ def about(entry: dict, number: int, state: bool) -> dict:
     return {**entry, "statistics": statistics}
 
 
-def random(shapes) -> dict:
-    """Weights of the usual size of a kernel's."""
+def weights(shapes) -> dict:
+    """Random ones of the usual size of a kernel's; queries are small, so that what is seen decides what is done."""
     rng = np.random.default_rng(0)
-    draw = lambda x: np.array(rng.normal(size=x.shape) / max(x.shape[-2:][0], 4) ** 0.5, x.dtype)  # noqa: E731
-    return jax.tree.map(draw, shapes)
+
+    def draw(name: str, leaf):
+        size = 0.02 if name.endswith("queries") else max(leaf.shape[-2:][0], 4) ** -0.5
+        return np.array(size * rng.normal(size=leaf.shape), leaf.dtype)
+
+    return tree.map_named(draw, shapes)
 
 
 def seen(policy, rows: int = 3, seed: int = 0) -> tuple:
