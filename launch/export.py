@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", default="safetensors",
                         help="safetensors (weights and config, default), stablehlo or int8")  # fmt: skip
     parser.add_argument("--dtype",
-                        help="bfloat16: kernels and tokens' embedding in half the room; as stored by default")  # fmt: skip
+                        help="bfloat16: kernels and tokens' embedding in half the room; else as stored")  # fmt: skip
     parser.add_argument("--step", type=int, help="checkpoint step; the newest by default")
     stablehlo = parser.add_argument_group("stablehlo")
     stablehlo.add_argument("--platform", action="append",

@@ -11,8 +11,8 @@ import pytest
 from lapa_jax.core import config as config_lib
 from lapa_jax.data import pipeline
 
-COMMANDS = ("launch/train.py", "launch/eval.py", "launch/label.py", "tools/convert.py", "tools/inspect_data.py",
-            "tools/export_lapa.py", "tools/record_sim.py", "tools/import_weights.py laq",
+COMMANDS = ("launch/train.py", "launch/eval.py", "launch/label.py", "launch/export.py", "tools/convert.py",
+            "tools/inspect_data.py", "tools/export_lapa.py", "tools/record_sim.py", "tools/import_weights.py laq",
             "tools/import_weights.py llama", "tools/import_weights.py siglip", "launch/segment.py",
             "tools/compare_tokenizers.py", "tools/make_planted_features.py",
             "launch/serve.py")  # fmt: skip
