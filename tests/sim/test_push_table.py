@@ -1,5 +1,6 @@
 """The push-table's physics, its determinism and its oracle."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.sim.push_table_tasks import FAMILIES
+from lapa_jax.sim.push_table_tasks import FAMILIES, WORDS
 
 pytestmark = pytest.mark.usefixtures("mujoco")
 
+PARTS = ("family", "block", "other", "place")
 LEAST_DISTANCE = {"disc": 0.022, "cube": 0.02, "bar": 0.012, "triangle": 0.016}
 """Radius of the largest circle about the centre that lies within each shape, metres."""
 
@@ -133,16 +135,48 @@ def test_one_seed_gives_one_episode_and_two_seeds_give_two(env):
     assert not np.array_equal(state, env.data.qpos)
 
 
-def test_another_process_gives_the_same_episode_bit_for_bit(env, root):
+@pytest.mark.usefixtures("gl")
+def test_another_process_gives_the_same_states_and_pictures_bit_for_bit(root):
+    from lapa_jax.sim.push_table import Env
+
+    options = {"split": "unseen", "wordings": "unseen", "varied": True, "moving": True}
     program = (
         "import sys; sys.path.insert(0, '.')\n"
-        "from tests.sim.test_push_table import rollout; from lapa_jax.sim.push_table import Env\n"
-        "env = Env(32); rollout(env, 3, 'separate', 0.004); print(env.data.qpos.tobytes().hex())"
+        "from tests.sim.test_push_table import digest; from lapa_jax.sim.push_table import Env\n"
+        f"print(digest(Env(32)), digest(Env(32, **{options})))"
     )
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "JAX_PLATFORMS": "cpu"}
     run = subprocess.run([sys.executable, "-c", program], cwd=root, env=environment, capture_output=True, text=True)
-    rollout(env, 3, "separate", 0.004)
-    assert run.stdout.strip() == env.data.qpos.tobytes().hex(), run.stderr
+    assert run.stdout.split() == [digest(Env(32)), digest(Env(32, **options))], run.stderr
+
+
+def digest(env) -> str:
+    """Of an episode's actions, states, words and pictures; closes the environment."""
+    actions = rollout(env, 3, "separate", 0.004)
+    seen = [np.array(actions), env.data.qpos, env.data.qvel, env.observe()["image"]]
+    env.close()
+    return hashlib.sha256(b"".join(map(np.ndarray.tobytes, seen)) + env.instruction.encode()).hexdigest()
+
+
+def test_splits_ask_for_their_own_combinations_and_wordings_keep_the_layout(env):
+    from lapa_jax.sim.push_table import Env
+
+    seen, unseen = Env(16, split="seen", wordings="seen"), Env(16, split="unseen", wordings="unseen")
+    words = set()
+    for seed in range(40):
+        seen.reset(seed)
+        unseen.reset(seed)
+        assert not seen.task.held_out() and unseen.task.held_out()
+        assert unseen.instruction in {unseen.task.worded(t).instruction for t in WORDS[unseen.task.family].unseen}
+        words |= {text for text in WORDS["separate"].seen if seen.instruction == seen.task.worded(text).instruction}
+    assert len(words) > 1  # the wording is drawn
+    other = Env(16, wordings="unseen")
+    for seed in range(5):
+        env.reset(seed)
+        other.reset(seed)
+        np.testing.assert_array_equal(env.data.qpos, other.data.qpos)
+        assert [getattr(env.task, name) for name in PARTS] == [getattr(other.task, name) for name in PARTS]
+        assert env.instruction != other.instruction
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -178,8 +212,13 @@ def test_bad_input_is_refused(env):
         env.oracle(0, -1)
     with pytest.raises(UserError, match="reset"):
         Env(32).step([0.0, 0.0])
-    with pytest.raises(UserError, match="size 4"):
-        Env(4)
+    for options, message in (
+        ({"size": 4}, "size 4"),
+        ({"split": "sen"}, "split 'sen' does not exist; did you mean 'seen'"),
+        ({"wordings": "many"}, "wordings 'many' do not exist; known: one, seen, unseen"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Env(**options)
 
 
 @pytest.mark.usefixtures("gl")

@@ -6,12 +6,14 @@ import pytest
 from lapa_jax.sim.push_table_oracle import plan
 from lapa_jax.sim.push_table_tasks import (
     AT_GOAL,
+    BESIDE,
     BLOCKS,
     DIRECTIONS,
     FAMILIES,
     PLACES,
     SEPARATED,
     TOUCHING,
+    WORDS,
     Task,
     draw_task,
 )
@@ -89,6 +91,51 @@ def test_instructions_name_the_blocks_and_the_direction(family):
         if family == "block2relative":
             way = DIRECTIONS[task.instruction.split()[-1]]
             np.testing.assert_allclose(task.goal - blocks[task.block], 0.13 * np.array(way), atol=1e-12)
+
+
+def combinations(family: str) -> list[Task]:
+    """Every combination that a family can ask for."""
+    two = [(a, b) for a in range(8) for b in range(8) if a != b]
+    if family in ("block2block", "separate"):
+        return [Task(family, "", a, b) for a, b in two]
+    if family == "block2blockrelative":
+        return [Task(family, "", a, b, place=way) for a, b in two for way in DIRECTIONS]
+    return [Task(family, "", a, place=p) for a in range(8) for p in (PLACES if "abs" in family else DIRECTIONS)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_fifth_is_held_out_and_every_part_of_it_is_seen_elsewhere(family):
+    tasks = combinations(family)
+    seen = [task for task in tasks if not task.held_out()]
+    assert 0.15 < 1 - len(seen) / len(tasks) < 0.25
+    for part in ("block", "other", "place"):
+        assert {getattr(task, part) for task in seen} == {getattr(task, part) for task in tasks}
+    turned = {(task.other, task.block) for task in tasks if task.held_out() and task.other is not None}
+    assert not turned & {(task.block, task.other) for task in seen}  # nor is the pair seen the other way round
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_wordings_differ_and_say_what_the_task_is(family):
+    words = WORDS[family].seen + WORDS[family].unseen
+    assert len(set(words)) == 6
+    for task in combinations(family):
+        texts = {task.worded(template).instruction for template in words}
+        assert len(texts) == 6
+        for text in texts:
+            named = [i for i, (colour, shape) in enumerate(BLOCKS) if f"{colour} {shape}" in text]
+            assert set(named) == {task.block, task.other} - {None}
+            assert (BESIDE[task.place] if family == "block2blockrelative" else task.place) in text
+
+
+def test_no_two_tasks_sound_the_same():
+    told = {}
+    for family in FAMILIES:
+        for task in combinations(family):
+            for template in WORDS[family].seen + WORDS[family].unseen:
+                told.setdefault(task.worded(template).instruction, set()).add(
+                    (family, task.block, task.other, task.place)
+                )
+    assert all(len(tasks) == 1 for tasks in told.values())
 
 
 def test_a_task_whose_goal_is_taken_or_already_reached_is_not_drawn():

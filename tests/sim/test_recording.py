@@ -1,5 +1,6 @@
 """Recordings: what is in them is what happened, and neither kills nor workers change a byte."""
 
+import importlib.util
 import json
 import os
 import sys
@@ -86,6 +87,32 @@ def test_a_slower_recording_sums_the_actions_in_between(shards, tmp_path):
             rows = range(episode.start, episode.start + episode.length - 1)
             totals.append(np.sum([steps.array(i, "action") for i in rows], axis=0))
         np.testing.assert_allclose(*totals, atol=1e-6)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("metaworld") is None, reason="Meta-World is not installed")
+def test_a_slower_recording_takes_the_mean_of_actions_that_do_not_add_up(tmp_path):
+    arrays = []
+    for name, fps in (("fast", None), ("slow", 10.0)):
+        (line,) = record(tmp_path / name, env="metaworld", task="reach-v3", fps=fps, episodes=1, format="mp4")
+        assert line["instruction"] == "reach the target" and line["fps"] == (fps or 80.0)
+        with np.load(tmp_path / name / line["arrays"], allow_pickle=False) as stored:
+            arrays.append(dict(stored))
+    fast, slow = arrays
+    np.testing.assert_allclose(slow["action"][0], fast["action"][:8].mean(axis=0), atol=1e-6)
+    np.testing.assert_array_equal(slow["state"][:3], fast["state"][:17:8])
+    assert len(slow["action"]) == -(-len(fast["action"]) // 8) and np.abs(slow["action"]).max() <= 1
+
+
+def test_splits_wordings_and_looks_reach_the_recording(shards, tmp_path):
+    from lapa_jax.sim.push_table_tasks import WORDS
+
+    lines = record(tmp_path / "new", episodes=1, split="unseen", wordings="unseen", varied=True, workers=2)
+    frames = [StepShards(folder, "train").image(0) for folder in (tmp_path / "new", shards[0])]
+    assert np.abs(frames[0].astype(int) - frames[1]).mean() > 5
+    heads = {template.split("{")[0] for template in WORDS["block2block"].unseen}
+    assert any(lines[0]["instruction"].startswith(head) for head in heads)
+    with pytest.raises(UserError, match="was recorded with split=unseen, now seen"):
+        record(tmp_path / "new", episodes=1, split="seen", wordings="unseen", varied=True)
 
 
 def test_an_action_free_recording_has_no_trace_of_actions(tmp_path):
