@@ -1,4 +1,4 @@
-# Sourced by launch/test.sh and launch/quickstart.sh: makes the virtual environment in .venv once and activates it.
+# Sourced by launch/test.sh and the quickstarts: makes the virtual environment in .venv once and activates it.
 #   install_venv EXTRAS      EXTRAS is "" or something like "[sim]"
 # PYTHON=/path/to/python picks the interpreter (3.11 or newer); VENV=/path/to/venv puts the environment elsewhere.
 

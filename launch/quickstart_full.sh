@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# The whole way from videos to a served robot policy, on 2 cores in less than 30 minutes:
+# `bash launch/quickstart_full.sh [FOLDER]` makes step shards of mp4 files, learns latent actions from them and labels every
+# step, trains a vision-language model to predict the labels and then, with 50 demonstrations, a robot's actions, serves
+# that policy, and lets a client ask it what to do. Run again, it goes on where it stopped.
+#
+# The data are push_table_videos and push_table in ../shared/data (or SHARED=DIR); where they are absent, the embedded
+# sample is both. SHORT=1 takes a few steps of everything: that shows that it runs, and teaches nothing.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/venv.sh
+install_venv "[serve]"
+export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
+
+folder="${1:-runs/quickstart_full}"
+shared="${SHARED:-../shared/data}"
+short="${SHORT:-}"
+
+say() { echo "== $((SECONDS / 60)) min $((SECONDS % 60)) s: $*"; }
+
+# train CONFIG RUN STEPS [--config.key=value ...]; STEPS are those of SHORT=1
+train() {
+    local config="$1" run="$2" few="$3"
+    shift 3
+    if [ -n "$short" ]; then
+        set -- "$@" --config.train.steps="$few" --config.train.batch_size=8 --config.train.eval_every="$few" \
+            --config.train.save_every="$few" --config.data.eval_examples=64
+    fi
+    python launch/train.py --config "configs/$config" --workdir "$folder/$run" "$@"
+}
+
+evaluate() { python launch/eval.py --run "$folder/$1" --supervised_steps 0 --pairs "$([ -n "$short" ] && echo 64 || echo 1024)"; }
+
+if [ -d "$shared/push_table_videos" ] && [ -d "$shared/push_table" ]; then
+    videos="$folder/videos" demos="$folder/demos"
+    say "videos without actions: $shared/push_table_videos -> step shards $videos"
+    python tools/convert.py "$shared/push_table_videos" "$videos" --format video --size 64
+    say "demonstrations: $shared/push_table -> step shards $demos, 50 to learn from and 150 held out"
+    python tools/convert.py "$shared/push_table" "$demos" --format video --size 64 --val_fraction 0.77
+    tokenizer=(laq_conv.py:small laq 4 --config.data.path="$videos" --config.data.val_path="$demos" --config.data.gap_frames=16)
+else
+    videos=sample demos=sample
+    say "$shared has no push_table_videos and push_table: the embedded sample serves as videos and as demonstrations"
+    tokenizer=(laq_conv.py:tiny laq 4)
+fi
+
+say "stage 1: latent actions of pairs of frames -> $folder/laq"
+train "${tokenizer[@]}"
+evaluate laq
+say "every step gets its latent action -> $folder/labels"
+python launch/label.py --run "$folder/laq" --data "$videos" --out "$folder/labels"
+say "stage 2: a vision-language model predicts them -> $folder/vla"
+train vla_latent.py:tiny vla 4 --config.train.steps=1000 --config.data.path="$videos" --config.data.labels="$folder/labels"
+evaluate vla
+say "stage 3: it learns the robot's actions -> $folder/act"
+train vla_action.py:tiny_chunk act 4 --config.train.steps=600 --config.data.path="$demos" --config.init_from.="$folder/vla"
+evaluate act
+
+say "a server for the policy -> $folder/serve.log"
+python launch/serve.py --run "$folder/act" --port 0 >"$folder/serve.log" 2>&1 &
+server=$!
+trap 'kill "$server" 2>/dev/null || true' EXIT
+until grep -q "^ready" "$folder/serve.log"; do
+    kill -0 "$server" 2>/dev/null || { cat "$folder/serve.log"; exit 1; }
+    sleep 0.2
+done
+answer="$(python - "$(sed -n 's/^listening on \([^,]*\),.*/\1/p' "$folder/serve.log")" "$demos" <<'CLIENT'
+import sys
+
+from lapa_jax.data.shards import StepShards, dataset_folder
+from lapa_jax.inference.client import Client
+
+address, demos = sys.argv[1:]
+shards = StepShards(dataset_folder(demos), "val")
+first = shards.episodes[0].start
+with Client(address) as policy:
+    action = policy.act(shards.image(first), shards.text(first))
+    print(f"asked to \"{shards.text(first)}\" it answers {action.tolist()} after {policy.timing['round_trip_ms']:.0f} ms")
+CLIENT
+)"
+kill "$server"
+wait "$server" || true
+say "reports with pictures: $folder/laq/eval/report.html, $folder/vla/eval/report.html, $folder/act/eval/report.html"
+say "the policy is $folder/act; $answer"

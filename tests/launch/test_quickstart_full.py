@@ -1,0 +1,58 @@
+"""The script of the whole way, shortened: from videos and demonstrations to the action that a client is given."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.data import videos
+
+FRAMES, NUMBER = 22, 12
+
+
+def write_videos(folder, actions: bool) -> None:
+    """Videos with instructions, longer than the script's gap of 16 frames."""
+    rng, rows = np.random.default_rng(0), []
+    for k in range(NUMBER):
+        videos.write(folder / f"v{k}.mp4", FRAMES)
+        rows.append({"video": f"v{k}.mp4", "instruction": f"push block {k % 3}"})
+        if actions:
+            np.savez(folder / f"v{k}.npz", action=rng.normal(size=(FRAMES - 1, 2)).astype(np.float32))
+            rows[-1]["arrays"] = f"v{k}.npz"
+    (folder / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def this_environment(root, folder):
+    """A folder that launch/venv.sh takes for a finished virtual environment: the one that the tests run in."""
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "python").symlink_to(sys.executable)
+    (folder / "bin" / "activate").write_text(f'PATH="{os.path.dirname(sys.executable)}:$PATH"\n')
+    told = subprocess.run(["bash", "-c", 'echo "$(cat requirements.txt setup.py | cksum) $PWD"'], cwd=root,
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    (folder / ".lapa_jax[serve]").write_text(told.stdout)
+    return folder
+
+
+def test_videos_and_demonstrations_become_a_served_policy(root, tmp_path):
+    pytest.importorskip("aiohttp", reason="the server needs lapa_jax[serve]")
+    write_videos(tmp_path / "shared" / "push_table_videos", actions=False)
+    write_videos(tmp_path / "shared" / "push_table", actions=True)
+    # nothing is computed often enough to be worth optimising
+    settings = {"SHORT": "1", "SHARED": str(tmp_path / "shared"), "JAX_PLATFORMS": "cpu",
+                "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+                "VENV": str(this_environment(root, tmp_path / "venv"))}  # fmt: skip
+    out = tmp_path / "out"
+    done = subprocess.run(["bash", "launch/quickstart_full.sh", str(out)], cwd=root, env={**os.environ, **settings},
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    last = done.stdout.splitlines()[-1]
+    action = json.loads(re.search(r"asked to \"push block \d\" it answers (\[.*\])", last).group(1))
+    assert len(action) == 2 and np.isfinite(action).all()
+    assert (out / "serve.log").read_text().splitlines()[-1] == "stopped"
+    for run, figure in (("laq", "psnr_gain"), ("vla", "latent_accuracy"), ("act", "action_r2")):
+        assert figure in json.loads((out / run / "eval" / "metrics.json").read_text())["metrics"]
+        assert (out / run / "eval" / "report.html").is_file()
