@@ -24,12 +24,12 @@ train() {
     shift 3
     if [ -n "$short" ]; then
         set -- "$@" --config.train.steps="$few" --config.train.batch_size=8 --config.train.eval_every="$few" \
-            --config.train.save_every="$few" --config.data.eval_examples=64
+            --config.train.save_every="$few" --config.train.eval_batch_size=16 --config.data.eval_examples=16
     fi
     python launch/train.py --config "configs/$config" --workdir "$folder/$run" "$@"
 }
 
-evaluate() { python launch/eval.py --run "$folder/$1" --supervised_steps 0 --pairs "$([ -n "$short" ] && echo 64 || echo 1024)"; }
+evaluate() { python launch/eval.py --run "$folder/$1" --supervised_steps 0 --pairs "$([ -n "$short" ] && echo 16 || echo 1024)"; }
 
 if [ -d "$shared/push_table_videos" ] && [ -d "$shared/push_table" ]; then
     videos="$folder/videos" demos="$folder/demos"
@@ -37,11 +37,11 @@ if [ -d "$shared/push_table_videos" ] && [ -d "$shared/push_table" ]; then
     python tools/convert.py "$shared/push_table_videos" "$videos" --format video --size 64
     say "demonstrations: $shared/push_table -> step shards $demos, 50 to learn from and 150 held out"
     python tools/convert.py "$shared/push_table" "$demos" --format video --size 64 --val_fraction 0.77
-    tokenizer=(laq_conv.py:small laq 4 --config.data.path="$videos" --config.data.val_path="$demos" --config.data.gap_frames=16)
+    tokenizer=(laq_conv.py:small laq 2 --config.data.path="$videos" --config.data.val_path="$demos" --config.data.gap_frames=16)
 else
     videos=sample demos=sample
     say "$shared has no push_table_videos and push_table: the embedded sample serves as videos and as demonstrations"
-    tokenizer=(laq_conv.py:tiny laq 4)
+    tokenizer=(laq_conv.py:tiny laq 2)
 fi
 
 say "stage 1: latent actions of pairs of frames -> $folder/laq"
@@ -50,14 +50,14 @@ evaluate laq
 say "every step gets its latent action -> $folder/labels"
 python launch/label.py --run "$folder/laq" --data "$videos" --out "$folder/labels"
 say "stage 2: a vision-language model predicts them -> $folder/vla"
-train vla_latent.py:tiny vla 4 --config.train.steps=1000 --config.data.path="$videos" --config.data.labels="$folder/labels"
+train vla_latent.py:tiny vla 2 --config.train.steps=1000 --config.data.path="$videos" --config.data.labels="$folder/labels"
 evaluate vla
 say "stage 3: it learns the robot's actions -> $folder/act"
-train vla_action.py:tiny_chunk act 4 --config.train.steps=600 --config.data.path="$demos" --config.init_from.="$folder/vla"
+train vla_action.py:tiny_chunk act 2 --config.train.steps=600 --config.data.path="$demos" --config.init_from.="$folder/vla"
 evaluate act
 
 say "a server for the policy -> $folder/serve.log"
-python launch/serve.py --run "$folder/act" --port 0 >"$folder/serve.log" 2>&1 &
+python launch/serve.py --run "$folder/act" --port 0 --batch 1 >"$folder/serve.log" 2>&1 &
 server=$!
 trap 'kill "$server" 2>/dev/null || true' EXIT
 until grep -q "^ready" "$folder/serve.log"; do
@@ -73,7 +73,7 @@ from lapa_jax.inference.client import Client
 address, demos = sys.argv[1:]
 shards = StepShards(dataset_folder(demos), "val")
 first = shards.episodes[0].start
-with Client(address) as policy:
+with Client(address, timeout=60) as policy:
     action = policy.act(shards.image(first), shards.text(first))
     print(f"asked to \"{shards.text(first)}\" it answers {action.tolist()} after {policy.timing['round_trip_ms']:.0f} ms")
 CLIENT
