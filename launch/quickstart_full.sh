@@ -18,13 +18,13 @@ short="${SHORT:-}"
 
 say() { echo "== $((SECONDS / 60)) min $((SECONDS % 60)) s: $*"; }
 
-# train CONFIG RUN STEPS [--config.key=value ...]; STEPS are those of SHORT=1
+# train CONFIG RUN [--config.key=value ...]
 train() {
-    local config="$1" run="$2" few="$3"
-    shift 3
+    local config="$1" run="$2"
+    shift 2
     if [ -n "$short" ]; then
-        set -- "$@" --config.train.steps="$few" --config.train.batch_size=8 --config.train.eval_every="$few" \
-            --config.train.save_every="$few" --config.train.eval_batch_size=16 --config.data.eval_examples=16
+        set -- "$@" --config.train.steps=2 --config.train.eval_every=2 --config.train.save_every=2 \
+            --config.train.batch_size=8 --config.train.eval_batch_size=16 --config.data.eval_examples=16
     fi
     python launch/train.py --config "configs/$config" --workdir "$folder/$run" "$@"
 }
@@ -37,11 +37,11 @@ if [ -d "$shared/push_table_videos" ] && [ -d "$shared/push_table" ]; then
     python tools/convert.py "$shared/push_table_videos" "$videos" --format video --size 64
     say "demonstrations: $shared/push_table -> step shards $demos, 50 to learn from and 150 held out"
     python tools/convert.py "$shared/push_table" "$demos" --format video --size 64 --val_fraction 0.77
-    tokenizer=(laq_conv.py:small laq 2 --config.data.path="$videos" --config.data.val_path="$demos" --config.data.gap_frames=16)
+    tokenizer=(laq_conv.py:small laq --config.data.path="$videos" --config.data.val_path="$demos" --config.data.gap_frames=16)
 else
     videos=sample demos=sample
     say "$shared has no push_table_videos and push_table: the embedded sample serves as videos and as demonstrations"
-    tokenizer=(laq_conv.py:tiny laq 2)
+    tokenizer=(laq_conv.py:tiny laq)
 fi
 
 say "stage 1: latent actions of pairs of frames -> $folder/laq"
@@ -50,18 +50,18 @@ evaluate laq
 say "every step gets its latent action -> $folder/labels"
 python launch/label.py --run "$folder/laq" --data "$videos" --out "$folder/labels"
 say "stage 2: a vision-language model predicts them -> $folder/vla"
-train vla_latent.py:tiny vla 2 --config.train.steps=1000 --config.data.path="$videos" --config.data.labels="$folder/labels"
+train vla_latent.py:tiny vla --config.train.steps=1000 --config.data.path="$videos" --config.data.labels="$folder/labels"
 evaluate vla
 say "stage 3: it learns the robot's actions -> $folder/act"
-train vla_action.py:tiny_chunk act 2 --config.train.steps=600 --config.data.path="$demos" --config.init_from.="$folder/vla"
+train vla_action.py:tiny_chunk act --config.train.steps=600 --config.data.path="$demos" --config.init_from.="$folder/vla"
 evaluate act
 
 say "a server for the policy -> $folder/serve.log"
 python launch/serve.py --run "$folder/act" --port 0 --batch 1 >"$folder/serve.log" 2>&1 &
 server=$!
 trap 'kill "$server" 2>/dev/null || true' EXIT
-until grep -q "^ready" "$folder/serve.log"; do
-    kill -0 "$server" 2>/dev/null || { cat "$folder/serve.log"; exit 1; }
+until grep -qs "^ready" "$folder/serve.log"; do
+    kill -0 "$server" 2>/dev/null || { cat "$folder/serve.log" >&2; exit 1; }
     sleep 0.2
 done
 answer="$(python - "$(sed -n 's/^listening on \([^,]*\),.*/\1/p' "$folder/serve.log")" "$demos" <<'CLIENT'
