@@ -33,12 +33,11 @@ def main(argv: list[str]) -> None:
         lowering.check_kind(trained, args.run, platforms)
     if args.format == "int8":
         int8_error.check_kind(trained, args.run)
-    trained = variants.merged(trained)
-    if args.dtype == "bfloat16":
-        trained = variants.in_bfloat16(trained)
-    report = None
+    trained, report = variants.merged(trained), None
     if args.format == "int8":
         trained, report = _in_int8(trained, args)
+    elif args.dtype:
+        trained = variants.in_bfloat16(trained)
     with atomic_folder(args.out) as folder:
         if args.format == "stablehlo":
             lowering.save_program(trained, folder, platforms)
@@ -51,7 +50,10 @@ def main(argv: list[str]) -> None:
 
 
 def _in_int8(trained, args):
-    """The int8 variant and its report, printed; refuses one whose error is too large."""
+    """The int8 variant and its report, printed; refuses one whose error is too large.
+
+    What stays float is rounded afterwards, so that integers and error are those of the numbers of the run.
+    """
     from lapa_jax.inference import int8_error, variants
     from lapa_jax.inference.latent_policy import LatentPolicy
 
@@ -63,6 +65,8 @@ def _in_int8(trained, args):
     elif args.labels:
         raise UserError(f"--labels {args.labels} are latent actions, which {args.run} does not predict; leave it out")
     small = variants.in_int8(trained, modules)
+    if args.dtype:
+        small = variants.in_bfloat16(small)
     report = {**int8_error.compare(trained, small, **where), "modules": modules, "max_error": limit}
     print(int8_error.describe(report))
     int8_error.check_error(report, limit)

@@ -50,7 +50,7 @@ def test_bfloat16_kernels_change_nothing_where_bfloat16_computes(root, tmp_path)
     assert kinds["kernel"] == kinds["embedding"] == jnp.bfloat16
     assert kinds["bias"] == kinds["scale"] == kinds["action_queries"] == jnp.float32
     half.save_pretrained(tmp_path / "half")
-    np.testing.assert_array_equal(load(tmp_path / "half", devices=jax.devices()[:1]).chunk(*seen), policy.chunk(*seen))
+    assert load(tmp_path / "half", devices=jax.devices()[:1]).fingerprint == half.fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +72,7 @@ def test_8_bit_kernels_are_what_the_policy_keeps_and_stores(policy, compared, tm
     small.save_pretrained(tmp_path / "small")
     again = load(tmp_path / "small", devices=jax.devices()[:1])
     assert jax.tree.map(lambda x: x.dtype, again.variables) == jax.tree.map(lambda x: x.dtype, small.variables)
-    seen = random_vla.seen(policy)
-    np.testing.assert_array_equal(again.chunk(*seen), small.chunk(*seen))
+    assert again.fingerprint == small.fingerprint != policy.fingerprint
     assert (tmp_path / "small" / "model.safetensors").stat().st_size < 0.6 * report["bytes"]["float"]
     with pytest.raises(UserError, match="8-bit integers already"):
         variants.in_int8(again, ".*")

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from lapa_jax.core import tree
 from lapa_jax.core.errors import UserError
 from lapa_jax.inference import program, restore
 from launch import export
@@ -65,7 +66,7 @@ def test_int8_with_its_error_and_its_program(runs, tmp_path, capsys):
     with pytest.raises(UserError, match="--max_error is 1e-06 %"):
         call(runs["actions"], tmp_path / "small", *how, "1e-6")
     assert list(tmp_path.iterdir()) == []
-    call(runs["actions"], tmp_path / "small", *how, "60")
+    call(runs["actions"], tmp_path / "small", *how, "60", "--dtype", "bfloat16")
     report = json.loads((tmp_path / "small" / "int8.json").read_text())
     assert report["samples"] == 16 and report["max_error"] == 60 and report["modules"] == ".*"
     assert report["bytes"]["int8"] < 0.6 * report["bytes"]["float"] and 0 < report["error"] <= 60
@@ -74,7 +75,8 @@ def test_int8_with_its_error_and_its_program(runs, tmp_path, capsys):
     call(tmp_path / "small", tmp_path / "program", "--format", "stablehlo", "--platform", "cpu")
     small = load(tmp_path / "small")
     found = program.load(tmp_path / "program", devices=jax.devices()[:1])
-    assert found.variables["params"]["act"]["out"]["kernel_int8"].dtype == np.int8
+    kinds = {name.rpartition("/")[2]: str(leaf.dtype) for name, leaf in tree.flatten(found.variables).items()}
+    assert kinds["kernel_int8"] == "int8" and kinds["kernel_scale"] == "float32" and kinds["embedding"] == "bfloat16"
     np.testing.assert_allclose(used(found, "actions"), used(small, "actions"), rtol=1e-5, atol=1e-5)
 
 
