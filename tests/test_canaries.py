@@ -8,6 +8,7 @@ import json
 import flax.linen as nn
 import grain
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -80,6 +81,19 @@ def test_a_compiled_step_tells_its_memory_and_donates_its_state():
     state = jnp.zeros(1024)
     compiled(state, jnp.ones(1024))
     assert state.is_deleted()
+
+
+def test_programs_are_stored_for_any_size_and_several_platforms():
+    """inference/lowering.py leaves the number of rows open and lowers for CUDA without any; needs flatbuffers."""
+    (rows,) = jax.export.symbolic_shape("rows")
+    arguments = {"w": jax.ShapeDtypeStruct((3,), jnp.float32)}, jax.ShapeDtypeStruct((rows, 3), jnp.float32)
+    twice = jax.jit(lambda weights, x: {"y": 2 * x @ weights["w"]})
+    stored = jax.export.export(twice, platforms=("cpu", "cuda"))(*arguments).serialize()
+    program = jax.export.deserialize(stored)
+    assert program.platforms == ("cpu", "cuda")
+    for count in (1, 5):
+        y = jax.jit(program.call)({"w": jnp.arange(3.0)}, jnp.ones((count, 3)))["y"]
+        np.testing.assert_allclose(y, np.full(count, 6.0))
 
 
 # ------------------------------------------------------------------------------------------------------------ flax
