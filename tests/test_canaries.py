@@ -1,8 +1,9 @@
-"""Canaries: what we lean on in jax, flax, orbax and grain, tested without any code of ours.
+"""Canaries: what we lean on in jax, flax, orbax, grain, msgpack and aiohttp, tested without any code of ours.
 
 When one of these fails after an upgrade, the dependency has moved a seam: the comment says who in lapa_jax leans on it.
 """
 
+import asyncio
 import json
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ import grain
 import jax
 import jax.export
 import jax.numpy as jnp
+import msgpack
 import numpy as np
 import optax
 import pytest
@@ -253,3 +255,55 @@ def test_a_slice_of_a_source_read_by_threads_keeps_its_order_and_its_start():
     options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
     iterator = iter(grain.MapDataset.source(Squares())[1000:].to_iter_dataset(options))
     assert [int(next(iterator)) for _ in range(20)] == [i * i for i in range(1000, 1020)]
+
+
+# --------------------------------------------------------------------------------------------- msgpack and aiohttp
+
+
+def test_msgpack_makes_no_room_for_what_a_message_only_claims():
+    """inference/server/wire.py: lists within lists that each claim four billion entries."""
+    for message in (b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xdc\x10\x01" * 900):
+        with pytest.raises(ValueError):
+            msgpack.unpackb(message, max_array_len=4096, max_map_len=4096)
+
+
+def test_aiohttp_answers_what_is_in_flight_and_closes_on_messages_that_are_too_large():
+    """inference/server/front.py and run.py have no code of their own for either."""
+    web = pytest.importorskip("aiohttp.web")
+    begun = asyncio.Event()
+
+    async def slow(request):
+        begun.set()
+        await asyncio.sleep(0.2)
+        return web.Response(text="whole")
+
+    async def listen(request):
+        socket = web.WebSocketResponse(max_msg_size=100)
+        await socket.prepare(request)
+        return [message async for message in socket] and socket
+
+    async def run():
+        app = web.Application(client_max_size=100)
+        app.add_routes([web.get("/slow", slow), web.get("/listen", listen), web.post("/read", aiohttp_read)])
+        runner = web.AppRunner(app, shutdown_timeout=10)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        base = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        import aiohttp
+
+        async with aiohttp.ClientSession() as session:
+            async with session.ws_connect(f"{base}/listen") as socket:
+                await socket.send_bytes(bytes(200))
+                await socket.receive()
+                assert socket.close_code == 1009
+            async with session.post(f"{base}/read", data=bytes(200)) as reply:
+                assert reply.status == 413
+            asked = asyncio.create_task(session.get(f"{base}/slow"))
+            await begun.wait()
+            await runner.cleanup()
+            assert await (await asked).text() == "whole"
+
+    async def aiohttp_read(request):
+        return web.Response(body=await request.read())
+
+    asyncio.run(run())

@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from lapa_jax.core.errors import UserError
+from lapa_jax.inference.ensemble import Ensemble
 from lapa_jax.inference.in_context import Demonstration, InContextPolicy
-from lapa_jax.inference.policy import Ensemble, Policy
+from lapa_jax.inference.policy import Policy
 
 
 class Chunks:
@@ -37,7 +38,7 @@ class Chunks:
 
 
 class Ensembled:
-    """A stage-3 policy that is asked at each step and does the mean of all its chunks, see `policy.Ensemble`."""
+    """A stage-3 policy that is asked at each step and does the mean of all its chunks, see `ensemble.Ensemble`."""
 
     name, sees = "policy", True
 

@@ -4,7 +4,6 @@ import jax
 import numpy as np
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.inference.ensemble import Ensemble as Ensemble  # beside the policies whose chunks it averages
 from lapa_jax.inference.instructed import Instructed
 from lapa_jax.inference.units import ColumnModel, finite
 

@@ -1,20 +1,15 @@
-"""Policies with random weights, and a server of one on a free port of this machine, in a thread of its own."""
+"""Policies with random weights, and servers of them."""
 
-import asyncio
-import contextlib
 import functools
-import threading
-from collections.abc import Iterator
 
 import jax
 import ml_collections
 import numpy as np
-from aiohttp import web
 
 from lapa_jax.core import config as config_lib
 from lapa_jax.data.statistics import column_statistics
 from lapa_jax.inference.policy import Policy
-from lapa_jax.inference.server import front
+from lapa_jax.inference.server.background import background
 from lapa_jax.inference.server.service import Options, Service
 from lapa_jax.models.pretrained import expected_variables
 
@@ -58,46 +53,6 @@ def picture(seed: int = 0, height: int = 20, width: int = 30) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
-@contextlib.contextmanager
-def serving(policy, options: Options | None = None, token: str | None = None, ready: bool = True) -> Iterator["Served"]:
-    """A server of the policy; ready: compiled before it is given."""
-    served = Served(policy, options or Options(), token)
-    served.call(served.start())
-    try:
-        if ready:
-            served.call(served.service.compile())
-        yield served
-    finally:
-        served.stop()
-
-
-class Served:
-    """Attributes: service; port; address "127.0.0.1:PORT"."""
-
-    def __init__(self, policy, options: Options, token: str | None):
-        self._policy, self._options, self._token = policy, options, token
-        self.loop, self._runner = asyncio.new_event_loop(), None
-        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-        self._thread.start()
-
-    async def start(self) -> None:
-        self.service = Service(self._policy, "runs/small", self._options)
-        app = front.application(self.service, self._token)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=front.GRACE)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.port = self._runner.addresses[0][1]
-        self.address = f"127.0.0.1:{self.port}"
-
-    def call(self, coroutine):
-        """Runs a coroutine in the server's loop."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(900)
-
-    def stop(self) -> None:
-        """As the server does at a signal."""
-        if self._runner is not None:
-            self.call(self._runner.cleanup())
-            self.service.close()
-            self._runner = None
-            self.loop.call_soon_threadsafe(self.loop.stop)
-            self._thread.join()
+def serving(policy, options: Options | None = None, token: str | None = None, ready: bool = True):
+    """A server of the policy as a context, see `background`."""
+    return background(lambda: Service(policy, "runs/small", options), token, ready)

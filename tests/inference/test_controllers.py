@@ -5,7 +5,7 @@ import pytest
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.inference import controllers
-from lapa_jax.inference.policy import Ensemble
+from lapa_jax.inference.ensemble import Ensemble
 from tests.inference import random_policy, small_policy
 
 TEXTS = ["push the red cube", "go left", "stay"]

@@ -130,6 +130,7 @@ def array(data=bytes(12), dtype="|u1", shape=(2, 2, 3), **more):
         (messages.packed(image=messages.PICTURE, prompt="x" * 1001), "1001 characters; 1000 are allowed"),
         (messages.packed(image=messages.PICTURE, prompt="x" * 100), "101 tokens"),
         (messages.packed(image=messages.PICTURE, prompt="x", instruction="y"), "both mean instruction"),
+        (messages.packed(image=messages.PICTURE, images={"image": messages.WRIST}, prompt="x"), "image is there twice"),
         (messages.packed(image=messages.PICTURE), "the message has no instruction; expected are image (as image or"),
         (messages.packed(image=messages.PICTURE, prompt="x", wrist=1), "nothing is known of the key 'wrist'; expected"),
         (messages.packed(image=messages.PICTURE, prompt="x", unnorm_key="tabel"), "did you mean 'table'"),

@@ -88,7 +88,9 @@ class Reader:
                 remedy = "--rename KEY=NAME of the server gives it a meaning, KEY=nothing leaves it out"
                 shown = repr(str(key)[:60])
                 raise UserError(f"nothing is known of the key {shown}; expected are {self._wanted()}. {remedy}")
-            found.setdefault(name, {})[key] = value
+            if key in found.setdefault(name, {}):
+                raise UserError(f"{key} is there twice, alone and in a map of cameras; send it once")
+            found[name][key] = value
         for name, values in found.items():
             if len(values) > 1 and name != NOTHING and not (name == STATE and set(values) <= set(self._state_parts)):
                 raise UserError(f"{' and '.join(values)} both mean {name}; send one of them")

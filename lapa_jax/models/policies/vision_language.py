@@ -131,9 +131,15 @@ class VisionLanguageModel(nn.Module):
 
     def read(self, batch: Mapping[str, jax.Array]) -> Prefix:
         """Embeds pictures uint8 [B, (V,) H, W, 3] and the tokens "text" i32 [B, L] with "text_mask" [B, L]."""
-        images = batch["image"]
+        return self.join(batch, self.see(batch["image"]))
+
+    def see(self, images: jax.Array) -> jax.Array:
+        """Tokens of pictures uint8 [B, (V,) H, W, 3]: [B, image_tokens, dim]."""
         features = jnp.concatenate([self.siglip(images), self.dinov2(images)], axis=-1)
-        visual = self.projector(features.reshape(images.shape[0], -1, features.shape[-1]))
+        return self.projector(features.reshape(images.shape[0], -1, features.shape[-1]))
+
+    def join(self, batch: Mapping[str, jax.Array], visual: jax.Array) -> Prefix:
+        """What `read` gives, from what `see` gave."""
         words, real = self.llm.embed(batch["text"]), batch["text_mask"] > 0
         visual = visual.astype(words.dtype)
         seen = jnp.ones(visual.shape[:2], bool)

@@ -141,18 +141,24 @@ class Model(VisionLanguageModel):
         """Scalars of the arrays of `evaluate` over a data set, in normalised units; see `action_measures`."""
         return action_measures.summarize(arrays, self.binary)
 
-    def _predicted(self, batch) -> Predicted:
-        prefix = self._prefix(batch)
-        rows = batch["text"].shape[0]
-        spread = lambda queries: jnp.broadcast_to(queries, (rows, *queries.shape))  # noqa: E731
+    def think(self, batch: Mapping[str, jax.Array], visual: jax.Array) -> tuple[Prefix, jax.Array]:
+        """The prefix and the states [B, Q, dim] at the queries behind it, from what `see` gave."""
+        prefix, queries = self._prefix(batch, visual), self.queries if self.head == "latent" else self.action_queries
+        return prefix, self.hidden(prefix, jnp.broadcast_to(queries, (batch["text"].shape[0], *queries.shape)))
+
+    def decide(self, prefix: Prefix, hidden: jax.Array) -> Predicted:
+        """Actions, from what `think` gave."""
         if self.head != "latent":
-            return self.act(self.hidden(prefix, spread(self.action_queries)), *prefix)
-        logits = self.to_codes(self.codes_norm(self.hidden(prefix, spread(self.queries))))
+            return self.act(hidden, *prefix)
+        logits = self.to_codes(self.codes_norm(hidden))
         return self.act(jax.nn.softmax(logits.astype(jnp.float32)), *prefix)
 
-    def _prefix(self, batch) -> Prefix:
+    def _predicted(self, batch) -> Predicted:
+        return self.decide(*self.think(batch, self.see(batch["image"])))
+
+    def _prefix(self, batch, visual) -> Prefix:
         """What is read, and proprioception as a token behind it."""
-        prefix = self.read(batch)
+        prefix = self.join(batch, visual)
         if not self.state_dim:
             return prefix
         state = self.see_state(batch["state"])[:, None].astype(prefix.embeddings.dtype)

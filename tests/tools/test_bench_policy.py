@@ -1,0 +1,50 @@
+"""tools/bench_policy.py: its pieces are the policy, its table adds up, what it refuses."""
+
+import importlib.util
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from lapa_jax.core.errors import UserError
+from tests.inference import served
+
+CAMERAS = ("image", "image_wrist")
+
+
+@pytest.fixture(scope="module")
+def bench(root):
+    spec = importlib.util.spec_from_file_location("bench_policy", root / "tools" / "bench_policy.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_pieces_one_by_one_are_the_policy():
+    policy = served.policy(CAMERAS, True, head="latent")
+    batch = policy.model.example(2)
+    batch["image"] = np.random.default_rng(0).integers(0, 256, batch["image"].shape).astype(np.uint8)
+    piece = lambda method: jax.jit(lambda v, *given: policy.model.apply(v, *given, method=method))  # noqa: E731
+    seen = piece("see")(policy.variables, batch["image"])
+    thought = piece("think")(policy.variables, batch, seen)
+    found = piece("decide")(policy.variables, *thought).action
+    np.testing.assert_allclose(found, policy.predict(batch), rtol=1e-4, atol=1e-5)
+
+
+def test_it_prints_every_stage_and_their_sum(bench, tmp_path, capsys):
+    served.policy(CAMERAS, True).save_pretrained(tmp_path / "policy")
+    bench.main(["--run", str(tmp_path / "policy"), "--batch", "2", "--rounds", "3", "--side", "40"])
+    told = capsys.readouterr().out
+    rows = dict(re.findall(r"^\| ([a-z -]+) \| ([0-9.]+) \|", told, re.M))
+    assert list(rows) == [*bench.STAGES, "sum of these", bench.WHOLE, bench.TRANSPORT, bench.TRIP]
+    assert float(rows[bench.TRIP]) >= float(rows[bench.TRANSPORT]) > 0 and "| batch 2, ms | p50 | p95 | p99 |" in told
+    share = int(re.search(r"sum is (\d+)%", told).group(1))
+    assert share == pytest.approx(100 * float(rows["sum of these"]) / float(rows[bench.WHOLE]), abs=2)
+
+
+def test_bad_arguments_are_told(bench):
+    with pytest.raises(UserError, match="sizes like 1,8"):
+        bench.main(["--run", "x", "--batch", "0"])
+    with pytest.raises(UserError, match="does not exist"):
+        bench.main(["--run", "nowhere"])

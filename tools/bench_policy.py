@@ -1,0 +1,220 @@
+"""Times a stage-3 policy from a JPEG to actions and back through a socket: python tools/bench_policy.py --run RUN.
+
+Prints a Markdown table for each batch size, in milliseconds. The stages are pieces that are compiled and called one by
+one, warm, in turns with the whole policy; a whole is compiled as one program, so the stages' sum and it may differ.
+The round trip is that of as many clients at once over the loopback, each with its own JPEG, through the server of
+launch/serve.py; transport is what of it the server did not spend on answering.
+"""
+
+import argparse
+import concurrent.futures
+import os
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from lapa_jax.core.errors import UserError, run_main
+
+WARM = 5
+PERCENTILES = (50, 95, 99)
+STAGES = ("decode image", "text and state", "to the device", "vision", "prefill", "head", "un-normalise")
+WHOLE, TRIP, TRANSPORT = "policy as a whole", "round trip", "transport"
+
+
+def main(argv: list[str]) -> None:
+    """Measures and prints."""
+    args = _parser().parse_args(argv)
+    sizes = [int(size) for size in args.batch.split(",") if size.isdigit()]
+    if not sizes or min(sizes) < 1 or args.rounds < 1 or args.side < 1:
+        raise UserError(f"--batch {args.batch} --rounds {args.rounds} --side {args.side}: sizes like 1,8, numbers of "
+                        "at least 1 are needed")  # fmt: skip
+
+    import jax
+
+    import lapa_jax
+    from lapa_jax.inference.server.service import Service
+
+    policy = lapa_jax.load(args.run, step=args.step)
+    Service(policy, args.run).close()  # refuses what cannot be served
+    if policy.model.lora_rank:
+        raise UserError(f"{args.run} has low-rank adapters beside its weights; export it, which merges them")
+    device = jax.devices()[0].device_kind
+    print(f"{policy.config.name}, step {policy.step}, {policy.model.llm.dtype}, on {policy.mesh.size} × {device}, "
+          f"{os.cpu_count()} CPU cores; JPEGs of {args.side} × {args.side}, {args.rounds} rounds\n")  # fmt: skip
+    for size in sizes:
+        print(table(size, measure(policy, args.run, size, args.rounds, args.side)) + "\n")
+
+
+def measure(policy, run: str, size: int, rounds: int, side: int) -> dict[str, np.ndarray]:
+    """{what: milliseconds f[rounds]} of a batch size."""
+    from lapa_jax.inference.server.background import background
+    from lapa_jax.inference.server.service import Limits, Options, Service
+
+    jpegs = _jpegs(policy, size, side)
+    stages, whole = Stages(policy, jpegs), Whole(policy, jpegs)
+    found: dict[str, list[float]] = {}
+    options = Options(batch=size, limits=Limits(rate=1e6, message_bytes=2**26))
+    with background(lambda: Service(policy, run, options)) as server, Clients(server.address, policy, jpegs) as clients:
+        for number in range(WARM + rounds):
+            for name, seconds in (*stages(), *whole(), *clients()):
+                if number >= WARM:
+                    found.setdefault(name, []).append(1000 * seconds)
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def table(size: int, found: dict[str, np.ndarray]) -> str:
+    """The figures as Markdown."""
+    lines = [f"| batch {size}, ms | p50 | p95 | p99 |", "|---|---|---|---|"]
+    total = np.sum([found[stage] for stage in STAGES], axis=0)
+    for name, values in (*((stage, found[stage]) for stage in STAGES), ("sum of these", total), (WHOLE, found[WHOLE]),
+                         (TRANSPORT, found[TRANSPORT]), (TRIP, found[TRIP])):  # fmt: skip
+        lines.append(f"| {name} | {' | '.join(f'{np.percentile(values, p):.2f}' for p in PERCENTILES)} |")
+    share = np.median(total) / np.median(found[WHOLE])
+    return "\n".join([*lines, "", f"The stages' sum is {share:.0%} of the policy as a whole (medians)."])
+
+
+class Stages:
+    """The pieces one by one. Called, it yields (stage, seconds)."""
+
+    def __init__(self, policy, jpegs: list[list[bytes]]):
+        import jax
+
+        self._policy, self._jpegs = policy, jpegs
+        piece = lambda method: jax.jit(lambda v, *given: policy.model.apply(v, *given, method=method))  # noqa: E731
+        self._see, self._think, self._decide = piece("see"), piece("think"), piece("decide")
+
+    def __call__(self) -> Iterator[tuple[str, float]]:
+        import jax
+
+        from lapa_jax.train.sharding import batch_sharding
+
+        policy, place, variables = self._policy, batch_sharding(self._policy.mesh), self._policy.variables
+        seconds, picture = _timed(lambda: _decoded(policy, self._jpegs))
+        yield "decode image", seconds
+        seconds, batch = _timed(lambda: _prepared(policy, picture))
+        yield "text and state", seconds
+        seconds, batch = _timed(lambda: jax.block_until_ready(jax.device_put(_padded(policy, batch), place)))
+        yield "to the device", seconds
+        seconds, seen = _timed(lambda: jax.block_until_ready(self._see(variables, batch["image"])))
+        yield "vision", seconds
+        seconds, thought = _timed(lambda: jax.block_until_ready(self._think(variables, batch, seen)))
+        yield "prefill", seconds
+        seconds, actions = _timed(lambda: np.asarray(self._decide(variables, *thought).action))
+        yield "head", seconds
+        yield "un-normalise", _timed(lambda: policy.to_units(actions, _dataset(policy)))[0]
+
+
+class Whole:
+    """JPEGs to actions as the server does it. Called, it yields (what, seconds)."""
+
+    def __init__(self, policy, jpegs: list[list[bytes]]):
+        self._policy, self._jpegs = policy, jpegs
+
+    def __call__(self) -> Iterator[tuple[str, float]]:
+        policy = self._policy
+
+        def act():
+            batch = _prepared(policy, _decoded(policy, self._jpegs))
+            return policy.to_units(policy.predict(batch), _dataset(policy))
+
+        yield WHOLE, _timed(act)[0]
+
+
+class Clients:
+    """As many clients as pictures, which ask at once. Called, it yields (what, seconds) of the slowest one."""
+
+    def __init__(self, address: str, policy, jpegs: list[list[bytes]]):
+        from lapa_jax.inference.client import Client
+
+        self._pool = concurrent.futures.ThreadPoolExecutor(len(jpegs))
+        self._clients = [Client(address, timeout=600) for _ in jpegs]
+        names = self._clients[0].metadata["cameras"]
+        pictures = [dict(zip(names, views, strict=True)) for views in jpegs]
+        self._asked = [{"image": views, "instruction": _TEXT, "state": _state(policy), "dataset": _dataset(policy)}
+                       for views in pictures]  # fmt: skip
+
+    def __call__(self) -> Iterator[tuple[str, float]]:
+        list(self._pool.map(lambda client, asked: client.chunk(**asked), self._clients, self._asked))
+        slowest = max((client.timing for client in self._clients), key=lambda timing: timing["round_trip_ms"])
+        yield TRIP, slowest["round_trip_ms"] / 1000
+        yield TRANSPORT, (slowest["round_trip_ms"] - slowest["total_ms"]) / 1000
+
+    def __enter__(self) -> "Clients":
+        return self
+
+    def __exit__(self, *error) -> None:
+        for client in self._clients:
+            client.close()
+        self._pool.shutdown()
+
+
+_TEXT = "push it"
+
+
+def _timed(function: Callable):
+    start = time.perf_counter()
+    result = function()
+    return time.perf_counter() - start, result
+
+
+def _jpegs(policy, size: int, side: int) -> list[list[bytes]]:
+    """[size][cameras] JPEGs: smooth pictures with some noise, which take about as many bytes as those of a camera."""
+    from lapa_jax.data import images
+
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:side, :side] / side
+
+    def picture() -> bytes:
+        waves = [np.sin(2 * np.pi * (a * x + b * y + c)) for a, b, c in rng.uniform(0, 3, (3, 3))]
+        values = 128 + 90 * np.stack(waves, -1) + rng.normal(0, 6, (side, side, 3))
+        return images.encode(np.clip(values, 0, 255).astype(np.uint8))
+
+    return [[picture() for _ in range(policy.model.cameras)] for _ in range(size)]
+
+
+def _decoded(policy, jpegs: list[list[bytes]]) -> np.ndarray:
+    """uint8 [B, (V,) side, side, 3]."""
+    from lapa_jax.data import images
+
+    side = policy.model.image_size
+    views = np.stack([[images.resize(images.decode(data), side) for data in row] for row in jpegs])
+    return views if policy.model.cameras > 1 else views[:, 0]
+
+
+def _prepared(policy, pictures: np.ndarray) -> dict[str, np.ndarray]:
+    state = _state(policy)
+    states = None if state is None else np.stack([state] * len(pictures))
+    return policy.prepare(pictures, _TEXT, states, dataset=_dataset(policy))[0]
+
+
+def _padded(policy, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The batch as the policy pads it to a number of rows that is spread over its devices."""
+    rows = len(batch["text"])
+    size = policy.mesh.size
+    while size < rows:
+        size *= 2
+    return {name: values[np.minimum(np.arange(size), rows - 1)] for name, values in batch.items()}
+
+
+def _dataset(policy) -> str | None:
+    return next(iter(policy.datasets), None)
+
+
+def _state(policy) -> np.ndarray | None:
+    return np.zeros(policy.width_of(_dataset(policy), "state")) if policy.model.state_dim else None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)  # fmt: skip
+    parser.add_argument("--run", required=True, help="run folder, checkpoint folder or exported folder of a policy")
+    parser.add_argument("--batch", default="1,8", help="batch sizes: 1,8")
+    parser.add_argument("--rounds", type=int, default=200, help="measurements of each stage")
+    parser.add_argument("--side", type=int, default=256, help="pixels of the pictures' sides")
+    parser.add_argument("--step", type=int, help="checkpoint step; the newest by default")
+    return parser
+
+
+if __name__ == "__main__":
+    run_main(main)
