@@ -33,6 +33,7 @@ SLOWEST = (
     "tests/models/test_feature_vq_categories.py",
     "tests/models/test_mstcn_codes.py",
     "tests/tools/test_real_data.py",
+    "tests/launch/test_quickstart_full.py",
     "tests/launch/test_train_killed.py",
     "tests/launch/test_train_two_processes.py",
 )
