@@ -1,6 +1,7 @@
 """What the studies in launch/studies share: runs that are trained once and not again, and which runs they are."""
 
 import json
+import math
 import os
 import pathlib
 import statistics
@@ -70,6 +71,8 @@ def recipe_and_seeds(text: str, known: Iterable[str], usual: int = 1) -> tuple[s
         raise UserError(f"unknown recipe '{name}'{did_you_mean(name, known)}")
     if given and not (seeds.isdigit() and int(seeds)):
         raise UserError(f"--recipes {text} is not of the form RECIPE=SEEDS, with 1 seed at least")
+    if usual < 1:
+        raise UserError(f"--seeds {usual} trains nothing; give 1 or more")
     return name, int(seeds or usual)
 
 
@@ -92,21 +95,26 @@ Columns = Mapping[str, tuple[str, str]]
 
 
 def cells(metrics: Mapping, columns: Columns) -> list[str]:
-    """The metrics of a row, empty where there is none."""
-    return [form.format(metrics[key]) if key in metrics else "" for key, form in columns.values()]
+    """The metrics of a row, empty where there is none, "nan" where metrics.json has null."""
+    return [form.format(_known(metrics[key])) if key in metrics else "" for key, form in columns.values()]
 
 
 def mean(group: Sequence[Mapping], columns: Columns) -> dict[str, float]:
     """The means of the columns' metrics that all of the group have, words left out."""
     keys = [key for key, _ in columns.values() if all(not isinstance(m.get(key, ""), str) for m in group)]
-    return {key: statistics.mean(metrics[key] for metrics in group) for key in keys}
+    return {key: statistics.mean(_known(metrics[key]) for metrics in group) for key in keys}
+
+
+def _known(value):
+    """A metric; NaN for null, which stands for what is not finite."""
+    return math.nan if value is None else value
 
 
 def ranges(group: Sequence[Mapping], columns: Columns) -> list[str]:
     """The means of a group's metrics, with the least and the largest where it has several; empty where one has none."""
     found = []
     for key, form in columns.values():
-        values = [metrics[key] for metrics in group if key in metrics]
+        values = [_known(metrics[key]) for metrics in group if key in metrics]
         if len(values) < len(group):
             found.append("")
         else:

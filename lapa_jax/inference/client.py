@@ -38,8 +38,12 @@ class Client:
     """
 
     def __init__(self, address: str = "127.0.0.1:8000", *, token: str | None = None, timeout: float = 10.0):
-        self._address = urllib.parse.urlsplit(address if "://" in address else f"http://{address}")
-        if self._address.scheme not in ("http", "https") or not self._address.hostname:
+        try:
+            self._address = urllib.parse.urlsplit(address if "://" in address else f"http://{address}")
+            known = self._address.scheme in ("http", "https") and self._address.hostname and self._address.port != 0
+        except ValueError:  # a port beyond 65535, or brackets that do not close
+            known = False
+        if not known:
             raise UserError(f"'{address}' is no address of a server; give HOST:PORT or http://HOST:PORT")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._timeout, self._connection = timeout, None
@@ -91,7 +95,7 @@ class Client:
         start = time.perf_counter()
         answer = wire.unpack(self._ask("POST", "/act", wire.pack(message)))
         self.timing = {**answer["server_timing"], "round_trip_ms": 1000 * (time.perf_counter() - start)}
-        return answer["actions"]
+        return answer["actions"].copy()  # those of a message are read-only
 
     def close(self) -> None:
         """Ends the connection; the next question makes a new one."""

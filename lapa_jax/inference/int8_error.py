@@ -53,8 +53,7 @@ def compare(trained: TrainedModel, small: TrainedModel, **where) -> dict:
             there = own["weight"][rows].max(2) > 0
             actions = [trained.to_units(arrays["prediction"][rows][there], dataset) for arrays in (own, other)]
             parts[name] = differences(*actions, trained.datasets[dataset]["statistics"]["action"])
-    shares = [entry["mean_percent"] for entries in parts.values() for entry in entries]
-    return {**found, "datasets": parts, "error": max(share for share in shares if share is not None)}
+    return {**found, "datasets": parts, "error": worst(parts)}
 
 
 def differences(actions: np.ndarray, other: np.ndarray, statistics: Mapping) -> list[dict]:
@@ -72,6 +71,14 @@ def differences(actions: np.ndarray, other: np.ndarray, statistics: Mapping) -> 
                   for name, value in figures.items()}  # fmt: skip
         found.append({"index": index, **figures, **shares})
     return found
+
+
+def worst(parts: Mapping[str, list[dict]]) -> float:
+    """The largest "mean_percent" of {dataset: `differences`}; NaN if any is no number."""
+    shares = [entry["mean_percent"] for entries in parts.values() for entry in entries]
+    if not (known := [share for share in shares if share is not None]):
+        raise UserError("no dimension of the measured actions varies in training; give other --data or --split")
+    return float(np.max(known))  # Python's max loses NaN
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:

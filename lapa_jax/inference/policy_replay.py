@@ -38,8 +38,8 @@ class Difference:
 
     @property
     def wrong(self) -> bool:
-        """Whether it is more than rounding."""
-        return self.largest > self.allowed
+        """Whether it is more than rounding, or no number."""
+        return not self.largest <= self.allowed
 
 
 class Replay:

@@ -14,7 +14,7 @@ from lapa_jax.core import config as config_lib
 from lapa_jax.core.errors import UserError
 from lapa_jax.inference import restore
 from lapa_jax.inference.evaluations import evaluation_of
-from lapa_jax.inference.policy_replay import Replay
+from lapa_jax.inference.policy_replay import Difference, Replay
 from lapa_jax.train.loop import train
 from tests.data.samples import make
 
@@ -117,6 +117,7 @@ def test_what_training_and_the_policy_see_is_the_same(policy, data):
     found = Replay(policy, data, "train").differences()
     assert {difference.name: difference.wrong for difference in found} == {
         "image": False, "text": False, "state": False, "action": False}  # fmt: skip
+    assert Difference("state", float("nan"), 1e-4, "normalised", "dimension 0").wrong, "no number is no match"
 
 
 @pytest.mark.parametrize("column", ["state", "action"])

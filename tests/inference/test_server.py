@@ -6,12 +6,14 @@ import http.client
 import json
 
 import aiohttp
+import jax
 import numpy as np
 import pytest
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.data import images
 from lapa_jax.inference.latent_policy import LatentPolicy
+from lapa_jax.inference.policy import Policy
 from lapa_jax.inference.server.limits import Limits, Rate, Refused
 from lapa_jax.inference.server.service import Options, Service
 from tests.inference import messages, served
@@ -373,3 +375,12 @@ def test_only_policies_that_act_are_served():
         Service(object(), "runs/x")
     with pytest.raises(UserError, match="at least 1"):
         Options(batch=0)
+
+
+def test_actions_that_are_not_finite_are_never_sent():
+    good = served.policy()
+    broken = Policy(good.model, jax.tree.map(lambda leaf: leaf * np.nan, good.variables), config=good.config,
+                    datasets=good.datasets, devices=jax.devices()[:1])  # fmt: skip
+    with served.serving(broken, Options(batch=1)) as server:
+        status, _, text = ask(server, body=messages.recorded("openvla.json"))
+        assert status == 500 and "FloatingPointError" in text

@@ -123,3 +123,12 @@ def test_too_large_an_error_is_refused(error):
     int8_error.check_error({"error": 4.9}, 5.0)
     with pytest.raises(UserError, match="--max_error is 5 %"):
         int8_error.check_error({"error": error}, 5.0)
+
+
+def test_no_number_in_one_dimension_is_the_error_of_all():
+    parts = {"a": [{"mean_percent": 1.0}, {"mean_percent": None}], "b": [{"mean_percent": 3.0}, {"mean_percent": 2.0}]}
+    assert int8_error.worst(parts) == 3.0
+    parts["b"][1]["mean_percent"] = float("nan")
+    assert np.isnan(int8_error.worst(parts))
+    with pytest.raises(UserError, match="no dimension of the measured actions varies"):
+        int8_error.worst({"a": [{"mean_percent": None}]})

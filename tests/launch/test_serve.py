@@ -55,6 +55,7 @@ def test_bad_arguments_end_in_one_line(root, run, tmp_path):
         (("--run", run, "--host", "192.0.2.1"), "cannot listen on 192.0.2.1:8000"),
         (("--run", run, "--port", 70000), "--port 70000 is no port"),
         (("--run", run, "--token_file", tmp_path / "empty"), "must hold one word"),
+        (("--run", run, "--token_file", run / "model.safetensors"), "must hold one word"),
         (("--run", run, "--rename", "wrist"), "--rename wrist is not KEY=NAME"),
         (("--run", run, "--rate", 0), "rate is 0"),
     )

@@ -104,4 +104,7 @@ class Batcher:
             return
         done = time.perf_counter()
         for request, chunk in zip(requests, actions, strict=True):
-            request.future.set_result(Answer(chunk, start - request.since, done - start, len(requests)))
+            if np.isfinite(chunk).all():
+                request.future.set_result(Answer(chunk, start - request.since, done - start, len(requests)))
+            else:  # no robot should get it
+                request.future.set_exception(FloatingPointError("the policy gave an action that is not finite"))

@@ -128,7 +128,8 @@ class Front:
         """Takes on nothing new, and closes websockets behind their answers."""
         self._service.stopping.set()
         self._service.ready.set()  # whoever waits for it goes on, and is told
-        await asyncio.gather(*(self._goodbye(entry) for entry in list(self._sockets)))
+        if leaving := [asyncio.create_task(self._goodbye(entry)) for entry in self._sockets]:
+            await asyncio.wait(leaving, timeout=GRACE)  # a client that reads nothing holds nobody up
 
     async def _converse(self, entry: _Socket, address: str) -> None:
         """Metadata when all is ready, then an answer to each message."""
