@@ -89,38 +89,46 @@ def _shared_fields(model) -> dict:
 
 def _train_and_score(source, spec: dict, mesh, steps: int, limit: int) -> float:
     fit, scored = _Half(source, odd=False), _Half(source, odd=True)
-    size = -(-BATCH // mesh.size) * mesh.size
-    task = Task(_model(fit, spec), {"action": 1.0})
+    task = Task(build_model(fit, spec), {"action": 1.0})
     with jax.set_mesh(mesh):
-        state = _train(task, fit, mesh, steps, size)
-        metrics, _ = evaluate(task, state.variables, loader.eval_batches(scored, batch_size=size, limit=limit), mesh)
+        state = train(task, fit, mesh, steps, words="supervised bound")
+        batches = loader.eval_batches(scored, batch_size=batch_size(mesh), limit=limit)
+        metrics, _ = evaluate(task, state.variables, batches, mesh)
     return metrics.get("action_r2", float("nan"))
 
 
-def _model(fit: _Half, spec: dict) -> inverse_dynamics.Model:
-    chosen = np.random.default_rng(SEED).permutation(len(fit))[:2048]
-    actions = np.stack([fit[int(i)]["net_action"] for i in chosen]).astype(np.float64)
+def build_model(source, spec: dict) -> inverse_dynamics.Model:
+    """The model for pairs with "net_action", with the sizes `spec` and the mean and scale of the pairs' actions."""
+    chosen = np.random.default_rng(SEED).permutation(len(source))[:2048]
+    actions = np.stack([source[int(i)]["net_action"] for i in chosen]).astype(np.float64)
     std = np.where(actions.std(axis=0) > 1e-8, actions.std(axis=0), 1.0)
     statistics = {"action_mean": actions.mean(axis=0).tolist(), "action_std": std.tolist()}
     fields = {"name": "tokenizers.inverse_dynamics", "action_dim": actions.shape[1], **statistics, **spec}
     return config_lib.build("lapa_jax.models", fields)
 
 
-def _train(task: Task, fit: _Half, mesh, steps: int, size: int) -> State:
+def train(task: Task, source, mesh, steps: int, *, words: str, seed: int = SEED) -> State:
+    """Trains a task of `build_model` on the source's pairs, as many steps of `batch_size(mesh)` pairs; `words` name it
+    in the progress bar."""
     settings = {"learning_rate": LEARNING_RATE, "schedule": "cosine", "warmup_steps": steps // 20, "weight_decay": 0.01,
                 "clip_norm": 1.0, "groups": ((".*", {}),)}  # fmt: skip
-    batches = loader.train_batches(fit, seed=SEED, batch_size=size)
+    batches = loader.train_batches(source, seed=seed, batch_size=batch_size(mesh))
     first = shard_batch(mesh, next(batches))
 
     def make(params):
         return make_optimizer(settings, steps, params)
 
-    state = jax.jit(lambda batch: init_state(task, make, SEED, batch))(first)
-    step = jax.jit(make_train_step(task, make(state.variables["params"]), seed=SEED), donate_argnums=0)
-    for _ in bar(range(steps), desc="supervised bound", unit="step"):
+    state = jax.jit(lambda batch: init_state(task, make, seed, batch))(first)
+    step = jax.jit(make_train_step(task, make(state.variables["params"]), seed=seed), donate_argnums=0)
+    for _ in bar(range(steps), desc=words, unit="step"):
         state, _ = step(state, first)
         first = shard_batch(mesh, next(batches))
     return state
+
+
+def batch_size(mesh) -> int:
+    """Pairs a step: 32, or the next larger number that the devices share evenly."""
+    return -(-BATCH // mesh.size) * mesh.size
 
 
 def _key(settings: list) -> str:

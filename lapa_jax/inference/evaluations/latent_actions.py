@@ -8,7 +8,7 @@ import numpy as np
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.metrics import read_metrics
 from lapa_jax.data import pipeline
-from lapa_jax.inference import overview, pictures, report, supervised, verdicts
+from lapa_jax.inference import overview, pictures, report, supervised, transfer, verdicts
 from lapa_jax.inference.evaluations.base import METRICS_FILE, REPORT_FILE, BaseEvaluation, data_config
 from lapa_jax.inference.report import Section
 from lapa_jax.models.probe import probe_codes
@@ -54,6 +54,8 @@ class Evaluation(BaseEvaluation):
             metrics |= self._untrained()
             if supervised_steps:
                 metrics["action_probe_r2_supervised"] = self._supervised(supervised_steps)
+        if self.tokenizer.pictures:
+            metrics |= transfer.measure(self.tokenizer, self.batches())
         result = self.save({**self.about(), "pairs": self.count, "metrics": dict(sorted(metrics.items()))})
         self._report(result["metrics"], arrays)
         return result

@@ -1,0 +1,76 @@
+"""Whether codes mean the same elsewhere: the codes of clip A are applied to the first frame of clip B.
+
+The prediction is encoded again with that first frame. If codes say what is done and not where or with what, the codes
+of A come back, and they say A's action. This is `cycle_consistency` across scenes.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from lapa_jax.models.probe import CODES_PENALTY, probe
+
+PAIRS = 512
+
+
+def measure(tokenizer, batches: Iterable[Mapping[str, np.ndarray]], limit: int = PAIRS) -> dict[str, float]:
+    """The metrics of transfer.
+
+    Args:
+      tokenizer: a `LatentActionTokenizer` of pictures.
+      batches: of held-out pairs, with "frames", "episode_id", "mask" and perhaps "net_action".
+      limit: how many pairs at most.
+
+    Returns:
+      "transfer_consistency", the share of A's codes that come back, and "transfer_chance", the share of them that B's
+      own pair has anyway; with actions "transfer_action_r2": a ridge from codes to actions is fitted on pairs of even
+      episodes as they are, and scored on what comes back from odd ones, as `action_probe_r2` is on their own codes.
+      Empty where the pairs are of one episode, or most of them.
+    """
+    rows = _gather(batches, limit)
+    partner = partners(rows["episode_id"])
+    if partner is None:
+        return {}
+    frames = rows["frames"]
+    codes, first = tokenizer.encode(frames), frames[partner, 0]
+    predicted = np.clip(tokenizer.decode(first, codes), 0, 1)
+    again = tokenizer.encode(np.stack([first.astype(np.float32) / 255, predicted], axis=1))
+    found = {"transfer_consistency": float((again == codes).mean()),
+             "transfer_chance": float((codes[partner] == codes).mean())}  # fmt: skip
+    if "net_action" in rows:
+        score = action_r2(codes, again, rows["net_action"], rows["episode_id"], tokenizer.codebook_size)
+        found |= {} if score is None else {"transfer_action_r2": score}
+    return found
+
+
+def partners(episodes: np.ndarray) -> np.ndarray | None:
+    """For each row int[M] the number of one of another episode, each once; None where that cannot be."""
+    order = np.argsort(episodes, kind="stable")
+    most = int(np.unique(episodes, return_counts=True)[1].max())
+    if 2 * most > len(episodes):
+        return None
+    found = np.empty(len(episodes), np.int64)
+    found[order] = np.roll(order, -most)
+    return found
+
+
+def action_r2(codes, again, actions: np.ndarray, episodes: np.ndarray, size: int) -> float | None:
+    """R² on the odd episodes' codes `again` of a ridge that was fitted on the even episodes' `codes`, int[M, N]."""
+    even = episodes % 2 == 0
+    used = np.where(even[:, None], codes, again)
+    result = probe(np.eye(size)[used].reshape(len(used), -1), actions, episodes, CODES_PENALTY)
+    return None if result is None else result.r2
+
+
+def _gather(batches: Iterable[Mapping[str, np.ndarray]], limit: int) -> dict[str, np.ndarray]:
+    kept: dict[str, list[np.ndarray]] = {}
+    count = 0
+    for batch in batches:
+        real = batch["mask"] > 0
+        for name in ("frames", "episode_id", "net_action"):
+            if name in batch:
+                kept.setdefault(name, []).append(batch[name][real])
+        count += int(real.sum())
+        if count >= limit:
+            break
+    return {name: np.concatenate(parts)[:limit] for name, parts in kept.items()}

@@ -1,0 +1,35 @@
+"""Learns inverse dynamics from few demonstrations, and writes videos again with the actions that it sees in them.
+
+    python tools/pseudo_actions.py --demonstrations DIR --data VIDEOS --out DIR [--gap 4] [--steps 2000] [--size 32]
+
+The result are step shards like any others, to train a policy on. Run again, what is finished is left as it is.
+"""
+
+import argparse
+import pathlib
+
+from lapa_jax.core.errors import run_main
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--demonstrations", required=True, help="folder of step shards with actions, to learn from")
+    add("--data", required=True, help="folder of step shards whose split train gets pseudo-actions")
+    add("--out", type=pathlib.Path, required=True, help="a new or empty folder")
+    add("--gap", type=int, default=4, help="frames between the two that the model sees")
+    add("--steps", type=int, default=2000, help="of training")
+    add("--size", type=int, default=32, help="edge of the pictures in pixels")
+    add("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+
+    from lapa_jax.inference.pseudo_actions import Options, write
+
+    options = Options(gap=args.gap, size=args.size, steps=args.steps, seed=args.seed)
+    found = write(args.demonstrations, args.data, args.out, options)
+    told = "" if found["action_r2"] is None else f", R² {found['action_r2']:.3f} against the actions that the data have"
+    print(f"{args.out}: pseudo-actions of {found['steps']} steps{told}")
+
+
+if __name__ == "__main__":
+    run_main(main)
