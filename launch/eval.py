@@ -12,7 +12,7 @@ import pathlib
 from lapa_jax.core.errors import UserError, run_main
 
 DEFAULT_SIZE = 128  # pixels, of what no policy sees
-ENV_OPTIONS = ("split",)
+ENV_OPTIONS = ("split", "wordings", "varied", "moving", "blocks")
 
 
 def main(argv: list[str]) -> None:
@@ -128,7 +128,7 @@ def _check(args) -> None:
 
 
 def _closed_loop_only(args) -> dict:
-    return {name: getattr(args, name) for name in ("policy", "task", "size", "execute", "ensemble")}
+    return {name: getattr(args, name) for name in ("policy", "task", "size", "execute", "ensemble", *ENV_OPTIONS[1:])}
 
 
 def default_out(run: pathlib.Path, step: int | None) -> pathlib.Path:
@@ -160,6 +160,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--task", action="append", help="a task of the environment; may be repeated; all in turn by default")
     add("--seed", type=int, default=0, help="of the episodes")
     add("--size", type=int, help="edge of the pictures in pixels; what the policy was trained on by default")
+    add("--wordings", help="one (default), seen or unseen: one wording a task, or any of those (not) held out")
+    add("--varied", action="store_true", help="colours, light, camera and table differ from episode to episode")
+    add("--moving", action="store_true", help="patches of colour drift over the background")
+    add("--blocks", type=int, help="of the push-table: how many are on it, 3 to 8 (default)")
     add("--execute", type=int, help="actions of a chunk that are done before the next is asked for; all by default")
     add("--ensemble", type=float, metavar="DECAY", help="ask at each step, and do the weighed mean of all chunks")
     add("--lanes", type=int, default=8, help="episodes at the same time")

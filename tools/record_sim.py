@@ -27,6 +27,7 @@ def main(argv: list[str]) -> None:
     add("--wordings", default="one", help=f"{', '.join(WORDINGS)}: one wording a task, or any of those (not) held out")
     add("--varied", action="store_true", help="colours, light, camera and table differ from episode to episode")
     add("--moving", action="store_true", help="patches of colour drift over the background")
+    add("--blocks", type=int, help="of the push-table: how many are on it, 3 to 8 (default)")
     add("--noise", type=float, default=0.0, help="standard deviation added to the oracle's actions, in their units")
     add("--fps", type=float, help="of the recording (default: the environment's); actions in between are merged")
     add("--max_steps", type=int, help="keep only episodes that are solved within so many environment steps")

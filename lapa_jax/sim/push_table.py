@@ -4,6 +4,7 @@ A cheap cousin of Language Table (Lynch et al. 2022, arXiv:2210.06407): some 3,0
 one core. Everything slides in the plane (each block has x, y and a turn), friction with the table is joint friction.
 """
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -37,6 +38,10 @@ STAGE = Stage(
     ground=("floor", "table"),
     objects=tuple(f"block{i}" for i in range(len(BLOCKS))),
 )
+ORDER = (0, 4, 6, 2, 1, 3, 5, 7)
+"""Which blocks stay when there are fewer: one of each colour first. Of the first three one pair is held out."""
+
+ABSENT = 9.0  # metres, each axis: where a block is said to be that is not on the table
 SHAPES = {
     "cube": 'type="box" size="0.02 0.02 0.02"',
     "disc": 'type="cylinder" size="0.022 0.02"',
@@ -67,17 +72,21 @@ class Env:
         wordings: str = "one",
         varied: bool = False,
         moving: bool = False,
+        blocks: int = len(BLOCKS),
     ):
-        """`size` is the edge of the square pictures in pixels; the rest as in `lapa_jax.sim.options`.
-
-        No GL is needed until the first `observe`.
+        """`size` is the edge of the square pictures in pixels; `blocks` says how many there are, the first of `ORDER`;
+        the rest as in `lapa_jax.sim.options`. No GL is needed until the first `observe`.
         """
         check_options(size, split, wordings)
+        if not 3 <= blocks <= len(BLOCKS):
+            raise UserError(f"{blocks} blocks: there can be 3 to {len(BLOCKS)} on the table")
+        self._there = sorted(ORDER[:blocks])
         self._mujoco = load_mujoco()
         self.size, self._held_out, self.wordings = size, SPLITS[split], wordings
-        self.model = self._mujoco.MjModel.from_xml_string(_scene(size))
+        self.model = self._mujoco.MjModel.from_xml_string(_scene(size, self._there))
         self.data = self._mujoco.MjData(self.model)
-        self._look = Look(self.model, CAMERA, STAGE, varied, moving)
+        stage = dataclasses.replace(STAGE, objects=tuple(f"block{i}" for i in self._there))
+        self._look = Look(self.model, CAMERA, stage, varied, moving)
         self.task: Task | None = None
         self._substeps = round(1 / FPS / TIMESTEP)
 
@@ -101,11 +110,14 @@ class Env:
         self._mujoco.mj_forward(self.model, self.data)
 
     def _draw(self, rng: np.random.Generator, family: str) -> tuple[Task, np.ndarray, np.ndarray]:
-        """A task of the split, with the places f64[9, 2] and angles f64[8] that it was drawn for."""
+        """A task of the split for n blocks, with the places f64[n + 1, 2] and angles f64[n] that it was drawn for."""
+        there = {*self._there, None}
         while True:
-            places, angles = _draw_layout(rng)
-            task = draw_task(rng, family, places[:-1])
-            if task is not None and self._held_out in (None, task.held_out()):
+            places, angles = _draw_layout(rng, len(self._there))
+            task = draw_task(rng, family, self._of_all(places[:-1]))
+            if task is None or not {task.block, task.other} <= there:
+                continue
+            if self._held_out in (None, task.held_out()):
                 return task, places, angles
 
     @property
@@ -115,12 +127,17 @@ class Env:
 
     @property
     def blocks(self) -> np.ndarray:
-        """Positions of the blocks, f64[8, 2] in metres."""
-        return self.data.qpos[:-2].reshape(-1, 3)[:, :2].copy()
+        """Positions of the blocks, f64[8, 2] in metres; far away those that are not there."""
+        return self._of_all(self.data.qpos[:-2].reshape(-1, 3)[:, :2])
+
+    def _of_all(self, places: np.ndarray) -> np.ndarray:
+        found = np.full((len(BLOCKS), 2), ABSENT)
+        found[self._there] = places
+        return found
 
     @property
     def angles(self) -> np.ndarray:
-        """Turns of the blocks, f64[8] in radians."""
+        """Turns of the n blocks that are there, f64[n] in radians."""
         return self.data.qpos[:-2].reshape(-1, 3)[:, 2].copy()
 
     @property
@@ -176,14 +193,14 @@ class PushTableOracle:
         return np.clip(action, -ACTION_LIMIT, ACTION_LIMIT).astype(np.float32)
 
 
-def _draw_layout(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Places of the blocks and, last, of the pusher, f64[9, 2] in metres, none too near another; angles f64[8]."""
+def _draw_layout(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places of n blocks and, last, of the pusher, f64[n + 1, 2] in metres, none too near another; angles f64[n]."""
     places: list[np.ndarray] = []
-    while len(places) <= len(BLOCKS):
+    while len(places) <= count:
         place = rng.uniform(-START_RANGE, START_RANGE, 2)
         if all(np.linalg.norm(place - p) > START_GAP for p in places):
             places.append(place)
-    return np.array(places), rng.uniform(-np.pi, np.pi, len(BLOCKS))
+    return np.array(places), rng.uniform(-np.pi, np.pi, count)
 
 
 def _block(i: int, colour: str, shape: str) -> str:
@@ -197,12 +214,12 @@ def _block(i: int, colour: str, shape: str) -> str:
       </body>"""
 
 
-def _scene(size: int) -> str:
+def _scene(size: int, there: list[int]) -> str:
     """The model as MJCF, with an offscreen buffer of `size` pixels.
 
     The last two coordinates are the pusher's; its arm is drawn but touches nothing.
     """
-    blocks = "".join(_block(i, colour, shape) for i, (colour, shape) in enumerate(BLOCKS))
+    blocks = "".join(_block(i, *BLOCKS[i]) for i in there)
     corners = ("0.028 0", "-0.016 0.026", "-0.016 -0.026")
     triangle = " ".join(f"{corner} {z}" for z in (-0.02, 0.02) for corner in corners)
     unseen = 'contype="0" conaffinity="0"'

@@ -44,6 +44,7 @@ class Options:
         (displacements), else their mean is taken. None keeps them all.
       max_steps: only episodes that succeed within so many of the environment's steps are kept; None is its own limit.
       columns: which of `COLUMNS` are kept; without any the recording is action-free, the input of stage 1.
+      blocks: of the push-table, how many; None is all.
       split, wordings, varied, moving: which instructions, in which words, and the looks; see `lapa_jax.sim.options`.
       quality: of the JPEGs. val_fraction: share of the episodes that are held out, by a hash of their ids.
       format: "shards" or "mp4".
@@ -65,6 +66,7 @@ class Options:
     wordings: str = "one"
     varied: bool = False
     moving: bool = False
+    blocks: int | None = None
 
     def __post_init__(self):
         formats = recording_formats.FORMATS
@@ -84,7 +86,7 @@ class Options:
 
     def make_env(self) -> Env:
         """The environment, as asked for."""
-        names = ("size", "split", "wordings", "varied", "moving")
+        names = ("size", "split", "wordings", "varied", "moving", *(["blocks"] if self.blocks is not None else []))
         return make(self.env, **{name: getattr(self, name) for name in names})
 
     def stride(self, env_fps: float) -> int:

@@ -20,16 +20,16 @@ def wilson(successes: int, trials: int, z: float = Z) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def summarize(episodes: Sequence[Mapping]) -> dict:
-    """Of the lines of `rollouts.run`: {"episodes", "successes", "success_rate", "low", "high", "steps"}.
+def of_counts(successes: int, episodes: int) -> dict:
+    """{"episodes", "successes", "success_rate", "low", "high"}; the last two are the ends of the 95 % interval."""
+    (low, high), rate = wilson(successes, episodes), successes / episodes
+    return {"episodes": episodes, "successes": successes, "success_rate": rate, "low": low, "high": high}
 
-    "low" and "high" are the ends of the 95 % Wilson interval, "steps" the mean number of successful episodes or None.
-    """
+
+def summarize(episodes: Sequence[Mapping]) -> dict:
+    """`of_counts` of the lines of `rollouts.run`, and "steps", the mean number of successful episodes or None."""
     won = [episode["steps"] for episode in episodes if episode["success"]]
-    low, high = wilson(len(won), len(episodes))
-    steps = sum(won) / len(won) if won else None
-    return {"episodes": len(episodes), "successes": len(won), "success_rate": len(won) / len(episodes), "low": low,
-            "high": high, "steps": steps}  # fmt: skip
+    return {**of_counts(len(won), len(episodes)), "steps": sum(won) / len(won) if won else None}
 
 
 def by_task(episodes: Sequence[Mapping]) -> dict[str, dict]:

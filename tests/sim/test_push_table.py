@@ -242,3 +242,27 @@ def test_pictures_show_what_moves(env):
 
     (row, column), (row_after, column_after) = red(first["image"]), red(second["image"])
     assert column_after > column + 4 and abs(row_after - row) < 2  # to the right in the picture, as in the table
+
+
+@pytest.mark.parametrize("split", ["seen", "unseen"])
+def test_with_fewer_blocks_only_these_are_there_asked_for_and_pushed(mujoco, split):
+    from lapa_jax.sim.push_table import ABSENT, Env
+    from lapa_jax.sim.push_table_tasks import BLOCKS
+
+    env, solved = Env(32, split=split, blocks=3), 0
+    names = {" ".join(BLOCKS[i]) for i in (0, 4, 6)}
+    others = {" ".join(block) for block in BLOCKS} - names
+    for seed in range(5):
+        env.reset(seed, env.tasks[seed])
+        assert any(name in env.instruction for name in names) and not any(name in env.instruction for name in others)
+        assert (env.blocks == ABSENT).all(1).sum() == 5 and len(env.angles) == 3
+        assert env.task.held_out() == (split == "unseen")
+        expert = env.oracle(seed)
+        for _ in range(env.max_steps):
+            env.step(expert.act())
+            if env.success():
+                solved += 1
+                break
+    assert solved == 5
+    with pytest.raises(UserError, match="3 to 8"):
+        Env(32, blocks=2)
