@@ -15,7 +15,8 @@ COMMANDS = ("launch/train.py", "launch/eval.py", "launch/label.py", "launch/expo
             "tools/inspect_data.py", "tools/export_lapa.py", "tools/record_sim.py", "tools/import_weights.py laq",
             "tools/import_weights.py llama", "tools/import_weights.py siglip", "launch/segment.py",
             "tools/compare_tokenizers.py", "tools/make_planted_features.py",
-            "launch/serve.py", "tools/bench_policy.py")  # fmt: skip
+            "launch/serve.py", "tools/bench_policy.py", "tools/pseudo_actions.py",
+            "launch/studies/latent_pretraining.py")  # fmt: skip
 
 
 def pages(root):
