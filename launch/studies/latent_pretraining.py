@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--blocks", type=int, default=3, help="on the table")
     parser.add_argument("--gap", type=int, default=8, help="frames between those of a latent action")
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, one core each")
-    parser.add_argument("--overrides", nargs="*", default=[], help="config changes of all policies, key=value")
+    parser.add_argument("--overrides", nargs="*", default=[], help="changes of all policies, key=value of both configs")
     return parser
 
 

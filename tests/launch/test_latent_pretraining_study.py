@@ -52,7 +52,7 @@ def calls(monkeypatch):
 
 
 def test_every_arm_ends_with_the_same_training_and_drives_on_both_splits(calls, tmp_path, capsys):
-    command = ["--out", str(tmp_path), "--short", "--seeds", "2", "--jobs", "1", "--overrides", "model.head_width=64"]
+    command = ["--out", str(tmp_path), "--short", "--seeds", "2", "--jobs", "1", "--overrides", "model.llm.depth=2"]
     study.main(command)
     assert [script for script, _ in calls[:3]] == ["tools/record_sim.py"] * 3
     assert [a[a.index("--seed") + 1] for _, a in calls[:3]] == ["1", "2", "1"], "demonstrations are other episodes"
@@ -62,12 +62,12 @@ def test_every_arm_ends_with_the_same_training_and_drives_on_both_splits(calls, 
     own = {arm: [a for a in args if "init_from" not in a and "workdir" not in a] for arm, args in last.items()}
     assert len({tuple(args[:-1]) for args in own.values()}) == 1, "but for what they begin with"
     assert f"--config.train.steps={study.SHORT.finetune}" in own["lapa"]
-    assert "--config.model.head_width=64" in own["lapa"]
+    assert "--config.model.llm.depth=2" in own["lapa"]
     assert not any("init_from" in a for a in last["scratch"])
     for arm in ("lapa", "vpt", "actions"):
         before = trained[f"pretrain_{arm}_1"]
         assert f"--config.init_from.={tmp_path}/runs/pretrain_{arm}_1" in last[arm]
-        assert f"--config.train.steps={study.SHORT.pretrain}" in before and "--config.model.head_width=64" in before
+        assert f"--config.train.steps={study.SHORT.pretrain}" in before and "--config.model.llm.depth=2" in before
     assert "--config.data.labels_tokenizer=of labels_1" in trained["pretrain_lapa_1"]
     assert f"--config.data.path={tmp_path}/data/pseudo_1" in trained["pretrain_vpt_1"]
     assert f"--config.data.path={tmp_path}/data/videos" in trained["pretrain_actions_1"]
