@@ -13,11 +13,18 @@ from lapa_jax.core.errors import UserError, run_main
 
 DEFAULT_SIZE = 128  # pixels, of what no policy sees
 ENV_OPTIONS = ("split", "wordings", "varied", "moving", "blocks")
+USUAL = {"episodes": 50, "seed": 0, "lanes": 8, "videos": 8}
+"""In an environment, where the command does not say."""
+USUAL_ON_DATA = {"pairs": 2048, "supervised_steps": 600}
+"""On recorded steps, where the command does not say."""
 
 
 def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
     _check(args)
+    for name, value in (USUAL if args.env else USUAL_ON_DATA).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
     if args.env:
         return act(args)
 
@@ -54,7 +61,9 @@ def act(args: argparse.Namespace) -> None:
     from lapa_jax.sim import evaluation, rollouts
 
     policy = None if args.run is None else _policy(args)
-    size = args.size or (policy and _trained_size(policy, args.dataset)) or DEFAULT_SIZE
+    size = args.size
+    if size is None:
+        size = (policy and _trained_size(policy, args.dataset)) or DEFAULT_SIZE
     how = {name: value for name in ENV_OPTIONS if (value := getattr(args, name)) not in (None, False)}
     options = rollouts.Options(args.env, {**how, "size": size}, tuple(args.task or ()), args.seed, args.lanes)
     if policy is None:
@@ -89,7 +98,9 @@ def _policy(args):
 def _trained_size(policy, dataset: str | None) -> int | None:
     """Pixels of the pictures that the policy was trained on; None of one that sees none."""
     features = policy.datasets.get(policy.dataset(dataset), {}).get("features", {})
-    return features.get("image", {}).get("shape", [None])[0]
+    camera = policy.config.get("data", {}).get("camera", "image")
+    camera = camera if isinstance(camera, str) else camera[0]
+    return features.get(camera, {}).get("shape", [None])[0]
 
 
 def _controller(args, policy, options):
@@ -107,28 +118,29 @@ def _controller(args, policy, options):
 
 def _check(args) -> None:
     """Refuses options that do not go together."""
-    if args.supervised_steps < 0:
+    if args.supervised_steps is not None and args.supervised_steps < 0:
         raise UserError(f"--supervised_steps {args.supervised_steps} must be 0 (off) or more")
-    only = [name for name, value in _closed_loop_only(args).items() if value not in (None, False)]
+    only = [name for name, value in _closed_loop_only(args).items() if value is not None and value is not False]
     if args.env is None and only:
         raise UserError(f"--{only[0]} is for policies that act in an environment; give --env")
     if (args.run is None) == (args.policy is None):
         raise UserError("give --run, or with --env a scripted --policy in its place" if args.env else "give --run")
     if args.env is None:
         return
-    for name in ("data", "labels"):
-        if getattr(args, name):
+    for name in ("data", "labels", *USUAL_ON_DATA):
+        if getattr(args, name) is not None:
             raise UserError(f"--{name} is for recorded steps; leave it out with --env")
     if args.policy and not args.out:
         raise UserError(f"--policy {args.policy} has no run folder to write to; give --out")
     if args.execute is not None and args.ensemble is not None:
         raise UserError("--execute does chunks, --ensemble means of chunks; give one of them")
-    if args.videos < 0:
+    if args.videos is not None and args.videos < 0:
         raise UserError(f"--videos must not be negative, got {args.videos}")
 
 
 def _closed_loop_only(args) -> dict:
-    return {name: getattr(args, name) for name in ("policy", "task", "size", "execute", "ensemble", *ENV_OPTIONS[1:])}
+    names = ("policy", "task", "size", "execute", "ensemble", *ENV_OPTIONS[1:], *USUAL)
+    return {name: getattr(args, name) for name in names}
 
 
 def default_out(run: pathlib.Path, step: int | None) -> pathlib.Path:
@@ -147,18 +159,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--labels", help="of a policy of latent actions: those of --data, from launch/label.py")
     parser.add_argument("--split", help="the split to evaluate on, val by default; of --env: all, seen or unseen")
     parser.add_argument("--out", help="folder to write; RUN/eval, or RUN/eval_ENV, by default")
-    parser.add_argument("--pairs", type=int, default=2048, help="how many samples (pairs, chunks, windows) at most")
+    parser.add_argument("--pairs", type=int, help="how many samples (pairs, chunks, windows) at most; 2048 by default")
     parser.add_argument("--dataset", help="of a run on several datasets: the one whose scaling applies to --data")
     parser.add_argument("--step", type=int, help="checkpoint step; the newest by default")
-    parser.add_argument("--supervised_steps", type=int, default=600,
-                        help="training steps of latent actions' supervised upper bound; 0 leaves it out")  # fmt: skip
+    parser.add_argument("--supervised_steps", type=int,
+                        help="training steps of latent actions' supervised upper bound, 600 by default; 0: none")  # fmt: skip
     group = parser.add_argument_group("in a simulated environment (needs the extra sim)")
     add = group.add_argument
     add("--env", help="its name, e.g. push_table: the policy acts in it")
     add("--policy", help="a scripted one in place of --run: oracle, random or repeat")
-    add("--episodes", type=int, default=50, help="how many; more than before adds to those that are there")
+    add("--episodes", type=int, help="how many, 50 by default; more than before adds to those that are there")
     add("--task", action="append", help="a task of the environment; may be repeated; all in turn by default")
-    add("--seed", type=int, default=0, help="of the episodes")
+    add("--seed", type=int, help="of the episodes; 0 by default")
     add("--size", type=int, help="edge of the pictures in pixels; what the policy was trained on by default")
     add("--wordings", help="one (default), seen or unseen: one wording a task, or any of those (not) held out")
     add("--varied", action="store_true", help="colours, light, camera and table differ from episode to episode")
@@ -166,8 +178,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--blocks", type=int, help="of the push-table: how many are on it, 3 to 8 (default)")
     add("--execute", type=int, help="actions of a chunk that are done before the next is asked for; all by default")
     add("--ensemble", type=float, metavar="DECAY", help="ask at each step, and do the weighed mean of all chunks")
-    add("--lanes", type=int, default=8, help="episodes at the same time")
-    add("--videos", type=int, default=8, help="how many episodes are filmed; with 0 no pictures are kept")
+    add("--lanes", type=int, help="episodes at the same time; 8 by default")
+    add("--videos", type=int, help="how many episodes are filmed, 8 by default; with 0 no pictures are kept")
     return parser
 
 

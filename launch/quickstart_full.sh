@@ -57,7 +57,9 @@ train vla_action.py:tiny_chunk act --config.train.steps=600 --config.data.path="
 evaluate act
 
 say "a server for the policy -> $folder/serve.log"
-python launch/serve.py --run "$folder/act" --port 0 --batch 1 >"$folder/serve.log" 2>&1 &
+# emptied here: what an earlier server said there must not be taken for this one's word
+: >"$folder/serve.log"
+python launch/serve.py --run "$folder/act" --port 0 --batch 1 >>"$folder/serve.log" 2>&1 &
 server=$!
 trap 'kill "$server" 2>/dev/null || true' EXIT
 until grep -qs "^ready" "$folder/serve.log"; do

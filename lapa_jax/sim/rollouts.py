@@ -151,6 +151,7 @@ class Lane:
         self._out, self._stride, self._steps = out, stride, 0
         self._film, self._keep = videos is not None and episode.number < videos, videos is not None
         self._frames: list[np.ndarray] = []
+        self._every, self._looks = 1, 0
         self._digest = hashlib.sha256()
 
     def begin(self, running: bool, sees: bool) -> None:
@@ -180,19 +181,28 @@ class Lane:
             for name in sorted(self.seen):
                 self._digest.update(np.ascontiguousarray(self.seen[name]).tobytes())
             if self._keep and self.running:
-                self._frames.append(self.seen["image"])
+                self._remember(self.seen["image"])
+
+    def _remember(self, image: np.ndarray) -> None:
+        """Keeps all pictures of a film. Of other episodes fewer and fewer as they grow: many lanes run side by side."""
+        if self._film or self._looks % self._every == 0:
+            self._frames.append(image)
+        self._looks += 1
+        if not self._film and len(self._frames) == 4 * STRIP:
+            self._frames, self._every = self._frames[::2], 2 * self._every
 
     def _finish(self, success: bool) -> None:
         """Pictures first: the episode's file says that all is there."""
         self.running, episode = False, self.episode
         if self._keep:
-            chosen = [self._frames[i] for i in np.linspace(0, len(self._frames) - 1, STRIP).round().astype(int)]
+            frames = self._frames if self._film else [*self._frames, self.seen["image"]]
+            chosen = [frames[i] for i in np.linspace(0, len(frames) - 1, STRIP).round().astype(int)]
             with atomic_path(self._out / "strips" / f"{episode.number:06d}.jpg") as path:
                 path.write_bytes(images.encode(np.concatenate(chosen, axis=1), 92))
         if self._film:
             name, fps = f"{episode.number:06d}.mp4", episode.env.fps / self._stride
             write_mp4(self._out / "videos" / name, np.stack(self._frames), fps)
-        self._frames = []
+        self._frames, self._every, self._looks = [], 1, 0
         line = {"number": episode.number, "task": episode.task, "seed": episode.seed, "success": bool(success)}
         line |= {"instruction": episode.env.instruction, "steps": self._steps, "trace": self._digest.hexdigest()}
         write_json(_file(self._out, episode.number), line)

@@ -134,3 +134,26 @@ def test_a_slower_policy_has_its_displacements_spread_over_the_steps(gl, tmp_pat
 
     assert images.decode((tmp_path / "slow/strips/000000.jpg").read_bytes()).shape == (32, 8 * 32, 3)
     assert not (tmp_path / "slow/videos/000001.mp4").exists() and not (tmp_path / "slow/episodes/000001.json").exists()
+
+
+def test_of_what_is_not_filmed_few_pictures_are_held_and_its_strip_is_evenly_spread(gl, tmp_path):
+    """The thinned pictures of a long episode are those that the whole film has, at most a few steps off."""
+    from lapa_jax.data import images
+    from lapa_jax.sim.rollouts import STRIP, Episode, Lane, make
+
+    env = make("push_table", **HOW)
+    lane, seen, held = Lane(Episode(5, "separate", 7, env), tmp_path, 0, 1), [], []
+    lane.begin(True, False)
+    seen.append(lane.seen["image"])
+    while lane.running:
+        lane.step(np.float32([0.001, 0.0]))
+        seen.append(lane.seen["image"])
+        held.append(len(lane._frames))
+    assert len(seen) == 151 and max(held) < 4 * STRIP
+    strip = images.decode((tmp_path / "strips/000005.jpg").read_bytes()).reshape(32, STRIP, 32, 3).swapaxes(0, 1)
+    error = np.abs(strip[:, None].astype(int) - np.stack(seen)[None].astype(int)).mean((2, 3, 4))
+    wanted = np.linspace(0, 150, STRIP)
+    for place, step in enumerate(wanted):
+        near = [t for t in range(151) if abs(t - step) <= 8]
+        assert error[place, near].min() < 8
+    assert error[0].argmin() < error[-1].argmin()

@@ -97,13 +97,14 @@ class Batcher:
         try:
             batch = jax.tree.map(lambda *rows: np.concatenate(rows), *(r.observation.batch for r in requests))
             actions = self._policy.to_units(self._policy.predict(batch), requests[0].observation.dataset)
+            answers = list(zip(requests, actions, strict=True))
         except Exception as error:  # the server goes on; who asked is told
             _LOG.exception("the policy failed on a batch of %d", len(requests))
             for request in requests:
                 request.future.set_exception(error)
             return
         done = time.perf_counter()
-        for request, chunk in zip(requests, actions, strict=True):
+        for request, chunk in answers:
             if np.isfinite(chunk).all():
                 request.future.set_result(Answer(chunk, start - request.since, done - start, len(requests)))
             else:  # no robot should get it
