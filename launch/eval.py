@@ -162,8 +162,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pairs", type=int, help="how many samples (pairs, chunks, windows) at most; 2048 by default")
     parser.add_argument("--dataset", help="of a run on several datasets: the one whose scaling applies to --data")
     parser.add_argument("--step", type=int, help="checkpoint step; the newest by default")
-    parser.add_argument("--supervised_steps", type=int,
-                        help="training steps of latent actions' supervised upper bound, 600 by default; 0: none")  # fmt: skip
+    words = "training steps of latent actions' supervised upper bound, 600 by default; 0 leaves it out"
+    parser.add_argument("--supervised_steps", type=int, help=words)
     group = parser.add_argument_group("in a simulated environment (needs the extra sim)")
     add = group.add_argument
     add("--env", help="its name, e.g. push_table: the policy acts in it")

@@ -69,6 +69,8 @@ def test_an_in_context_policy_is_shown_what_the_oracle_does(tmp_path, monkeypatc
         (["--env", "push_table", "--policy", "oracle", "--out", "OUT", "--videos", "-1"], "--videos"),
         (["--run", "x", "--execute", "2"], "give --env"),
         (["--policy", "oracle"], "give --env"),
+        (["--run", "x", "--episodes", "10"], "--episodes is for policies that act in an environment"),
+        ([*SHORT, "--run", "RUN", "--out", "OUT", "--pairs", "10"], "--pairs is for recorded steps"),
         ([], "give --run"),
         ([*SHORT, "--run", "RUN", "--out", "OUT", "--execute", "2", "--ensemble", "0.1"], "give one of them"),
         ([*SHORT, "--run", "RUN", "--out", "OUT", "--execute", "9"], "give 1 to 4"),
