@@ -75,18 +75,22 @@ def test_the_seed_decides_the_layout_whatever_came_before(env):
 
 @needs_metaworld
 @pytest.mark.usefixtures("gl")
-def test_another_process_gives_the_same_states_and_pictures_bit_for_bit(env, root):
+def test_other_processes_give_the_same_states_and_pictures_bit_for_bit(env, root):
+    """Pictures of fresh ones: where much else ran before, software GL may round a pixel differently."""
     program = (
         "import sys; sys.path.insert(0, '.')\n"
         "from tests.sim.test_metaworld import rollout; from lapa_jax.sim.metaworld import Env\n"
         "import hashlib; env = Env(64); seen = rollout(env, 3, 'door-open-v3', 0.1, 15)\n"
-        "print(hashlib.sha256(seen.tobytes() + env.observe()['image'].tobytes()).hexdigest())"
+        "for part in (seen, env.observe()['image']): print(hashlib.sha256(part.tobytes()).hexdigest())"
     )
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "JAX_PLATFORMS": "cpu"}
-    run = subprocess.run([sys.executable, "-c", program], cwd=root, env=environment, capture_output=True, text=True)
-    seen = rollout(env, 3, "door-open-v3", 0.1, 15)
-    here = hashlib.sha256(seen.tobytes() + env.observe()["image"].tobytes()).hexdigest()
-    assert run.stdout.strip() == here, run.stderr
+    told = []
+    for seed in "12":
+        environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "JAX_PLATFORMS": "cpu", "PYTHONHASHSEED": seed}
+        run = subprocess.run([sys.executable, "-c", program], cwd=root, env=environment, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        told.append(run.stdout.split())
+    assert told[0] == told[1] and len(told[0]) == 2
+    assert told[0][0] == hashlib.sha256(rollout(env, 3, "door-open-v3", 0.1, 15).tobytes()).hexdigest()
 
 
 @needs_metaworld
