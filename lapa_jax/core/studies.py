@@ -1,5 +1,6 @@
 """What the studies in launch/studies share: runs that are trained once and not again, and which runs they are."""
 
+import argparse
 import json
 import math
 import os
@@ -62,6 +63,25 @@ def call(log: pathlib.Path, script: str, *arguments: str) -> None:
         code = subprocess.run(command, stdout=file, stderr=file, env=env).returncode
     if code:
         raise UserError(f"{script} failed (exit {code}) for {log.stem}; see {log}")
+
+
+def parser(doc: str, data: str, recipes: Iterable[str], usual: Sequence[str], seeds: int) -> argparse.ArgumentParser:
+    """The command line of a study whose runs are data sets × recipes × seeds.
+
+    Args:
+      doc: the study's docstring. data: form of an entry of --data. recipes: those that there are. usual: those that are
+        trained where none is named. seeds: of each, where the command does not say.
+    """
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                   allow_abbrev=False)  # fmt: skip
+    made.add_argument("--data", nargs="+", required=True, help=data)
+    made.add_argument("--out", type=pathlib.Path, required=True, help="folder of the runs, and of what they need")
+    made.add_argument("--seeds", type=int, default=seeds, help="of each recipe that does not name its own number")
+    known = ", ".join(recipes)
+    made.add_argument("--recipes", nargs="+", default=list(usual), help=f"RECIPE or RECIPE=SEEDS, of {known}")
+    made.add_argument("--jobs", type=int, default=2, help="runs at the same time, one core each")
+    made.add_argument("--overrides", nargs="*", default=[], help="config changes, key=value or NAME:key=value")
+    return made
 
 
 def recipe_and_seeds(text: str, known: Iterable[str], usual: int = 1) -> tuple[str, int]:

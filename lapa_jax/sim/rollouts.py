@@ -202,7 +202,7 @@ class Lane:
         if self._film:
             name, fps = f"{episode.number:06d}.mp4", episode.env.fps / self._stride
             write_mp4(self._out / "videos" / name, np.stack(self._frames), fps)
-        self._frames, self._every, self._looks = [], 1, 0
+        self._frames = []
         line = {"number": episode.number, "task": episode.task, "seed": episode.seed, "success": bool(success)}
         line |= {"instruction": episode.env.instruction, "steps": self._steps, "trace": self._digest.hexdigest()}
         write_json(_file(self._out, episode.number), line)

@@ -8,7 +8,6 @@ recipes small (NSVQ), vq, fsq and laq_conv are four tokenizers with the same cod
 `launch/train.py` followed by `launch/eval.py`; a study that was interrupted goes on where it stopped.
 """
 
-import argparse
 import concurrent.futures
 import pathlib
 from typing import NamedTuple
@@ -57,7 +56,8 @@ COLUMNS = {
 
 
 def main(argv: list[str]) -> None:
-    args = _parser().parse_args(argv)
+    form = "NAME=TRAIN_SHARDS,LABELLED_SHARDS,GAP_FRAMES"
+    args = studies.parser(__doc__, form, RECIPES, ["small"], 3).parse_args(argv)
     seeds = dict(studies.recipe_and_seeds(text, RECIPES, args.seeds) for text in args.recipes)
     sets = [_parse_data(text) for text in args.data]
     names = [data.name for data in sets]
@@ -71,19 +71,6 @@ def main(argv: list[str]) -> None:
         group = [metrics for run, metrics in zip(runs, results, strict=True) if run[:2] == (data, recipe)]
         rows.append([str(data), recipe, "mean", *studies.cells(studies.mean(group, COLUMNS), COLUMNS)])
     print(studies.table(["data (gap)", "recipe", "seed", *COLUMNS], rows))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)  # fmt: skip
-    parser.add_argument("--data", nargs="+", required=True, help="NAME=TRAIN_SHARDS,LABELLED_SHARDS,GAP_FRAMES")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the runs")
-    parser.add_argument("--seeds", type=int, default=3, help="of each recipe that does not name its own number")
-    parser.add_argument("--recipes", nargs="+", default=["small"],
-                        help=f"RECIPE or RECIPE=SEEDS, of {', '.join(RECIPES)}")  # fmt: skip
-    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, one core each")
-    parser.add_argument("--overrides", nargs="*", default=[], help="config changes, key=value or NAME:key=value")
-    return parser
 
 
 def _parse_data(text: str) -> Data:

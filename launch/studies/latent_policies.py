@@ -8,7 +8,6 @@ laq_conv.py. Every run is `launch/label.py` (once a data set), `launch/train.py`
 interrupted goes on where it stopped. RECIPE=3 trains a recipe with three seeds.
 """
 
-import argparse
 import concurrent.futures
 import pathlib
 from typing import NamedTuple
@@ -47,7 +46,7 @@ COLUMNS = {
 
 
 def main(argv: list[str]) -> None:
-    args = _parser().parse_args(argv)
+    args = studies.parser(__doc__, "NAME=SHARDS,TOKENIZER_RUN", RECIPES, ["tiny"], 1).parse_args(argv)
     seeds = dict(studies.recipe_and_seeds(text, RECIPES, args.seeds) for text in args.recipes)
     sets = [_parse_data(text) for text in args.data]
     names = [data.name for data in sets]
@@ -59,19 +58,6 @@ def main(argv: list[str]) -> None:
     rows = [[data.name, recipe, str(seed), *studies.cells(metrics, COLUMNS)]
             for (data, recipe, seed), metrics in zip(runs, results, strict=True)]  # fmt: skip
     print(studies.table(["data", "recipe", "seed", *COLUMNS], rows))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)  # fmt: skip
-    parser.add_argument("--data", nargs="+", required=True, help="NAME=SHARDS,TOKENIZER_RUN")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the labels and runs")
-    parser.add_argument("--seeds", type=int, default=1, help="of each recipe that does not name its own number")
-    parser.add_argument("--recipes", nargs="+", default=["tiny"],
-                        help=f"RECIPE or RECIPE=SEEDS, of {', '.join(RECIPES)}")  # fmt: skip
-    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, one core each")
-    parser.add_argument("--overrides", nargs="*", default=[], help="config changes, key=value or NAME:key=value")
-    return parser
 
 
 def _parse_data(text: str) -> Data:

@@ -9,7 +9,6 @@ from nothing. All learn the same chunks. Every run is `launch/train.py` and `lau
 interrupted goes on where it stopped. RECIPE=5 trains a recipe with five seeds.
 """
 
-import argparse
 import concurrent.futures
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -56,7 +55,7 @@ COLUMNS = {
 
 
 def main(argv: list[str]) -> None:
-    args = _parser().parse_args(argv)
+    args = studies.parser(__doc__, "NAME=DEMO_SHARDS,STAGE2_RUN", RECIPES, USUAL, 3).parse_args(argv)
     seeds = dict(studies.recipe_and_seeds(text, RECIPES, args.seeds) for text in args.recipes)
     sets = [_parse_data(text) for text in args.data]
     names = [data.name for data in sets]
@@ -66,18 +65,6 @@ def main(argv: list[str]) -> None:
         results = list(pool.map(lambda run: _run(args.out, overrides[run[0]], *run), runs))
     print(_means(dict(zip(runs, results, strict=True))))
     print(_runs(zip(runs, results, strict=True)))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)  # fmt: skip
-    parser.add_argument("--data", nargs="+", required=True, help="NAME=DEMO_SHARDS,STAGE2_RUN")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the runs")
-    parser.add_argument("--seeds", type=int, default=3, help="of each recipe that does not name its own number")
-    parser.add_argument("--recipes", nargs="+", default=USUAL, help=f"RECIPE or RECIPE=SEEDS, of {', '.join(RECIPES)}")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, one core each")
-    parser.add_argument("--overrides", nargs="*", default=[], help="config changes, key=value or NAME:key=value")
-    return parser
 
 
 def _parse_data(text: str) -> Data:
