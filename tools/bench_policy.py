@@ -98,7 +98,7 @@ class Stages:
         yield "text and state", seconds
         seconds, batch = _timed(lambda: jax.block_until_ready(jax.device_put(_padded(policy, batch), place)))
         yield "to the device", seconds
-        seconds, seen = _timed(lambda: jax.block_until_ready(self._see(variables, batch["image"])))
+        seconds, seen = _timed(lambda: jax.block_until_ready(self._see(variables, batch)))
         yield "vision", seconds
         seconds, thought = _timed(lambda: jax.block_until_ready(self._think(variables, batch, seen)))
         yield "prefill", seconds

@@ -2,7 +2,7 @@
 instruction, and queries behind them at which heads read off what to do.
 
 The sequence is [bos][pictures][instruction][queries]: after OpenVLA (Kim et al. 2024), whose towers are SigLIP and
-DINOv2 side by side (Karamcheti et al. 2024).
+DINOv2 side by side (Karamcheti et al. 2024). What is trained from scratch in minutes has one small tower in their place.
 """
 
 import contextlib
@@ -64,6 +64,7 @@ class VisionLanguageModel(nn.Module):
 
     Attributes:
       siglip, dinov2: towers, `vision.siglip` and `vision.dinov2`, that cut pictures into the same grid.
+      vision: one tower in place of the two, which also sees the instruction: `vision.film_conv`.
       llm: `llama` with head "none".
       image_size: side of the pictures, a multiple of the patches' side. cameras: V. None is taken from the data.
       text_length: L, tokens that instructions are padded to; None is taken from the data. The first one is the
@@ -77,6 +78,7 @@ class VisionLanguageModel(nn.Module):
 
     siglip: nn.Module | None = None
     dinov2: nn.Module | None = None
+    vision: nn.Module | None = None
     llm: nn.Module | None = None
     image_size: int | None = None
     cameras: int | None = None
@@ -94,30 +96,37 @@ class VisionLanguageModel(nn.Module):
     @nn.nowrap
     def check(self) -> None:
         """Raises UserError for fields that cannot work, with what to change."""
-        for name in ("siglip", "dinov2", "llm"):
-            if getattr(self, name) is None:
-                raise UserError(f"{name} is None; a vision-language model needs siglip, dinov2 and llm")
+        towers = [self.siglip, self.dinov2, self.vision]
+        if self.llm is None or [tower is None for tower in towers] not in ([False, False, True], [True, True, False]):
+            raise UserError("a vision-language model needs llm, and siglip and dinov2 or, in place of both, vision; here "
+                            f"{_names(self)}")  # fmt: skip
         if self.llm.head != "none":
             raise UserError(f"llm.head is '{self.llm.head}'; set 'none': actions are read off by heads of their own")
-        if self.siglip.patch != self.dinov2.patch:
-            raise UserError(f"siglip.patch is {self.siglip.patch}, dinov2.patch {self.dinov2.patch}; their features "
-                            "are put together patch by patch, so both must be the same")
         for name, least in (("image_size", 1), ("cameras", 1), ("text_length", 1), ("lora_rank", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise UserError(f"{name} is {value!r}; it must be a whole number, at least {least}")
-        if self.image_size % self.siglip.patch:
-            down = self.image_size // self.siglip.patch * self.siglip.patch
-            raise UserError(f"image_size {self.image_size} is no multiple of the patches' {self.siglip.patch} pixels; "
-                            f"set data.image_size to {down + self.siglip.patch}{f' or {down}' if down else ''}")
+        if self.vision is None:
+            self._check_patches()
         for name, choices in (("projection", PROJECTIONS), ("image_attention", IMAGE_ATTENTION), ("dtype", DTYPES)):
             if getattr(self, name) not in choices:
                 raise UserError(f"{name} is '{getattr(self, name)}'{did_you_mean(getattr(self, name), choices)}")
 
+    @nn.nowrap
+    def _check_patches(self) -> None:
+        """That the two towers cut the picture alike."""
+        if self.siglip.patch != self.dinov2.patch:
+            raise UserError(f"siglip.patch is {self.siglip.patch}, dinov2.patch {self.dinov2.patch}; their features "
+                            "are put together patch by patch, so both must be the same")
+        if self.image_size % self.siglip.patch:
+            down = self.image_size // self.siglip.patch * self.siglip.patch
+            raise UserError(f"image_size {self.image_size} is no multiple of the patches' {self.siglip.patch} pixels; "
+                            f"set data.image_size to {down + self.siglip.patch}{f' or {down}' if down else ''}")
+
     @property
     def image_tokens(self) -> int:
         """How many tokens the pictures of all cameras are."""
-        return self.cameras * (self.image_size // self.siglip.patch) ** 2
+        return self.cameras * (self.vision.tokens if self.vision else (self.image_size // self.siglip.patch) ** 2)
 
     @nn.nowrap
     def example(self, batch_size: int) -> dict[str, np.ndarray]:
@@ -131,11 +140,15 @@ class VisionLanguageModel(nn.Module):
 
     def read(self, batch: Mapping[str, jax.Array]) -> Prefix:
         """Embeds pictures uint8 [B, (V,) H, W, 3] and the tokens "text" i32 [B, L] with "text_mask" [B, L]."""
-        return self.join(batch, self.see(batch["image"]))
+        return self.join(batch, self.see(batch))
 
-    def see(self, images: jax.Array) -> jax.Array:
+    def see(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         """Tokens of pictures uint8 [B, (V,) H, W, 3]: [B, image_tokens, dim]."""
-        features = jnp.concatenate([self.siglip(images), self.dinov2(images)], axis=-1)
+        images = batch["image"]
+        if self.vision:
+            features = self.vision(images, self.llm.embed(batch["text"]), batch["text_mask"])
+        else:
+            features = jnp.concatenate([self.siglip(images), self.dinov2(images)], axis=-1)
         return self.projector(features.reshape(images.shape[0], -1, features.shape[-1]))
 
     def join(self, batch: Mapping[str, jax.Array], visual: jax.Array) -> Prefix:
@@ -185,3 +198,8 @@ class VisionLanguageModel(nn.Module):
         # padding sees itself: a row without anything to see would be no number
         mask = (seen[None] & real[:, None]) | jnp.eye(length, dtype=bool)[None]
         return mask, jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0)
+
+
+def _names(model: VisionLanguageModel) -> str:
+    given = [name for name in ("siglip", "dinov2", "vision", "llm") if getattr(model, name) is not None]
+    return f"only {' and '.join(given)} are set" if given else "none is set"

@@ -154,7 +154,7 @@ class Model(VisionLanguageModel):
         return self.act(jax.nn.softmax(logits.astype(jnp.float32)), *prefix)
 
     def _predicted(self, batch) -> Predicted:
-        return self.decide(*self.think(batch, self.see(batch["image"])))
+        return self.decide(*self.think(batch, self.see(batch)))
 
     def _prefix(self, batch, visual) -> Prefix:
         """What is read, and proprioception as a token behind it."""

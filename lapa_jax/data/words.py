@@ -1,0 +1,48 @@
+"""A tokenizer of whole words for instructions that are few and alike: much shorter than bytes, nothing to download."""
+
+import pathlib
+import re
+from collections.abc import Iterable
+
+from lapa_jax.core.errors import UserError
+from lapa_jax.core.files import atomic_folder
+from lapa_jax.data.text import plain
+
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
+_WORD = re.compile(r"\w+|[^\w\s]+")  # as the pre-tokenizer "Whitespace" cuts
+
+
+def vocabulary(instructions: Iterable[str]) -> dict[str, int]:
+    """Ids of all words, sorted, behind the special tokens."""
+    words = sorted({word for text in instructions for word in _WORD.findall(plain(text))} - set(SPECIAL))
+    return {word: i for i, word in enumerate((*SPECIAL, *words))}
+
+
+def write_tokenizer(folder: pathlib.Path, instructions: Iterable[str]) -> int:
+    """Writes a tokenizer for `data.text_tokenizer.name`, in the format of Hugging Face; words that no instruction has
+    become "<unk>".
+
+    Args:
+      folder: a new or empty one.
+      instructions: whose words it knows.
+
+    Returns:
+      How many ids it has.
+
+    Raises:
+      UserError: the folder is not empty, or there is no word.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    known = vocabulary(instructions)
+    if len(known) == len(SPECIAL):
+        raise UserError("the data have no instructions, so there are no words to know")
+    tokenizer = Tokenizer(models.WordLevel(known, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", known["<s>"])])
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
+                                   unk_token="<unk>")  # fmt: skip
+    with atomic_folder(folder) as temporary:
+        made.save_pretrained(str(temporary))
+    return len(known)

@@ -1,0 +1,87 @@
+"""Convolutions that the instruction steers: a small tower for policies that are trained from scratch.
+
+The recipe of BC-Z (Jang et al. 2022, arXiv:2202.02005): feature-wise linear modulation (FiLM, Perez et al. 2018,
+arXiv:1709.07871) of a convolutional network by the instruction. OpenVLA-OFT (Kim et al. 2025) puts the same on large
+towers. What is found is read off with weights of its own for each place, which tells where it is.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.nn.linear import Linear, fan_in_uniform
+from lapa_jax.nn.norm import LayerNorm
+
+DTYPES = ("float32", "bfloat16")
+
+
+class Film(nn.Module):
+    """Scales and shifts features by what a condition says. dtype: of the computation; parameters are float32."""
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
+        """x [N, rows, columns, D], condition [N, C] -> like x."""
+        factors = Linear(2 * x.shape[-1], dtype=self.dtype, name="factors")(condition)[:, None, None]
+        scale, shift = jnp.split(factors, 2, axis=-1)
+        return x * (1 + scale) + shift
+
+
+class Model(nn.Module):
+    """A picture and an instruction to a few tokens.
+
+    Attributes:
+      widths: of the convolutions, each of which halves the picture's sides.
+      condition: width of what the instruction is made into. Each place in it has weights of its own, since "the red one
+        to the blue one" is not "the blue one to the red one"; so instructions must be padded to the same length always.
+      tokens: T, how many the picture becomes. dim: D, their width.
+      dtype: "float32" or "bfloat16", of the computation; parameters are float32.
+    """
+
+    widths: tuple[int, ...] = (24, 48, 64)
+    condition: int = 128
+    tokens: int = 8
+    dim: int = 64
+    dtype: str = "float32"
+
+    @nn.nowrap
+    def check(self) -> None:
+        """Raises UserError for fields that cannot work, with what to change."""
+        if not self.widths:
+            raise UserError("widths is (); a tower needs at least one convolution")
+        for name, value in (*((f"widths[{i}]", width) for i, width in enumerate(self.widths)),
+                            ("condition", self.condition), ("tokens", self.tokens), ("dim", self.dim)):  # fmt: skip
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"{name} is {value!r}; it must be a whole number, at least 1")
+        if self.dtype not in DTYPES:
+            raise UserError(f"dtype is '{self.dtype}'{did_you_mean(self.dtype, DTYPES)}")
+
+    @nn.compact
+    def __call__(self, images: jax.Array, words: jax.Array, real: jax.Array) -> jax.Array:
+        """Tokens of every picture.
+
+        Args:
+          images: [B, ..., H, W, 3] uint8, or float in [0, 1].
+          words: the instruction's embedded tokens [B, L, E], whatever their scale. real: [B, L], 0 for padding.
+
+        Returns:
+          [B, ..., T, D] in `dtype`.
+        """
+        dtype, (rows, *views, height, width, channels) = jnp.dtype(self.dtype), images.shape
+        scale = 255.0 if jnp.issubdtype(images.dtype, jnp.integer) else 1.0
+        x = ((images.astype(jnp.float32) / scale - 0.5) / 0.5).astype(dtype).reshape(-1, height, width, channels)
+        condition = self._condition(words, real, dtype)
+        condition = jnp.repeat(condition, x.shape[0] // rows, axis=0)
+        for i, features in enumerate(self.widths):
+            x = nn.Conv(features, (3, 3), (2, 2), kernel_init=fan_in_uniform, dtype=dtype, name=f"conv_{i}")(x)
+            x = LayerNorm(dtype=dtype, name=f"norm_{i}")(x)
+            x = nn.relu(Film(dtype, name=f"film_{i}")(x, condition))
+        x = Linear(self.tokens * self.dim, dtype=dtype, name="read_off")(x.reshape(len(x), -1))
+        return x.reshape(rows, *views, self.tokens, self.dim)
+
+    def _condition(self, words: jax.Array, real: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """[B, C]"""
+        words = LayerNorm(dtype=dtype, name="norm_words")(words) * real[..., None].astype(dtype)
+        return nn.relu(Linear(self.condition, dtype=dtype, name="words")(words.reshape(len(words), -1)))

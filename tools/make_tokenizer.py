@@ -1,0 +1,31 @@
+"""Makes a tokenizer of whole words from the instructions of data sets: short sequences for small policies.
+
+    python tools/make_tokenizer.py --data SHARDS [SHARDS ...] --out DIR      # then --config.data.text_tokenizer.name=DIR
+
+Words that no instruction has become one token, "<unk>"; large models have tokenizers of their own.
+"""
+
+import argparse
+import pathlib
+
+from lapa_jax.core.errors import run_main
+from lapa_jax.data.shards import StepShards, read_dataset
+from lapa_jax.data.text import build
+from lapa_jax.data.words import write_tokenizer
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", required=True, help="step shards; the words of all splits are known")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="a new folder")
+    args = parser.parse_args(argv)
+    instructions = sorted({text for folder in args.data for split in read_dataset(folder)["splits"]
+                           for text in StepShards(folder, split).instructions() if text})  # fmt: skip
+    size = write_tokenizer(args.out, instructions)
+    longest = max(build({"name": str(args.out)}).lengths(instructions))
+    print(f"{args.out}: {size} tokens; the longest of {len(instructions)} instructions takes {longest}: "
+          f"set data.text_length to that or more")  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_main(main)
