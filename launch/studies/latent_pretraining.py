@@ -1,7 +1,7 @@
 """Does pretraining on video without actions pay? Success on the push-table after it, and without it.
 
 python launch/studies/latent_pretraining.py --out DIR [--short] [--seeds 2] [--jobs 2] [--arms scratch lapa vpt actions]
-    [--task block2block] [--blocks 3] [--gap 8] [--overrides optim.learning_rate=0.002 ...]
+    [--task separate] [--blocks 3] [--gap 4] [--overrides optim.learning_rate=0.002 ...]
 
 Episodes of the oracle are recorded as video; few more, others, with actions are the demonstrations. Every arm ends with
 the same model, trained for the same steps on the demonstrations alone. What comes before:
@@ -35,9 +35,9 @@ from lapa_jax.data.labels import read_label_info
 
 ARMS = ("scratch", "lapa", "vpt", "actions")
 SPLITS = ("seen", "unseen")
-SIZE = 64  # pixels of the recordings; the policy sees 56
+SIZE = 64  # pixels of the recordings
 EXECUTE = 4
-POLICY = ["data.text_length=56", "train.tensorboard=False"]
+POLICY = ["data.text_length=20", "data.augment={'shift': 4}", "train.tensorboard=False"]
 HELD_OUT = 0.05
 """Share of the video that only figures are measured on."""
 
@@ -110,9 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--short", action="store_true", help="fewer episodes, steps and seeds")
     parser.add_argument("--seeds", type=int, help="of everything that is trained; 2, with --short 1")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), help=f"of {', '.join(ARMS)}")
-    parser.add_argument("--task", default="block2block", help="family of instructions")
+    parser.add_argument("--task", default="separate", help="family of instructions")
     parser.add_argument("--blocks", type=int, default=3, help="on the table")
-    parser.add_argument("--gap", type=int, default=8, help="frames between those of a latent action")
+    parser.add_argument("--gap", type=int, default=4, help="frames between those of a latent action")
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, one core each")
     parser.add_argument("--overrides", nargs="*", default=[], help="changes of all policies, key=value of both configs")
     return parser
@@ -124,10 +124,12 @@ class Study:
     def __init__(self, args: argparse.Namespace, sizes: Sizes):
         self.args, self.sizes, self.out = args, sizes, args.out
         self._env = ["--env", "push_table", "--task", args.task, "--blocks", str(args.blocks)]
+        self._of_policies = [f"data.text_tokenizer.name={self._data('words')}", *POLICY, *args.overrides]
         self._lock = threading.Lock()
 
     def record(self) -> None:
-        """The video, the demonstrations, and the video with a moving background, all of the split "seen"."""
+        """The video, the demonstrations, and the video with a moving background, all of the split "seen"; and the
+        words of its instructions."""
         video = ["--episodes", str(self.sizes.videos), "--seed", "1", "--val_fraction", str(HELD_OUT)]
         demos = ["--episodes", str(self.sizes.demos), "--seed", "2", "--val_fraction", "0"]
         for name, how in {"videos": video, "demos": demos, "moving": [*video, "--moving"]}.items():
@@ -135,6 +137,9 @@ class Study:
                        str(self._data(name))]  # fmt: skip
             record = functools.partial(studies.call, self._log(name), "tools/record_sim.py", *command)
             self._timed(f"record {name}", record)
+        if not self._data("words").exists():
+            studies.call(self._log("words"), "tools/make_tokenizer.py", "--data", str(self._data("videos")), "--out",
+                         str(self._data("words")))  # fmt: skip
 
     def latent_actions(self, data: str, seed: int) -> dict:
         """Stage 1 on a recording; the metrics of its evaluation."""
@@ -168,8 +173,8 @@ class Study:
         """Pretrains, trains on the demonstrations and drives; {"seen", "unseen": metrics.json, "action_r2"}."""
         begin = self._pretrain(arm, seed)
         settings = [f"seed={seed}", f"data.path={self._data('demos')}", f"data.val_path={self._data('videos')}", *begin,
-                    *_steps(self.sizes.finetune), *POLICY, *self.args.overrides]  # fmt: skip
-        run = self._train(f"{arm}_{seed}", "vla_action.py:tiny_chunk", settings)
+                    *_steps(self.sizes.finetune), *self._of_policies]  # fmt: skip
+        run = self._train(f"{arm}_{seed}", "vla_action.py:small_chunk", settings)
         scores = [line["val/action_r2"] for line in read_metrics(run) if "val/action_r2" in line]
         return {**{split: self._drive(run, split) for split in SPLITS}, "action_r2": scores[-1]}
 
@@ -178,13 +183,13 @@ class Study:
         if arm == "scratch":
             return []
         video = str(self._data("videos"))
-        config, own = "vla_action.py:tiny_chunk", {"vpt": [f"data.path={self._pseudo(seed)}", f"data.val_path={video}"],
+        config, own = "vla_action.py:small_chunk", {"vpt": [f"data.path={self._pseudo(seed)}", f"data.val_path={video}"],
                                                    "actions": [f"data.path={video}"]}.get(arm)  # fmt: skip
         if arm == "lapa":
-            labels, config = self._labels(seed), "vla_latent.py:tiny"
+            labels, config = self._labels(seed), "vla_latent.py:small"
             made_by = read_label_info(labels)["tokenizer"]
             own = [f"data.path={video}", f"data.labels={labels}", f"data.labels_tokenizer={made_by}"]
-        settings = [f"seed={seed}", *own, *_steps(self.sizes.pretrain), *POLICY, *self.args.overrides]
+        settings = [f"seed={seed}", *own, *_steps(self.sizes.pretrain), *self._of_policies]
         run = self._train(f"pretrain_{arm}_{seed}", config, settings)
         # of latent actions the head begins afresh, as the config says; of actions it goes on
         return [f"init_from.={run}", *([] if arm == "lapa" else ["init_from_except=()"])]

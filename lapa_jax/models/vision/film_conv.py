@@ -14,6 +14,8 @@ from lapa_jax.nn.linear import Linear, fan_in_uniform
 from lapa_jax.nn.norm import LayerNorm
 
 DTYPES = ("float32", "bfloat16")
+UNIT = 3**0.5
+"""Scale of kernels that keeps the variance of what goes through them; with less the instruction is long not heard."""
 
 
 class Film(nn.Module):
@@ -24,7 +26,7 @@ class Film(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
         """x [N, rows, columns, D], condition [N, C] -> like x."""
-        factors = Linear(2 * x.shape[-1], dtype=self.dtype, name="factors")(condition)[:, None, None]
+        factors = Linear(2 * x.shape[-1], scale=UNIT, dtype=self.dtype, name="factors")(condition)[:, None, None]
         scale, shift = jnp.split(factors, 2, axis=-1)
         return x * (1 + scale) + shift
 
@@ -84,4 +86,4 @@ class Model(nn.Module):
     def _condition(self, words: jax.Array, real: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """[B, C]"""
         words = LayerNorm(dtype=dtype, name="norm_words")(words) * real[..., None].astype(dtype)
-        return nn.relu(Linear(self.condition, dtype=dtype, name="words")(words.reshape(len(words), -1)))
+        return nn.relu(Linear(self.condition, scale=UNIT, dtype=dtype, name="words")(words.reshape(len(words), -1)))

@@ -12,7 +12,7 @@ from lapa_jax.core import tree
 from lapa_jax.core.errors import UserError
 from lapa_jax.models import llama
 from lapa_jax.models.policies import vla, vla_data, vla_summary
-from lapa_jax.models.vision import dinov2, siglip
+from lapa_jax.models.vision import dinov2, film_conv, siglip
 from lapa_jax.train.task import Task
 
 ROWS, LENGTH, SIDE, N, K = 4, 7, 28, 4, 8
@@ -231,7 +231,9 @@ def test_data_that_do_not_fit_are_refused(spec, source, message):
         ({"image_size": 30}, "set data.image_size to 42 or 28"),
         ({"llm": llama.Model(**{**DECODER, "head": "own"})}, "llm.head is 'own'"),
         ({"dinov2": dinov2.Model(**{**TOWER, "patch": 7})}, "patch by patch"),
-        ({"siglip": None}, "siglip is None"),
+        ({"siglip": None}, "only dinov2 and llm are set"),
+        ({"vision": film_conv.Model()}, "siglip and dinov2 or, in place of both, vision"),
+        ({"llm": None}, "needs llm"),
         ({"decode": "paralel"}, "did you mean 'parallel'"),
         ({"image_attention": "full"}, "image_attention is 'full'"),
         ({"projection": "mlp"}, "projection is 'mlp'"),
@@ -251,3 +253,17 @@ def test_projectors_have_the_layers_of_their_papers(kind):
     plans = {"layernorm": {"hidden": (16, 16), "out": (16, 16)},
              "openvla": {"widen": (16, 64), "hidden": (64, 16), "out": (16, 16)}}  # fmt: skip
     assert shapes == plans[kind] and ("norm_in" in params) == (kind == "layernorm")
+
+
+def test_one_tower_that_sees_the_instruction_takes_the_place_of_two():
+    tower = film_conv.Model(widths=(4, 6), condition=8, tokens=3, dim=5)
+    model = build(siglip=None, dinov2=None, vision=tower, cameras=2)
+    batch = random_batch(model)
+    assert model.image_tokens == 6 and batch["image"].shape == (ROWS, 2, SIDE, SIDE, 3)
+    seen = apply(model, batch, "see")
+    assert seen.shape == (ROWS, 6, DECODER["dim"])
+    other = {**batch, "text": np.roll(batch["text"], 1, axis=0), "text_mask": np.roll(batch["text_mask"], 1, axis=0)}
+    assert np.abs(apply(model, other, "see") - seen).max() > 1e-3, "what is seen depends on the instruction"
+    swapped = apply(model, {**batch, "image": batch["image"][:, ::-1]}, "see")
+    np.testing.assert_allclose(swapped, np.roll(seen, 3, axis=1), atol=1e-5)
+    assert apply(model, batch, "predict")["codes"].shape == (ROWS, N)

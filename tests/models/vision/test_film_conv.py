@@ -1,0 +1,100 @@
+"""The small tower: what it computes, step by step in NumPy; what it hears of the instruction; what it refuses."""
+
+import jax
+import numpy as np
+import pytest
+
+from lapa_jax.core import tree
+from lapa_jax.core.errors import UserError
+from lapa_jax.models.vision.film_conv import Model
+
+ROWS, SIDE, LENGTH, WIDTH = 3, 12, 5, 7
+MODEL = Model(widths=(4, 6), condition=8, tokens=3, dim=5)
+
+
+def inputs(seed=0):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (ROWS, SIDE, SIDE, 3)).astype(np.uint8)
+    real = (np.arange(LENGTH) < np.array([5, 3, 1])[:, None]).astype(np.float32)
+    return images, rng.normal(size=(ROWS, LENGTH, WIDTH)).astype(np.float32), real
+
+
+@pytest.fixture(scope="module")
+def variables():
+    rng = np.random.default_rng(1)
+    made = MODEL.init(jax.random.key(0), *inputs())
+    return jax.tree.map(lambda a: a + 0.1 * rng.normal(size=a.shape).astype(np.float32), made)
+
+
+def norm(x, p):
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
+
+
+def conv(x, p):
+    """A 3x3 convolution of stride 2 that pads at the far edges, by its sums."""
+    rows, side = len(x), x.shape[1] // 2
+    x, kernel = np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0))), p["kernel"]
+    out = np.zeros((rows, side, side, kernel.shape[-1]))
+    for i in range(side):
+        for j in range(side):
+            out[:, i, j] = np.einsum("nabc,abcd->nd", x[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3], kernel)
+    return out + p["bias"]
+
+
+def test_it_computes_what_the_papers_say(variables):
+    images, words, real = inputs()
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), variables["params"])
+    linear = lambda x, name: x @ p[name]["kernel"] + p[name]["bias"]  # noqa: E731
+    heard = np.maximum(linear((norm(words, p["norm_words"]) * real[..., None]).reshape(ROWS, -1), "words"), 0)
+    x = images / 127.5 - 1
+    for i in range(2):
+        factors = heard @ p[f"film_{i}"]["factors"]["kernel"] + p[f"film_{i}"]["factors"]["bias"]
+        scale, shift = np.split(factors[:, None, None], 2, axis=-1)
+        x = np.maximum(norm(conv(x, p[f"conv_{i}"]), p[f"norm_{i}"]) * (1 + scale) + shift, 0)
+    expected = linear(x.reshape(ROWS, -1), "read_off").reshape(ROWS, 3, 5)
+    np.testing.assert_allclose(MODEL.apply(variables, images, words, real), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_it_hears_words_in_their_order_and_no_padding(variables):
+    images, words, real = inputs()
+    found = np.asarray(MODEL.apply(variables, images, words, real))
+    changed = np.where(real[..., None] > 0, words, 9.0 * words[::-1])
+    np.testing.assert_array_equal(MODEL.apply(variables, images, changed, real), found)
+    other = np.asarray(MODEL.apply(variables, images, words[:, ::-1], np.ones_like(real)))
+    same = np.asarray(MODEL.apply(variables, images, words, np.ones_like(real)))
+    assert np.abs(other - same).max() > 1e-3
+
+
+def test_views_and_kinds_of_pictures(variables):
+    images, words, real = inputs()
+    both = np.stack([images, images[::-1]], axis=1)
+    found = np.asarray(MODEL.apply(variables, both, words, real))
+    assert found.shape == (ROWS, 2, 3, 5)
+    for view in range(2):
+        np.testing.assert_allclose(found[:, view], MODEL.apply(variables, both[:, view], words, real), atol=1e-5)
+    as_floats = MODEL.apply(variables, both.astype(np.float32) / 255, words, real)
+    np.testing.assert_allclose(as_floats, found, atol=1e-5)
+
+
+def test_in_bfloat16_all_but_parameters_are_short(variables):
+    short = Model(widths=(4, 6), condition=8, tokens=3, dim=5, dtype="bfloat16")
+    out = short.apply(variables, *inputs())
+    assert out.dtype == "bfloat16"
+    np.testing.assert_allclose(np.asarray(out, np.float32), MODEL.apply(variables, *inputs()), atol=0.15)
+    assert {leaf.dtype.name for leaf in tree.flatten(short.init(jax.random.key(0), *inputs())).values()} == {"float32"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"widths": ()}, "at least one convolution"),
+        ({"widths": (8, 0)}, r"widths\[1\] is 0"),
+        ({"tokens": 0}, "tokens is 0"),
+        ({"dim": 2.5}, "dim is 2.5"),
+        ({"dtype": "float16"}, "dtype is 'float16'"),
+    ],
+)
+def test_fields_that_cannot_work_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        Model(**change).check()
