@@ -54,7 +54,6 @@ PROBES = {
     "swap gap": ("swap_gap", "{:.0%}"),
     "R² codes": ("action_probe_r2", "{:.3f}"),
     "R² untrained": ("action_probe_r2_untrained", "{:.3f}"),
-    "R² supervised": ("action_probe_r2_supervised", "{:.3f}"),
     "codes back in another clip": ("transfer_consistency", "{:.0%}"),
     "by chance": ("transfer_chance", "{:.0%}"),
     "R² back": ("transfer_action_r2", "{:.3f}"),
@@ -71,12 +70,11 @@ class Sizes:
     inverse: int
     pretrain: int
     finetune: int
-    supervised: int
     episodes: int
 
 
-FULL = Sizes(videos=1000, demos=50, laq=400, inverse=1500, pretrain=3000, finetune=600, supervised=400, episodes=50)
-SHORT = Sizes(videos=300, demos=50, laq=400, inverse=600, pretrain=1500, finetune=600, supervised=0, episodes=20)
+FULL = Sizes(videos=1000, demos=50, laq=400, inverse=1500, pretrain=3000, finetune=600, episodes=50)
+SHORT = Sizes(videos=300, demos=50, laq=400, inverse=600, pretrain=1500, finetune=600, episodes=20)
 
 
 def main(argv: list[str]) -> None:
@@ -150,10 +148,7 @@ class Study:
         settings = [f"seed={seed}", f"data.path={self._data(data)}", f"data.gap_frames={self.args.gap}",
                     *_steps(self.sizes.laq), *LAQ]  # fmt: skip
         run = self._train(f"laq_{data}_{seed}", "laq_conv.py:small", settings)
-        bound = self.sizes.supervised if seed == 0 else 0
-        evaluated = self._timed(f"probe {run.name}",
-                                lambda: studies.evaluate(run, "--supervised_steps", str(bound)))  # fmt: skip
-        return evaluated["metrics"]
+        return self._timed(f"probe {run.name}", lambda: studies.evaluate(run, "--supervised_steps", "0"))["metrics"]
 
     def labels(self, seed: int) -> tuple[dict, pathlib.Path]:
         """The latent actions of the video; metrics of the model that gives them, and their folder."""

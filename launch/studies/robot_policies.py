@@ -4,7 +4,7 @@ python launch/studies/robot_policies.py --data NAME=DEMO_SHARDS,STAGE2_RUN ... -
     [--recipes bins bins_scratch latent=5 ...] [--seeds 3] [--jobs 2] [--overrides train.steps=500 NAME:seed=7 ...]
 
 DEMO_SHARDS have actions, instructions and held-out episodes; STAGE2_RUN is a run of launch/train.py --config
-configs/vla_latent.py:tiny. A recipe is a head, alone: from the stage-2 run, with "_scratch": the same model and steps
+configs/vla_latent.py:small. A recipe is a head, alone: from the stage-2 run, with "_scratch": the same model and steps
 from nothing. All learn the same chunks. Every run is `launch/train.py` and `launch/eval.py`; a study that was
 interrupted goes on where it stopped. RECIPE=5 trains a recipe with five seeds.
 """
@@ -36,10 +36,10 @@ class Recipe(NamedTuple):
 
 # "codes" is the plan's plain network on latent actions, which sees nothing else.
 HEADS = {
-    "bins": ("vla_action.py:tiny", ()),
-    "latent": ("vla_action.py:tiny_latent", ()),
-    "codes": ("vla_action.py:tiny_latent", ("model.latent_context=False",)),
-    "chunk": ("vla_action.py:tiny_chunk", ()),
+    "bins": ("vla_action.py:small", ()),
+    "latent": ("vla_action.py:small_latent", ()),
+    "codes": ("vla_action.py:small_latent", ("model.latent_context=False",)),
+    "chunk": ("vla_action.py:small_chunk", ()),
 }
 RECIPES = {f"{head}{suffix}": Recipe(*of, pretrained=not suffix)
            for head, of in HEADS.items() for suffix in ("", "_scratch")}  # fmt: skip

@@ -57,6 +57,8 @@ def test_every_arm_ends_with_the_same_training_and_drives_on_both_splits(calls, 
     assert [script for script, _ in calls[:3]] == ["tools/record_sim.py"] * 3
     assert [a[a.index("--seed") + 1] for _, a in calls[:3]] == ["1", "2", "1"], "demonstrations are other episodes"
     assert all(a[a.index("--split") + 1] == "seen" for _, a in calls[:3])
+    assert calls[3] == ("tools/make_tokenizer.py", ("--data", f"{tmp_path}/data/videos", "--out",
+                                                    f"{tmp_path}/data/words"))  # fmt: skip
     trained = {pathlib.Path(a[-1]).name: a for script, a in calls if script == "launch/train.py"}
     last = {arm: trained[f"{arm}_1"] for arm in study.ARMS}
     own = {arm: [a for a in args if "init_from" not in a and "workdir" not in a] for arm, args in last.items()}
@@ -94,21 +96,21 @@ def test_an_upper_bound_no_better_than_the_controls_is_told(monkeypatch, calls, 
 
 
 def test_single_arms(calls, tmp_path, capsys):
-    study.main(["--out", str(tmp_path), "--short", "--jobs", "1", "--arms", "scratch", "--task", "separate"])
+    study.main(["--out", str(tmp_path), "--short", "--jobs", "1", "--arms", "scratch", "--task", "block2block"])
     assert not any(script in ("launch/label.py", "tools/pseudo_actions.py") for script, _ in calls)
-    assert all("separate" in a for script, a in calls if script == "tools/record_sim.py")
+    assert all("block2block" in a for script, a in calls if script == "tools/record_sim.py")
     assert "LAPA over" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arm", ["lapa", "actions"])
 def test_what_is_pretrained_fits_the_policy(root, arm):
     """The same body and texts: what the policy begins with has its shapes."""
-    config = "vla_latent.py:tiny" if arm == "lapa" else "vla_action.py:tiny_chunk"
+    config = "vla_latent.py:small" if arm == "lapa" else "vla_action.py:small_chunk"
     given = [f"--config.{change}" for change in (*study.POLICY, "model.llm.vocab=259")]
-    one, two = (config_lib.load(f"{root}/configs/{name}", given) for name in (config, "vla_action.py:tiny_chunk"))
-    for part in ("siglip", "dinov2", "llm", "projection", "image_attention"):
+    one, two = (config_lib.load(f"{root}/configs/{name}", given) for name in (config, "vla_action.py:small_chunk"))
+    for part in ("siglip", "dinov2", "vision", "llm", "projection", "image_attention"):
         assert one.model[part] == two.model[part]
-    assert (one.data.text_length, one.data.image_size) == (two.data.text_length, two.data.image_size) == (56, 56)
+    assert (one.data.text_length, one.data.image_size) == (two.data.text_length, two.data.image_size) == (20, 64)
 
 
 @pytest.mark.parametrize(

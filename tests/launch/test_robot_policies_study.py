@@ -18,8 +18,9 @@ def test_every_recipe_is_its_head_on_the_model_of_stage_2(root, recipe):
     model = config_lib.build("lapa_jax.models", loaded.model)
     assert model.head == recipe.removesuffix("_scratch").replace("codes", "latent")
     assert model.latent_context is not recipe.startswith("codes")
-    stage2 = config_lib.load(f"{root}/configs/vla_latent.py:tiny", []).model
-    for part in ("siglip", "dinov2", "llm"):
+    stage2 = config_lib.load(f"{root}/configs/vla_latent.py:small", []).model
+    assert loaded.model.siglip is loaded.model.dinov2 is None
+    for part in ("vision", "llm"):
         given, wanted = (config_lib.to_json(config[part]) for config in (loaded.model, stage2))
         assert {**given, "vocab": None} == {**wanted, "vocab": None}
 
@@ -44,7 +45,7 @@ def test_heads_begin_with_stage_2_or_from_scratch_and_seeds_are_summed_up(monkey
     runs = [f"{name}_{rest}" for name in "ab" for rest in ("latent_0", "latent_1", "bins_scratch_0")]
     assert [call[:2] for call in calls] == [(run, f"launch/{verb}.py") for run in runs for verb in ("train", "eval")]
     trained = {run: arguments for run, script, arguments in calls if script == "launch/train.py"}
-    assert trained["a_latent_1"][1].endswith("vla_action.py:tiny_latent")
+    assert trained["a_latent_1"][1].endswith("vla_action.py:small_latent")
     assert {"--config.init_from.=vla", "--config.seed=1", "--config.data.path=x"} < set(trained["a_latent_1"])
     assert "--config.init_from.=other" in trained["b_latent_0"]
     assert not [argument for argument in trained["b_bins_scratch_0"] if "init_from" in argument]

@@ -26,7 +26,7 @@ def test_the_pieces_one_by_one_are_the_policy():
     batch = policy.model.example(2)
     batch["image"] = np.random.default_rng(0).integers(0, 256, batch["image"].shape).astype(np.uint8)
     piece = lambda method: jax.jit(lambda v, *given: policy.model.apply(v, *given, method=method))  # noqa: E731
-    seen = piece("see")(policy.variables, batch["image"])
+    seen = piece("see")(policy.variables, batch)
     thought = piece("think")(policy.variables, batch, seen)
     found = piece("decide")(policy.variables, *thought).action
     np.testing.assert_allclose(found, policy.predict(batch), rtol=1e-4, atol=1e-5)
