@@ -7,8 +7,8 @@ a variant head A, the plan's: 256 bins of each dimension, read off at one query.
   chunk       head C: chunks of eight actions by L1 regression
   tiny        small and from scratch on the embedded sample, or from a run of configs/vla_latent.py:tiny: head A;
               tiny_latent and tiny_chunk are the same with the heads B and C
-  small       the same for pictures of 64 pixels with convolutions that see the instruction in place of the towers: learns
-              in minutes what tiny does not; small_latent, small_chunk
+  small       the same with convolutions that see the instruction in place of the towers, 64 pixels: learns in minutes
+              what tiny does not; small_latent, small_chunk
 
 Llama is trained in full; for LoRA set model.lora_rank and optim.groups as in docs/stage2_vla.md, for the head alone
 optim.groups=(("act/.*|action_queries|see_state/.*", {}), (".*", None)).

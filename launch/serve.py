@@ -17,6 +17,8 @@ def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
     if not 0 <= args.port < 65536:
         raise UserError(f"--port {args.port} is no port; give 1 to 65535, or 0 for a free one")
+    if not 0 < args.message_mb < 2**20:
+        raise UserError(f"--message_mb {args.message_mb} is no size of messages; give MiB, such as 16")
     token = _token(args.token_file)
     renamed = tuple(_pair(text) for text in args.rename)
 

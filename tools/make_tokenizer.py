@@ -1,6 +1,6 @@
 """Makes a tokenizer of whole words from the instructions of data sets: short sequences for small policies.
 
-    python tools/make_tokenizer.py --data SHARDS [SHARDS ...] --out DIR      # then --config.data.text_tokenizer.name=DIR
+    python tools/make_tokenizer.py --data SHARDS [SHARDS ...] --out DIR       # for data.text_tokenizer.name
 
 Words that no instruction has become one token, "<unk>"; large models have tokenizers of their own.
 """

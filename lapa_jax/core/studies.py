@@ -76,12 +76,18 @@ def parser(doc: str, data: str, recipes: Iterable[str], usual: Sequence[str], se
                                    allow_abbrev=False)  # fmt: skip
     made.add_argument("--data", nargs="+", required=True, help=data)
     made.add_argument("--out", type=pathlib.Path, required=True, help="folder of the runs, and of what they need")
-    made.add_argument("--seeds", type=int, default=seeds, help="of each recipe that does not name its own number")
+    made.add_argument("--seeds", type=_at_least_one, default=seeds, help="of each recipe that names no number itself")
     known = ", ".join(recipes)
     made.add_argument("--recipes", nargs="+", default=list(usual), help=f"RECIPE or RECIPE=SEEDS, of {known}")
-    made.add_argument("--jobs", type=int, default=2, help="runs at the same time, one core each")
+    made.add_argument("--jobs", type=_at_least_one, default=2, help="runs at the same time, one core each")
     made.add_argument("--overrides", nargs="*", default=[], help="config changes, key=value or NAME:key=value")
     return made
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of at least 1")
+    return int(text)
 
 
 def recipe_and_seeds(text: str, known: Iterable[str], usual: int = 1) -> tuple[str, int]:

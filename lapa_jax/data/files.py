@@ -49,6 +49,6 @@ class Files:
     def __setstate__(self, state: dict) -> None:
         self.__init__()
 
-    def __del__(self):
+    def __del__(self, close=os.close):  # bound now: when the interpreter ends, the module may be empty already
         for descriptor in self._descriptors.values():
-            os.close(descriptor)
+            close(descriptor)

@@ -239,6 +239,8 @@ def _pin(options: Options, controller: Controller, videos: int | None, out: path
                 raise UserError(f"{out} holds episodes with {name} {found.get(name)}, now {value}: choose another "
                                 "--out, or remove it")  # fmt: skip
         return
+    if out.is_file():
+        raise UserError(f"{out} is a file; choose a new folder as --out")
     if out.exists() and any(not path.name.endswith(".tmp") for path in out.iterdir()):
         raise UserError(f"{out} exists and holds no episodes; choose a new folder as --out")
     shutil.rmtree(out, ignore_errors=True)

@@ -40,7 +40,7 @@ EXECUTE = 4
 POLICY = ["data.text_length=20", "data.augment={'shift': 4}", "train.tensorboard=False"]
 LAQ = ["model.delta_norm=running_per_position", "train.tensorboard=False"]
 FINETUNE = ["optim.learning_rate=0.0005"]
-"""Of every arm: at the rate of pretraining, 0.002, 50 demonstrations are learned by heart and what was known is lost."""
+"""Of every arm: at the rate of pretraining, 0.002, demonstrations are learned by heart and what was known is lost."""
 
 HELD_OUT = 0.05
 """Share of the video that only figures are measured on."""
@@ -181,8 +181,9 @@ class Study:
         if arm == "scratch":
             return []
         video = str(self._data("videos"))
-        config, own = "vla_action.py:small_chunk", {"vpt": [f"data.path={self._pseudo(seed)}", f"data.val_path={video}"],
-                                                   "actions": [f"data.path={video}"]}.get(arm)  # fmt: skip
+        config, own = "vla_action.py:small_chunk", [f"data.path={video}"]
+        if arm == "vpt":
+            own = [f"data.path={self._pseudo(seed)}", f"data.val_path={video}"]
         if arm == "lapa":
             labels, config = self._labels(seed), "vla_latent.py:small"
             made_by = read_label_info(labels)["tokenizer"]

@@ -360,6 +360,17 @@ def test_the_rate_is_a_bucket_for_each_address():
         rate.count("a")
 
 
+def test_pages_of_other_sites_cannot_move_the_robot():
+    with served.serving(served.policy()) as server:
+        body = messages.recorded("openvla.json")
+        for origin in ("https://somewhere.example", "null", f"http://{server.address}.somewhere.example"):
+            status, _, text = ask(server, body=body, Origin=origin)
+            assert status == 403 and "another site" in json.loads(text)["error"]
+            with pytest.raises(aiohttp.WSServerHandshakeError, match="403"):
+                talk(server, messages.packed(image=messages.PICTURE, prompt="x"), headers={"Origin": origin})
+        assert ask(server, body=body, Origin=f"http://{server.address}")[0] == 200
+
+
 def test_no_more_requests_are_open_than_allowed():
     with served.serving(served.policy(), Options(batch=4, wait=1.0, limits=Limits(pending=2))) as server:
         with concurrent.futures.ThreadPoolExecutor(4) as pool:

@@ -6,6 +6,7 @@ import functools
 import hmac
 import logging
 import time
+import urllib.parse
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -57,6 +58,13 @@ def application(service: Service, token: str | None = None):
     return app
 
 
+def _of_another_site(request) -> bool:
+    """Whether a browser asks for a page that does not come from here: localhost is open to every page that is looked at
+    on the machine, and a robot would move. Programs send no Origin."""
+    origin = request.headers.get("Origin")
+    return origin is not None and urllib.parse.urlsplit(origin).netloc != request.host
+
+
 class Front:
     """The handlers. Every error is an answer: JSON {"error": text} with a status, or a text on websockets."""
 
@@ -65,8 +73,10 @@ class Front:
         self._sockets: set[_Socket] = set()
 
     async def guard(self, request, handler):
-        """Asks for the token, and turns errors into answers."""
+        """Refuses pages of other sites, asks for the token, and turns errors into answers."""
         try:
+            if _of_another_site(request):
+                return self._error(403, "a page of another site may not ask; this server is for programs")
             if request.path not in OPEN and not self._allowed(request.headers.get("Authorization", "")):
                 return self._error(401, "a token is needed: send the header 'Authorization: Bearer TOKEN'")
             return await handler(request)

@@ -2,7 +2,7 @@
 instruction, and queries behind them at which heads read off what to do.
 
 The sequence is [bos][pictures][instruction][queries]: after OpenVLA (Kim et al. 2024), whose towers are SigLIP and
-DINOv2 side by side (Karamcheti et al. 2024). What is trained from scratch in minutes has one small tower in their place.
+DINOv2 side by side (Karamcheti et al. 2024). One small tower may stand in their place.
 """
 
 import contextlib
@@ -98,8 +98,8 @@ class VisionLanguageModel(nn.Module):
         """Raises UserError for fields that cannot work, with what to change."""
         towers = [self.siglip, self.dinov2, self.vision]
         if self.llm is None or [tower is None for tower in towers] not in ([False, False, True], [True, True, False]):
-            raise UserError("a vision-language model needs llm, and siglip and dinov2 or, in place of both, vision; here "
-                            f"{_names(self)}")  # fmt: skip
+            raise UserError("a vision-language model needs llm, and siglip and dinov2 or, in place of both, vision; "
+                            f"here {_names(self)}")  # fmt: skip
         if self.llm.head != "none":
             raise UserError(f"llm.head is '{self.llm.head}'; set 'none': actions are read off by heads of their own")
         for name, least in (("image_size", 1), ("cameras", 1), ("text_length", 1), ("lora_rank", 0)):
