@@ -162,7 +162,6 @@ def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
                                                          "condition": 128, "tokens": 8, "dim": 64})  # fmt: skip
     config.model.llm.update({"dim": 64, "depth": 2, "hidden": 160})
     config.data.image_size = 64
-    config.optim.update({"learning_rate": 2e-3})
     return config
 
 

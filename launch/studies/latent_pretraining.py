@@ -40,7 +40,7 @@ EXECUTE = 4
 POLICY = ["data.text_length=20", "data.augment={'shift': 4}", "train.tensorboard=False"]
 LAQ = ["model.delta_norm=running_per_position", "train.tensorboard=False"]
 FINETUNE = ["optim.learning_rate=0.0005"]
-"""Of every arm: at the rate of pretraining, 0.002, demonstrations are learned by heart and what was known is lost."""
+"""Of every arm: at the rate of pretraining, 0.001, demonstrations are learned by heart and what was known is lost."""
 
 HELD_OUT = 0.05
 """Share of the video that only figures are measured on."""
@@ -73,8 +73,8 @@ class Sizes:
     episodes: int
 
 
-FULL = Sizes(videos=1000, demos=50, laq=400, inverse=1500, pretrain=3000, finetune=600, episodes=50)
-SHORT = Sizes(videos=300, demos=50, laq=400, inverse=600, pretrain=1500, finetune=600, episodes=20)
+FULL = Sizes(videos=1000, demos=50, laq=400, inverse=1500, pretrain=2000, finetune=400, episodes=50)
+SHORT = Sizes(videos=300, demos=50, laq=400, inverse=600, pretrain=1500, finetune=400, episodes=20)
 
 
 def main(argv: list[str]) -> None:
