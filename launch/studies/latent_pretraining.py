@@ -1,7 +1,7 @@
 """Does pretraining on video without actions pay? Success on the push-table after it, and without it.
 
 python launch/studies/latent_pretraining.py --out DIR [--short] [--seeds 2] [--jobs 2] [--arms scratch lapa vpt actions]
-    [--task separate] [--blocks 3] [--gap 6] [--overrides optim.learning_rate=0.002 ...]
+    [--task separate] [--blocks 3] [--gap 6] [--overrides optim.weight_decay=0 ...]
 
 Episodes of the oracle are recorded as video; few more, others, with actions are the demonstrations. Every arm ends with
 the same model, trained for the same steps on the demonstrations alone. What comes before:
