@@ -21,3 +21,11 @@ def test_recipes_train_at_least_one_seed():
     for text, usual, words in (("a=0", 1, "1 seed at least"), ("a", 0, "--seeds 0"), ("c", 1, "unknown recipe 'c'")):
         with pytest.raises(UserError, match=words):
             studies.recipe_and_seeds(text, "ab", usual)
+
+
+@pytest.mark.parametrize("arguments", [("--jobs", "0"), ("--jobs", "-1"), ("--seeds", "0"), ("--seeds", "two")])
+def test_numbers_of_jobs_and_seeds_are_checked_on_the_command_line(arguments, capsys):
+    parser = studies.parser("what it does", "DATA", ["a"], ["a"], 2)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--data", "x", "--out", "y", *arguments])
+    assert f"{arguments[0]}: {arguments[1]} is no number of at least 1" in capsys.readouterr().err

@@ -58,6 +58,8 @@ def test_bad_arguments_end_in_one_line(root, run, tmp_path):
         (("--run", run, "--token_file", run / "model.safetensors"), "must hold one word"),
         (("--run", run, "--rename", "wrist"), "--rename wrist is not KEY=NAME"),
         (("--run", run, "--rate", 0), "rate is 0"),
+        (("--run", run, "--message_mb", "nan"), "--message_mb nan is no size"),
+        (("--run", run, "--message_mb", "inf"), "--message_mb inf is no size"),
     )
     for arguments, words in cases:
         process = start(root, *arguments)

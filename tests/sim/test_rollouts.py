@@ -104,6 +104,8 @@ def test_wrong_input_is_told_before_anything_is_written(mujoco, tmp_path, change
     (tmp_path / "other").write_text("no episodes")
     with pytest.raises(UserError, match="holds no episodes"):
         run(tmp_path)
+    with pytest.raises(UserError, match="is a file"):
+        run(tmp_path / "other")
 
 
 class Slow:
