@@ -19,7 +19,7 @@ RATES_FILE, FAILURES_FILE, SUCCESSES_FILE = "rates.png", "failures.png", "succes
 ROWS = 8
 """Episodes of a contact sheet at most, of as many tasks as there are."""
 
-COLOURS = (plots.ACCENT, plots.BAR, plots.MUTED, "#c5cad6", "#1c7a4a")
+COLOURS = (plots.ACCENT, plots.BAR, plots.MUTED, "#c5cad6", "#1c7a4a", "#e3b23c", "#7b4fa3")
 
 
 def write(
@@ -91,7 +91,8 @@ def draw_rates(path, results: Mapping[str, Mapping]) -> pathlib.Path:
     """Bars of the success rates with their intervals: a group a task, and all together."""
     tasks = [*next(iter(results.values()))["tasks"]]
     with matplotlib.rc_context(plots.STYLE):
-        figure = Figure(figsize=(max(4.5, 1.3 * len(tasks) + 2.5), 3.0), layout="constrained")
+        inches = max(4.5, (0.9 + 0.08 * len(results)) * (len(tasks) + 1) + 1.5)
+        figure = Figure(figsize=(inches, 3.0), layout="constrained")
         axes, width = figure.subplots(), 0.8 / len(results)
         for i, (name, result) in enumerate(results.items()):
             parts = [*(result["tasks"][task] for task in tasks), result["overall"]]
@@ -103,7 +104,7 @@ def draw_rates(path, results: Mapping[str, Mapping]) -> pathlib.Path:
         axes.set_xticks(np.arange(len(tasks) + 1), [*tasks, "all"], rotation=20 if len(tasks) > 3 else 0)
         axes.set_ylim(0, 1.02)
         axes.set_ylabel("success rate")
-        axes.legend(fontsize=7, frameon=False, ncols=len(results), loc="lower left", bbox_to_anchor=(0, 1))
+        axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
         return plots.save(figure, path)
 
 
