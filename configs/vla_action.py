@@ -58,6 +58,7 @@ def plan() -> ml_collections.ConfigDict:
         config.model[taken_from_the_data] = config_dict.placeholder(object)
     config.model.head = "bins"
     config.model.bins = 256
+    config.model.bins_decode = "argmax"
     config.model.head_width = 1024
     config.model.head_heads = 8
     config.model.code_length = 4
@@ -171,6 +172,7 @@ def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         config.model.vision = ml_collections.ConfigDict({"name": "vision.film_conv", "widths": (24, 48, 64),
                                                          "condition": 128, "tokens": 8, "dim": 64})  # fmt: skip
     config.model.llm.update({"dim": 64, "depth": 2, "hidden": 160})
+    config.model.bins_decode = "median"
     config.data.image_size = 64
     return config
 

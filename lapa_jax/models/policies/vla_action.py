@@ -18,6 +18,7 @@ from lapa_jax.nn.linear import Linear
 from lapa_jax.nn.norm import LayerNorm
 
 HEADS = ("bins", "latent", "chunk")
+BINS_DECODE = ("argmax", "median")
 
 
 def from_data(spec: dict, source, seed: int) -> dict:
@@ -51,7 +52,8 @@ class Model(VisionLanguageModel):
     Attributes: those of `VisionLanguageModel`, and
       action_dim, chunk_length: A, T. state_dim: S, 0 for none. constant, binary: dimensions that never change, which
         nothing is learned from, and those of two values. None is taken from the data.
-      head: "bins", "latent" or "chunk", see `vla_heads`. bins: K, of "bins". head_width, head_heads: of the others.
+      head: "bins", "latent" or "chunk", see `vla_heads`. bins: K, bins_decode: of "bins", see `BinHead`.
+      head_width, head_heads: of the others.
       code_length, codebook_size: of "latent": those of the stage-2 run, whose queries and head it goes on with.
       latent_context: of "latent": see `LatentHead`.
     """
@@ -63,6 +65,7 @@ class Model(VisionLanguageModel):
     binary: tuple[int, ...] | None = None
     head: str = "bins"
     bins: int = 256
+    bins_decode: str = "argmax"
     head_width: int = 512
     head_heads: int = 8
     code_length: int = 4
@@ -81,7 +84,7 @@ class Model(VisionLanguageModel):
             self.act = LatentHead(width=self.head_width, heads=self.head_heads, context=self.latent_context, **sizes)
             return
         if self.head == "bins":
-            self.act = BinHead(bins=self.bins, binary=tuple(self.binary), **sizes)
+            self.act = BinHead(bins=self.bins, binary=tuple(self.binary), decode=self.bins_decode, **sizes)
         else:
             self.act = ChunkHead(width=self.head_width, **sizes)
         count = BinHead.QUERIES if self.head == "bins" else self.chunk_length
@@ -91,8 +94,9 @@ class Model(VisionLanguageModel):
     def check(self) -> None:
         """Raises UserError for fields that cannot work, with what to change."""
         super().check()
-        if self.head not in HEADS:
-            raise UserError(f"head is '{self.head}'{did_you_mean(self.head, HEADS)}")
+        for name, choices in (("head", HEADS), ("bins_decode", BINS_DECODE)):
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name} is '{getattr(self, name)}'{did_you_mean(getattr(self, name), choices)}")
         for name, least in (("action_dim", 1), ("chunk_length", 1), ("state_dim", 0), ("bins", 2), ("head_width", 1)):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)!r}; it must be a whole number, at least {least}")
@@ -132,7 +136,7 @@ class Model(VisionLanguageModel):
         found = {"action": batch["action"], "prediction": predicted.action, "weight": self._weight(batch),
                  "loss": self.act.loss(predicted, batch["action"])}  # fmt: skip
         if predicted.logits is not None:
-            away = jnp.argmax(predicted.logits, -1) - self.act.bins_of(batch["action"])
+            away = self.act.chosen(predicted.logits) - self.act.bins_of(batch["action"])
             found["near"] = jnp.abs(away) <= 1
         return found
 

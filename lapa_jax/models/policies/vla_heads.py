@@ -28,6 +28,9 @@ class BinHead(nn.Module):
     A dimension of two values has the first and the last bin alone. Bins are decoded at their centres.
 
     Attributes: chunk_length: T. action_dim: A. bins: K. binary: dimensions of two values. dtype: of the computation.
+      decode: which bin is the action: "argmax", the most likely, as OpenVLA takes it; "median", the first up to which
+        half of the probability lies: the action of the smallest expected absolute error. A head that has learned
+        little spreads over neighbouring bins, of which the most likely one is any.
     """
 
     chunk_length: int
@@ -35,6 +38,7 @@ class BinHead(nn.Module):
     bins: int
     binary: tuple[int, ...]
     dtype: jnp.dtype
+    decode: str = "argmax"
 
     QUERIES = 1
 
@@ -45,7 +49,7 @@ class BinHead(nn.Module):
         x = LayerNorm(dtype=self.dtype, name="norm")(hidden)
         logits = Linear(shape[1] * shape[2] * shape[3], dtype=self.dtype, name="out")(x).astype(jnp.float32)
         logits = jnp.where(self._possible(), logits.reshape(shape), -1e9)
-        return Predicted(self.centres()[jnp.argmax(logits, -1)] * self._stretch(), logits)
+        return Predicted(self.centres()[self.chosen(logits)] * self._stretch(), logits)
 
     @nn.nowrap
     def loss(self, predicted: Predicted, action: jax.Array) -> jax.Array:
@@ -58,6 +62,14 @@ class BinHead(nn.Module):
         """i32 [B, T, A]; what lies outside goes to the nearest bin, of two values to the nearer end."""
         bins = jnp.clip(jnp.floor((action + 1) / 2 * self.bins), 0, self.bins - 1).astype(jnp.int32)
         return jnp.where(self._two(), jnp.where(action > 0, self.bins - 1, 0), bins)
+
+    @nn.nowrap
+    def chosen(self, logits: jax.Array) -> jax.Array:
+        """The bins i32 [...] of logits f32 [..., K]."""
+        if self.decode == "argmax":
+            return jnp.argmax(logits, -1)
+        below = jnp.cumsum(jax.nn.softmax(logits), -1) < 0.5
+        return jnp.minimum(jnp.sum(below, -1), self.bins - 1)
 
     @nn.nowrap
     def centres(self) -> jax.Array:

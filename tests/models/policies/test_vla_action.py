@@ -101,6 +101,26 @@ def test_the_loss_of_bins_is_the_cross_entropy_of_each_dimension():
     np.testing.assert_allclose(found["loss"][counted(batch)], terms[counted(batch)], rtol=1e-4)
 
 
+def test_the_median_of_bins_has_the_smallest_expected_absolute_error():
+    model, likely = build(bins_decode="median"), build()
+    batch = random_batch(model)
+    found, other = (apply(m, batch, "_predicted") for m in (model, likely))
+    np.testing.assert_array_equal(found.logits, other.logits)
+    centres = (np.arange(K) + 0.5) / K * 2 - 1
+    moved = 0
+    for place in np.ndindex(*found.action.shape):
+        if place[-1] == BINARY:
+            assert found.action[place] == other.action[place] and abs(found.action[place]) == pytest.approx(1)
+            continue
+        chance = scipy.special.softmax(found.logits[place].astype(np.float64))
+        costs = np.abs(centres[:, None] - centres[None]) @ chance
+        chosen = int(np.abs(centres - found.action[place]).argmin())
+        assert costs[chosen] == pytest.approx(costs.min(), abs=1e-5)
+        assert found.action[place] == pytest.approx(centres[chosen], abs=1e-6)
+        moved += found.action[place] != other.action[place]
+    assert moved, "and it is not always the most likely"
+
+
 @every_head
 def test_the_loss_of_regression_is_the_absolute_error_of_what_counts(head):
     if head["head"] == "bins":
@@ -293,6 +313,7 @@ def test_data_that_do_not_fit_are_refused(spec, source, message):
     ("change", "message"),
     [
         ({"head": "latents"}, "did you mean 'latent'"),
+        ({"bins_decode": "medain"}, "did you mean 'median'"),
         ({"action_dim": 0}, "action_dim is 0"),
         ({"bins": 1}, "bins is 1"),
         ({"head": "latent", "head_width": 9}, "head_width 9 is no multiple of head_heads, 2"),
