@@ -15,7 +15,7 @@ from lapa_jax.nn.norm import LayerNorm
 
 DTYPES = ("float32", "bfloat16")
 UNIT = 3**0.5
-"""Scale of kernels that keeps the variance of what goes through them, so that the instruction is heard from the start."""
+"""Scale of kernels that keeps the variance of what goes through them, so that the instruction is heard at once."""
 
 
 class Film(nn.Module):
