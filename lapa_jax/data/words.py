@@ -5,10 +5,12 @@ import re
 from collections.abc import Iterable
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.core.files import atomic_folder
+from lapa_jax.core.files import atomic_folder, write_json
 from lapa_jax.data.text import plain
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
+CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>",
+          "unk_token": "<unk>"}  # fmt: skip
 _WORD = re.compile(r"\w+|[^\w\s]+")  # as the pre-tokenizer "Whitespace" cuts
 
 
@@ -33,7 +35,6 @@ def write_tokenizer(folder: pathlib.Path, instructions: Iterable[str]) -> int:
       UserError: the folder is not empty, or there is no word.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
 
     known = vocabulary(instructions)
     if len(known) == len(SPECIAL):
@@ -41,8 +42,7 @@ def write_tokenizer(folder: pathlib.Path, instructions: Iterable[str]) -> int:
     tokenizer = Tokenizer(models.WordLevel(known, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", known["<s>"])])
-    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
-                                   unk_token="<unk>")  # fmt: skip
     with atomic_folder(folder) as temporary:
-        made.save_pretrained(str(temporary))
+        tokenizer.save(str(temporary / "tokenizer.json"))
+        write_json(temporary / "tokenizer_config.json", CONFIG)
     return len(known)
