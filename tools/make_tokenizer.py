@@ -20,11 +20,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="a new folder")
     args = parser.parse_args(argv)
     instructions = sorted({text for folder in args.data for split in read_dataset(folder)["splits"]
-                           for text in StepShards(folder, split).instructions() if text})  # fmt: skip
+                           for text in StepShards(folder, split).instructions()})  # fmt: skip
     size = write_tokenizer(args.out, instructions)
     longest = max(build({"name": str(args.out)}).lengths(instructions))
     print(f"{args.out}: {size} tokens; the longest of {len(instructions)} instructions takes {longest}: "
-          f"set data.text_length to that or more")  # fmt: skip
+          "set data.text_length to that or more")  # fmt: skip
 
 
 if __name__ == "__main__":
