@@ -34,6 +34,7 @@ def main(argv: list[str]) -> None:
         instruction_characters=args.instruction_characters,
         rate=args.rate,
         pending=args.pending,
+        sockets=args.sockets,
     )
     options = Options(batch=args.batch, wait=args.wait_ms / 1000, renamed=renamed, limits=limits)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--wait_ms", type=float, default=2.0, help="how long a request waits for others to join it")
     parser.add_argument("--rate", type=float, default=500.0, help="requests a second from one address")
     parser.add_argument("--pending", type=int, default=256, help="requests that may be open, of all clients")
+    parser.add_argument("--sockets", type=int, default=1024, help="websockets that may be open at a time")
     parser.add_argument("--message_mb", type=float, default=16.0, help="MiB of a message at most")
     parser.add_argument("--picture_side", type=int, default=2048, help="pixels of a picture's longer side at most")
     parser.add_argument("--instruction_characters", type=int, default=1000, help="characters of an instruction at most")

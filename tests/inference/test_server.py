@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import http.client
 import json
+import socket
 
 import aiohttp
 import jax
@@ -14,6 +15,7 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.data import images
 from lapa_jax.inference.latent_policy import LatentPolicy
 from lapa_jax.inference.policy import Policy
+from lapa_jax.inference.server import front
 from lapa_jax.inference.server.limits import Limits, Rate, Refused
 from lapa_jax.inference.server.service import Options, Service
 from tests.inference import messages, served
@@ -319,8 +321,7 @@ def test_what_is_in_flight_is_answered_before_it_stops():
 
 
 def test_limits_of_size_and_rate():
-    limits = Limits(message_bytes=2000, rate=0.001, pending=3)
-    with served.serving(served.policy(), Options(batch=1, limits=limits)) as server:
+    with served.serving(served.policy(), Options(batch=1, limits=Limits(message_bytes=2000))) as server:
         status, _, text = ask(server, body=bytes(5000))
         assert status == 413 and "larger than 2000 bytes" in text
 
@@ -331,6 +332,7 @@ def test_limits_of_size_and_rate():
                 return await socket.receive(300), socket.close_code
 
         assert asyncio.run(too_large())[1] == 1009
+    with served.serving(served.policy(), Options(batch=1, limits=Limits(rate=0.001))) as server:
         assert ask(server, body=messages.recorded("openvla.json"))[0] == 200
         status, headers, text = ask(server, body=messages.recorded("openvla.json"))
         assert status == 429 and "127.0.0.1" in text and headers["Retry-After"]
@@ -339,6 +341,45 @@ def test_limits_of_size_and_rate():
         assert ask(server, "/nowhere")[0] == 404 and ask(server, "/act")[0] == 405
     with pytest.raises(UserError, match="rate is 0"):
         Limits(rate=0)
+
+
+def begun(server, length: int) -> socket.socket:
+    """A connection that has sent the headers of POST /act, and nothing of the body of `length` bytes."""
+    host, port = server.address.split(":")
+    found = socket.create_connection((host, int(port)), timeout=60)
+    found.sendall(f"POST /act HTTP/1.1\r\nHost: {server.address}\r\nContent-Length: {length}\r\n\r\n".encode())
+    return found
+
+
+def test_a_request_is_refused_before_its_body_is_read():
+    with served.serving(served.policy(), Options(batch=1, limits=Limits(rate=0.001))) as server:
+        assert ask(server, body=messages.recorded("openvla.json"))[0] == 200
+        with begun(server, 10**6) as connection:
+            assert connection.recv(1000).startswith(b"HTTP/1.1 429 ")
+
+
+def test_a_body_that_never_arrives_gives_its_place_back(monkeypatch):
+    monkeypatch.setattr(front, "BODY", 1.0)
+    with served.serving(served.policy(), Options(batch=1, limits=Limits(pending=1))) as server:
+        with begun(server, 1000) as connection:
+            assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
+        assert ask(server, body=messages.recorded("openvla.json"))[0] == 200
+
+
+def test_no_more_websockets_are_open_than_allowed():
+    message = messages.packed(image=messages.PICTURE, prompt="x")
+    with served.serving(served.policy(), Options(batch=1, limits=Limits(sockets=1))) as server:
+
+        async def second():
+            async with aiohttp.ClientSession() as session, session.ws_connect(f"ws://{server.address}/") as first:
+                await first.receive(300)
+                with pytest.raises(aiohttp.WSServerHandshakeError, match="503"):
+                    await session.ws_connect(f"ws://{server.address}/")
+                await first.send_bytes(message)
+                return (await first.receive(300)).data
+
+        assert isinstance(asyncio.run(second()), bytes)
+        assert ask(server, body=messages.recorded("openvla.json"))[0] == 200  # HTTP has its own limit
 
 
 def test_the_rate_is_a_bucket_for_each_address():

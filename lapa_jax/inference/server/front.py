@@ -22,6 +22,8 @@ OPEN = ("/healthz", "/readyz")
 PING = 60.0
 GRACE = 10.0
 """Seconds between signs of life of a websocket, and for what is in flight when the server stops."""
+BODY = 30.0
+"""Seconds for the body of a request to arrive; it holds one of the places for open requests."""
 
 
 class _Socket(NamedTuple):
@@ -106,10 +108,11 @@ class Front:
 
     async def act(self, request):
         """POST /act. msgpack gets {"actions", "server_timing"} in msgpack, JSON what OpenVLA's servers answer."""
-        body, packed = await request.read(), request.content_type in MSGPACK
-        replies = {}
-        read = functools.partial(wire.unpack, body) if packed else functools.partial(_from_json, body, replies)
-        answer, timing = await self._service.act(request.remote or "", read)
+        packed, replies = request.content_type in MSGPACK, {}
+        with self._service.admitted(request.remote or ""):  # before the body is read: it may be large, or never come
+            body = await _body(request)
+            read = functools.partial(wire.unpack, body) if packed else functools.partial(_from_json, body, replies)
+            answer, timing = await self._service.act(read)
         told = {"Server-Timing": ", ".join(f"{name.removesuffix('_ms')};dur={value:.3f}"
                                            for name, value in timing.items() if name != "batch")}  # fmt: skip
         if packed:
@@ -124,6 +127,8 @@ class Front:
             max_msg_size=self._service.options.limits.message_bytes, compress=False, heartbeat=PING)  # fmt: skip
         if not socket.can_prepare(request).ok:
             return self._web.Response(text="lapa_jax: a websocket here, POST /act, /metadata, /healthz, /readyz\n")
+        if len(self._sockets) >= (most := self._service.options.limits.sockets):
+            raise Refused(503, f"{most} websockets are open already; close one, or come back later")
         await socket.prepare(request)
         entry = _Socket(socket, asyncio.Lock())
         self._sockets.add(entry)
@@ -165,7 +170,8 @@ class Front:
         try:
             if not isinstance(data, bytes):
                 raise UserError("a text came; messages are msgpack in binary frames")
-            answer, timing = await self._service.act(address, functools.partial(wire.unpack, data))
+            with self._service.admitted(address):
+                answer, timing = await self._service.act(functools.partial(wire.unpack, data))
             return wire.pack({"actions": answer.actions, "server_timing": {**timing, **last}})
         except Exception as error:
             return f"error: {_explained(error)[1]}"
@@ -190,6 +196,15 @@ class Front:
         headers |= {"WWW-Authenticate": "Bearer"} if status == 401 else {}
         return self._web.Response(status=status, text=wire.to_json({"error": message}),
                                   content_type="application/json", headers=headers)  # fmt: skip
+
+
+async def _body(request) -> bytes:
+    """The body of a request; `Refused` with status 408 if it does not arrive in time."""
+    try:
+        async with asyncio.timeout(BODY):
+            return await request.read()
+    except TimeoutError:
+        raise Refused(408, f"the body did not arrive within {BODY:g} s") from None
 
 
 def _explained(error: Exception) -> tuple[int, str]:

@@ -25,7 +25,8 @@ class Limits:
     Attributes:
       message_bytes: of one message. picture_side: pixels of a picture's longer side. instruction_characters: of a text.
       rate: requests a second from one address, on the average; twice as many may come at once.
-      pending: requests that may wait or be computed at a time, of all clients.
+      pending: requests that may arrive, wait or be computed at a time, of all clients.
+      sockets: websockets that may be open at a time.
     """
 
     message_bytes: int = 16 * 2**20
@@ -33,6 +34,7 @@ class Limits:
     instruction_characters: int = 1000
     rate: float = 500.0
     pending: int = 256
+    sockets: int = 1024
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

@@ -2,10 +2,11 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.inference.latent_policy import LatentPolicy
@@ -67,17 +68,13 @@ class Service:
         self.ready.set()
         return sizes
 
-    async def act(self, address: str, message: Callable[[], object]) -> tuple[Answer, dict[str, float]]:
-        """One answer, and how long it took: "decode_ms", "wait_ms", "infer_ms", "total_ms", and "batch", its rows.
-
-        Args:
-          address: who asks. message: gives the decoded message; called in the thread that reads.
+    @contextlib.contextmanager
+    def admitted(self, address: str) -> Iterator[None]:
+        """Counts a request of `address`, and holds a place for it while the `with` block reads and answers it.
 
         Raises:
           Refused: too many requests, not ready, or about to stop.
-          UserError, WireError: a message that cannot be answered.
         """
-        start = time.perf_counter()
         self._rate.count(address)
         if self.stopping.is_set() or not self.ready.is_set():
             raise Refused(503, "the server is stopping" if self.stopping.is_set() else "still compiling; see /readyz")
@@ -85,12 +82,24 @@ class Service:
             raise Refused(503, f"{self._open} requests are open already; ask again later")
         self._open += 1
         try:
-            loop = asyncio.get_running_loop()
-            observation = await loop.run_in_executor(self._reading, lambda: self.reader.read(message()))
-            decoded = time.perf_counter()
-            answer = await asyncio.wrap_future(self._batcher.submit(observation))
+            yield
         finally:
             self._open -= 1
+
+    async def act(self, message: Callable[[], object]) -> tuple[Answer, dict[str, float]]:
+        """The answer to an admitted request, and how long it took: "decode_ms", "wait_ms", "infer_ms", "total_ms", and
+        "batch", its rows.
+
+        Args:
+          message: gives the decoded message; called in the thread that reads.
+
+        Raises:
+          UserError, WireError: a message that cannot be answered.
+        """
+        start, loop = time.perf_counter(), asyncio.get_running_loop()
+        observation = await loop.run_in_executor(self._reading, lambda: self.reader.read(message()))
+        decoded = time.perf_counter()
+        answer = await asyncio.wrap_future(self._batcher.submit(observation))
         seconds = {"decode": decoded - start, "wait": answer.wait, "infer": answer.infer,
                    "total": time.perf_counter() - start}  # fmt: skip
         return answer, {**{f"{name}_ms": 1000 * value for name, value in seconds.items()}, "batch": answer.batch}
