@@ -1,6 +1,7 @@
 """What the studies in launch/studies share: runs that are trained once and not again, and which runs they are."""
 
 import argparse
+import collections
 import json
 import math
 import os
@@ -8,13 +9,17 @@ import pathlib
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.core.files import atomic_path
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 """The repository: studies run its commands."""
+
+Data = TypeVar("Data")
+"""A data set of a study; has a `name`."""
 
 DONE = "trained.txt"
 """In a run's folder once it is trained: what it was trained with."""
@@ -65,29 +70,87 @@ def call(log: pathlib.Path, script: str, *arguments: str) -> None:
         raise UserError(f"{script} failed (exit {code}) for {log.stem}; see {log}")
 
 
-def parser(doc: str, data: str, recipes: Iterable[str], usual: Sequence[str], seeds: int) -> argparse.ArgumentParser:
-    """The command line of a study whose runs are data sets × recipes × seeds.
+def command_line(doc: str, seeds: int | None = None) -> argparse.ArgumentParser:
+    """What every study asks: --out, --jobs, --overrides, and --seeds where there is a usual number of them."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                   allow_abbrev=False)  # fmt: skip
+    made.add_argument("--out", type=pathlib.Path, required=True, help="folder of the runs, and of what they need")
+    made.add_argument("--jobs", type=at_least_one, default=2, help="runs at the same time, one core each")
+    made.add_argument("--overrides", nargs="*", default=[], help="config changes, key=value or NAME:key=value")
+    if seeds is not None:
+        made.add_argument("--seeds", type=at_least_one, default=seeds, help="of whatever names no number itself")
+    return made
+
+
+def grid_command_line(
+    doc: str, data: str, recipes: Iterable[str], usual: Sequence[str], seeds: int
+) -> argparse.ArgumentParser:
+    """The command line of a study whose runs are data sets × recipes × seeds; see `grid`.
 
     Args:
       doc: the study's docstring. data: form of an entry of --data. recipes: those that there are. usual: those that are
         trained where none is named. seeds: of each, where the command does not say.
     """
-    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                   allow_abbrev=False)  # fmt: skip
+    made = command_line(doc, seeds)
     made.add_argument("--data", nargs="+", required=True, help=data)
-    made.add_argument("--out", type=pathlib.Path, required=True, help="folder of the runs, and of what they need")
-    made.add_argument("--seeds", type=_at_least_one, default=seeds, help="of each recipe that names no number itself")
     known = ", ".join(recipes)
     made.add_argument("--recipes", nargs="+", default=list(usual), help=f"RECIPE or RECIPE=SEEDS, of {known}")
-    made.add_argument("--jobs", type=_at_least_one, default=2, help="runs at the same time, one core each")
-    made.add_argument("--overrides", nargs="*", default=[], help="config changes, key=value or NAME:key=value")
     return made
 
 
-def _at_least_one(text: str) -> int:
+def at_least_one(text: str) -> int:
+    """A number of an argument, for argparse."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is no number of at least 1")
     return int(text)
+
+
+def data_sets(entries: Iterable[str], form: str, make: Callable[..., Data]) -> list[Data]:
+    """The data sets of --data.
+
+    Args:
+      entries: texts of the form. form: "NAME=PART,PART[,PART]", brackets around what may be left out.
+      make: gives a data set, which has a `name`, for the name and the parts; ValueError if they cannot be.
+
+    Raises:
+      UserError: an entry is of another form, or two have the same name.
+    """
+    least, most = form.partition("[")[0].count(",") + 1, form.count(",") + 1
+    found = []
+    for entry in entries:
+        name, _, rest = entry.partition("=")
+        parts = rest.split(",")
+        try:
+            if not all([name, *parts]) or not least <= len(parts) <= most:
+                raise ValueError
+            found.append(make(name, *parts))
+        except ValueError as error:
+            raise UserError(f"--data {entry} is not of the form {form}{error and f', {error}'}") from None
+    for name, times in collections.Counter(data.name for data in found).items():
+        if times > 1:
+            raise UserError(f"--data has {times} data sets of the name {name}; give each its own")
+    return found
+
+
+class Run(NamedTuple):
+    """A run of a grid: what of --data, which recipe, which seed, and the changes of the config that were asked for."""
+
+    data: Any
+    recipe: str
+    seed: int
+    overrides: tuple[str, ...]
+
+
+def grid(args: argparse.Namespace, sets: Sequence[Data], recipes: Iterable[str]) -> list[Run]:
+    """The runs that the arguments of `grid_command_line` ask for, data set by data set.
+
+    Raises:
+      UserError: a recipe that there is not, or an override for a data set that there is not.
+    """
+    seeds = dict(recipe_and_seeds(text, recipes, args.seeds) for text in args.recipes)
+    names = [data.name for data in sets]
+    return [Run(data, recipe, seed, tuple(overrides_of(data.name, names, args.overrides)))
+            for data in sets for recipe, count in seeds.items() for seed in range(count)]  # fmt: skip
 
 
 def recipe_and_seeds(text: str, known: Iterable[str], usual: int = 1) -> tuple[str, int]:
@@ -95,10 +158,8 @@ def recipe_and_seeds(text: str, known: Iterable[str], usual: int = 1) -> tuple[s
     name, given, seeds = text.partition("=")
     if name not in known:
         raise UserError(f"unknown recipe '{name}'{did_you_mean(name, known)}")
-    if given and not (seeds.isdigit() and int(seeds)):
+    if given and not (seeds.isdecimal() and int(seeds)):
         raise UserError(f"--recipes {text} is not of the form RECIPE=SEEDS, with 1 seed at least")
-    if usual < 1:
-        raise UserError(f"--seeds {usual} trains nothing; give 1 or more")
     return name, int(seeds or usual)
 
 

@@ -12,7 +12,6 @@ the first seed, and usage.md: which share of the codes each run uses on the trai
 Four data sets with six recipes are 24 runs of two to four CPU minutes.
 """
 
-import argparse
 import concurrent.futures
 import functools
 import pathlib
@@ -21,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lapa_jax.core import studies
-from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.errors import run_main
 from lapa_jax.core.files import atomic_path
 
 SHORT_FSQ = ["train.steps=1600", "train.eval_every=800", "train.save_every=400"]
@@ -70,54 +69,36 @@ MOST_CHUNKS = 16_384
 USUAL = ("fsq_quarter", "fsq_half", "fsq", "mstcn_z", "mstcn_q", "mstcn_zq")
 
 
+FORM = "NAME=SHARDS,STEPS[,GRIPPER]"
+
+
 def main(argv: list[str]) -> None:
-    args = _parser().parse_args(argv)
-    if args.jobs < 1:
-        raise UserError(f"--jobs {args.jobs} must be at least 1")
-    sets = [_parse_data(text) for text in args.data]
-    if len({data.name for data in sets}) < len(sets):
-        raise UserError("two data sets have the same name; give each its own")
-    seeds = dict(studies.recipe_and_seeds(text, RECIPES) for text in args.recipes)
-    names = [data.name for data in sets]
-    overrides = {data: studies.overrides_of(data.name, names, args.overrides) for data in sets}
-    wanted = [(data, recipe, seed) for seed in range(max(seeds.values())) for data in sets
-              for recipe in seeds if seed < seeds[recipe]]  # fmt: skip
+    args = studies.grid_command_line(__doc__, FORM, RECIPES, USUAL, 1).parse_args(argv)
+    sets = studies.data_sets(args.data, FORM, _data)
+    runs = sorted(studies.grid(args, sets, RECIPES), key=lambda run: run.seed)  # the first seeds are what is compared
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        runs = list(pool.map(lambda run: _train(args.out, overrides[run[0]], *run), wanted))
-    first = [(recipe, run) for (_, recipe, seed), run in zip(wanted, runs, strict=True) if seed == 0]
+        folders = list(pool.map(lambda run: _train(args.out, run), runs))
+    first = [(run.recipe, folder) for run, folder in zip(runs, folders, strict=True) if run.seed == 0]
     _compare(args.out, sets, first)
-    table = usage_table(wanted, runs)
+    table = usage_table(runs, folders)
     with atomic_path(args.out / "comparison" / "usage.md") as temporary:
         temporary.write_text(table, encoding="utf-8")
     print(table)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)  # fmt: skip
-    parser.add_argument("--data", nargs="+", required=True, help="NAME=SHARDS,STEPS[,GRIPPER]")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the runs and of the comparison")
-    parser.add_argument("--recipes", nargs="+", default=list(USUAL),
-                        help=f"RECIPE or RECIPE=SEEDS, of {', '.join(RECIPES)}")  # fmt: skip
-    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, one core each")
-    parser.add_argument("--overrides", nargs="*", default=[], help="config changes, key=value or NAME:key=value")
-    return parser
+def _data(name: str, shards: str, steps: str, gripper: str | None = None) -> Data:
+    if int(steps) < 2:
+        raise ValueError("with 2 steps at least")
+    if gripper is not None:
+        int(gripper)  # a number of a dimension, or it is not of the form
+    return Data(name, shards, int(steps), gripper)
 
 
-def _parse_data(text: str) -> Data:
-    name, _, rest = text.partition("=")
-    shards, *numbers = rest.split(",")
-    whole = all(number.removeprefix("-").isdigit() for number in numbers[1:]) and numbers[:1] and numbers[0].isdigit()
-    if not (name and shards and whole) or len(numbers) > 2 or int(numbers[0]) < 2:
-        raise UserError(f"--data {text} is not of the form NAME=SHARDS,STEPS[,GRIPPER], with 2 steps at least")
-    return Data(name, shards, int(numbers[0]), numbers[1] if len(numbers) > 1 else None)
-
-
-def _train(out: pathlib.Path, overrides: list[str], data: Data, recipe: str, seed: int) -> pathlib.Path:
+def _train(out: pathlib.Path, run: studies.Run) -> pathlib.Path:
     """Trains a run unless it is done; returns its folder."""
-    config, changes = RECIPES[recipe](data)
-    settings = [f"seed={seed}", f"data.path={data.shards}", *changes, *overrides]
-    return studies.train(out / "runs" / f"{data.name}_{recipe}_{seed}", config, settings)
+    config, changes = RECIPES[run.recipe](run.data)
+    settings = [f"seed={run.seed}", f"data.path={run.data.shards}", *changes, *run.overrides]
+    return studies.train(out / "runs" / f"{run.data.name}_{run.recipe}_{run.seed}", config, settings)
 
 
 def _compare(out: pathlib.Path, sets: list[Data], runs: list[tuple[str, pathlib.Path]]) -> None:
@@ -130,7 +111,7 @@ def _compare(out: pathlib.Path, sets: list[Data], runs: list[tuple[str, pathlib.
     studies.call(out / "compare.log", "tools/compare_tokenizers.py", *arguments)
 
 
-def usage_table(wanted: list[tuple[Data, str, int]], runs: list[pathlib.Path]) -> str:
+def usage_table(runs: list[studies.Run], folders: list[pathlib.Path]) -> str:
     """Markdown: of each run the share of codes in use and their perplexity on the training chunks, and over the seeds
     the least share. Codes of chunks are counted over all places together, those of two levels apart."""
     from lapa_jax.inference.codecs.reading import read_chunks
@@ -142,8 +123,8 @@ def usage_table(wanted: list[tuple[Data, str, int]], runs: list[pathlib.Path]) -
 
     lines = ["| data | recipe | seed | codes | in use | perplexity | tokens |", "|---" * 7 + "|"]
     least: dict[tuple[str, str, str], float] = {}
-    for (data, recipe, seed), run in zip(wanted, runs, strict=True):
-        for level, size, tokens in _codes(run, read(data)):
+    for (data, recipe, seed, _), folder in zip(runs, folders, strict=True):
+        for level, size, tokens in _codes(folder, read(data)):
             counts = np.bincount(tokens, minlength=size)
             share, used = counts[counts > 0] / counts.sum(), float((counts > 0).mean())
             perplexity = np.exp(-(share * np.log(share)).sum())

@@ -7,16 +7,16 @@ interrupted goes on where it stopped. Where the shards were made by tools/make_p
 were found are compared with the planted ones.
 """
 
-import argparse
 import concurrent.futures
 import json
 import pathlib
+from typing import NamedTuple
 
 import numpy as np
 
 from lapa_jax import sample
 from lapa_jax.core import studies
-from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.errors import run_main
 from lapa_jax.models.tokenizers.feature_vq_categories import adjusted_rand_index
 
 COLUMNS = {
@@ -32,45 +32,52 @@ COLUMNS = {
 }
 
 
+FORM = "NAME=SHARDS[,COLUMN]"
+
+
+class Data(NamedTuple):
+    """A data set of --data."""
+
+    name: str
+    shards: str
+    column: str = "feature"
+
+
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)  # fmt: skip
-    parser.add_argument("--data", nargs="+", required=True, help="NAME=SHARDS[,COLUMN]")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the runs")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser = studies.command_line(__doc__, 5)
+    parser.add_argument("--data", nargs="+", required=True, help=FORM)
     parser.add_argument("--variant", default="small", help="of configs/feature_vq.py")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, one core each")
-    parser.add_argument("--overrides", nargs="*", default=[], help="further config changes, key=value")
     args = parser.parse_args(argv)
-    sets = [_parse_data(text) for text in args.data]
-    runs = [(*data, seed) for data in sets for seed in range(args.seeds)]
+    sets = studies.data_sets(args.data, FORM, _data)
+    names = [data.name for data in sets]
+    overrides = {data: studies.overrides_of(data.name, names, args.overrides) for data in sets}
+    runs = [(data, seed) for data in sets for seed in range(args.seeds)]
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        results = list(pool.map(lambda run: _run(args, *run), runs))
-    rows = [[name, str(seed), *studies.cells(metrics, COLUMNS)]
-            for (name, _, _, seed), metrics in zip(runs, results, strict=True)]  # fmt: skip
-    for name, _, _ in sets:
-        group = [m for run, m in zip(runs, results, strict=True) if run[0] == name]
-        rows.append([name, "mean", *studies.cells(studies.mean(group, COLUMNS), COLUMNS)])
+        results = list(pool.map(lambda run: _run(args, overrides[run[0]], *run), runs))
+    rows = [[data.name, str(seed), *studies.cells(metrics, COLUMNS)]
+            for (data, seed), metrics in zip(runs, results, strict=True)]  # fmt: skip
+    for data in sets:
+        group = [metrics for run, metrics in zip(runs, results, strict=True) if run[0] == data]
+        rows.append([data.name, "mean", *studies.cells(studies.mean(group, COLUMNS), COLUMNS)])
     print(studies.table(["data", "seed", *COLUMNS], rows))
 
 
-def _parse_data(text: str) -> tuple[str, str, str]:
-    name, _, rest = text.partition("=")
-    shards, _, column = rest.partition(",")
-    if not name or not shards or column not in ("", "feature", "state"):
-        raise UserError(f"--data {text} is not of the form NAME=SHARDS[,COLUMN] with the column feature or state")
-    return name, shards, column or "feature"
+def _data(*given: str) -> Data:
+    data = Data(*given)
+    if data.column not in ("feature", "state"):
+        raise ValueError("with the column feature or state")
+    return data
 
 
-def _run(args, name: str, shards: str, column: str, seed: int) -> dict:
+def _run(args, overrides: list[str], data: Data, seed: int) -> dict:
     """Trains and evaluates one run unless its results are there; returns the figures of the table."""
-    run = args.out / f"{name}_{args.variant}_{seed}"
-    settings = [f"seed={seed}", f"data.path={shards}", f"data.fields=('{column}',)", *args.overrides]
+    run = args.out / f"{data.name}_{args.variant}_{seed}"
+    settings = [f"seed={seed}", f"data.path={data.shards}", f"data.fields=('{data.column}',)", *overrides]
     studies.train(run, f"feature_vq.py:{args.variant}", settings)
     found = studies.evaluate(run)["metrics"]
     groups = json.loads((run / "config.json").read_text())["model"]["groups"]
     levels = " ".join(f"{found[f'utilization_level_{level}']:.0%}" for level in range(3))
-    return {**found, "categories": len(groups), "levels": levels, **_planted(shards, groups)}
+    return {**found, "categories": len(groups), "levels": levels, **_planted(data.shards, groups)}
 
 
 def _planted(shards: str, groups) -> dict[str, float]:

@@ -32,8 +32,6 @@ def main(argv: list[str]) -> None:
     for actions in args.actions:
         if actions not in ACTIONS:
             raise UserError(f"--actions {actions}{did_you_mean(actions, ACTIONS)}")
-    if args.seeds < 1 or args.jobs < 1 or args.folds < 0:
-        raise UserError(f"--seeds {args.seeds}, --jobs {args.jobs} must be at least 1, --folds {args.folds} at least 0")
     left_out = folds(sorted(set(task_names(StepShards(args.data, "train")))), args.folds)
     seen = [(actions, seed, ()) for seed in range(args.seeds) for actions in args.actions]
     unseen = [("raw", 0, tasks) for tasks in left_out]
@@ -49,21 +47,16 @@ def main(argv: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)  # fmt: skip
+    parser = studies.command_line(__doc__, 3)
     parser.add_argument("--data", required=True, help="folder of step shards with states, actions and tasks")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the runs and tables")
     parser.add_argument("--actions", nargs="+", default=list(ACTIONS), help="how the policies see actions")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--folds", type=int, default=5, help="policies that each leave out a part of the tasks")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, one core each")
-    parser.add_argument("--overrides", nargs="*", default=[], help="config changes of the policies, key=value")
+    parser.add_argument("--folds", type=int, default=5, help="policies that each leave out a part of the tasks; or 0")
     return parser
 
 
 def folds(tasks: list[str], count: int) -> list[tuple[str, ...]]:
     """The tasks in `count` parts of about the same size, every count-th in one; no parts for 0."""
-    if count == 1 or count > len(tasks):
+    if count < 0 or count == 1 or count > len(tasks):
         raise UserError(f"--folds {count} of {len(tasks)} tasks; give 0, or at least 2 and at most one a task")
     return [tuple(tasks[start::count]) for start in range(count)]
 

@@ -13,7 +13,7 @@ import pathlib
 from typing import NamedTuple
 
 from lapa_jax.core import studies
-from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.errors import run_main
 
 
 class Data(NamedTuple):
@@ -55,41 +55,35 @@ COLUMNS = {
 }
 
 
+FORM = "NAME=TRAIN_SHARDS,LABELLED_SHARDS,GAP_FRAMES"
+
+
 def main(argv: list[str]) -> None:
-    form = "NAME=TRAIN_SHARDS,LABELLED_SHARDS,GAP_FRAMES"
-    args = studies.parser(__doc__, form, RECIPES, ["small"], 3).parse_args(argv)
-    seeds = dict(studies.recipe_and_seeds(text, RECIPES, args.seeds) for text in args.recipes)
-    sets = [_parse_data(text) for text in args.data]
-    names = [data.name for data in sets]
-    overrides = {data: studies.overrides_of(data.name, names, args.overrides) for data in sets}
-    runs = [(data, recipe, seed) for data in sets for recipe in seeds for seed in range(seeds[recipe])]
+    args = studies.grid_command_line(__doc__, FORM, RECIPES, ["small"], 3).parse_args(argv)
+    runs = studies.grid(args, studies.data_sets(args.data, FORM, _data), RECIPES)
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        results = list(pool.map(lambda run: _run(args.out, overrides[run[0]], *run), runs))
-    rows = [[str(data), recipe, str(seed), *studies.cells(metrics, COLUMNS)]
-            for (data, recipe, seed), metrics in zip(runs, results, strict=True)]  # fmt: skip
+        results = list(pool.map(lambda run: _run(args.out, run), runs))
+    rows = [[str(run.data), run.recipe, str(run.seed), *studies.cells(metrics, COLUMNS)]
+            for run, metrics in zip(runs, results, strict=True)]  # fmt: skip
     for data, recipe in dict.fromkeys(run[:2] for run in runs):
         group = [metrics for run, metrics in zip(runs, results, strict=True) if run[:2] == (data, recipe)]
         rows.append([str(data), recipe, "mean", *studies.cells(studies.mean(group, COLUMNS), COLUMNS)])
     print(studies.table(["data (gap)", "recipe", "seed", *COLUMNS], rows))
 
 
-def _parse_data(text: str) -> Data:
-    name, _, rest = text.partition("=")
-    parts = rest.split(",")
-    if not name or len(parts) != 3 or not parts[2].isdigit():
-        raise UserError(f"--data {text} is not of the form NAME=TRAIN_SHARDS,LABELLED_SHARDS,GAP_FRAMES")
-    return Data(name, parts[0], parts[1], int(parts[2]))
+def _data(name: str, train: str, labelled: str, gap: str) -> Data:
+    return Data(name, train, labelled, int(gap))
 
 
-def _run(out: pathlib.Path, overrides: list[str], data: Data, recipe: str, seed: int) -> dict:
+def _run(out: pathlib.Path, run: studies.Run) -> dict:
     """Trains and evaluates one run unless that is done; returns the metrics."""
-    settings = [f"seed={seed}", f"data.path={data.train}", f"data.val_path={data.labelled}",
-                f"data.gap_frames={data.gap}", *RECIPES[recipe], *overrides]  # fmt: skip
-    run = studies.train(out / f"{data.name}_{recipe}_{seed}", CONFIG[recipe], settings)
+    data = run.data
+    settings = [f"seed={run.seed}", f"data.path={data.train}", f"data.val_path={data.labelled}",
+                f"data.gap_frames={data.gap}", *RECIPES[run.recipe], *run.overrides]  # fmt: skip
+    folder = studies.train(out / f"{data.name}_{run.recipe}_{run.seed}", CONFIG[run.recipe], settings)
     # The supervised bound depends on the data and the sizes, not on the recipe: once is enough.
-    bound = [] if (recipe, seed) == ("small", 0) else ["--supervised_steps", "0"]
-    return studies.evaluate(run, *bound)["metrics"]
-
+    bound = [] if (run.recipe, run.seed) == ("small", 0) else ["--supervised_steps", "0"]
+    return studies.evaluate(folder, *bound)["metrics"]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pathlib
 from typing import NamedTuple
 
 from lapa_jax.core import studies
-from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.errors import run_main
 from lapa_jax.data.labels import read_label_info
 
 
@@ -45,27 +45,19 @@ COLUMNS = {
 }
 
 
+FORM = "NAME=SHARDS,TOKENIZER_RUN"
+
+
 def main(argv: list[str]) -> None:
-    args = studies.parser(__doc__, "NAME=SHARDS,TOKENIZER_RUN", RECIPES, ["tiny"], 1).parse_args(argv)
-    seeds = dict(studies.recipe_and_seeds(text, RECIPES, args.seeds) for text in args.recipes)
-    sets = [_parse_data(text) for text in args.data]
-    names = [data.name for data in sets]
-    overrides = {data: studies.overrides_of(data.name, names, args.overrides) for data in sets}
+    args = studies.grid_command_line(__doc__, FORM, RECIPES, ["tiny"], 1).parse_args(argv)
+    sets = studies.data_sets(args.data, FORM, Data)
+    runs = studies.grid(args, sets, RECIPES)
     labels = {data: _label(args.out, data) for data in sets}
-    runs = [(data, recipe, seed) for data in sets for recipe in seeds for seed in range(seeds[recipe])]
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        results = list(pool.map(lambda run: _run(args.out, labels[run[0]], overrides[run[0]], *run), runs))
-    rows = [[data.name, recipe, str(seed), *studies.cells(metrics, COLUMNS)]
-            for (data, recipe, seed), metrics in zip(runs, results, strict=True)]  # fmt: skip
+        results = list(pool.map(lambda run: _run(args.out, labels[run.data], run), runs))
+    rows = [[run.data.name, run.recipe, str(run.seed), *studies.cells(metrics, COLUMNS)]
+            for run, metrics in zip(runs, results, strict=True)]  # fmt: skip
     print(studies.table(["data", "recipe", "seed", *COLUMNS], rows))
-
-
-def _parse_data(text: str) -> Data:
-    name, _, rest = text.partition("=")
-    parts = rest.split(",")
-    if not name or len(parts) != 2 or not all(parts):
-        raise UserError(f"--data {text} is not of the form NAME=SHARDS,TOKENIZER_RUN")
-    return Data(name, *parts)
 
 
 def _label(out: pathlib.Path, data: Data) -> pathlib.Path:
@@ -76,13 +68,13 @@ def _label(out: pathlib.Path, data: Data) -> pathlib.Path:
     return folder
 
 
-def _run(out: pathlib.Path, labels: pathlib.Path, overrides: list[str], data: Data, recipe: str, seed: int) -> dict:
+def _run(out: pathlib.Path, labels: pathlib.Path, run: studies.Run) -> dict:
     """Trains and evaluates one run unless that is done; returns the metrics."""
     made_by = read_label_info(labels)["tokenizer"]
-    settings = [f"seed={seed}", f"data.path={data.shards}", f"data.labels={labels}", f"data.labels_tokenizer={made_by}",
-                *RECIPES[recipe], *overrides]  # fmt: skip
-    run = studies.train(out / f"{data.name}_{recipe}_{seed}", "vla_latent.py:tiny", settings)
-    return studies.evaluate(run)["metrics"]
+    settings = [f"seed={run.seed}", f"data.path={run.data.shards}", f"data.labels={labels}",
+                f"data.labels_tokenizer={made_by}", *RECIPES[run.recipe], *run.overrides]  # fmt: skip
+    folder = studies.train(out / f"{run.data.name}_{run.recipe}_{run.seed}", "vla_latent.py:tiny", settings)
+    return studies.evaluate(folder)["metrics"]
 
 
 if __name__ == "__main__":

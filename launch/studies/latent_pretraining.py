@@ -83,8 +83,6 @@ def main(argv: list[str]) -> None:
         if arm not in ARMS:
             raise UserError(f"there is no arm '{arm}'{did_you_mean(arm, ARMS)}")
     seeds = args.seeds or (1 if args.short else 2)
-    if seeds < 1 or args.jobs < 1 or args.gap < 1:
-        raise UserError(f"--seeds {seeds}, --jobs {args.jobs} and --gap {args.gap} must be at least 1")
     study = Study(args, SHORT if args.short else FULL)
     study.record()
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
@@ -106,17 +104,13 @@ def main(argv: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)  # fmt: skip
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of data, runs and tables")
+    parser = studies.command_line(__doc__)
     parser.add_argument("--short", action="store_true", help="fewer episodes, steps and seeds")
-    parser.add_argument("--seeds", type=int, help="of everything that is trained; 2, with --short 1")
+    parser.add_argument("--seeds", type=studies.at_least_one, help="of everything that is trained; 2, with --short 1")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), help=f"of {', '.join(ARMS)}")
     parser.add_argument("--task", default="separate", help="family of instructions")
     parser.add_argument("--blocks", type=int, default=3, help="on the table")
-    parser.add_argument("--gap", type=int, default=6, help="frames between those of a latent action")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, one core each")
-    parser.add_argument("--overrides", nargs="*", default=[], help="changes of all policies, key=value of both configs")
+    parser.add_argument("--gap", type=studies.at_least_one, default=6, help="frames between those of a latent action")
     return parser
 
 

@@ -11,11 +11,11 @@ interrupted goes on where it stopped. RECIPE=5 trains a recipe with five seeds.
 
 import concurrent.futures
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from lapa_jax.core import studies
-from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.errors import run_main
 
 
 class Data(NamedTuple):
@@ -54,49 +54,41 @@ COLUMNS = {
 }
 
 
+FORM = "NAME=DEMO_SHARDS,STAGE2_RUN"
+
+
 def main(argv: list[str]) -> None:
-    args = studies.parser(__doc__, "NAME=DEMO_SHARDS,STAGE2_RUN", RECIPES, USUAL, 3).parse_args(argv)
-    seeds = dict(studies.recipe_and_seeds(text, RECIPES, args.seeds) for text in args.recipes)
-    sets = [_parse_data(text) for text in args.data]
-    names = [data.name for data in sets]
-    overrides = {data: studies.overrides_of(data.name, names, args.overrides) for data in sets}
-    runs = [(data, recipe, seed) for data in sets for recipe in seeds for seed in range(seeds[recipe])]
+    args = studies.grid_command_line(__doc__, FORM, RECIPES, USUAL, 3).parse_args(argv)
+    runs = studies.grid(args, studies.data_sets(args.data, FORM, Data), RECIPES)
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        results = list(pool.map(lambda run: _run(args.out, overrides[run[0]], *run), runs))
-    print(_means(dict(zip(runs, results, strict=True))))
-    print(_runs(zip(runs, results, strict=True)))
+        results = list(pool.map(lambda run: _run(args.out, run), runs))
+    print(_means(runs, results))
+    print(_runs(runs, results))
 
 
-def _parse_data(text: str) -> Data:
-    name, _, rest = text.partition("=")
-    parts = rest.split(",")
-    if not name or len(parts) != 2 or not all(parts):
-        raise UserError(f"--data {text} is not of the form NAME=DEMO_SHARDS,STAGE2_RUN")
-    return Data(name, *parts)
-
-
-def _run(out: pathlib.Path, overrides: list[str], data: Data, name: str, seed: int) -> dict:
+def _run(out: pathlib.Path, run: studies.Run) -> dict:
     """Trains and evaluates one run unless that is done; returns the metrics."""
-    recipe = RECIPES[name]
+    data, recipe = run.data, RECIPES[run.recipe]
     begin = [f"init_from.={data.stage2}"] if recipe.pretrained else []
-    settings = [f"seed={seed}", f"data.path={data.demos}", *begin, f"data.chunk_length={CHUNK_LENGTH}",
-                *recipe.changes, *overrides]  # fmt: skip
-    return studies.evaluate(studies.train(out / f"{data.name}_{name}_{seed}", recipe.config, settings))["metrics"]
+    settings = [f"seed={run.seed}", f"data.path={data.demos}", *begin, f"data.chunk_length={CHUNK_LENGTH}",
+                *recipe.changes, *run.overrides]  # fmt: skip
+    folder = out / f"{data.name}_{run.recipe}_{run.seed}"
+    return studies.evaluate(studies.train(folder, recipe.config, settings))["metrics"]
 
 
-def _means(results: Mapping[tuple[Data, str, int], Mapping]) -> str:
+def _means(runs: Sequence[studies.Run], results: Sequence[Mapping]) -> str:
     """The table of means and ranges over seeds."""
     rows = []
-    for data, recipe in dict.fromkeys(run[:2] for run in results):
-        group = [metrics for run, metrics in results.items() if run[:2] == (data, recipe)]
+    for data, recipe in dict.fromkeys(run[:2] for run in runs):
+        group = [metrics for run, metrics in zip(runs, results, strict=True) if run[:2] == (data, recipe)]
         rows.append([data.name, recipe, str(len(group)), *studies.ranges(group, COLUMNS)])
     return studies.table(["data", "recipe", "seeds", *COLUMNS], rows)
 
 
-def _runs(results: Iterable[tuple[tuple[Data, str, int], Mapping]]) -> str:
+def _runs(runs: Sequence[studies.Run], results: Sequence[Mapping]) -> str:
     """The table of single runs."""
-    rows = [[data.name, recipe, str(seed), *studies.cells(metrics, COLUMNS)]
-            for (data, recipe, seed), metrics in results]  # fmt: skip
+    rows = [[run.data.name, run.recipe, str(run.seed), *studies.cells(metrics, COLUMNS)]
+            for run, metrics in zip(runs, results, strict=True)]  # fmt: skip
     return studies.table(["data", "recipe", "seed", *COLUMNS], rows)
 
 

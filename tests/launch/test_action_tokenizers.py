@@ -42,29 +42,30 @@ def test_a_run_that_is_done_is_not_trained_again(monkeypatch, tmp_path):
         (tmp_path / "runs" / "walks_fsq_0").mkdir(parents=True, exist_ok=True)
 
     monkeypatch.setattr(studies, "call", call)
-    data = study.Data("walks", "shards", 8, None)
-    run = study._train(tmp_path, ["train.steps=3"], data, "fsq", 0)
-    assert study._train(tmp_path, ["train.steps=3"], data, "fsq", 0) == run == tmp_path / "runs" / "walks_fsq_0"
+    wanted = studies.Run(study.Data("walks", "shards", 8, None), "fsq", 0, ("train.steps=3",))
+    run = study._train(tmp_path, wanted)
+    assert study._train(tmp_path, wanted) == run == tmp_path / "runs" / "walks_fsq_0"
     ((log, script, arguments),) = calls
     assert script == "launch/train.py" and log.name == "walks_fsq_0.log"
     assert arguments[-2:] == ("--workdir", str(run)) and "--config.data.path=shards" in arguments
     assert arguments.index("--config.train.steps=3") > arguments.index("--config.train.steps=1600"), "the last one wins"
     with pytest.raises(UserError, match="was trained with other settings"):
-        study._train(tmp_path, ["train.steps=4"], data, "fsq", 0)
+        study._train(tmp_path, wanted._replace(overrides=("train.steps=4",)))
 
 
 def test_seeds_are_of_a_recipe_and_overrides_of_a_data_set(monkeypatch, tmp_path):
     trained, compared = [], []
-    monkeypatch.setattr(study, "_train", lambda out, overrides, *run: trained.append((overrides, *run)) or out)
+    monkeypatch.setattr(study, "_train", lambda out, run: trained.append(run) or out)
     monkeypatch.setattr(study, "_compare", lambda out, sets, runs: compared.extend(runs))
     monkeypatch.setattr(study, "usage_table", lambda wanted, runs: "")
     (tmp_path / "comparison").mkdir()
     study.main(["--data", "a=x,8", "b=y,8", "--recipes", "fsq=2", "mstcn_z", "--out", str(tmp_path), "--jobs", "1",
                 "--overrides", "train.steps=3", "b:train.steps=4", "data.path=s3://c"])  # fmt: skip
     first = [(name, recipe, 0) for name in "ab" for recipe in ("fsq", "mstcn_z")]
-    assert [(data.name, *rest) for _, data, *rest in trained] == [*first, ("a", "fsq", 1), ("b", "fsq", 1)]
-    assert trained[0][0] == ["train.steps=3", "data.path=s3://c"]
-    assert trained[2][0] == ["train.steps=3", "train.steps=4", "data.path=s3://c"]
+    found = [(run.data.name, run.recipe, run.seed) for run in trained]
+    assert found == [*first, ("a", "fsq", 1), ("b", "fsq", 1)]
+    assert trained[0].overrides == ("train.steps=3", "data.path=s3://c")
+    assert trained[2].overrides == ("train.steps=3", "train.steps=4", "data.path=s3://c")
     assert len(compared) == 4, "the first seed of each"
 
 
@@ -77,7 +78,8 @@ def test_usage_counts_the_codes_of_the_training_chunks(monkeypatch, shards):
         return [(" z", 4, np.array([0, 0, 1, 1])), (" q", 2, np.full(4, run))]
 
     monkeypatch.setattr(study, "_codes", codes)
-    lines = study.usage_table([(data, "mstcn_z", 0), (data, "mstcn_z", 1)], [0, 1]).splitlines()
+    runs = [studies.Run(data, "mstcn_z", seed, ()) for seed in range(2)]
+    lines = study.usage_table(runs, [0, 1]).splitlines()
     assert seen[0].shape == (3 * 33, 8, 4)
     assert "| walks | mstcn_z z | 0 | 4 | 50.0% | 2.0 | 4 |" in lines
     assert "| walks | mstcn_z q | 1 | 2 | 50.0% | 1.0 | 4 |" in lines
@@ -90,10 +92,9 @@ def test_usage_counts_the_codes_of_the_training_chunks(monkeypatch, shards):
         (["--data", "a"], "is not of the form NAME=SHARDS,STEPS"),
         (["--data", "a=b,1"], "with 2 steps at least"),
         (["--data", "a=b,8,x"], "is not of the form"),
-        (["--data", "a=b,8", "a=c,8"], "two data sets have the same name"),
+        (["--data", "a=b,8", "a=c,8"], "2 data sets of the name a"),
         (["--data", "a=b,8", "--recipes", "fsk"], "unknown recipe 'fsk'; did you mean 'fsq'"),
         (["--data", "a=b,8", "--recipes", "fsq=0"], "with 1 seed at least"),
-        (["--data", "a=b,8", "--jobs", "0"], "must be at least 1"),
         (["--data", "abc=b,8", "--overrides", "abd:train.steps=3"], "is for no data set of --data; did you mean 'abc'"),
     ],
 )

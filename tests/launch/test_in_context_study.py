@@ -69,8 +69,8 @@ def test_no_folds_and_raw_actions_need_no_tokenizer(trained, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
-    [(["--actions", "zq"], "did you mean 'z\\+q'"), (["--seeds", "0"], "at least 1"),
-     (["--folds", "1"], "at least 2"), (["--folds", "6"], "of 5 tasks")],
+    [(["--actions", "zq"], "did you mean 'z\\+q'"), (["--folds", "1"], "at least 2"),
+     (["--folds", "-1"], "at least 2"), (["--folds", "6"], "of 5 tasks")],
 )  # fmt: skip
 def test_wrong_input_is_one_line(trained, tmp_path, arguments, told):
     with pytest.raises(UserError, match=told):

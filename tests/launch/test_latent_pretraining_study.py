@@ -113,12 +113,7 @@ def test_what_is_pretrained_fits_the_policy(root, arm):
     assert (one.data.text_length, one.data.image_size) == (two.data.text_length, two.data.image_size) == (20, 64)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [(["--arms", "lappa"], "did you mean 'lapa'"), (["--seeds", "-1"], "--seeds -1"),
-     (["--jobs", "0"], "--jobs 0"), (["--gap", "0"], "--gap 0")],
-)  # fmt: skip
-def test_wrong_input_is_one_line(calls, tmp_path, arguments, told):
-    with pytest.raises(UserError, match=told):
-        study.main(["--out", str(tmp_path / "out"), *arguments])
+def test_wrong_input_is_one_line(calls, tmp_path):
+    with pytest.raises(UserError, match="did you mean 'lapa'"):
+        study.main(["--out", str(tmp_path / "out"), "--arms", "lappa"])
     assert calls == []
