@@ -4,8 +4,6 @@ Such a model turns two frames into a delta of a few vectors, quantises each, and
 first one and these codes alone. How frames become a delta and codes a frame is each model's own (`laq`, `laq_conv`).
 """
 
-import math
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,7 +11,7 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.output import Output
-from lapa_jax.models.tokenizers import laq_summary
+from lapa_jax.models.tokenizers import laq_quantizers, laq_summary
 from lapa_jax.models.tokenizers.laq_modules import (
     DTYPES,
     IMAGENET_MEAN,
@@ -26,19 +24,13 @@ from lapa_jax.models.tokenizers.laq_modules import (
 )
 from lapa_jax.nn import losses
 from lapa_jax.nn.norm import RunningNorm
-from lapa_jax.nn.quantizers import codebook
 from lapa_jax.nn.quantizers import replacement as rules
-from lapa_jax.nn.quantizers.fsq import FSQ
-from lapa_jax.nn.quantizers.nsvq import NSVQ
 from lapa_jax.nn.quantizers.usage import batch_usage
-from lapa_jax.nn.quantizers.vq import UPDATES, VQ
 from lapa_jax.nn.views import shift_clips
 
-QUANTIZERS = ("nsvq", "vq", "fsq")
 OUTPUTS = ("linear", "residual", "tanh")
 NORMALIZATIONS = ("none", "imagenet")
 DELTA_NORMS = ("none", "running", "running_per_position")
-CODEBOOK = "quantizer/codebook"
 
 
 class FramePairs(nn.Module):
@@ -107,7 +99,7 @@ class FramePairs(nn.Module):
     @nn.nowrap
     def setup_codes(self) -> None:
         """What lies between the delta and the action: normalisation and quantiser; for `setup`."""
-        self.quantization = self._quantizer(name="quantizer")
+        self.quantization = laq_quantizers.build(self, name="quantizer")
         if self.delta_norm != "none":
             self.normalizer = RunningNorm(per_position=self.delta_norm == "running_per_position")
 
@@ -140,17 +132,12 @@ class FramePairs(nn.Module):
     @nn.nowrap
     def check_common(self) -> None:
         """Raises UserError for fields of this class that cannot work, with what to change."""
-        choices = {"quantizer": QUANTIZERS, "codebook_init": codebook.INITS, "delta_norm": DELTA_NORMS,
-                   "replacement": rules.REPLACEMENTS, "output": OUTPUTS, "normalization": NORMALIZATIONS,
-                   "dtype": DTYPES, "codebook_update": UPDATES}  # fmt: skip
+        choices = {"delta_norm": DELTA_NORMS, "output": OUTPUTS, "normalization": NORMALIZATIONS, "dtype": DTYPES}
         for field, known in choices.items():
             check_choice(field, getattr(self, field), known)
         check_image_size(self.image_size)
         check_whole_numbers(self, ("quant_dim", "code_seq_len"))
-        if self.codebook_size < 2:
-            raise UserError(f"codebook_size is {self.codebook_size}; at least 2 codes are needed")
-        rules.check_schedule(self.replacement_schedule)
-        self._check_quantizer()
+        laq_quantizers.check(self)
         limit = min(image_shape(self.image_size)) // 2
         if not isinstance(self.view_shift, int) or not 0 <= self.view_shift <= limit:
             raise UserError(f"view_shift is {self.view_shift!r}; give whole pixels from 0 to half the image, {limit}")
@@ -161,49 +148,6 @@ class FramePairs(nn.Module):
                             "tanh ends at 1; use output 'linear' or normalization 'none'")
 
     @nn.nowrap
-    def _check_quantizer(self) -> None:
-        if self.quantizer == "fsq":
-            FSQ(self.levels).check()
-            size, width = math.prod(self.levels), len(self.levels)
-            if (size, width) != (self.codebook_size, self.quant_dim):
-                raise UserError(f"levels {self.levels} make {size} codes of {width} features; set codebook_size to "
-                                f"{size} (now {self.codebook_size}) and quant_dim to {width} (now {self.quant_dim})")
-        elif self.levels:
-            raise UserError(f"levels {self.levels} are for quantizer 'fsq', and this is '{self.quantizer}'; "
-                            "leave them ()")
-        if self.quantizer != "vq" and self.codebook_per_position:
-            raise UserError(f"codebook_per_position needs quantizer 'vq', and this is '{self.quantizer}'")
-        allowed = self._replacements()
-        if self.replacement not in allowed:
-            update = f" with codebook_update '{self.codebook_update}'" if self.quantizer == "vq" else ""
-            raise UserError(f"replacement '{self.replacement}' is not for quantizer '{self.quantizer}'{update}; "
-                            f"set it to {' or '.join(map(repr, allowed))}")
-        if self.quantizer == "vq":
-            if self.replacement_min_share * self.codebook_size >= 1:
-                raise UserError(f"replacement_min_share {self.replacement_min_share} is more than the mean share of "
-                                f"{self.codebook_size} codes; give less than {1 / self.codebook_size:g}")
-            self._quantizer().check()
-
-    @nn.nowrap
-    def _replacements(self) -> tuple[str, ...]:
-        if self.quantizer == "nsvq":
-            return rules.REPLACEMENTS
-        return ("none", "share") if (self.quantizer, self.codebook_update) == ("vq", "ema") else ("none",)
-
-    @nn.nowrap
-    def _quantizer(self, name: str | None = None):
-        if self.quantizer == "nsvq":
-            return NSVQ(self.codebook_size, self.codebook_init, name=name)
-        if self.quantizer == "fsq":
-            return FSQ(self.levels)
-        dead_share = self.replacement_min_share * self.codebook_size if self.replacement == "share" else 0.0
-        return VQ(
-            self.codebook_size, update=self.codebook_update, decay=self.codebook_decay,
-            positions=self.code_seq_len if self.codebook_per_position else 1, codebook_init=self.codebook_init,
-            dead_share=dead_share, name=name,
-        )  # fmt: skip
-
-    @nn.nowrap
     def example(self, batch_size: int) -> dict[str, np.ndarray]:
         """A batch of zeros with the right shapes and dtypes."""
         return {"frames": np.zeros((batch_size, 2, *image_shape(self.image_size), 3), np.uint8)}
@@ -212,23 +156,14 @@ class FramePairs(nn.Module):
         """Losses and metrics of a batch; with `train` the quantiser's state moves, and NSVQ puts noise in for codes."""
         frames = self._frames(batch["frames"])
         view = self._encode(frames, train=train)
-        action, codes, quantizer_losses, metrics = self._quantize(view["delta"], train=train)
+        quantized = laq_quantizers.apply(self.quantization, view["delta"], train=train)
+        action, codes, quantizer_losses, metrics = quantized
         if train and self.view_shift:
             named = self._two_view_losses(view, action, frames)
         else:
             named = self._losses(view, action, frames)
         metrics = metrics | batch_usage(codes, self.codebook_size)
         return Output(losses=named | quantizer_losses, metrics=metrics, codes=codes)
-
-    def _quantize(self, delta: jax.Array, *, train: bool):
-        """Deltas -> action vectors, codes, the losses "codebook" and "commitment" f32 [B], and metrics."""
-        none = {name: jnp.zeros(len(delta), jnp.float32) for name in ("codebook", "commitment")}
-        if self.quantizer == "vq":
-            return self.quantization(delta, train=train)
-        if self.quantizer == "fsq":
-            return *self.quantization(delta), none, {}
-        action, codes, metrics = self.quantization(delta, train=train)
-        return action, codes, none, metrics
 
     def _losses(self, view: dict[str, jax.Array], action: jax.Array, frames: jax.Array) -> dict[str, jax.Array]:
         """The named losses f32 [B] of predicting `frames[:, 1]` from a view of `frames[:, 0]` and actions."""
@@ -317,16 +252,7 @@ class FramePairs(nn.Module):
         Returns:
           The variables, and {parameter name: bool mask} of rows whose optimizer moments must start afresh.
         """
-        if self.quantizer != "nsvq" or self.replacement == "none":
-            return variables, {}
-        quantizer, counts = variables["params"]["quantizer"], variables["codebook"]["quantizer"]
-        codes, counts, replaced = rules.maybe_replace(
-            self.replacement, quantizer["codebook"], counts, step=step, rng=rng, schedule=self.replacement_schedule,
-            min_hits=self.replacement_min_hits, min_share=self.replacement_min_share,
-        )  # fmt: skip
-        params = {**variables["params"], "quantizer": {**quantizer, "codebook": codes}}
-        state = {**variables["codebook"], "quantizer": counts}
-        return {**variables, "params": params, "codebook": state}, {CODEBOOK: replaced[:, None]}
+        return laq_quantizers.replace_dead(self, variables, step=step, rng=rng)
 
     def _frames(self, frames: jax.Array) -> jax.Array:
         return self.observe(to_unit_range(frames, (2, *image_shape(self.image_size), 3)))
