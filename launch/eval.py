@@ -110,7 +110,10 @@ def _controller(args, policy, options):
 
     actions, state = evaluation.sizes(options, state=bool(policy.model.state_dim))
     controllers.check_fits(policy, args.dataset, env=args.env, actions=actions, state=state)
-    options = dataclasses.replace(options, fps=controllers.rate(policy, args.dataset))
+    fps = controllers.rate(policy, args.dataset)
+    if fps is None:
+        print(f"note: the data of {args.run} name no frame rate; it acts as often as {args.env} takes actions")
+    options = dataclasses.replace(options, fps=fps)
     shown = functools.partial(evaluation.demonstrations, options, getattr(policy.model, "prompts", 0))
     how = {"execute": args.execute, "ensemble": args.ensemble, "dataset": args.dataset}
     return options, controllers.controller_of(policy, functools.cache(shown), **how)

@@ -80,7 +80,7 @@ def _features(features: Mapping) -> str:
     rows = []
     for name, feature in sorted(features.items()):
         shape = " x ".join(map(str, feature.get("shape", ["varies"] if feature.get("codec") == "jpeg" else [])))
-        names = list(feature.get("names", ()))
+        names = list(feature.get("names") or ())
         shown = ", ".join(names[:DIMENSIONS]) + (f", ... ({len(names)})" if len(names) > DIMENSIONS else "")
         rows.append((name, shape, feature.get("codec") or feature.get("dtype", ""), shown))
     return _table(("feature", "shape", "stored as", "dimensions"), rows)

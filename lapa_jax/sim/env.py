@@ -1,6 +1,6 @@
 """The one interface of all simulated environments."""
 
-import importlib
+import importlib.metadata
 import inspect
 from typing import Protocol
 
@@ -10,6 +10,9 @@ from lapa_jax.core.errors import UserError, did_you_mean
 
 ENVS = ("push_table", "metaworld")
 """Modules of `lapa_jax.sim` that define a class `Env`."""
+
+SIMULATORS = {"push_table": ("mujoco",), "metaworld": ("mujoco", "metaworld")}
+"""What each runs on."""
 
 
 class ScriptedPolicy(Protocol):
@@ -55,6 +58,11 @@ class Env(Protocol):
 
     def close(self) -> None:
         """Frees what `observe` holds."""
+
+
+def simulator(name: str) -> dict[str, str]:
+    """{package: version} of what the environment `name` runs on: another version may give other episodes."""
+    return {package: importlib.metadata.version(package) for package in SIMULATORS[name]}
 
 
 def make(name: str, **options) -> Env:

@@ -20,7 +20,7 @@ from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.core.files import atomic_path, read_json, write_json
 from lapa_jax.core.progress import bar
 from lapa_jax.data import images
-from lapa_jax.sim.env import Env, make
+from lapa_jax.sim.env import Env, make, simulator
 from lapa_jax.sim.recording_formats import write_mp4
 
 PINNED = "rollouts.json"
@@ -231,7 +231,8 @@ def _stride(env: Env, fps: float | None) -> int:
 
 def _pin(options: Options, controller: Controller, videos: int | None, out: pathlib.Path) -> None:
     """Writes what decides the episodes into a new folder; a folder with others in it is refused."""
-    wanted = json.loads(json.dumps({**dataclasses.asdict(options), "controller": controller.about, "videos": videos}))
+    about = {"controller": controller.about, "videos": videos, "simulator": simulator(options.env)}
+    wanted = json.loads(json.dumps({**dataclasses.asdict(options), **about}))
     if (out / PINNED).exists():
         found = read_json(out / PINNED)
         for name, value in wanted.items():

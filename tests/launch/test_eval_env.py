@@ -47,6 +47,12 @@ def test_a_policy_acts_beside_its_controls_and_goes_on_where_it_stopped(policy, 
         command.main([*SHORT, "--run", str(policy), "--videos", "1", "--execute", "1"])
 
 
+def test_a_policy_whose_data_name_no_frame_rate_is_told_of(root, brief, tmp_path, capsys):
+    small_policy.make(root, fps=None).save_pretrained(tmp_path / "policy")
+    command.main([*SHORT, "--run", str(tmp_path / "policy"), "--videos", "0", "--episodes", "1", "--lanes", "1"])
+    assert "name no frame rate; it acts as often as push_table takes actions" in capsys.readouterr().out
+
+
 def test_an_in_context_policy_is_shown_what_the_oracle_does(tmp_path, monkeypatch):
     monkeypatch.setattr(random_policy, "A", 2)
     monkeypatch.setattr(random_policy, "S", 2)

@@ -92,6 +92,15 @@ def test_a_folder_with_other_episodes_is_refused(oracle, changes, told):
         run(oracle[0], **changes)
 
 
+def test_episodes_of_another_version_of_the_simulator_are_refused(oracle, tmp_path):
+    folder = shutil.copytree(oracle[0], tmp_path / "oracle")
+    about = json.loads((folder / "rollouts.json").read_text())
+    assert about["simulator"].keys() == {"mujoco"}
+    (folder / "rollouts.json").write_text(json.dumps({**about, "simulator": {"mujoco": "2.3.0"}}))
+    with pytest.raises(UserError, match="simulator {'mujoco': '2.3.0'}, now"):
+        run(folder)
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [({"tasks": ("separat",)}, "did you mean 'separate'"), ({"lanes": 0}, "--lanes"), ({"episodes": 0}, "--episodes"),

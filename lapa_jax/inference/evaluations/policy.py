@@ -9,6 +9,7 @@ import numpy as np
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.metrics import read_metrics
 from lapa_jax.data import pipeline
+from lapa_jax.data.contents import dimension_names
 from lapa_jax.data.samples.padded import as_wide_as
 from lapa_jax.data.statistics import kinds
 from lapa_jax.inference import curves, in_context_plots, policy_plots, policy_replay, report
@@ -121,8 +122,8 @@ class Evaluation(BaseEvaluation):
             if not rows.any():
                 continue
             predicted = self.tokenizer.to_units(arrays["prediction"][rows], dataset)
-            names = source.shards.features["action"].get("names") or range(predicted.shape[-1])
-            found.append(Rows(name, dataset, tuple(map(str, names)), recorded[rows][..., : predicted.shape[-1]],
+            names = dimension_names(source.shards.features["action"], predicted.shape[-1])
+            found.append(Rows(name, dataset, tuple(names), recorded[rows][..., : predicted.shape[-1]],
                               predicted, arrays["weight"][rows].max(2) > 0))  # fmt: skip
         return found
 
