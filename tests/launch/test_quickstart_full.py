@@ -41,9 +41,7 @@ def test_videos_and_demonstrations_become_a_served_policy(root, tmp_path):
     pytest.importorskip("aiohttp", reason="the server needs lapa_jax[serve]")
     write_videos(tmp_path / "shared" / "push_table_videos", actions=False)
     write_videos(tmp_path / "shared" / "push_table", actions=True)
-    # nothing is computed often enough to be worth optimising
     settings = {"SHORT": "1", "SHARED": str(tmp_path / "shared"), "JAX_PLATFORMS": "cpu",
-                "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
                 "VENV": str(this_environment(root, tmp_path / "venv"))}  # fmt: skip
     out = tmp_path / "out"
     done = subprocess.run(["bash", "launch/quickstart_full.sh", str(out)], cwd=root, env={**os.environ, **settings},

@@ -18,8 +18,6 @@ from lapa_jax.train.task import Task
 SMALL = {"name": "tokenizers.laq_conv", "image_size": 16, "channels": (8, 16), "blocks": 1, "groups": 4, "embed": 16,
          "quant_dim": 4, "delta_norm": "running"}  # fmt: skip
 WEIGHTS = {"reconstruction": 1.0, "codebook": 1.0, "commitment": 0.25}
-jitted = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-"""What runs once or twice: compiling it takes longer than running it, and that of random numbers ten times as long."""
 
 
 def build(**fields):
@@ -33,7 +31,7 @@ def frames(model, count=8, seed=0):
 
 def init(model, batch=None):
     batch = {"frames": frames(model)} if batch is None else batch
-    return jitted(Task(model, WEIGHTS).init)(jax.random.key(0), batch)
+    return jax.jit(Task(model, WEIGHTS).init)(jax.random.key(0), batch)
 
 
 @functools.cache
@@ -44,7 +42,7 @@ def small(**fields):
 
 @functools.cache
 def method_of(model, method):
-    return jitted(lambda variables, *args: model.apply(variables, *args, method=method))
+    return jax.jit(lambda variables, *args: model.apply(variables, *args, method=method))
 
 
 def run(model, variables, method, *args):
@@ -84,7 +82,7 @@ def test_a_residual_block_follows_the_specification_step_by_step():
     x = np.float32(np.random.default_rng(0).normal(size=(2, 5, 4, 8)))
     condition = np.float32(np.random.default_rng(1).normal(size=(2, 3)))
     block = ResBlock(4, jnp.float32)
-    params = randomly(jitted(block.init)(jax.random.key(0), x, condition)["params"])
+    params = randomly(jax.jit(block.init)(jax.random.key(0), x, condition)["params"])
     p = tree.flatten(params)
     y = silu(group_norm(x, 4, p["norm_0/norm/scale"], p["norm_0/norm/bias"]))
     y = convolve(y, p["conv_0/kernel"], p["conv_0/bias"])
@@ -92,17 +90,17 @@ def test_a_residual_block_follows_the_specification_step_by_step():
     scale, shift = np.split(condition @ p["norm_1/condition/kernel"] + p["norm_1/condition/bias"], 2, axis=-1)
     y = silu(y * (1 + scale[:, None, None]) + shift[:, None, None])
     y = x + convolve(y, p["conv_1/kernel"], p["conv_1/bias"])
-    np.testing.assert_allclose(jitted(block.apply)({"params": params}, x, condition), y, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(jax.jit(block.apply)({"params": params}, x, condition), y, rtol=1e-3, atol=1e-3)
 
 
 def test_the_way_down_halves_by_strided_convolutions():
     x = np.float32(np.random.default_rng(0).normal(size=(1, 8, 12, 3)))
     down = Down((8, 16), 1, 4, jnp.float32)
-    params = randomly(jitted(down.init)(jax.random.key(0), x)["params"])
-    first, second = jitted(down.apply)({"params": params}, x)
+    params = randomly(jax.jit(down.init)(jax.random.key(0), x)["params"])
+    first, second = jax.jit(down.apply)({"params": params}, x)
     assert first.shape == (1, 4, 6, 8) and second.shape == (1, 2, 3, 16)
     halved = convolve(x, params["down_0"]["kernel"], params["down_0"]["bias"], stride=2)
-    expected = jitted(ResBlock(4, jnp.float32).apply)({"params": params["block_0_0"]}, np.float32(halved))
+    expected = jax.jit(ResBlock(4, jnp.float32).apply)({"params": params["block_0_0"]}, np.float32(halved))
     np.testing.assert_allclose(first, expected, rtol=1e-3, atol=1e-3)
 
 
@@ -111,16 +109,16 @@ def test_poolings_reduce_the_grid_as_they_say():
     common = {"channels": (8, 16), "blocks": 1, "groups": 4, "count": 4, "width": 5, "dtype": jnp.float32}
     for pooling in ("average", "projection"):
         encoder = PairEncoder(pooling=pooling, **common)
-        params = randomly(jitted(encoder.init)(jax.random.key(0), pair)["params"])
-        grid = jitted(Down((8, 16), 1, 4, jnp.float32).apply)({"params": params["down"]}, pair.reshape(4, 16, 16, 3))
-        grid = jitted(Norm(4, jnp.float32).apply)({"params": params["norm"]}, grid[-1])
+        params = randomly(jax.jit(encoder.init)(jax.random.key(0), pair)["params"])
+        grid = jax.jit(Down((8, 16), 1, 4, jnp.float32).apply)({"params": params["down"]}, pair.reshape(4, 16, 16, 3))
+        grid = jax.jit(Norm(4, jnp.float32).apply)({"params": params["norm"]}, grid[-1])
         cells = convolve(np.asarray(grid), params["out"]["kernel"], params["out"]["bias"])  # [4, 4, 4, 5]
         if pooling == "average":
             pooled = np.stack([cells[:, r : r + 2, c : c + 2].mean((1, 2)) for r in (0, 2) for c in (0, 2)], 1)
         else:
             pooled = np.einsum("bcd,kcd->bkd", cells.reshape(4, 16, 5), params["maps"]["maps"])
         expected = pooled[1::2] - pooled[::2]
-        np.testing.assert_allclose(jitted(encoder.apply)({"params": params}, pair), expected, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(jax.jit(encoder.apply)({"params": params}, pair), expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("pooling", ["projection", "average", "attention"])
@@ -128,8 +126,8 @@ def test_the_delta_of_equal_frames_is_zero_and_that_of_swapped_ones_its_negative
     """A delta that says what a picture looks like, and not what changes in it, left the codes unused in training."""
     encoder = PairEncoder((8,), 1, 4, 2, 5, pooling, jnp.float32)
     pair = np.float32(np.random.default_rng(0).random((1, 2, 8, 8, 3)))
-    params = jitted(encoder.init)(jax.random.key(0), pair)
-    still, there, back = (np.asarray(jitted(encoder.apply)(params, frames))
+    params = jax.jit(encoder.init)(jax.random.key(0), pair)
+    still, there, back = (np.asarray(jax.jit(encoder.apply)(params, frames))
                           for frames in (pair[:, [0, 0]], pair, pair[:, ::-1]))  # fmt: skip
     np.testing.assert_allclose(still, 0, atol=1e-6)
     np.testing.assert_allclose(there, -back, rtol=1e-5, atol=1e-6)
@@ -140,9 +138,9 @@ def test_attention_pooling_sees_where_things_are():
     encoder = PairEncoder((8,), 1, 4, 2, 5, "attention", jnp.float32)
     pair = np.zeros((1, 2, 8, 8, 3), np.float32)
     pair[0, 1, :2, :2] = 1
-    params = jitted(encoder.init)(jax.random.key(0), pair)
-    corner = jitted(encoder.apply)(params, pair)
-    other = jitted(encoder.apply)(params, np.ascontiguousarray(pair[:, :, ::-1, ::-1]))
+    params = jax.jit(encoder.init)(jax.random.key(0), pair)
+    corner = jax.jit(encoder.apply)(params, pair)
+    other = jax.jit(encoder.apply)(params, np.ascontiguousarray(pair[:, :, ::-1, ::-1]))
     assert corner.shape == (1, 2, 5)
     assert np.abs(corner - other).max() > 1e-3 and np.abs(corner[:, 0] - corner[:, 1]).max() > 1e-3
 
@@ -206,7 +204,7 @@ def test_the_second_frame_reaches_the_decoder_through_the_codes_alone():
 
     def influence(lookup):
         grad = jax.grad(lambda f: model.apply(variables, f, lookup, method=reconstruct))
-        return np.abs(jitted(grad)(batch)).max(axis=(0, 2, 3, 4))
+        return np.abs(jax.jit(grad)(batch)).max(axis=(0, 2, 3, 4))
 
     first, second = influence(lookup=True)
     assert first > 0 and second == 0
@@ -234,7 +232,7 @@ def loss_and_grads(model, variables, batch):
                                method=lambda m, f: m._encode(m._frames(f), train=True)["delta"])  # fmt: skip
         return *jax.value_and_grad(loss, has_aux=True)(params), delta
 
-    (total, metrics), grads, delta = jitted(everything)(variables["params"])
+    (total, metrics), grads, delta = jax.jit(everything)(variables["params"])
     return total, metrics, tree.flatten(grads), np.asarray(delta)
 
 
@@ -270,10 +268,10 @@ def test_training_finds_codes_that_tell_movements_apart():
 
     model = build(output="residual", view_shift=2, quant_dim=2)
     task, rng = Task(model, {**WEIGHTS, "coarse": 0.1, "commitment": 0.005}), np.random.default_rng(0)
-    variables = jitted(task.init)(jax.random.key(0), moving_squares(32, rng))
+    variables = jax.jit(task.init)(jax.random.key(0), moving_squares(32, rng))
     adam = optax.adam(3e-3)
 
-    @jitted
+    @jax.jit
     def step(variables, moments, batch, key):
         def loss(params):
             total, (updated, _) = task.loss({**variables, "params": params}, batch, key)
@@ -283,7 +281,7 @@ def test_training_finds_codes_that_tell_movements_apart():
         updates, moments = adam.update(grads, moments)
         return {"params": optax.apply_updates(variables["params"], updates), **updated}, moments
 
-    moments = jitted(adam.init)(variables["params"])
+    moments = jax.jit(adam.init)(variables["params"])
     for index in range(60):
         variables, moments = step(variables, moments, moving_squares(32, rng), jax.random.key(index))
     held_out = moving_squares(64, np.random.default_rng(9))
@@ -300,7 +298,7 @@ def test_eight_devices_train_as_one():
         mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices)
         same = NamedSharding(mesh, PartitionSpec())
         placed = shard_batch(mesh, batch)
-        variables = jitted(task.init, out_shardings=same)(jax.random.key(0), placed)
+        variables = jax.jit(task.init, out_shardings=same)(jax.random.key(0), placed)
 
         def step(variables, key):
             def loss(params):
@@ -310,7 +308,7 @@ def test_eight_devices_train_as_one():
             grads, updated = jax.grad(loss, has_aux=True)(variables["params"])
             return {"params": jax.tree.map(lambda p, g: p - 0.01 * g, variables["params"], grads), **updated}
 
-        step = jitted(step, out_shardings=same)
+        step = jax.jit(step, out_shardings=same)
         for index in range(3):
             variables = step(variables, jax.random.key(index))
         return variables

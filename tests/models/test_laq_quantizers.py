@@ -21,8 +21,6 @@ QUANTIZERS = {
     "fsq": {"quantizer": "fsq", "levels": (3, 5), "quant_dim": 2, "codebook_size": 15, "replacement": "none"},
 }
 WEIGHTS = {"reconstruction": 1.0, "codebook": 1.0, "commitment": 0.25}
-jitted = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-"""What runs once or twice: compiling it takes longer than running it, and that of random numbers ten times as long."""
 
 
 def build(**fields):
@@ -38,9 +36,9 @@ def trained(name):
     """The model, its variables at the start and after a step, and the metrics of the step."""
     model = build(**QUANTIZERS[name])
     task = Task(model, WEIGHTS)
-    start = jitted(task.init)(jax.random.key(0), batch_of())
+    start = jax.jit(task.init)(jax.random.key(0), batch_of())
 
-    @jitted
+    @jax.jit
     def step(variables):
         def loss(params):
             total, (updated, metrics) = task.loss({**variables, "params": params}, batch_of(), jax.random.key(1))
@@ -66,7 +64,7 @@ def test_every_quantizer_trains_encodes_and_decodes(name):
         predicted = model.apply(variables, {"frames": frames}, method="predict")
         return predicted, model.apply(variables, frames[:, 0], predicted["codes"], method="decode")
 
-    predicted, decoded = jitted(both)(after, batch_of()["frames"])
+    predicted, decoded = jax.jit(both)(after, batch_of()["frames"])
     codes = np.asarray(predicted["codes"])
     assert codes.shape == (8, 4) and codes.min() >= 0 and codes.max() < model.codebook_size
     assert len(np.unique(codes)) > 2
