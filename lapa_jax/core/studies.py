@@ -76,7 +76,7 @@ def command_line(doc: str, seeds: int | None = None) -> argparse.ArgumentParser:
                                    allow_abbrev=False)  # fmt: skip
     made.add_argument("--out", type=pathlib.Path, required=True, help="folder of the runs, and of what they need")
     made.add_argument("--jobs", type=at_least_one, default=2, help="runs at the same time, one core each")
-    made.add_argument("--overrides", nargs="*", default=[], help="config changes, key=value or NAME:key=value")
+    made.add_argument("--overrides", nargs="*", default=[], help="config changes, key=value; NAME:key=value of a NAME=...")
     if seeds is not None:
         made.add_argument("--seeds", type=at_least_one, default=seeds, help="of whatever names no number itself")
     return made
@@ -110,7 +110,7 @@ def data_sets(entries: Iterable[str], form: str, make: Callable[..., Data]) -> l
 
     Args:
       entries: texts of the form. form: "NAME=PART,PART[,PART]", brackets around what may be left out.
-      make: gives a data set, which has a `name`, for the name and the parts; ValueError if they cannot be.
+      make: gives a data set, which has a `name`, for the name and the parts; ValueError if they are none.
 
     Raises:
       UserError: an entry is of another form, or two have the same name.
@@ -124,8 +124,8 @@ def data_sets(entries: Iterable[str], form: str, make: Callable[..., Data]) -> l
             if not all([name, *parts]) or not least <= len(parts) <= most:
                 raise ValueError
             found.append(make(name, *parts))
-        except ValueError as error:
-            raise UserError(f"--data {entry} is not of the form {form}{error and f', {error}'}") from None
+        except ValueError:
+            raise UserError(f"--data {entry} is not of the form {form}") from None
     for name, times in collections.Counter(data.name for data in found).items():
         if times > 1:
             raise UserError(f"--data has {times} data sets of the name {name}; give each its own")

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lapa_jax.core import studies
-from lapa_jax.core.errors import run_main
+from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.files import atomic_path
 
 SHORT_FSQ = ["train.steps=1600", "train.eval_every=800", "train.save_every=400"]
@@ -88,9 +88,9 @@ def main(argv: list[str]) -> None:
 
 def _data(name: str, shards: str, steps: str, gripper: str | None = None) -> Data:
     if int(steps) < 2:
-        raise ValueError("with 2 steps at least")
+        raise UserError(f"--data {name}: a chunk of {steps} steps cannot be tokenized; give 2 at least")
     if gripper is not None:
-        int(gripper)  # a number of a dimension, or it is not of the form
+        int(gripper)  # a dimension is a number
     return Data(name, shards, int(steps), gripper)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from lapa_jax import sample
 from lapa_jax.core import studies
-from lapa_jax.core.errors import run_main
+from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.models.tokenizers.feature_vq_categories import adjusted_rand_index
 
 COLUMNS = {
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
 def _data(*given: str) -> Data:
     data = Data(*given)
     if data.column not in ("feature", "state"):
-        raise ValueError("with the column feature or state")
+        raise UserError(f"--data {data.name}: there is no column '{data.column}'; give feature or state")
     return data
 
 
