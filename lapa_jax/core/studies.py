@@ -76,7 +76,8 @@ def command_line(doc: str, seeds: int | None = None) -> argparse.ArgumentParser:
                                    allow_abbrev=False)  # fmt: skip
     made.add_argument("--out", type=pathlib.Path, required=True, help="folder of the runs, and of what they need")
     made.add_argument("--jobs", type=at_least_one, default=2, help="runs at the same time, one core each")
-    made.add_argument("--overrides", nargs="*", default=[], help="config changes, key=value; NAME:key=value of a NAME=...")
+    changes = "config changes, key=value; of one data set NAME:key=value"
+    made.add_argument("--overrides", nargs="*", default=[], help=changes)
     if seeds is not None:
         made.add_argument("--seeds", type=at_least_one, default=seeds, help="of whatever names no number itself")
     return made
