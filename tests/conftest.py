@@ -28,22 +28,25 @@ jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 SLOWEST = (
+    "tests/train/test_every_config.py",
     "tests/train/test_loop.py",
-    "tests/models/test_mstcn_training.py",
-    "tests/models/test_feature_vq.py",
-    "tests/models/test_fsq.py",
-    "tests/models/test_mstcn.py",
-    "tests/models/test_laq_conv.py",
-    "tests/models/test_laq_quantizers.py",
-    "tests/models/test_feature_vq_codebooks.py",
-    "tests/models/test_feature_vq_categories.py",
-    "tests/models/test_mstcn_codes.py",
-    "tests/tools/test_real_data.py",
-    "tests/launch/test_quickstart_full.py",
+    "tests/models/test_laq_features.py",
+    "tests/models/policies/test_icl.py",
     "tests/launch/test_train_killed.py",
+    "tests/launch/test_quickstart_full.py",
     "tests/launch/test_train_two_processes.py",
+    "tests/models/test_laq_conv.py",
+    "tests/models/test_laq.py",
+    "tests/inference/test_evaluation.py",
+    "tests/models/policies/test_vla.py",
+    "tests/nn/quantizers/test_vq.py",
+    "tests/models/test_fsq.py",
+    "tests/inference/test_policy_evaluation.py",
+    "tests/models/test_laq_quantizers.py",
+    "tests/tools/test_real_data.py",
 )
-"""Files of minutes. Workers of pytest-xdist take whole files: one of these taken last would leave the others idle."""
+"""Files of a minute or more, the slowest first. Workers of pytest-xdist take whole files: one of these taken last would
+leave the others idle."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -63,6 +66,16 @@ def _compiled_programs_of_a_module():
     """Lets go of them when its tests are over: the whole suite compiles gigabytes."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """Only the first of the devices is there, as on a workstation: for files that train, and not on a mesh."""
+    devices, local_devices = jax.devices, jax.local_devices
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *args: devices(*args)[:1])
+        patch.setattr(jax, "local_devices", lambda **kwargs: local_devices(**kwargs)[:1])
+        yield
 
 
 @pytest.fixture(scope="session")

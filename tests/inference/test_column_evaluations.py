@@ -17,6 +17,8 @@ from lapa_jax.train.loop import train
 from tests import toys
 from tests.data.samples import make
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.fixture(autouse=True)
 def models(monkeypatch):

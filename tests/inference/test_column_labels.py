@@ -19,6 +19,8 @@ from tests import toys
 from tests.data.samples import make
 from tests.inference.test_labels import Reader
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.fixture(autouse=True)
 def models(monkeypatch):

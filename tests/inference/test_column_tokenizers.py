@@ -82,7 +82,7 @@ def test_chunks_are_in_the_units_of_the_data(tokenizers, data):
     np.testing.assert_allclose(decoded, expected, rtol=1e-5, atol=1e-5)
     assert decoded.dtype == np.float32 and decoded.shape == ACTIONS.shape
     np.testing.assert_array_equal(chunks.encode(ACTIONS[3]), codes[3])
-    np.testing.assert_array_equal(chunks.decode(codes[3]), decoded[3])
+    np.testing.assert_allclose(chunks.decode(codes[3]), decoded[3], rtol=1e-5)  # another batch is another program
 
 
 def test_what_a_mask_hides_does_not_matter(tokenizers):

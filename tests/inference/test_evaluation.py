@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,6 +13,8 @@ from lapa_jax.inference.evaluations.latent_actions import Evaluation
 from lapa_jax.inference.restore import load
 
 from . import small_run, step_shards
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 LENGTHS = {"train": [[8]], "val": [[12, 12, 12, 12]]}
 NAMES = {
@@ -43,7 +44,7 @@ def folders(root, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def laq(folders):
-    return load(folders[0], devices=jax.devices()[:1])
+    return load(folders[0])
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,8 @@ from lapa_jax.train.loop import train
 from tests.inference import small_run
 from tests.inference.test_latent_policy import SMALL
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.fixture(scope="module")
 def tokenizer(root, tmp_path_factory):

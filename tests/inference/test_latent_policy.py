@@ -18,6 +18,8 @@ from lapa_jax.inference.evaluations.latent_policy import partners, shuffled
 from lapa_jax.inference.latent_policy import LatentPolicy
 from lapa_jax.train.loop import train
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 SMALL = ("train.steps=2", "train.batch_size=8", "train.eval_batch_size=8", "train.eval_every=2", "train.save_every=2",
          "train.tensorboard=False", "data.eval_examples=40", "data.image_size=28", "model.siglip.depth=1",
          "model.siglip.layer=-1", "model.dinov2.depth=1", "model.dinov2.layer=-1", "model.siglip.dim=16",

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 
@@ -17,6 +16,8 @@ from lapa_jax.inference.evaluations import evaluation_of
 from lapa_jax.inference.policy_replay import Difference, Replay
 from lapa_jax.train.loop import train
 from tests.data.samples import make
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 SMALL = ("train.steps=2", "train.batch_size=8", "train.eval_batch_size=8", "train.eval_every=2", "train.save_every=2",
          "train.tensorboard=False", "data.eval_examples=24", "data.image_size=28", "data.chunk_length=2",
@@ -52,7 +53,7 @@ def run(root, data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def policy(run):
-    return restore.load(run, devices=jax.devices()[:1])
+    return restore.load(run)
 
 
 @pytest.fixture(scope="module")

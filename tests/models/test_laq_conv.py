@@ -199,7 +199,7 @@ def test_the_second_frame_reaches_the_decoder_through_the_codes_alone():
 
     def reconstruct(m, frames, lookup):
         view = m._encode(frames, train=False)
-        action = m.quantization.lookup(codes) if lookup else m._quantize(view["delta"], train=False)[0]
+        action = m.quantization.lookup(codes) if lookup else m.quantization(view["delta"], train=False)[0]
         return jnp.sum(m._decode(view, action) ** 2)
 
     def influence(lookup):

@@ -22,6 +22,8 @@ from tests.golden.imported import TOWERS
 from tests.inference import step_shards
 from tools import import_weights
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 TOWER = {"name": "vision.dinov2", "image_size": 28, "patch": 14, "dim": 8, "depth": 1, "heads": 2, "hidden": 16}
 SMALL = {"name": "tokenizers.laq", "image_size": (28, 56), "patch_size": 14, "dim": 16, "quant_dim": 4, "heads": 2,
          "dim_head": 8, "spatial_depth": 1, "temporal_depth": 1, "decoder_depth": 1, "code_seq_len": 2,
@@ -140,7 +142,7 @@ def test_it_trains_and_the_tower_stays_what_it_was(run):
 
 def test_report_and_labels_of_such_a_run(run, tmp_path):
     folder, data, _ = run
-    laq = load(folder, devices=jax.devices()[:1])
+    laq = load(folder)
     evaluation = Evaluation(laq, run=folder, out=tmp_path / "eval")
     result = evaluation.write(supervised_steps=0)
     assert {"feature_gain", "swap_gap", "action_probe_r2", "action_probe_r2_untrained"} <= result["metrics"].keys()
@@ -155,9 +157,9 @@ def test_report_and_labels_of_such_a_run(run, tmp_path):
 
 
 def test_an_exported_model_gives_the_same(run, tmp_path):
-    laq = load(run[0], devices=jax.devices()[:1])
+    laq = load(run[0])
     laq.save_pretrained(tmp_path / "out")
-    again = load(tmp_path / "out", devices=jax.devices()[:1])
+    again = load(tmp_path / "out")
     frames = np.stack([square(0, 0), square(0, 3)])
     assert again.fingerprint == laq.fingerprint and not laq.pictures
     codes = laq.encode(frames)

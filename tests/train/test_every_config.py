@@ -13,6 +13,8 @@ from lapa_jax.core.metrics import read_metrics
 from lapa_jax.train.checkpoint import load_for_inference
 from lapa_jax.train.loop import train
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 CONFIGS = sorted(path.name for path in (pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
 SHORT = ("train.steps=4", "train.log_every=1", "train.eval_every=2", "train.save_every=2", "train.keep_last=2",
          "train.tensorboard=False", "data.eval_examples=64")  # fmt: skip

@@ -13,6 +13,8 @@ from lapa_jax.data.shards import StepShards
 from lapa_jax.train.checkpoint import load_for_inference
 from lapa_jax.train.loop import train
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 SMALL = ("model.hidden_dim=8", "model.embedding_dim=8", "model.decoder_dim=8", "model.partial_dim=8",
          "model.topo_samples=8", "train.batch_size=16", "train.eval_batch_size=64", "train.log_every=2",
          "train.eval_every=2", "train.save_every=2", "train.tensorboard=False", "data.eval_examples=64",

@@ -14,6 +14,8 @@ from lapa_jax.train.setup import parameter_table, prepare
 from tests import toys
 from tests.data.samples import make
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 PARAMS = {"tokenizer": {"kernel": jnp.full((2, 3), 0.5), "bias": jnp.ones(3)}, "head": {"kernel": jnp.ones((3, 2))}}
 START, STEPS = 3, 9
 COMMON = {"learning_rate": 0.1, "schedule": "cosine", "warmup_steps": 2, "final_learning_rate": 0.01,
