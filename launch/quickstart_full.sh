@@ -4,8 +4,8 @@
 # step, trains a vision-language model to predict the labels and then, with 50 demonstrations, a robot's actions, serves
 # that policy, and lets a client ask it what to do. Run again, it goes on where it stopped.
 #
-# The data are push_table_videos and push_table in ../shared/data (or SHARED=DIR); where they are absent, the embedded
-# sample is both. SHORT=1 takes a few steps of everything: that shows that it runs, and teaches nothing.
+# The data are metaworld_mt10_videos and metaworld_mt10 in ../shared/data (or SHARED=DIR): ten tasks of Meta-World, 200
+# videos, 50 demonstrations and 150 held out. Where they are absent, the embedded sample is both. SHORT=1 takes a few steps of everything: that shows that it runs, and teaches nothing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/venv.sh
@@ -31,16 +31,17 @@ train() {
 
 evaluate() { python launch/eval.py --run "$folder/$1" --supervised_steps 0 --pairs "$([ -n "$short" ] && echo 16 || echo 1024)"; }
 
-if [ -d "$shared/push_table_videos" ] && [ -d "$shared/push_table" ]; then
+if [ -d "$shared/metaworld_mt10_videos" ] && [ -d "$shared/metaworld_mt10" ]; then
     videos="$folder/videos" demos="$folder/demos"
-    say "videos without actions: $shared/push_table_videos -> step shards $videos"
-    python tools/convert.py "$shared/push_table_videos" "$videos" --format video --size 64
-    say "demonstrations: $shared/push_table -> step shards $demos, 50 to learn from and 150 held out"
-    python tools/convert.py "$shared/push_table" "$demos" --format video --size 64 --val_fraction 0.77
-    tokenizer=(laq_conv.py:small laq --config.data.path="$videos" --config.data.val_path="$demos" --config.data.gap_frames=16)
+    say "videos without actions: $shared/metaworld_mt10_videos -> step shards $videos"
+    python tools/convert.py "$shared/metaworld_mt10_videos" "$videos" --format video --size 64
+    say "demonstrations: $shared/metaworld_mt10 -> step shards $demos, 50 to learn from and 150 held out"
+    python tools/convert.py "$shared/metaworld_mt10" "$demos" --format video --size 64 --val_fraction 0.744
+    tokenizer=(laq_conv.py:small laq --config.data.path="$videos" --config.data.val_path="$demos" --config.data.gap_frames=8
+        --config.model.view_share=0.5 --config.model.view_shift=6 --config.model.delta_norm=running_per_position)
 else
     videos=sample demos=sample
-    say "$shared has no push_table_videos and push_table: the embedded sample serves as videos and as demonstrations"
+    say "$shared has no metaworld_mt10_videos and metaworld_mt10: the embedded sample serves as videos and as demonstrations"
     tokenizer=(laq_conv.py:tiny laq)
 fi
 

@@ -11,11 +11,11 @@ import pytest
 
 from tests.data import videos
 
-FRAMES, NUMBER = 22, 12
+FRAMES, NUMBER = 14, 12
 
 
 def write_videos(folder, actions: bool) -> None:
-    """Videos with instructions, longer than the script's gap of 16 frames."""
+    """Videos with instructions, longer than the script's gap of 8 frames."""
     rng, rows = np.random.default_rng(0), []
     for k in range(NUMBER):
         videos.write(folder / f"v{k}.mp4", FRAMES)
@@ -39,8 +39,8 @@ def this_environment(root, folder):
 
 def test_videos_and_demonstrations_become_a_served_policy(root, tmp_path):
     pytest.importorskip("aiohttp", reason="the server needs lapa_jax[serve]")
-    write_videos(tmp_path / "shared" / "push_table_videos", actions=False)
-    write_videos(tmp_path / "shared" / "push_table", actions=True)
+    write_videos(tmp_path / "shared" / "metaworld_mt10_videos", actions=False)
+    write_videos(tmp_path / "shared" / "metaworld_mt10", actions=True)
     settings = {"SHORT": "1", "SHARED": str(tmp_path / "shared"), "JAX_PLATFORMS": "cpu",
                 "VENV": str(this_environment(root, tmp_path / "venv"))}  # fmt: skip
     out = tmp_path / "out"
