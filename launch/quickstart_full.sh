@@ -5,7 +5,8 @@
 # that policy, and lets a client ask it what to do. Run again, it goes on where it stopped.
 #
 # The data are metaworld_mt10_videos and metaworld_mt10 in ../shared/data (or SHARED=DIR): ten tasks of Meta-World, 200
-# videos, 50 demonstrations and 150 held out. Where they are absent, the embedded sample is both. SHORT=1 takes a few steps of everything: that shows that it runs, and teaches nothing.
+# videos, 50 demonstrations and 150 held out. Where they are absent, the embedded sample is both. SHORT=1 takes a few
+# steps of everything: that shows that it runs, and teaches nothing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/venv.sh

@@ -13,14 +13,12 @@ SHARED = ROOT.parent / "shared"
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
-# Tests compile far more than they compute, so LLVM's optimisation costs more than it saves. Commands that tests start
-# inherit this; flags that are given come later and win.
+# Tests compile far more than they compute, so LLVM's optimisation costs more than it saves; flags that are given come
+# later and win. Many compile the same small programs, which are shared. All of this also reaches the workers of
+# pytest-xdist and the commands that tests start.
 _QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["XLA_FLAGS"] = f"{_QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
-
-# Many tests compile the same small programs; commands that tests start and the workers of pytest-xdist share them too.
-if "PYTEST_XDIST_WORKER" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory(prefix="lapa_jax_tests_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"

@@ -141,6 +141,11 @@ class Run(NamedTuple):
     seed: int
     overrides: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.data.name}_{self.recipe}_{self.seed}"
+
 
 def grid(args: argparse.Namespace, sets: Sequence[Data], recipes: Iterable[str]) -> list[Run]:
     """The runs that the arguments of `grid_command_line` ask for, data set by data set.

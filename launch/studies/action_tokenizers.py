@@ -87,10 +87,10 @@ def main(argv: list[str]) -> None:
 
 
 def _data(name: str, shards: str, steps: str, gripper: str | None = None) -> Data:
+    if not steps.isdecimal() or not (gripper is None or gripper.removeprefix("-").isdecimal()):
+        raise ValueError
     if int(steps) < 2:
         raise UserError(f"--data {name}: a chunk of {steps} steps cannot be tokenized; give 2 at least")
-    if gripper is not None:
-        int(gripper)  # a dimension is a number
     return Data(name, shards, int(steps), gripper)
 
 
@@ -98,7 +98,7 @@ def _train(out: pathlib.Path, run: studies.Run) -> pathlib.Path:
     """Trains a run unless it is done; returns its folder."""
     config, changes = RECIPES[run.recipe](run.data)
     settings = [f"seed={run.seed}", f"data.path={run.data.shards}", *changes, *run.overrides]
-    return studies.train(out / "runs" / f"{run.data.name}_{run.recipe}_{run.seed}", config, settings)
+    return studies.train(out / "runs" / run.name, config, settings)
 
 
 def _compare(out: pathlib.Path, sets: list[Data], runs: list[tuple[str, pathlib.Path]]) -> None:

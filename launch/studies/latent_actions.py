@@ -72,6 +72,8 @@ def main(argv: list[str]) -> None:
 
 
 def _data(name: str, train: str, labelled: str, gap: str) -> Data:
+    if not gap.isdecimal():
+        raise ValueError
     return Data(name, train, labelled, int(gap))
 
 
@@ -80,7 +82,7 @@ def _run(out: pathlib.Path, run: studies.Run) -> dict:
     data = run.data
     settings = [f"seed={run.seed}", f"data.path={data.train}", f"data.val_path={data.labelled}",
                 f"data.gap_frames={data.gap}", *RECIPES[run.recipe], *run.overrides]  # fmt: skip
-    folder = studies.train(out / f"{data.name}_{run.recipe}_{run.seed}", CONFIG[run.recipe], settings)
+    folder = studies.train(out / run.name, CONFIG[run.recipe], settings)
     # The supervised bound depends on the data and the sizes, not on the recipe: once is enough.
     bound = [] if (run.recipe, run.seed) == ("small", 0) else ["--supervised_steps", "0"]
     return studies.evaluate(folder, *bound)["metrics"]

@@ -73,7 +73,7 @@ def _run(out: pathlib.Path, labels: pathlib.Path, run: studies.Run) -> dict:
     made_by = read_label_info(labels)["tokenizer"]
     settings = [f"seed={run.seed}", f"data.path={run.data.shards}", f"data.labels={labels}",
                 f"data.labels_tokenizer={made_by}", *RECIPES[run.recipe], *run.overrides]  # fmt: skip
-    folder = studies.train(out / f"{run.data.name}_{run.recipe}_{run.seed}", "vla_latent.py:tiny", settings)
+    folder = studies.train(out / run.name, "vla_latent.py:tiny", settings)
     return studies.evaluate(folder)["metrics"]
 
 

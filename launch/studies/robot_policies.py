@@ -72,8 +72,7 @@ def _run(out: pathlib.Path, run: studies.Run) -> dict:
     begin = [f"init_from.={data.stage2}"] if recipe.pretrained else []
     settings = [f"seed={run.seed}", f"data.path={data.demos}", *begin, f"data.chunk_length={CHUNK_LENGTH}",
                 *recipe.changes, *run.overrides]  # fmt: skip
-    folder = out / f"{data.name}_{run.recipe}_{run.seed}"
-    return studies.evaluate(studies.train(folder, recipe.config, settings))["metrics"]
+    return studies.evaluate(studies.train(out / run.name, recipe.config, settings))["metrics"]
 
 
 def _means(runs: Sequence[studies.Run], results: Sequence[Mapping]) -> str:

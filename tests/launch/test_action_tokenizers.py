@@ -90,6 +90,7 @@ def test_usage_counts_the_codes_of_the_training_chunks(monkeypatch, shards):
     ("arguments", "told"),
     [
         (["--data", "a"], "is not of the form NAME=SHARDS,STEPS"),
+        (["--data", "a=b,-8"], "is not of the form"),
         (["--data", "a=b,1"], "give 2 at least"),
         (["--data", "a=b,8,x"], "is not of the form"),
         (["--data", "a=b,8", "a=c,8"], "2 data sets of the name a"),

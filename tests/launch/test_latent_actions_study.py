@@ -53,6 +53,7 @@ def test_seeds_are_of_a_recipe_overrides_of_a_data_set_and_what_is_done_stays(mo
     ("arguments", "message"),
     [
         (["--data", "a=x,y"], "NAME=TRAIN_SHARDS,LABELLED_SHARDS,GAP_FRAMES"),
+        (["--data", "a=x,y,-8"], "NAME=TRAIN_SHARDS,LABELLED_SHARDS,GAP_FRAMES"),
         (["--data", "a=x,y,8", "--recipes", "vqq"], "did you mean 'vq'"),
         (["--data", "a=x,y,8", "--recipes", "vq=0"], "RECIPE=SEEDS"),
         (["--data", "a=x,y,8", "--overrides", "b:seed=1"], "for no data set"),
