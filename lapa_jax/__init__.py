@@ -16,6 +16,6 @@ def load(path, step=None):
     Returns:
       The inference object of the model's kind, e.g. a `LatentActionTokenizer` with `encode` and `decode`.
     """
-    from lapa_jax.inference.restore import load as load_run
+    from lapa_jax.inference.load import load as load_run
 
     return load_run(path, step=step)

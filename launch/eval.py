@@ -29,9 +29,9 @@ def main(argv: list[str]) -> None:
         return act(args)
 
     import lapa_jax
-    from lapa_jax.inference.evaluations import evaluation_of
-    from lapa_jax.inference.latent_policy import LatentPolicy
-    from lapa_jax.inference.tokenizer import LatentActionTokenizer
+    from lapa_jax.evaluate import evaluation_of
+    from lapa_jax.inference.latent_action_tokenizer import LatentActionTokenizer
+    from lapa_jax.inference.policies import LatentPolicy
 
     model = lapa_jax.load(args.run, step=args.step)
     out = args.out or default_out(pathlib.Path(args.run), args.step)
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
 
 def act(args: argparse.Namespace) -> None:
     """Closed loop: the policy and all controls act in the environment."""
-    from lapa_jax.inference import closed_loop
+    from lapa_jax.evaluate import closed_loop
     from lapa_jax.sim import evaluation, rollouts
 
     policy = None if args.run is None else _policy(args)
@@ -86,7 +86,7 @@ def _policy(args):
     """The run's policy; what does not act is refused."""
     import lapa_jax
     from lapa_jax.inference.in_context import InContextPolicy
-    from lapa_jax.inference.policy import Policy
+    from lapa_jax.inference.policies import Policy
 
     policy = lapa_jax.load(args.run, step=args.step)
     if not isinstance(policy, Policy | InContextPolicy):

@@ -24,8 +24,9 @@ def main(argv: list[str]) -> None:
 
     import jax
 
-    from lapa_jax.inference import int8_error, lowering, variants
-    from lapa_jax.inference.restore import load
+    from lapa_jax.export import int8_error, variants
+    from lapa_jax.export import stablehlo as lowering
+    from lapa_jax.inference.load import load
 
     platforms = args.platform or ["cpu", "cuda"]
     trained = load(args.run, args.step, devices=jax.local_devices()[:1])
@@ -54,8 +55,8 @@ def _in_int8(trained, args):
 
     What stays float is rounded afterwards, so that integers and error are those of the numbers of the run.
     """
-    from lapa_jax.inference import int8_error, variants
-    from lapa_jax.inference.latent_policy import LatentPolicy
+    from lapa_jax.export import int8_error, variants
+    from lapa_jax.inference.policies import LatentPolicy
 
     modules, limit = args.modules or ".*", MAX_ERROR if args.max_error is None else args.max_error
     where = {"run": args.run, "out": args.out, "data": args.data, "split": args.split, "dataset": args.dataset,

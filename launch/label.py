@@ -18,9 +18,9 @@ def main(argv: list[str]) -> None:
     import jax
 
     import lapa_jax
-    from lapa_jax.data.labels import TABLES
-    from lapa_jax.inference.label_tables import TableLabeller
-    from lapa_jax.inference.labels import Labeller
+    from lapa_jax.data.shards.labels import TABLES
+    from lapa_jax.label.labeller import Labeller
+    from lapa_jax.label.tables import TableLabeller
     from lapa_jax.train import distributed
 
     distributed.initialize()

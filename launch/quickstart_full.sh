@@ -71,8 +71,8 @@ done
 answer="$(python - "$(sed -n 's/^listening on \([^,]*\),.*/\1/p' "$folder/serve.log")" "$demos" <<'CLIENT'
 import sys
 
-from lapa_jax.data.shards import StepShards, dataset_folder
-from lapa_jax.inference.client import Client
+from lapa_jax.data.shards.step_shards import StepShards, dataset_folder
+from lapa_jax.serve.client import Client
 
 address, demos = sys.argv[1:]
 shards = StepShards(dataset_folder(demos), "val")

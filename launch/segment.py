@@ -17,7 +17,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--pictures {args.pictures} must be 0 (none) or more")
 
     import lapa_jax
-    from lapa_jax.inference import segment_plots, segmentation
+    from lapa_jax.label import segment_plots
+    from lapa_jax.label import segments as segmentation
     from lapa_jax.models import fifa
 
     settings = fifa.Settings(temperature=args.temperature, switch_cost=args.switch_cost)

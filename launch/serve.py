@@ -1,4 +1,4 @@
-"""Serves a stage-3 policy: websocket with msgpack (openpi's clients), POST /act (OpenVLA's), lapa_jax.inference.client.
+"""Serves a stage-3 policy: websocket with msgpack (openpi's clients), POST /act (OpenVLA's), lapa_jax.serve.client.
 
 python launch/serve.py --run RUN [--port 8000] [--host 127.0.0.1] [--token_file FILE] [--rename KEY=NAME ...]
 
@@ -23,11 +23,11 @@ def main(argv: list[str]) -> None:
     renamed = tuple(_pair(text) for text in args.rename)
 
     import lapa_jax
-    from lapa_jax.inference.server import front, run
-    from lapa_jax.inference.server.limits import Limits
-    from lapa_jax.inference.server.service import Options, Service
+    from lapa_jax.serve import http, run
+    from lapa_jax.serve.limits import Limits
+    from lapa_jax.serve.service import Options, Service
 
-    front.need_aiohttp()
+    http.need_aiohttp()
     limits = Limits(
         message_bytes=int(args.message_mb * 2**20),
         picture_side=args.picture_side,

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
         raise UserError("--mesh and --device go together and with --dry_run: --dry_run --mesh 8x4 --device H100-94GB")
     config = config_lib.load(args.config, overrides)
 
-    from lapa_jax.data.conversion.raw import as_shards
+    from lapa_jax.data.convert.raw import as_shards
     from lapa_jax.train.distributed import initialize
     from lapa_jax.train.loop import train
     from lapa_jax.train.plan import plan

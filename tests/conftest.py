@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import tempfile
 
 import jax
 import pytest
@@ -19,8 +18,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 _QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["XLA_FLAGS"] = f"{_QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
-    _CACHE = tempfile.TemporaryDirectory(prefix="lapa_jax_tests_")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+    # Programs are kept between runs, by the versions that made them; XLA's own key knows flags and the machine.
+    _CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "lapa_jax" / "tests"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE / f"jax-{jax.__version__}"))
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -35,11 +35,11 @@ SLOWEST = (
     "tests/launch/test_train_two_processes.py",
     "tests/models/test_laq_conv.py",
     "tests/models/test_laq.py",
-    "tests/inference/test_evaluation.py",
+    "tests/evaluate/test_latent_actions.py",
     "tests/models/policies/test_vla.py",
     "tests/nn/quantizers/test_vq.py",
     "tests/models/test_fsq.py",
-    "tests/inference/test_policy_evaluation.py",
+    "tests/evaluate/test_policy.py",
     "tests/models/test_laq_quantizers.py",
     "tests/tools/test_real_data.py",
 )

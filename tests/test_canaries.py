@@ -86,7 +86,7 @@ def test_a_compiled_step_tells_its_memory_and_donates_its_state():
 
 
 def test_programs_are_stored_for_any_size_and_several_platforms():
-    """inference/lowering.py leaves the number of rows open and lowers for CUDA without any; needs flatbuffers."""
+    """export/stablehlo.py leaves the number of rows open and lowers for CUDA without any; needs flatbuffers."""
     (rows,) = jax.export.symbolic_shape("rows")
     arguments = {"w": jax.ShapeDtypeStruct((3,), jnp.float32)}, jax.ShapeDtypeStruct((rows, 3), jnp.float32)
     twice = jax.jit(lambda weights, x: {"y": 2 * x @ weights["w"]})
@@ -251,7 +251,7 @@ class Squares:
 
 
 def test_a_slice_of_a_source_read_by_threads_keeps_its_order_and_its_start():
-    """data/loader.py starts at a step by slicing and leaves the reading ahead to grain's threads."""
+    """data/loader/loader.py starts at a step by slicing and leaves the reading ahead to grain's threads."""
     options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
     iterator = iter(grain.MapDataset.source(Squares())[1000:].to_iter_dataset(options))
     assert [int(next(iterator)) for _ in range(20)] == [i * i for i in range(1000, 1020)]
@@ -261,14 +261,14 @@ def test_a_slice_of_a_source_read_by_threads_keeps_its_order_and_its_start():
 
 
 def test_msgpack_makes_no_room_for_what_a_message_only_claims():
-    """inference/server/wire.py: lists within lists that each claim four billion entries."""
+    """serve/msgpack_numpy.py: lists within lists that each claim four billion entries."""
     for message in (b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xdc\x10\x01" * 900):
         with pytest.raises(ValueError):
             msgpack.unpackb(message, max_array_len=4096, max_map_len=4096)
 
 
 def test_aiohttp_answers_what_is_in_flight_and_closes_on_messages_that_are_too_large():
-    """inference/server/front.py and run.py have no code of their own for either."""
+    """serve/http.py and run.py have no code of their own for either."""
     web = pytest.importorskip("aiohttp.web")
     begun = asyncio.Event()
 

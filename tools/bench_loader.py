@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from lapa_jax.core.errors import UserError, run_main
-from lapa_jax.data import images, orders
-from lapa_jax.data.loader import train_batches
+from lapa_jax.data import images
+from lapa_jax.data.loader import orders
+from lapa_jax.data.loader.loader import train_batches
 from lapa_jax.data.samples.pairs import FramePairs, Gap
-from lapa_jax.data.shards import StepShards
+from lapa_jax.data.shards.step_shards import StepShards
 
 ROUNDS = 5
 PREFETCH = 8

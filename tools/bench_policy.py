@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     import jax
 
     import lapa_jax
-    from lapa_jax.inference.server.service import Service
+    from lapa_jax.serve.service import Service
 
     policy = lapa_jax.load(args.run, step=args.step)
     Service(policy, args.run).close()  # refuses what cannot be served
@@ -48,8 +48,8 @@ def main(argv: list[str]) -> None:
 
 def measure(policy, run: str, size: int, rounds: int, side: int) -> dict[str, np.ndarray]:
     """{what: milliseconds f[rounds]} of a batch size."""
-    from lapa_jax.inference.server.background import background
-    from lapa_jax.inference.server.service import Limits, Options, Service
+    from lapa_jax.serve.background import background
+    from lapa_jax.serve.service import Limits, Options, Service
 
     jpegs = _jpegs(policy, size, side)
     stages, whole = Stages(policy, jpegs), Whole(policy, jpegs)
@@ -127,7 +127,7 @@ class Clients:
     """As many clients as pictures, which ask at once. Called, it yields (what, seconds) of the slowest one."""
 
     def __init__(self, address: str, policy, jpegs: list[list[bytes]]):
-        from lapa_jax.inference.client import Client
+        from lapa_jax.serve.client import Client
 
         self._pool = concurrent.futures.ThreadPoolExecutor(len(jpegs))
         self._clients = [Client(address, timeout=600) for _ in jpegs]

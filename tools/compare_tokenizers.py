@@ -21,8 +21,8 @@ LENGTH = 16
 def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
     _one_thread()
-    from lapa_jax.inference.codecs import comparison
-    from lapa_jax.inference.codecs.reading import read_chunks
+    from lapa_jax.evaluate.codecs import comparison
+    from lapa_jax.evaluate.codecs.chunks import read_chunks
 
     folders = dict(pairs := [_pair(text, "--data", "NAME=SHARDS") for text in args.data])
     comparison.check_names([name for name, _ in pairs])
@@ -50,7 +50,7 @@ def _one_thread() -> None:
 def _learned(runs: Sequence[tuple[str, str]], sets: Sequence) -> dict[str, list]:
     if not runs:
         return {}
-    from lapa_jax.inference.codecs.learned import codecs_of
+    from lapa_jax.evaluate.codecs.learned import codecs_of
 
     return codecs_of(runs, sets)
 

@@ -11,10 +11,10 @@ import pathlib
 from collections.abc import Mapping
 
 from lapa_jax.core.errors import UserError, run_main
-from lapa_jax.data import datasets
-from lapa_jax.data.conversion.options import Options
-from lapa_jax.data.conversion.pool import PATIENCE
-from lapa_jax.data.conversion.run import REPORT, convert
+from lapa_jax.data import formats
+from lapa_jax.data.convert.options import Options
+from lapa_jax.data.convert.pool import PATIENCE
+from lapa_jax.data.convert.run import REPORT, convert
 
 
 class _Parser(argparse.ArgumentParser):
@@ -27,7 +27,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("source", metavar="SOURCE", type=pathlib.Path)
     parser.add_argument("output", metavar="OUT", type=pathlib.Path)
-    parser.add_argument("--format", default="auto", help=f"auto or one of {', '.join(datasets.NAMES)}")
+    parser.add_argument("--format", default="auto", help=f"auto or one of {', '.join(formats.NAMES)}")
     parser.add_argument(
         "--fps",
         default="native",

@@ -8,7 +8,7 @@ import argparse
 import pathlib
 
 from lapa_jax.core.errors import UserError, run_main
-from lapa_jax.data.export import KINDS, export
+from lapa_jax.data.formats.lapa.export import KINDS, export
 
 
 class _Parser(argparse.ArgumentParser):

@@ -15,8 +15,8 @@ import pathlib
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.data.contents import choose_split, describe, describe_pairs
 from lapa_jax.data.samples.pair_shards import PairShards
-from lapa_jax.data.shards import StepShards, dataset_folder
-from lapa_jax.inference import data_pictures
+from lapa_jax.data.shards.step_shards import StepShards, dataset_folder
+from lapa_jax.plots import dataset
 
 
 def main(argv: list[str]) -> None:
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     policy = load_policy(args.run) if args.run else None
     print(inspect(folder, split, out))
     if policy:
-        from lapa_jax.inference.policy_replay import Replay
+        from lapa_jax.evaluate.replay import Replay
 
         replay = Replay(policy, folder, split)
         found = replay.differences()
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
 def load_policy(run: str):
     """The stage-3 policy of a run; a `UserError` for other models."""
     import lapa_jax
-    from lapa_jax.inference.policy import Policy
+    from lapa_jax.inference.policies import Policy
 
     model = lapa_jax.load(run)
     if not isinstance(model, Policy):
@@ -56,12 +56,12 @@ def inspect(folder: pathlib.Path, split: str, out: pathlib.Path) -> str:
     """Draws the pictures into `out`; returns the Markdown, which ends with their list."""
     if PairShards.is_one(folder):
         pairs = PairShards(folder, split)
-        text, drawn = describe_pairs(pairs), [data_pictures.pair_sheet(out / "contact_sheet.png", pairs)]
+        text, drawn = describe_pairs(pairs), [dataset.pair_sheet(out / "contact_sheet.png", pairs)]
     else:
         shards = StepShards(folder, split)
-        text, drawn = describe(shards), [data_pictures.contact_sheet(out / "contact_sheet.png", shards)]
+        text, drawn = describe(shards), [dataset.contact_sheet(out / "contact_sheet.png", shards)]
         for name in sorted(name for name, feature in shards.features.items() if "dtype" in feature):
-            drawn.append(data_pictures.histograms(out / f"{name}s.png", shards, name))
+            drawn.append(dataset.histograms(out / f"{name}s.png", shards, name))
     return f"{text}\n## Pictures\n\n" + "\n".join(f"- {path}" for path in drawn)
 
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.files import write_json
-from lapa_jax.data.conversion.options import Options
-from lapa_jax.data.conversion.run import convert
+from lapa_jax.data.convert.options import Options
+from lapa_jax.data.convert.run import convert
 from lapa_jax.sample.planted import FILES, planted_features
 
 TRUTH = "planted.json"

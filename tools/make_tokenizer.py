@@ -9,7 +9,7 @@ import argparse
 import pathlib
 
 from lapa_jax.core.errors import run_main
-from lapa_jax.data.shards import StepShards, read_dataset
+from lapa_jax.data.shards.step_shards import StepShards, read_dataset
 from lapa_jax.data.text import build
 from lapa_jax.data.words import write_tokenizer
 

@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
     add("--seed", type=int, default=0)
     args = parser.parse_args(argv)
 
-    from lapa_jax.inference.pseudo_actions import Options, write
+    from lapa_jax.label.pseudo_actions import Options, write
 
     options = Options(gap=args.gap, size=args.size, steps=args.steps, seed=args.seed)
     found = write(args.demonstrations, args.data, args.out, options)

@@ -8,7 +8,7 @@ import numpy as np
 
 from lapa_jax.core.files import read_json
 from lapa_jax.data.samples.pair_shards import PairShards
-from lapa_jax.data.shards import StepShards, read_dataset
+from lapa_jax.data.shards.step_shards import StepShards, read_dataset
 from lapa_jax.data.statistics import PER_DIMENSION, kinds
 
 EXAMPLES, DIMENSIONS = 8, 64

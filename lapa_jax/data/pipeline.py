@@ -12,7 +12,7 @@ from lapa_jax.data import samples
 from lapa_jax.data.samples.meta import check_statistics, statistics_of
 from lapa_jax.data.samples.mixture import Mixture
 from lapa_jax.data.samples.pair_shards import PairShards
-from lapa_jax.data.shards import StepShards, dataset_folder, read_dataset
+from lapa_jax.data.shards.step_shards import StepShards, dataset_folder, read_dataset
 from lapa_jax.data.transforms import PICTURES, Augment, check_augment
 
 PLACES = ("path", "val_path", "val_labels", "split_train", "split_val")

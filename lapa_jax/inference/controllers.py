@@ -7,7 +7,7 @@ import numpy as np
 from lapa_jax.core.errors import UserError
 from lapa_jax.inference.ensemble import Ensemble
 from lapa_jax.inference.in_context import Demonstration, InContextPolicy
-from lapa_jax.inference.policy import Policy
+from lapa_jax.inference.policies import Policy
 
 
 class Chunks:

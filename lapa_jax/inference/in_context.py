@@ -9,7 +9,7 @@ import numpy as np
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.samples.tasks import prompt_steps
 from lapa_jax.inference import observations
-from lapa_jax.inference.units import ColumnModel, finite
+from lapa_jax.inference.base import ColumnModel, finite
 
 Demonstration = Mapping[str, np.ndarray]
 """{"action": f32[N, A], "state": f32[N, S], "image": uint8[N, (V,) H, W, 3]} in the units of the data, N steps."""

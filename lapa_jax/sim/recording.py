@@ -18,8 +18,8 @@ import numpy as np
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import read_json, write_json
 from lapa_jax.core.progress import bar
-from lapa_jax.data.conversion import pool
-from lapa_jax.data.conversion.plan import assign_splits
+from lapa_jax.data.convert import pool
+from lapa_jax.data.convert.plan import assign_splits
 from lapa_jax.sim import recording_formats
 from lapa_jax.sim.env import Env, make
 from lapa_jax.sim.recording_formats import EPISODES

@@ -13,7 +13,8 @@ from fractions import Fraction
 import numpy as np
 
 from lapa_jax.core.files import atomic_path
-from lapa_jax.data import images, shards
+from lapa_jax.data import images
+from lapa_jax.data.shards import step_shards
 from lapa_jax.data.statistics import column_statistics
 
 FORMATS = ("shards", "mp4")
@@ -52,11 +53,11 @@ def _samples(options, entry: dict, recording) -> Iterator[bytes]:
         meta = {"episode": entry["id"], "step": step, "length": entry["frames"], "fps": entry["fps"]}
         meta |= {"source": f"{options.env} {entry['task']} seed {entry['seed']}"}
         members = {"image.jpg": images.encode(image, options.quality), "txt": entry["instruction"].encode()}
-        members |= {"json": shards.json_bytes(meta)}
+        members |= {"json": step_shards.json_bytes(meta)}
         for name, rows in recording.arrays.items():
             if step < len(rows):
-                members[f"{name}.npy"] = shards.array_bytes(rows[step])
-        yield shards.sample_bytes(shards.step_key(entry["id"], step), members)
+                members[f"{name}.npy"] = step_shards.array_bytes(rows[step])
+        yield step_shards.sample_bytes(step_shards.step_key(entry["id"], step), members)
 
 
 def _pack(options, out: pathlib.Path, work: pathlib.Path, entries: list[dict]) -> None:
@@ -74,7 +75,7 @@ def _pack(options, out: pathlib.Path, work: pathlib.Path, entries: list[dict]) -
         features[name] = {"shape": list(columns[0].shape[1:]), "dtype": "float32"}
     features["instruction"] = {"codec": "txt"}
     source = {"tool": "tools/record_sim.py", "env": options.env, "seed": options.seed, "noise": options.noise}
-    shards.write_dataset(
+    step_shards.write_dataset(
         out, features=features, fps=entries[0]["fps"], source=source, splits=splits, statistics=statistics
     )
 
@@ -93,7 +94,7 @@ def _groups(entries: list[dict]) -> Iterator[list[dict]]:
 
 
 def _pack_shard(path: pathlib.Path, work: pathlib.Path, entries: list[dict]) -> dict:
-    with shards.ShardWriter(path) as writer:
+    with step_shards.ShardWriter(path) as writer:
         for entry in entries:
             writer.append(work / f"{entry['id']}.part", entry["frames"])
     return writer.summary

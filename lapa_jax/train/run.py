@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from lapa_jax.core import config as config_lib
 from lapa_jax.core.config import ConfigError
 from lapa_jax.core.files import read_json, write_json
-from lapa_jax.data.conversion.raw import FOLDER as SHARDS
+from lapa_jax.data.convert.raw import FOLDER as SHARDS
 from lapa_jax.train.checkpoint import CONFIG_FILE
 
 LOG = logging.getLogger("lapa_jax")

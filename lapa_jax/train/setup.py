@@ -16,7 +16,8 @@ from lapa_jax.core import config as config_lib
 from lapa_jax.core import tree
 from lapa_jax.core.config import ConfigError
 from lapa_jax.core.errors import UserError
-from lapa_jax.data import loader, pipeline
+from lapa_jax.data import pipeline
+from lapa_jax.data.loader import loader
 from lapa_jax.data.samples.meta import statistics_of
 from lapa_jax.data.samples.padded import as_wide_as
 from lapa_jax.train import ema, init_from, origins, sharding

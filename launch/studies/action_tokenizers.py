@@ -17,9 +17,9 @@ import functools
 import pathlib
 from typing import NamedTuple
 
+import common
 import numpy as np
 
-from lapa_jax.core import studies
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.files import atomic_path
 
@@ -73,9 +73,9 @@ FORM = "NAME=SHARDS,STEPS[,GRIPPER]"
 
 
 def main(argv: list[str]) -> None:
-    args = studies.grid_command_line(__doc__, FORM, RECIPES, USUAL, 1).parse_args(argv)
-    sets = studies.data_sets(args.data, FORM, _data)
-    runs = sorted(studies.grid(args, sets, RECIPES), key=lambda run: run.seed)  # the first seeds are what is compared
+    args = common.grid_command_line(__doc__, FORM, RECIPES, USUAL, 1).parse_args(argv)
+    sets = common.data_sets(args.data, FORM, _data)
+    runs = sorted(common.grid(args, sets, RECIPES), key=lambda run: run.seed)  # the first seeds are what is compared
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         folders = list(pool.map(lambda run: _train(args.out, run), runs))
     first = [(run.recipe, folder) for run, folder in zip(runs, folders, strict=True) if run.seed == 0]
@@ -94,11 +94,11 @@ def _data(name: str, shards: str, steps: str, gripper: str | None = None) -> Dat
     return Data(name, shards, int(steps), gripper)
 
 
-def _train(out: pathlib.Path, run: studies.Run) -> pathlib.Path:
+def _train(out: pathlib.Path, run: common.Run) -> pathlib.Path:
     """Trains a run unless it is done; returns its folder."""
     config, changes = RECIPES[run.recipe](run.data)
     settings = [f"seed={run.seed}", f"data.path={run.data.shards}", *changes, *run.overrides]
-    return studies.train(out / "runs" / run.name, config, settings)
+    return common.train(out / "runs" / run.name, config, settings)
 
 
 def _compare(out: pathlib.Path, sets: list[Data], runs: list[tuple[str, pathlib.Path]]) -> None:
@@ -108,13 +108,13 @@ def _compare(out: pathlib.Path, sets: list[Data], runs: list[tuple[str, pathlib.
                  "--runs", *(f"{recipe}={run}" for recipe, run in runs),
                  *(["--gripper", *grippers] if grippers else []),
                  "--out", str(out / "comparison")]  # fmt: skip
-    studies.call(out / "compare.log", "tools/compare_tokenizers.py", *arguments)
+    common.call(out / "compare.log", "tools/compare_tokenizers.py", *arguments)
 
 
-def usage_table(runs: list[studies.Run], folders: list[pathlib.Path]) -> str:
+def usage_table(runs: list[common.Run], folders: list[pathlib.Path]) -> str:
     """Markdown: of each run the share of codes in use and their perplexity on the training chunks, and over the seeds
     the least share. Codes of chunks are counted over all places together, those of two levels apart."""
-    from lapa_jax.inference.codecs.reading import read_chunks
+    from lapa_jax.evaluate.codecs.chunks import read_chunks
 
     @functools.cache
     def read(data: Data) -> np.ndarray:

@@ -12,12 +12,12 @@ import json
 import pathlib
 from typing import NamedTuple
 
+import common
 import numpy as np
 
 from lapa_jax import sample
-from lapa_jax.core import studies
 from lapa_jax.core.errors import UserError, run_main
-from lapa_jax.models.tokenizers.feature_vq_categories import adjusted_rand_index
+from lapa_jax.models.tokenizers.feature_vq.categories import adjusted_rand_index
 
 COLUMNS = {
     "categories": ("categories", "{:.0f}"),
@@ -44,22 +44,22 @@ class Data(NamedTuple):
 
 
 def main(argv: list[str]) -> None:
-    parser = studies.command_line(__doc__, 5)
+    parser = common.command_line(__doc__, 5)
     parser.add_argument("--data", nargs="+", required=True, help=FORM)
     parser.add_argument("--variant", default="small", help="of configs/feature_vq.py")
     args = parser.parse_args(argv)
-    sets = studies.data_sets(args.data, FORM, _data)
+    sets = common.data_sets(args.data, FORM, _data)
     names = [data.name for data in sets]
-    overrides = {data: studies.overrides_of(data.name, names, args.overrides) for data in sets}
+    overrides = {data: common.overrides_of(data.name, names, args.overrides) for data in sets}
     runs = [(data, seed) for data in sets for seed in range(args.seeds)]
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         results = list(pool.map(lambda run: _run(args, overrides[run[0]], *run), runs))
-    rows = [[data.name, str(seed), *studies.cells(metrics, COLUMNS)]
+    rows = [[data.name, str(seed), *common.cells(metrics, COLUMNS)]
             for (data, seed), metrics in zip(runs, results, strict=True)]  # fmt: skip
     for data in sets:
         group = [metrics for run, metrics in zip(runs, results, strict=True) if run[0] == data]
-        rows.append([data.name, "mean", *studies.cells(studies.mean(group, COLUMNS), COLUMNS)])
-    print(studies.table(["data", "seed", *COLUMNS], rows))
+        rows.append([data.name, "mean", *common.cells(common.mean(group, COLUMNS), COLUMNS)])
+    print(common.table(["data", "seed", *COLUMNS], rows))
 
 
 def _data(*given: str) -> Data:
@@ -73,8 +73,8 @@ def _run(args, overrides: list[str], data: Data, seed: int) -> dict:
     """Trains and evaluates one run unless its results are there; returns the figures of the table."""
     run = args.out / f"{data.name}_{args.variant}_{seed}"
     settings = [f"seed={seed}", f"data.path={data.shards}", f"data.fields=('{data.column}',)", *overrides]
-    studies.train(run, f"feature_vq.py:{args.variant}", settings)
-    found = studies.evaluate(run)["metrics"]
+    common.train(run, f"feature_vq.py:{args.variant}", settings)
+    found = common.evaluate(run)["metrics"]
     groups = json.loads((run / "config.json").read_text())["model"]["groups"]
     levels = " ".join(f"{found[f'utilization_level_{level}']:.0%}" for level in range(3))
     return {**found, "categories": len(groups), "levels": levels, **_planted(data.shards, groups)}

@@ -16,11 +16,12 @@ import concurrent.futures
 import pathlib
 import statistics
 
-from lapa_jax.core import studies
+import common
+
 from lapa_jax.core.errors import UserError, did_you_mean, run_main
 from lapa_jax.core.files import atomic_path
 from lapa_jax.data.samples.tasks import task_names
-from lapa_jax.data.shards import StepShards
+from lapa_jax.data.shards.step_shards import StepShards
 
 ACTIONS = ("raw", "z", "q", "z+q")
 PROMPTS = ("right", "wrong", "none")
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = studies.command_line(__doc__, 3)
+    parser = common.command_line(__doc__, 3)
     parser.add_argument("--data", required=True, help="folder of step shards with states, actions and tasks")
     parser.add_argument("--actions", nargs="+", default=list(ACTIONS), help="how the policies see actions")
     parser.add_argument("--folds", type=int, default=5, help="policies that each leave out a part of the tasks; or 0")
@@ -63,7 +64,7 @@ def folds(tasks: list[str], count: int) -> list[tuple[str, ...]]:
 
 def _tokenizer(args, seed: int) -> pathlib.Path:
     run = args.out / "runs" / f"tokenizer_{seed}"
-    return studies.train(run, "mstcn.py:small", [f"seed={seed}", f"data.path={args.data}", *TOKENIZER])
+    return common.train(run, "mstcn.py:small", [f"seed={seed}", f"data.path={args.data}", *TOKENIZER])
 
 
 def _policy(args, actions: str, seed: int, left_out: tuple[str, ...]) -> dict:
@@ -74,8 +75,8 @@ def _policy(args, actions: str, seed: int, left_out: tuple[str, ...]) -> dict:
         settings.append(f"init_from.tokenizer={args.out / 'runs' / f'tokenizer_{seed}'}")
     if left_out:
         settings.append(f"data.held_out_tasks={left_out!r}")
-    run = studies.train(args.out / "runs" / name, "icl.py:small", settings)
-    return studies.evaluate(run)
+    run = common.train(args.out / "runs" / name, "icl.py:small", settings)
+    return common.evaluate(run)
 
 
 def by_actions(found: list[tuple[tuple, dict]]) -> str:
@@ -87,7 +88,7 @@ def by_actions(found: list[tuple[tuple, dict]]) -> str:
         own = [result["metrics"] for run, result in found if run[0] == actions]
         cells = [_spread([metrics[key] for metrics in own]) for key in columns.values()]
         rows.append([actions, str(len(own)), *cells])
-    return studies.table(["actions", "seeds", *columns], rows)
+    return common.table(["actions", "seeds", *columns], rows)
 
 
 def _spread(values: list[float]) -> str:
@@ -111,7 +112,7 @@ def by_task(seen: list[dict], unseen: list[dict]) -> str:
         wins["unseen"].append(_wins([held_out[name]]) if name in held_out else False)
     head = ["task", *(f"seen: {kind}" for kind in PROMPTS), *(f"unseen: {kind}" for kind in PROMPTS)]
     told = "; ".join(f"{kind} {sum(won)} of {len(won)}" for kind, won in wins.items())
-    return studies.table(head, rows) + f"\nThe right prompt has the smallest of the three errors: {told} tasks.\n"
+    return common.table(head, rows) + f"\nThe right prompt has the smallest of the three errors: {told} tasks.\n"
 
 
 def _errors(tasks: list[dict]) -> list[str]:

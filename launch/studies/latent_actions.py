@@ -12,7 +12,8 @@ import concurrent.futures
 import pathlib
 from typing import NamedTuple
 
-from lapa_jax.core import studies
+import common
+
 from lapa_jax.core.errors import run_main
 
 
@@ -59,16 +60,16 @@ FORM = "NAME=TRAIN_SHARDS,LABELLED_SHARDS,GAP_FRAMES"
 
 
 def main(argv: list[str]) -> None:
-    args = studies.grid_command_line(__doc__, FORM, RECIPES, ["small"], 3).parse_args(argv)
-    runs = studies.grid(args, studies.data_sets(args.data, FORM, _data), RECIPES)
+    args = common.grid_command_line(__doc__, FORM, RECIPES, ["small"], 3).parse_args(argv)
+    runs = common.grid(args, common.data_sets(args.data, FORM, _data), RECIPES)
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         results = list(pool.map(lambda run: _run(args.out, run), runs))
-    rows = [[str(run.data), run.recipe, str(run.seed), *studies.cells(metrics, COLUMNS)]
+    rows = [[str(run.data), run.recipe, str(run.seed), *common.cells(metrics, COLUMNS)]
             for run, metrics in zip(runs, results, strict=True)]  # fmt: skip
     for data, recipe in dict.fromkeys(run[:2] for run in runs):
         group = [metrics for run, metrics in zip(runs, results, strict=True) if run[:2] == (data, recipe)]
-        rows.append([str(data), recipe, "mean", *studies.cells(studies.mean(group, COLUMNS), COLUMNS)])
-    print(studies.table(["data (gap)", "recipe", "seed", *COLUMNS], rows))
+        rows.append([str(data), recipe, "mean", *common.cells(common.mean(group, COLUMNS), COLUMNS)])
+    print(common.table(["data (gap)", "recipe", "seed", *COLUMNS], rows))
 
 
 def _data(name: str, train: str, labelled: str, gap: str) -> Data:
@@ -77,15 +78,15 @@ def _data(name: str, train: str, labelled: str, gap: str) -> Data:
     return Data(name, train, labelled, int(gap))
 
 
-def _run(out: pathlib.Path, run: studies.Run) -> dict:
+def _run(out: pathlib.Path, run: common.Run) -> dict:
     """Trains and evaluates one run unless that is done; returns the metrics."""
     data = run.data
     settings = [f"seed={run.seed}", f"data.path={data.train}", f"data.val_path={data.labelled}",
                 f"data.gap_frames={data.gap}", *RECIPES[run.recipe], *run.overrides]  # fmt: skip
-    folder = studies.train(out / run.name, CONFIG[run.recipe], settings)
+    folder = common.train(out / run.name, CONFIG[run.recipe], settings)
     # The supervised bound depends on the data and the sizes, not on the recipe: once is enough.
     bound = [] if (run.recipe, run.seed) == ("small", 0) else ["--supervised_steps", "0"]
-    return studies.evaluate(folder, *bound)["metrics"]
+    return common.evaluate(folder, *bound)["metrics"]
 
 
 if __name__ == "__main__":

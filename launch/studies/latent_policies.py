@@ -12,9 +12,10 @@ import concurrent.futures
 import pathlib
 from typing import NamedTuple
 
-from lapa_jax.core import studies
+import common
+
 from lapa_jax.core.errors import run_main
-from lapa_jax.data.labels import read_label_info
+from lapa_jax.data.shards.labels import read_label_info
 
 
 class Data(NamedTuple):
@@ -49,32 +50,32 @@ FORM = "NAME=SHARDS,TOKENIZER_RUN"
 
 
 def main(argv: list[str]) -> None:
-    args = studies.grid_command_line(__doc__, FORM, RECIPES, ["tiny"], 1).parse_args(argv)
-    sets = studies.data_sets(args.data, FORM, Data)
-    runs = studies.grid(args, sets, RECIPES)
+    args = common.grid_command_line(__doc__, FORM, RECIPES, ["tiny"], 1).parse_args(argv)
+    sets = common.data_sets(args.data, FORM, Data)
+    runs = common.grid(args, sets, RECIPES)
     labels = {data: _label(args.out, data) for data in sets}
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         results = list(pool.map(lambda run: _run(args.out, labels[run.data], run), runs))
-    rows = [[run.data.name, run.recipe, str(run.seed), *studies.cells(metrics, COLUMNS)]
+    rows = [[run.data.name, run.recipe, str(run.seed), *common.cells(metrics, COLUMNS)]
             for run, metrics in zip(runs, results, strict=True)]  # fmt: skip
-    print(studies.table(["data", "recipe", "seed", *COLUMNS], rows))
+    print(common.table(["data", "recipe", "seed", *COLUMNS], rows))
 
 
 def _label(out: pathlib.Path, data: Data) -> pathlib.Path:
     """The labels of a data set, which launch/label.py finishes where they were begun."""
     folder = out / f"labels_{data.name}"
-    studies.call(out / f"labels_{data.name}.log", "launch/label.py", "--run", data.tokenizer, "--data", data.shards,
+    common.call(out / f"labels_{data.name}.log", "launch/label.py", "--run", data.tokenizer, "--data", data.shards,
                  "--out", str(folder))  # fmt: skip
     return folder
 
 
-def _run(out: pathlib.Path, labels: pathlib.Path, run: studies.Run) -> dict:
+def _run(out: pathlib.Path, labels: pathlib.Path, run: common.Run) -> dict:
     """Trains and evaluates one run unless that is done; returns the metrics."""
     made_by = read_label_info(labels)["tokenizer"]
     settings = [f"seed={run.seed}", f"data.path={run.data.shards}", f"data.labels={labels}",
                 f"data.labels_tokenizer={made_by}", *RECIPES[run.recipe], *run.overrides]  # fmt: skip
-    folder = studies.train(out / run.name, "vla_latent.py:tiny", settings)
-    return studies.evaluate(folder)["metrics"]
+    folder = common.train(out / run.name, "vla_latent.py:tiny", settings)
+    return common.evaluate(folder)["metrics"]
 
 
 if __name__ == "__main__":

@@ -27,11 +27,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from lapa_jax.core import studies
+import common
+
 from lapa_jax.core.errors import UserError, did_you_mean, run_main
 from lapa_jax.core.files import atomic_path, read_json, write_json
 from lapa_jax.core.metrics import read_metrics
-from lapa_jax.data.labels import read_label_info
+from lapa_jax.data.shards.labels import read_label_info
 
 ARMS = ("scratch", "lapa", "vpt", "actions")
 SPLITS = ("seen", "unseen")
@@ -97,20 +98,20 @@ def main(argv: list[str]) -> None:
                       study.times()])  # fmt: skip
     with atomic_path(args.out / "tables.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
-    from lapa_jax.inference import closed_loop
+    from lapa_jax.evaluate import closed_loop
 
     closed_loop.draw_rates(args.out / "success.png", results)
     print(text)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = studies.command_line(__doc__)
+    parser = common.command_line(__doc__)
     parser.add_argument("--short", action="store_true", help="fewer episodes, steps and seeds")
-    parser.add_argument("--seeds", type=studies.at_least_one, help="of everything that is trained; 2, with --short 1")
+    parser.add_argument("--seeds", type=common.at_least_one, help="of everything that is trained; 2, with --short 1")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), help=f"of {', '.join(ARMS)}")
     parser.add_argument("--task", default="separate", help="family of instructions")
     parser.add_argument("--blocks", type=int, default=3, help="on the table")
-    parser.add_argument("--gap", type=studies.at_least_one, default=6, help="frames between those of a latent action")
+    parser.add_argument("--gap", type=common.at_least_one, default=6, help="frames between those of a latent action")
     return parser
 
 
@@ -131,10 +132,10 @@ class Study:
         for name, how in {"videos": video, "demos": demos, "moving": [*video, "--moving"]}.items():
             command = [*self._env, "--split", "seen", "--size", str(SIZE), "--noise", str(NOISE), *how, "--out",
                        str(self._data(name))]  # fmt: skip
-            record = functools.partial(studies.call, self._log(name), "tools/record_sim.py", *command)
+            record = functools.partial(common.call, self._log(name), "tools/record_sim.py", *command)
             self._timed(f"record {name}", record)
         if not self._data("words").exists():
-            studies.call(self._log("words"), "tools/make_tokenizer.py", "--data", str(self._data("videos")), "--out",
+            common.call(self._log("words"), "tools/make_tokenizer.py", "--data", str(self._data("videos")), "--out",
                          str(self._data("words")))  # fmt: skip
 
     def latent_actions(self, data: str, seed: int) -> dict:
@@ -142,14 +143,14 @@ class Study:
         settings = [f"seed={seed}", f"data.path={self._data(data)}", f"data.gap_frames={self.args.gap}",
                     *_steps(self.sizes.laq), *LAQ]  # fmt: skip
         run = self._train(f"laq_{data}_{seed}", "laq_conv.py:small", settings)
-        return self._timed(f"probe {run.name}", lambda: studies.evaluate(run, "--supervised_steps", "0"))["metrics"]
+        return self._timed(f"probe {run.name}", lambda: common.evaluate(run, "--supervised_steps", "0"))["metrics"]
 
     def labels(self, seed: int) -> tuple[dict, pathlib.Path]:
         """The latent actions of the video; metrics of the model that gives them, and their folder."""
         metrics, folder = self.latent_actions("videos", seed), self._labels(seed)
         command = ["--run", str(self._run(f"laq_videos_{seed}")), "--data", str(self._data("videos")), "--out",
                    str(folder)]  # fmt: skip
-        self._timed(f"label {seed}", lambda: studies.call(self._log(folder.name), "launch/label.py", *command))
+        self._timed(f"label {seed}", lambda: common.call(self._log(folder.name), "launch/label.py", *command))
         return metrics, folder
 
     def pseudo_actions(self, seed: int) -> dict:
@@ -158,7 +159,7 @@ class Study:
         command = ["--demonstrations", str(self._data("demos")), "--data", str(self._data("videos")), "--out",
                    str(folder), "--steps", str(self.sizes.inverse), "--seed", str(seed)]  # fmt: skip
         name = f"pseudo-actions {seed}"
-        self._timed(name, lambda: studies.call(self._log(folder.name), "tools/pseudo_actions.py", *command))
+        self._timed(name, lambda: common.call(self._log(folder.name), "tools/pseudo_actions.py", *command))
         return read_json(folder / "pseudo_actions.json")
 
     def policy(self, arm: str, seed: int) -> dict:
@@ -192,12 +193,12 @@ class Study:
         command = [*self._env, "--run", str(run), "--split", split, "--episodes", str(self.sizes.episodes), "--execute",
                    str(EXECUTE), "--videos", "4", "--out", str(folder)]  # fmt: skip
         if not (folder / "metrics.json").is_file():
-            drive = functools.partial(studies.call, self._log(run.name), "launch/eval.py", *command)
+            drive = functools.partial(common.call, self._log(run.name), "launch/eval.py", *command)
             self._timed(f"drive {run.name} {split}", drive)
         return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
 
     def _train(self, name: str, config: str, settings: list[str]) -> pathlib.Path:
-        return self._timed(f"train {name}", lambda: studies.train(self._run(name), config, settings))
+        return self._timed(f"train {name}", lambda: common.train(self._run(name), config, settings))
 
     def _timed(self, name: str, leg: Callable):
         """Does a leg and adds its seconds to what `times.json` says of it; one that is done already adds nothing."""
@@ -217,7 +218,7 @@ class Study:
             kind = " ".join(name.split()[:2]).rstrip("_0123456789") if name.startswith("train") else name.split()[0]
             kinds[kind] = kinds.get(kind, 0.0) + seconds / 60
         rows = [[kind, f"{minutes:.1f}"] for kind, minutes in sorted(kinds.items())]
-        return studies.table(["leg", "minutes"], [*rows, ["all, one after the other", f"{sum(kinds.values()):.1f}"]])
+        return common.table(["leg", "minutes"], [*rows, ["all, one after the other", f"{sum(kinds.values()):.1f}"]])
 
     def _data(self, name: str) -> pathlib.Path:
         return self.out / "data" / name
@@ -264,7 +265,7 @@ def pooled(found: Mapping[tuple[str, int], Mapping]) -> dict[str, dict]:
 
 def by_arm(results: Mapping[str, Mapping], found: Mapping[tuple[str, int], Mapping], sizes: Sizes) -> str:
     """The table of success rates; of each seed in brackets, and R² of actions on held-out video."""
-    from lapa_jax.inference.closed_loop import cell
+    from lapa_jax.evaluate.closed_loop import cell
 
     rows = []
     for name, result in results.items():
@@ -277,7 +278,7 @@ def by_arm(results: Mapping[str, Mapping], found: Mapping[tuple[str, int], Mappi
         rows.append([name, *shown, ", ".join(f"{one['action_r2']:.3f}" for one in own)])
     head = ["", *(f"success, {split}" for split in SPLITS), "R² of held-out actions"]
     about = f"{sizes.videos} episodes of video, {sizes.demos} demonstrations, {sizes.episodes} episodes a cell."
-    return f"{about}\n\n{studies.table(head, rows)}"
+    return f"{about}\n\n{common.table(head, rows)}"
 
 
 def verdict(results: Mapping[str, Mapping]) -> str:
@@ -299,9 +300,9 @@ def verdict(results: Mapping[str, Mapping]) -> str:
 
 def by_video(probes: Mapping[str, Sequence[Mapping]]) -> str:
     """The table of what the codes say."""
-    rows = [[name, *studies.cells(studies.mean(group, PROBES) if len(group) > 1 else group[0], PROBES)]
+    rows = [[name, *common.cells(common.mean(group, PROBES) if len(group) > 1 else group[0], PROBES)]
             for name, group in probes.items() if group]  # fmt: skip
-    return studies.table(["latent actions of the video", *PROBES], rows)
+    return common.table(["latent actions of the video", *PROBES], rows)
 
 
 def inverse(pseudo: Sequence[Mapping]) -> str:

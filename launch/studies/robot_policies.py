@@ -14,7 +14,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from lapa_jax.core import studies
+import common
+
 from lapa_jax.core.errors import run_main
 
 
@@ -58,37 +59,37 @@ FORM = "NAME=DEMO_SHARDS,STAGE2_RUN"
 
 
 def main(argv: list[str]) -> None:
-    args = studies.grid_command_line(__doc__, FORM, RECIPES, USUAL, 3).parse_args(argv)
-    runs = studies.grid(args, studies.data_sets(args.data, FORM, Data), RECIPES)
+    args = common.grid_command_line(__doc__, FORM, RECIPES, USUAL, 3).parse_args(argv)
+    runs = common.grid(args, common.data_sets(args.data, FORM, Data), RECIPES)
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         results = list(pool.map(lambda run: _run(args.out, run), runs))
     print(_means(runs, results))
     print(_runs(runs, results))
 
 
-def _run(out: pathlib.Path, run: studies.Run) -> dict:
+def _run(out: pathlib.Path, run: common.Run) -> dict:
     """Trains and evaluates one run unless that is done; returns the metrics."""
     data, recipe = run.data, RECIPES[run.recipe]
     begin = [f"init_from.={data.stage2}"] if recipe.pretrained else []
     settings = [f"seed={run.seed}", f"data.path={data.demos}", *begin, f"data.chunk_length={CHUNK_LENGTH}",
                 *recipe.changes, *run.overrides]  # fmt: skip
-    return studies.evaluate(studies.train(out / run.name, recipe.config, settings))["metrics"]
+    return common.evaluate(common.train(out / run.name, recipe.config, settings))["metrics"]
 
 
-def _means(runs: Sequence[studies.Run], results: Sequence[Mapping]) -> str:
+def _means(runs: Sequence[common.Run], results: Sequence[Mapping]) -> str:
     """The table of means and ranges over seeds."""
     rows = []
     for data, recipe in dict.fromkeys(run[:2] for run in runs):
         group = [metrics for run, metrics in zip(runs, results, strict=True) if run[:2] == (data, recipe)]
-        rows.append([data.name, recipe, str(len(group)), *studies.ranges(group, COLUMNS)])
-    return studies.table(["data", "recipe", "seeds", *COLUMNS], rows)
+        rows.append([data.name, recipe, str(len(group)), *common.ranges(group, COLUMNS)])
+    return common.table(["data", "recipe", "seeds", *COLUMNS], rows)
 
 
-def _runs(runs: Sequence[studies.Run], results: Sequence[Mapping]) -> str:
+def _runs(runs: Sequence[common.Run], results: Sequence[Mapping]) -> str:
     """The table of single runs."""
-    rows = [[run.data.name, run.recipe, str(run.seed), *studies.cells(metrics, COLUMNS)]
+    rows = [[run.data.name, run.recipe, str(run.seed), *common.cells(metrics, COLUMNS)]
             for run, metrics in zip(runs, results, strict=True)]  # fmt: skip
-    return studies.table(["data", "recipe", "seed", *COLUMNS], rows)
+    return common.table(["data", "recipe", "seed", *COLUMNS], rows)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ import signal
 
 import numpy as np
 
-from lapa_jax.data import buffers
-from lapa_jax.data.files import DamagedSample
+from lapa_jax.data.loader import buffers
+from lapa_jax.data.shards.files import DamagedSample
 
 
 class Numbers:

@@ -13,7 +13,14 @@ from lapa_jax.core.files import write_json
 from lapa_jax.data import images
 from lapa_jax.data.contents import choose_split, describe, describe_pairs
 from lapa_jax.data.samples.pair_shards import PairShards
-from lapa_jax.data.shards import ShardWriter, StepShards, array_bytes, json_bytes, step_key, write_dataset
+from lapa_jax.data.shards.step_shards import (
+    ShardWriter,
+    StepShards,
+    array_bytes,
+    json_bytes,
+    step_key,
+    write_dataset,
+)
 from lapa_jax.data.statistics import column_statistics
 
 LENGTHS = (3, 20, 11)

@@ -13,7 +13,7 @@ from lapa_jax.data.samples.mixture import Mixture
 from lapa_jax.data.samples.pairs import FramePairs
 from lapa_jax.data.samples.sequences import Sequences
 from lapa_jax.data.samples.steps import Steps
-from lapa_jax.data.shards import StepShards
+from lapa_jax.data.shards.step_shards import StepShards
 from lapa_jax.data.transforms import Augment
 from tests.data.samples import make
 from tests.inference import step_shards

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.data import shards
+from lapa_jax.data.shards import step_shards
 from lapa_jax.data.statistics import ColumnStatistics, column_statistics, kinds, values
 
 
@@ -195,8 +195,11 @@ def test_real_columns_agree_with_numpy(shared):
 def test_columns_are_read_without_the_pictures(tmp_path):
     """A shard whose pictures cannot be decoded: only the numeric members are read."""
     rows = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
-    with shards.ShardWriter(tmp_path / "train-00000.tar") as writer:
+    with step_shards.ShardWriter(tmp_path / "train-00000.tar") as writer:
         for step, row in enumerate(rows):
-            writer.add(shards.step_key("a", step), {"action.npy": shards.array_bytes(row), "image.jpg": b"no picture"})
-    got = column_statistics(shards.column([tmp_path / "train-00000.tar"], "action"))
+            writer.add(
+                step_shards.step_key("a", step),
+                {"action.npy": step_shards.array_bytes(row), "image.jpg": b"no picture"},
+            )
+    got = column_statistics(step_shards.column([tmp_path / "train-00000.tar"], "action"))
     assert got["count"] == 6 and got["max"] == rows.astype(np.float64).max(0).tolist()

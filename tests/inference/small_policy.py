@@ -5,7 +5,7 @@ import numpy as np
 
 from lapa_jax.core import config as config_lib
 from lapa_jax.data.statistics import column_statistics
-from lapa_jax.inference.policy import Policy
+from lapa_jax.inference.policies import Policy
 from lapa_jax.models.pretrained import expected_variables
 
 CHUNK, SIDE = 4, 28

@@ -3,7 +3,7 @@
 import numpy as np
 
 from lapa_jax.data import images
-from lapa_jax.data.shards import ShardWriter, array_bytes, json_bytes, step_key, write_dataset
+from lapa_jax.data.shards.step_shards import ShardWriter, array_bytes, json_bytes, step_key, write_dataset
 
 SIZE = 32
 LEVELS = 32

@@ -7,10 +7,10 @@ import pytest
 import lapa_jax
 from lapa_jax.core import config as config_lib
 from lapa_jax.core.files import write_json
-from lapa_jax.data.labels import read_codes
-from lapa_jax.data.shards import StepShards, dataset_folder
-from lapa_jax.inference.evaluations import evaluation_of
-from lapa_jax.inference.labels import Labeller
+from lapa_jax.data.shards.labels import read_codes
+from lapa_jax.data.shards.step_shards import StepShards, dataset_folder
+from lapa_jax.evaluate import evaluation_of
+from lapa_jax.label.labeller import Labeller
 from lapa_jax.train.checkpoint import CONFIG_FILE, Checkpointer
 from lapa_jax.train.setup import prepare
 from lapa_jax.train.state import State

@@ -10,12 +10,12 @@ import lapa_jax
 from lapa_jax.core import config as config_lib
 from lapa_jax.core.errors import UserError
 from lapa_jax.data import images, text
-from lapa_jax.data.labels import read_label_info
 from lapa_jax.data.samples.steps import Options, Steps
-from lapa_jax.data.shards import StepShards
-from lapa_jax.inference.evaluations import evaluation_of
-from lapa_jax.inference.evaluations.latent_policy import partners, shuffled
-from lapa_jax.inference.latent_policy import LatentPolicy
+from lapa_jax.data.shards.labels import read_label_info
+from lapa_jax.data.shards.step_shards import StepShards
+from lapa_jax.evaluate import evaluation_of
+from lapa_jax.evaluate.latent_policy import partners, shuffled
+from lapa_jax.inference.policies import LatentPolicy
 from lapa_jax.train.loop import train
 
 pytestmark = pytest.mark.usefixtures("one_device")

@@ -9,9 +9,9 @@ from lapa_jax.core import config as config_lib
 from lapa_jax.core.errors import UserError
 from lapa_jax.data import images, text
 from lapa_jax.data.statistics import column_statistics
-from lapa_jax.inference import restore
+from lapa_jax.inference import load
 from lapa_jax.inference.ensemble import Ensemble
-from lapa_jax.inference.policy import Policy
+from lapa_jax.inference.policies import Policy
 from lapa_jax.models.pretrained import expected_variables
 
 A, T, S, SIDE, LENGTH = 4, 3, 5, 28, 40
@@ -109,7 +109,7 @@ def test_one_observation_at_a_time_where_one_is_meant(policy):
 
 def test_an_exported_policy_is_the_same_to_the_bit(policy, tmp_path):
     policy.save_pretrained(tmp_path / "exported")
-    again = restore.load(tmp_path / "exported", devices=jax.devices()[:1])
+    again = load.load(tmp_path / "exported", devices=jax.devices()[:1])
     assert isinstance(again, Policy)
     np.testing.assert_array_equal(again.chunk(*seen()), policy.chunk(*seen()))
 

@@ -1,14 +1,14 @@
 """The study of action tokenizers, without its trainings: what it would train, and what it does not train again."""
 
+import common
 import numpy as np
 import pytest
 
 from lapa_jax.core import config as config_lib
-from lapa_jax.core import studies
 from lapa_jax.core.errors import UserError
 from lapa_jax.data import pipeline
 from launch.studies import action_tokenizers as study
-from tests.inference.codecs.action_shards import episodes, write
+from tests.evaluate.codecs.action_shards import episodes, write
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +41,8 @@ def test_a_run_that_is_done_is_not_trained_again(monkeypatch, tmp_path):
         calls.append((log, script, arguments))
         (tmp_path / "runs" / "walks_fsq_0").mkdir(parents=True, exist_ok=True)
 
-    monkeypatch.setattr(studies, "call", call)
-    wanted = studies.Run(study.Data("walks", "shards", 8, None), "fsq", 0, ("train.steps=3",))
+    monkeypatch.setattr(common, "call", call)
+    wanted = common.Run(study.Data("walks", "shards", 8, None), "fsq", 0, ("train.steps=3",))
     run = study._train(tmp_path, wanted)
     assert study._train(tmp_path, wanted) == run == tmp_path / "runs" / "walks_fsq_0"
     ((log, script, arguments),) = calls
@@ -78,7 +78,7 @@ def test_usage_counts_the_codes_of_the_training_chunks(monkeypatch, shards):
         return [(" z", 4, np.array([0, 0, 1, 1])), (" q", 2, np.full(4, run))]
 
     monkeypatch.setattr(study, "_codes", codes)
-    runs = [studies.Run(data, "mstcn_z", seed, ()) for seed in range(2)]
+    runs = [common.Run(data, "mstcn_z", seed, ()) for seed in range(2)]
     lines = study.usage_table(runs, [0, 1]).splitlines()
     assert seen[0].shape == (3 * 33, 8, 4)
     assert "| walks | mstcn_z z | 0 | 4 | 50.0% | 2.0 | 4 |" in lines

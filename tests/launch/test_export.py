@@ -11,7 +11,8 @@ import pytest
 
 from lapa_jax.core import tree
 from lapa_jax.core.errors import UserError
-from lapa_jax.inference import program, restore
+from lapa_jax.export import program
+from lapa_jax.inference import load as restore
 from launch import export
 from tests.inference import random_vla, small_run, step_shards
 

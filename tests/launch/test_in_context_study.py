@@ -2,9 +2,9 @@
 
 import json
 
+import common
 import pytest
 
-from lapa_jax.core import studies
 from lapa_jax.core.errors import UserError
 from launch.studies import in_context as study
 
@@ -35,7 +35,7 @@ def trained(monkeypatch, tmp_path):
         (run / "eval" / "metrics.json").write_text(json.dumps(result(run.name, errors, metrics, left_out)))
         return run
 
-    monkeypatch.setattr(studies, "train", train)
+    monkeypatch.setattr(common, "train", train)
     monkeypatch.setattr(study, "StepShards", lambda folder, split: None)
     monkeypatch.setattr(study, "task_names", lambda shards: TASKS * 2)
     return calls

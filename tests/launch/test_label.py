@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lapa_jax.data.shards import StepShards
+from lapa_jax.data.shards.step_shards import StepShards
 from tests.inference import small_run, step_shards
 from tests.killing import differences, run_until_done_with_kills, timed
 

@@ -2,10 +2,10 @@
 
 import json
 
+import common
 import pytest
 
 from lapa_jax.core import config as config_lib
-from lapa_jax.core import studies
 from lapa_jax.core.errors import UserError
 from launch.studies import latent_actions as study
 
@@ -31,7 +31,7 @@ def test_seeds_are_of_a_recipe_overrides_of_a_data_set_and_what_is_done_stays(mo
         else:
             (tmp_path / log.stem).mkdir()
 
-    monkeypatch.setattr(studies, "call", call)
+    monkeypatch.setattr(common, "call", call)
     command = ["--data", "a=x,y,8", "b=z,w,4", "--recipes", "laq_conv=2", "fsq", "--seeds", "1", "--jobs", "1",
                "--out", str(tmp_path), "--overrides", "b:model.view_share=0.5"]  # fmt: skip
     study.main(command)

@@ -2,10 +2,10 @@
 
 import json
 
+import common
 import pytest
 
 from lapa_jax.core import config as config_lib
-from lapa_jax.core import studies
 from lapa_jax.core.errors import UserError
 from launch.studies import latent_policies as study
 
@@ -36,7 +36,7 @@ def test_data_are_labelled_first_and_policies_trained_on_the_labels_alone(monkey
         else:
             (tmp_path / log.stem).mkdir()
 
-    monkeypatch.setattr(studies, "call", call)
+    monkeypatch.setattr(common, "call", call)
     study.main(["--data", "a=x,laq", "b=z,conv", "--recipes", "tiny=2", "autoregressive", "--jobs", "1", "--out",
                 str(tmp_path), "--overrides", "b:data.text_length=48"])  # fmt: skip
     assert [call[1] for call in calls[:3]] == ["launch/label.py", "launch/label.py", "launch/train.py"]

@@ -3,10 +3,10 @@
 import json
 import pathlib
 
+import common
 import pytest
 
 from lapa_jax.core import config as config_lib
-from lapa_jax.core import studies
 from lapa_jax.core.errors import UserError
 from lapa_jax.sim.scores import of_counts
 from launch.studies import latent_pretraining as study
@@ -46,7 +46,7 @@ def calls(monkeypatch):
             out.mkdir(parents=True, exist_ok=True)
             (out / "pseudo_actions.json").write_text('{"action_r2": 0.4}')
 
-    monkeypatch.setattr(studies, "call", call)
+    monkeypatch.setattr(common, "call", call)
     monkeypatch.setattr(study, "read_label_info", lambda folder: {"tokenizer": f"of {folder.name}"})
     return told
 

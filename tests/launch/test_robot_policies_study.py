@@ -2,10 +2,10 @@
 
 import json
 
+import common
 import pytest
 
 from lapa_jax.core import config as config_lib
-from lapa_jax.core import studies
 from lapa_jax.core.errors import UserError
 from launch.studies import robot_policies as study
 
@@ -38,7 +38,7 @@ def test_heads_begin_with_stage_2_or_from_scratch_and_seeds_are_summed_up(monkey
         else:
             (tmp_path / log.stem).mkdir()
 
-    monkeypatch.setattr(studies, "call", call)
+    monkeypatch.setattr(common, "call", call)
     command = ["--data", "a=x,vla", "b=z,other", "--recipes", "latent=2", "bins_scratch", "--seeds", "1", "--jobs", "1",
                "--out", str(tmp_path), "--overrides", "b:train.steps=9"]  # fmt: skip
     study.main(command)

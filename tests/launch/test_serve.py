@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from lapa_jax.data import images
-from lapa_jax.inference.client import Client
-from tests.inference import served
+from lapa_jax.serve.client import Client
+from tests.serve import served
 
 
 @pytest.fixture(scope="module")

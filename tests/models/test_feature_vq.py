@@ -8,9 +8,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lapa_jax.core import config, tree
 from lapa_jax.core.errors import UserError
-from lapa_jax.models.tokenizers import feature_vq, feature_vq_summary
-from lapa_jax.models.tokenizers import feature_vq_losses as between
-from lapa_jax.models.tokenizers.feature_vq_layout import auto_ratios, codebook_sizes, latent_dims, parse_ratios
+from lapa_jax.models.tokenizers import feature_vq
+from lapa_jax.models.tokenizers import feature_vq as between
+from lapa_jax.models.tokenizers.feature_vq import metrics
+from lapa_jax.models.tokenizers.feature_vq.layout import auto_ratios, codebook_sizes, latent_dims, parse_ratios
 
 SMALL = {"hidden_dim": 12, "embedding_dim": 10, "decoder_dim": 14, "partial_dim": 6, "dropout": 0.0, "dead_age": 3,
          "ema_decay": 0.9, "topo_samples": 16, "name": "tokenizers.feature_vq"}  # fmt: skip
@@ -282,7 +283,7 @@ def test_the_summary_against_numpy():
     used = np.array([len(set(column)) for column in arrays["codes"].T])
     assert found["codebook_utilization"] == pytest.approx(used.sum() / sizes.sum())
     assert found["utilization_level_1"] == pytest.approx((used[1] + used[4]) / (sizes[1] + sizes[4]))
-    weighed = sum(feature_vq_summary.WEIGHTS[name] * found[f"loss_{name}"] for name in LOSSES)
+    weighed = sum(metrics.WEIGHTS[name] * found[f"loss_{name}"] for name in LOSSES)
     assert found["composite"] == pytest.approx(0.5 * found["topo_post"] + 0.5 * found["quality"] - weighed)
     assert found["clipped"] == 0 and found["constants_moved"] == 0
     assert all(np.isfinite(value) for value in found.values())
@@ -294,8 +295,8 @@ def test_the_summary_against_numpy():
 def test_spearman_has_mean_ranks_for_equal_values():
     a, b = np.array([1.0, 1.0, 2.0, 5.0, 9.0]), np.array([3.0, 4.0, 4.0, 100.0, 101.0])
     ranks = lambda x: np.array([np.mean([np.sum(x < v) + 1, np.sum(x <= v)]) for v in x])  # noqa: E731
-    assert feature_vq_summary.spearman(a, b) == pytest.approx(np.corrcoef(ranks(a), ranks(b))[0, 1])
-    assert feature_vq_summary.spearman(a, np.ones(5)) == 0
+    assert metrics.spearman(a, b) == pytest.approx(np.corrcoef(ranks(a), ranks(b))[0, 1])
+    assert metrics.spearman(a, np.ones(5)) == 0
 
 
 def test_what_moves_out_of_range_is_told():
@@ -325,7 +326,7 @@ def test_eight_devices_give_the_codebooks_of_one():
 
 def test_the_config_has_the_weights_and_the_metric_of_the_specification(root):
     values = config.load(str(root / "configs/feature_vq.py"))
-    assert dict(values.loss) == feature_vq_summary.WEIGHTS
+    assert dict(values.loss) == metrics.WEIGHTS
     assert values.train.best_metric == "val/composite" and values.train.steps == 410 * 49
     assert (values.model.ema_decay, values.model.embedding_dim, values.optim.learning_rate) == (0.995, 126, 7e-4)
 

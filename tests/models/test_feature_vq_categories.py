@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.models.tokenizers import feature_vq_categories as categories
+from lapa_jax.models.tokenizers.feature_vq import categories
 from lapa_jax.sample.planted import planted_features
 
 

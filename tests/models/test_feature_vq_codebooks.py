@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lapa_jax.models.tokenizers.feature_vq_codebooks import Codebooks, masked_kmeans
+from lapa_jax.models.tokenizers.feature_vq.codebooks import Codebooks, masked_kmeans
 from lapa_jax.nn.quantizers.vq import VQ
 
 SIZES, DIMS = (5, 3, 7), (4, 2, 3)

@@ -12,10 +12,10 @@ from lapa_jax.core import config as config_lib
 from lapa_jax.core import tree
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.metrics import read_metrics
-from lapa_jax.data.shards import StepShards
-from lapa_jax.inference.evaluations.latent_actions import Evaluation
-from lapa_jax.inference.labels import Labeller
-from lapa_jax.inference.restore import load
+from lapa_jax.data.shards.step_shards import StepShards
+from lapa_jax.evaluate.latent_actions.evaluation import Evaluation
+from lapa_jax.inference.load import load
+from lapa_jax.label.labeller import Labeller
 from lapa_jax.train.checkpoint import load_for_inference
 from lapa_jax.train.loop import train
 from tests.golden.imported import TOWERS

@@ -10,7 +10,7 @@ import pytest
 
 from lapa_jax.core import config
 from lapa_jax.core.errors import UserError
-from lapa_jax.models.tokenizers.mstcn_codes import TwoLevels
+from lapa_jax.models.tokenizers.mstcn import TwoLevels
 from lapa_jax.nn.quantizers import vq
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs/mstcn.py"

@@ -9,7 +9,8 @@ import pytest
 
 from lapa_jax.core import config, tree
 from lapa_jax.core.errors import UserError
-from lapa_jax.models.tokenizers import mstcn, mstcn_summary
+from lapa_jax.models.tokenizers import mstcn
+from lapa_jax.models.tokenizers import mstcn as mstcn_summary
 from lapa_jax.train import sharding
 from lapa_jax.train.optim import make_optimizer
 from lapa_jax.train.state import init_state

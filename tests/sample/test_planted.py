@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lapa_jax import sample
-from lapa_jax.data.shards import StepShards
+from lapa_jax.data.shards.step_shards import StepShards
 from lapa_jax.sample.planted import planted_features
 
 

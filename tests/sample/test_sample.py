@@ -10,7 +10,7 @@ import pytest
 
 from lapa_jax import sample
 from lapa_jax.data import images
-from lapa_jax.data.shards import StepShards
+from lapa_jax.data.shards.step_shards import StepShards
 
 FOLDER = pathlib.Path(sample.path())
 RECORDED_WITH = "4."

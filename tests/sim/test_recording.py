@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.data.shards import StepShards
+from lapa_jax.data.shards.step_shards import StepShards
 from tests.killing import differences, run_until_done_with_kills, timed
 
 pytestmark = pytest.mark.usefixtures("gl")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lapa_jax.core.errors import UserError
-from tests.inference import served
+from tests.serve import served
 
 CAMERAS = ("image", "image_wrist")
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from lapa_jax.core.errors import UserError
-from tests.inference.codecs.action_shards import episodes, write
+from tests.evaluate.codecs.action_shards import episodes, write
 from tools import compare_tokenizers
 
 

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.data.conversion.options import Options
-from lapa_jax.data.conversion.run import convert
-from lapa_jax.data.shards import StepShards
+from lapa_jax.data.convert.options import Options
+from lapa_jax.data.convert.run import convert
+from lapa_jax.data.shards.step_shards import StepShards
 from tests.data import videos
 from tests.killing import differences, run_until_done_with_kills, timed
 

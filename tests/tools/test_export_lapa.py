@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-from lapa_jax.data.shards import StepShards
+from lapa_jax.data.shards.step_shards import StepShards
 
 
 def test_the_command(tmp_path, root):

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from lapa_jax.data import images
-from lapa_jax.data.shards import ShardWriter
+from lapa_jax.data.shards.step_shards import ShardWriter
 from tests.inference import step_shards
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.data import text, words
-from lapa_jax.data.shards import StepShards, read_dataset
+from lapa_jax.data.shards.step_shards import StepShards, read_dataset
 from tools import make_tokenizer
 
 PLAIN = ["push the red cube left", "Push it; don't stop!", "schiebe den Würfel"]

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.data import datasets, images
-from lapa_jax.data.conversion.options import Options
-from lapa_jax.data.conversion.plan import make_plan
-from lapa_jax.data.conversion.run import _with_captions, convert
-from lapa_jax.data.datasets.base import Item
-from lapa_jax.data.shards import StepShards
+from lapa_jax.data import formats, images
+from lapa_jax.data.convert.options import Options
+from lapa_jax.data.convert.plan import make_plan
+from lapa_jax.data.convert.run import _with_captions, convert
+from lapa_jax.data.formats.base import Item
+from lapa_jax.data.shards.step_shards import StepShards
 
 FOLDERS = {
     # name: (format, episodes, steps, missing episodes)
@@ -50,7 +50,7 @@ def compare(source: pathlib.Path, out: pathlib.Path, options: Options) -> int:
     """
     options = _with_captions(source, options)
     plan = make_plan(source, out, options)
-    reader, compared = datasets.open_format(plan["format"]), 0
+    reader, compared = formats.open_format(plan["format"]), 0
     shards = {split: StepShards(out, split) for split in json.loads((out / "dataset.json").read_text())["splits"]}
     places = {(split, e.id): e for split, data in shards.items() for e in data.episodes}
     for entry in plan["episodes"]:

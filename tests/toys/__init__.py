@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import ml_collections
 import pytest
 
-from lapa_jax.inference import restore
+from lapa_jax.inference import load
 from lapa_jax.train import setup
 
 KINDS = {"chunks": ("chunks", "action"), "steps": ("chunks", "action"), "rows": ("steps", "feature")}
@@ -27,7 +27,7 @@ LENGTHS = {"train": [[12, 10], [11]], "val": [[9, 6]]}
 def use(patch: pytest.MonkeyPatch) -> None:
     """Makes training and loading look for models here."""
     patch.setattr(setup, "MODELS", __name__)
-    patch.setattr(restore, "MODELS", __name__)
+    patch.setattr(load, "MODELS", __name__)
 
 
 def config(toy: str, data: Mapping | str, *, model: Mapping = {}, mesh: Mapping = {}, **train):

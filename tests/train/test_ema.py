@@ -9,7 +9,7 @@ import pytest
 from lapa_jax.core import tree
 from lapa_jax.core.config import ConfigError
 from lapa_jax.core.metrics import read_metrics
-from lapa_jax.inference import restore
+from lapa_jax.inference import load
 from lapa_jax.train import checkpoint, ema
 from lapa_jax.train.checkpoint import Checkpointer, load_for_inference
 from lapa_jax.train.loop import train
@@ -146,7 +146,7 @@ def test_a_resumed_run_ends_in_the_same_bits_and_averages(tokenizer, data):
     lines = [[x for x in read_metrics(tokenizer / name) if x["step"] == 6 and "val/action_mse" in x]
              for name in ("whole", "cut")]  # fmt: skip
     assert lines[0] == lines[1] and lines[0]
-    loaded = restore.load(tokenizer / "whole")
+    loaded = load.load(tokenizer / "whole")
     jax.tree.map(np.testing.assert_array_equal, loaded.variables["params"], states[0].variables["ema"])
 
 

@@ -13,7 +13,7 @@ from lapa_jax.core import pretrained, tree
 from lapa_jax.core.config import ConfigError
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.metrics import read_metrics
-from lapa_jax.inference import restore
+from lapa_jax.inference import load as restore
 from lapa_jax.train import init_from, origins
 from lapa_jax.train.checkpoint import load_for_inference
 from lapa_jax.train.loop import train

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lapa_jax.core.errors import UserError, did_you_mean
-from lapa_jax.data.buffers import empty
-from lapa_jax.data.labels import open_labels
+from lapa_jax.data.loader.buffers import empty
 from lapa_jax.data.normalize import MODES, Normalizer
 from lapa_jax.data.samples.meta import check_statistics, describe
 from lapa_jax.data.samples.reading import DTYPES, Column, Pictures, Texts
-from lapa_jax.data.shards import StepShards
+from lapa_jax.data.shards.labels import open_labels
+from lapa_jax.data.shards.step_shards import StepShards
 
 FIELDS = ("image", "text", "state", "action", "latent", "feature")
 NORMALIZED = ("action", "state", "feature")

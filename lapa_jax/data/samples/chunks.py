@@ -7,7 +7,7 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.samples.base import NOWHERE, FieldSource, Rows, StepOptions, whole_number
-from lapa_jax.data.shards import StepShards
+from lapa_jax.data.shards.step_shards import StepShards
 
 OBSERVED = ("image", "state", "feature")
 """The fields that a history extends into the past."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.data.buffers import empty
+from lapa_jax.data.loader.buffers import empty
 from lapa_jax.data.samples.meta import join
 from lapa_jax.data.transforms import PICTURES
 

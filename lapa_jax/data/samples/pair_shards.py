@@ -8,11 +8,11 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.data import images
-from lapa_jax.data.buffers import empty
-from lapa_jax.data.files import DamagedSample, Files
-from lapa_jax.data.index import open_index
+from lapa_jax.data.loader.buffers import empty
 from lapa_jax.data.samples.base import NOWHERE, Rows
 from lapa_jax.data.samples.meta import describe
+from lapa_jax.data.shards.files import DamagedSample, Files
+from lapa_jax.data.shards.index import open_index
 
 
 class PairShards:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.data.buffers import empty
+from lapa_jax.data.loader.buffers import empty
 from lapa_jax.data.samples.base import NOWHERE, Rows, StepSource
 from lapa_jax.data.samples.reading import Column, Pictures
-from lapa_jax.data.shards import StepShards
+from lapa_jax.data.shards.step_shards import StepShards
 
 FIELDS = ("frames", "net_action")
 

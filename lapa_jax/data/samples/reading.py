@@ -7,8 +7,8 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.data import images, text
-from lapa_jax.data.files import DamagedSample
-from lapa_jax.data.shards import StepShards, array_bytes
+from lapa_jax.data.shards.files import DamagedSample
+from lapa_jax.data.shards.step_shards import StepShards, array_bytes
 
 DTYPES = {"action": np.float32, "state": np.float32, "feature": np.float32, "latent": np.int32}
 """The numeric columns of step shards."""

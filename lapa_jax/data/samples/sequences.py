@@ -8,7 +8,7 @@ import numpy as np
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.data.samples.base import NOWHERE, FieldSource, Rows, StepOptions, whole_number
 from lapa_jax.data.samples.tasks import Prompts, chosen_episodes, prompt_steps, task_names
-from lapa_jax.data.shards import StepShards
+from lapa_jax.data.shards.step_shards import StepShards
 
 CHOICES = {
     "alone": ("refuse", "drop", "empty"),

@@ -8,7 +8,7 @@ import numpy as np
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.samples.base import NOWHERE, FieldSource, Rows, StepOptions
 from lapa_jax.data.samples.pairs import Gap
-from lapa_jax.data.shards import StepShards
+from lapa_jax.data.shards.step_shards import StepShards
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lapa_jax.core.errors import UserError, did_you_mean
-from lapa_jax.data.shards import StepShards
+from lapa_jax.data.shards.step_shards import StepShards
 
 
 def task_names(shards: StepShards) -> list[str]:

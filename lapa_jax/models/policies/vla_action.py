@@ -11,7 +11,7 @@ from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.core.output import Output
 from lapa_jax.data.samples.meta import statistics_of
 from lapa_jax.data.statistics import kinds
-from lapa_jax.models.policies import action_measures, vla_data
+from lapa_jax.models.policies import action_measures, vision_language
 from lapa_jax.models.policies.vision_language import Prefix, VisionLanguageModel
 from lapa_jax.models.policies.vla_heads import BinHead, ChunkHead, LatentHead, Predicted
 from lapa_jax.nn.linear import Linear
@@ -37,9 +37,9 @@ def from_data(spec: dict, source, seed: int) -> dict:
     words = [kinds(columns["action"]) for columns in statistics_of(source.meta()).values()]
     for kind in ("constant", "binary"):
         found[kind] = [i for i in range(found["action_dim"]) if {w[i] for w in words if i < len(w)} == {kind}]
-    filled = vla_data.body_from_data(spec, source)
+    filled = vision_language.body_from_data(spec, source)
     given = {name: None if spec.get(name) is None else spec[name] for name in found}
-    return {**filled, **vla_data.agree(given, found)}
+    return {**filled, **vision_language.agree(given, found)}
 
 
 class Model(VisionLanguageModel):

@@ -5,6 +5,9 @@ as QueST has it (arXiv 2407.15840): there is no codebook to learn, to collapse o
 codes decode to a chunk. Learned queries read the chunk, so that N is chosen without regard to T.
 """
 
+import math
+from collections.abc import Callable, Mapping, Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,21 +15,218 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.output import Output
-from lapa_jax.models.tokenizers import fsq_summary
-from lapa_jax.models.tokenizers.fsq_modules import (
-    Resampler,
-    action_fields,
-    binary_cross_entropy,
-    check_width,
-    mean_over_chunk,
-    moving,
-    refine,
-    with_fields,
-)
-from lapa_jax.models.tokenizers.laq_modules import DTYPES, check_choice
+from lapa_jax.data.normalize import Normalizer
+from lapa_jax.data.statistics import kinds
+from lapa_jax.models.tokenizers.laq.modules import DTYPES, check_choice
+from lapa_jax.nn.linear import Linear
 from lapa_jax.nn.quantizers.fsq import FSQ
-from lapa_jax.nn.quantizers.usage import batch_usage
-from lapa_jax.nn.transformer import REMAT_POLICIES
+from lapa_jax.nn.quantizers.usage import batch_usage, dataset_usage
+from lapa_jax.nn.transformer import REMAT_POLICIES, Transformer
+
+
+def summarize(
+    arrays: dict[str, np.ndarray], *, levels: Sequence[int], moving: np.ndarray, grippers: Sequence[int],
+    middle: np.ndarray,
+) -> dict[str, float]:  # fmt: skip
+    """Scalars of a data set, over the steps that exist and the dimensions that move, in normalised units.
+
+    Args:
+      arrays: the arrays of `fsq.Model.evaluate`, over all examples (padding removed).
+      levels: of the features of a code.
+      moving: bool[A]: dimensions that are not constant. grippers: among them.
+      middle: f[A]: a gripper is open on one side of it and closed on the other.
+
+    Returns:
+      "action_mse" and "action_mae", and per dimension "action_mse_<i>", "action_mae_<i>".
+      "action_r2_<i>": 1 - squared error over that of the dimension's mean, where it varies; "action_r2", their mean.
+      "gripper_accuracy": share of the steps at which the side is right; where the data has grippers.
+      usage of the codebook as of `dataset_usage`; "level_utilization": share of the levels of the features that occur,
+      the mean over the features; "bits_per_chunk" and "tokens_per_chunk".
+    """
+    real = arrays["action_mask"] > 0
+    there = np.broadcast_to(moving, (len(real), len(moving))) & (arrays.get("action_dims", moving) > 0)
+    there = np.broadcast_to(there[:, None], arrays["action"].shape)[real]
+    action, guess = (arrays[name][real].astype(np.float64) for name in ("action", "reconstruction"))
+    codes, size = arrays["codes"], int(np.prod(levels))
+    result = _errors(action, guess, there)
+    if any(there[:, i].any() for i in grippers):
+        right = ((action > middle) == (guess > middle))[:, list(grippers)]
+        result["gripper_accuracy"] = float(right[there[:, list(grippers)]].mean())
+    return {
+        **result,
+        **dataset_usage(codes, size),
+        "level_utilization": level_utilization(codes, levels),
+        "tokens_per_chunk": float(codes.shape[1]),
+        "bits_per_chunk": float(codes.shape[1] * np.log2(size)),
+    }
+
+
+def level_utilization(codes: np.ndarray, levels: Sequence[int]) -> float:
+    """The share of its levels that a feature takes anywhere in codes int[M, N], averaged over the features."""
+    used, rest = [], np.asarray(codes)
+    for level in levels:
+        used.append(len(np.unique(rest % level)) / level)
+        rest = rest // level
+    return float(np.mean(used))
+
+
+def _errors(action: np.ndarray, guess: np.ndarray, there: np.ndarray) -> dict[str, float]:
+    """Of steps f64[M, A]; `there` bool[M, A] marks what counts."""
+    squared, absolute = np.square(action - guess), np.abs(action - guess)
+    result = {"action_mse": float(squared[there].mean()), "action_mae": float(absolute[there].mean())}
+    scores = {}
+    for i, rows in enumerate(there.T):
+        if not rows.any():
+            continue
+        error, variance = float(squared[rows, i].mean()), float(action[rows, i].var())
+        result |= {f"action_mse_{i}": error, f"action_mae_{i}": float(absolute[rows, i].mean())}
+        if variance > 1e-12:
+            scores[f"action_r2_{i}"] = 1 - error / variance
+    return result | scores | ({"action_r2": float(np.mean(list(scores.values())))} if scores else {})
+
+
+class Resampler(nn.Module):
+    """A sequence of L vectors read into one of M: learned queries stand beside the inputs in one transformer, and what
+    becomes of them is the result. The encoder makes tokens of steps with it, the decoder steps of tokens.
+
+    Attributes:
+      outputs: M. features: of each output.
+      dim, depth, heads, dim_head: of the transformer.
+      dtype: dtype of the transformer; the last layer, whose output is rounded or compared, is float32.
+      remat: see `Transformer`.
+    """
+
+    outputs: int
+    features: int
+    dim: int
+    depth: int
+    heads: int
+    dim_head: int
+    dtype: jnp.dtype = jnp.float32
+    remat: str = "none"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """x: [B, L, F], mask: bool[B, L], False for vectors that nothing may read -> f32[B, M, features]."""
+        batch, length, _ = x.shape
+        place = nn.initializers.normal(0.5)
+        tokens = Linear(self.dim, dtype=self.dtype, name="embed")(x)
+        tokens = tokens + self.param("positions", place, (length, self.dim)).astype(self.dtype)
+        queries = self.param("queries", place, (self.outputs, self.dim)).astype(self.dtype)
+        tokens = jnp.concatenate([tokens, jnp.broadcast_to(queries, (batch, *queries.shape))], axis=1)
+        if mask is not None:
+            mask = jnp.pad(mask, ((0, 0), (0, self.outputs)), constant_values=True)
+        stack = Transformer(self.depth, self.heads, self.dim_head, view=None, dtype=self.dtype, remat=self.remat,
+                            name="stack")  # fmt: skip
+        return Linear(self.features, name="out")(stack(tokens, mask=mask)[:, length:].astype(jnp.float32))
+
+
+def refine(codes: jax.Array, levels: Sequence[int], sweeps: int, cost: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """Codes whose cost no step of one feature to a neighbouring level would lower, as far as the sweeps get.
+
+    Coordinate descent: feature after feature, of code after code, goes one level down or up where that costs less.
+
+    Args:
+      codes: i32[B, N] to begin with. levels: of the features of a code, as `FSQ` orders them.
+      sweeps: how often all features are tried; 0 returns `codes`.
+      cost: i32[B, N] -> f32[B], called twice for each feature and sweep.
+
+    Returns:
+      i32[B, N], of at most the cost of `codes`.
+    """
+    sizes = jnp.asarray(levels, jnp.int32)
+    basis = jnp.asarray([math.prod(levels[:i]) for i in range(len(levels))], jnp.int32)
+
+    def one_feature(i, state):
+        place, feature = i // len(levels) % codes.shape[1], i % len(levels)
+        for step in (-1, 1):
+            found, least = state
+            level = found[:, place] // basis[feature] % sizes[feature] + step
+            inside = (level >= 0) & (level < sizes[feature])
+            other = found.at[:, place].add(jnp.where(inside, step * basis[feature], 0))
+            costs = cost(other)
+            better = costs < least
+            state = jnp.where(better[:, None], other, found), jnp.where(better, costs, least)
+        return state
+
+    return jax.lax.fori_loop(0, sweeps * codes.shape[1] * len(levels), one_feature, (codes, cost(codes)))[0]
+
+
+def action_fields(source) -> dict:
+    """What a model of actions must know of its data.
+
+    Args:
+      source: `Chunks`, or a `Mixture` of them.
+
+    Returns:
+      "action_dim"; "low" and "high", the ends of each dimension in the units that the samples have, over all datasets;
+      "grippers", the dimensions that have two values or "gripper" in their name, in every dataset that has them and
+      where they move.
+    """
+    parts = list(getattr(source, "sources", {"": source}).values())
+    found = [_of_dataset(part) for part in parts]
+    width = max(len(low) for low, _, _ in found)
+    low, high, words = np.full(width, np.inf), np.full(width, -np.inf), [set() for _ in range(width)]
+    for part_low, part_high, part_words in found:
+        own = slice(len(part_low))
+        low[own], high[own] = np.minimum(low[own], part_low), np.maximum(high[own], part_high)
+        for i, word in enumerate(part_words):
+            words[i].add(word)
+    grippers = [i for i, seen in enumerate(words) if seen - {"constant"} == {"gripper"}]
+    return {"action_dim": width, "low": low.tolist(), "high": high.tolist(), "grippers": grippers}
+
+
+def _of_dataset(source) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Ends of the normalised dimensions f32[A], and for each "gripper", "constant" or "other"."""
+    summary = source.statistics["action"]
+    names = source.shards.features["action"].get("names") or [""] * len(summary["mean"])
+    normalizer = Normalizer(summary, source.options.normalize)
+    low, high = (normalizer.normalize(np.asarray(summary[end])) for end in ("min", "max"))
+    words = []
+    for kind, name in zip(kinds(summary), names, strict=True):
+        gripper = kind == "binary" or "gripper" in str(name).lower()
+        words.append("constant" if kind == "constant" else "gripper" if gripper else "other")
+    return low, high, words
+
+
+def check_width(name: str, values, width: int) -> None:
+    """Refuses a field that should have one number a dimension."""
+    if values is None or len(values) != width:
+        raise UserError(f"{name} has {0 if values is None else len(values)} numbers for {width} action dimensions; "
+                        "leave it out, the data tell it")
+
+
+def mean_over_chunk(values: jax.Array, mask: jax.Array, dims: jax.Array) -> jax.Array:
+    """The sum of [B, T, A] where steps and dimensions count, over the number that a whole chunk has: f32 [B].
+
+    So every step counts the same in the mean over a batch; of a mean over each chunk's own steps the few that stand
+    before much padding would take most (the error on whole chunks is then half as large again).
+
+    Args:
+      values: f32[B, T, A]. mask: f32[B, T]. dims: f32[B or 1, A]. Both are 1 for what counts, 0 for what does not.
+    """
+    total = jnp.sum(values * mask[..., None] * dims[:, None], (1, 2))
+    return total / jnp.maximum(mask.shape[1] * jnp.sum(dims, -1), 1e-6)
+
+
+def binary_cross_entropy(logits: jax.Array, share: jax.Array) -> jax.Array:
+    """-share log p - (1 - share) log(1 - p) with p = sigmoid(logits), in the form that cannot overflow."""
+    return jnp.maximum(logits, 0) - logits * share + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+
+
+def moving(low, high) -> np.ndarray:
+    """bool[A]: which dimensions are not constant."""
+    return np.asarray(high, np.float32) > np.asarray(low, np.float32)
+
+
+def with_fields(spec: Mapping, found: Mapping) -> dict:
+    """`spec` with what it leaves open; its own values win. Another width than that of the data is refused."""
+    given = {name: value for name, value in spec.items() if value is not None}
+    if given.get("action_dim", found["action_dim"]) != found["action_dim"]:
+        raise UserError(f"model.action_dim is {given['action_dim']} and the data's actions have {found['action_dim']} "
+                        "dimensions; leave it None")
+    return {**spec, **found, **given}
+
 
 ERRORS = ("absolute", "squared")
 
@@ -165,7 +365,7 @@ class Model(nn.Module):
     def summarize(self, arrays: dict[str, np.ndarray]) -> dict[str, float]:
         """Scalars from the arrays of `evaluate` over a data set; see `fsq_summary.summarize`."""
         low, high = (np.asarray(ends, np.float64) for ends in (self.low, self.high))
-        return fsq_summary.summarize(
+        return summarize(
             arrays, levels=self.levels, moving=moving(low, high), grippers=self.grippers or (), middle=(low + high) / 2
         )
 

@@ -12,7 +12,7 @@ import numpy as np
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.output import Output
 from lapa_jax.models.probe import r2_score
-from lapa_jax.models.tokenizers.laq_modules import PairEncoder, check_encoder, image_shape, to_unit_range
+from lapa_jax.models.tokenizers.laq.modules import PairEncoder, check_encoder, image_shape, to_unit_range
 from lapa_jax.nn import losses
 from lapa_jax.nn.linear import Linear
 

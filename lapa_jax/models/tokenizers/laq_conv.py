@@ -4,14 +4,201 @@ The relatives are LAPO (arXiv 2312.10812) and Genie's latent action model (arXiv
 first frame: from the codes alone, a dozen bits, no frame could be drawn.
 """
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.models.tokenizers.laq_conv_modules import POOLINGS, FrameDecoder, PairEncoder, equal_parts
-from lapa_jax.models.tokenizers.laq_modules import check_choice, check_whole_numbers, image_shape
-from lapa_jax.models.tokenizers.laq_pairs import FramePairs
+from lapa_jax.models.tokenizers.laq.frame_pair_model import FramePairs
+from lapa_jax.models.tokenizers.laq.modules import check_choice, check_whole_numbers, image_shape
+from lapa_jax.nn.attention import Attention
+from lapa_jax.nn.conv import GridMaps
+from lapa_jax.nn.linear import Linear, fan_in_uniform
+from lapa_jax.nn.norm import LayerNorm
+
+POOLINGS = ("projection", "average", "attention")
+
+
+class Norm(nn.Module):
+    """Group norm, then optionally a scale and a shift per channel from a condition, then SiLU.
+
+    Attributes: groups: of the channels; dtype: of the result, statistics are float32.
+    """
+
+    groups: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:
+        """x: [B, H, W, C], condition: [B, E] -> [B, H, W, C]."""
+        x = nn.GroupNorm(self.groups, dtype=self.dtype, name="norm")(x)
+        if condition is not None:
+            factors = Linear(2 * x.shape[-1], dtype=self.dtype, name="condition")(condition)[:, None, None]
+            scale, shift = jnp.split(factors, 2, axis=-1)
+            x = x * (1 + scale) + shift
+        return nn.silu(x)
+
+
+class ResBlock(nn.Module):
+    """Group norm, SiLU and a 3x3 convolution, twice, added to the input; a condition enters at the second norm.
+
+    Attributes: groups, dtype: as of `Norm`.
+    """
+
+    groups: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:
+        """x: [B, H, W, C], condition: [B, E] -> [B, H, W, C]."""
+        y = Norm(self.groups, self.dtype, name="norm_0")(x)
+        y = conv(x.shape[-1], 3, self.dtype, "conv_0")(y)
+        y = Norm(self.groups, self.dtype, name="norm_1")(y, condition)
+        return x + conv(x.shape[-1], 3, self.dtype, "conv_1")(y)
+
+
+class Down(nn.Module):
+    """Convolutions that halve the grid (4x4, stride 2), each followed by residual blocks.
+
+    Attributes: channels: of each halving; blocks: residual blocks after each; groups, dtype: as of `Norm`.
+    """
+
+    channels: tuple[int, ...]
+    blocks: int
+    groups: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> list[jax.Array]:
+        """[B, H, W, C] -> the grids after each halving, [B, H / 2, W / 2, channels[0]] first."""
+        grids = []
+        for level, width in enumerate(self.channels):
+            x = conv(width, 4, self.dtype, f"down_{level}", stride=2)(x)
+            for block in range(self.blocks):
+                x = ResBlock(self.groups, self.dtype, name=f"block_{level}_{block}")(x)
+            grids.append(x)
+        return grids
+
+
+class PairEncoder(nn.Module):
+    """Each frame by the same convolutions to N vectors; the delta is what the second frame has over the first.
+
+    The difference is what makes it say what changes: it is zero for two equal frames, whatever they show. Vectors made
+    from both frames stacked as channels say mostly what the first one looks like, which the decoder knows already.
+
+    Attributes: channels, blocks, groups, dtype: as of `Down`; count: N, vectors to make; width: Q, of each;
+      pooling: "projection", learned maps over the whole grid; "average" over each of N equal parts of it; or
+      "attention" of N learned queries to the cells with learned positions.
+    """
+
+    channels: tuple[int, ...]
+    blocks: int
+    groups: int
+    count: int
+    width: int
+    pooling: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, frames: jax.Array) -> jax.Array:
+        """f32 [B, 2, H, W, 3] -> f32 [B, N, Q]."""
+        single = frames.reshape(-1, *frames.shape[2:])
+        x = Down(self.channels, self.blocks, self.groups, self.dtype, name="down")(single)[-1]
+        x = self._pool(Norm(self.groups, self.dtype, name="norm")(x))
+        x = x.reshape(-1, 2, self.count, self.width)
+        return x[:, 1] - x[:, 0]
+
+    def _pool(self, x: jax.Array) -> jax.Array:
+        """[B, rows, columns, C] -> f32 [B, N, Q]."""
+        if self.pooling == "attention":
+            return Linear(self.width, dtype=self.dtype, name="out")(self._attend(x)).astype(jnp.float32)
+        x = conv(self.width, 3, self.dtype, "out")(x).astype(jnp.float32)
+        if self.pooling == "projection":
+            return GridMaps(self.count, name="maps")(x)
+        batch, height, width, _ = x.shape
+        rows, columns = equal_parts((height, width), self.count)
+        x = x.reshape(batch, rows, height // rows, columns, width // columns, self.width)
+        return x.mean((2, 4)).reshape(batch, self.count, self.width)
+
+    def _attend(self, x: jax.Array) -> jax.Array:
+        """[B, rows, columns, C] -> [B, N, C]."""
+        batch, channels = x.shape[0], x.shape[-1]
+        x = x.reshape(batch, -1, channels)
+        x = x + self.param("positions", nn.initializers.normal(1.0), x.shape[1:]).astype(x.dtype)
+        queries = self.param("queries", nn.initializers.normal(1.0), (self.count, channels)).astype(x.dtype)
+        pool = Attention(1, channels, cosine=True, dtype=self.dtype, name="pool")
+        found = pool(jnp.broadcast_to(queries, (batch, *queries.shape)), LayerNorm(dtype=self.dtype, name="cells")(x))
+        return LayerNorm(dtype=self.dtype, name="pooled")(found)
+
+
+class FrameDecoder(nn.Module):
+    """The first frame, halved and doubled again, with the action told to every block on the way up.
+
+    The action scales and shifts the channels of all cells alike: where something happens is for the first frame to
+    say, what happens for the codes. What the way down found at each size is added on the way up. At full size there
+    are half as many channels as after the first halving, and no blocks.
+
+    Attributes: channels, blocks, groups, dtype: as of `Down`; embed: width of the embedded action; output_scale: factor
+      on the initial weights of the pixels.
+    """
+
+    channels: tuple[int, ...]
+    blocks: int
+    groups: int
+    embed: int
+    output_scale: float
+    dtype: jnp.dtype
+
+    def setup(self):
+        widths = (self.channels[0] // 2, *self.channels)
+        self.stem = conv(widths[0], 3, self.dtype, None)
+        self.down = Down(self.channels, self.blocks, self.groups, self.dtype)
+        self.action = [Linear(self.embed, dtype=self.dtype) for _ in range(2)]
+        self.mix = [[ResBlock(self.groups, self.dtype) for _ in range(self.blocks)] for _ in self.channels]
+        self.up = [nn.ConvTranspose(width, (4, 4), (2, 2), padding="SAME", dtype=self.dtype,
+                                    kernel_init=fan_in_uniform) for width in widths[:-1]]  # fmt: skip
+        self.norm = Norm(self.groups, self.dtype)
+        scaled = lambda *args: self.output_scale * fan_in_uniform(*args)  # noqa: E731
+        self.to_pixels = nn.Conv(3, (3, 3), padding=1, dtype=jnp.float32, kernel_init=scaled)
+
+    def context(self, first: jax.Array) -> list[jax.Array]:
+        """First frames f32 [B, H, W, 3] -> grids from the full size down to the smallest."""
+        stem = self.stem(first)
+        return [stem, *self.down(stem)]
+
+    def __call__(self, grids: list[jax.Array], action: jax.Array) -> jax.Array:
+        """Grids of `context` and an action [B, N, Q] -> f32 [B, H, W, 3]."""
+        enter, leave = self.action
+        condition = nn.silu(leave(nn.silu(enter(action.reshape(action.shape[0], -1)))))
+        x = grids[-1]
+        for skip, up, blocks in zip(grids[-2::-1], self.up[::-1], self.mix[::-1], strict=True):
+            for block in blocks:
+                x = block(x, condition)
+            x = up(x) + skip
+        return self.to_pixels(self.norm(x).astype(jnp.float32))
+
+
+def conv(width: int, kernel: int, dtype, name: str | None, stride: int = 1) -> nn.Conv:
+    """A convolution padded so that the grid is divided by the stride, no more and no less."""
+    return nn.Conv(width, (kernel, kernel), (stride, stride), padding=(kernel - 1) // 2, dtype=dtype,
+                   kernel_init=fan_in_uniform, name=name)  # fmt: skip
+
+
+def equal_parts(grid: tuple[int, int], count: int) -> tuple[int, int]:
+    """The (rows, columns) of `count` equal parts of a grid, as square as possible; of two the one with more rows.
+
+    Raises:
+      UserError: the grid has no so many equal parts.
+    """
+    rows, columns = grid
+    options = [(r, count // r) for r in range(count, 0, -1)
+               if count % r == 0 and rows % r == 0 and columns % (count // r) == 0]  # fmt: skip
+    if not options:
+        raise UserError(f"code_seq_len {count} does not divide the grid of {rows}x{columns} cells into equal parts; "
+                        "give another length, or pooling 'projection' or 'attention'")
+    return min(options, key=lambda parts: abs(math.log(rows * parts[1] / (columns * parts[0]))))
 
 
 class Model(FramePairs):

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from lapa_jax.data import images
-from lapa_jax.data.shards import ShardWriter, array_bytes, json_bytes, step_key, write_dataset
+from lapa_jax.data.shards.step_shards import ShardWriter, array_bytes, json_bytes, step_key, write_dataset
 from lapa_jax.data.statistics import column_statistics
 
 SIZE = 16

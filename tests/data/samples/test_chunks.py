@@ -3,7 +3,7 @@ import pytest
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.samples.chunks import Chunks, Options
-from lapa_jax.data.shards import StepShards
+from lapa_jax.data.shards.step_shards import StepShards
 from tests.data.samples import make
 
 LENGTHS = [7, 2, 5, 1]

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.data import loader
+from lapa_jax.data.loader import loader
 from lapa_jax.data.samples import chunks, steps
 from lapa_jax.data.samples.mixture import Mixture
 from lapa_jax.data.samples.pairs import FramePairs, Gap
-from lapa_jax.data.shards import StepShards
+from lapa_jax.data.shards.step_shards import StepShards
 from lapa_jax.data.transforms import Augment
 from tests.data.samples import make
 

@@ -9,7 +9,7 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.data import images, pipeline
 from lapa_jax.data.samples.pair_shards import PairShards
 from lapa_jax.data.samples.pairs import FramePairs, Gap
-from lapa_jax.data.shards import ShardWriter, StepShards, array_bytes
+from lapa_jax.data.shards.step_shards import ShardWriter, StepShards, array_bytes
 from tests.data.samples import make
 from tests.inference import step_shards
 

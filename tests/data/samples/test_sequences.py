@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.samples.sequences import Options, Sequences
 from lapa_jax.data.samples.tasks import Prompts
-from lapa_jax.data.shards import StepShards
+from lapa_jax.data.shards.step_shards import StepShards
 from tests.data.samples import make
 
 LENGTHS = [9, 4, 7, 6, 12, 5, 3]

@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.data.files import DamagedSample
-from lapa_jax.data.labels import read_label_info
 from lapa_jax.data.samples.steps import Options, Steps
-from lapa_jax.data.shards import ShardWriter, StepShards, array_bytes, write_dataset
+from lapa_jax.data.shards.files import DamagedSample
+from lapa_jax.data.shards.labels import read_label_info
+from lapa_jax.data.shards.step_shards import ShardWriter, StepShards, array_bytes, write_dataset
 from tests.data.samples import make
 
 ALL = ("image", "text", "state", "action", "feature", "latent")

@@ -10,7 +10,8 @@ import pytest
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.models import fifa
-from lapa_jax.models.policies import icl, icl_data, icl_losses
+from lapa_jax.models.policies import icl, icl_data
+from lapa_jax.models.policies import icl as icl_losses
 from lapa_jax.models.tokenizers import mstcn
 from lapa_jax.train.task import Task
 

@@ -11,7 +11,8 @@ import pytest
 from lapa_jax.core import tree
 from lapa_jax.core.errors import UserError
 from lapa_jax.models import llama
-from lapa_jax.models.policies import vla, vla_data, vla_summary
+from lapa_jax.models.policies import vision_language, vla
+from lapa_jax.models.policies import vla as vla_summary
 from lapa_jax.models.vision import dinov2, film_conv, siglip
 from lapa_jax.train.task import Task
 
@@ -206,7 +207,7 @@ def test_what_only_the_data_tell():
         "image_size": 56, "cameras": 1, "text_length": 9, "code_length": 4, "codebook_size": 8}  # fmt: skip
     assert found["llm"]["vocab"] == 40
     views = Source(image=np.zeros((0, 3, 56, 56, 3), np.uint8))
-    assert vla_data.body_from_data({**SPEC, "llm": {"vocab": 50}}, views)["cameras"] == 3
+    assert vision_language.body_from_data({**SPEC, "llm": {"vocab": 50}}, views)["cameras"] == 3
 
 
 @pytest.mark.parametrize(

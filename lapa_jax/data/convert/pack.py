@@ -1,0 +1,123 @@
+"""Packs parts into shards in the order of the plan, so that the shards do not depend on who finished first."""
+
+import os
+import pathlib
+from collections.abc import Mapping
+
+from lapa_jax.core.files import read_json, write_json
+from lapa_jax.data.convert.parts import read_part, remove_part
+from lapa_jax.data.convert.totals import Totals
+from lapa_jax.data.shards.step_shards import ShardWriter
+
+SHARD_BYTES = 512 << 20
+
+
+class Packer:
+    """The shards of one split.
+
+    A shard closes before the episode that would take it over its limit. For each a journal entry is written before the
+    shard gets its name, so a rerun knows what a shard holds; an entry without its shard is packed again from its parts.
+
+    Args:
+      out: the output folder. work: the state folder in it. split: its name.
+      episodes: the ids of the split in plan order.
+      options: pinned options, for the limit.
+    """
+
+    def __init__(self, out: pathlib.Path, work: pathlib.Path, split: str, episodes: list[str], options: Mapping):
+        self.out, self.work, self.split, self.episodes = out, work, split, episodes
+        self.samples, self.bytes = options["samples_per_shard"], options["shard_bytes"]
+        if self.samples is None and self.bytes is None:
+            self.bytes = SHARD_BYTES
+        self.journal: list[dict] = []
+        self._group: list[tuple[str, dict]] = []
+        self._errors: dict[str, str] = {}
+        self._recover()
+        self._next = sum(len(entry["episodes"]) + len(entry["errors"]) for entry in self.journal)
+
+    def _recover(self) -> None:
+        while True:
+            name = self._name(len(self.journal))
+            journal = self.work / f"{name}.json"
+            if not journal.exists():
+                return
+            if not (self.out / name).exists():
+                journal.unlink()
+                return
+            self.journal.append(read_json(journal))
+            for episode in self.journal[-1]["episodes"]:
+                remove_part(self.work / "parts", episode)
+
+    def _name(self, number: int) -> str:
+        return f"{self.split}-{number:05d}.tar"
+
+    @property
+    def done(self) -> bool:
+        """Whether every episode of the split is in a shard or has failed for good."""
+        return self._next == len(self.episodes) and not self._group and not self._errors
+
+    def settled(self) -> set[str]:
+        """The ids whose outcome, steps or error, is in the journal."""
+        return {e for entry in self.journal for e in entry["episodes"]} | set(self.errors())
+
+    def errors(self) -> dict[str, str]:
+        """{id: reason} of the failed episodes in the journal."""
+        return {k: v for entry in self.journal for k, v in entry["errors"].items()}
+
+    def advance(self, failed: Mapping[str, str], skip_failed: bool) -> None:
+        """Packs what is ready.
+
+        Args:
+          failed: {id: reason} of this run.
+          skip_failed: whether failed episodes may be left out; else packing waits at the first of them, so that a rerun
+            with the file mended gives the same shards as if it had never been broken.
+        """
+        while self._next < len(self.episodes):
+            episode = self.episodes[self._next]
+            if episode in failed:
+                if not skip_failed:
+                    return
+                self._errors[episode] = failed[episode]
+            else:
+                part = read_part(self.work / "parts", episode)
+                if part is None:
+                    return
+                if self._group and self._over(part):
+                    self._write_shard()
+                self._group.append((episode, part))
+            self._next += 1
+        if self._group or self._errors:
+            self._write_shard()
+
+    def _over(self, part: Mapping) -> bool:
+        samples = part["steps"] + sum(p["steps"] for _, p in self._group)
+        size = part["bytes"] + sum(p["bytes"] for _, p in self._group)
+        return samples > self.samples if self.samples is not None else size > self.bytes
+
+    def _write_shard(self) -> None:
+        name = self._name(len(self.journal))
+        parts = self.work / "parts"
+        with ShardWriter(self.work / name) as writer:
+            for episode, part in self._group:
+                writer.append(parts / f"{episode}.part", part["steps"])
+        totals = Totals()
+        for _, part in self._group:
+            totals.add(Totals.of_part(part))
+        entry = {"shard": writer.summary, "errors": self._errors, "totals": totals.to_json()}
+        entry["episodes"] = [episode for episode, _ in self._group]
+        write_json(self.work / f"{name}.json", entry)
+        os.replace(self.work / name, self.out / name)
+        flush_folder(self.out)
+        for episode, _ in self._group:
+            remove_part(parts, episode)
+        self.journal.append(entry)
+        self._group, self._errors = [], {}
+
+
+def flush_folder(folder: pathlib.Path) -> None:
+    """Makes renames in a folder durable before what they replace is deleted."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,188 @@
+"""One episode becomes one part: its samples as tar members in a file, and a small JSON that says it is whole."""
+
+import itertools
+import json
+import os
+import pathlib
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from lapa_jax.core.files import atomic_path, write_json
+from lapa_jax.data import formats, images
+from lapa_jax.data.convert.plan import item_of, place_of
+from lapa_jax.data.formats.base import COLUMNS, MAIN, Episode
+from lapa_jax.data.shards import step_shards
+
+_IN_MEMORY = 64 << 20
+_APART = "; convert data of different kinds to folders of their own, a mixture joins them again when training"
+
+
+class Job(NamedTuple):
+    """What a worker needs to make a part.
+
+    Attributes:
+      source: what is converted. parts: the parts folder.
+      plan: the plan without its episodes. options: for the reader, with full paths. entry: the episode's in the plan.
+    """
+
+    source: str
+    parts: str
+    plan: dict
+    options: dict
+    entry: dict
+
+
+class Failure(NamedTuple):
+    """An episode that could not be converted, and why."""
+
+    id: str
+    error: str
+
+
+def make_part(job: Job) -> Failure | None:
+    """Converts one episode; a file that cannot be read is a `Failure`, not an exception."""
+    try:
+        _write(job)
+    except ValueError as error:
+        return Failure(job.entry["id"], " ".join(str(error).split()))
+    return None
+
+
+def _write(job: Job) -> None:
+    """Frames go to a spool first: each sample's `.json` tells the episode's length, known only at the end."""
+    entry, plan = job.entry, job.plan
+    reader = formats.open_format(plan["format"])
+    episode: Episode = reader.standardize(pathlib.Path(job.source), item_of(entry), job.options)
+    columns = _columns(episode.columns, plan["columns"])
+    with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY, dir=job.parts) as spool:
+        steps = _pictures(episode, plan, job.options)
+        pictures = [{member: spool.write(jpeg) for member, jpeg in step.items()} for step in steps]
+        steps = _check_lengths(columns, len(pictures) if episode.cameras else None)
+        texts = _texts(episode.text, steps)
+        spool.seek(0)
+        meta = {"episode": entry["id"], "length": steps, "fps": episode.fps, "source": place_of(entry)}
+        meta |= {"task": episode.task} if episode.task else {}
+        with atomic_path(pathlib.Path(job.parts) / f"{entry['id']}.part") as path, open(path, "wb") as file:
+            for step in range(steps):
+                members = {"json": step_shards.json_bytes({**meta, "step": step})}
+                for member, size in (pictures[step] if pictures else {}).items():
+                    members[f"{member}.jpg"] = spool.read(size)
+                if texts[step]:
+                    members["txt"] = texts[step].encode()
+                for name, rows in columns.items():
+                    if step < len(rows):
+                        members[f"{name}.npy"] = step_shards.array_bytes(rows[step])
+                file.write(step_shards.sample_bytes(step_shards.step_key(entry["id"], step), members))
+            size = file.tell()
+    shown = Counter(member for step in pictures for member in step)
+    blank = {member: steps - shown[member] for member in episode.cameras if shown[member] < steps}
+    summary = {"steps": steps, "bytes": size, "fps": episode.fps, "left_out": sorted(episode.left_out)}
+    summary |= {"dropped": dict(episode.dropped), "blank": blank, "text": any(texts)}
+    write_json(meta_path(job.parts, entry["id"]), summary)
+
+
+def _columns(found: Mapping[str, np.ndarray], planned: Mapping[str, list[int]]) -> dict[str, np.ndarray]:
+    """The columns of an episode in their stored dtypes; those of the first readable episode, no more and no fewer."""
+    if unknown := sorted(set(found) - set(planned)):
+        raise ValueError(f"it has '{unknown[0]}', which the first episode lacks{_APART}")
+    columns = {}
+    for name, shape in planned.items():
+        if name not in found:
+            raise ValueError(f"it has no '{name}', the first episode has it{_APART}")
+        rows = np.asarray(found[name])
+        if rows.ndim < 1 or list(rows.shape[1:]) != shape:
+            found = list(rows.shape[1:])
+            raise ValueError(f"its '{name}' has rows of shape {found}, the first episode has {shape}{_APART}")
+        with np.errstate(over="ignore"):
+            rows = rows.astype(COLUMNS[name])
+        if not np.isfinite(rows).all():
+            raise ValueError(f"its '{name}' holds numbers that are not finite")
+        columns[name] = rows
+    return columns
+
+
+def _pictures(episode: Episode, plan: Mapping, options: Mapping) -> Iterator[dict[str, bytes]]:
+    """{member: JPEG} of each step, all cameras in step."""
+    planned = plan["cameras"]
+    if unknown := sorted(set(episode.cameras) - set(planned)):
+        raise ValueError(f"it has a camera '{unknown[0]}', which the first episode lacks{_APART}")
+    if MAIN in planned and MAIN not in episode.cameras:
+        raise ValueError(f"it has no pictures of the main camera, the first episode has{_APART}")
+    names, blank = list(episode.cameras), 0
+    for step, frames in enumerate(itertools.zip_longest(*episode.cameras.values(), fillvalue=_END)):
+        if any(frame is _END for frame in frames):
+            short = names[[frame is _END for frame in frames].index(True)]
+            raise ValueError(f"its camera '{short}' ends at frame {step}, before the others")
+        try:
+            stored = {name: _jpeg(frame, plan, options, name) for name, frame in zip(names, frames)}
+        except ValueError as error:
+            raise ValueError(f"frame {step}: {error}") from None
+        stored = {name: jpeg for name, jpeg in stored.items() if jpeg is not None}
+        blank += MAIN not in stored
+        yield stored
+    if names and blank:
+        raise ValueError(f"{blank} pictures of its main camera are blank; choose another with --cameras")
+
+
+_END = object()
+
+
+def _jpeg(frame: np.ndarray | bytes | None, plan: Mapping, options: Mapping, camera: str) -> bytes | None:
+    """A frame as it is stored. A JPEG that already fits is stored as it is: no second loss."""
+    if frame is None:
+        return None
+    picture = images.open_frame(frame)
+    if options["size"] is not None:
+        resized = images.resize(picture, options["size"], options["resize"])
+    else:
+        resized = picture
+        if plan["cameras"][camera] is not None and list(picture.shape[:2]) != plan["cameras"][camera]:
+            shapes = f"{list(picture.shape[:2])}, the first episode has {plan['cameras'][camera]}"
+            raise ValueError(f"a picture of '{camera}' is {shapes}: give a --size for all")
+    if resized is picture and isinstance(frame, bytes) and images.is_colour_jpeg(frame):
+        return frame
+    return images.encode(resized, plan["options"]["quality"])
+
+
+def _texts(text: str | list[str], steps: int) -> list[str]:
+    texts = [text] * steps if isinstance(text, str) else list(text)
+    if len(texts) != steps:
+        raise ValueError(f"it has {steps} steps and {len(texts)} instructions")
+    return texts
+
+
+def _check_lengths(columns: Mapping[str, np.ndarray], frames: int | None) -> int:
+    """The number of steps: of frames, or where there are none, of the longest column."""
+    steps = max((len(rows) for rows in columns.values()), default=0) if frames is None else frames
+    if steps == 0:
+        raise ValueError("it is empty")
+    if len(columns.get("action", ())) not in (0, steps, steps - 1):
+        rows = len(columns["action"])
+        raise ValueError(f"it has {steps} steps and {rows} actions; one action a step is possible, or one fewer")
+    for name, rows in columns.items():
+        if len(rows) not in (steps, steps - 1):
+            raise ValueError(f"it has {steps} steps and {len(rows)} rows of '{name}'; steps or steps - 1 are possible")
+    return steps
+
+
+def meta_path(parts: str | os.PathLike, episode: str) -> pathlib.Path:
+    """The file whose presence says that the part of an episode is whole."""
+    return pathlib.Path(parts) / f"{episode}.json"
+
+
+def read_part(parts: str | os.PathLike, episode: str) -> dict | None:
+    """{"steps", "bytes", "fps", "left_out", "dropped", "blank", "text"} of a whole part, None where it is not there."""
+    try:
+        return json.loads(meta_path(parts, episode).read_text())
+    except FileNotFoundError:
+        return None
+
+
+def remove_part(parts: str | os.PathLike, episode: str) -> None:
+    """Deletes a part, first what says that it is whole."""
+    meta_path(parts, episode).unlink(missing_ok=True)
+    (pathlib.Path(parts) / f"{episode}.part").unlink(missing_ok=True)

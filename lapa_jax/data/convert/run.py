@@ -1,0 +1,240 @@
+"""The run of a conversion, start to end; see `convert`."""
+
+import contextlib
+import dataclasses
+import fcntl
+import itertools
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+import numpy as np
+
+from lapa_jax.core.errors import UserError
+from lapa_jax.core.files import read_json, write_json
+from lapa_jax.core.progress import bar
+from lapa_jax.data.convert import plan as planning
+from lapa_jax.data.convert.options import Options
+from lapa_jax.data.convert.pack import Packer
+from lapa_jax.data.convert.parts import Job, read_part, remove_part
+from lapa_jax.data.convert.pool import PATIENCE, call, run_jobs
+from lapa_jax.data.convert.totals import Totals
+from lapa_jax.data.formats.base import COLUMNS
+from lapa_jax.data.shards import step_shards
+from lapa_jax.data.shards.index import open_index
+from lapa_jax.data.statistics import column_statistics
+
+REPORT = "report.json"
+RECORDED = "episodes.jsonl"
+"""The table of episodes that `tools/record_sim.py` writes beside its videos."""
+
+
+def convert(
+    source: pathlib.Path,
+    out: pathlib.Path,
+    options: Options,
+    workers: int = 0,
+    *,
+    max_errors: int = 0,
+    max_missing: int | None = None,
+    episode_timeout: float = PATIENCE,
+) -> dict:
+    """Converts a dataset to step shards, or finishes a conversion that was interrupted.
+
+    Args:
+      source: a folder, or a file where the format has one.
+      out: a new folder, or that of the same conversion.
+      options: what decides the content.
+      workers: processes; 0 works in this one.
+      max_errors: unreadable episodes that are tolerated; more fail the run after everything else has been converted.
+      max_missing: episodes that the source's own tables list and that are not there; None tolerates any number.
+      episode_timeout: seconds after which a worker counts as hanging.
+
+    Returns:
+      The report, also written to `report.json`: {"episodes", "steps", "errors": [{"path", "error"}], "missing", ...};
+      "finished" tells whether the output had been there already.
+    """
+    planning.check_folders(source, out)
+    plan = call(planning.make_plan, source, out, _with_captions(source, options), workers=workers)
+    if max_missing is not None and len(plan["missing"]) > max_missing:
+        path, why = plan["missing"][0]
+        raise UserError(
+            f"{source} lacks {len(plan['missing'])} episodes that it lists, --max_missing is {max_missing}; the first: "
+            f"{path}: {why}"
+        )
+    work = out / step_shards.WORK
+    if (out / step_shards.DATASET).exists():
+        return _already_finished(out, plan)
+    (work / "parts").mkdir(parents=True, exist_ok=True)
+    with _lock(work):
+        conversion = _Conversion(source, out, _with_captions(source, options), plan)
+        return conversion.run(workers, max_errors, episode_timeout)
+
+
+def _with_captions(source: pathlib.Path, options: Options) -> Options:
+    """The options with the table of episodes that a recording carries, where no other is named."""
+    table = source / RECORDED
+    if options.captions == "none":
+        return dataclasses.replace(options, captions=None)
+    if options.captions is None and options.format in ("auto", "video") and table.is_file():
+        return dataclasses.replace(options, captions=str(table))
+    return options
+
+
+def _already_finished(out: pathlib.Path, plan: dict) -> dict:
+    source = step_shards.read_dataset(out)["source"]
+    if source.get("plan") != planning.digest(plan):
+        before, now = source.get("options", {}), plan["options"]
+        changed = [f"--{k} was {before.get(k)}, now {now[k]}" for k in now if before.get(k) != now[k]]
+        what = changed[0] if changed else "the source or its captions have changed since"
+        raise UserError(f"{out} holds a finished conversion with another plan: {what}; choose another output")
+    shutil.rmtree(out / step_shards.WORK, ignore_errors=True)
+    return {**read_json(out / REPORT), "finished": True}
+
+
+@contextlib.contextmanager
+def _lock(work: pathlib.Path) -> Iterator[None]:
+    """Keeps two conversions out of one folder; the lock goes with the process, however it ends."""
+    with open(work / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is converting to {work.parent}; wait for it, or end it") from None
+        yield
+
+
+class _Conversion:
+    def __init__(self, source: pathlib.Path, out: pathlib.Path, options: Options, plan: dict):
+        self.source, self.out, self.work, self.plan = source, out, out / step_shards.WORK, plan
+        self.parts = self.work / "parts"
+        self.options = options.for_readers()
+        self._clean()
+        self.packers = []
+        for split in ("train", "val"):
+            ids = [e["id"] for e in plan["episodes"] if e["split"] == split]
+            if ids:
+                self.packers.append(Packer(out, self.work, split, ids, plan["options"]))
+        self.errors = {k: v for packer in self.packers for k, v in packer.errors().items()}
+        self._check_plan()
+
+    def _clean(self) -> None:
+        """Removes what a killed run has left half-written: temporary files, and parts without their JSON."""
+        for folder in (self.out, self.work, self.parts):
+            for path in folder.glob(".*.tmp"):
+                path.unlink()
+        for path in self.parts.glob("*.part"):
+            if read_part(self.parts, path.stem) is None:
+                path.unlink()
+
+    def _check_plan(self) -> None:
+        settled = set().union(*(packer.settled() for packer in self.packers))
+        planning.pin(self.work, self.plan, settled | {path.stem for path in self.parts.glob("*.json")})
+
+    def run(self, workers: int, max_errors: int, patience: float) -> dict:
+        settled = set().union(*(packer.settled() for packer in self.packers))
+        waiting = [e for e in self.plan["episodes"] if e["id"] not in settled and not read_part(self.parts, e["id"])]
+        shared = {key: self.plan[key] for key in ("format", "options", "columns", "cameras")}
+        jobs = (Job(str(self.source), str(self.parts), shared, self.options, e) for e in waiting)
+        total = len(self.plan["episodes"])
+        with bar(total=total, initial=total - len(waiting), desc="convert", unit="episode") as progress:
+            self._pack(max_errors)
+            for job, failure in run_jobs(jobs, workers, patience):
+                if failure:
+                    self.errors[failure.id] = failure.error
+                    remove_part(self.parts, job.entry["id"])
+                progress.update()
+                self._pack(max_errors)
+        report = self._report()
+        write_json(self.out / REPORT, report)
+        self._judge(report, max_errors)
+        self._finish()
+        return {**report, "finished": False}
+
+    def _pack(self, max_errors: int) -> None:
+        for packer in self.packers:
+            packer.advance(self.errors, skip_failed=len(self.errors) <= max_errors)
+
+    def _judge(self, report: dict, max_errors: int) -> None:
+        if len(self.errors) > max_errors:
+            first = report["errors"][0]
+            raise UserError(
+                f"{len(self.errors)} of {len(self.plan['episodes'])} episodes cannot be read, --max_errors is "
+                f"{max_errors}; the first: {first['path']}: {first['error']}. All are listed in {self.out / REPORT}; "
+                "mend or remove them, or raise --max_errors, and run again: finished work is kept"
+            )
+        if not report["steps"]:
+            raise UserError(f"no episode of {self.source} could be converted; see {self.out / REPORT}")
+
+    def _report(self) -> dict:
+        totals, plan = self._totals(), self.plan
+        places = {e["id"]: planning.place_of(e) for e in plan["episodes"]}
+        errors = [{"path": places[k], "error": v} for k, v in self.errors.items()]
+        return {
+            "format": plan["format"],
+            "episodes": totals.episodes,
+            "steps": totals.steps,
+            "errors": sorted(errors, key=lambda e: e["path"]),
+            "missing": [{"path": path, "error": why} for path, why in plan["missing"]],
+            "left_out": plan["left_out"],
+            "notes": plan["notes"],
+            "fields_left_out": sorted(totals.left_out),
+            "steps_dropped": dict(sorted(totals.dropped.items())),
+            "blank_pictures": dict(sorted(totals.blank.items())),
+        }
+
+    def _totals(self) -> Totals:
+        """Of every converted episode, packed or not."""
+        totals = Totals()
+        for packer in self.packers:
+            for entry in packer.journal:
+                totals.add(entry["totals"])
+        for path in self.parts.glob("*.json"):
+            totals.add(Totals.of_part(read_part(self.parts, path.stem)))
+        return totals
+
+    def _finish(self) -> None:
+        """Index and check every shard, compute the statistics, write `dataset.json`, remove the state."""
+        splits, totals = {}, self._totals()
+        for packer in self.packers:
+            entries = [entry for entry in packer.journal if entry["episodes"]]
+            episodes = sum(len(entry["episodes"]) for entry in entries)
+            steps = sum(entry["shard"]["samples"] for entry in entries)
+            indexed = sum(len(open_index(self.out / entry["shard"]["name"])) for entry in entries)
+            if indexed != steps:
+                raise UserError(f"{self.out}: the {packer.split} shards hold {indexed} steps, not {steps}; start anew")
+            splits[packer.split] = {"episodes": episodes, "steps": steps, "shards": [e["shard"] for e in entries]}
+        source = {"name": self.source.resolve().name, "format": self.plan["format"]}
+        source |= {"options": self.plan["options"], "plan": planning.digest(self.plan)}
+        step_shards.write_dataset(
+            self.out,
+            features=self._features(totals),
+            fps=totals.common_fps(),
+            source=source,
+            splits=splits,
+            statistics=self._statistics(splits),
+        )
+        shutil.rmtree(self.work)
+
+    def _features(self, totals: Totals) -> dict:
+        features = {}
+        for member, shape in self.plan["cameras"].items():
+            if totals.blank.get(member, 0) < totals.steps:
+                features[member] = {"shape": [*shape, 3], "codec": "jpeg"} if shape else {"codec": "jpeg"}
+        for name, shape in self.plan["columns"].items():
+            features[name] = {"shape": shape, "dtype": np.dtype(COLUMNS[name]).name}
+            if name in self.plan["names"]:
+                features[name]["names"] = self.plan["names"][name]
+        if totals.text:
+            features["instruction"] = {"codec": "txt"}
+        return features
+
+    def _statistics(self, splits: dict) -> dict:
+        """Of the training split, since that is what a model is normalised by; of the other where it is empty."""
+        split = "train" if splits.get("train", {}).get("steps") else "val"
+        paths = [self.out / shard["name"] for shard in splits[split]["shards"]]
+        statistics = {}
+        for name in self.plan["columns"]:
+            chunks = step_shards.column(paths, name) if np.issubdtype(COLUMNS[name], np.floating) else iter(())
+            if (first := next(chunks, None)) is not None:  # episodes of one step have no action
+                statistics[name] = column_statistics(itertools.chain([first], chunks))
+        return statistics

@@ -1,0 +1,244 @@
+"""robomimic's HDF5 files: a group `data/demo_N` for each demonstration, with `actions` and a group `obs`.
+
+LIBERO's and RoboCasa's files are of this kind too; their instructions are found.
+"""
+
+import json
+import os
+import pathlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from lapa_jax.core.errors import did_you_mean
+from lapa_jax.data.formats import hdf5
+from lapa_jax.data.formats.base import Episode, Item, Listing, choose_cameras, folder_of
+from lapa_jax.data.formats.reading import numeric_rows, reading, whole_source
+from lapa_jax.data.formats.video import natural_key
+
+FEATURES = {
+    "image": "obs/<camera>_image or obs/<camera>_rgb, uint8 RGB: agentview where there is one, or what --cameras names",
+    "action": "f32[A] actions, in the controller's units, mostly -1 to 1",
+    "state": "f32[S] the vectors of obs by name (or those of --state in their order), concatenated, in SI units",
+    "instruction": "attribute instruction or language_instruction, or what LIBERO and RoboCasa write",
+}
+_HELD_OUT = ("valid", "val", "validation", "test")
+_RAW = (
+    "it holds the simulator's states and no observations (a raw robosuite file): run robomimic's "
+    "dataset_states_to_obs.py on it, which renders them, and convert what it writes"
+)
+
+
+def detect(source: pathlib.Path) -> bool:
+    """Whether an HDF5 file, or the first in a folder, has groups `data/demo_N`."""
+    paths = [source] if source.is_file() else (source / name for name in _walk(source, None, {}))
+    for path in paths:
+        if path.suffix.lower() in hdf5.ENDINGS:
+            return is_robomimic(path)
+    return False
+
+
+def is_robomimic(path: pathlib.Path) -> bool:
+    """Whether a file has groups `data/demo_N`; False where it cannot be opened."""
+    try:
+        with hdf5.open_hdf5(path) as file:
+            data = hdf5.subgroup(file, "data")
+            return data is not None and any(name.startswith("demo") for name in data)
+    except (ValueError, KeyError, RuntimeError):
+        return False
+
+
+def find(source: pathlib.Path, options: Mapping, exclude: pathlib.Path | None = None) -> Listing:
+    """All demonstrations of a file, or of the files in a folder; of each file in natural order.
+
+    Raises:
+      UserError: a file that is damaged or holds no observations, masks that contradict each other, a camera or a
+        state that is not there.
+    """
+    others: dict[str, int] = {}
+    names = [source.name] if source.is_file() else list(_walk(source, exclude, others))
+    listing = Listing([], left_out=dict(sorted(others.items())))
+    stems = [pathlib.PurePath(name).with_suffix("").as_posix() for name in names]
+    counts = Counter(stems)
+    for name, stem in zip(names, stems):
+        path = folder_of(source) / name
+        with whole_source(path), reading(), hdf5.open_hdf5(path) as file:
+            items, missing, notes = _find_in(file, path, name, stem if counts[stem] == 1 else name, options)
+        listing.items += items
+        listing.missing += missing
+        for note, count in notes.items():
+            listing.notes[note] = listing.notes.get(note, 0) + count
+    if any(item.split for item in listing.items):
+        listing.items = [item._replace(split=item.split or "train") for item in listing.items]
+    return listing
+
+
+def _walk(root: pathlib.Path, exclude: pathlib.Path | None, others: dict[str, int]) -> Iterator[str]:
+    """The HDF5 files under a folder, sorted; other files are counted."""
+    for folder, folders, names in os.walk(root, followlinks=True):
+        here = pathlib.Path(folder)
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and (here / n).resolve() != exclude)
+        for name in sorted((n for n in names if not n.startswith(".")), key=natural_key):
+            ending = pathlib.PurePath(name).suffix.lower()
+            if ending in hdf5.ENDINGS:
+                yield (here / name).relative_to(root).as_posix()
+            else:
+                what = f"files {ending or 'without ending'}"
+                others[what] = others.get(what, 0) + 1
+
+
+def _find_in(file, path: pathlib.Path, name: str, stem: str, options: Mapping) -> tuple[list, list, dict]:
+    """Items, missing demonstrations and notes of one file."""
+    data = hdf5.subgroup(file, "data")
+    demos = sorted(hdf5.members(data), key=natural_key) if data is not None else []
+    demos = [demo for demo in demos if hdf5.subgroup(data, demo) is not None]
+    if not demos:
+        raise ValueError("it has no groups data/demo_N, so it is no robomimic file")
+    groups = [hdf5.subgroup(data, demo) for demo in demos]
+    if not any("obs" in group for group in groups):
+        raise ValueError(_RAW)
+    first = next(group for group in groups if "obs" in group)
+    cameras, vectors = _observations(first)
+    choose_cameras(list(cameras), options["cameras"])
+    _states(vectors, options)
+    splits, missing, outside = _splits(file, demos)
+    size = path.stat().st_size
+    items = [Item(f"{stem}/{demo}", name, {"demo": demo}, size, splits.get(demo, "")) for demo in demos]
+    notes = {"demonstrations in no mask, taken for training": outside} if outside else {}
+    return items, [(name, why) for why in missing], notes
+
+
+def _splits(file, demos: list[str]) -> tuple[dict[str, str], list[str], int]:
+    """{demo: split} from the masks, the demonstrations that only a mask has, and how many are in neither mask."""
+    masks, missing = {}, []
+    group = hdf5.subgroup(file, "mask")
+    found = hdf5.datasets(group) if group is not None else {}
+    for name in ("train", *_HELD_OUT):
+        if name in found:
+            listed = [hdf5.text(value) for value in np.atleast_1d(found[name][()])]
+            missing += [f"mask '{name}' lists {demo}, the file does not have it" for demo in set(listed) - set(demos)]
+            masks[name] = set(listed) & set(demos)
+    train = masks.pop("train", None)
+    held = set().union(*masks.values()) if masks else None
+    both = sorted((train or set()) & (held or set()), key=natural_key)
+    if both:
+        raise ValueError(f"its masks put {both[0]} ({len(both)} in all) both into training and into what is held out")
+    if held is None:
+        held = set(demos) - train if train is not None else set()
+    outside = len(set(demos) - train - held) if train is not None and held else 0
+    if not held:
+        return {}, sorted(missing), 0
+    return {demo: "val" if demo in held else "train" for demo in demos}, sorted(missing), outside
+
+
+def _observations(demo) -> tuple[dict, dict]:
+    """{camera: dataset} and {vector: dataset} of a demonstration, by name."""
+    cameras, vectors = {}, {}
+    group = hdf5.subgroup(demo, "obs")
+    if group is None:
+        raise ValueError(_RAW if "states" in demo else "it has no group obs")
+    for name, dataset in hdf5.datasets(group).items():
+        if hdf5.is_pictures(dataset):
+            cameras[name.removesuffix("_image").removesuffix("_rgb")] = dataset
+        elif dataset.ndim in (1, 2) and dataset.dtype.kind in "fiub":
+            vectors[name] = dataset
+    return cameras, vectors
+
+
+def _states(vectors: Mapping, options: Mapping) -> list[str]:
+    """The names of the vectors that make up the state."""
+    if options["state"] == "all":
+        return list(vectors)
+    chosen = list(dict.fromkeys(part.strip() for part in options["state"].split(",")))
+    for name in chosen:
+        if name not in vectors:
+            raise ValueError(f"obs has no vector '{name}' (--state){did_you_mean(name, vectors)}")
+    return chosen
+
+
+def standardize(source: pathlib.Path, item: Item, options: Mapping) -> Episode:
+    """One demonstration: its vectors at once, its pictures as they are asked for."""
+    path, name = folder_of(source) / item.path, item.at["demo"]
+    with reading(f"data/{name}"), hdf5.open_hdf5(path) as file:
+        data = hdf5.subgroup(file, "data")
+        demo = hdf5.subgroup(data, name) if data is not None else None
+        if demo is None:
+            raise ValueError("there is no such demonstration")
+        fields = hdf5.datasets(demo)
+        if "actions" not in fields:
+            raise ValueError("it has no actions")
+        cameras, vectors = _observations(demo)
+        members = choose_cameras(list(cameras), options["cameras"], main="agentview")
+        states = _states(vectors, options)
+        _check_lengths(demo, fields["actions"], [cameras[c] for c in members] + [vectors[s] for s in states])
+        columns = {"action": _rows(fields["actions"])}
+        rows = {state: _rows(vectors[state]) for state in states}
+        if rows:
+            columns["state"] = np.concatenate(list(rows.values()), axis=1)
+        names = [f"{state}.{i}" for state, values in rows.items() for i in range(values.shape[1])]
+        text, task, fps = _about(data, demo)
+        pictures = {members[camera]: _Pictures(path, cameras[camera].name) for camera in members}
+        used = {cameras[camera].name for camera in members} | {vectors[state].name for state in states}
+        left_out = [f"obs/{n}" for n in demo["obs"] if f"{demo.name}/obs/{n}" not in used]
+        left_out += [field for field in demo if field not in ("actions", "obs")]
+    return Episode(pictures, columns, text, task, fps, {"state": names} if names else {}, sorted(left_out))
+
+
+def _rows(dataset) -> np.ndarray:
+    """float32[T, A] of a dataset [T, A], or [T] where a row is a single number."""
+    values = hdf5.read_values(dataset)
+    return numeric_rows(values[:, None] if values.ndim == 1 else values, dataset.name)
+
+
+def _check_lengths(demo, actions, observations: list) -> None:
+    """Every observation has a row an action, and as many as the demonstration says."""
+    count = actions.shape[0] if actions.ndim else 0
+    said = demo.attrs.get("num_samples", count)
+    if int(said) != count or not count:
+        raise ValueError(f"it has {count} actions, num_samples says {int(said)}")
+    for dataset in observations:
+        if dataset.shape[0] != count:
+            raise ValueError(f"{dataset.name} has {dataset.shape[0]} rows, there are {count} actions")
+
+
+def _about(data, demo) -> tuple[str, str, float | None]:
+    """Instruction, task and steps per second, from the attributes."""
+    arguments = _json(data, "env_args")
+    text = ""
+    for name in ("instruction", "language_instruction"):
+        if name in demo.attrs and not text:
+            text = hdf5.text(demo.attrs[name])
+    text = text or str(_json(demo, "ep_meta").get("lang") or "")  # RoboCasa
+    text = text or str(_json(data, "problem_info").get("language_instruction") or "")  # LIBERO
+    # the environment tells tasks apart only where instructions do not
+    task = "" if text else str(arguments.get("env_name") or "")
+    if "task" in demo.attrs:
+        task = hdf5.text(demo.attrs["task"])
+    settings = arguments.get("env_kwargs")
+    rate = settings.get("control_freq") if isinstance(settings, dict) else None
+    if rate is not None and not (isinstance(rate, int | float) and 0 < rate < 1e6):
+        raise ValueError(f"env_args: control_freq is {rate!r}")
+    return text, task, None if rate is None else float(rate)
+
+
+def _json(group, name: str) -> dict:
+    """An attribute that holds JSON; {} where it is not there."""
+    if name not in group.attrs:
+        return {}
+    with reading(f"attribute {name}"):
+        value = json.loads(hdf5.text(group.attrs[name]))
+        if not isinstance(value, dict):
+            raise ValueError("it is no JSON object")
+        return value
+
+
+class _Pictures:
+    """The pictures of one camera; the file is opened for each reading."""
+
+    def __init__(self, path: pathlib.Path, name: str):
+        self.path, self.name = path, name
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        with reading(self.name), hdf5.open_hdf5(self.path) as file:
+            yield from hdf5.read_pictures(file[self.name])

@@ -1,0 +1,334 @@
+"""WebDataset: a folder of tars, or one of them.
+
+What a sample is follows from its members:
+
+  video  `.mp4` (or another video), with `.npz` or `.action.npy`, `.state.npy` for the whole of it: an episode
+  pair   `.t.jpg` and `.t1.jpg`: an episode of two steps
+  step   pictures (`.jpg`, `.image.jpg`, `.image_wrist.png`, ...) or numbers of one moment: a step of an episode, placed
+         by its key `{episode}_{number}`, or by the fields `episode` and `step` of its `.json`
+  array  `.npz` or `.action.npy` [T, A] without pictures: an episode
+
+beside `.txt` (the instruction) and `.json`. A source holds samples of one kind. Tars are never unpacked, their indexes
+are built in memory, and nothing is written beside them.
+"""
+
+import functools
+import os
+import pathlib
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from lapa_jax.core.errors import UserError
+from lapa_jax.data.formats.base import COLUMNS, MAIN, Episode, Item, Listing, choose_cameras, folder_of
+from lapa_jax.data.formats.video import PICTURES, VIDEOS, Frames
+from lapa_jax.data.formats.webdataset import tar_samples as samples
+from lapa_jax.data.formats.webdataset.members import Window
+from lapa_jax.data.formats.webdataset.tar_samples import ARRAY, KINDS, NONE, PAIR, STEP, VIDEO, Tar, camera_of
+from lapa_jax.data.shards.index import build_index
+
+FEATURES = {
+    "image": "pictures (.jpg, .png, .webp, ...) or the frames of a video; other cameras by the name before the ending",
+    "action": "f32[A] from .action.npy, `action` in .npz or .json: from this frame to the next, in the source's units",
+    "state": "f32[S] from .state.npy, `state` in .npz or .json, in the source's units",
+    "latent": "i32[N] from .latent.npy: codes of a tokenizer that the source does not name",
+    "feature": "f32[F] from .feature.npy, `feature` in .npz",
+    "instruction": ".txt, or in .json: " + ", ".join(samples.TEXT_FIELDS),
+}
+
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_SPLIT = re.compile(r"(train|training|val|valid|validation|test)(?![a-z])")
+
+
+def detect(source: pathlib.Path) -> bool:
+    """Whether a file is a tar, or a folder or one of its folders holds tars."""
+    if source.is_file():
+        return source.name.lower().endswith((".tar", *_COMPRESSED))
+    return any(name.endswith(".tar") for pattern in ("*", "*/*") for name in map(str, source.glob(pattern)))
+
+
+def find(source: pathlib.Path, options: Mapping, exclude: pathlib.Path | None = None) -> Listing:
+    """The episodes of all tars, at any depth, in the order of the tars.
+
+    Headers are read, and where keys do not place a step, each step's `.json`. Splits follow from names of tars or
+    folders (`train-*`, `val-*`, `test_*`).
+
+    Raises:
+      UserError: a tar is damaged, compressed or unsafe (links, devices, names that leave the folder), samples are of
+        different kinds, or a step does not say where it belongs.
+    """
+    paths, left_out = _tars(source, exclude)
+    _open.cache_clear()
+    root = folder_of(source)
+    tars = {path.relative_to(root).as_posix(): _opened(path) for path in paths}
+    kinds = {}
+    for name, tar in tars.items():
+        kinds[name] = samples.kinds(tar)
+        tar.close()  # there may be more tars than a process may have open files
+    kind = _one_kind(tars, kinds, source)
+    if lost := sum(int((kinds[name] == NONE).sum()) for name in tars):
+        left_out["samples without pictures or arrays"] = lost
+    rows = {name: np.flatnonzero(kinds[name] == kind) for name in tars}
+    notes = {"samples": KINDS[kind]}
+    if kind == STEP:
+        items, gaps = _steps(tars, rows)
+        notes |= {"episodes_with_gaps_in_their_numbers": gaps} if gaps else {}
+    else:
+        items = [_item(name, tars[name], int(row), kind) for name in tars for row in rows[name]]
+    return Listing(_with_splits(items), left_out=left_out, notes=notes)
+
+
+def _tars(source: pathlib.Path, exclude: pathlib.Path | None) -> tuple[list[pathlib.Path], dict[str, int]]:
+    """All tars in the order of their paths, and how many other files there are by ending."""
+    if source.is_file():
+        found, others = [source], Counter()
+    else:
+        found, others = [], Counter()
+        for folder, folders, names in os.walk(source, followlinks=True):
+            here = pathlib.Path(folder)
+            folders[:] = [n for n in folders if not n.startswith(".") and (here / n).resolve() != exclude]
+            for name in (n for n in names if not n.startswith(".")):
+                if name.endswith((".tar", *_COMPRESSED)):
+                    found.append(here / name)
+                else:
+                    others[pathlib.PurePath(name).suffix.lower()] += 1
+    for path in found:
+        if path.name.endswith(_COMPRESSED):
+            raise UserError(f"{path} is compressed; random access needs a plain tar, decompress it first")
+    if not found:
+        raise UserError(f"{source} holds no .tar, so it is no WebDataset")
+    return sorted(found), {f"files {ending or 'without ending'}": n for ending, n in sorted(others.items())}
+
+
+def _opened(path: pathlib.Path) -> Tar:
+    status = path.stat()
+    return _open(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)
+def _open(path: pathlib.Path, size: int, time: int) -> Tar:
+    """A process that reads one episode after another scans each tar once."""
+    return Tar(path, build_index(path))
+
+
+def _one_kind(tars: Mapping[str, Tar], kinds: Mapping[str, np.ndarray], source: pathlib.Path) -> int:
+    first: dict[int, str] = {}
+    for name, kind in kinds.items():
+        for value, row in zip(*np.unique(kind, return_index=True)):
+            first.setdefault(int(value), f"'{tars[name].key(row)}' in {name}")
+    known = [kind for kind in sorted(first) if kind != NONE]
+    if len(known) > 1:
+        told = " and ".join(f"{KINDS[kind]} ({first[kind]})" for kind in known[:2])
+        raise UserError(f"{source} mixes {told}; put each kind into a folder of its own")
+    if not known:
+        fields = sorted({field for tar in tars.values() for field in tar.index.fields})
+        raise UserError(f"{source} holds no sample with pictures, a video or arrays; it has {fields or 'no members'}")
+    return known[0]
+
+
+def _item(name: str, tar: Tar, row: int, kind: int) -> Item:
+    at = {"kind": kind, "tar": name, "row": row}
+    return Item(f"{name.removesuffix('.tar')}/{tar.key(row)}", name, at, tar.bytes_of([row]))
+
+
+def _with_splits(items: list[Item]) -> list[Item]:
+    """Held-out episodes are those whose tar or folder is named so; without any, splits are left to the converter."""
+    held_out = {path: _is_held_out(path) for path in {item.path for item in items}}
+    if not any(held_out.values()):
+        return items
+    return [item._replace(split="val" if held_out[item.path] else "train") for item in items]
+
+
+def _is_held_out(path: str) -> bool:
+    words = (_SPLIT.match(part.lower()) for part in reversed(pathlib.PurePosixPath(path).parts))
+    word = next((match[1] for match in words if match), "train")
+    return not word.startswith("train")
+
+
+class _Part:
+    """The steps of one episode that lie in one tar."""
+
+    def __init__(self):
+        self.numbers: list[int] = []
+        self.rows: list[int] = []
+
+
+def _steps(tars: Mapping[str, Tar], rows: Mapping[str, np.ndarray]) -> tuple[list[Item], int]:
+    """Episodes from steps, which may lie in several tars and in any order; and how many have gaps in their numbers."""
+    groups: dict[tuple[bool, str], dict[str, _Part]] = {}
+    for name, tar in tars.items():
+        for row, place in zip(rows[name].tolist(), _places(tar, rows[name])):
+            part = groups.setdefault((_is_held_out(name), place.episode), {}).setdefault(name, _Part())
+            part.numbers.append(place.step)
+            part.rows.append(row)
+        tar.close()
+    for (_, episode), parts in groups.items():
+        for name, part in parts.items():
+            if len(set(part.numbers)) < len(part.numbers):
+                twice = next(number for number, count in Counter(part.numbers).items() if count > 1)
+                raise UserError(f"{tars[name].path}: step {twice} of episode '{episode}' occurs twice")
+    episodes = [(episode, parts) for (_, episode), parts in groups.items()]
+    if any(len({n for p in parts.values() for n in p.numbers}) < _count(parts) for _, parts in episodes):
+        # each tar counts its episodes anew
+        episodes = [(episode, {name: part}) for episode, parts in episodes for name, part in parts.items()]
+    names = Counter(episode for episode, _ in episodes)
+    items, gaps = [], 0
+    for episode, parts in episodes:
+        name = episode if names[episode] == 1 else f"{next(iter(parts)).removesuffix('.tar')}/{episode}"
+        item, whole = _step_item(name, parts, tars)
+        items.append(item)
+        gaps += not whole
+    order = {name: i for i, name in enumerate(tars)}
+    return sorted(items, key=lambda item: (order[item.path], item.at["runs"][0][1])), gaps
+
+
+def _count(parts: Mapping[str, _Part]) -> int:
+    return sum(len(part.numbers) for part in parts.values())
+
+
+def _places(tar: Tar, rows: np.ndarray) -> Iterator[samples.Place]:
+    """Where each step belongs: by its key where the first json agrees or tells nothing, else by its json."""
+    if not len(rows):
+        return
+    first = int(rows[0])
+    told = samples.place_in_json(tar, first)
+    by_json = told is not None and told != samples.place_in_key(tar.key(first))
+    for row in rows.tolist():
+        place = samples.place_in_json(tar, row) if by_json else samples.place_in_key(tar.key(row))
+        yield samples.check_place(tar, row, place)
+
+
+def _step_item(name: str, parts: Mapping[str, _Part], tars: Mapping[str, Tar]) -> tuple[Item, bool]:
+    """The item of an episode whose steps lie in one or more tars, and whether its numbers have no gaps."""
+    steps = sorted((n, tar, row) for tar, part in parts.items() for n, row in zip(part.numbers, part.rows))
+    runs: list[list] = []
+    for _, tar, row in steps:
+        if runs and runs[-1][0] == tar and runs[-1][1] + runs[-1][2] == row:
+            runs[-1][2] += 1
+        else:
+            runs.append([tar, row, 1])
+    size = sum(tars[tar].bytes_of(part.rows) for tar, part in parts.items())
+    whole = steps[-1][0] - steps[0][0] == len(steps) - 1
+    return Item(name, runs[0][0], {"kind": STEP, "runs": runs}, size), whole
+
+
+def standardize(source: pathlib.Path, item: Item, options: Mapping) -> Episode:
+    """One episode: a video, a pair, arrays, or the steps that belong together."""
+    root, at = folder_of(source), item.at
+    try:
+        if at["kind"] == STEP:
+            tars = {name: _opened(root / name) for name, _, _ in at["runs"]}
+            places = [(tars[name], first + k) for name, first, n in at["runs"] for k in range(n)]
+            return _step_episode(places, options)
+        tar = _opened(root / at["tar"])
+        return {VIDEO: _video, PAIR: _pair, ARRAY: _arrays}[at["kind"]](tar, at["row"], options)
+    except (UserError, OSError) as error:
+        raise ValueError(str(error).replace(f"{root}{os.sep}", "")) from None
+
+
+def _video(tar: Tar, row: int, options: Mapping) -> Episode:
+    fields = _cameras([(tar, row)], VIDEOS)
+    chosen = choose_cameras(list(fields), options["cameras"], MAIN)
+    values = samples.values_of(tar, row, 2)
+    cameras = {}
+    for camera, member in chosen.items():
+        cameras[member] = Frames(Window(tar.path, *tar.place(row, fields[camera][0])), "video", None)
+        cameras[member].open()
+    fps = values.fps or cameras[MAIN].fps
+    pictures = {f".{field}" for field in tar.fields(row) if camera_of(field, PICTURES)}
+    left = values.left_out | pictures | _left_cameras(fields, chosen)
+    return Episode(cameras, values.columns, values.text, values.task, fps, left_out=sorted(left))
+
+
+def _pair(tar: Tar, row: int, options: Mapping) -> Episode:
+    """What belongs to a pair belongs to its first frame: its action and codes lead to the second."""
+    choose_cameras([MAIN], options["cameras"])
+    fields = _cameras([(tar, row)], PICTURES)
+    values = samples.values_of(tar, row, 1)
+    columns = {name: rows[None] for name, rows in values.columns.items()}
+    left = values.left_out | _left_cameras(fields, ("t", "t1")) | ({"fps (json)"} if values.fps else set())
+    pictures = _Pictures([(tar, row), (tar, row)], [fields["t"][0], fields["t1"][0]])
+    return Episode({MAIN: pictures}, columns, values.text, values.task, left_out=sorted(left))
+
+
+def _arrays(tar: Tar, row: int, options: Mapping) -> Episode:
+    values = samples.values_of(tar, row, 2)
+    return Episode({}, values.columns, values.text, values.task, values.fps, left_out=sorted(values.left_out))
+
+
+class _Pictures:
+    """The pictures of one camera as bytes, read one at a time; None where a step has none (its field is None)."""
+
+    def __init__(self, places: Sequence[tuple[Tar, int]], fields: Sequence[str | None]):
+        self._places, self._fields = places, fields
+
+    def __iter__(self) -> Iterator[bytes | None]:
+        for (tar, row), field in zip(self._places, self._fields):
+            yield None if field is None else tar.read(row, field)
+
+
+def _cameras(places: Sequence[tuple[Tar, int]], endings: Sequence[str]) -> dict[str, list[str | None]]:
+    """{camera: its field in each sample, or None}; a camera with two pictures in one sample is a ValueError."""
+    cameras: dict[str, list[str | None]] = {}
+    for i, (tar, row) in enumerate(places):
+        for field in tar.fields(row):
+            camera = camera_of(field, endings)
+            if camera is not None:
+                fields = cameras.setdefault(camera, [None] * len(places))
+                if fields[i] is not None:
+                    raise ValueError(f"{tar.key(row)} has two pictures of camera '{camera}', .{fields[i]} and .{field}")
+                fields[i] = field
+    return cameras
+
+
+def _left_cameras(fields: Mapping, chosen) -> set[str]:
+    return {f"camera {camera}" for camera in fields if camera not in chosen}
+
+
+def _step_episode(places: Sequence[tuple[Tar, int]], options: Mapping) -> Episode:
+    fields = _cameras(places, PICTURES)
+    chosen = choose_cameras(list(fields), options["cameras"], MAIN) if fields else {}
+    values = [samples.values_of(tar, row, 1) for tar, row in places]
+    keys = [tar.key(row) for tar, row in places]
+    _check_order(keys, [v.place for v in values])
+    rates = {v.fps for v in values if v.fps}
+    if len(rates) > 1:
+        raise ValueError(f"its steps tell different frame rates, {sorted(rates)}")
+    texts = [v.text for v in values]
+    tasks = {v.task for v in values}
+    cameras = {member: _Pictures(places, fields[camera]) for camera, member in chosen.items()}
+    left = set().union(*(v.left_out for v in values)) | _left_cameras(fields, chosen)
+    return Episode(
+        cameras,
+        {name: _stack(name, keys, [v.columns.get(name) for v in values]) for name in COLUMNS if _has(values, name)},
+        texts[0] if len(set(texts)) == 1 else texts,
+        tasks.pop() if len(tasks) == 1 else "",
+        rates.pop() if rates else None,
+        left_out=sorted(left),
+    )
+
+
+def _has(values: Sequence[samples.Values], name: str) -> bool:
+    return any(name in v.columns for v in values)
+
+
+def _stack(name: str, keys: Sequence[str], rows: list[np.ndarray | None]) -> np.ndarray:
+    """The rows of a column; only the last step may lack it."""
+    if rows[-1] is None:
+        rows = rows[:-1]
+    for key, row in zip(keys, rows):
+        if row is None:
+            raise ValueError(f"{key} has no '{name}', while other steps of its episode have it")
+        if row.shape != rows[0].shape:
+            raise ValueError(f"{key} has {row.shape[0]} values of '{name}', {keys[0]} has {rows[0].shape[0]}")
+    return np.stack(rows)
+
+
+def _check_order(keys: Sequence[str], places: Sequence[samples.Place | None]) -> None:
+    """What each step's json says must not contradict the keys, which the listing went by."""
+    told = [(key, place) for key, place in zip(keys, places) if place is not None]
+    for (_, before), (key, place) in zip(told, told[1:]):
+        if place.episode != before.episode or place.step <= before.step:
+            raise ValueError(f"{key}.json says step {place.step} of episode '{place.episode}', which is not its place")

@@ -1,0 +1,137 @@
+"""What all evaluations share: the held-out samples of a run, the metrics of its training, and where results go."""
+
+import math
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import ml_collections
+import numpy as np
+
+from lapa_jax.core.errors import UserError
+from lapa_jax.core.files import write_json
+from lapa_jax.data import pipeline
+from lapa_jax.data.loader import loader
+from lapa_jax.data.samples.meta import statistics_of
+from lapa_jax.data.shards.step_shards import read_dataset
+from lapa_jax.evaluate.report import Verdict
+from lapa_jax.train.evaluate import Evaluator
+from lapa_jax.train.task import Task
+
+METRICS_FILE, REPORT_FILE = "metrics.json", "report.html"
+BATCH = 64
+
+
+class BaseEvaluation:
+    """One evaluation: a tokenizer or policy, held-out samples, and the folder for the results.
+
+    Args:
+      tokenizer: what is evaluated, as `lapa_jax.load` gives it.
+      run: where it came from; its `metrics.jsonl`, if any, gives the curves of training.
+      out: the folder to write.
+      data: the `config.data` that opens the samples (split "val").
+      source: the samples. count: how many at most, chosen pseudo-randomly, always the same ones.
+
+    Attributes:
+      FILES: what it writes besides pictures, the most important last.
+    """
+
+    FILES: tuple[str, ...] = (METRICS_FILE, REPORT_FILE)
+
+    def __init__(self, tokenizer, *, run, out, data: Mapping, source, count: int):
+        self.tokenizer, self.run, self.out = tokenizer, pathlib.Path(run), pathlib.Path(out)
+        self.data, self.source, self.count = dict(data), source, min(count, len(source))
+        self._task = Task(tokenizer.model, {})
+        self._evaluator = Evaluator(self._task, tokenizer.mesh, getattr(source, "names", ()))
+
+    def judge(self, result: Mapping) -> list[Verdict]:
+        """What the numbers of `metrics.json` mean, the most telling first."""
+        raise NotImplementedError
+
+    def batches(self, source=None):
+        """The chosen samples of the source, or the same ones of another reading of it, in batches with "mask"."""
+        size = -(-BATCH // self.tokenizer.mesh.size) * self.tokenizer.mesh.size
+        return loader.eval_batches(self.source if source is None else source, batch_size=size, limit=self.count)
+
+    def measure(self, variables) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """The metrics that training logs under "val/", and the arrays that they are made of."""
+        with jax.set_mesh(self.tokenizer.mesh):
+            return self._evaluator(variables, self.batches())
+
+    def about(self) -> dict:
+        """What was evaluated on what; the head of `metrics.json`."""
+        places = [self.data.get("val_path") or self.data.get("path")]
+        if self.data.get("mixture") and not self.data.get("val_path"):
+            places = [part["path"] for part in self.data["mixture"] if part.get("split_val", "val") is not None]
+        return {
+            "run": str(self.run),
+            "step": self.tokenizer.step,
+            "tokenizer": self.tokenizer.fingerprint,
+            "data": ", ".join(map(str, places)),
+            "data_fingerprint": self.source.meta()["data_fingerprint"],
+            "split": str(self.data["split_val"]),
+        }
+
+    def save(self, result: dict) -> dict:
+        """Writes `metrics.json`; numbers that are not finite become null."""
+        result = _finite(result)
+        write_json(self.out / METRICS_FILE, result)
+        return result
+
+
+def data_config(config: ml_collections.ConfigDict, data, split: str | None) -> dict:
+    """The run's `config.data` with what the caller wants to be different.
+
+    Args:
+      config: of the run. data: another folder of step shards, or None. split: its split; the run's own, or "val".
+    """
+    if "data" not in config:
+        raise UserError("this model's config says nothing about its data; evaluate a trained run")
+    chosen = dict(config.data)
+    if data is not None:
+        chosen["val_path"] = str(data)
+    chosen["split_val"] = split or ("val" if data is not None else chosen.get("split_val") or "val")
+    return chosen
+
+
+def open_scaled(model, data, split: str | None, dataset: str | None) -> tuple[dict, object, list[tuple]]:
+    """Held-out samples for a model of numbers, scaled by the statistics that it was trained with.
+
+    Args:
+      model: a `ColumnModel`. data, split: as of `data_config`.
+      dataset: of a run on several datasets: whose scaling `data` get; the one that they are if None.
+
+    Returns:
+      The `config.data` that opens them; the source; and its parts, (name, whose scaling it gets, source) each.
+
+    Raises:
+      UserError: data that do not exist, or scaling that does not go with them.
+    """
+    config, statistics = data_config(model.config, data, split), statistics_of({"datasets": model.datasets})
+    one = data is not None or not config.get("mixture")
+    if one:
+        folder = config.get("val_path") or config.get("path")
+        dataset = model.dataset_of(read_dataset(folder)["fingerprint"], dataset) if folder else dataset
+        config["normalize"] = pipeline.normalization_of(config, dataset)
+        statistics = {dataset: statistics[dataset]} if dataset in statistics else {}
+    elif dataset is not None:
+        raise UserError(f"--dataset {dataset} goes with --data; the run's own datasets are all evaluated")
+    source = pipeline.build(config, "val", statistics=statistics or None)
+    parts = getattr(source, "sources", None) or {source.name: source}
+    return config, source, [(name, dataset if one else name, part) for name, part in parts.items()]
+
+
+def unscaled(config: Mapping) -> dict:
+    """A `config.data` that gives the same samples in the units of the data."""
+    mixture = tuple({**part, "normalize": "none"} for part in config.get("mixture") or ()) or None
+    return {**config, "normalize": "none", "mixture": mixture}
+
+
+def _finite(value):
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    return value

@@ -1,0 +1,161 @@
+"""What closed-loop evaluation found, written down: `metrics.json`, pictures and `report.html`."""
+
+import pathlib
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from lapa_jax.core.files import write_json
+from lapa_jax.data import images
+from lapa_jax.evaluate import report
+from lapa_jax.evaluate.base import METRICS_FILE, REPORT_FILE
+from lapa_jax.evaluate.report import GOOD, NOTE, POOR, Section, Verdict
+from lapa_jax.plots import frames as plots
+
+RATES_FILE, FAILURES_FILE, SUCCESSES_FILE = "rates.png", "failures.png", "successes.png"
+ROWS = 8
+"""Episodes of a contact sheet at most, of as many tasks as there are."""
+
+COLOURS = (plots.ACCENT, plots.BAR, plots.MUTED, "#c5cad6", "#1c7a4a", "#e3b23c", "#7b4fa3")
+
+
+def write(
+    out: pathlib.Path, about: Mapping, results: Mapping[str, Mapping], episodes: Sequence[Mapping], shown: pathlib.Path
+) -> dict:  # fmt: skip
+    """Writes the evaluation of a policy and its controls.
+
+    Args:
+      out: the folder to write.
+      about: what was evaluated on what, the head of `metrics.json`: {"env", "policy", "seed", ...}.
+      results: {name: {"overall", "tasks": {task: ...}}} with summaries as of `sim.scores`; the policy itself first.
+      episodes: the policy's own, as of `sim.rollouts.run`. shown: their folder, within `out`, with strips and videos.
+
+    Returns:
+      The content of `metrics.json`: `about`, "policies" as `results`, and "metrics", flat.
+    """
+    metrics = metrics_of(results)
+    result = {**about, "policies": results, "metrics": metrics}
+    write_json(out / METRICS_FILE, result)
+    draw_rates(out / RATES_FILE, results)
+    sections = [Section("Success", _RATES, (RATES_FILE,), table(results)), *_sheets(out, episodes, shown)]
+    report.write(
+        out / REPORT_FILE, title=f"{about['policy']} in {about['env']}",
+        subtitle=f"{len(episodes)} episodes, seed {about['seed']}", verdicts=judge(metrics), sections=sections,
+        note="Closed loop: the policy meets what its own actions lead to.",
+    )  # fmt: skip
+    return result
+
+
+def metrics_of(results: Mapping[str, Mapping]) -> dict[str, float | None]:
+    """Flat figures: the policy's "success_rate" with its interval; of the others "success_rate_<name>"; and
+    "of_oracle", its rate over the oracle's where that is known and not 0."""
+    name, *others = results
+    own = results[name]["overall"]
+    found = {"success_rate": own["success_rate"], "success_rate_low": own["low"], "success_rate_high": own["high"]}
+    found |= {f"success_rate_{other}": results[other]["overall"]["success_rate"] for other in others}
+    if ceiling := found.get("success_rate_oracle"):
+        found["of_oracle"] = own["success_rate"] / ceiling
+    return found
+
+
+def judge(metrics: Mapping[str, float]) -> list[Verdict]:
+    """What the numbers mean: a policy whose interval begins above the best control has learned something."""
+    rate, low, high = (metrics[name] for name in ("success_rate", "success_rate_low", "success_rate_high"))
+    floor = max((metrics.get(f"success_rate_{name}", 0.0) for name in ("random", "repeat")), default=0.0)
+    words = f"of the episodes succeed (95 % interval {low:.0%} to {high:.0%}), the best control in {floor:.0%}"
+    lines = [Verdict("success_rate", f"{rate:.1%}", GOOD if low > floor else POOR, words)]
+    told = {"success_rate_oracle": "the scripted expert: the ceiling", "success_rate_random": "random actions",
+            "success_rate_repeat": "the expert's first action over and over",
+            "of_oracle": "the policy's rate over the expert's"}  # fmt: skip
+    known = {name: words for name, words in told.items() if name in metrics}
+    return lines + [Verdict(name, f"{metrics[name]:.1%}", NOTE, words) for name, words in known.items()]
+
+
+def cell(summary: Mapping) -> str:
+    """For example "62% (48–74), 31/50"."""
+    ends = f"{100 * summary['low']:.0f}–{100 * summary['high']:.0f}"
+    return f"{summary['success_rate']:.0%} ({ends}), {summary['successes']}/{summary['episodes']}"
+
+
+def table(results: Mapping[str, Mapping]) -> tuple[tuple[str, ...], ...]:
+    """A row a task, then all of them together; a column for the policy and each control."""
+    tasks = next(iter(results.values()))["tasks"]
+    rows = [(task, *(cell(result["tasks"][task]) for result in results.values())) for task in tasks]
+    return (("task", *results), *rows, ("all", *(cell(result["overall"]) for result in results.values())))
+
+
+def draw_rates(path, results: Mapping[str, Mapping]) -> pathlib.Path:
+    """Bars of the success rates with their intervals: a group a task, and all together."""
+    tasks = [*next(iter(results.values()))["tasks"]]
+    with matplotlib.rc_context(plots.STYLE):
+        inches = max(4.5, (0.9 + 0.08 * len(results)) * (len(tasks) + 1) + 1.5)
+        figure = Figure(figsize=(inches, 3.0), layout="constrained")
+        axes, width = figure.subplots(), 0.8 / len(results)
+        for i, (name, result) in enumerate(results.items()):
+            parts = [*(result["tasks"][task] for task in tasks), result["overall"]]
+            rates = np.array([part["success_rate"] for part in parts])
+            ends = np.array([[part["low"], part["high"]] for part in parts]).T
+            places = np.arange(len(parts)) + (i - (len(results) - 1) / 2) * width
+            axes.bar(places, rates, width * 0.9, color=COLOURS[i % len(COLOURS)], label=name)
+            axes.errorbar(places, rates, np.abs(ends - rates), fmt="none", ecolor=plots.INK, elinewidth=0.8, capsize=2)
+        axes.set_xticks(np.arange(len(tasks) + 1), [*tasks, "all"], rotation=20 if len(tasks) > 3 else 0)
+        axes.set_ylim(0, 1.02)
+        axes.set_ylabel("success rate")
+        axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+        return plots.save(figure, path)
+
+
+def _sheets(out: pathlib.Path, episodes: Sequence[Mapping], shown: pathlib.Path) -> list[Section]:
+    """Contact sheets of failures and of successes, and the videos; of what there is."""
+    sections = []
+    for success, file, title in ((False, FAILURES_FILE, "Failures"), (True, SUCCESSES_FILE, "Successes")):
+        chosen = choose([e for e in episodes if e["success"] is success and strip(shown, e["number"]).exists()])
+        (out / file).unlink(missing_ok=True)
+        if chosen:
+            draw_sheet(out / file, chosen, shown)
+            count = sum(e["success"] is success for e in episodes)
+            sections.append(Section(title, f"{len(chosen)} of {count}, from the first step to the last.", (file,)))
+    films = [e for e in episodes if (shown / "videos" / f"{e['number']:06d}.mp4").exists()]
+    if films:
+        videos = tuple((shown / "videos" / f"{e['number']:06d}.mp4").relative_to(out).as_posix() for e in films)
+        rows = [(str(e["number"]), e["task"], e["instruction"], "yes" if e["success"] else "no", str(e["steps"]))
+                for e in films]  # fmt: skip
+        head = ("episode", "task", "instruction", "success", "steps")
+        sections.append(Section("Videos", "The first episodes, in this order.", table=(head, *rows), videos=videos))
+    return sections
+
+
+def choose(episodes: Sequence[Mapping], count: int = ROWS) -> list[Mapping]:
+    """At most `count` episodes, of as many tasks as possible: the first of each, then the second of each, ..."""
+    seen: dict[str, int] = {}
+    ranked = []
+    for episode in episodes:
+        rank = seen[episode["task"]] = seen.get(episode["task"], -1) + 1
+        ranked.append((rank, episode["number"], episode))
+    return [episode for *_, episode in sorted(ranked, key=lambda entry: entry[:2])[:count]]
+
+
+def strip(shown: pathlib.Path, number: int) -> pathlib.Path:
+    """Where pictures of an episode lie, side by side."""
+    return shown / "strips" / f"{number:06d}.jpg"
+
+
+def draw_sheet(path, episodes: Sequence[Mapping], shown: pathlib.Path) -> pathlib.Path:
+    """A row an episode, named by number and instruction; pictures spread evenly over it."""
+    strips = [images.decode(strip(shown, episode["number"]).read_bytes()) for episode in episodes]
+    side = strips[0].shape[0]
+    count = strips[0].shape[1] // side
+    frames = np.stack([row.reshape(side, count, side, 3).transpose(1, 0, 2, 3) for row in strips])
+    rows = [f"{e['number']}: {_wrapped(e['instruction'])}\n{e['steps']} steps" for e in episodes]
+    columns = ["start", *[""] * (count - 2), "end"]
+    return plots.frame_grid(path, frames, columns, rows)
+
+
+def _wrapped(text: str, width: int = 26) -> str:
+    return "\n".join(textwrap.wrap(text, width))
+
+
+_RATES = "With the 95 % interval (Wilson), and successes over episodes. All policies have the same episodes."

@@ -1,0 +1,89 @@
+"""Measures a trained feature tokenizer on held-out rows: `metrics.json`, pictures and `report.html`."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lapa_jax.evaluate.report import GOOD, NOTE, POOR, Section, Verdict
+from lapa_jax.evaluate.tokenizers import ColumnEvaluation, Rows, code_rows
+from lapa_jax.plots import features, tokenizers
+
+BARS = (
+    ("quality", 1, 0.90, "1 - squared error of the standardised features"),
+    ("codebook_utilization", 1, 0.80, "share of all codes that occur"),
+    ("orthogonality", -1, 0.25, "largest correlation of two category centroids; less is better"),
+    ("topo", 1, 0.85, "rank correlation of distances between features and between codes"),
+)
+"""(metric, 1 where more is better and -1 where less is, bar, words)."""
+
+
+class Evaluation(ColumnEvaluation):
+    """One evaluation of a `FeatureTokenizer`, see `ColumnEvaluation`."""
+
+    NOUN = "rows"
+
+    def _one_batch(self, batch: Mapping[str, np.ndarray], dataset: str | None) -> tuple:
+        tokenizer = self.tokenizer
+        true = batch[tokenizer.column][:, : tokenizer.width_of(dataset)]
+        codes = tokenizer.encode(true, dataset=dataset)
+        decoded, mask = tokenizer.decode(codes, dataset=dataset), np.ones((len(true), 1), bool)
+        return true[:, None], decoded[:, None], mask, codes, batch["episode_id"], batch["step"]
+
+    def judge(self, result: Mapping) -> list[Verdict]:
+        """What the model is meant to reach first, then the rest."""
+        found = {name: result["metrics"].get(name) for name, *_ in BARS}
+        lines = []
+        for name, sign, bar, words in BARS:
+            if (value := found[name]) is not None:
+                level = GOOD if sign * value >= sign * bar else POOR
+                lines.append(Verdict(name, f"{value:.3f}", level, f"{words} (the bar is {bar:.2f})"))
+        r2 = result["measured"].get(f"{self.tokenizer.column}_r2")
+        if r2 is not None:
+            words = "mean over the features, outliers counted in full, which quality cuts"
+            lines.append(Verdict(f"{self.tokenizer.column}_r2", f"{r2:.3f}", NOTE, words))
+        told = {line.metric for line in lines}
+        return lines + [verdict for verdict in super().judge(result) if verdict.metric not in told]
+
+    def sections(self, rows: Sequence[Rows], arrays: Mapping[str, np.ndarray], result: Mapping) -> list[Section]:
+        """The categories, how their levels are used, maps of the codebooks (of models that have them), code usage."""
+        categories = self._categories(rows, arrays) if hasattr(self.tokenizer.model, "layout") else []
+        return [*categories, *self._usage_section(rows, result)]
+
+    def _categories(self, rows: Sequence[Rows], arrays: Mapping[str, np.ndarray]) -> list[Section]:
+        layout, out = self.tokenizer.model.layout(), self.out
+        names = self._features(rows[0].name).get("names") or [str(i) for i in range(layout.features)]
+        features.category_heat_map(out / "categories.png", arrays["feature"], layout, names)
+        features.category_quality(out / "quality.png", arrays["feature"], arrays["reconstruction"], layout)
+        features.level_utilization(out / "levels.png", arrays["codes"], layout)
+        books = np.asarray(self.tokenizer.variables["codebook"]["codebooks"]["codes"])
+        words = features.codebook_maps(out / "codebooks.png", arrays, books, layout)
+        return [
+            Section("Categories", "Absolute correlation of the features on held-out rows, ordered by category; boxes "
+                    "are categories. Light outside of the boxes is what categories share.", ("categories.png",),
+                    _category_table(self.tokenizer.model, layout, names)),
+            Section("What comes back", "Bars: categories; dots: their features.", ("quality.png",)),
+            Section("Levels", "Level 0 has the shortest vectors and the most codes.", ("levels.png",)),
+            Section("Codebook maps", "Vectors in the colour of their code, codes as circles, the larger the more used, "
+                    f"crosses unused. {words}", ("codebooks.png",)),
+        ]  # fmt: skip
+
+    def _usage_section(self, rows: Sequence[Rows], result: Mapping) -> list[Section]:
+        tokenizers.usage(self.out / "usage.png", code_rows(rows), result["codes"])
+        words = ("How often each code occurs at each place, the most frequent first; dotted: all codes equally often. "
+                 "Usage is not meaning.")  # fmt: skip
+        return [Section("Code usage", words, ("usage.png",), tokenizers.usage_table(result["codes"]))]
+
+
+def _category_table(model, layout, names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """The features of each category, with what was done to those that needed it."""
+    copies = {feature: original for feature, original, _ in layout.duplicates}
+    orphans = set(model.orphans)
+
+    def word(i: int) -> str:
+        note = f" (copy of {names[copies[i]]})" if i in copies else " (of no cluster)" if i in orphans else ""
+        return f"{names[i]}{note}"
+
+    lines = [(f"category {c}", ", ".join(map(word, group)), " ".join(map(str, sizes)))
+             for c, (group, sizes) in enumerate(zip(layout.groups, layout.sizes))]  # fmt: skip
+    constants = [("constant", ", ".join(names[i] for i in layout.constants), "")] if layout.constants else []
+    return (("", "features", "codes"), *lines, *constants)

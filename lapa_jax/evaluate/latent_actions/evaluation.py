@@ -1,0 +1,114 @@
+"""Measures a trained latent action model on held-out pairs: `metrics.json`, the pictures and `report.html`."""
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from lapa_jax.core.errors import UserError
+from lapa_jax.core.metrics import read_metrics
+from lapa_jax.data import pipeline
+from lapa_jax.evaluate import report
+from lapa_jax.evaluate.base import METRICS_FILE, REPORT_FILE, BaseEvaluation, data_config
+from lapa_jax.evaluate.latent_actions import overview, sections, supervised_bound, transfer, verdicts
+from lapa_jax.evaluate.report import Section
+from lapa_jax.models.probe import probe_codes
+
+OVERVIEW_FILE = "overview.png"
+BASELINES = ("action_probe_r2", "action_probe_r2_delta")
+
+
+class Evaluation(BaseEvaluation):
+    """One evaluation: a tokenizer, the held-out pairs, and the folder for the results."""
+
+    FILES = (METRICS_FILE, REPORT_FILE, OVERVIEW_FILE)
+
+    def __init__(self, tokenizer, *, run, out, data=None, split: str | None = None, pairs: int = 2048):
+        """Opens the held-out pairs.
+
+        Args:
+          tokenizer: a `LatentActionTokenizer`.
+          run: where it came from; its `metrics.jsonl`, if any, gives the overview's curves.
+          out: the folder to write.
+          data: a folder of step shards; the run's own if None.
+          split: the split to use; the run's own ("val") if None.
+          pairs: how many pairs at most, chosen pseudo-randomly, always the same ones.
+
+        Raises:
+          UserError: data that do not exist or do not fit.
+        """
+        if pairs < 2:
+            raise UserError(f"{pairs} pairs are too few: codes are swapped between pairs; give --pairs 2 or more")
+        config = data_config(tokenizer.config, data, split)
+        source = pipeline.build(config, "val", image_size=tokenizer.side, fields=pipeline.eval_fields(config))
+        super().__init__(tokenizer, run=run, out=out, data=config, source=source, count=pairs)
+        self.has_actions = "net_action" in self.source.fields
+
+    def write(self, *, supervised_steps: int) -> dict:
+        """Measures, draws and writes; returns the content of `metrics.json`.
+
+        Args:
+          supervised_steps: training steps of the supervised model that bounds the probe from above; 0 leaves it out.
+        """
+        metrics, arrays = self.measure(self.tokenizer.variables)
+        if "action_probe_r2" in metrics:
+            metrics |= self._untrained()
+            if supervised_steps:
+                metrics["action_probe_r2_supervised"] = self._supervised(supervised_steps)
+        if self.tokenizer.pictures:
+            metrics |= transfer.measure(self.tokenizer, self.batches())
+        result = self.save({**self.about(), "pairs": self.count, "metrics": dict(sorted(metrics.items()))})
+        self._report(result["metrics"], arrays)
+        return result
+
+    def judge(self, result: Mapping) -> list[verdicts.Verdict]:
+        """See `verdicts.judge`."""
+        return verdicts.judge(result["metrics"], self.tokenizer.codebook_size)
+
+    def _untrained(self) -> dict[str, float]:
+        """The probes on the network as the run began, by its seed and with what others gave, on the same pairs."""
+        first = next(iter(self.batches()))
+        seed = self.tokenizer.config.get("seed", 0)
+        init = jax.jit(self._task.init, out_shardings=self.tokenizer.replicated)
+        variables = init(jax.random.key(seed), {"frames": first["frames"]})
+        taken = {n for n, path in (self.tokenizer.config.get("init_from") or {}).items() if path is not None}
+        params = {n: x for n, x in self.tokenizer.variables["params"].items() if n in taken}
+        variables["params"] = {**variables["params"], **params}
+        metrics, _ = self.measure(variables)
+        return {f"{name}_untrained": metrics[name] for name in BASELINES if name in metrics}
+
+    def _supervised(self, steps: int) -> float:
+        return supervised_bound.action_r2(self.source, self.tokenizer, steps=steps, limit=self.count, cache=self.out)
+
+    def _report(self, metrics: Mapping[str, float | None], arrays: Mapping[str, np.ndarray]) -> None:
+        codes, size = arrays["codes"], self.tokenizer.codebook_size
+        examples = sections.choose_examples(self.tokenizer, self.source)
+        history = read_metrics(self.run)
+        overview.draw(self.out / OVERVIEW_FILE, examples, codes, history)
+        about = self.about()
+        report.write(
+            self.out / REPORT_FILE,
+            title=f"Latent actions of {self.run.name}",
+            subtitle=f"step {about['step']}, {self.count} pairs of {about['data']} ({about['split']})",
+            verdicts=verdicts.judge(metrics, size),
+            sections=[
+                *sections.draw(examples, codes, self.out),
+                *self._action_sections(arrays),
+                Section("Overview", "The same on one page, with the course of training.", (OVERVIEW_FILE,)),
+            ],
+        )
+
+    def _action_sections(self, arrays: Mapping[str, np.ndarray]) -> list[Section]:
+        title = "What the codes say about the action"
+        if not self.has_actions:
+            return [Section(title, "Unknown: this data has no actions. Give a folder that has them with --data.")]
+        codes, actions, size = arrays["codes"], arrays["net_action"], self.tokenizer.codebook_size
+        found = probe_codes(codes, actions, arrays["episode_id"], size)
+        if found is None:
+            words = (
+                "Unknown: the probe is fitted on episodes with an even number and scored on the others, and here one "
+            )
+            return [Section(title, words + "half is empty or its actions do not vary. Give more held-out episodes.")]
+        rows = found.scored
+        shown = {"predicted": found.prediction[rows], "true": actions[rows], "r2": found.r2_per_dimension}
+        return sections.draw_actions(codes, actions, shown, size, self.out)

@@ -1,0 +1,80 @@
+"""One picture of a run: how training went, what the model reconstructs, what its codes do, and which are used."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from lapa_jax.evaluate.latent_actions.sections import Examples, decode_grid
+from lapa_jax.nn.quantizers import usage
+from lapa_jax.nn.quantizers.usage import perplexity
+from lapa_jax.plots import frames
+
+ROWS, SEQUENCES = 4, 6
+# metric, title, value of a model that has learned nothing
+CURVES = (
+    ("val/psnr_gain", "PSNR over copying the first frame, dB", 0.0),
+    ("val/feature_gain", "gain over copying the features, dB", 0.0),
+    ("val/swap_gap", "error added by other pairs' codes", 0.0),
+    ("val/perplexity", "codes in use per position", 1.0),
+    ("val/action_probe_r2", "R² from codes to the action", 0.0),
+)
+
+
+def draw(path, examples: Examples, codes: np.ndarray, history: Sequence[Mapping]) -> pathlib.Path:
+    """Draws the picture.
+
+    Args:
+      path: the PNG to write.
+      examples: pairs to show; the first four are drawn.
+      codes: int32 `[M, N]`, codes of held-out pairs.
+      history: the lines of `metrics.jsonl`; curves that it does not hold are left out.
+
+    Returns:
+      `path`.
+    """
+    curves = [(title, base, _curve(history, name)) for name, title, base in CURVES]
+    curves = [curve for curve in curves if len(curve[2])]
+    counts = usage.histogram(codes, examples.view.codebook_size)
+    with matplotlib.rc_context(frames.STYLE):
+        heights = [2.4 if curves else 0.1, 5.8, 2.2]
+        figure = Figure(figsize=(12, sum(heights)), layout="constrained")
+        top, middle, bottom = figure.subfigures(3, 1, height_ratios=heights)
+        _draw_curves(top, curves)
+        left, right = middle.subfigures(1, 2, width_ratios=[3, SEQUENCES])
+        _draw_examples(left, examples)
+        _draw_gallery(right, examples, codes)
+        frames.draw_histograms(bottom, counts, [perplexity(row) for row in counts])
+        return frames.save(figure, path)
+
+
+def _curve(history: Sequence[Mapping], name: str) -> np.ndarray:
+    """`[S, 2]` steps and values of a metric."""
+    points = [(line["step"], line[name]) for line in history if line.get(name) is not None]
+    return np.array(points, np.float64).reshape(-1, 2)
+
+
+def _draw_curves(figure, curves) -> None:
+    if not curves:
+        return
+    for axes, (title, base, points) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves):
+        axes.axhline(base, color=frames.MUTED, lw=0.8, ls=":")
+        axes.plot(points[:, 0], points[:, 1], color=frames.BAR, marker="o", ms=3)
+        axes.set_title(title, loc="left")
+        axes.set_xlabel("step")
+
+
+def _draw_examples(figure, examples: Examples) -> None:
+    shown = np.concatenate([examples.shown[:ROWS], frames.to_float(examples.reconstructions[:ROWS])[:, None]], axis=1)
+    names = ["frame", "next frame", "reconstruction"]
+    frames.draw_grid(figure.subplots(), shown, names, title="pairs in which much changes")
+
+
+def _draw_gallery(figure, examples: Examples, codes: np.ndarray) -> None:
+    sequences = usage.sequences(codes)[0][:SEQUENCES]
+    changed, scale = frames.what_changes(decode_grid(examples.view, examples.frames[:ROWS, 0], sequences))
+    names = [usage.name(s) for s in sequences]
+    title = f"what each code sequence does to the frame (minus the row's mean, ×{scale:.0f})"
+    frames.draw_grid(figure.subplots(), changed, names, title=title)

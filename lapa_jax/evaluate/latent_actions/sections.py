@@ -1,0 +1,172 @@
+"""Which pictures a latent action model's report shows, and what each is there to tell."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lapa_jax.evaluate.latent_actions.feature_colors import Coloured
+from lapa_jax.evaluate.report import Section
+from lapa_jax.nn.quantizers import usage
+from lapa_jax.nn.quantizers.usage import perplexity
+from lapa_jax.plots import frames as plots
+
+EXAMPLES, STARTS, SEQUENCES, ARROWS = 8, 4, 8, 16
+CANDIDATES = 64
+COLOURED = (
+    " This model predicts features of patches, not pixels. What is shown of them here and below are their three "
+    "principal components as red, green and blue: like colours are like features."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Frame pairs to show.
+
+    Attributes:
+      view: the model, or what shows the features that it predicts as pictures.
+      frames: uint8 `[B, 2, H, W, 3]`.
+      shown: f32 `[B, 2, H, W, 3]`, what the model sees of them: the same, or their features as pictures.
+      reconstructions: f32 `[B, H, W, 3]`, the model's second frames from the first frames and the codes.
+    """
+
+    view: object
+    frames: np.ndarray
+    shown: np.ndarray
+    reconstructions: np.ndarray
+
+
+def choose_examples(tokenizer, source, count: int = EXAMPLES) -> Examples:
+    """Of pairs spread evenly over the source those in which most changes, so that there is something to see."""
+    picked = np.unique(np.linspace(0, len(source) - 1, min(CANDIDATES, len(source))).astype(int))
+    frames = np.stack([source[int(i)]["frames"] for i in picked])
+    change = np.abs(plots.to_float(frames[:, 1]) - plots.to_float(frames[:, 0])).mean(axis=(1, 2, 3))
+    most = np.sort(np.argsort(-change, kind="stable")[:count])
+    frames = frames[most]
+    view = tokenizer if tokenizer.pictures else Coloured(tokenizer, frames.reshape(-1, *frames.shape[2:]))
+    shown = np.stack([view.observe(frames[:, i]) for i in range(2)], axis=1)
+    return Examples(view, frames, shown, view.decode(frames[:, 0], view.encode(frames)))
+
+
+def decode_grid(tokenizer, starts: np.ndarray, sequences: np.ndarray) -> np.ndarray:
+    """Applies each of C sequences to each of R start frames: f32 `[R, C, H, W, 3]`."""
+    count = len(sequences)
+    frames = tokenizer.decode(np.repeat(starts, count, axis=0), np.tile(sequences, (len(starts), 1)))
+    return frames.reshape(len(starts), count, *frames.shape[1:])
+
+
+def draw(examples: Examples, codes: np.ndarray, out: pathlib.Path) -> list[Section]:
+    """Draws what needs no actions: reconstructions, the two galleries, histograms.
+
+    Args:
+      examples: pairs to show.
+      codes: int32 `[M, N]`, the codes of the evaluated pairs.
+      out: the folder for the PNGs.
+
+    Returns:
+      The report's sections, in order.
+    """
+    first, tokenizer = examples.frames[:, 0], examples.view
+    plots.reconstructions(
+        out / "reconstructions.png", examples.shown[:, 0], examples.shown[:, 1], examples.reconstructions
+    )
+    counts = usage.histogram(codes, tokenizer.codebook_size)
+    plots.code_histograms(out / "histograms.png", counts, [perplexity(row) for row in counts])
+    return [
+        Section(
+            "Reconstructions",
+            "The decoder sees the first frame and the codes only. A good model leaves less error than the change. "
+            f"Shown are the {len(first)} pairs with most change out of pairs spread evenly over the held-out episodes."
+            + (COLOURED if isinstance(tokenizer, Coloured) else ""),
+            ("reconstructions.png",),
+        ),
+        _gallery(tokenizer, first[:: max(1, len(first) // STARTS)][:STARTS], codes, out),
+        _positions(tokenizer, first[len(first) // 2], codes, out),
+        Section(
+            "Code usage",
+            "How often each code occurs at each position, and the effective number of codes (perplexity); dotted: all "
+            "codes equally often. Usage is not meaning: codes that follow noise are used evenly too.",
+            ("histograms.png",),
+        ),
+    ]
+
+
+def _gallery(tokenizer, starts: np.ndarray, codes: np.ndarray, out: pathlib.Path) -> Section:
+    found, often = usage.sequences(codes)
+    sequences = found[:SEQUENCES]
+    names = [f"{usage.name(s)}\n{share:.0%}" for s, share in zip(sequences, often / len(codes))]
+    decoded = decode_grid(tokenizer, starts, sequences)
+    plots.code_gallery(out / "gallery.png", starts, decoded, names)
+    changed, scale = plots.what_changes(decoded)
+    plots.code_gallery(out / "gallery_change.png", starts, changed, names, title=f"minus the row's mean, ×{scale:.0f}")
+    return Section(
+        "Code gallery",
+        f"Each column applies one code sequence, the {len(sequences)} most frequent of {len(found)} that occur, to the "
+        "start frame on the left. If codes mean actions, a column does the same thing in every row. Below: the same "
+        "minus the mean of the row, amplified, so that only what the choice of code changes is left.",
+        ("gallery.png", "gallery_change.png"),
+    )
+
+
+def _positions(tokenizer, start: np.ndarray, codes: np.ndarray, out: pathlib.Path) -> Section:
+    size, length = tokenizer.codebook_size, tokenizer.code_length
+    shown = np.arange(size) if size <= 16 else np.unique(np.linspace(0, size - 1, 16).astype(int))
+    base = usage.sequences(codes)[0][0]
+    sequences = np.tile(base, (length, len(shown), 1))
+    for position in range(length):
+        sequences[position, :, position] = shown
+    decoded = decode_grid(tokenizer, start[None], sequences.reshape(-1, length))[0]
+    changed, scale = plots.what_changes(decoded.reshape(length, len(shown), *decoded.shape[1:]))
+    starts = np.repeat(start[None], length, axis=0)
+    rows = [f"position {i}" for i in range(length)]
+    title = f"from {usage.name(base)}, minus the row's mean, ×{scale:.0f}"
+    plots.code_gallery(out / "gallery_positions.png", starts, changed, [f"code {k}" for k in shown], rows, title)
+    return Section(
+        "One position at a time",
+        f"The most frequent sequence {usage.name(base)} with one position (row) set to each code (column): what each "
+        "position controls. A grey row is a position that the decoder ignores.",
+        ("gallery_positions.png",),
+    )
+
+
+def draw_actions(
+    codes: np.ndarray, actions: np.ndarray, probe: Mapping[str, np.ndarray], codebook_size: int, out: pathlib.Path
+) -> list[Section]:
+    """Draws what needs true actions: the probe's scatter and the code-versus-action maps.
+
+    Args:
+      codes: int32 `[M, N]`.
+      actions: f32 `[M, A]`, net actions of the same pairs.
+      probe: "predicted" and "true" f32 `[P, A]` on the scored half, "r2" f32 `[A]`.
+      codebook_size: K.
+      out: the folder for the PNGs.
+    """
+    plots.probe_scatter(out / "probe.png", probe["predicted"], probe["true"], probe["r2"])
+    means = usage.mean_action_per_code(codes, actions, codebook_size)
+    plots.code_action_heatmap(out / "code_action.png", means)
+    pictures = ["code_action.png"]
+    if actions.shape[1] >= 2:
+        pictures.append(_arrows(codes, actions, out))
+    return [
+        Section(
+            "What the codes say about the action",
+            "A ridge regression from one-hot codes to the net action over the gap, fitted on one half of the held-out "
+            "episodes and shown on the other. Points on the dotted line are perfect; a flat cloud says nothing.",
+            ("probe.png",),
+        ),
+        Section(
+            "Codes against actions",
+            "Mean net action of the pairs that carry each code, in standard deviations; white: like the average pair. "
+            "Arrows: the most frequent sequences in the plane of the first two action dimensions, thicker if frequent.",
+            tuple(pictures),
+        ),
+    ]
+
+
+def _arrows(codes: np.ndarray, actions: np.ndarray, out: pathlib.Path) -> str:
+    found, often = usage.sequences(codes)
+    means = usage.mean_action_per_sequence(codes, actions[:, :2], found[:ARROWS])
+    labels: Sequence[str] = [usage.name(s) for s in found[:ARROWS]]
+    plots.code_action_arrows(out / "code_action_arrows.png", means, often[:ARROWS], labels)
+    return "code_action_arrows.png"

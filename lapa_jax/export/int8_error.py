@@ -1,0 +1,105 @@
+"""What 8-bit kernels cost: a policy and its int8 variant side by side on held-out samples."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from lapa_jax.core.errors import UserError
+from lapa_jax.evaluate import evaluation_of
+from lapa_jax.export.variants import parameter_bytes
+from lapa_jax.inference.base import TrainedModel
+from lapa_jax.inference.policies import LatentPolicy, Policy
+
+REPORT_FILE = "int8.json"
+
+
+def check_kind(trained: TrainedModel, path) -> None:
+    """Refuses what is no policy: tokenizers are small, and another code is another label."""
+    if not isinstance(trained, (Policy, LatentPolicy)):
+        raise UserError(f"{path} holds a {trained.config.model.name}; int8 is for the vision-language policies (stages "
+                        "2 and 3), whose error is measured in actions or codes: leave out --format int8")  # fmt: skip
+
+
+def compare(trained: TrainedModel, small: TrainedModel, **where) -> dict:
+    """Both on the same held-out samples.
+
+    Args:
+      trained: a `Policy` or `LatentPolicy`. small: its int8 variant.
+      where: "run", "out", "data", "split", "pairs", "dataset", and of a `LatentPolicy` "labels", as of its evaluation.
+
+    Returns:
+      JSON values: "samples", "data", "data_fingerprint", "split"; "bytes" of the parameters and the "metrics" that
+      training logs under "val/", both "float" and "int8"; and "error", in percent. Of a `Policy` that is the mean
+      absolute difference of the actions, relative to the deviation of their dimension in the training data, of the
+      worst dimension; "datasets" has all of them, see `differences`. Of a `LatentPolicy` it is the share of codes that
+      differ, whatever the true ones are.
+
+    Raises:
+      UserError: data that do not exist or do not fit.
+    """
+    evaluation = evaluation_of(trained)(trained, **where)
+    (before, own), (after, other) = (evaluation.measure(m.variables) for m in (trained, small))
+    about = {name: value for name, value in evaluation.about().items() if name.startswith(("data", "split"))}
+    metrics = {"float": _finite(before), "int8": _finite(after)}
+    found = {**about, "samples": evaluation.count, "metrics": metrics,
+             "bytes": {"float": parameter_bytes(trained), "int8": parameter_bytes(small)}}  # fmt: skip
+    if isinstance(trained, LatentPolicy):
+        return {**found, "error": 100 * float((own["predicted"] != other["predicted"]).mean())}
+    parts = {}
+    for number, (name, dataset, _) in enumerate(evaluation.parts):
+        rows = own["dataset_id"] == number if "dataset_id" in own else np.ones(len(own["prediction"]), bool)
+        if rows.any():
+            there = own["weight"][rows].max(2) > 0
+            actions = [trained.to_units(arrays["prediction"][rows][there], dataset) for arrays in (own, other)]
+            parts[name] = differences(*actions, trained.datasets[dataset]["statistics"]["action"])
+    return {**found, "datasets": parts, "error": worst(parts)}
+
+
+def differences(actions: np.ndarray, other: np.ndarray, statistics: Mapping) -> list[dict]:
+    """How far two sets of actions f32 [N, A] lie apart, for each dimension.
+
+    Returns:
+      "max" and "mean" of the absolute difference in the units of the data, and "max_percent", "mean_percent", the same
+      in percent of the deviation in `statistics`; None where the dimension is constant there.
+    """
+    away = np.abs(actions.astype(np.float64) - other)
+    found = []
+    for index, (column, deviation) in enumerate(zip(away.T, statistics["std"], strict=False)):
+        figures = {"max": float(column.max()), "mean": float(column.mean())}
+        shares = {f"{name}_percent": 100 * value / deviation if deviation > 0 else None
+                  for name, value in figures.items()}  # fmt: skip
+        found.append({"index": index, **figures, **shares})
+    return found
+
+
+def worst(parts: Mapping[str, list[dict]]) -> float:
+    """The largest "mean_percent" of {dataset: `differences`}; NaN if any is no number."""
+    shares = [entry["mean_percent"] for entries in parts.values() for entry in entries]
+    if not (known := [share for share in shares if share is not None]):
+        raise UserError("no dimension of the measured actions varies in training; give other --data or --split")
+    return float(np.max(known))  # Python's max loses NaN
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: float(value) if np.isfinite(value) else None for name, value in metrics.items()}
+
+
+def check_error(report: Mapping, limit: float) -> None:
+    """Refuses an error beyond `limit` percent, and one that is no number."""
+    if not report["error"] <= limit:
+        raise UserError(f"int8 changes what the policy does by {report['error']:.3g} %, --max_error is {limit:g} %; "
+                        "leave layers as they are (--modules 'llm/decoder/layers/.*'), or allow more")  # fmt: skip
+
+
+def describe(report: Mapping) -> str:
+    """The figures in a few lines."""
+    size = report["bytes"]
+    lines = [f"parameters: {size['float'] / 1e6:.2f} MB, as int8 {size['int8'] / 1e6:.2f} MB",
+             f"error on {report['samples']} samples of {report['data']} ({report['split']}): {report['error']:.3g} %"]
+    for name, entries in report.get("datasets", {}).items():
+        for entry in entries:
+            shares = "constant" if entry["mean_percent"] is None else \
+                f"{entry['mean_percent']:.3g} % of the deviation (at most {entry['max_percent']:.3g} %)"  # fmt: skip
+            lines.append(f"  {name} {entry['index']}: mean difference {entry['mean']:.4g}, at most {entry['max']:.4g}; "
+                         f"{shares}")  # fmt: skip
+    return "\n".join(lines)

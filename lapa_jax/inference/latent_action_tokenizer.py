@@ -1,0 +1,149 @@
+"""Latent action tokenizers at inference: frame pairs to codes, and codes back to frames."""
+
+import functools
+
+import jax
+import numpy as np
+
+from lapa_jax.core.errors import UserError
+from lapa_jax.data import images
+from lapa_jax.inference.base import TrainedModel
+
+
+class LatentActionTokenizer(TrainedModel):
+    """A trained latent action model that encodes frame pairs and decodes codes. Attributes as of `TrainedModel`."""
+
+    def __init__(self, model, variables, **about):
+        super().__init__(model, variables, **about)
+        self._encode = jax.jit(functools.partial(_apply_encode, model))
+        self._decode = jax.jit(functools.partial(_apply_decode, model))
+        self._observe = jax.jit(functools.partial(_apply_observe, model))
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the frames that the model sees, in pixels."""
+        size = self.model.image_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    @property
+    def side(self) -> int | None:
+        """The side of the model's frames where they are square, which is what stored pictures are resized to."""
+        height, width = self.image_size
+        return height if height == width else None
+
+    @property
+    def codebook_size(self) -> int:
+        """K: codes are 0..K-1."""
+        return self.model.codebook_size
+
+    @property
+    def code_length(self) -> int:
+        """N: codes per frame pair."""
+        return self.model.code_seq_len
+
+    def encode(self, frames) -> np.ndarray:
+        """Latent action codes of frame pairs.
+
+        Args:
+          frames: `[B, 2, H, W, 3]` or `[2, H, W, 3]`, uint8 or float32 in [0, 1], any H and W (resized as in training).
+
+        Returns:
+          int32 `[B, N]`, or `[N]` for a single pair, values in 0..K-1.
+
+        Raises:
+          UserError: for another shape, type or range.
+        """
+        frames = _check_frames(frames, "frames", (4, 5))
+        pairs = frames if frames.ndim == 5 else frames[None]
+        if pairs.shape[1] != 2:
+            raise UserError(f"frames has shape {frames.shape}; a pair is [2, H, W, 3], a batch [B, 2, H, W, 3]")
+        codes = self.run(self._encode, _fit(pairs, self.image_size))
+        return codes if frames.ndim == 5 else codes[0]
+
+    def decode(self, first_frame, codes) -> np.ndarray:
+        """The frames that the codes lead to.
+
+        Args:
+          first_frame: `[B, H, W, 3]` or `[H, W, 3]`, as in `encode`; one frame serves all codes of a batch.
+          codes: integers `[B, N]` or `[N]`, values in 0..K-1; one sequence serves all frames of a batch.
+
+        Returns:
+          float32 `[B, h, w, 3]` at the model's image size, not clipped; `[h, w, 3]` if neither argument was a batch. Of
+          a model of features `[B, rows, columns, D]`, what `observe` would give of the frames.
+
+        Raises:
+          UserError: for another shape, type or range.
+        """
+        first = _check_frames(first_frame, "first_frame", (3, 4))
+        codes = self._check_codes(codes)
+        single = first.ndim == 3 and codes.ndim == 1
+        first, codes = first.reshape(-1, *first.shape[-3:]), codes.reshape(-1, self.code_length)
+        if len(first) != len(codes) and 1 not in (len(first), len(codes)):
+            raise UserError(f"{len(first)} first frames and {len(codes)} code sequences do not go together")
+        count = max(len(first), len(codes))
+        first = _fit(first, self.image_size)
+        first = np.broadcast_to(first, (count, *first.shape[1:]))
+        frames = self.run(self._decode, first, np.broadcast_to(codes, (count, self.code_length)))
+        return frames[0] if single else frames
+
+    @property
+    def pictures(self) -> bool:
+        """Whether the model predicts frames; otherwise features of their patches."""
+        return self.model.pictures
+
+    def observe(self, frames) -> np.ndarray:
+        """What the model predicts of frames `[B, H, W, 3]`, as in `encode`: their pixels as float32 in [0, 1], or the
+        features of their patches, float32 `[B, rows, columns, D]`."""
+        return self.run(self._observe, _fit(_check_frames(frames, "frames", (4,)), self.image_size))
+
+    def _check_codes(self, codes) -> np.ndarray:
+        codes = np.asarray(codes)
+        shape_fits = codes.ndim in (1, 2) and codes.size and codes.shape[-1] == self.code_length
+        if codes.dtype.kind not in "iu" or not shape_fits:
+            raise UserError(
+                f"codes is {codes.dtype} {codes.shape}; integers [B, {self.code_length}] or [{self.code_length}] "
+                "are expected"
+            )
+        if not (0 <= codes.min() and codes.max() < self.codebook_size):
+            raise UserError(f"codes holds {codes.min()}..{codes.max()}; the codebook has 0..{self.codebook_size - 1}")
+        return codes.astype(np.int32)
+
+
+def _apply_encode(model, variables, frames):
+    return model.apply(variables, frames, method="encode")["codes"]
+
+
+def _apply_decode(model, variables, first, codes):
+    return model.apply(variables, first, codes, method="decode").astype("float32")
+
+
+def _apply_observe(model, variables, frames):
+    frames = frames / 255 if frames.dtype == "uint8" else frames
+    return model.apply(variables, frames.astype("float32"), method="observe")
+
+
+def _check_frames(frames, name: str, dimensions: tuple[int, ...]) -> np.ndarray:
+    frames = np.asarray(frames)
+    if frames.ndim not in dimensions or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise UserError(
+            f"{name} has shape {frames.shape}; {' or '.join(map(str, dimensions))} axes ending in 3 expected"
+        )
+    if frames.dtype == np.uint8:
+        return frames
+    if frames.dtype.kind != "f":
+        raise UserError(f"{name} is {frames.dtype}; uint8, or float32 in [0, 1], is expected")
+    low, high = float(frames.min()), float(frames.max())
+    if not (low >= 0 and high <= 1):
+        raise UserError(f"{name} holds floats {low:g}..{high:g}; give uint8, or floats in [0, 1] (divide by 255)")
+    return frames.astype(np.float32)
+
+
+def _fit(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes `[..., H, W, 3]` as training does: 8-bit pictures, squashed to a square."""
+    if frames.shape[-3:-1] == size:
+        return frames
+    if size[0] != size[1]:
+        raise UserError(f"frames are {frames.shape[-3]}x{frames.shape[-2]}; resize them to {size[0]}x{size[1]} first")
+    eight_bit = frames if frames.dtype == np.uint8 else np.rint(frames * 255).astype(np.uint8)
+    flat = eight_bit.reshape(-1, *frames.shape[-3:])
+    return np.stack([images.resize(frame, size[0]) for frame in flat]).reshape(*frames.shape[:-3], *size, 3)

@@ -1,0 +1,77 @@
+"""From a folder to something that can be called: the rule that `lapa_jax.load` follows."""
+
+import pathlib
+
+import ml_collections
+
+from lapa_jax.core import config as config_lib
+from lapa_jax.core import tree
+from lapa_jax.core.errors import UserError
+from lapa_jax.inference.base import TrainedModel
+from lapa_jax.inference.in_context import InContextPolicy
+from lapa_jax.inference.latent_action_tokenizer import LatentActionTokenizer
+from lapa_jax.inference.policies import LatentPolicy, Policy
+from lapa_jax.inference.tokenizers import ActionTokenizer, FeatureTokenizer
+from lapa_jax.models import pretrained
+from lapa_jax.nn import int8
+
+MODELS = "lapa_jax.models"
+
+
+def load(path, step: int | None = None, devices=None) -> TrainedModel:
+    """Loads a trained model from its folder alone.
+
+    Args:
+      path: a run folder, one `checkpoints/<step>` folder, or an exported folder (`config.json` + `model.safetensors`).
+      step: which checkpoint of a run folder; the newest whole one if None.
+      devices: the devices to run on; all local ones if None.
+
+    Returns:
+      The inference object of the model's kind.
+
+    Raises:
+      UserError: nothing loadable there, or weights that do not fit the model of the config.
+    """
+    folder = pathlib.Path(path)
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist; give a run folder, a checkpoint folder or an exported folder")
+    config, meta, variables = _read(folder, step)
+    model = config_lib.build(MODELS, config.model)
+    make = _kind(model)
+    if make is None:
+        raise UserError(f"{folder} holds a {config.model.name}, which has no inference object")
+    expected = int8.expected(pretrained.expected_variables(model), variables)
+    if wrong := tree.diff(expected, variables, tree.STORED):
+        raise UserError(f"the weights in {folder} do not fit its config: {wrong}")
+    return make(
+        model, variables, config=config, datasets=meta.get("datasets"), step=meta.get("step", 0), devices=devices
+    )
+
+
+def _kind(model) -> type[TrainedModel] | None:
+    """What a model can be called as follows from what it does, so a new model needs no entry anywhere."""
+    if hasattr(model, "start") and hasattr(model, "extend"):
+        return InContextPolicy
+    fields = model.example(1) if hasattr(model, "example") else {}
+    if "text" in fields:
+        return LatentPolicy if "latent" in fields else Policy
+    if not (hasattr(model, "encode") and hasattr(model, "decode")):
+        return None
+    if "frames" in fields:
+        return LatentActionTokenizer
+    if "action" in fields:
+        return ActionTokenizer
+    return FeatureTokenizer if "feature" in fields else None
+
+
+def _read(folder: pathlib.Path, step: int | None) -> tuple[ml_collections.ConfigDict, dict, dict]:
+    """Config, metadata and variables of a folder; imported weights have a config with nothing but the model."""
+    if (folder / pretrained.WEIGHTS_FILE).is_file():
+        if step is not None:
+            raise UserError(f"{folder} is an exported model with one set of weights; leave out the step {step}")
+        spec, variables, meta = pretrained.load_pretrained(folder)
+        return config_lib.from_json({**meta.get("config", {}), "model": spec}), meta, variables
+    from lapa_jax.train.checkpoint import load_for_inference
+
+    saved = load_for_inference(folder, step)
+    return saved.config, {**saved.meta, "step": saved.step}, saved.variables

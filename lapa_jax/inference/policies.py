@@ -1,0 +1,137 @@
+"""Policies that are told what to do: an image and an instruction to latent actions (stage 2) or actions (stage 3)."""
+
+import functools
+
+import jax
+import numpy as np
+
+from lapa_jax.core.errors import UserError
+from lapa_jax.data import text
+from lapa_jax.inference.base import ColumnModel, TrainedModel, finite
+from lapa_jax.inference.observations import pictures
+
+
+class Instructed:
+    """Part of a `TrainedModel` whose model takes "image", "text" and "text_mask"."""
+
+    @functools.cached_property
+    def tokenizer(self) -> text.Tokenizer:
+        """The tokenizer of the run's instructions, which lies where it lay in training."""
+        spec = self.config.get("data", {}).get("text_tokenizer")
+        if spec is None:
+            raise UserError("this model's config names no data.text_tokenizer; load the run that trained it")
+        return text.build(spec)
+
+    def observed(self, image, instruction) -> tuple[dict[str, np.ndarray], bool]:
+        """A batch as in training, and whether a single picture was given.
+
+        Args:
+          image: uint8 [B, (V,) H, W, 3] or a single one without B. instruction: B texts, or one for all.
+
+        Raises:
+          UserError: another shape or type, or an instruction that is longer than those of training could be.
+        """
+        image, model = np.asarray(image), self.model
+        single = image.ndim == 3 + (model.cameras > 1)
+        batch = image[None] if single else image
+        texts = [instruction] * len(batch) if isinstance(instruction, str) else list(instruction)
+        if len(texts) != len(batch) or (single and not isinstance(instruction, str)):
+            raise UserError(f"{len(batch)} pictures and {len(texts)} instructions; give one text, or one for each of a "
+                            "batch of pictures")  # fmt: skip
+        batch = pictures(batch, "image", batch.shape[:1], model.cameras, model.image_size)
+        ids, mask = self.tokenizer(texts, model.text_length)
+        return {"image": batch, "text": ids, "text_mask": mask.astype(np.float32)}, single
+
+
+class LatentPolicy(Instructed, TrainedModel):
+    """A trained vision-language model that predicts latent actions. Attributes as of `TrainedModel`."""
+
+    def __init__(self, model, variables, **about):
+        super().__init__(model, variables, **about)
+        self._logits = jax.jit(lambda variables, batch: model.apply(variables, batch, method="predict")["logits"])
+
+    @property
+    def labels(self) -> dict | None:
+        """What the codes are: the "labels" entry of the data it was trained on, with the tokenizer's fingerprint."""
+        found = [about.get("labels") for about in self.datasets.values()]
+        return found[0] if found else None
+
+    def predict(self, image, instruction) -> np.ndarray:
+        """The most likely codes.
+
+        Args:
+          image: uint8 [B, (V,) H, W, 3] or a single one without B; any H and W, resized as in training.
+          instruction: B texts, or one for all.
+
+        Returns:
+          int32 [B, N], or [N] for a single picture.
+
+        Raises:
+          UserError: another shape or type, or an instruction that is longer than those of training could be.
+        """
+        return self.logits(image, instruction).argmax(-1).astype(np.int32)
+
+    def logits(self, image, instruction) -> np.ndarray:
+        """f32 [B, N, K] or [N, K], arguments as of `predict`; of a model that gives codes one after the other those of
+        each place are given the most likely codes before."""
+        batch, single = self.observed(image, instruction)
+        logits = self.run(self._logits, batch)
+        return logits[0] if single else logits
+
+
+class Policy(Instructed, ColumnModel):
+    """A trained vision-language-action model. Attributes as of `ColumnModel`."""
+
+    COLUMNS = ("action",)
+
+    def __init__(self, model, variables, **about):
+        super().__init__(model, variables, **about)
+        self._predict = jax.jit(lambda variables, batch: model.apply(variables, batch, method="predict")["action"])
+
+    def act(self, image, instruction: str, state=None, *, dataset: str | None = None) -> np.ndarray:
+        """What to do now: the first action of `chunk`, f32 [A]. Arguments as of `chunk`, of a single picture."""
+        chunk = self.chunk(image, instruction, state, dataset=dataset)
+        if chunk.ndim == 3:
+            raise UserError("act takes one observation; call chunk for a batch of them")
+        return chunk[0]
+
+    def chunk(self, image, instruction, state=None, *, dataset: str | None = None) -> np.ndarray:
+        """The next T actions.
+
+        Args:
+          image: uint8 [B, (V,) H, W, 3] or a single one without B; any H and W, resized as in training.
+          instruction: B texts, or one for all.
+          state: f32 [B, S] or [S], in the units of the data; what the policy was not trained with is left out.
+          dataset: of a policy trained on several: whose units all numbers are in.
+
+        Returns:
+          f32 [B, T, A] or [T, A], in the units of the data.
+
+        Raises:
+          UserError: another shape or type, numbers that are not finite, an instruction that is too long.
+        """
+        batch, single = self.prepare(image, instruction, state, dataset=dataset)
+        chunks = self.to_units(self.predict(batch), self.dataset(dataset))
+        return chunks[0] if single else chunks
+
+    def prepare(self, image, instruction, state=None, *, dataset: str | None = None) -> tuple[dict, bool]:
+        """A batch for `predict`, and whether a single picture was given. Arguments and errors as of `chunk`."""
+        batch, single = self.observed(image, instruction)
+        dataset = self.dataset(dataset)
+        if self.model.state_dim:
+            batch["state"] = self._state(state, len(batch["image"]), single, dataset)
+        return batch, single
+
+    def predict(self, batch: dict[str, np.ndarray]) -> np.ndarray:
+        """f32 [B, T, width], normalised, for a batch of `prepare`, or rows of several; `to_units` gives actions."""
+        return self.run(self._predict, batch)
+
+    def _state(self, state, rows: int, single: bool, dataset: str | None) -> np.ndarray:
+        if state is None:
+            raise UserError("this policy was trained with proprioception; give the state")
+        state = np.asarray(state)
+        state = state[None] if single else state
+        state = finite(self.check_rows(state, "state", (2,), self.width_of(dataset, "state")), "state")
+        if len(state) != rows:
+            raise UserError(f"{rows} pictures and {len(state)} states; give one for each")
+        return self.to_model(state, dataset, "state")

@@ -1,0 +1,200 @@
+"""Where the codes of steps come from: pairs of pictures, chunks or sequences of actions, rows of features.
+
+Each class reads one data folder for one tokenizer and gives the codes of a range of steps of a split, whatever was
+asked before. `about` is what `labelling.json` tells of it; `flag` is a remark in the `.json` of each step.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from lapa_jax.core.errors import UserError
+from lapa_jax.data import images, pipeline
+from lapa_jax.data.samples.pairs import Gap
+from lapa_jax.data.samples.reading import Column
+from lapa_jax.data.shards.step_shards import StepShards
+from lapa_jax.inference.tokenizers import ActionTokenizer, FeatureTokenizer
+from lapa_jax.nn.quantizers import usage
+
+THREADS = 8
+AT_ONCE = 4096
+"""Steps of whole episodes that are encoded together."""
+
+Labelled = tuple[range, np.ndarray, np.ndarray]
+"""Steps, their codes int32[n, N], and the flag of each bool[n]."""
+
+
+def source_of(tokenizer, splits: Mapping[str, StepShards], fingerprint: str, dataset: str | None):
+    """The source of codes for a tokenizer.
+
+    Args:
+      tokenizer: as `lapa_jax.load` gives it. splits: the opened splits. fingerprint: of the data.
+      dataset: of a tokenizer of several datasets: the one whose scaling applies; the one that the data are if None.
+    """
+    kinds = {ActionTokenizer: ActionCodes, FeatureTokenizer: FeatureCodes}
+    kind = next((source for own, source in kinds.items() if isinstance(tokenizer, own)), None)
+    if kind is not None:
+        return kind(tokenizer, splits, tokenizer.dataset_of(fingerprint, dataset))
+    if dataset is not None:
+        raise UserError(f"--dataset {dataset} says how numbers are scaled; this tokenizer takes pictures: leave it out")
+    return PairCodes(tokenizer, splits, fingerprint)
+
+
+class PairCodes:
+    """Codes of frame pairs: step t gets those of (t, t + gap) at the gap that the tokenizer was trained with.
+
+    The last `gap` steps of an episode have no such pair: they get those of (t, last frame), as in the official code.
+    """
+
+    flag = "clipped"
+
+    def __init__(self, tokenizer, splits: Mapping[str, StepShards], fingerprint: str):
+        self.tokenizer, self.splits = tokenizer, splits
+        seconds, frames = pipeline.gap_of(tokenizer.config.data, tokenizer.datasets, fingerprint)
+        gap = Gap.from_config(seconds, frames)
+        self._gaps = {name: gap.of_episodes(shards) for name, shards in splits.items()}
+        found = {int(g) for gaps in self._gaps.values() for g in gaps}
+        self.about: dict = {"gap": {"seconds": seconds, "frames": frames}}
+        self.about["gap_frames"] = found.pop() if len(found) == 1 else None
+
+    def codes(self, split: str, steps: range, batch_size: int) -> Iterator[Labelled]:
+        """In order, in batches. Each frame is decoded once, a batch ahead of the model."""
+        source, gaps = self.splits[split], self._gaps[split]
+        batches = [steps[k : k + batch_size] for k in range(0, len(steps), batch_size)]
+        window: dict[int, Future] = {}
+        with ThreadPoolExecutor(THREADS) as pool:
+
+            def prepare(steps: range) -> tuple[range, np.ndarray, list[Future]]:
+                nonlocal window
+                second = _second(source, gaps, np.array(steps))
+                needed = sorted({*steps, *second.tolist()})
+                window = {i: window.get(i) or pool.submit(_frame, source, i, self.tokenizer.side) for i in needed}
+                return steps, second, [window[i] for pair in zip(steps, second.tolist()) for i in pair]
+
+            ready = prepare(batches[0])
+            for upcoming in [*batches[1:], None]:
+                steps, second, frames = ready
+                ready = prepare(upcoming) if upcoming is not None else None
+                pairs = np.stack([frame.result() for frame in frames])
+                codes = self.tokenizer.encode(pairs.reshape(len(steps), 2, *pairs.shape[1:]))
+                own = np.array([gaps[source.episode_of(i)] for i in steps])
+                yield steps, codes, second - np.array(steps) < own
+
+    def summarize(self, split: str, codes: np.ndarray) -> dict:
+        """The usage of the split's codes, and how many of its steps have a clipped pair."""
+        clipped = sum(min(e.length, int(gap)) for e, gap in zip(self.splits[split].episodes, self._gaps[split]))
+        return {"clipped": clipped, **usage.summarize(codes, self.tokenizer.codebook_size)}
+
+
+class ColumnCodes:
+    """What labelling with tokenizers of numeric columns has in common."""
+
+    def __init__(self, tokenizer, splits: Mapping[str, StepShards], dataset: str | None):
+        self.tokenizer, self.splits, self.dataset = tokenizer, splits, dataset
+        self.about: dict = {"column": tokenizer.column, "dataset": dataset, "gap_frames": None}
+        self._columns = {split: self._column(shards, tokenizer.column) for split, shards in splits.items()}
+
+    def _column(self, shards: StepShards, name: str) -> Column:
+        if name not in shards.features:
+            known = sorted(shards.features)
+            raise UserError(f"{shards.folder} has no {name}, which this tokenizer encodes (features: {known})")
+        width, wanted = shards.features[name]["shape"][0], self.tokenizer.width_of(self.dataset, name)
+        if width != wanted:
+            raise UserError(f"{shards.folder} has {name}s of {width} numbers; the tokenizer was trained on {wanted}")
+        return Column(shards, name)
+
+    def _summary(self, split: str, codes: np.ndarray) -> dict:
+        tokenizer, names = self.tokenizer, tuple(getattr(self.tokenizer.model, "code_names", ()))
+        return {"steps": len(self.splits[split]), "places": usage.places(codes, tokenizer.codebook_sizes, names)}
+
+
+class ActionCodes(ColumnCodes):
+    """Codes of actions: of the chunk that begins at each step, or of each step in the course of its episode.
+
+    Steps without an action (an episode's last) are labelled too: their chunk is masked. A chunk that lacks some of its
+    actions, or a step that lacks its own, is flagged.
+    """
+
+    flag = "padded"
+
+    def __init__(self, tokenizer, splits: Mapping[str, StepShards], dataset: str | None):
+        super().__init__(tokenizer, splits, dataset)
+        self.about |= {"chunk_length": tokenizer.chunk_length}
+        self._states = {}
+        if tokenizer.takes_state:
+            self._states = {split: self._column(shards, "state") for split, shards in splits.items()}
+
+    def codes(self, split: str, steps: range, batch_size: int) -> Iterator[Labelled]:
+        """In order, a few whole episodes at a time; `batch_size` is that of the tokenizer."""
+        source = self.splits[split]
+        group: list[range] = []
+        for number in range(source.episode_of(steps[0]), source.episode_of(steps[-1]) + 1):
+            episode = source.episodes[number]
+            group.append(range(episode.start, episode.start + episode.length))
+            if sum(map(len, group)) >= AT_ONCE:
+                yield self._codes_of(split, group, steps)
+                group = []
+        if group:
+            yield self._codes_of(split, group, steps)
+
+    def _codes_of(self, split: str, episodes: Sequence[range], steps: range) -> Labelled:
+        column, states = self._columns[split], self._states.get(split)
+        given = []
+        for episode in episodes:
+            own, there = np.array(episode), column.present[np.array(episode)]
+            given.append((column.take(own), there.astype(np.float32), None if states is None else states.take(own)))
+        codes = np.concatenate(self.tokenizer.encode_episodes(given, dataset=self.dataset))
+        flags = np.concatenate([self._padded(there) for _, there, _ in given])
+        first, last = max(episodes[0].start, steps.start), min(episodes[-1].stop, steps.stop)
+        chosen = slice(first - episodes[0].start, last - episodes[0].start)
+        return range(first, last), codes[chosen], flags[chosen]
+
+    def _padded(self, there: np.ndarray) -> np.ndarray:
+        """bool[L] from f32[L], 1 where a step has an action: whose codes lack an action that they should stand for."""
+        length = self.tokenizer.chunk_length or 1
+        full = np.concatenate([there, np.zeros(length)])
+        return np.min([full[k : k + len(there)] for k in range(length)], axis=0) == 0
+
+    def summarize(self, split: str, codes: np.ndarray) -> dict:
+        """The usage of the codes of steps with an action, and how many steps have none, or a padded chunk."""
+        there, shards = self._columns[split].present, self.splits[split]
+        padded = sum(int(self._padded(there[e.start : e.start + e.length]).sum()) for e in shards.episodes)
+        return {"padded": padded, "without_action": int((~there).sum()), **self._summary(split, codes[there])}
+
+
+class FeatureCodes(ColumnCodes):
+    """Codes of rows of features."""
+
+    flag = None
+
+    def __init__(self, tokenizer, splits: Mapping[str, StepShards], dataset: str | None):
+        super().__init__(tokenizer, splits, dataset)
+        for split, column in self._columns.items():
+            if lacking := int((~column.present).sum()):
+                raise UserError(f"{lacking} of {len(column.present)} steps of {splits[split].folder} ({split}) have no "
+                                f"{tokenizer.column}: convert the data again with one for each step")  # fmt: skip
+
+    def codes(self, split: str, steps: range, batch_size: int) -> Iterator[Labelled]:
+        """In order, in batches."""
+        for k in range(0, len(steps), AT_ONCE):
+            own = steps[k : k + AT_ONCE]
+            codes = self.tokenizer.encode(self._columns[split].take(np.array(own)), dataset=self.dataset)
+            yield own, codes, np.zeros(len(own), bool)
+
+    def summarize(self, split: str, codes: np.ndarray) -> dict:
+        """The usage of the split's codes."""
+        return self._summary(split, codes)
+
+
+def _second(shards: StepShards, gaps: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """The steps of the second frames: the gap later, or the last of the episode."""
+    number = np.array([shards.episode_of(int(i)) for i in steps])
+    last = np.array([shards.episodes[e].start + shards.episodes[e].length - 1 for e in number])
+    return np.minimum(steps + gaps[number], last)
+
+
+def _frame(shards: StepShards, i: int, side: int | None) -> np.ndarray:
+    """The picture of a step, already of the model's size so that little is kept in memory."""
+    image = shards.image(i)
+    return image if side is None else images.resize(image, side)

@@ -1,0 +1,138 @@
+"""LAQ: discrete latent actions from frame pairs (LAPA, arXiv 2410.11758).
+
+A spatial and a temporal transformer turn two frames into a delta of a few vectors; each is quantised with one shared
+codebook (NSVQ), and a decoder predicts the second frame from the first one and these codes alone. What the codes must
+say is hence what changed: the latent action.
+
+With `target="features"` a vision tower looks at the frames first, as in UniVLA (arXiv 2505.06111): a grid of its
+features takes the place of the pixels on both sides.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lapa_jax.core.errors import UserError
+from lapa_jax.models.tokenizers.laq.frame_pair_model import FramePairs
+from lapa_jax.models.tokenizers.laq.modules import FrameDecoder, PairEncoder, check_choice, check_encoder, image_shape
+from lapa_jax.nn.patches import patch_grid
+from lapa_jax.nn.vit import VisionTower
+
+CONTEXTS = ("patch_embedding", "encoder")
+TARGETS = ("pixels", "features")
+
+
+class Model(FramePairs):
+    """The latent action tokenizer; what it shares with others of its kind is explained at `FramePairs`.
+
+    Attributes:
+      patch_size: side of a patch; divides both sides of the image.
+      dim: width of a token.
+      code_seq_len: codes per pair, N; they cover the image as a grid (4 is 2x2).
+      spatial_depth, temporal_depth, decoder_depth: blocks of the three stacks.
+      heads, dim_head: of every attention.
+      layout: "fixed", or "official" as released weights need it, with three quirks of the official code: the temporal
+        stack's neighbour convolution sees time and place scrambled, the quantised vectors reach the decoder with
+        tokens and features interleaved, and keys and values come from un-normalised tokens.
+      decoder_context: what the decoder knows of the first frame: its "patch_embedding", without gradient; or the
+        "encoder" output, a trap kept for comparison: that has seen the second frame, so the codes are left unused. (In
+        `decode`, where there is no second frame, it is that of a pair of equal frames.)
+      pooling: how tokens become the delta: "conv", the official convolutions, by which each code sees a part of the
+        image, or "maps" over the whole of it.
+      remat: "none", "dots" or "full": what the backward pass recomputes to save memory.
+      target: what is encoded and predicted of the frames: their "pixels", or the "features" that `tower` gives of each
+        patch, standardised over each patch's features.
+      tower: of "features": a model of `models/vision`, {"name": "vision.dinov2", ...}, with patches of `patch_size`
+        pixels. No gradient reaches it; `config.init_from.tower` gives its weights.
+    """
+
+    patch_size: int = 32
+    dim: int = 1024
+    spatial_depth: int = 8
+    temporal_depth: int = 8
+    decoder_depth: int = 8
+    heads: int = 16
+    dim_head: int = 64
+    layout: str = "fixed"
+    decoder_context: str = "patch_embedding"
+    pooling: str = "conv"
+    remat: str = "none"
+    target: str = "pixels"
+    tower: VisionTower | None = None
+
+    def setup(self):
+        # To encoder and decoder a grid of features is a picture of many channels, with patches of one pixel.
+        sizes = {} if self.pictures else {"image_size": self.grid, "patch_size": 1}
+        patch_size, channels = (self.patch_size, 3) if self.pictures else (1, self.tower.dim)
+        self.encoder = PairEncoder.of(self, **sizes)
+        self.setup_codes()
+        self.decoder = FrameDecoder(
+            self.grid, patch_size, self.dim, self.decoder_depth, self.heads, self.dim_head, self.layout,
+            0.1 if self.output == "residual" else 1.0, self.dtype, self.remat, channels,
+        )  # fmt: skip
+
+    @nn.nowrap
+    def check(self) -> None:
+        """Raises UserError for fields that cannot work, with what to change."""
+        check_encoder(self)
+        check_choice("decoder_context", self.decoder_context, CONTEXTS)
+        if self.decoder_depth < 1:
+            raise UserError(f"decoder_depth is {self.decoder_depth}; at least 1 block is needed")
+        self.check_common()
+        if self.view_shift and self.decoder_context != "patch_embedding":
+            raise UserError(f"view_shift {self.view_shift} needs decoder_context 'patch_embedding': the decoder's view "
+                            f"has no encoder output")
+        self._check_target()
+
+    @nn.nowrap
+    def _check_target(self) -> None:
+        check_choice("target", self.target, TARGETS)
+        if self.pictures != (self.tower is None):
+            raise UserError("target 'features' and a tower go together; set both, or target 'pixels' and tower None")
+        if self.pictures:
+            return
+        if self.patch_size != self.tower.patch:
+            raise UserError(f"patch_size is {self.patch_size}, the tower's patch {self.tower.patch}; give the tower's")
+        for field, needed in (("view_shift", 0), ("normalization", "none")):
+            if getattr(self, field) != needed:
+                raise UserError(f"{field} is {getattr(self, field)!r}, which is for pixels; set it to {needed!r}")
+        if self.output == "tanh":
+            raise UserError("output 'tanh' cannot reach features; use 'linear' or 'residual'")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return patch_grid(image_shape(self.image_size), self.patch_size)
+
+    @property
+    def cell(self) -> int:
+        return self.patch_size
+
+    @property
+    def pictures(self) -> bool:
+        return self.target == "pixels"
+
+    def observe(self, frames: jax.Array) -> jax.Array:
+        if self.pictures:
+            return frames
+        x = jax.lax.stop_gradient(self.tower(frames)).astype(jnp.float32)
+        x = (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + 1e-6)
+        return x.reshape(*frames.shape[:-3], *self.grid, -1)
+
+    def raw_delta(self, frames: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        tokens, bias = self.encoder.embed(frames), self.encoder.bias()
+        mixed = self.encoder.mix(tokens, bias)
+        leak = self.decoder_context == "encoder"
+        context = mixed[:, 0] if leak else jax.lax.stop_gradient(tokens[:, 0])
+        return self.encoder.delta(mixed), {"context": context, "bias": bias}
+
+    def context(self, first: jax.Array) -> dict[str, jax.Array]:
+        tokens, bias = self.encoder.embed(first[:, None]), self.encoder.bias()
+        if self.decoder_context == "encoder":
+            tokens = self.encoder.mix(jnp.concatenate([tokens, tokens], 1), bias)
+        else:
+            tokens = jax.lax.stop_gradient(tokens)
+        return {"context": tokens[:, 0], "bias": bias}
+
+    def pixels(self, context: dict[str, jax.Array], action: jax.Array) -> jax.Array:
+        return self.decoder(context["context"], action, context["bias"])

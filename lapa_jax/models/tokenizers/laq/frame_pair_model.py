@@ -1,0 +1,285 @@
+"""What latent action models of frame pairs share: quantisation, losses, the second view, evaluation, refusals.
+
+Such a model turns two frames into a delta of a few vectors, quantises each, and predicts the second frame from the
+first one and these codes alone. How frames become a delta and codes a frame is each model's own (`laq`, `laq_conv`).
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lapa_jax.core.errors import UserError
+from lapa_jax.core.output import Output
+from lapa_jax.models.tokenizers.laq import metrics as laq_summary
+from lapa_jax.models.tokenizers.laq import quantizers
+from lapa_jax.models.tokenizers.laq.modules import (
+    DTYPES,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    check_choice,
+    check_image_size,
+    check_whole_numbers,
+    image_shape,
+    to_unit_range,
+)
+from lapa_jax.nn import losses
+from lapa_jax.nn.norm import RunningNorm
+from lapa_jax.nn.quantizers import replacement as rules
+from lapa_jax.nn.quantizers.usage import batch_usage
+from lapa_jax.nn.views import shift_clips
+
+OUTPUTS = ("linear", "residual", "tanh")
+NORMALIZATIONS = ("none", "imagenet")
+DELTA_NORMS = ("none", "running", "running_per_position")
+
+
+class FramePairs(nn.Module):
+    """The common part of latent action tokenizers.
+
+    Batches hold "frames": uint8 or f32 in [0, 1], [B, 2, H, W, 3]. Losses of the predicted second frame, in [0, 1]:
+    "reconstruction", the mean squared error; "motion", the same where pixels change; "coarse", of averages over blocks
+    of a quarter and half a cell, relative to how much these change (see `nn.losses`). Losses of the quantiser, zero
+    where it has none: "codebook" and "commitment" (see `nn.quantizers.vq`), whose weights are in the config alone.
+
+    A model of this kind calls `setup_codes` in its `setup` and defines `cell`, `raw_delta`, `context` and `pixels`. One
+    that predicts features of the second frame instead of its pixels defines `pictures` and `observe` too; its losses
+    are "reconstruction" and those of the quantiser, and wherever frames are given or predicted below, features are.
+
+    Attributes:
+      image_size: side of the frames in pixels, or (height, width).
+      quant_dim: width of a code, Q.
+      codebook_size: number of codes, K.
+      code_seq_len: codes per pair, N.
+      quantizer: "nsvq" or "vq", a codebook with noise substitution or with a straight-through gradient, or "fsq",
+        each feature of a code rounded to few levels.
+      codebook_update: "vq": codes follow the data as moving averages, "ema", or by the "gradient" of their loss.
+      codebook_decay: "vq" with "ema": share of the averages that one update keeps.
+      codebook_per_position: "vq": a codebook for each of the N positions instead of one that they share.
+      levels: "fsq": levels of the Q features, at least 3 each; their product is K.
+      codebook_init: "normal", or "data": codes start as k-means centres of the batch at initialisation. Not of "fsq".
+      delta_norm: "none", or "running": deltas are centred per position and scaled to unit size by running statistics;
+        "running_per_position" scales each position by itself, so that a quiet one uses as many codes as the others.
+      replacement: rule for dead codes, "official", "share", "residual" or "none"; see `nn.quantizers.replacement`. With
+        moving averages "share" or "none": dead codes become vectors of the batch, without a schedule.
+      replacement_schedule: `((until, every), ...)` in updates: when dead codes are looked for.
+      replacement_min_hits: "official": a code in fewer training passes since the last look is dead.
+      replacement_min_share: "share" and "residual": a code chosen by a smaller share of the vectors is dead.
+      view_shift: in training the decoder applies the codes twice: to the pair that the encoder saw, and to a copy of it
+        shifted by up to this many pixels, drawn for each example. A code that says where something ends up serves the
+        first alone; one that says how it moves serves both. 0 is off.
+      view_share: share of the shifted copy in the loss, in (0, 1).
+      output: "linear" pixels, "residual" to the first frame, or "tanh", which maps (-1, 1) to the pixel range.
+      normalization: "none", or "imagenet": the network works on pixels standardised with ImageNet's mean and deviation.
+      motion_threshold: change of a pixel, in [0, 1], that "motion" does not count.
+      dtype: "float32" or "bfloat16" computation; parameters, norms, softmax and quantisation are float32.
+    """
+
+    image_size: int | tuple[int, int] = 256
+    quant_dim: int = 32
+    codebook_size: int = 8
+    code_seq_len: int = 4
+    quantizer: str = "nsvq"
+    codebook_update: str = "ema"
+    codebook_decay: float = 0.99
+    codebook_per_position: bool = False
+    levels: tuple[int, ...] = ()
+    codebook_init: str = "normal"
+    delta_norm: str = "none"
+    replacement: str = "official"
+    replacement_schedule: tuple[tuple[int, int], ...] = rules.OFFICIAL_SCHEDULE
+    replacement_min_hits: int = rules.OFFICIAL_MIN_HITS
+    replacement_min_share: float = 0.01
+    view_shift: int = 0
+    view_share: float = 0.5
+    output: str = "linear"
+    normalization: str = "none"
+    motion_threshold: float = 0.04
+    dtype: str = "float32"
+
+    @nn.nowrap
+    def setup_codes(self) -> None:
+        """What lies between the delta and the action: normalisation and quantiser; for `setup`."""
+        self.quantization = quantizers.build(self, name="quantizer")
+        if self.delta_norm != "none":
+            self.normalizer = RunningNorm(per_position=self.delta_norm == "running_per_position")
+
+    @property
+    def pictures(self) -> bool:
+        """Whether what is predicted are pixels in [0, 1]."""
+        return True
+
+    def observe(self, frames: jax.Array) -> jax.Array:
+        """Frames f32 [..., H, W, 3] in [0, 1] -> what is predicted of them, [..., rows, columns, C]."""
+        return frames
+
+    @property
+    def cell(self) -> int:
+        """Pixels that the side of one cell of the model's smallest grid covers."""
+        raise NotImplementedError
+
+    def raw_delta(self, frames: jax.Array) -> tuple[jax.Array, dict]:
+        """Pairs f32 [B, 2, H, W, 3], standardised -> deltas f32 [B, N, Q], and what `context` would say of them."""
+        raise NotImplementedError
+
+    def context(self, first: jax.Array) -> dict[str, jax.Array]:
+        """What the decoder may know of first frames f32 [B, H, W, 3], standardised."""
+        raise NotImplementedError
+
+    def pixels(self, context: dict[str, jax.Array], action: jax.Array) -> jax.Array:
+        """A context and action vectors [B, N, Q] -> the decoder's output f32 [B, H, W, 3]."""
+        raise NotImplementedError
+
+    @nn.nowrap
+    def check_common(self) -> None:
+        """Raises UserError for fields of this class that cannot work, with what to change."""
+        choices = {"delta_norm": DELTA_NORMS, "output": OUTPUTS, "normalization": NORMALIZATIONS, "dtype": DTYPES}
+        for field, known in choices.items():
+            check_choice(field, getattr(self, field), known)
+        check_image_size(self.image_size)
+        check_whole_numbers(self, ("quant_dim", "code_seq_len"))
+        quantizers.check(self)
+        limit = min(image_shape(self.image_size)) // 2
+        if not isinstance(self.view_shift, int) or not 0 <= self.view_shift <= limit:
+            raise UserError(f"view_shift is {self.view_shift!r}; give whole pixels from 0 to half the image, {limit}")
+        if not 0 < self.view_share < 1:
+            raise UserError(f"view_share is {self.view_share}; give a share between 0 and 1, both excluded")
+        if self.output == "tanh" and self.normalization == "imagenet":
+            raise UserError("output 'tanh' cannot reach targets of normalization 'imagenet': they span -2.1 to 2.6 and "
+                            "tanh ends at 1; use output 'linear' or normalization 'none'")
+
+    @nn.nowrap
+    def example(self, batch_size: int) -> dict[str, np.ndarray]:
+        """A batch of zeros with the right shapes and dtypes."""
+        return {"frames": np.zeros((batch_size, 2, *image_shape(self.image_size), 3), np.uint8)}
+
+    def __call__(self, batch, *, train: bool) -> Output:
+        """Losses and metrics of a batch; with `train` the quantiser's state moves, and NSVQ puts noise in for codes."""
+        frames = self._frames(batch["frames"])
+        view = self._encode(frames, train=train)
+        quantized = quantizers.apply(self.quantization, view["delta"], train=train)
+        action, codes, quantizer_losses, metrics = quantized
+        if train and self.view_shift:
+            named = self._two_view_losses(view, action, frames)
+        else:
+            named = self._losses(view, action, frames)
+        metrics = metrics | batch_usage(codes, self.codebook_size)
+        return Output(losses=named | quantizer_losses, metrics=metrics, codes=codes)
+
+    def _losses(self, view: dict[str, jax.Array], action: jax.Array, frames: jax.Array) -> dict[str, jax.Array]:
+        """The named losses f32 [B] of predicting `frames[:, 1]` from a view of `frames[:, 0]` and actions."""
+        prediction, first, second = self._decode(view, action), frames[:, 0], frames[:, 1]
+        reconstruction = {"reconstruction": losses.mean_squared_error(prediction, second)}
+        if not self.pictures:
+            return reconstruction
+        cells = tuple(max(1, self.cell // parts) for parts in (4, 2))
+        return reconstruction | {
+            "motion": losses.motion_weighted_error(prediction, first, second, self.motion_threshold),
+            "coarse": losses.coarse_relative_error(prediction, first, second, cells),
+        }
+
+    def _two_view_losses(self, view: dict[str, jax.Array], action: jax.Array, frames: jax.Array):
+        """Losses of decoding the pair itself, which is what evaluation asks for, and a shifted copy of it."""
+        shifted = shift_clips(frames, self.make_rng("noise"), self.view_shift)
+        own = self._losses(view, action, frames)
+        other = self._losses(self._context(shifted[:, 0]), action, shifted)
+        share = self.view_share
+        return {name: (1 - share) * value + share * other[name] for name, value in own.items()}
+
+    def encode(self, frames: jax.Array) -> dict[str, jax.Array]:
+        """Frame pairs [B, 2, H, W, 3] -> "codes" i32 [B, N] and "delta" f32 [B, N, Q], what was quantised."""
+        view = self._encode(self._frames(frames), train=False)
+        return {"codes": self.quantization.nearest(view["delta"]), "delta": view["delta"]}
+
+    def decode(self, first_frame: jax.Array, codes: jax.Array) -> jax.Array:
+        """Applies codes i32 [B, N] to frames [B, H, W, 3] -> the predicted next frames, f32, not clipped."""
+        first = self.observe(to_unit_range(first_frame, (*image_shape(self.image_size), 3)))
+        return self._decode(self._context(first), self.quantization.lookup(codes))
+
+    def predict(self, batch) -> dict[str, jax.Array]:
+        """Codes i32 [B, N] of "frames" and the "reconstruction" of the second frame from them, f32 [B, H, W, 3]."""
+        view = self._encode(self._frames(batch["frames"]), train=False)
+        codes = self.quantization.nearest(view["delta"])
+        return {"codes": codes, "reconstruction": self._decode(view, self.quantization.lookup(codes))}
+
+    def evaluate(self, batch) -> dict[str, jax.Array]:
+        """Measures with hard codes, per example; `summarize` explains what becomes of them.
+
+        Returns:
+          "mse" of the prediction, "mse_copy" of the first frame, "mse_swapped" of the prediction with the codes of the
+          next example, "ssim" of pictures, "cycle": share of codes found again in (first frame, prediction),
+          "identical_mse" and "identical_codes" for the pair (first frame, first frame), "codes", "delta"; "net_action"
+          and "episode_id" where the batch has them.
+        """
+        frames = self._frames(batch["frames"])
+        first, second = frames[:, 0], frames[:, 1]
+        nearest, lookup = self.quantization.nearest, self.quantization.lookup
+        view = self._encode(frames, train=False)
+        codes = nearest(view["delta"])
+        prediction = self._decode(view, lookup(codes))
+        swapped = self._decode(view, lookup(jnp.roll(codes, 1, axis=0)))
+        clipped = jnp.clip(prediction, 0, 1) if self.pictures else prediction
+        again = nearest(self._encode(jnp.stack([first, clipped], 1), train=False)["delta"])
+        still = self._encode(jnp.stack([first, first], 1), train=False)
+        still_codes = nearest(still["delta"])
+        still_frame = self._decode(still, lookup(still_codes))
+        return {
+            "mse": losses.mean_squared_error(prediction, second),
+            "mse_copy": losses.mean_squared_error(first, second),
+            "mse_swapped": losses.mean_squared_error(swapped, second),
+            **({"ssim": losses.ssim(clipped, second)} if self.pictures else {}),
+            "cycle": jnp.mean(again == codes, axis=-1, dtype=jnp.float32),
+            "identical_mse": losses.mean_squared_error(still_frame, first),
+            "identical_codes": still_codes,
+            "codes": codes,
+            "delta": view["delta"],
+            **{name: batch[name] for name in ("net_action", "episode_id") if name in batch},
+        }
+
+    @nn.nowrap
+    def summarize(self, arrays: dict[str, np.ndarray]) -> dict[str, float]:
+        """Scalars from the arrays of `evaluate` over a data set; see `laq_summary.summarize`."""
+        return laq_summary.summarize(arrays, self.codebook_size)
+
+    @nn.nowrap
+    def after_update(self, variables, *, step: jax.Array, rng: jax.Array):
+        """Replaces dead codes of NSVQ when the schedule says so; pure, for use within jit.
+
+        Args:
+          variables: {"params", "codebook"} after an optimizer step.
+          step: i32, optimizer steps done.
+          rng: key for the choice and the noise.
+
+        Returns:
+          The variables, and {parameter name: bool mask} of rows whose optimizer moments must start afresh.
+        """
+        return quantizers.replace_dead(self, variables, step=step, rng=rng)
+
+    def _frames(self, frames: jax.Array) -> jax.Array:
+        return self.observe(to_unit_range(frames, (2, *image_shape(self.image_size), 3)))
+
+    def _encode(self, frames: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+        """What the decoder may know and the "delta" of pairs f32 [B, 2, H, W, 3] in [0, 1]."""
+        delta, context = self.raw_delta(self._standardize(frames))
+        if self.delta_norm != "none":
+            delta = self.normalizer(delta, train=train)
+        return {**context, "delta": delta, "first": frames[:, 0]}
+
+    def _context(self, first: jax.Array) -> dict[str, jax.Array]:
+        """The same without the delta, of first frames [B, H, W, 3]."""
+        return {**self.context(self._standardize(first)), "first": first}
+
+    def _decode(self, view: dict[str, jax.Array], action: jax.Array) -> jax.Array:
+        """The second frame, f32 [B, H, W, 3] in [0, 1] space, from a view and action vectors [B, N, Q]."""
+        pixels = self.pixels(view, action)
+        if self.output == "tanh":
+            return (jnp.tanh(pixels) + 1) / 2
+        if self.normalization == "imagenet":
+            pixels = pixels * jnp.asarray(IMAGENET_STD)
+            pixels = pixels + jnp.asarray(IMAGENET_MEAN) if self.output == "linear" else pixels
+        return pixels + view["first"] if self.output == "residual" else pixels
+
+    def _standardize(self, frames: jax.Array) -> jax.Array:
+        if self.normalization == "none":
+            return frames
+        return (frames - jnp.asarray(IMAGENET_MEAN)) / jnp.asarray(IMAGENET_STD)

@@ -1,0 +1,100 @@
+"""The quantisers that a latent action model of frame pairs (`laq_pairs.FramePairs`) may have, chosen by its fields."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from lapa_jax.core.errors import UserError
+from lapa_jax.models.tokenizers.laq.modules import check_choice
+from lapa_jax.nn.quantizers import codebook
+from lapa_jax.nn.quantizers import replacement as rules
+from lapa_jax.nn.quantizers.fsq import FSQ
+from lapa_jax.nn.quantizers.nsvq import NSVQ
+from lapa_jax.nn.quantizers.vq import UPDATES, VQ
+
+QUANTIZERS = ("nsvq", "vq", "fsq")
+CODEBOOK = "quantizer/codebook"
+
+
+def build(model, name: str | None = None) -> NSVQ | FSQ | VQ:
+    """The quantiser of a model; within `setup` a submodule of this name."""
+    if model.quantizer == "nsvq":
+        return NSVQ(model.codebook_size, model.codebook_init, name=name)
+    if model.quantizer == "fsq":
+        return FSQ(model.levels)
+    dead_share = model.replacement_min_share * model.codebook_size if model.replacement == "share" else 0.0
+    return VQ(
+        model.codebook_size, update=model.codebook_update, decay=model.codebook_decay,
+        positions=model.code_seq_len if model.codebook_per_position else 1, codebook_init=model.codebook_init,
+        dead_share=dead_share, name=name,
+    )  # fmt: skip
+
+
+def apply(quantizer: NSVQ | FSQ | VQ, delta: jax.Array, *, train: bool):
+    """Deltas f32 [B, N, Q] -> action vectors, codes i32 [B, N], losses "codebook" and "commitment" f32 [B], metrics."""
+    none = {name: jnp.zeros(len(delta), jnp.float32) for name in ("codebook", "commitment")}
+    if isinstance(quantizer, VQ):
+        return quantizer(delta, train=train)
+    if isinstance(quantizer, FSQ):
+        return *quantizer(delta), none, {}
+    action, codes, metrics = quantizer(delta, train=train)
+    return action, codes, none, metrics
+
+
+def replace_dead(model, variables, *, step: jax.Array, rng: jax.Array):
+    """`after_update` of a model: NSVQ's dead codes are replaced when the schedule says so; others look after theirs."""
+    if model.quantizer != "nsvq" or model.replacement == "none":
+        return variables, {}
+    quantizer, counts = variables["params"]["quantizer"], variables["codebook"]["quantizer"]
+    codes, counts, replaced = rules.maybe_replace(
+        model.replacement, quantizer["codebook"], counts, step=step, rng=rng, schedule=model.replacement_schedule,
+        min_hits=model.replacement_min_hits, min_share=model.replacement_min_share,
+    )  # fmt: skip
+    params = {**variables["params"], "quantizer": {**quantizer, "codebook": codes}}
+    state = {**variables["codebook"], "quantizer": counts}
+    return {**variables, "params": params, "codebook": state}, {CODEBOOK: replaced[:, None]}
+
+
+def check(model) -> None:
+    """Raises UserError for fields that make no quantiser, with what to change."""
+    choices = {"quantizer": QUANTIZERS, "codebook_init": codebook.INITS, "replacement": rules.REPLACEMENTS,
+               "codebook_update": UPDATES}  # fmt: skip
+    for field, known in choices.items():
+        check_choice(field, getattr(model, field), known)
+    if model.codebook_size < 2:
+        raise UserError(f"codebook_size is {model.codebook_size}; at least 2 codes are needed")
+    rules.check_schedule(model.replacement_schedule)
+    _check_levels(model)
+    if model.quantizer != "vq" and model.codebook_per_position:
+        raise UserError(f"codebook_per_position needs quantizer 'vq', and this is '{model.quantizer}'")
+    allowed = _replacements(model)
+    if model.replacement not in allowed:
+        update = f" with codebook_update '{model.codebook_update}'" if model.quantizer == "vq" else ""
+        raise UserError(f"replacement '{model.replacement}' is not for quantizer '{model.quantizer}'{update}; "
+                        f"set it to {' or '.join(map(repr, allowed))}")
+    if model.quantizer == "vq":
+        if model.replacement_min_share * model.codebook_size >= 1:
+            raise UserError(f"replacement_min_share {model.replacement_min_share} is more than the mean share of "
+                            f"{model.codebook_size} codes; give less than {1 / model.codebook_size:g}")
+        build(model).check()
+
+
+def _check_levels(model) -> None:
+    """The levels of FSQ make the codes that the other fields promise; others have none."""
+    levels = model.levels
+    if model.quantizer == "fsq":
+        FSQ(levels).check()
+        size, width = math.prod(levels), len(levels)
+        if (size, width) != (model.codebook_size, model.quant_dim):
+            raise UserError(f"levels {levels} make {size} codes of {width} features; set codebook_size to "
+                            f"{size} (now {model.codebook_size}) and quant_dim to {width} (now {model.quant_dim})")
+    elif levels:
+        raise UserError(f"levels {levels} are for quantizer 'fsq', and this is '{model.quantizer}'; leave them ()")
+
+
+def _replacements(model) -> tuple[str, ...]:
+    """The rules for dead codes that a quantiser can have."""
+    if model.quantizer == "nsvq":
+        return rules.REPLACEMENTS
+    return ("none", "share") if (model.quantizer, model.codebook_update) == ("vq", "ema") else ("none",)

@@ -1,0 +1,233 @@
+"""HTTP and websockets on one port: what openpi's and OpenVLA's clients speak, and what ours does. Needs aiohttp."""
+
+import asyncio
+import contextlib
+import functools
+import hmac
+import logging
+import time
+import urllib.parse
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from lapa_jax.core.errors import UserError
+from lapa_jax.serve import msgpack_numpy
+from lapa_jax.serve.limits import Refused
+from lapa_jax.serve.service import Service
+
+_LOG = logging.getLogger(__name__)
+MSGPACK = ("application/msgpack", "application/x-msgpack")
+OPEN = ("/healthz", "/readyz")
+"""Paths that need no token."""
+PING = 60.0
+GRACE = 10.0
+"""Seconds between signs of life of a websocket, and for what is in flight when the server stops."""
+BODY = 30.0
+"""Seconds for the body of a request to arrive; it holds one of the places for open requests."""
+
+
+class _Socket(NamedTuple):
+    """busy: held while a message is answered."""
+
+    response: object
+    busy: asyncio.Lock
+
+
+def need_aiohttp():
+    """`aiohttp.web`; a `UserError` that names the extra where it is not installed."""
+    try:
+        from aiohttp import web
+    except ImportError:
+        raise UserError("this needs aiohttp, which is not installed; run: pip install 'lapa_jax[serve]'") from None
+    return web
+
+
+def application(service: Service, token: str | None = None):
+    """The `aiohttp.web.Application` of a service; with a token every path but `OPEN` asks for it."""
+    web = need_aiohttp()
+    front, most = Front(service, token), service.options.limits.message_bytes
+
+    @web.middleware
+    async def guard(request, handler):
+        return await front.guard(request, handler)
+
+    app = web.Application(middlewares=[guard], client_max_size=most)
+    app.add_routes([
+        web.get("/", front.root), web.get("/healthz", front.healthz), web.get("/readyz", front.readyz),
+        web.get("/metadata", front.metadata), web.post("/act", front.act),
+    ])  # fmt: skip
+    app.on_shutdown.append(front.stop)
+    return app
+
+
+def _of_another_site(request) -> bool:
+    """Whether a browser asks for a page that does not come from here: localhost is open to every page that is looked at
+    on the machine, and a robot would move. Programs send no Origin."""
+    origin = request.headers.get("Origin")
+    return origin is not None and urllib.parse.urlsplit(origin).netloc != request.host
+
+
+class Front:
+    """The handlers. Every error is an answer: JSON {"error": text} with a status, or a text on websockets."""
+
+    def __init__(self, service: Service, token: str | None):
+        self._service, self._token, self._web = service, token, need_aiohttp()
+        self._sockets: set[_Socket] = set()
+
+    async def guard(self, request, handler):
+        """Refuses pages of other sites, asks for the token, and turns errors into answers."""
+        try:
+            if _of_another_site(request):
+                return self._error(403, "a page of another site may not ask; this server is for programs")
+            if request.path not in OPEN and not self._allowed(request.headers.get("Authorization", "")):
+                return self._error(401, "a token is needed: send the header 'Authorization: Bearer TOKEN'")
+            return await handler(request)
+        except self._web.HTTPException as error:
+            if error.status == 413:
+                most = self._service.options.limits.message_bytes
+                return self._error(413, f"the message is larger than {most} bytes")
+            return self._error(error.status, f"{error.reason}: {request.method} {request.path[:60]}")
+        except Exception as error:  # asyncio.CancelledError, of clients that went away, is none
+            return self._error(*_explained(error))
+
+    async def healthz(self, request):
+        """GET /healthz: the process is alive."""
+        return self._web.Response(text="OK\n")
+
+    async def readyz(self, request):
+        """GET /readyz: 200 when requests are answered, else 503."""
+        service = self._service
+        if service.stopping.is_set():
+            return self._web.Response(status=503, text="stopping\n")
+        return self._web.Response(text="ready\n") if service.ready.is_set() else self._web.Response(
+            status=503, text="compiling\n")  # fmt: skip
+
+    async def metadata(self, request):
+        """GET /metadata: what websockets get on connecting, as JSON."""
+        return self._json(self._service.metadata)
+
+    async def act(self, request):
+        """POST /act. msgpack gets {"actions", "server_timing"} in msgpack, JSON what OpenVLA's servers answer."""
+        packed, replies = request.content_type in MSGPACK, {}
+        with self._service.admitted(request.remote or ""):  # before the body is read: it may be large, or never come
+            body = await _body(request)
+            read = (
+                functools.partial(msgpack_numpy.unpack, body)
+                if packed
+                else functools.partial(_from_json, body, replies)
+            )
+            answer, timing = await self._service.act(read)
+        told = {"Server-Timing": ", ".join(f"{name.removesuffix('_ms')};dur={value:.3f}"
+                                           for name, value in timing.items() if name != "batch")}  # fmt: skip
+        if packed:
+            data = msgpack_numpy.pack({"actions": answer.actions, "server_timing": timing})
+            return self._web.Response(body=data, content_type=MSGPACK[0], headers=told)
+        actions = list(answer.actions) if replies["chunk"] else answer.actions[0]
+        return self._json(msgpack_numpy.to_json(actions) if replies["twice"] else actions, told)
+
+    async def root(self, request):
+        """GET /: a websocket; for a browser where to look."""
+        socket = self._web.WebSocketResponse(
+            max_msg_size=self._service.options.limits.message_bytes, compress=False, heartbeat=PING)  # fmt: skip
+        if not socket.can_prepare(request).ok:
+            return self._web.Response(text="lapa_jax: a websocket here, POST /act, /metadata, /healthz, /readyz\n")
+        if len(self._sockets) >= (most := self._service.options.limits.sockets):
+            raise Refused(503, f"{most} websockets are open already; close one, or come back later")
+        await socket.prepare(request)
+        entry = _Socket(socket, asyncio.Lock())
+        self._sockets.add(entry)
+        try:
+            with contextlib.suppress(ConnectionError):  # the client went away before its answer
+                await self._converse(entry, request.remote or "")
+        finally:
+            self._sockets.discard(entry)
+        return socket
+
+    async def stop(self, app=None) -> None:
+        """Takes on nothing new, and closes websockets behind their answers."""
+        self._service.stopping.set()
+        self._service.ready.set()  # whoever waits for it goes on, and is told
+        if leaving := [asyncio.create_task(self._goodbye(entry)) for entry in self._sockets]:
+            await asyncio.wait(leaving, timeout=GRACE)  # a client that reads nothing holds nobody up
+
+    async def _converse(self, entry: _Socket, address: str) -> None:
+        """Metadata when all is ready, then an answer to each message."""
+        await self._service.ready.wait()
+        if self._service.stopping.is_set():
+            return
+        socket, last = entry.response, {}
+        await socket.send_bytes(msgpack_numpy.pack(self._service.metadata))
+        async for message in socket:
+            if not isinstance(message.data, bytes | str):
+                return  # too large, or no frame of websockets: the socket is closed, with a code that says so
+            async with entry.busy:
+                start = time.perf_counter()
+                reply = await self._reply(message.data, address, last)
+                if isinstance(reply, str):
+                    await socket.send_str(reply)
+                else:
+                    await socket.send_bytes(reply)
+                last["prev_total_ms"] = 1000 * (time.perf_counter() - start)
+
+    async def _reply(self, data, address: str, last: Mapping[str, float]) -> bytes | str:
+        """The answer in msgpack; an error as a text, which openpi's clients raise."""
+        try:
+            if not isinstance(data, bytes):
+                raise UserError("a text came; messages are msgpack in binary frames")
+            with self._service.admitted(address):
+                answer, timing = await self._service.act(functools.partial(msgpack_numpy.unpack, data))
+            return msgpack_numpy.pack({"actions": answer.actions, "server_timing": {**timing, **last}})
+        except Exception as error:
+            return f"error: {_explained(error)[1]}"
+
+    async def _goodbye(self, entry: _Socket) -> None:
+        async with entry.busy:
+            await entry.response.close(code=1001, message=b"the server stops")
+
+    def _allowed(self, header: str) -> bool:
+        """Bearer as of RFC 6750, and Api-Key, which openpi's clients send."""
+        if self._token is None:
+            return True
+        kind, _, given = header.partition(" ")
+        right = hmac.compare_digest(given.strip().encode(errors="surrogateescape"), self._token.encode())
+        return right and kind.lower() in ("bearer", "api-key")
+
+    def _json(self, value, headers: Mapping[str, str] | None = None):
+        return self._web.Response(text=msgpack_numpy.to_json(value), content_type="application/json", headers=headers)
+
+    def _error(self, status: int, message: str):
+        headers = {"Retry-After": "1"} if status in (429, 503) else {}
+        headers |= {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+        return self._web.Response(status=status, text=msgpack_numpy.to_json({"error": message}),
+                                  content_type="application/json", headers=headers)  # fmt: skip
+
+
+async def _body(request) -> bytes:
+    """The body of a request; `Refused` with status 408 if it does not arrive in time."""
+    try:
+        async with asyncio.timeout(BODY):
+            return await request.read()
+    except TimeoutError:
+        raise Refused(408, f"the body did not arrive within {BODY:g} s") from None
+
+
+def _explained(error: Exception) -> tuple[int, str]:
+    """Status and words of whatever went wrong."""
+    if isinstance(error, Refused):
+        return error.status, str(error)
+    if isinstance(error, UserError | msgpack_numpy.WireError):
+        return 400, str(error)
+    _LOG.error("a request failed", exc_info=error)
+    return 500, f"the server failed ({type(error).__name__}); its log says more"
+
+
+def _from_json(body: bytes, replies: dict[str, bool]):
+    """A message in JSON, maybe as a text in {"encoded": ...}; `replies` is told which kind of answer is expected."""
+    message = msgpack_numpy.from_json(body)
+    replies["twice"] = isinstance(message, dict) and set(message) == {"encoded"}
+    if replies["twice"]:
+        if not isinstance(message["encoded"], str):
+            raise UserError(f"encoded is a {type(message['encoded']).__name__}; JSON as a text is expected")
+        message = msgpack_numpy.from_json(message["encoded"])
+    replies["chunk"] = isinstance(message, dict) and "full_image" in message
+    return message

@@ -1,0 +1,196 @@
+"""From a client's message to what a policy takes: which keys mean what, and what is refused."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+
+from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.data import images
+from lapa_jax.inference import observations
+from lapa_jax.inference.policies import Policy
+from lapa_jax.serve import metadata
+from lapa_jax.serve.limits import Limits
+
+NOTHING = "nothing"
+PREFIX = "observation/"
+TEXT, STATE, DATASET = "instruction", "state", "dataset"
+GROUPS = ("image", "images", f"{PREFIX}images")
+"""Keys that may hold {camera: picture}."""
+
+
+class Observation(NamedTuple):
+    """batch: of one row, as `Policy.predict` takes it. dataset: whose units the actions are in."""
+
+    batch: dict[str, np.ndarray]
+    dataset: str | None
+
+
+class Reader:
+    """Reads messages for a policy.
+
+    Args:
+      policy: the policy. limits: of pictures and texts.
+      renamed: pairs (key of messages, own name): a camera, "instruction", "state", "dataset", or "nothing" for what is
+        left out. Several keys of "state" are put behind each other, in this order.
+
+    Attributes:
+      keys: {own name: keys of messages that mean it}.
+
+    Raises:
+      UserError: an own name that there is not.
+    """
+
+    def __init__(self, policy: Policy, limits: Limits, renamed: Sequence[tuple[str, str]] = ()):
+        self._policy, self._limits, self._cameras = policy, limits, metadata.cameras(policy)
+        self.keys = _accepted(self._cameras)
+        for key, name in renamed:
+            if name != NOTHING and name not in self.keys:
+                raise UserError(f"--rename {key}={name}: '{name}' is nothing that the policy takes"
+                                f"{did_you_mean(name, [*self.keys, NOTHING])}")  # fmt: skip
+        self._state_parts = [key for key, name in renamed if name == STATE]
+        self._meaning = {key: name for name, known in self.keys.items() for key in known} | dict(renamed)
+        self.keys = {name: [key for key, means in self._meaning.items() if means == name] for name in self.keys}
+
+    def read(self, message) -> Observation:
+        """Checks and prepares one observation.
+
+        Raises:
+          UserError: a key that is missing, unknown or there twice; a value that the policy or the limits do not allow.
+        """
+        found = self._sort(message)
+        dataset = self._policy.dataset(self._optional_text(found, DATASET))
+        sides = [self._picture(name, found) for name in self._cameras]
+        picture = sides[0] if self._policy.model.cameras == 1 else np.stack(sides)
+        batch, _ = self._policy.prepare(picture, self._text(found), self._state(found), dataset=dataset)
+        return Observation(batch, dataset)
+
+    def example(self) -> dict:
+        """A message of black pictures."""
+        message = {name: np.zeros((8, 8, 3), np.uint8) for name in self._cameras} | {TEXT: ""}
+        if self._policy.datasets:
+            message[DATASET] = next(iter(self._policy.datasets))
+        if self._policy.model.state_dim:
+            parts = self._state_parts or [STATE]
+            width = self._policy.width_of(message.get(DATASET), STATE)
+            message |= {key: np.zeros(width if key == parts[0] else 0) for key in parts}
+        return message
+
+    def _sort(self, message) -> dict[str, dict[str, object]]:
+        """{own name: {key: value}} of a message."""
+        if not isinstance(message, Mapping):
+            raise UserError(f"a message is a {type(message).__name__}; a map is expected, with {self._wanted()}")
+        found: dict[str, dict[str, object]] = {}
+        for key, value in _flat(message):
+            name = self._meaning.get(key) if isinstance(key, str) else None
+            if name is None:
+                remedy = "--rename KEY=NAME of the server gives it a meaning, KEY=nothing leaves it out"
+                shown = repr(str(key)[:60])
+                raise UserError(f"nothing is known of the key {shown}; expected are {self._wanted()}. {remedy}")
+            if key in found.setdefault(name, {}):
+                raise UserError(f"{key} is there twice, alone and in a map of cameras; send it once")
+            found[name][key] = value
+        for name, values in found.items():
+            if len(values) > 1 and name != NOTHING and not (name == STATE and set(values) <= set(self._state_parts)):
+                raise UserError(f"{' and '.join(values)} both mean {name}; send one of them")
+        return found
+
+    def _wanted(self) -> str:
+        needed = [*self._cameras, TEXT, *((STATE,) if self._policy.model.state_dim else ())]
+        if len(self._policy.datasets) > 1:
+            needed.append(DATASET)
+        return ", ".join(f"{name} (as {' or '.join(self.keys[name])})" if self.keys[name] != [name] else name
+                         for name in needed)  # fmt: skip
+
+    def _one(self, found: Mapping[str, Mapping], name: str):
+        if name not in found:
+            raise UserError(f"the message has no {name}; expected are {self._wanted()}")
+        ((key, value),) = found[name].items()
+        return key, value
+
+    def _picture(self, name: str, found: Mapping[str, Mapping]) -> np.ndarray:
+        """uint8 [side, side, 3] of an array or a JPEG."""
+        key, value = self._one(found, name)
+        side, most = self._policy.model.image_size, self._limits.picture_side
+        if isinstance(value, bytes):
+            value = _jpeg(value, key, most)
+        if not isinstance(value, np.ndarray):
+            raise UserError(f"{key} is a {type(value).__name__}; uint8 [H, W, 3] or the bytes of a JPEG is expected")
+        if value.ndim == 3 and value.shape[0] == 3 != value.shape[2]:
+            raise UserError(f"{key} has shape {value.shape}, channels first; [H, W, 3] is expected")
+        if max(value.shape, default=0) > most:
+            raise UserError(f"{key} has shape {value.shape}; sides of at most {most} pixels are allowed")
+        return observations.pictures(value, key, (), 1, side)
+
+    def _text(self, found: Mapping[str, Mapping]) -> str:
+        key, value = self._one(found, TEXT)
+        if not isinstance(value, str):
+            raise UserError(f"{key} is a {type(value).__name__}; a text is expected")
+        if len(value) > self._limits.instruction_characters:
+            raise UserError(f"{key} has {len(value)} characters; {self._limits.instruction_characters} are allowed")
+        if any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise UserError(f"{key} holds half a character (a lone surrogate), which is no text")
+        return value
+
+    def _optional_text(self, found: Mapping[str, Mapping], name: str) -> str | None:
+        value = next(iter(found.get(name, {}).values()), None)
+        if value is not None and not isinstance(value, str):
+            raise UserError(f"{name} is a {type(value).__name__}; a text is expected")
+        return value
+
+    def _state(self, found: Mapping[str, Mapping]) -> np.ndarray | None:
+        """f32 [S]; None for a policy that takes none, whatever was sent."""
+        if not self._policy.model.state_dim:
+            return None
+        if STATE not in found:
+            self._one(found, STATE)
+        given = found[STATE]
+        if set(given) & set(self._state_parts) and len(given) < len(self._state_parts):
+            raise UserError(f"the state is {', '.join(self._state_parts)}; the message has {', '.join(given)} only")
+        ordered = self._state_parts if len(given) > 1 else given
+        return np.concatenate([_numbers(given[key], key) for key in ordered])
+
+
+def _accepted(cameras: Sequence[str]) -> dict[str, list[str]]:
+    """{own name: keys}: those of lapa_jax, of openpi's examples and of OpenVLA's clients."""
+    keys = {name: [name, f"{PREFIX}{name}"] for name in cameras}
+    for name in cameras:
+        if name.startswith("image_"):
+            swapped = f"{name.removeprefix('image_')}_image"
+            keys[name] += [swapped, f"{PREFIX}{swapped}"]
+    first = keys[cameras[0]]
+    first += [key for key in ("image", f"{PREFIX}image", "full_image") if not any(key in k for k in keys.values())]
+    return keys | {TEXT: [TEXT, "prompt"], STATE: [STATE, f"{PREFIX}{STATE}"], DATASET: [DATASET, "unnorm_key"]}
+
+
+def _flat(message: Mapping):
+    """(key, value) of a message; maps of pictures by camera are laid open."""
+    for key, value in message.items():
+        if isinstance(value, Mapping) and key in GROUPS:
+            yield from value.items()
+        else:
+            yield key, value
+
+
+def _jpeg(data: bytes, key: str, most: int) -> np.ndarray:
+    """A JPEG's picture, if it is not too large."""
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        if max(height, width) > most:
+            raise UserError(f"{key} is a JPEG of {width} x {height}; sides of at most {most} pixels are allowed")
+        return images.decode(data)
+    except ValueError:
+        raise UserError(f"{key} is neither an array nor a whole JPEG ({len(data)} bytes)") from None
+
+
+def _numbers(value, key: str) -> np.ndarray:
+    """f64 [N] of an array, a list of numbers or one number."""
+    if isinstance(value, list | tuple) and all(isinstance(x, int | float) and abs(x) < 1e300 for x in value):
+        value = np.array(value, np.float64)
+    if isinstance(value, int | float | np.number) and not isinstance(value, bool):
+        value = np.array([value], np.float64) if abs(value) < 1e300 else None
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu" or value.ndim != 1:
+        shown = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+        raise UserError(f"{key} is {shown}; a row of numbers is expected")
+    return value.astype(np.float64)

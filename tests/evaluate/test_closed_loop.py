@@ -1,0 +1,64 @@
+"""What is written of closed-loop episodes, without a simulator."""
+
+import json
+
+import numpy as np
+import pytest
+
+from lapa_jax.data import images
+from lapa_jax.evaluate import closed_loop
+from lapa_jax.sim import scores
+
+
+def lines(successes, tasks=("push", "pull"), count=10):
+    return [{"number": n, "task": tasks[n % 2], "success": n in successes, "steps": 7 + n, "seed": n,
+             "instruction": f"{tasks[n % 2]} <it>"} for n in range(count)]  # fmt: skip
+
+
+def results(**found):
+    return {name: {"overall": scores.summarize(own), "tasks": scores.by_task(own)} for name, own in found.items()}
+
+
+@pytest.fixture
+def out(tmp_path):
+    """Strips of all episodes but the last, a video of the first."""
+    for number in range(9):
+        strip = np.full((16, 4 * 16, 3), 20 * number, np.uint8)
+        (tmp_path / "policy/strips").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"policy/strips/{number:06d}.jpg").write_bytes(images.encode(strip))
+    (tmp_path / "policy/videos").mkdir()
+    (tmp_path / "policy/videos/000000.mp4").write_bytes(b"film")
+    return tmp_path
+
+
+def test_metrics_report_and_pictures(out):
+    own = lines({0, 2, 4, 5})
+    found = results(policy=own, oracle=lines(range(8)), random=lines({1}), repeat=lines(()))
+    closed_loop.write(out, {"env": "table", "policy": "bc", "seed": 3}, found, own, out / "policy")
+    told = json.loads((out / "metrics.json").read_text())
+    low, high = scores.wilson(4, 10)
+    own = {"success_rate": 0.4, "success_rate_low": low, "success_rate_high": high, "of_oracle": 0.5}
+    others = {"success_rate_oracle": 0.8, "success_rate_random": 0.1, "success_rate_repeat": 0.0}
+    assert told["metrics"] == {**own, **others}
+    assert told["policies"]["policy"]["tasks"]["push"]["success_rate"] == 0.6 and told["seed"] == 3
+    page = (out / "report.html").read_text()
+    for words in ("60% (23–88), 3/5", "0% (0–28), 0/10", 'video src="policy/videos/000000.mp4"', "push &lt;it&gt;",
+                  'src="failures.png"', 'src="successes.png"', 'src="rates.png"'):  # fmt: skip
+        assert words in page
+    assert all((out / name).stat().st_size > 3000 for name in ("rates.png", "failures.png", "successes.png"))
+
+
+def test_a_policy_that_only_fails_has_no_sheet_of_successes(out):
+    closed_loop.write(out, {"env": "t", "policy": "p", "seed": 0}, results(policy=lines(())), lines(()), out / "policy")
+    assert not (out / "successes.png").exists() and (out / "failures.png").exists()
+
+
+def test_sheets_show_as_many_tasks_as_they_can():
+    episodes = [{"number": n, "task": task} for n, task in enumerate("aaaabac")]
+    assert [e["number"] for e in closed_loop.choose(episodes, 5)] == [0, 4, 6, 1, 2]
+
+
+@pytest.mark.parametrize(("won", "level"), [(40, "good"), (6, "poor"), (2, "poor")])
+def test_a_policy_is_good_that_is_clearly_better_than_the_best_control(won, level):
+    found = results(policy=lines(range(won), count=50), repeat=lines(range(3), count=50), random=lines((), count=50))
+    assert closed_loop.judge(closed_loop.metrics_of(found))[0].level == level

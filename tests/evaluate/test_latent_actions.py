@@ -1,0 +1,115 @@
+"""Evaluation of a small random model: every promised name and picture is there, and action-free data say so."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lapa_jax.core import config as config_lib
+from lapa_jax.core.errors import UserError
+from lapa_jax.evaluate.latent_actions import supervised_bound
+from lapa_jax.evaluate.latent_actions.evaluation import Evaluation
+from lapa_jax.inference.load import load
+from tests.inference import small_run, step_shards
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+LENGTHS = {"train": [[8]], "val": [[12, 12, 12, 12]]}
+NAMES = {
+    "psnr", "psnr_gain", "ssim", "swap_gap", "perplexity", "perplexity_position_0", "perplexity_position_3",
+    "codebook_utilization", "sequence_perplexity", "cycle_consistency", "identical_frame_psnr",
+}  # fmt: skip
+PROBES = {
+    "action_probe_r2", "action_probe_r2_delta", "action_probe_r2_untrained", "action_probe_r2_delta_untrained",
+    "action_probe_r2_supervised",
+}  # fmt: skip
+PICTURES = {"reconstructions", "gallery", "gallery_change", "gallery_positions", "histograms", "overview"}
+ACTION_PICTURES = {"probe", "code_action", "code_action_arrows"}
+
+
+def noise(episode: int, step: int) -> np.ndarray:
+    return np.random.default_rng([episode, step]).integers(0, 256, (32, 32, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def folders(root, tmp_path_factory):
+    """(run, data with actions, data without)."""
+    base = tmp_path_factory.mktemp("evaluation")
+    data = step_shards.write(base / "data", lengths=LENGTHS, draw=noise)
+    free = step_shards.write(base / "free", lengths=LENGTHS, draw=noise, actions=False)
+    return small_run.write(base / "run", root, data, steps=(3,)), data, free
+
+
+@pytest.fixture(scope="module")
+def laq(folders):
+    return load(folders[0])
+
+
+@pytest.fixture(scope="module")
+def evaluated(folders, laq):
+    out = folders[0] / "eval"
+    return out, Evaluation(laq, run=folders[0], out=out).write(supervised_steps=2)
+
+
+def test_every_metric_has_its_name(evaluated, laq):
+    out, result = evaluated
+    assert json.loads((out / "metrics.json").read_text()) == result
+    assert NAMES | PROBES <= result["metrics"].keys()
+    assert all(isinstance(v, float) and np.isfinite(v) for v in result["metrics"].values())
+    assert result["pairs"] == 4 * 9 and result["step"] == 3 and result["tokenizer"] == laq.fingerprint
+
+
+def test_codes_of_the_metrics_are_those_of_encode(evaluated, folders, laq):
+    source = Evaluation(laq, run=folders[0], out=folders[0] / "eval").source
+    codes = laq.encode(np.stack([source[i]["frames"] for i in range(len(source))]))
+    counts = np.bincount(codes[:, 0], minlength=8) / len(codes)
+    entropy = -sum(p * np.log(p) for p in counts if p)
+    np.testing.assert_allclose(evaluated[1]["metrics"]["perplexity_position_0"], np.exp(entropy), rtol=1e-6)
+
+
+def test_pictures_and_page_are_there(evaluated):
+    out, _ = evaluated
+    page = (out / "report.html").read_text()
+    for name in PICTURES | ACTION_PICTURES:
+        with Image.open(out / f"{name}.png") as picture:
+            assert min(picture.size) > 100 and np.asarray(picture.convert("L")).std() > 5
+        assert f'src="{name}.png"' in page
+    assert {p.stem for p in out.glob("*.png")} == PICTURES | ACTION_PICTURES
+
+
+def test_supervised_bound_is_cached(evaluated, folders, laq, monkeypatch):
+    monkeypatch.setattr(supervised_bound, "_train_and_score", lambda *args: pytest.fail("trained again"))
+    out, result = evaluated
+    source = Evaluation(laq, run=folders[0], out=out).source
+    again = supervised_bound.action_r2(source, laq, steps=2, limit=36, cache=out)
+    assert again == result["metrics"]["action_probe_r2_supervised"]
+    monkeypatch.setattr(supervised_bound, "_train_and_score", lambda *args: 0.25)
+    assert supervised_bound.action_r2(source, laq, steps=3, limit=36, cache=out) == 0.25
+
+
+def test_the_bound_of_a_convolutional_tokenizer_is_that_of_the_small_encoder(root):
+    small = config_lib.load(f"{root}/configs/laq.py:small").model
+    conv = config_lib.build("lapa_jax.models", config_lib.load(f"{root}/configs/laq_conv.py:tiny").model)
+    spec = supervised_bound._shared_fields(conv)
+    assert {name: spec[name] for name in supervised_bound.OTHERWISE} == {
+        name: small[name] for name in supervised_bound.OTHERWISE
+    }
+    model = config_lib.build("lapa_jax.models", {"name": "tokenizers.inverse_dynamics", "action_dim": 2, **spec})
+    assert model.image_size == conv.image_size and model.image_size // model.patch_size == 4
+
+
+def test_data_without_actions_say_so(folders, laq, tmp_path):
+    result = Evaluation(laq, run=folders[0], out=tmp_path, data=folders[2], pairs=10).write(supervised_steps=2)
+    assert not PROBES & result["metrics"].keys() and NAMES <= result["metrics"].keys() and result["pairs"] == 10
+    assert {p.stem for p in tmp_path.glob("*.png")} == PICTURES
+    assert "this data has no actions" in (tmp_path / "report.html").read_text()
+
+
+def test_bad_arguments_are_refused(folders, laq, tmp_path):
+    with pytest.raises(UserError, match="no steps in split 'test'"):
+        Evaluation(laq, run=folders[0], out=tmp_path, split="test")
+    with pytest.raises(UserError, match="does not exist"):
+        Evaluation(laq, run=folders[0], out=tmp_path, data=tmp_path / "nothing")
+    with pytest.raises(UserError, match="--pairs 2 or more"):
+        Evaluation(laq, run=folders[0], out=tmp_path, pairs=1)

@@ -1,0 +1,127 @@
+"""Verdicts, pictures and the page: the bar is applied as said, files are real PNGs, the page is sound HTML."""
+
+import html.parser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lapa_jax.evaluate import report
+from lapa_jax.evaluate.latent_actions import verdicts
+from lapa_jax.evaluate.report import Section
+from lapa_jax.plots import frames as plots
+
+GOOD = {
+    "psnr": 20.0,
+    "psnr_gain": 1.5,
+    "swap_gap": 0.4,
+    "perplexity": 6.0,
+    "codebook_utilization": 1.0,
+    "action_probe_r2": 0.5,
+    "action_probe_r2_untrained": 0.2,
+    "action_probe_r2_supervised": 0.9,
+}
+
+
+def levels(metrics) -> dict[str, str]:
+    return {v.metric: v.level for v in verdicts.judge(metrics, 8)}
+
+
+def test_a_good_model_gets_no_warning():
+    assert verdicts.warnings(GOOD, 8) == []
+    assert levels(GOOD)["action_probe_r2"] == "good" and levels(GOOD)["psnr"] == "note"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"psnr_gain": -0.1},
+        {"swap_gap": 0.1},
+        {"perplexity": 4.0},
+        {"codebook_utilization": 0.875},
+        {"action_probe_r2": 0.44},
+        {"action_probe_r2_untrained": 0.4},
+    ],
+)
+def test_each_bar_can_be_missed(change):
+    poor = [v.metric for v in verdicts.judge({**GOOD, **change}, 8) if v.level == "poor"]
+    assert poor == [next(iter(change)).removesuffix("_untrained")]
+
+
+def test_collapse_is_named():
+    assert "COLLAPSE" in " ".join(verdicts.warnings({"perplexity": 1.0}, 8))
+
+
+def test_high_usage_without_meaning_is_poor():
+    found = verdicts.judge({**GOOD, "perplexity": 7.9, "action_probe_r2": -0.02}, 8)
+    words = {v.metric: v for v in found}
+    assert words["perplexity"].level == "good" and words["action_probe_r2"].level == "poor"
+    assert "say nothing linear about the action" in words["action_probe_r2"].words
+
+
+def test_absent_metrics_get_no_line():
+    assert levels({"psnr": 20.0, "swap_gap": None}) == {"psnr": "note"}
+
+
+def test_mosaic_puts_frames_in_their_places():
+    frames = np.zeros((2, 3, 4, 5, 3), np.uint8)
+    frames[1, 2] = 255
+    whole = plots.mosaic(frames, gap=1)
+    assert whole.shape == (2 * 5 - 1, 3 * 6 - 1, 3)
+    assert (whole[:4, :5] == 0).all() and (whole[5:, 12:] == 1).all() and (whole[4] == 1).all()
+
+
+def test_what_changes_drops_what_all_codes_share():
+    shared = np.random.default_rng(0).random((2, 1, 8, 8, 3))
+    decoded = np.repeat(shared, 4, axis=1)
+    decoded[0, 1, 2, 3] += 0.08
+    changed, scale = plots.what_changes(decoded)
+    assert scale > 1 and np.allclose(changed[1], 0.5) and (changed[0, 1, 2, 3] > 0.9).all()
+
+
+def test_pictures_are_pngs(tmp_path):
+    rng = np.random.default_rng(0)
+    frames = rng.random((3, 16, 16, 3)).astype(np.float32)
+    codes, r2 = rng.integers(0, 9, (4, 8)), [0.5, -0.1, 0.3]
+    action, means = rng.normal(size=(20, 3)), rng.normal(size=(4, 8, 3))
+    means[0, 0] = np.nan
+    files = [
+        plots.reconstructions(tmp_path / "a.png", (frames * 255).astype(np.uint8), frames, frames - 0.2),
+        plots.code_gallery(tmp_path / "b.png", frames, frames[:, None].repeat(2, axis=1), ["0123", "1111"]),
+        plots.code_histograms(tmp_path / "c.png", codes, [1.0, 2.0, 3.0, 4.0]),
+        plots.probe_scatter(tmp_path / "d.png", action, action, r2),
+        plots.code_action_heatmap(tmp_path / "e.png", means),
+        plots.code_action_arrows(tmp_path / "f.png", action[:4, :2], np.arange(4), list("abcd")),
+    ]
+    for file in files:
+        with Image.open(file) as picture:
+            assert picture.format == "PNG" and np.asarray(picture.convert("RGB")).std() > 5
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f.name for f in files]
+
+
+def test_page_is_well_formed_and_escapes(tmp_path):
+    found = verdicts.judge({**GOOD, "swap_gap": 0.0}, 8)
+    sections = [Section("Pictures <1>", "a & b", ("a.png",))]
+    path = report.write(tmp_path / "report.html", title="run <x>", subtitle="s", verdicts=found, sections=sections)
+    text = path.read_text()
+    open_tags, images = [], []
+
+    class Check(html.parser.HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            images.extend(value for name, value in attributes if tag == "img" and name == "src")
+            if tag not in ("meta", "img"):
+                open_tags.append(tag)
+
+        def handle_endtag(self, tag):
+            assert open_tags.pop() == tag
+
+    Check().feed(text)
+    assert open_tags == [] and images == ["a.png"]
+    assert "run &lt;x&gt;" in text and "Not good enough yet" in text and "http" not in text
+
+
+def test_a_probe_on_few_pairs_is_no_verdict():
+    few = {**GOOD, "action_probe_r2": -1.0, "action_probe_pairs": 34.0}
+    probe = next(v for v in verdicts.judge(few, 8) if v.metric == "action_probe_r2")
+    assert probe.level == "note" and "34 pairs, too few" in probe.words
+    assert levels({**few, "action_probe_pairs": 1000.0})["action_probe_r2"] == "poor"

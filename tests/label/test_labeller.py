@@ -1,0 +1,186 @@
+"""Labels: which pair each step gets, what is on disk, what is refused, and that a second run finishes a first."""
+
+import json
+import tarfile
+
+import ml_collections
+import numpy as np
+import pytest
+
+from lapa_jax.core.errors import UserError
+from lapa_jax.data.shards.labels import check_labels, read_codes, read_label_info
+from lapa_jax.data.shards.step_shards import StepShards
+from lapa_jax.label.labeller import Labeller
+from tests.inference import step_shards
+
+GAP = 3
+
+
+class Reader:
+    """Stands in for a tokenizer: its codes are the brightness of the two frames, so they name the pair it was given."""
+
+    fingerprint = "f" * 64
+    datasets: dict = {}
+    codebook_size, code_length, side = step_shards.LEVELS, 2, step_shards.SIZE
+
+    def __init__(self, gap_frames=GAP, gap_seconds=None):
+        self.config = ml_collections.ConfigDict({"data": {"gap_seconds": gap_seconds, "gap_frames": gap_frames}})
+        self.batches = []
+
+    def encode(self, frames):
+        self.batches.append(len(frames))
+        return np.rint(frames.mean(axis=(2, 3, 4)) / 8).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return step_shards.write(tmp_path_factory.mktemp("data"))
+
+
+def expected(shards: StepShards, gap: int) -> np.ndarray:
+    """The codes of `Reader`, from the definition: (t, t + gap), the last frame where the episode has ended."""
+    rows = []
+    for episode in shards.episodes:
+        number = int(episode.id.removeprefix("ep"))
+        for t in range(episode.length):
+            second = min(t + gap, episode.length - 1)
+            rows.append([(5 * number + t) % 32, (5 * number + second) % 32])
+    return np.array(rows, np.int32)
+
+
+def contents(folder) -> dict[str, bytes]:
+    """All files of a folder but the indexes, which hold the time a tar was written."""
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if not p.name.endswith(".index.npz")}
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_every_step_gets_the_codes_of_its_pair(data, tmp_path, batch_size):
+    Labeller(Reader(), data, tmp_path / "labels").run(batch_size=batch_size, progress=False)
+    for split in ("train", "val"):
+        source, labels = StepShards(data, split), StepShards(tmp_path / "labels", split)
+        assert [labels.key(i) for i in range(len(labels))] == [source.key(i) for i in range(len(source))]
+        np.testing.assert_array_equal(read_codes(labels, source), expected(source, GAP))
+
+
+def test_gap_in_seconds_follows_the_data(data, tmp_path):
+    Labeller(Reader(None, 0.2), data, tmp_path / "labels").run(progress=False)
+    source = StepShards(data, "val")
+    np.testing.assert_array_equal(read_codes(StepShards(tmp_path / "labels", "val"), source), expected(source, 2))
+    assert read_label_info(tmp_path / "labels")["gap_frames"] == 2
+
+
+def test_clipped_pairs_are_marked_and_counted(data, tmp_path):
+    summary = Labeller(Reader(), data, tmp_path / "labels").run(progress=False)
+    labels = StepShards(tmp_path / "labels", "train")
+    for episode in labels.episodes:
+        marks = [labels.meta(episode.start + t)["clipped"] for t in range(episode.length)]
+        assert marks == [t + GAP > episode.length - 1 for t in range(episode.length)]
+    assert summary["splits"]["train"]["clipped"] == 12 and summary["splits"]["train"]["steps"] == 23
+    assert summary == json.loads((tmp_path / "labels" / "summary.json").read_text())
+
+
+def test_full_format_is_a_plain_tar_with_the_source_s_bytes(data, tmp_path):
+    Labeller(Reader(), data, tmp_path / "labels", format="full", splits=["train"]).run(progress=False)
+    for name in ("train-00000.tar", "train-00001.tar"):
+        with tarfile.open(data / name) as before, tarfile.open(tmp_path / "labels" / name) as after:
+            old = {m.name: before.extractfile(m).read() for m in before}
+            new = {m.name: after.extractfile(m).read() for m in after}
+        latents = {n for n in new if n.endswith(".latent.npy")}
+        assert new.keys() - latents == old.keys()
+        assert {n: b for n, b in old.items() if not n.endswith(".json")}.items() <= new.items()
+        assert len(latents) == sum(n.endswith(".image.jpg") for n in old)
+    shards = StepShards(tmp_path / "labels", "train")
+    assert shards.features["latent"] == {"shape": [2], "dtype": "int32"} and "action" in shards.features
+    assert shards.meta(0) == {**StepShards(data, "train").meta(0), "clipped": False}
+    assert shards.statistics == StepShards(data, "train").statistics
+
+
+def test_a_second_run_finishes_the_first_to_the_bit(data, tmp_path):
+    Labeller(Reader(), data, tmp_path / "whole").run(batch_size=4, progress=False)
+    stopped, calls = Reader(), []
+
+    def encode(frames):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return Reader().encode(frames)
+
+    stopped.encode = encode
+    with pytest.raises(KeyboardInterrupt):
+        Labeller(stopped, data, tmp_path / "labels").run(batch_size=4, progress=False)
+    assert (tmp_path / "labels" / "train-00000.tar").exists() and not (tmp_path / "labels" / "dataset.json").exists()
+    for name in (".train-00001.tar.1.tmp", ".val-00000.tar.index.npz.1.tmp", ".dataset.json.1.tmp"):
+        (tmp_path / "labels" / name).write_bytes(b"left by a killed process")
+    again = Reader()
+    Labeller(again, data, tmp_path / "labels").run(batch_size=4, progress=False)
+    assert sum(again.batches) == 12 + 11
+    assert contents(tmp_path / "labels") == contents(tmp_path / "whole")
+
+
+def test_finished_labels_are_recognised(data, tmp_path):
+    first = Labeller(Reader(), data, tmp_path / "labels").run(progress=False)
+    idle = Reader()
+    assert Labeller(idle, data, tmp_path / "labels").run(progress=False) == first
+    assert idle.batches == []
+
+
+def test_hosts_share_the_work_and_the_last_one_concludes(data, tmp_path):
+    Labeller(Reader(), data, tmp_path / "one").run(progress=False)
+    hosts = [Reader(), Reader()]
+    assert Labeller(hosts[1], data, tmp_path / "two").run(host=(1, 2), progress=False) is None
+    assert Labeller(hosts[0], data, tmp_path / "two").run(host=(0, 2), progress=False) is not None
+    assert sum(hosts[0].batches) == 11 + 11 and sum(hosts[1].batches) == 12
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+def test_another_labelling_in_the_folder_is_refused(data, tmp_path):
+    Labeller(Reader(), data, tmp_path / "labels").run(progress=False)
+    with pytest.raises(UserError, match="gap_frames 3, asked 2.*remove it or name another --out"):
+        Labeller(Reader(gap_frames=2), data, tmp_path / "labels")
+    with pytest.raises(UserError, match="format 'sidecar', asked 'full'"):
+        Labeller(Reader(), data, tmp_path / "labels", format="full")
+
+
+def test_bad_arguments_are_refused(data, tmp_path):
+    with pytest.raises(UserError, match="did you mean 'sidecar'"):
+        Labeller(Reader(), data, tmp_path / "labels", format="sidecars")
+    with pytest.raises(UserError, match="did you mean 'val'"):
+        Labeller(Reader(), data, tmp_path / "labels", splits=["vall"])
+    with pytest.raises(UserError, match="is the data folder itself"):
+        Labeller(Reader(), data, data)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        Labeller(Reader(), data, tmp_path)
+
+
+def test_data_of_a_mixture_are_labelled_at_their_own_gap(data, tmp_path):
+    reader = Reader(gap_frames=1)
+    source = StepShards(data, "val")
+    mine = {"path": str(data), "weight": 1.0, "gap_frames": 2, "name": "x"}
+    reader.config.data.mixture = ({"path": "elsewhere/other", "weight": 1.0}, mine)
+    reader.datasets = {"other": {"fingerprint": "0" * 64}, "x": {"fingerprint": source.fingerprint}}
+    Labeller(reader, data, tmp_path / "a", splits=["val"]).run(progress=False)
+    np.testing.assert_array_equal(read_codes(StepShards(tmp_path / "a", "val"), source), expected(source, 2))
+    assert read_label_info(tmp_path / "a")["gap"] == {"seconds": None, "frames": 2}
+    reader.datasets["x"] = {"fingerprint": "1" * 64}
+    Labeller(reader, data, tmp_path / "b", splits=["val"]).run(progress=False)
+    np.testing.assert_array_equal(read_codes(StepShards(tmp_path / "b", "val"), source), expected(source, 1))
+
+
+def test_labels_are_tied_to_tokenizer_and_data(data, tmp_path):
+    Labeller(Reader(), data, tmp_path / "labels").run(progress=False)
+    source = StepShards(data, "train")
+    assert check_labels(tmp_path / "labels", Reader(), source=source)["code_length"] == 2
+    with pytest.raises(UserError, match="made by tokenizer ffffffffffff, not by 000000000000"):
+        check_labels(tmp_path / "labels", "0" * 64)
+    other = StepShards(step_shards.write(tmp_path / "other", seed=1), "train")
+    with pytest.raises(UserError, match="belong to data"):
+        check_labels(tmp_path / "labels", Reader(), source=other)
+    with pytest.raises(UserError, match="holds no latent labels"):
+        read_label_info(data)
+
+
+def test_codes_of_other_episodes_are_refused(data, tmp_path):
+    Labeller(Reader(), data, tmp_path / "labels").run(progress=False)
+    with pytest.raises(UserError, match="differ in their episodes"):
+        read_codes(StepShards(tmp_path / "labels", "val"), StepShards(data, "train"))

@@ -1,0 +1,65 @@
+"""Tables of studies: metrics that are absent or not finite, and their command lines."""
+
+import re
+from typing import NamedTuple
+
+import common
+import pytest
+
+from lapa_jax.core.errors import UserError
+
+COLUMNS = {"R²": ("r2", "{:.2f}"), "right": ("accuracy", "{:.0%}")}
+
+
+def test_what_diverged_is_nan_in_the_table_and_not_the_end_of_it():
+    group = [{"r2": 0.5, "accuracy": 0.25}, {"r2": None, "accuracy": 0.75}]
+    assert common.cells(group[1], COLUMNS) == ["nan", "75%"] and common.cells({}, COLUMNS) == ["", ""]
+    assert common.ranges(group, COLUMNS)[0].startswith("nan")
+    assert common.ranges(group, COLUMNS)[1] == "50% (25% to 75%)"
+    assert common.cells(common.mean(group, COLUMNS), COLUMNS) == ["nan", "50%"]
+
+
+def test_recipes_train_at_least_one_seed():
+    assert common.recipe_and_seeds("a=3", "ab") == ("a", 3) and common.recipe_and_seeds("b", "ab", 2) == ("b", 2)
+    for text, words in (("a=0", "1 seed at least"), ("a=", "1 seed at least"), ("c", "unknown recipe 'c'")):
+        with pytest.raises(UserError, match=words):
+            common.recipe_and_seeds(text, "ab")
+
+
+@pytest.mark.parametrize("arguments", [("--jobs", "0"), ("--jobs", "-1"), ("--seeds", "0"), ("--seeds", "two")])
+def test_numbers_of_jobs_and_seeds_are_checked_on_the_command_line(arguments, capsys):
+    parser = common.command_line("what it does", 2)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--out", "y", *arguments])
+    assert f"{arguments[0]}: {arguments[1]} is no number of at least 1" in capsys.readouterr().err
+
+
+class Shards(NamedTuple):
+    name: str
+    path: str
+    frames: int = 1
+
+
+def shards(name: str, path: str, frames: str = "1") -> Shards:
+    return Shards(name, path, int(frames))
+
+
+def test_data_sets_have_the_form_that_is_told():
+    read = lambda *entries: common.data_sets(entries, "NAME=PATH[,FRAMES]", shards)  # noqa: E731
+    assert read("a=x", "b=gs://x=y,3") == [("a", "x", 1), ("b", "gs://x=y", 3)]
+    for entry in ("a", "a=", "=x", "a=x,", "a=x,2,3", "a=x,two"):
+        with pytest.raises(UserError, match=re.escape(f"--data {entry} is not of the form NAME=PATH[,FRAMES]")):
+            read("b=y", entry)
+    with pytest.raises(UserError, match="2 data sets of the name a"):
+        read("a=x", "b=x", "a=y")
+
+
+def test_a_grid_is_data_sets_by_recipes_by_seeds():
+    parser = common.grid_command_line("what it does", "NAME=PATH", ["fsq", "vq"], ["vq"], 2)
+    args = parser.parse_args(["--data", "a=x", "b=y", "--out", "z", "--recipes", "vq", "fsq=1",
+                              "--overrides", "seed=7", "b:seed=8"])  # fmt: skip
+    runs = common.grid(args, [Shards("a", "x"), Shards("b", "y")], ["fsq", "vq"])
+    assert [(run.data.name, run.recipe, run.seed) for run in runs] == [
+        (name, *rest) for name in "ab" for rest in (("vq", 0), ("vq", 1), ("fsq", 0))]  # fmt: skip
+    assert {run.overrides for run in runs if run.data.name == "a"} == {("seed=7",)}
+    assert {run.overrides for run in runs if run.data.name == "b"} == {("seed=7", "seed=8")}
