@@ -132,7 +132,7 @@ def features(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """One million parameters at 32 px; what each departure from the paper buys stands in docs/results.md."""
+    """One million parameters at 32 px; what each departure from the paper buys stands in docs/results/results.md."""
     config.name = "laq_small"
     config.model.update({"image_size": 32, "patch_size": 8, "dim": 128, "heads": 4, "dim_head": 32, "quant_dim": 4,
                          "spatial_depth": 2, "temporal_depth": 1, "decoder_depth": 2})  # fmt: skip

@@ -101,7 +101,7 @@ def full() -> ml_collections.ConfigDict:
 
 
 def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Four hundred thousand parameters at 32 px; docs/results.md has what comes out."""
+    """Four hundred thousand parameters at 32 px; docs/results/results.md has what comes out."""
     config.name = "laq_conv_small"
     config.model.update({"image_size": 32, "channels": (16, 32, 64), "blocks": 1, "groups": 8, "embed": 64})
     # Narrow codes: eight of them cover a plane, and what one position rounds off another one can tell.

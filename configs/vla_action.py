@@ -10,8 +10,8 @@ a variant head A, the plan's: 256 bins of each dimension, read off at one query.
   small       the same with convolutions that see the instruction in place of the towers, 64 pixels: learns in minutes
               what tiny does not; small_latent, small_chunk
 
-Llama is trained in full; for LoRA set model.lora_rank and optim.groups as in docs/stage2_vla.md, for the head alone
-optim.groups=(("act/.*|action_queries|see_state/.*", {}), (".*", None)).
+Llama is trained in full; for LoRA set model.lora_rank and optim.groups as in docs/tutorials/stage2_vla.md, for the
+head alone optim.groups=(("act/.*|action_queries|see_state/.*", {}), (".*", None)).
 """
 
 import ml_collections

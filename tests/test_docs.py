@@ -20,16 +20,43 @@ COMMANDS = ("launch/train.py", "launch/eval.py", "launch/label.py", "launch/expo
 
 
 def pages(root):
-    return [root / "README.md", root / "CONTRIBUTING.md", root / "CHANGELOG.md", *sorted((root / "docs").glob("*.md"))]
+    return [root / "README.md", root / "CONTRIBUTING.md", root / "CHANGELOG.md", *sorted((root / "docs").rglob("*.md"))]
+
+
+def headings(page) -> set[str]:
+    """The anchors of a page: those that GitHub makes of headings (lower case, no punctuation, hyphens) and `<a id>`."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ +(.+?) *$", text, flags=re.MULTILINE)
+    named = re.findall(r'<a id="([^"]+)">', text)
+    return {*named, *(re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles)}
 
 
 def test_links_lead_somewhere(root):
     broken = []
     for page in pages(root):
-        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
-            if "://" not in target and not (page.parent / target).exists():
-                broken.append(f"{page.name}: {target}")
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", page.read_text()):
+            if "://" in target:
+                continue
+            path = page.parent / target if target else page
+            if not path.exists() or (anchor and anchor not in headings(path)):
+                broken.append(f"{page.relative_to(root)}: {target}#{anchor}")
     assert broken == []
+
+
+def test_every_page_is_in_the_index(root):
+    index = (root / "docs/index.md").read_text()
+    names = [str(page.relative_to(root / "docs")) for page in (root / "docs").rglob("*.md")]
+    assert [name for name in names if name != "index.md" and f"({name})" not in index] == []
+
+
+def test_pages_that_the_code_names_exist(root):
+    """In error messages, docstrings and comments."""
+    missing = []
+    for folder in ("lapa_jax", "configs", "launch", "tools"):
+        for path in (p for p in (root / folder).rglob("*") if p.suffix in (".py", ".sh", ".sbatch")):
+            named = re.findall(r"docs/[\w/]+\.md", path.read_text())
+            missing += [f"{path.relative_to(root)}: {name}" for name in named if not (root / name).exists()]
+    assert missing == []
 
 
 def flat(values, prefix="") -> dict[str, object]:
@@ -52,13 +79,13 @@ def fields_of(root, config: str) -> dict[str, object]:
 
 
 def test_every_config_has_its_section(root):
-    page = (root / "docs/configs.md").read_text()
+    page = (root / "docs/reference/configs.md").read_text()
     assert [name for name in configs(root) if f"## `configs/{name}`" not in page] == []
 
 
 def test_the_config_page_lists_every_field_with_its_default(root):
     """In its section; fields that it shares with laq.py, or the config that the section names, may be in theirs."""
-    page = (root / "docs/configs.md").read_text()
+    page = (root / "docs/reference/configs.md").read_text()
     sections = {name: page.partition(f"## `configs/{name}`")[2].partition("\n## ")[0] for name in configs(root)}
     told = {name: table(section) for name, section in sections.items()}
     for name in configs(root):

@@ -1,8 +1,8 @@
 """Converts data to step shards: python tools/convert.py SOURCE OUT [--format auto] [options].
 
 SOURCE is what you have: an RLDS/TFDS folder, a LeRobot dataset, robomimic HDF5, WebDataset tars, LAPA's json, a folder
-of videos or pictures, or arrays; docs/data_formats.md tells what each looks like. OUT becomes a folder of step shards.
-The command can be killed at any moment; the same command finishes the work, with the same result to the byte.
+of videos or pictures, or arrays; docs/reference/data_formats.md tells what each looks like. OUT becomes a folder of
+step shards. It can be killed at any moment; the same command finishes the work, with the same result to the byte.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """The embedded samples, so that everything can be tried without any data.
 
 `config.data.path = "sample"` and `--data sample` name short push-table episodes as step shards. Made by the command in
-docs/data_formats.md; using them needs neither mujoco nor a GL driver. "sample_features" names feature vectors with
-planted categories, made by tools/make_planted_features.py --rows 640 --categories 4 --val_fraction 0.2.
+docs/reference/data_formats.md; using them needs neither mujoco nor a GL driver. "sample_features" names feature vectors
+with planted categories, made by tools/make_planted_features.py --rows 640 --categories 4 --val_fraction 0.2.
 "sample_latents" names labels of "sample", by launch/label.py with the run that launch/quickstart.sh trains.
 """
 

@@ -185,7 +185,7 @@ class Loop:
         LOG.info("step %d: %s", step, ", ".join(f"{n} {metrics[n]:.3f}" for n in self._shown(metrics)))
         if step and metrics.get("collapse"):
             LOG.warning("the codebook has collapsed: one code takes more than 90 %% of the held-out samples; see "
-                        "docs/troubleshooting.md")
+                        "docs/howto/troubleshooting.md")
         best = self._config.best_metric
         if best is not None:
             if best not in named:

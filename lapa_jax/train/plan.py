@@ -1,7 +1,7 @@
 """What a run would need on devices that are not here: its training step is compiled for them, not run.
 
 With the extra `plan` by XLA's compiler for NVIDIA GPUs, which needs neither a GPU nor CUDA; otherwise by that for CPUs,
-whose temporary memory is larger. What the figures mean and leave out: docs/scaling.md.
+whose temporary memory is larger. What the figures mean and leave out: docs/howto/scaling.md.
 """
 
 import contextlib

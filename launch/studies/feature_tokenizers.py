@@ -1,4 +1,4 @@
-"""Trains feature tokenizers with several seeds and prints the table of docs/results.md.
+"""Trains feature tokenizers with several seeds and prints the table of docs/results/results.md.
 
 python launch/studies/feature_tokenizers.py --data NAME=SHARDS[,COLUMN] ... --out DIR [--seeds 5] [--jobs 2]
 

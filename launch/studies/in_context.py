@@ -1,4 +1,4 @@
-"""Trains small in-context policies, measures what their prompts are worth, and prints the tables of docs/results.md.
+"""Trains small in-context policies, measures what prompts are worth, prints the tables of docs/results/results.md.
 
 python launch/studies/in_context.py --data SHARDS --out DIR [--actions raw z q z+q] [--seeds 3] [--folds 5] [--jobs 2]
     [--overrides train.steps=500 ...]

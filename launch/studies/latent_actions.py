@@ -1,4 +1,4 @@
-"""Trains small latent action models, several seeds and ablations, and prints the table of docs/results.md.
+"""Trains small latent action models, several seeds and ablations, and prints the table of docs/results/results.md.
 
 python launch/studies/latent_actions.py --data NAME=TRAIN_SHARDS,LABELLED_SHARDS,GAP_FRAMES ... --out DIR
     [--seeds 3] [--recipes small laq_conv=5 ...] [--jobs 2] [--overrides train.steps=500 NAME:model.view_share=0.5 ...]

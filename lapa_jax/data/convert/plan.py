@@ -33,7 +33,7 @@ def make_plan(source: pathlib.Path, out: pathlib.Path, options: Options) -> dict
     listing: Listing = formats.open_format(name).find(source, options.for_readers(), out.resolve())
     if not listing.items:
         missing = f"; the first of {len(listing.missing)} missing: {listing.missing[0]}" if listing.missing else ""
-        raise UserError(f"{source} holds no episodes of format {name}{missing}; see docs/data_formats.md")
+        raise UserError(f"{source} holds no episodes of format {name}{missing}; see docs/reference/data_formats.md")
     plan = {"options": options.pinned() | {"format": name}, "format": name}
     plan |= {"episodes": _entries(listing.items, options), "missing": [list(entry) for entry in listing.missing]}
     plan |= {"left_out": listing.left_out}

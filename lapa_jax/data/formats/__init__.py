@@ -22,5 +22,5 @@ def detect(source: pathlib.Path) -> str:
             return name
     raise UserError(
         f"{source} holds nothing that is recognised as {', '.join(NAMES)}; give its format with --format, or see "
-        "docs/data_formats.md for what each looks like"
+        "docs/reference/data_formats.md for what each looks like"
     )
