@@ -10,6 +10,7 @@ import pytest
 
 from lapa_jax.core import config as config_lib
 from lapa_jax.data import pipeline
+from tests import test_floors
 
 COMMANDS = ("launch/train.py", "launch/eval.py", "launch/label.py", "launch/export.py", "tools/convert.py",
             "tools/inspect_data.py", "tools/export_lapa.py", "tools/record_sim.py", "tools/import_weights.py laq",
@@ -57,6 +58,65 @@ def test_pages_that_the_code_names_exist(root):
             named = re.findall(r"docs/[\w/]+\.md", path.read_text())
             missing += [f"{path.relative_to(root)}: {name}" for name in named if not (root / name).exists()]
     assert missing == []
+
+
+FOLDERS = "(?:lapa_jax|configs|launch|tools|tests|docs)"
+
+
+def living_pages(root):
+    """All but the changelog, which also names what is gone."""
+    return [page for page in pages(root) if page.name != "CHANGELOG.md"]
+
+
+def test_paths_in_the_pages_exist(root):
+    """`lapa_jax/...`, `launch/...` and so on, anywhere in the text; `{a,b}` stands for each of them."""
+    missing = set()
+    for page in living_pages(root):
+        for name in re.findall(rf"(?<![\w/.])({FOLDERS}/[\w./{{}},-]*[\w/}}])", page.read_text()):
+            head, brace, rest = name.partition("{")
+            inside, _, tail = rest.partition("}")
+            names = [head + part + tail for part in inside.split(",")] if brace else [name]
+            missing |= {f"{page.relative_to(root)}: {n}" for n in names if not (root / n).exists()}
+    assert missing == set()
+
+
+def test_names_in_the_pages_exist(root):
+    """`lapa_jax.a.b.Name`, and the imports of code blocks."""
+    missing = set()
+    for page in living_pages(root):
+        text = page.read_text()
+        named = set(re.findall(r"(?<![\w./])lapa_jax(?:\.\w+)+", text))
+        for module, names in re.findall(r"^from (lapa_jax[\w.]*) import ([\w, ]+)$", text, flags=re.MULTILINE):
+            named |= {f"{module}.{name.strip()}" for name in names.split(",")}
+        missing |= {f"{page.relative_to(root)}: {name}" for name in named if not resolves(name)}
+    assert missing == set()
+
+
+def resolves(name: str) -> bool:
+    """Whether a dotted name is a module, or something in one."""
+    parts = name.split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            value = importlib.import_module(".".join(parts[:count]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[count:]:
+            if not hasattr(value, part):
+                return False
+            value = getattr(value, part)
+        return True
+    return False
+
+
+def test_the_maps_show_the_house(root):
+    """README's map has every room, and the table of floors is that of test_floors.py."""
+    rooms = {path.name for path in (root / "lapa_jax").iterdir() if (path / "__init__.py").exists()}
+    map_ = (root / "README.md").read_text().partition("## Map")[2]
+    assert {room for room in rooms if f"{room}/`" not in map_} == set()
+    page = (root / "docs/explanation/architecture.md").read_text()
+    floors = {room: int(number) for number, room in re.findall(r"^\| (\d) \| `(\w+)` \|", page, flags=re.MULTILINE)}
+    assert floors == test_floors.FLOORS
+    assert rooms == set(test_floors.FLOORS)
 
 
 def flat(values, prefix="") -> dict[str, object]:
