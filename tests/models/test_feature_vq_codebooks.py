@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lapa_jax.models.tokenizers.feature_vq.codebooks import Codebooks, masked_kmeans
+from lapa_jax.models.tokenizers.feature_vq.codebooks import Codebooks, masked_kmeans, nearest
 from lapa_jax.nn.quantizers.vq import VQ
 
 SIZES, DIMS = (5, 3, 7), (4, 2, 3)
@@ -163,3 +163,15 @@ def test_codes_start_at_centres_of_the_data():
     assert np.median(errors) < 0.3 * x.std()
     few = masked_kmeans(jax.random.key(0), jnp.asarray(x[:, :3], jnp.float32), real, inside)[0, :6]
     assert len(np.unique(np.asarray(few), axis=0)) == 6, "fewer vectors than codes: all differ"
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1e-6, 0.0), (1.0, 1e4), (1e6, 0.0)])
+def test_nearest_codes_are_those_of_float64_at_any_scale(scale, offset):
+    x = (vectors(60, seed=1) + offset) * np.float32(scale)
+    codes = (vectors(7, seed=2) + offset) * np.float32(scale)
+    x, codes, real = x.swapaxes(0, 1), codes.swapaxes(0, 1), np.arange(7) < np.array(SIZES)[:, None]
+    exact = np.square(x[:, :, None].astype(np.float64) - codes[:, None]).sum(-1)
+    exact = np.where(real[:, None], exact, np.inf)
+    found = np.asarray(nearest(jnp.asarray(x), jnp.asarray(codes), real))
+    chosen = np.take_along_axis(exact, found[..., None], 2)[..., 0]
+    np.testing.assert_allclose(chosen, exact.min(2), rtol=1e-5)

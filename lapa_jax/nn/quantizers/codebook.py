@@ -14,17 +14,27 @@ def safe_norm(x: jax.Array) -> jax.Array:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
 
 
+def squared_distances(x: jax.Array, codebook: jax.Array) -> jax.Array:
+    """Squared Euclidean distances f32 [..., K] of vectors `x` [..., Q] to the rows of `codebook` [K, Q].
+
+    The differences are squared and added up. The usual |x|² - 2xc + |c|² is a matrix product, but cancels: of vectors
+    around 1e6 it leaves nothing of distances below 1e3 in float32. The compiler fuses the sum, so that no array of
+    [..., K, Q] exists.
+    """
+    return jnp.sum(jnp.square(x[..., None, :] - codebook), axis=-1)
+
+
 def nearest_code(x: jax.Array, codebook: jax.Array) -> jax.Array:
     """Index of the nearest row of `codebook` [K, Q] for each vector of `x` [..., Q]; of equals the lowest. int32."""
-    product = jnp.einsum("...q,kq->...k", x, codebook, precision="highest")
-    distance = jnp.sum(x * x, -1, keepdims=True) - 2 * product + jnp.sum(codebook * codebook, -1)
-    return jnp.argmin(distance, axis=-1).astype(jnp.int32)
+    return jnp.argmin(squared_distances(x, codebook), axis=-1).astype(jnp.int32)
 
 
 def kmeans(rng: jax.Array, vectors: jax.Array, size: int, iterations: int = 20) -> jax.Array:
-    """`size` centres [size, Q] of `vectors` [M, Q] by k-means with k-means++ seeding; a centre without vectors stays.
+    """`size` centres [size, Q] of `vectors` [M, Q] by k-means (Lloyd 1982) with k-means++ seeding (Arthur and
+    Vassilvitskii 2007); a centre without vectors stays where it is.
 
-    Noise of 1 % of the vectors' spread parts centres that would coincide, where there are fewer vectors than centres.
+    Centres that coincide, where there are fewer different vectors than centres, are parted by noise of 1 % of the
+    vectors' standard deviation; the others lie where k-means puts them.
     """
     first, rest, jitter = jax.random.split(rng, 3)
     centres = jnp.broadcast_to(vectors[jax.random.randint(first, (), 0, len(vectors))], (size, vectors.shape[1]))
@@ -32,15 +42,24 @@ def kmeans(rng: jax.Array, vectors: jax.Array, size: int, iterations: int = 20) 
     def seed(index, seeded):
         centres, distance = seeded
         distance = jnp.minimum(distance, jnp.sum(jnp.square(vectors - centres[index - 1]), -1))
-        pick = jax.random.categorical(jax.random.fold_in(rest, index), jnp.log(distance + 1e-12))
+        # Distances are in the vectors' own unit, so no constant is added: log(0) is the probability 0.
+        pick = jax.random.categorical(jax.random.fold_in(rest, index), jnp.log(distance))
         return centres.at[index].set(vectors[pick]), distance
 
     def improve(_, centres):
-        members = jax.nn.one_hot(nearest_code(vectors, centres), size)
+        codes = nearest_code(vectors, centres)
+        members = jax.nn.one_hot(codes, size)
         count = members.sum(0)[:, None]
-        return jnp.where(count > 0, members.T @ vectors / jnp.maximum(count, 1), centres)
+        # The mean of the differences to the centre: sums of the vectors themselves would lose the digits that tell
+        # vectors of one cluster apart when the cluster is far from 0.
+        away = jnp.einsum("mk,mq->kq", members, vectors - centres[codes], precision="highest")
+        return centres + away / jnp.maximum(count, 1)
 
     centres, _ = jax.lax.fori_loop(1, size, seed, (centres, jnp.full(len(vectors), jnp.inf)))
     centres = jax.lax.fori_loop(0, iterations, improve, centres)
-    spread = jnp.std(vectors, axis=0).mean() + 1e-6
-    return centres + 0.01 * spread * jax.random.normal(jitter, centres.shape)
+    same = squared_distances(centres, centres) == 0
+    repeated = jnp.any(jnp.tril(same, k=-1), axis=1, keepdims=True)
+    spread = jnp.std(vectors, axis=0).mean()
+    # Vectors that are all equal have no spread: then the noise follows their size, so that float32 can hold it.
+    spread = jnp.where(spread > 0, spread, 1e-3 * jnp.maximum(jnp.max(jnp.abs(vectors)), 1.0))
+    return jnp.where(repeated, centres + 0.01 * spread * jax.random.normal(jitter, centres.shape), centres)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lapa_jax.nn.quantizers import vq
-from lapa_jax.nn.quantizers.codebook import COLLECTION, safe_norm
+from lapa_jax.nn.quantizers.codebook import COLLECTION, safe_norm, squared_distances
 
 KMEANS_ITERATIONS = 20
 
@@ -108,8 +108,7 @@ class Codebooks(nn.Module):
 
 def nearest(vectors: jax.Array, book: jax.Array, real: np.ndarray) -> jax.Array:
     """Index i32 [P, B] of the nearest existing code: vectors f32 [P, B, D], book f32 [P, K, D], real bool [P, K]."""
-    product = jnp.einsum("pbd,pkd->pbk", vectors, book, precision="highest")
-    distance = jnp.sum(book * book, axis=2)[:, None] - 2 * product
+    distance = jax.vmap(squared_distances)(vectors, book)
     return jnp.argmin(jnp.where(real[:, None], distance, jnp.inf), axis=2).astype(jnp.int32)
 
 
