@@ -5,15 +5,18 @@
   python tools/import_weights.py siglip --input siglip-so400m-patch14-224 --out weights/siglip [--layer -2]
   python tools/import_weights.py dinov2 --input dinov2-with-registers-large --out weights/dinov2 [--layer -2]
 
-write run folders with the checkpoint of step 0: `lapa_jax.load` takes the first, `config.init_from` all, each device
-reading its own part. `.safetensors` files need nothing else; `.pt` files of LAQ need torch. The folders of the others
-are Hugging Face's, with `config.json` and safetensors in one file or in shards; tensors pass through one by one, by way
-of a file beside the checkpoint that needs as much room again while the import lasts.
+write run folders with the checkpoint of step 0: `lapa_jax.load` takes those that act or encode, `config.init_from` all,
+each device reading its own part. `.safetensors` files need nothing else; old `.pt` files of LAQ need torch. Tensors
+pass through one by one, by way of a file beside the checkpoint that needs as much room again while the import lasts.
+Nothing of a checkpoint is executed, and one with missing, unexpected or misshapen tensors is refused with their names.
 """
 
 import argparse
 import math
 import pathlib
+import shutil
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,9 +24,56 @@ import numpy as np
 from lapa_jax.core import tree
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.files import arrays_on_disk, read_json
-from lapa_jax.models import hugging_face
 from lapa_jax.models.official_laq import convert, unwrap
+from lapa_jax.models.released import base, hugging_face
+from lapa_jax.models.released.tensors import SafetensorsFolder, without_prefixes
 from lapa_jax.train.checkpoint import check_unused, write_weights
+
+
+class Command(NamedTuple):
+    """A kind of checkpoint.
+
+    Attributes:
+      help: what it is. input: what `--input` names.
+      options: adds the command's own options to its parser.
+      run: imports; called with the input, the folder to write and the options by name.
+    """
+
+    help: str
+    input: str
+    options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[..., None]
+
+
+def write_release(release: base.Release, out: pathlib.Path, wanted: dict[str, tuple[int, ...]], dtype: str) -> None:
+    """Streams a released checkpoint into a run folder and says what was done.
+
+    Args:
+      release: what its reader found. out: the folder to write. wanted: {path: shape} of the model's parameters.
+      dtype: what numbers are stored as.
+
+    Raises:
+      UserError: lists the tensors that are missing, unexpected or of a wrong shape; nothing is written then.
+    """
+    left = base.check(release, wanted)
+    meta = {"source": {"kind": release.kind, "folder": release.source.resolve().name}, **release.meta}
+    with arrays_on_disk(out, wanted, jnp.dtype(dtype)) as arrays:
+        for name, places in release.places.items():
+            tensor = release.tensors.read(name)
+            for place in places:
+                arrays[place.path][slice(None) if place.layer is None else place.layer] = place.change(tensor)
+        for name, file in release.files.items():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, out / name)
+        write_weights(out, release.config, {"params": tree.unflatten(arrays)}, meta)
+    if left:
+        print(f"left out: {len(left)} tensors that the model does not use, {', '.join(left[:3])}"
+              f"{', ...' if len(left) > 3 else ''}")  # fmt: skip
+    for line in release.notes:
+        print(line)
+    fields = ", ".join(f"{key}={value}" for key, value in release.config["model"].items() if key != "name")
+    count = sum(math.prod(shape) for shape in wanted.values())
+    print(f"{release.source.name}: {len(release.places)} tensors, {count:,} numbers, {dtype} -> {out}\n{fields}")
 
 
 def read_state_dict(path: pathlib.Path) -> dict:
@@ -80,59 +130,6 @@ def import_laq(source: pathlib.Path, out: pathlib.Path, image_size: int) -> None
     print(f"{source.name}: {len(plain)} tensors, {count:,} numbers -> {out}\n{fields}")
 
 
-FLOATS = ("F32", "F16", "BF16")
-
-
-class TensorFolder:
-    """The tensors of a Hugging Face checkpoint: `model.safetensors`, or the shards that its index names.
-
-    Attributes:
-      shapes: {name: shape}.
-    """
-
-    def __init__(self, folder: pathlib.Path):
-        """Reads the headers.
-
-        Raises:
-          UserError: no such files, a damaged one, shards that do not hold what the index says, integers.
-        """
-        self._files, self.shapes = {}, {}
-        index = folder / "model.safetensors.index.json"
-        told = read_json(index).get("weight_map", {}) if index.is_file() else None
-        for path in [folder / name for name in sorted(set(told.values()))] if told else [folder / "model.safetensors"]:
-            self._add(path)
-        if told is not None and told != {name: path.name for name, path in self._files.items()}:
-            held = {name: path.name for name, path in self._files.items()}
-            wrong = sorted(name for name in {*told, *held} if told.get(name) != held.get(name))
-            raise UserError(f"{index} and its shards do not agree on {', '.join(wrong)}; download the checkpoint again")
-
-    def _add(self, path: pathlib.Path) -> None:
-        if not path.is_file():
-            raise UserError(f"{path} does not exist; a Hugging Face folder has config.json and model.safetensors, or "
-                            "model.safetensors.index.json and the shards that it names")
-        with self._open(path) as file:
-            for name in file.keys():
-                part = file.get_slice(name)
-                if part.get_dtype() not in FLOATS:
-                    raise UserError(f"{path}: {name} is {part.get_dtype()}; known: {', '.join(FLOATS)} (quantised "
-                                    "weights cannot be imported)")
-                self._files[name], self.shapes[name] = path, tuple(part.get_shape())
-
-    def read(self, name: str) -> np.ndarray:
-        """One tensor as float32. The file is mapped anew, so that what was read before does not stay in memory."""
-        with self._open(self._files[name]) as file:
-            return np.asarray(file.get_tensor(name), np.float32)
-
-    @staticmethod
-    def _open(path: pathlib.Path):
-        import safetensors
-
-        try:
-            return safetensors.safe_open(path, framework="numpy")
-        except safetensors.SafetensorError as error:
-            raise UserError(f"{path} is not a readable safetensors file ({error})") from None
-
-
 def import_hugging_face(kind: str, source: pathlib.Path, out: pathlib.Path, dtype: str, **options) -> None:
     """Writes a Hugging Face checkpoint as a run folder and says what was done.
 
@@ -143,54 +140,59 @@ def import_hugging_face(kind: str, source: pathlib.Path, out: pathlib.Path, dtyp
     if not source.is_dir():
         raise UserError(f"{source} is no folder; give that of a Hugging Face checkpoint")
     plan = hugging_face.plan(kind, read_json(source / "config.json"), **options)
-    tensors = TensorFolder(source)
-    names = {_without_prefix(name, plan.prefixes): name for name in tensors.shapes}
-    wanted = hugging_face.shapes(plan.spec)
-    given = {plain: tensors.shapes[name] for plain, name in names.items()}
-    if wrong := hugging_face.differences(plan, given, wanted):
-        raise UserError(f"{source} is no complete {kind} of its config.json; {wrong}")
-    meta = {"source": {"kind": f"Hugging Face {kind}", "folder": source.resolve().name}}
-    with arrays_on_disk(out, wanted, jnp.dtype(dtype)) as arrays:
-        for plain, entry in plan.entries.items():
-            array = arrays[entry.path]
-            array[slice(None) if entry.layer is None else entry.layer] = entry.change(tensors.read(names[plain]))
-        write_weights(out, {"model": plan.spec}, {"params": tree.unflatten(arrays)}, meta)
-    if left := sorted(set(given) - set(plan.entries)):
-        print(f"left out: {len(left)} tensors that the model does not use, {', '.join(left[:3])}"
-              f"{', ...' if len(left) > 3 else ''}")  # fmt: skip
-    fields = ", ".join(f"{key}={value}" for key, value in plan.spec.items() if key != "name")
-    count = sum(math.prod(shape) for shape in wanted.values())
-    print(f"{source.name}: {len(plan.entries)} tensors, {count:,} numbers, {dtype} -> {out}\n{fields}")
+    tensors = without_prefixes(SafetensorsFolder(source), plan.prefixes)
+    release = base.Release(kind, source, {"model": plan.spec}, tensors, plan.places, plan.unused,
+                           {"source": {"kind": f"Hugging Face {kind}", "folder": source.resolve().name}})  # fmt: skip
+    write_release(release, out, hugging_face.shapes(plan.spec), dtype)
 
 
-def _without_prefix(name: str, prefixes: tuple[str, ...]) -> str:
-    return next((name.removeprefix(prefix) for prefix in prefixes if name.startswith(prefix)), name)
+def _stored_as(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dtype", default="float32", choices=tree.STORED, help="what the numbers are stored as")
+
+
+def _laq_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--image_size", type=int, default=256, help="side of the frames in pixels")
+
+
+def _llama_options(parser: argparse.ArgumentParser) -> None:
+    _stored_as(parser)
+    parser.add_argument("--no_head", dest="head", action="store_false", help="leave the logits' matrix out")
+
+
+def _tower_options(parser: argparse.ArgumentParser) -> None:
+    _stored_as(parser)
+    parser.add_argument("--layer", type=int, default=-1, choices=(-1, -2),
+                        help="last block with the final norm (-1), or the one before without (-2)")  # fmt: skip
+
+
+def _hugging_face(kind: str, options: Callable) -> Command:
+    def run(source: pathlib.Path, out: pathlib.Path, **chosen) -> None:
+        import_hugging_face(kind, source, out, **chosen)
+
+    return Command(f"a Hugging Face folder of {kind}", "folder with config.json and safetensors", options, run)
+
+
+COMMANDS = {
+    "laq": Command("an official LAQ state dict", ".pt or .safetensors file", _laq_options, import_laq),
+    "llama": _hugging_face("llama", _llama_options),
+    "siglip": _hugging_face("siglip", _tower_options),
+    "dinov2": _hugging_face("dinov2", _tower_options),
+}
+"""By the first word of the command line. To add one: a reader in `lapa_jax/models/released/`, and an entry here."""
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True)
-    laq = kinds.add_parser("laq", help="an official LAQ state dict")
-    laq.add_argument("--input", type=pathlib.Path, required=True, help=".pt or .safetensors file")
-    laq.add_argument("--image_size", type=int, default=256, help="side of the frames in pixels")
-    for kind in hugging_face.KINDS:
-        tower = kinds.add_parser(kind, help=f"a Hugging Face folder of {kind}")
-        tower.add_argument("--input", type=pathlib.Path, required=True, help="folder with config.json and safetensors")
-        tower.add_argument("--dtype", default="float32", choices=tree.STORED, help="what the numbers are stored as")
-        if kind == "llama":
-            tower.add_argument("--no_head", dest="head", action="store_false", help="leave the logits' matrix out")
-        else:
-            tower.add_argument("--layer", type=int, default=-1, choices=(-1, -2),
-                               help="last block with the final norm (-1), or the one before without (-2)")  # fmt: skip
-    for command in kinds.choices.values():
-        command.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
-    options = vars(parser.parse_args(argv))
-    kind, source, out = (options.pop(name) for name in ("kind", "input", "out"))
+    for kind, command in COMMANDS.items():
+        options = kinds.add_parser(kind, help=command.help, allow_abbrev=False)
+        options.add_argument("--input", type=pathlib.Path, required=True, help=command.input)
+        options.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
+        command.options(options)
+    chosen = vars(parser.parse_args(argv))
+    kind, source, out = (chosen.pop(name) for name in ("kind", "input", "out"))
     check_unused(out)
-    if kind == "laq":
-        import_laq(source, out, **options)
-    else:
-        import_hugging_face(kind, source, out, **options)
+    COMMANDS[kind].run(source, out, **chosen)
 
 
 if __name__ == "__main__":

@@ -64,11 +64,14 @@ class VisionTower(nn.Module):
       registers: learned tokens without a place in the picture (Darcet et al. 2023), dropped in the output.
       layer: -1 for the last block's features behind the final norm, -2 for those of the block before, without a norm.
         Parameters that this leaves without use are left out.
+      gelu: "exact" or "tanh"; None for the one that the model was trained with. Some released models run another: timm
+        0.9, which Prismatic and OpenVLA pin, builds SigLIP with the exact one.
+      mean, std: per channel, of images in [0, 1], taken out before anything else; None for the model's.
       dtype: "float32" or "bfloat16", of the computation; parameters are float32. remat: see `REMAT_POLICIES`.
 
     Constants of the model:
-      MEAN, STD: per channel, of pictures in [0, 1]; taken out before anything else.
-      GELU_KIND, LAYER_SCALE, CLASS_TOKEN: the block's gelu and scales; whether a class token goes first.
+      MEAN, STD, GELU_KIND: what `mean`, `std` and `gelu` are where they are None.
+      LAYER_SCALE, CLASS_TOKEN: the block's scales; whether a class token goes first.
     """
 
     image_size: int
@@ -80,6 +83,9 @@ class VisionTower(nn.Module):
     eps: float = 1e-6
     registers: int = 0
     layer: int = -1
+    gelu: str | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
     dtype: str = "float32"
     remat: str = "none"
 
@@ -102,9 +108,12 @@ class VisionTower(nn.Module):
             raise UserError(f"layer is {self.layer} with {self.depth} blocks; give -1 (last) or -2 (second to last)")
         if self.registers and not self.CLASS_TOKEN:
             raise UserError(f"registers is {self.registers}; this model has none")
-        for name, choices in (("dtype", DTYPES), ("remat", REMAT_POLICIES)):
+        for name, choices in (("gelu", (None, *GELU)), ("dtype", DTYPES), ("remat", REMAT_POLICIES)):
             if getattr(self, name) not in choices:
                 raise UserError(f"{name} is '{getattr(self, name)}'{did_you_mean(getattr(self, name), choices)}")
+        for name in ("mean", "std"):
+            if (value := getattr(self, name)) is not None and (len(value) != 3 or (name == "std" and min(value) <= 0)):
+                raise UserError(f"{name} is {value!r}; three numbers are needed, one a channel, above 0 for std")
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -125,7 +134,8 @@ class VisionTower(nn.Module):
         x = Linear(self.dim, dtype=dtype, name="embed")(to_patches(x, self.patch))
         x = self._with_positions_and_tokens(x, grid)
         block = stacked(VitBlock, self.depth + 1 + self.layer, self.remat, in_axes=())
-        x, _ = block(self.heads, self.hidden, self.GELU_KIND, self.LAYER_SCALE, self.eps, dtype, name="layers")(x)
+        gelu = self.gelu or self.GELU_KIND
+        x, _ = block(self.heads, self.hidden, gelu, self.LAYER_SCALE, self.eps, dtype, name="layers")(x)
         x = x[:, int(self.CLASS_TOKEN) + self.registers :]
         if self.layer == -1:
             x = LayerNorm(dtype=dtype, eps=self.eps, name="norm_out")(x)
@@ -133,7 +143,8 @@ class VisionTower(nn.Module):
 
     def _normalized(self, images: jax.Array) -> jax.Array:
         scale = 255.0 if jnp.issubdtype(images.dtype, jnp.integer) else 1.0
-        return (images.astype(jnp.float32) / scale - jnp.asarray(self.MEAN)) / jnp.asarray(self.STD)
+        mean, std = jnp.asarray(self.mean or self.MEAN), jnp.asarray(self.std or self.STD)
+        return (images.astype(jnp.float32) / scale - mean) / std
 
     def _with_positions_and_tokens(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
         """[N, L, D] with positions, behind the class token, which has one too, and the registers, which have none."""

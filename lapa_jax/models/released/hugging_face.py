@@ -5,7 +5,7 @@ A plan says it for one checkpoint from its `config.json` alone; reading and writ
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +14,7 @@ import numpy as np
 from lapa_jax.core import config as config_lib
 from lapa_jax.core import tree
 from lapa_jax.core.errors import UserError
-
-KINDS = ("llama", "siglip", "dinov2")
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """Where a tensor goes: `path` within the parameters, `layer` of a stacked one, and what makes it ours."""
-
-    path: str
-    change: Callable[[np.ndarray], np.ndarray]
-    layer: int | None = None
+from lapa_jax.models.released.base import Place, patches_kernel, same, without_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +23,13 @@ class Plan:
 
     Attributes:
       spec: of the model, `{"name": ..., fields}`; options that change no parameter keep their defaults.
-      entries: {name in the checkpoint: Entry}.
+      places: {name in the checkpoint: the one place where it goes}.
       unused: regular expression of names that may be there and are left out.
       prefixes: what may stand before names, and is taken off.
     """
 
     spec: dict
-    entries: Mapping[str, Entry]
+    places: Mapping[str, tuple[Place, ...]]
     unused: str
     prefixes: tuple[str, ...] = ()
 
@@ -48,7 +38,7 @@ def plan(kind: str, config: Mapping, layer: int = -1, head: bool = True) -> Plan
     """Plans the import of a checkpoint.
 
     Args:
-      kind: one of `KINDS`.
+      kind: "llama", "siglip" or "dinov2".
       config: its `config.json`.
       layer: of the vision towers, see `VisionTower`.
       head: of Llama; False leaves the matrix of the logits out.
@@ -69,29 +59,6 @@ def shapes(spec: Mapping) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in tree.flatten(found["params"]).items()}
 
 
-def differences(plan: Plan, given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:
-    """What keeps a checkpoint from being imported, in words; "" where nothing does.
-
-    Args:
-      plan: of the checkpoint. given: {name: shape} of its tensors, without prefix. wanted: as of `shapes`.
-    """
-    missing = sorted(set(plan.entries) - set(given))
-    unexpected = sorted(n for n in given if n not in plan.entries and not re.fullmatch(plan.unused, n))
-    lines = [f"{what} ({len(names)}): {', '.join(names)}"
-             for what, names in (("missing", missing), ("unexpected", unexpected)) if names]  # fmt: skip
-    for name in sorted(set(plan.entries) & set(given)):
-        entry = plan.entries[name]
-        shape = wanted[entry.path] if entry.layer is None else wanted[entry.path][1:]
-        got = _changed(entry, given[name])
-        if got != shape:
-            lines.append(f"{name} has shape {given[name]}, which does not give {entry.path} {shape}")
-    return "; ".join(lines)
-
-
-def _changed(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return entry.change(np.broadcast_to(np.float32(0), shape)).shape
-
-
 def _llama(config: Mapping, head: bool) -> Plan:
     _want(config, "model_type", "llama")
     _want(config, "hidden_act", "silu")
@@ -110,20 +77,20 @@ def _llama(config: Mapping, head: bool) -> Plan:
         "dim_head": config.get("head_dim") or _size(config, "hidden_size") // heads,
         "rotary": float(rope["rope_theta"]), "eps": float(config.get("rms_norm_eps", 1e-6)), "head": source,
     }  # fmt: skip
-    entries = {"model.embed_tokens.weight": Entry("embedding", _same),
-               "model.norm.weight": Entry("decoder/norm_out/scale", _same)}  # fmt: skip
+    places = {"model.embed_tokens.weight": (Place("embedding", same),),
+               "model.norm.weight": (Place("decoder/norm_out/scale", same),)}  # fmt: skip
     if source == "own":
-        entries["lm_head.weight"] = Entry("to_logits/kernel", np.transpose)
+        places["lm_head.weight"] = (Place("to_logits/kernel", np.transpose),)
     names = {"input_layernorm": "attention_norm/scale", "post_attention_layernorm": "feedforward_norm/scale"}
     attention = {"q": "query", "k": "key", "v": "value", "o": "out"}
     names |= {f"self_attn.{theirs}_proj": f"attention/{ours}/kernel" for theirs, ours in attention.items()}
     names |= {f"mlp.{name}_proj": f"feedforward/{name}/kernel" for name in ("gate", "up", "down")}
     for layer in range(spec["depth"]):
         for theirs, ours in names.items():
-            change = np.transpose if ours.endswith("kernel") else _same
-            entries[f"model.layers.{layer}.{theirs}.weight"] = Entry(f"decoder/layers/{ours}", change, layer)
+            change = np.transpose if ours.endswith("kernel") else same
+            places[f"model.layers.{layer}.{theirs}.weight"] = (Place(f"decoder/layers/{ours}", change, layer),)
     unused = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
-    return Plan(spec, entries, unused if source == "own" else rf"{unused}|lm_head\.weight")
+    return Plan(spec, places, unused if source == "own" else rf"{unused}|lm_head\.weight")
 
 
 def _siglip(config: Mapping, layer: int) -> Plan:
@@ -132,14 +99,14 @@ def _siglip(config: Mapping, layer: int) -> Plan:
     _want(config, "hidden_act", "gelu_pytorch_tanh")
     spec = _vision_spec("vision.siglip", config, layer, {"image_size": 224, "patch_size": 16, "num_hidden_layers": 12,
                                                         "intermediate_size": 3072})  # fmt: skip
-    entries = {"embeddings.position_embedding.weight": Entry("positions", _same)}
-    _embed(entries, "embeddings.patch_embedding")
+    places = {"embeddings.position_embedding.weight": (Place("positions", same),)}
+    _embed(places, "embeddings.patch_embedding")
     block = {"layer_norm1": "attention_norm", "layer_norm2": "feedforward_norm", "mlp.fc1": "up", "mlp.fc2": "down"}
     attention = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "out"}
     block |= {f"self_attn.{theirs}": f"attention/{ours}" for theirs, ours in attention.items()}
-    _blocks(entries, spec, "encoder.layers", block)
+    _blocks(places, spec, "encoder.layers", block)
     unused = r"head\..*|embeddings\.position_ids|text_model\..*|logit_scale|logit_bias"
-    return _vision_plan(spec, entries, "post_layernorm", "encoder.layers", unused, ("vision_model.",))
+    return _vision_plan(spec, places, "post_layernorm", "encoder.layers", unused, ("vision_model.",))
 
 
 def _dinov2(config: Mapping, layer: int) -> Plan:
@@ -153,20 +120,20 @@ def _dinov2(config: Mapping, layer: int) -> Plan:
     spec = _vision_spec("vision.dinov2", {**config, "intermediate_size": width}, layer,
                         {"image_size": 224, "patch_size": 16 if with_registers else 14})  # fmt: skip
     spec["registers"] = registers
-    entries = {"embeddings.cls_token": Entry("class_token", _without_batch),
-               "embeddings.position_embeddings": Entry("positions", _without_batch)}  # fmt: skip
+    places = {"embeddings.cls_token": (Place("class_token", without_batch),),
+               "embeddings.position_embeddings": (Place("positions", without_batch),)}  # fmt: skip
     if registers:
-        entries["embeddings.register_tokens"] = Entry("registers", _without_batch)
-    _embed(entries, "embeddings.patch_embeddings.projection")
+        places["embeddings.register_tokens"] = (Place("registers", without_batch),)
+    _embed(places, "embeddings.patch_embeddings.projection")
     block = {"norm1": "attention_norm", "norm2": "feedforward_norm", "mlp.fc1": "up", "mlp.fc2": "down",
              "attention.output.dense": "attention/out"}  # fmt: skip
     block |= {f"attention.attention.{name}": f"attention/{name}" for name in ("query", "key", "value")}
-    _blocks(entries, spec, "encoder.layer", block)
+    _blocks(places, spec, "encoder.layer", block)
     for index in range(_used(spec)):
         for number, ours in ((1, "attention_scale"), (2, "feedforward_scale")):
             name = f"encoder.layer.{index}.layer_scale{number}.lambda1"
-            entries[name] = Entry(f"layers/{ours}", _same, index)
-    return _vision_plan(spec, entries, "layernorm", "encoder.layer", r"embeddings\.mask_token", ())
+            places[name] = (Place(f"layers/{ours}", same, index),)
+    return _vision_plan(spec, places, "layernorm", "encoder.layer", r"embeddings\.mask_token", ())
 
 
 def _vision_spec(name: str, config: Mapping, layer: int, defaults: Mapping[str, int]) -> dict:
@@ -184,27 +151,27 @@ def _used(spec: Mapping) -> int:
     return spec["depth"] + 1 + spec["layer"]
 
 
-def _embed(entries: dict[str, Entry], name: str) -> None:
+def _embed(places: dict[str, tuple[Place, ...]], name: str) -> None:
     """The convolution over patches: [D, 3, p, p] is [3*p*p, D] to `to_patches`."""
-    entries[f"{name}.weight"] = Entry("embed/kernel", _patches_kernel)
-    entries[f"{name}.bias"] = Entry("embed/bias", _same)
+    places[f"{name}.weight"] = (Place("embed/kernel", patches_kernel),)
+    places[f"{name}.bias"] = (Place("embed/bias", same),)
 
 
-def _blocks(entries: dict[str, Entry], spec: Mapping, stack: str, names: Mapping[str, str]) -> None:
+def _blocks(places: dict[str, tuple[Place, ...]], spec: Mapping, stack: str, names: Mapping[str, str]) -> None:
     for index in range(_used(spec)):
         for theirs, ours in names.items():
-            weight = (f"{ours}/scale", _same) if ours.endswith("norm") else (f"{ours}/kernel", np.transpose)
-            entries[f"{stack}.{index}.{theirs}.weight"] = Entry(f"layers/{weight[0]}", weight[1], index)
-            entries[f"{stack}.{index}.{theirs}.bias"] = Entry(f"layers/{ours}/bias", _same, index)
+            weight = (f"{ours}/scale", same) if ours.endswith("norm") else (f"{ours}/kernel", np.transpose)
+            places[f"{stack}.{index}.{theirs}.weight"] = (Place(f"layers/{weight[0]}", weight[1], index),)
+            places[f"{stack}.{index}.{theirs}.bias"] = (Place(f"layers/{ours}/bias", same, index),)
 
 
-def _vision_plan(spec, entries, norm: str, stack: str, unused: str, prefixes: tuple[str, ...]) -> Plan:
+def _vision_plan(spec, places, norm: str, stack: str, unused: str, prefixes: tuple[str, ...]) -> Plan:
     """With the final norm; or where the output comes before it, without it and without the last block."""
     if spec["layer"] == -1:
-        entries |= {f"{norm}.weight": Entry("norm_out/scale", _same), f"{norm}.bias": Entry("norm_out/bias", _same)}
+        places |= {f"{norm}.weight": (Place("norm_out/scale", same),), f"{norm}.bias": (Place("norm_out/bias", same),)}
     else:
         unused += rf"|({re.escape(norm)}|{re.escape(stack)}\.{spec['depth'] - 1})\..*"
-    return Plan(spec, entries, unused, prefixes)
+    return Plan(spec, places, unused, prefixes)
 
 
 def _want(config: Mapping, name: str, value) -> None:
@@ -217,15 +184,3 @@ def _size(config: Mapping, name: str) -> int:
     if not isinstance(config.get(name), int) or config[name] < 1:
         raise UserError(f"config.json has {name} {config.get(name)!r}; a whole number, at least 1, is needed")
     return config[name]
-
-
-def _same(x: np.ndarray) -> np.ndarray:
-    return x
-
-
-def _without_batch(x: np.ndarray) -> np.ndarray:
-    return x.reshape(x.shape[1:]) if x.ndim == 3 and len(x) == 1 else x
-
-
-def _patches_kernel(x: np.ndarray) -> np.ndarray:
-    return x.reshape(len(x), -1).T
