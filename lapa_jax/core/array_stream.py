@@ -24,6 +24,7 @@ LENGTHS = {0xC4: ">B", 0xC5: ">H", 0xC6: ">I", 0xC7: ">B", 0xC8: ">H", 0xC9: ">I
            0xCF: ">Q", 0xD9: ">B", 0xDA: ">H", 0xDB: ">I", 0xDC: ">H", 0xDD: ">I", 0xDE: ">H", 0xDF: ">I"}  # fmt: skip
 KINDS = {"bytes": (0xC4, 0xC5, 0xC6), "extension": (0xC7, 0xC8, 0xC9), "number": (0xCC, 0xCD, 0xCE, 0xCF),
          "text": (0xD9, 0xDA, 0xDB), "array": (0xDC, 0xDD), "map": (0xDE, 0xDF)}  # fmt: skip
+SHORT = (("number", 0x00, 0x7F), ("map", 0x80, 0x8F), ("array", 0x90, 0x9F), ("text", 0xA0, 0xBF))
 KIND_OF = {byte: kind for kind, codes in KINDS.items() for byte in codes}
 
 
@@ -134,16 +135,16 @@ class _Headers:
         for _ in range(entries):
             what, count = self._text(), self._expect("map")
             if what == "shape":
-                shape = {int(self._text()): self._expect("number") for _ in range(count)}
+                shape = {self._count(): self._expect("number") for _ in range(count)}
             elif what == "chunks":
                 chunks = {}
                 for _ in range(count):
-                    number = int(self._text())
+                    number = self._count()
                     code, length = self._expect("extension")
                     chunks[number] = self._array(length)
             else:
                 raise _Broken(f"an array in chunks has an entry '{what}'")
-        if not shape or not chunks or sorted(chunks) != list(range(len(chunks))):
+        if not shape or not chunks or any(sorted(some) != list(range(len(some))) for some in (shape, chunks)):
             raise _Broken("an array in chunks lacks some of them")
         ordered = [chunks[k] for k in range(len(chunks))]
         pieces = tuple(piece for chunk in ordered for piece in chunk.pieces)
@@ -173,10 +174,16 @@ class _Headers:
         except UnicodeDecodeError:
             raise _Broken("a name is not text") from None
 
+    def _count(self) -> int:
+        """A number that is written as a name: flax makes maps of lists."""
+        if not (text := self._text()).isdecimal():
+            raise _Broken(f"there is '{text}' where a number should be")
+        return int(text)
+
     def _header(self) -> tuple[str, object]:
         """(kind, its value or length); of extensions the type and the length."""
         byte = self._take(1)[0]
-        for first, last, kind in ((0x00, 0x7F, "number"), (0x80, 0x8F, "map"), (0x90, 0x9F, "array"), (0xA0, 0xBF, "text")):
+        for kind, first, last in SHORT:
             if first <= byte <= last:
                 return kind, byte - first
         if byte in (0xC2, 0xC3):
@@ -209,5 +216,5 @@ def _dtype(name: str) -> np.dtype:
         return np.dtype(ml_dtypes.bfloat16)
     try:
         return np.dtype(name)
-    except TypeError:
+    except (TypeError, ValueError):
         raise _Broken(f"numbers of type '{name}' are unknown") from None

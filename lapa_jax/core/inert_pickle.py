@@ -30,8 +30,8 @@ class InertUnpickler(pickle.Unpickler):
         full = f"{module}.{name}"
         found = self._names.get(full) or self.stand_in(module, name)
         if found is None:
-            raise UserError(f"{self._path} asks for {full}, which is no array and may be a program; nothing was run. Use "
-                            "a file from its publisher, or convert it to safetensors where you trust it")  # fmt: skip
+            raise UserError(f"{self._path} asks for {full}, which is no array and may be a program; nothing was run. "
+                            "Use its publisher's file, or convert it to safetensors where you trust it")  # fmt: skip
         return found
 
     def stand_in(self, module: str, name: str) -> Callable | None:
@@ -39,7 +39,7 @@ class InertUnpickler(pickle.Unpickler):
 
     def persistent_load(self, identifier):
         if self._persistent is None:
-            raise UserError(f"{self._path} refers to other files; an ordinary pickle does not")
+            raise UserError(f"{self._path} refers to other files; a file of arrays does not")
         return self._persistent(identifier)
 
 
@@ -50,7 +50,7 @@ def load(unpickler: InertUnpickler, path: pathlib.Path):
     except UserError:
         raise
     except Exception as error:  # stand-ins that are called in unforeseen ways raise whatever they do
-        raise UserError(f"{path} is no whole pickle of arrays ({type(error).__name__}: {error})") from None
+        raise UserError(f"{path} is no whole file of arrays ({type(error).__name__}: {error})") from None
 
 
 def read_arrays(path: str | pathlib.Path) -> dict:
@@ -163,6 +163,7 @@ _NUMPY = {
     "numpy.dtype": _Dtype,
     "ml_dtypes.bfloat16": _Named("bfloat16"),
     "_codecs.encode": _encoded,
+    "__builtin__.bytes": lambda: b"",  # how protocol 2 writes none
     "jax._src.array._reconstruct_array": _from_jax,
     "flax.core.frozen_dict.FrozenDict": dict,
 }

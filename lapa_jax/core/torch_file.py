@@ -78,7 +78,7 @@ class TorchFile:
             self._zip = zipfile.ZipFile(self.path)
             members = self._zip.namelist()
         except zipfile.BadZipFile:
-            raise UserError(f"{path} is no whole file of torch.save (format since torch 1.6); download it again") from None
+            raise UserError(f"{path} is no whole file of torch.save (torch 1.6 or newer); download it again") from None
         pickles = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise UserError(f"{path} is a zip archive, but not one of torch.save: it has no data.pkl")
@@ -96,7 +96,8 @@ class TorchFile:
         """
         name = f"{self._root}data/{tensor.key}"
         size = tensor.dtype.itemsize
-        count = 0 if 0 in tensor.shape else 1 + sum(s * (n - 1) for s, n in zip(tensor.strides, tensor.shape, strict=True))
+        last = sum(stride * (side - 1) for stride, side in zip(tensor.strides, tensor.shape, strict=True))
+        count = 0 if 0 in tensor.shape else last + 1
         try:
             with self._zip.open(name) as file:
                 file.seek(tensor.offset * size)
@@ -134,6 +135,13 @@ class _Named:
     dtype: str | None
 
 
+class _Dict(dict):
+    """An OrderedDict; state dicts of modules carry an attribute besides, which is of no interest."""
+
+    def __setstate__(self, state):
+        pass
+
+
 def _storage(identifier) -> tuple[str, str | None]:
     kind, of, key, *_ = identifier
     if kind != "storage" or not isinstance(of, _Named):
@@ -159,5 +167,5 @@ _NAMES = {
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": lambda tensor, *rest: tensor,
     "torch.Size": tuple,
-    "collections.OrderedDict": dict,
+    "collections.OrderedDict": _Dict,
 }
