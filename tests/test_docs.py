@@ -1,5 +1,6 @@
 """The documentation agrees with the code: links, config fields with their defaults, options of commands."""
 
+import ast
 import dataclasses
 import importlib
 import re
@@ -106,6 +107,29 @@ def resolves(name: str) -> bool:
             value = getattr(value, part)
         return True
     return False
+
+
+NOT_OURS = ("DEADLINE_EXCEEDED", "Terminating process because", "Gloo context")
+"""Messages of JAX that the troubleshooting page explains."""
+
+
+def test_the_messages_that_are_explained_are_ours(root):
+    """Between their placeholders (`'...'`, `(...)`, capitals, numbers), messages are pieces of strings of the code."""
+    strings = [(root / "launch/venv.sh").read_text()]
+    for folder in ("lapa_jax", "launch", "tools"):
+        for path in (root / folder).rglob("*.py"):
+            nodes = ast.walk(ast.parse(path.read_text()))
+            strings += [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    page = (root / "docs/howto/troubleshooting.md").read_text().partition("## Symptoms")[0]
+    messages = re.findall(r"^\| `([^`]+)`", page, flags=re.MULTILINE)
+    assert len(messages) > 20
+    gone = []
+    for message in (m for m in messages if not m.startswith(NOT_OURS)):
+        parts = re.split(r"'[^']*'|\([^)]*\)|\.\.\.|\b\d[\d.]*|\b[A-Z]+\b", message)
+        longest = max((part.strip(" :") for part in parts), key=len)
+        if not any(longest in text for text in strings):
+            gone.append(f"{message}: {longest}")
+    assert gone == []
 
 
 def test_the_maps_show_the_house(root):
