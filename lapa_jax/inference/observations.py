@@ -6,12 +6,14 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.data import images
 
 
-def pictures(values, name: str, lead: tuple[int, ...], cameras: int, side: int) -> np.ndarray:
+def pictures(
+    values, name: str, lead: tuple[int, ...], cameras: int, side: int, mode: str = "squash"
+) -> np.ndarray:  # fmt: skip
     """Pictures as a model takes them, resized as in training.
 
     Args:
       values: uint8 [*lead, (V,) H, W, 3], any H and W. name: for messages. lead: sizes of the first axes.
-      cameras: V; with 1 there is no such axis. side: of the result, in pixels.
+      cameras: V; with 1 there is no such axis. side: of the result, in pixels. mode: see `images.resize`.
 
     Returns:
       uint8 [*lead, (V,) side, side, 3].
@@ -30,7 +32,7 @@ def pictures(values, name: str, lead: tuple[int, ...], cameras: int, side: int) 
     if values.shape[-3:-1] == (side, side):
         return values
     flat = values.reshape(-1, *values.shape[-3:])
-    return np.stack([images.resize(one, side) for one in flat]).reshape(*values.shape[:-3], side, side, 3)
+    return np.stack([images.resize(one, side, mode) for one in flat]).reshape(*values.shape[:-3], side, side, 3)
 
 
 def check_lead(values: np.ndarray, name: str, lead: tuple[int, ...]) -> None:

@@ -38,7 +38,8 @@ class Instructed:
         if len(texts) != len(batch) or (single and not isinstance(instruction, str)):
             raise UserError(f"{len(batch)} pictures and {len(texts)} instructions; give one text, or one for each of a "
                             "batch of pictures")  # fmt: skip
-        batch = pictures(batch, "image", batch.shape[:1], model.cameras, model.image_size)
+        mode = self.config.get("data", {}).get("resize") or "squash"
+        batch = pictures(batch, "image", batch.shape[:1], model.cameras, model.image_size, mode)
         ids, mask = self.tokenizer(texts, model.text_length)
         return {"image": batch, "text": ids, "text_mask": mask.astype(np.float32)}, single
 

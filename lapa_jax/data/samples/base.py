@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.data.images import RESIZE_MODES
 from lapa_jax.data.loader.buffers import empty
 from lapa_jax.data.normalize import MODES, Normalizer
 from lapa_jax.data.samples.meta import check_statistics, describe
@@ -30,6 +31,7 @@ class StepOptions:
       fields: what a sample holds, of "image", "text", "state", "action", "latent", "feature".
       camera: member name of a camera, or several names; then pictures have an axis of views.
       image_size: side in pixels; None keeps the stored size.
+      resize: how images come to that size, one of `images.RESIZE_MODES`.
       labels: folder of a labelled set with the latents; None takes those that the shards hold themselves.
       labels_tokenizer: fingerprint of the tokenizer that must have made the labels; None takes any.
       text_tokenizer: {"name": ..., ...} of `lapa_jax.data.text.build`; None leaves instructions as they are.
@@ -40,6 +42,7 @@ class StepOptions:
     fields: tuple[str, ...] = ("image",)
     camera: str | tuple[str, ...] = "image"
     image_size: int | None = None
+    resize: str = "squash"
     labels: str | None = None
     labels_tokenizer: str | None = None
     text_tokenizer: Mapping | None = None
@@ -54,6 +57,8 @@ class StepOptions:
                 raise UserError(f"data.fields: '{name}' is no field of a step{did_you_mean(name, FIELDS)}")
         if not fields or len(set(fields)) < len(fields):
             raise UserError(f"data.fields {fields} must name at least one field, each once")
+        if self.resize not in RESIZE_MODES:
+            raise UserError(f"data.resize '{self.resize}' does not exist{did_you_mean(self.resize, RESIZE_MODES)}")
         if self.normalize not in MODES:
             raise UserError(f"data.normalize '{self.normalize}' does not exist{did_you_mean(self.normalize, MODES)}")
 
@@ -173,7 +178,9 @@ class FieldSource(StepSource):
         self._latents = shards
         if "latent" in self.fields:
             self._latents, self.label_info = open_labels(options.labels, shards, options.labels_tokenizer)
-        self._pictures = Pictures(shards, options.camera, options.image_size) if "image" in self.fields else None
+        self._pictures = None
+        if "image" in self.fields:
+            self._pictures = Pictures(shards, options.camera, options.image_size, options.resize)
         self._texts = Texts(shards, options.text_tokenizer, options.text_length) if "text" in self.fields else None
         self._columns = {name: self._open_column(name) for name in self.fields if name in DTYPES}
 

@@ -96,14 +96,15 @@ class Pictures:
     Args:
       shards: the steps.
       camera: the member name of a camera ("image", "image_wrist"), or several of them.
-      size: side in pixels; stored pictures of another size are squashed to it. None keeps the stored size.
+      size: side in pixels; stored pictures of another size are resized. None keeps the stored size.
+      mode: how, see `images.resize`.
 
     Attributes:
       cameras: the names.
       shape: (H, W, 3) for one camera given by its name, (V, H, W, 3) for a sequence of V of them.
     """
 
-    def __init__(self, shards: StepShards, camera: str | Sequence[str], size: int | None):
+    def __init__(self, shards: StepShards, camera: str | Sequence[str], size: int | None, mode: str = "squash"):
         self.cameras = (camera,) if isinstance(camera, str) else tuple(camera)
         known = cameras_of(shards.features)
         for name in self.cameras:
@@ -113,7 +114,7 @@ class Pictures:
                 raise UserError(f"{shards.folder} has no camera '{name}' (data.camera){did_you_mean(name, known)}")
         if not self.cameras or len(set(self.cameras)) < len(self.cameras):
             raise UserError(f"data.camera {camera!r} must name one camera, or several different ones")
-        self._shards, self._size = shards, size
+        self._shards, self._size, self._mode = shards, size, mode
         # data whose pictures differ in size list no shape
         self._stored = [tuple(shards.features[name].get("shape", ())[:2]) for name in self.cameras]
         if size is None and (len(set(self._stored)) > 1 or not self._stored[0]):
@@ -133,7 +134,7 @@ class Pictures:
                 self._shards.images_into(steps, views, name)
                 continue
             for view, step in zip(views, steps):
-                view[:] = images.resize(self._shards.image(step, name), self._size)
+                view[:] = images.resize(self._shards.image(step, name), self._size, self._mode)
 
 
 class Texts:
