@@ -1,4 +1,4 @@
-"""A comparison of codecs as Markdown and as pictures; the figures come from `measures.measure`."""
+"""A comparison of codecs as Markdown and as images; the figures come from `measures.measure`."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,15 @@ from lapa_jax.evaluate.codecs.measures import Curve, curves
 from lapa_jax.plots.frames import INK, MUTED, STYLE, save
 
 NOTES = """\
-Bits are tokens times log2(vocabulary); "coded" is what an entropy coder pays for them that knows the frequencies of the
-training chunks. Everything was fitted on the training split; errors are of held-out chunks, which do not overlap.
-Normalised error: root mean square over all dimensions that are not constant, 1 is half the range from q01 to q99 of the
-training data (of dimensions of two values or hardly ever in use: minimum to maximum). "Fail" counts chunks whose own
-tokens do not decode, then the share that fails when one token is a wrong one. Microseconds a chunk are for one chunk at
-a time and for 64 together, medians of calls on one thread; they are noisy, and differ from machine to machine.
+- *Bits*: tokens × log2(vocabulary). *Coded*: bits with an entropy coder that knows the frequencies of the
+  training chunks.
+- Everything was fitted on the training split. Errors are on held-out chunks that do not overlap.
+- *Normalised error*: root mean square over all dimensions that are not constant; 1 is half the range from q01 to q99 of
+  the training data (for dimensions with two values or rare movements: from minimum to maximum).
+- *Fail*: number of chunks whose own tokens do not decode; then the share of chunks that do not decode if one token is
+  wrong.
+- *µs*: microseconds a chunk, for one chunk at a time / for 64 together; medians of calls on one thread. They are noisy
+  and depend on the machine.
 """
 
 MARKERS = "osD^vP*Xh<>"
@@ -29,8 +32,8 @@ def markdown(results: Sequence[tuple[ActionChunks, Sequence[Mapping], str]]) -> 
     for chunks, measured, plot in results:
         shown = [one for one in measured if one["usual"] or one["learned"]]
         parts += [f"## {chunks.name}", "", describe(chunks), "", *summary_table(shown), ""]
-        parts += [f"Of the {len(measured)} settings that were measured those stand here that are usual, and the "
-                  f"learned ones.", "", f"![error against bits, {chunks.name}]({plot})", ""]  # fmt: skip
+        parts += [f"{len(measured)} settings were measured; the table has the usual and the learned ones.", "",
+                  f"![error against bits, {chunks.name}]({plot})", ""]  # fmt: skip
         parts += ["Error of each dimension, root mean square / mean absolute, in the data's units:", ""]
         parts += [*dimension_table(shown, chunks.dimensions), ""]
         if equal := equal_bits_table(measured):
@@ -39,8 +42,8 @@ def markdown(results: Sequence[tuple[ActionChunks, Sequence[Mapping], str]]) -> 
 
 
 EQUAL_BITS = """\
-Normalised error at the bits of each learned tokenizer. Of the others it is that of the best settings, interpolated
-between the two next to these bits; in brackets, the bits that they need for the learned tokenizer's error."""
+Normalised error at the bits of each learned tokenizer. For the other codecs it is interpolated between the best
+settings just below and above these bits; in brackets, the bits that they need for the learned tokenizer's error."""
 
 
 def describe(chunks: ActionChunks) -> str:
