@@ -1,9 +1,13 @@
 """JPEG and resizing, in one place: what the converter writes and what the loader reads use the same two functions."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import simplejpeg
 
 RESIZE_MODES = ("squash", "center_crop", "lapa")
+RESIZE = "resize"
+"""Entry of a camera in `features` of `dataset.json`: the mode by which its images become square."""
 
 
 def encode(image: np.ndarray, quality: int = 95) -> bytes:
@@ -89,6 +93,25 @@ def resize(image: np.ndarray, size: int, mode: str = "squash") -> np.ndarray:
     elif mode != "squash":
         raise ValueError(f"resize mode '{mode}' is not one of {RESIZE_MODES}")
     return resize_box(image, box, size)
+
+
+def stored_mode(features: Mapping[str, Mapping]) -> str | None:
+    """The mode by which the images of a dataset become square, from its `features`; None where they name none."""
+    modes = {feature.get(RESIZE) for feature in features.values() if feature.get("codec") == "jpeg"}
+    return modes.pop() if len(modes) == 1 else None
+
+
+def to_side(image: np.ndarray, size: int, stored: str | None, mode: str | None) -> np.ndarray:
+    """An image as a model takes it, in training and at inference alike.
+
+    Args:
+      image: uint8[H, W, 3], as stored, or as a camera gives it. size: side of the result in pixels.
+      stored: the mode by which the stored images of the dataset became square, or would have; None where unknown.
+      mode: `data.resize` of the run; None: as stored, squashed where that is unknown.
+    """
+    if stored == "center_crop" and mode not in (None, stored):
+        image = resize(image, min(image.shape[:2]), stored)
+    return resize(image, size, mode or stored or "squash")
 
 
 def resize_box(image: np.ndarray, box: tuple[float, float, float, float], size: int) -> np.ndarray:

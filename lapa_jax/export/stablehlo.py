@@ -11,6 +11,7 @@ from lapa_jax.core import tree
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.core.files import atomic_path, write_json
 from lapa_jax.core.pretrained import CONFIG_FILE
+from lapa_jax.data import images
 from lapa_jax.export.program import (
     ATTRIBUTES,
     BATCH,
@@ -62,6 +63,7 @@ def save_program(trained: TrainedModel, folder: pathlib.Path, platforms: Sequenc
         "inputs": {name: _about(leaf) for name, leaf in _inputs(trained).items()},
         "outputs": {name: _about(leaf) for name, leaf in _outputs(program).items()},
         "text_tokenizer": dict(trained.config.data.text_tokenizer), "scaling": _scaling(trained),
+        "resize": {name: images.stored_mode(entry.get("features") or {}) for name, entry in trained.datasets.items()},
     })  # fmt: skip
 
 

@@ -107,7 +107,8 @@ class InContextPolicy(ColumnModel):
             found["state"] = self.numbers(_field(rows, "state", what), f"{what} state", lead, dataset, "state")
         if self.model.cameras:
             given, model = _field(rows, "image", what), self.model
-            found["image"] = observations.pictures(given, f"{what} image", lead, model.cameras, model.image_size)
+            about = (model.cameras, model.image_size, self, dataset)
+            found["image"] = observations.pictures(given, f"{what} image", lead, *about)
         return found
 
     def numbers(self, rows, name: str, lead: tuple, dataset: str | None, column: str = "action") -> np.ndarray:

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.data import images
 from lapa_jax.inference.base import TrainedModel
+from lapa_jax.inference.observations import resized
 
 
 class LatentActionTokenizer(TrainedModel):
@@ -41,11 +41,12 @@ class LatentActionTokenizer(TrainedModel):
         """N: codes per frame pair."""
         return self.model.code_seq_len
 
-    def encode(self, frames) -> np.ndarray:
+    def encode(self, frames, *, dataset: str | None = None) -> np.ndarray:
         """Latent action codes of frame pairs.
 
         Args:
           frames: `[B, 2, H, W, 3]` or `[2, H, W, 3]`, uint8 or float32 in [0, 1], any H and W (resized as in training).
+          dataset: of a tokenizer of several: as whose images they are resized.
 
         Returns:
           int32 `[B, N]`, or `[N]` for a single pair, values in 0..K-1.
@@ -57,15 +58,16 @@ class LatentActionTokenizer(TrainedModel):
         pairs = frames if frames.ndim == 5 else frames[None]
         if pairs.shape[1] != 2:
             raise UserError(f"frames has shape {frames.shape}; a pair is [2, H, W, 3], a batch [B, 2, H, W, 3]")
-        codes = self.run(self._encode, _fit(pairs, self.image_size))
+        codes = self.run(self._encode, self._fit(pairs, "frames", dataset))
         return codes if frames.ndim == 5 else codes[0]
 
-    def decode(self, first_frame, codes) -> np.ndarray:
+    def decode(self, first_frame, codes, *, dataset: str | None = None) -> np.ndarray:
         """The frames that the codes lead to.
 
         Args:
           first_frame: `[B, H, W, 3]` or `[H, W, 3]`, as in `encode`; one frame serves all codes of a batch.
           codes: integers `[B, N]` or `[N]`, values in 0..K-1; one sequence serves all frames of a batch.
+          dataset: as in `encode`.
 
         Returns:
           float32 `[B, h, w, 3]` at the model's image size, not clipped; `[h, w, 3]` if neither argument was a batch. Of
@@ -81,7 +83,7 @@ class LatentActionTokenizer(TrainedModel):
         if len(first) != len(codes) and 1 not in (len(first), len(codes)):
             raise UserError(f"{len(first)} first frames and {len(codes)} code sequences do not go together")
         count = max(len(first), len(codes))
-        first = _fit(first, self.image_size)
+        first = self._fit(first, "first_frame", dataset)
         first = np.broadcast_to(first, (count, *first.shape[1:]))
         frames = self.run(self._decode, first, np.broadcast_to(codes, (count, self.code_length)))
         return frames[0] if single else frames
@@ -91,10 +93,20 @@ class LatentActionTokenizer(TrainedModel):
         """Whether the model predicts frames; otherwise features of their patches."""
         return self.model.pictures
 
-    def observe(self, frames) -> np.ndarray:
+    def observe(self, frames, *, dataset: str | None = None) -> np.ndarray:
         """What the model predicts of frames `[B, H, W, 3]`, as in `encode`: their pixels as float32 in [0, 1], or the
         features of their patches, float32 `[B, rows, columns, D]`."""
-        return self.run(self._observe, _fit(_check_frames(frames, "frames", (4,)), self.image_size))
+        return self.run(self._observe, self._fit(_check_frames(frames, "frames", (4,)), "frames", dataset))
+
+    def _fit(self, frames: np.ndarray, name: str, dataset: str | None) -> np.ndarray:
+        """Resizes `[..., H, W, 3]` as in training, which sees 8-bit images."""
+        height, width = self.image_size
+        if frames.shape[-3:-1] == (height, width):
+            return frames
+        if height != width:
+            raise UserError(f"frames are {frames.shape[-3]}x{frames.shape[-2]}; resize them to {height}x{width} first")
+        eight_bit = frames if frames.dtype == np.uint8 else np.rint(frames * 255).astype(np.uint8)
+        return resized(eight_bit, name, height, self, dataset)
 
     def _check_codes(self, codes) -> np.ndarray:
         codes = np.asarray(codes)
@@ -136,14 +148,3 @@ def _check_frames(frames, name: str, dimensions: tuple[int, ...]) -> np.ndarray:
     if not (low >= 0 and high <= 1):
         raise UserError(f"{name} holds floats {low:g}..{high:g}; give uint8, or floats in [0, 1] (divide by 255)")
     return frames.astype(np.float32)
-
-
-def _fit(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes `[..., H, W, 3]` as training does: 8-bit pictures, squashed to a square."""
-    if frames.shape[-3:-1] == size:
-        return frames
-    if size[0] != size[1]:
-        raise UserError(f"frames are {frames.shape[-3]}x{frames.shape[-2]}; resize them to {size[0]}x{size[1]} first")
-    eight_bit = frames if frames.dtype == np.uint8 else np.rint(frames * 255).astype(np.uint8)
-    flat = eight_bit.reshape(-1, *frames.shape[-3:])
-    return np.stack([images.resize(frame, size[0]) for frame in flat]).reshape(*frames.shape[:-3], *size, 3)

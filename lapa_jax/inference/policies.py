@@ -22,11 +22,12 @@ class Instructed:
             raise UserError("this model's config names no data.text_tokenizer; load the run that trained it")
         return text.build(spec)
 
-    def observed(self, image, instruction) -> tuple[dict[str, np.ndarray], bool]:
+    def observed(self, image, instruction, dataset: str | None = None) -> tuple[dict[str, np.ndarray], bool]:
         """A batch as in training, and whether a single picture was given.
 
         Args:
           image: uint8 [B, (V,) H, W, 3] or a single one without B. instruction: B texts, or one for all.
+          dataset: as whose images they are resized; needed where the datasets were resized in different ways.
 
         Raises:
           UserError: another shape or type, or an instruction that is longer than those of training could be.
@@ -38,8 +39,7 @@ class Instructed:
         if len(texts) != len(batch) or (single and not isinstance(instruction, str)):
             raise UserError(f"{len(batch)} pictures and {len(texts)} instructions; give one text, or one for each of a "
                             "batch of pictures")  # fmt: skip
-        mode = self.config.get("data", {}).get("resize") or "squash"
-        batch = pictures(batch, "image", batch.shape[:1], model.cameras, model.image_size, mode)
+        batch = pictures(batch, "image", batch.shape[:1], model.cameras, model.image_size, self, dataset)
         ids, mask = self.tokenizer(texts, model.text_length)
         return {"image": batch, "text": ids, "text_mask": mask.astype(np.float32)}, single
 
@@ -57,12 +57,13 @@ class LatentPolicy(Instructed, TrainedModel):
         found = [about.get("labels") for about in self.datasets.values()]
         return found[0] if found else None
 
-    def predict(self, image, instruction) -> np.ndarray:
+    def predict(self, image, instruction, *, dataset: str | None = None) -> np.ndarray:
         """The most likely codes.
 
         Args:
           image: uint8 [B, (V,) H, W, 3] or a single one without B; any H and W, resized as in training.
           instruction: B texts, or one for all.
+          dataset: of a policy trained on several: as whose images they are resized.
 
         Returns:
           int32 [B, N], or [N] for a single picture.
@@ -70,12 +71,12 @@ class LatentPolicy(Instructed, TrainedModel):
         Raises:
           UserError: another shape or type, or an instruction that is longer than those of training could be.
         """
-        return self.logits(image, instruction).argmax(-1).astype(np.int32)
+        return self.logits(image, instruction, dataset=dataset).argmax(-1).astype(np.int32)
 
-    def logits(self, image, instruction) -> np.ndarray:
+    def logits(self, image, instruction, *, dataset: str | None = None) -> np.ndarray:
         """f32 [B, N, K] or [N, K], arguments as of `predict`; of a model that gives codes one after the other those of
         each place are given the most likely codes before."""
-        batch, single = self.observed(image, instruction)
+        batch, single = self.observed(image, instruction, dataset)
         logits = self.run(self._logits, batch)
         return logits[0] if single else logits
 
@@ -117,8 +118,8 @@ class Policy(Instructed, ColumnModel):
 
     def prepare(self, image, instruction, state=None, *, dataset: str | None = None) -> tuple[dict, bool]:
         """A batch for `predict`, and whether a single picture was given. Arguments and errors as of `chunk`."""
-        batch, single = self.observed(image, instruction)
         dataset = self.dataset(dataset)
+        batch, single = self.observed(image, instruction, dataset)
         if self.model.state_dim:
             batch["state"] = self._state(state, len(batch["image"]), single, dataset)
         return batch, single

@@ -196,5 +196,5 @@ def _second(shards: StepShards, gaps: np.ndarray, steps: np.ndarray) -> np.ndarr
 
 def _frame(shards: StepShards, i: int, side: int | None) -> np.ndarray:
     """The picture of a step, already of the model's size so that little is kept in memory."""
-    image = shards.image(i)
-    return image if side is None else images.resize(image, side)
+    image, stored = shards.image(i), shards.features["image"].get(images.RESIZE)
+    return image if side is None else images.to_side(image, side, stored, None)

@@ -61,7 +61,7 @@ class Reader:
         """
         found = self._sort(message)
         dataset = self._policy.dataset(self._optional_text(found, DATASET))
-        sides = [self._picture(name, found) for name in self._cameras]
+        sides = [self._picture(name, found, dataset) for name in self._cameras]
         picture = sides[0] if self._policy.model.cameras == 1 else np.stack(sides)
         batch, _ = self._policy.prepare(picture, self._text(found), self._state(found), dataset=dataset)
         return Observation(batch, dataset)
@@ -109,7 +109,7 @@ class Reader:
         ((key, value),) = found[name].items()
         return key, value
 
-    def _picture(self, name: str, found: Mapping[str, Mapping]) -> np.ndarray:
+    def _picture(self, name: str, found: Mapping[str, Mapping], dataset: str | None) -> np.ndarray:
         """uint8 [side, side, 3] of an array or a JPEG."""
         key, value = self._one(found, name)
         side, most = self._policy.model.image_size, self._limits.picture_side
@@ -121,7 +121,7 @@ class Reader:
             raise UserError(f"{key} has shape {value.shape}, channels first; [H, W, 3] is expected")
         if max(value.shape, default=0) > most:
             raise UserError(f"{key} has shape {value.shape}; sides of at most {most} pixels are allowed")
-        return observations.pictures(value, key, (), 1, side)
+        return observations.pictures(value, key, (), 1, side, self._policy, dataset)
 
     def _text(self, found: Mapping[str, Mapping]) -> str:
         key, value = self._one(found, TEXT)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import lapa_jax
+from lapa_jax.data import images
 from lapa_jax.data.contents import dimension_names
 from lapa_jax.inference.policies import Policy
 
@@ -40,7 +41,8 @@ def metadata(policy: Policy, run: str, keys: Mapping[str, list[str]]) -> dict:
 def _dataset(policy: Policy, name: str) -> dict:
     about = policy.datasets[name]
     columns = ("action", "state") if policy.model.state_dim else ("action",)
-    return {"fps": about.get("fps"), **{column: _column(policy, name, column) for column in columns}}
+    resize = images.stored_mode(about.get("features") or {})
+    return {"fps": about.get("fps"), "resize": resize, **{column: _column(policy, name, column) for column in columns}}
 
 
 def _column(policy: Policy, dataset: str, column: str) -> dict:

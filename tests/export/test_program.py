@@ -62,7 +62,7 @@ def test_a_policy_of_codes_does_the_same(exported):
 
 WITHOUT_MODEL = """
 import sys, numpy
-from lapa_jax.inference import program
+from lapa_jax.export import program
 policy = program.load(sys.argv[1])
 seen = numpy.load(sys.argv[2])
 row = 1

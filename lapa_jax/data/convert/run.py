@@ -13,6 +13,7 @@ import numpy as np
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import read_json, write_json
 from lapa_jax.core.progress import bar
+from lapa_jax.data import images
 from lapa_jax.data.convert import plan as planning
 from lapa_jax.data.convert.options import Options
 from lapa_jax.data.convert.pack import Packer
@@ -220,6 +221,7 @@ class _Conversion:
         for member, shape in self.plan["cameras"].items():
             if totals.blank.get(member, 0) < totals.steps:
                 features[member] = {"shape": [*shape, 3], "codec": "jpeg"} if shape else {"codec": "jpeg"}
+                features[member][images.RESIZE] = self.plan["options"]["resize"]
         for name, shape in self.plan["columns"].items():
             features[name] = {"shape": shape, "dtype": np.dtype(COLUMNS[name]).name}
             if name in self.plan["names"]:

@@ -77,7 +77,7 @@ class FramePairs(StepSource):
       shards: the steps.
       gap: the distance; seconds are turned into frames with each episode's own frame rate.
       fields: "frames", and "net_action" for the sum of the actions t .. t + gap - 1, in the data's units.
-      image_size: side in pixels; stored pictures of another size are squashed to it. None keeps the stored size.
+      image_size: side in pixels; stored pictures of another size are resized to it. None keeps the stored size.
       camera: the member name of the camera.
       statistics: see `StepSource`.
     """

@@ -97,14 +97,14 @@ class Pictures:
       shards: the steps.
       camera: the member name of a camera ("image", "image_wrist"), or several of them.
       size: side in pixels; stored pictures of another size are resized. None keeps the stored size.
-      mode: how, see `images.resize`.
+      mode: how, see `images.resize`; None: as the data say, squashed where they say nothing.
 
     Attributes:
       cameras: the names.
       shape: (H, W, 3) for one camera given by its name, (V, H, W, 3) for a sequence of V of them.
     """
 
-    def __init__(self, shards: StepShards, camera: str | Sequence[str], size: int | None, mode: str = "squash"):
+    def __init__(self, shards: StepShards, camera: str | Sequence[str], size: int | None, mode: str | None = None):
         self.cameras = (camera,) if isinstance(camera, str) else tuple(camera)
         known = cameras_of(shards.features)
         for name in self.cameras:
@@ -115,6 +115,7 @@ class Pictures:
         if not self.cameras or len(set(self.cameras)) < len(self.cameras):
             raise UserError(f"data.camera {camera!r} must name one camera, or several different ones")
         self._shards, self._size, self._mode = shards, size, mode
+        self._stored_modes = [shards.features[name].get(images.RESIZE) for name in self.cameras]
         # data whose pictures differ in size list no shape
         self._stored = [tuple(shards.features[name].get("shape", ())[:2]) for name in self.cameras]
         if size is None and (len(set(self._stored)) > 1 or not self._stored[0]):
@@ -128,13 +129,13 @@ class Pictures:
 
     def into(self, outs: Sequence[np.ndarray], steps: Sequence[int]) -> None:
         """Decodes the pictures of each step to where they belong: one of `outs`, uint8 of `shape`."""
-        for number, (name, stored) in enumerate(zip(self.cameras, self._stored)):
+        for number, (name, stored, how) in enumerate(zip(self.cameras, self._stored, self._stored_modes)):
             views = [out[number] for out in outs] if len(self.shape) == 4 else outs
             if stored == self.shape[-3:-1]:
                 self._shards.images_into(steps, views, name)
                 continue
             for view, step in zip(views, steps):
-                view[:] = images.resize(self._shards.image(step, name), self._size, self._mode)
+                view[:] = images.to_side(self._shards.image(step, name), self._size, how, self._mode)
 
 
 class Texts:
