@@ -1,26 +1,27 @@
 """Measures a trained tokenizer or policy on held-out samples, or a policy in a simulator, and writes a report.
 
 python launch/eval.py --run RUN [--data SHARDS] [--split val] [--out RUN/eval] [--pairs N]
-python launch/eval.py --env NAME --episodes N (--run RUN [--out RUN/eval_NAME] | --policy oracle --out DIR)
+python launch/eval.py --env NAME --episodes N (--run RUN [--out RUN/eval_NAME] | --policy expert --out DIR)
 """
 
 import argparse
 import dataclasses
 import functools
 import pathlib
+import re
 
 from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.sim import flags
 
 DEFAULT_SIZE = 128  # pixels, of what no policy sees
-ENV_OPTIONS = ("split", "wordings", "varied", "moving", "blocks")
-USUAL = {"episodes": 50, "seed": 0, "lanes": 8, "videos": 8}
+USUAL = {"episodes": 50, "seed": 0, "num_envs": 8, "videos": 8}
 """In an environment, where the command does not say."""
 USUAL_ON_DATA = {"pairs": 2048, "supervised_steps": 600}
 """On recorded steps, where the command does not say."""
 
 
 def main(argv: list[str]) -> None:
-    args = _parser().parse_args(argv)
+    args = _parser(argv).parse_args(argv)
     _check(args)
     for name, value in (USUAL if args.env else USUAL_ON_DATA).items():
         if getattr(args, name) is None:
@@ -58,23 +59,27 @@ def main(argv: list[str]) -> None:
 def act(args: argparse.Namespace) -> None:
     """Closed loop: the policy and all controls act in the environment."""
     from lapa_jax.evaluate import closed_loop
-    from lapa_jax.sim import evaluation, rollouts
+    from lapa_jax.sim import env, evaluation, rollouts
 
+    env.env_class(args.env)  # a misspelled name is said before a model is loaded
     policy = None if args.run is None else _policy(args)
     size = args.size
     if size is None:
         size = (policy and _trained_size(policy, args.dataset)) or DEFAULT_SIZE
-    how = {name: value for name in ENV_OPTIONS if (value := getattr(args, name)) not in (None, False)}
-    options = rollouts.Options(args.env, {**how, "size": size}, tuple(args.task or ()), args.seed, args.lanes)
+    given = {name: value for name in args.env_options if (value := getattr(args, name)) not in (None, False)}
+    options = rollouts.Options(args.env, {**given, "size": size}, tuple(args.task or ()), args.seed, args.num_envs)
     if policy is None:
-        controller, name = evaluation.control(args.policy), args.policy
+        controller = evaluation.control(args.policy, args.env)
+        name, notes = controller.name, evaluation.interface(options).notes
     else:
-        options, controller = _controller(args, policy, options)
+        options, controller, notes = _controller(args, policy, options)
         name = pathlib.Path(args.run).name
-    parts = ["eval", args.env, *([args.split] if args.split else [])]
+    for note in notes:
+        print(f"note: {note}")
+    parts = ["eval", re.sub(r"[^\w-]+", "_", args.env.removesuffix(".py")), *([args.split] if args.split else [])]
     out = pathlib.Path(args.out or pathlib.Path(args.run) / "_".join(parts))
     results, lines = evaluation.compare(options, controller, args.episodes, out, args.videos)
-    about = {"env": args.env, "options": options.how, "tasks": options.tasks, "seed": args.seed, "policy": name,
+    about = {"env": args.env, "options": options.env_options, "tasks": options.tasks, "seed": args.seed, "policy": name,
              "controller": controller.about, "episodes": args.episodes}  # fmt: skip
     result = closed_loop.write(out, about, results, lines, out / controller.name)
     for verdict in closed_loop.judge(result["metrics"]):
@@ -104,19 +109,23 @@ def _trained_size(policy, dataset: str | None) -> int | None:
 
 
 def _controller(args, policy, options):
-    """The options with the policy's actions a second, and how it acts."""
+    """The options with the policy's actions a second, how it acts, and what to print before."""
     from lapa_jax.inference import controllers
-    from lapa_jax.sim import evaluation
+    from lapa_jax.sim import env, evaluation
 
-    actions, state = evaluation.sizes(options, state=bool(policy.model.state_dim))
-    controllers.check_fits(policy, args.dataset, env=args.env, actions=actions, state=state)
-    fps = controllers.rate(policy, args.dataset)
+    interface = evaluation.interface(options, state=bool(policy.model.state_dim))
+    prompts = getattr(policy.model, "prompts", 0)
+    if prompts and env.env_class(args.env).expert is None:
+        raise UserError(f"this policy needs {prompts} demonstrations of each task, and {args.env} has no scripted "
+                        "expert to give them")  # fmt: skip
+    controllers.check_fits(policy, args.dataset, args.env, interface)
+    fps, notes = controllers.rate(policy, args.dataset), list(interface.notes)
     if fps is None:
-        print(f"note: the data of {args.run} name no frame rate; it acts as often as {args.env} takes actions")
+        notes.append(f"the data of {args.run} name no frame rate; it acts as often as {args.env} takes actions")
     options = dataclasses.replace(options, fps=fps)
-    shown = functools.partial(evaluation.demonstrations, options, getattr(policy.model, "prompts", 0))
+    demonstrations = functools.partial(evaluation.demonstrations, options, prompts)
     how = {"execute": args.execute, "ensemble": args.ensemble, "dataset": args.dataset}
-    return options, controllers.controller_of(policy, functools.cache(shown), **how)
+    return options, controllers.controller_of(policy, functools.cache(demonstrations), **how), notes
 
 
 def _check(args) -> None:
@@ -142,7 +151,8 @@ def _check(args) -> None:
 
 
 def _closed_loop_only(args) -> dict:
-    names = ("policy", "task", "size", "execute", "ensemble", *ENV_OPTIONS[1:], *USUAL)
+    env_options = [name for name in args.env_options if name != "split"]  # which recorded data have too
+    names = ("policy", "task", "size", "execute", "ensemble", *env_options, *USUAL)
     return {name: getattr(args, name) for name in names}
 
 
@@ -153,7 +163,7 @@ def default_out(run: pathlib.Path, step: int | None) -> pathlib.Path:
     return run / ("eval" if step is None else f"eval_{step}")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(argv: list[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--run", help="run folder, checkpoint folder or exported folder")
     parser.add_argument(
@@ -167,22 +177,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--step", type=int, help="checkpoint step; the newest by default")
     words = "training steps of latent actions' supervised upper bound, 600 by default; 0 leaves it out"
     parser.add_argument("--supervised_steps", type=int, help=words)
-    group = parser.add_argument_group("in a simulated environment (needs the extra sim)")
-    add = group.add_argument
-    add("--env", help="its name, e.g. push_table: the policy acts in it")
-    add("--policy", help="a scripted one in place of --run: oracle, random or repeat")
-    add("--episodes", type=int, help="how many, 50 by default; more than before adds to those that are there")
+    add = parser.add_argument_group("in a simulated environment").add_argument
+    add("--env", help="simulator: push_table, metaworld, gym:ID (any gymnasium environment), or a file of your own")
+    add("--policy", help="a control in place of --run: expert, random or repeat (the expert's first action)")
+    add("--episodes", type=int, help="number of episodes, 50 by default; more than before adds to those in --out")
     add("--task", action="append", help="a task of the environment; may be repeated; all in turn by default")
     add("--seed", type=int, help="of the episodes; 0 by default")
-    add("--size", type=int, help="edge of the pictures in pixels; what the policy was trained on by default")
-    add("--wordings", help="one (default), seen or unseen: one wording a task, or any of those (not) held out")
-    add("--varied", action="store_true", help="colours, light, camera and table differ from episode to episode")
-    add("--moving", action="store_true", help="patches of colour drift over the background")
-    add("--blocks", type=int, help="of the push-table: how many are on it, 3 to 8 (default)")
-    add("--execute", type=int, help="actions of a chunk that are done before the next is asked for; all by default")
-    add("--ensemble", type=float, metavar="DECAY", help="ask at each step, and do the weighed mean of all chunks")
-    add("--lanes", type=int, help="episodes at the same time; 8 by default")
-    add("--videos", type=int, help="how many episodes are filmed, 8 by default; with 0 no pictures are kept")
+    add("--size", type=int, help="edge of the images in pixels; what the policy was trained on by default")
+    words = "number of actions of each chunk to execute before querying again (default: all)"
+    add("--execute", type=int, help=words)
+    words = "query the policy every step and execute the exponentially weighted mean of overlapping chunks"
+    add("--ensemble", type=float, metavar="DECAY", help=words)
+    add("--num_envs", type=int, help="environments in lockstep, so that the policy sees batches; 8 by default")
+    add("--videos", type=int, help="number of episodes to film, 8 by default; with 0 no images are kept")
+    own = flags.add_options(add, argv, skip=("size", "split"))
+    parser.set_defaults(env_options=("split", *own))
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Records the oracle's episodes in a simulator, to step shards or mp4: for training, demonstrations and tests.
+"""Records the scripted expert's episodes in a simulator, to step shards or mp4: for training, demonstrations and tests.
 
     python tools/record_sim.py --env push_table --episodes 1000 --out DIR [--format shards|mp4] [--columns none]
 
@@ -9,26 +9,20 @@ import argparse
 import pathlib
 
 from lapa_jax.core.errors import run_main
-from lapa_jax.sim.env import ENVS
-from lapa_jax.sim.options import SPLITS, WORDINGS
+from lapa_jax.sim import flags
 from lapa_jax.sim.recording import COLUMNS, Options, default_workers, record
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--env", required=True, help=f"one of {', '.join(ENVS)}")
+    add("--env", required=True, help="a simulator with a scripted expert: push_table, metaworld, or a file of your own")
     add("--episodes", type=int, required=True)
     add("--out", type=pathlib.Path, required=True, help="a new or empty folder, or one to finish")
     add("--task", help="one task of the environment; all of them in turn by default")
     add("--seed", type=int, default=0)
-    add("--size", type=int, default=128, help="edge of the pictures in pixels")
-    add("--split", default="all", help=f"{', '.join(SPLITS)}: leave out, or keep only, what is held out")
-    add("--wordings", default="one", help=f"{', '.join(WORDINGS)}: one wording a task, or any of those (not) held out")
-    add("--varied", action="store_true", help="colours, light, camera and table differ from episode to episode")
-    add("--moving", action="store_true", help="patches of colour drift over the background")
-    add("--blocks", type=int, help="of the push-table: how many are on it, 3 to 8 (default)")
-    add("--noise", type=float, default=0.0, help="standard deviation added to the oracle's actions, in their units")
+    add("--size", type=int, default=128, help="edge of the images in pixels")
+    add("--noise", type=float, default=0.0, help="standard deviation added to the expert's actions, in their units")
     add("--fps", type=float, help="of the recording (default: the environment's); actions in between are merged")
     add("--max_steps", type=int, help="keep only episodes that are solved within so many environment steps")
     add("--columns", default=",".join(COLUMNS), help="what to keep of action,state; 'none': an action-free recording")
@@ -36,10 +30,12 @@ def main(argv: list[str]) -> None:
     add("--val_fraction", type=float, default=0.1, help="share of the episodes in the split val")
     add("--format", default="shards", help="shards or mp4")
     add("--workers", type=int, default=default_workers(), help="processes; the result does not depend on it")
+    env_options = flags.add_options(add, argv, skip=("size",))
     values = vars(parser.parse_args(argv))
+    given = {name: value for name in env_options if (value := values.pop(name)) not in (None, False)}
     out, workers = values.pop("out"), values.pop("workers")
     columns = values.pop("columns")
-    options = Options(columns=() if columns == "none" else tuple(columns.split(",")), **values)
+    options = Options(columns=() if columns == "none" else tuple(columns.split(",")), env_options=given, **values)
     lines = record(options, out, workers)
     steps = sum(line["frames"] for line in lines)
     held_out = sum(line["split"] == "val" for line in lines)

@@ -51,14 +51,14 @@ def write(
 
 def metrics_of(results: Mapping[str, Mapping]) -> dict[str, float | None]:
     """Flat figures: the policy's "success_rate" with its interval; of the others "success_rate_<name>"; and
-    "of_oracle", its rate over the oracle's where that is known and not 0."""
+    "of_expert", its rate over the expert's where there is one and it is not 0."""
     name, *others = results
     own = results[name]["overall"]
-    found = {"success_rate": own["success_rate"], "success_rate_low": own["low"], "success_rate_high": own["high"]}
-    found |= {f"success_rate_{other}": results[other]["overall"]["success_rate"] for other in others}
-    if ceiling := found.get("success_rate_oracle"):
-        found["of_oracle"] = own["success_rate"] / ceiling
-    return found
+    metrics = {"success_rate": own["success_rate"], "success_rate_low": own["low"], "success_rate_high": own["high"]}
+    metrics |= {f"success_rate_{other}": results[other]["overall"]["success_rate"] for other in others}
+    if ceiling := metrics.get("success_rate_expert"):
+        metrics["of_expert"] = own["success_rate"] / ceiling
+    return metrics
 
 
 def judge(metrics: Mapping[str, float]) -> list[Verdict]:
@@ -67,11 +67,11 @@ def judge(metrics: Mapping[str, float]) -> list[Verdict]:
     floor = max((metrics.get(f"success_rate_{name}", 0.0) for name in ("random", "repeat")), default=0.0)
     words = f"of the episodes succeed (95 % interval {low:.0%} to {high:.0%}), the best control in {floor:.0%}"
     lines = [Verdict("success_rate", f"{rate:.1%}", GOOD if low > floor else POOR, words)]
-    told = {"success_rate_oracle": "the scripted expert: the ceiling", "success_rate_random": "random actions",
-            "success_rate_repeat": "the expert's first action over and over",
-            "of_oracle": "the policy's rate over the expert's"}  # fmt: skip
-    known = {name: words for name, words in told.items() if name in metrics}
-    return lines + [Verdict(name, f"{metrics[name]:.1%}", NOTE, words) for name, words in known.items()]
+    notes = {"success_rate_expert": "the scripted expert: the ceiling", "success_rate_random": "random actions",
+             "success_rate_repeat": "the expert's first action over and over",
+             "of_expert": "the policy's rate over the expert's"}  # fmt: skip
+    present = {name: words for name, words in notes.items() if name in metrics}
+    return lines + [Verdict(name, f"{metrics[name]:.1%}", NOTE, words) for name, words in present.items()]
 
 
 def cell(summary: Mapping) -> str:

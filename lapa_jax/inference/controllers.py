@@ -1,4 +1,4 @@
-"""Trained policies as controllers of several episodes in step (`lapa_jax.sim.rollouts.Controller`)."""
+"""Trained policies as controllers of several episodes in lockstep (`lapa_jax.sim.rollouts.Controller`)."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -8,6 +8,7 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.inference.ensemble import Ensemble
 from lapa_jax.inference.in_context import Demonstration, InContextPolicy
 from lapa_jax.inference.policies import Policy
+from lapa_jax.sim.evaluation import Interface
 
 
 class Chunks:
@@ -104,23 +105,26 @@ def about(policy, dataset: str | None) -> dict:
     return {"model": policy.fingerprint, "step": policy.step, "dataset": dataset}
 
 
-def check_fits(policy, dataset: str | None, *, env: str, actions: int, state: int) -> None:
+def check_fits(policy, dataset: str | None, env: str, interface: Interface) -> None:
     """Refuses a policy that an environment cannot take.
 
     Args:
       policy: a `Policy` or `InContextPolicy`. dataset: whose units it acts in.
-      env: the environment's name, for messages. actions, state: numbers of its actions and of its state.
+      env: the environment's name, for messages. interface: what it takes and gives.
 
     Raises:
-      UserError: other actions, another state or several cameras.
+      UserError: other actions, another state or another number of cameras.
     """
     dataset, model = policy.dataset(dataset), policy.model
-    if (width := policy.width_of(dataset)) != actions:
-        raise UserError(f"this policy gives actions of {width} numbers, {env} takes {actions}; evaluate it elsewhere")
-    if model.cameras > 1:
-        raise UserError(f"this policy sees {model.cameras} cameras, {env} has one; train it with one (data.camera)")
-    if model.state_dim and (width := policy.width_of(dataset, "state")) != state:
-        raise UserError(f"this policy knows states of {width} numbers, {env} has {state}; train it on data of {env}")
+    if (width := policy.width_of(dataset)) != interface.actions:
+        takes = interface.actions
+        raise UserError(f"this policy gives actions of {width} numbers, {env} takes {takes}; evaluate it elsewhere")
+    if model.cameras and model.cameras != interface.cameras:
+        gives = interface.cameras
+        raise UserError(f"this policy sees {model.cameras} cameras, {env} has {gives} (data.camera chooses)")
+    if model.state_dim and (width := policy.width_of(dataset, "state")) != interface.state:
+        gives = interface.state
+        raise UserError(f"this policy takes states of {width} numbers, {env} has {gives}; train it on data of {env}")
 
 
 def _seen(observations: Mapping[str, np.ndarray], instructions: list[str]) -> tuple:

@@ -1,1 +1,1 @@
-"""Closed-loop environments with oracles. Needs the extra `lapa_jax[sim]` (MuJoCo)."""
+"""Closed-loop environments, their scripted experts, and adapters to others. Each simulator says what it needs."""

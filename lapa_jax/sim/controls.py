@@ -1,52 +1,55 @@
-"""Controllers that learn nothing: the scripted oracle, the ceiling of every table, and the controls below it."""
+"""Controllers that learn nothing: the scripted expert, the ceiling of every table, and the baselines below it."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from lapa_jax.sim.env import expert_of
 from lapa_jax.sim.rollouts import Episode
 
 
-class Oracle:
+class Expert:
     """The environment's scripted expert, without noise."""
 
-    name, sees = "oracle", False
+    name, sees = "expert", False
     about: Mapping = {"name": name}
 
     def begin(self, episodes: Sequence[Episode]) -> None:
-        self._experts = [episode.env.oracle(episode.seed) for episode in episodes]
+        self._experts = [expert_of(episode.env, episode.seed) for episode in episodes]
 
     def act(self, observations, instructions: list[str]) -> np.ndarray:
         return np.stack([np.asarray(expert.act(), np.float32) for expert in self._experts])
 
 
 class Repeat:
-    """Does for the whole episode what the oracle does first: what keeping on in a good direction is worth."""
+    """Baseline: repeats the expert's first action for the whole episode."""
 
     name, sees = "repeat", False
     about: Mapping = {"name": name}
 
     def begin(self, episodes: Sequence[Episode]) -> None:
-        first = [np.asarray(episode.env.oracle(episode.seed).act(), np.float32) for episode in episodes]
-        self._first = np.stack(first)
+        experts = [expert_of(episode.env, episode.seed) for episode in episodes]
+        self._actions = np.stack([np.asarray(expert.act(), np.float32) for expert in experts])
 
     def act(self, observations, instructions: list[str]) -> np.ndarray:
-        return self._first
+        return self._actions
 
 
 class Random:
-    """Actions that are equally likely anywhere within the environment's limits, from the episode's own seed."""
+    """Baseline: actions drawn uniformly within the environment's bounds, from the episode's own seed."""
 
     name, sees = "random", False
     about: Mapping = {"name": name}
 
     def begin(self, episodes: Sequence[Episode]) -> None:
-        self._draws = [np.random.default_rng(episode.seed) for episode in episodes]
-        self._limits = [episode.env.action_limit for episode in episodes]
+        self._rngs = [np.random.default_rng(episode.seed) for episode in episodes]
+        self._bounds = [(episode.env.action_low, episode.env.action_high) for episode in episodes]
 
     def act(self, observations, instructions: list[str]) -> np.ndarray:
-        drawn = [rng.uniform(-limit, limit) for rng, limit in zip(self._draws, self._limits)]
-        return np.stack(drawn).astype(np.float32)
+        actions = [rng.uniform(low, high) for rng, (low, high) in zip(self._rngs, self._bounds)]
+        return np.stack(actions).astype(np.float32)
 
 
-CONTROLS = {control.name: control for control in (Oracle, Random, Repeat)}
+CONTROLS = {control.name: control for control in (Expert, Random, Repeat)}
+EXPERT_CONTROLS = (Expert.name, Repeat.name)
+"""Those that need the environment's expert."""

@@ -3,13 +3,14 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.sim import rollouts, scores
-from lapa_jax.sim.controls import CONTROLS
-from lapa_jax.sim.env import make
+from lapa_jax.sim.controls import CONTROLS, EXPERT_CONTROLS
+from lapa_jax.sim.env import env_class
 from lapa_jax.sim.recording import Options as RecordingOptions
 from lapa_jax.sim.recording import record_episode
 from lapa_jax.sim.rollouts import Controller, Options
@@ -17,11 +18,32 @@ from lapa_jax.sim.rollouts import Controller, Options
 PROMPT_SEED = 1_000_003
 """Sets the demonstrations that policies are shown apart from other recordings."""
 
+ALIASES = {"oracle": "expert"}
+"""Other names for `--policy`."""
 
-def control(name: str) -> Controller:
-    """The control of that name, or a `UserError`."""
+
+class Interface(NamedTuple):
+    """What an environment takes and gives: numbers of an action and of a state (0: none), cameras, its notes."""
+
+    actions: int
+    state: int
+    cameras: int
+    notes: tuple[str, ...]
+
+
+def controls_of(env: str) -> tuple[str, ...]:
+    """Names of the controls that can act in an environment: without an expert only those that need none."""
+    has_expert = env_class(env).expert is not None
+    return tuple(name for name in CONTROLS if has_expert or name not in EXPERT_CONTROLS)
+
+
+def control(name: str, env: str) -> Controller:
+    """The control of that name for an environment; a `UserError` if there is none, or if it needs an expert."""
+    name = ALIASES.get(name, name)
     if name not in CONTROLS:
-        raise UserError(f"there is no policy '{name}'{did_you_mean(name, CONTROLS)}")
+        raise UserError(f"there is no policy '{name}'{did_you_mean(name, [*CONTROLS, *ALIASES])}")
+    if name not in controls_of(env):
+        raise UserError(f"--policy {name} needs a scripted expert, and {env} has none; --policy random needs none")
     return CONTROLS[name]()
 
 
@@ -36,31 +58,33 @@ def compare(options: Options, controller: Controller, episodes: int, out: pathli
       {name: {"overall", "tasks"}} as of `scores`, the controller first, and the lines of the controller's episodes,
       which lie in `out / name`.
     """
-    found = {controller.name: rollouts.run(options, controller, episodes, out / controller.name, videos=videos or None)}
-    plain = dataclasses.replace(options, fps=None)
-    for name in CONTROLS:
-        if name not in found:
-            found[name] = rollouts.run(plain, control(name), episodes, out / name)
-    results = {name: {"overall": scores.summarize(own), "tasks": scores.by_task(own)} for name, own in found.items()}
-    return results, found[controller.name]
+    lines = {controller.name: rollouts.run(options, controller, episodes, out / controller.name, videos=videos or None)}
+    own_rate = dataclasses.replace(options, fps=None)
+    for name in controls_of(options.env):
+        if name not in lines:
+            lines[name] = rollouts.run(own_rate, CONTROLS[name](), episodes, out / name)
+    results = {name: {"overall": scores.summarize(own), "tasks": scores.by_task(own)} for name, own in lines.items()}
+    return results, lines[controller.name]
 
 
-def sizes(options: Options, state: bool) -> tuple[int, int]:
-    """How many numbers the actions of an environment have, and its state; 0 for the state if that is not asked for, as
-    it takes a picture."""
-    env = make(options.env, **options.how)
-    env.reset(0, options.tasks[0] if options.tasks else None)
-    found = len(env.action_limit), len(env.observe()["state"]) if state else 0
+def interface(options: Options, state: bool = False) -> Interface:
+    """What the environment takes and gives; to know the state takes an image, so it is 0 where it is not asked for."""
+    env = options.make_env()
+    size = 0
+    if state:
+        env.reset(0, options.tasks[0] if options.tasks else None)
+        size = len(env.observe().get("state", ()))
     env.close()
-    return found
+    return Interface(len(env.action_low), size, env.cameras, tuple(env.notes))
 
 
 def demonstrations(options: Options, count: int, task: str) -> list[Mapping[str, np.ndarray]]:
-    """The oracle's episodes of a task, as often observed as `options.fps` says: {"image" uint8[n, H, W, 3], "action"
-    f32[n, A], "state" f32[n, S]} each."""
+    """The expert's episodes of a task, as often observed as `options.fps` says: {"image" uint8[n, H, W, 3], "action"
+    f32[n, A], "state" f32[n, S]} each; "state" where the environment has one."""
     recorded = RecordingOptions(options.env, count, task=task, seed=options.seed + PROMPT_SEED, fps=options.fps)
-    env = make(options.env, **options.how)
-    found = [record_episode(env, recorded, number, task) for number in range(count)]
+    env = options.make_env()
+    recordings = [record_episode(env, recorded, number, task) for number in range(count)]
     env.close()
-    return [{"image": one.image[:-1], "action": one.arrays["action"], "state": one.arrays["state"][:-1]}
-            for one in found]  # fmt: skip
+    steps = [len(one.arrays["action"]) for one in recordings]
+    return [{"image": one.image[:count]} | {name: rows[:count] for name, rows in one.arrays.items()}
+            for one, count in zip(recordings, steps)]  # fmt: skip

@@ -2,7 +2,7 @@
 
 Needs `lapa_jax[metaworld]`. The package's tasks, physics, success rules and scripted experts are used as they are; ours
 are the words, the seeds and the camera. Actions f32[4] in [-1, 1]: the hand's set-point moves by (x, y, z) centimetres,
-and the effort of the gripper (1 closes). Steps are 1/80 s, so that neighbouring pictures hardly differ.
+and the effort of the gripper (1 closes). Steps are 1/80 s, so that neighbouring images hardly differ.
 """
 
 import functools
@@ -11,29 +11,30 @@ import warnings
 import numpy as np
 
 from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.sim.env import Simulator, check_installed
 from lapa_jax.sim.looks import Look, Stage
 from lapa_jax.sim.metaworld_tasks import TASKS, UNSEEN_TASKS
-from lapa_jax.sim.options import SPLITS, check_options, pick_wording
+from lapa_jax.sim.options import HELP, SPLITS, check_options, pick_wording
 from lapa_jax.sim.rendering import Camera, load_mujoco
 
 FPS = 80.0
 MAX_STEPS = 500  # the package's horizon
 CAMERA = "corner2"
-CAMERA_AT = (0.75, 0.075, 0.7)  # metres; nearer than the package has it, as in most published pictures
+CAMERA_AT = (0.75, 0.075, 0.7)  # metres; nearer than the package has it, as in most published images
 STAGE = Stage(centre=(0.0, 0.6), half=(0.6, 0.37), top=0.0, materials=("table_wood", "basic_floor"))
 
 
-class Env:
+class Env(Simulator):
     """One of the 50 tasks at a time. `split` "seen" leaves the five held-out tasks of ML45 out, "unseen" is these five.
 
     The same seed and task give the same episode, bit for bit, in every process on the same machine.
     """
 
-    name = "metaworld"
+    packages, extra = ("mujoco", "metaworld"), "metaworld"
+    help = HELP
     fps = FPS
     max_steps = MAX_STEPS
-    additive = False
-    action_limit = np.ones(4, np.float32)
+    action_low, action_high = -np.ones(4, np.float32), np.ones(4, np.float32)
 
     def __init__(
         self,
@@ -43,10 +44,10 @@ class Env:
         varied: bool = False,
         moving: bool = False,
     ):
-        """`size` is the edge of the square pictures in pixels; the rest as in `lapa_jax.sim.options`."""
+        """`size` is the edge of the square images in pixels; the rest as in `lapa_jax.sim.options`."""
         check_options(size, split, wordings)
+        check_installed("metaworld", Env)
         load_mujoco()
-        _classes()
         self.size, self.wordings, self._looks = size, wordings, (varied, moving)
         self.tasks = tuple(name for name in TASKS if SPLITS[split] in (None, name in UNSEEN_TASKS))
         self.task: str | None = None
@@ -98,7 +99,7 @@ class Env:
         self._started()
         return self._success
 
-    def oracle(self, seed: int, noise: float = 0.0) -> "Expert":
+    def expert(self, seed: int, noise: float = 0.0) -> "Expert":
         """The package's scripted expert; `noise` is a standard deviation in units of actions, for each of the four."""
         self._started()
         return Expert(self, seed, noise)
@@ -118,17 +119,17 @@ class Env:
 class Expert:
     """The package's expert for the episode of an `Env`, with noise."""
 
-    def __init__(self, env: Env, seed: int, noise: float):
+    def __init__(self, world: Env, seed: int, noise: float):
         if not 0 <= noise <= 2:
-            raise UserError(f"oracle noise {noise} is not a standard deviation between 0 and 2, in units of actions")
+            raise UserError(f"expert noise {noise} is not a standard deviation between 0 and 2, in units of actions")
         from metaworld.policies import ENV_POLICY_MAP
 
-        self._env, self._policy = env, ENV_POLICY_MAP[env.task]()
+        self._world, self._policy = world, ENV_POLICY_MAP[world.task]()
         self._rng, self._noise = np.random.default_rng(seed), noise
 
     def act(self) -> np.ndarray:
         """The next action, f32[4] in [-1, 1]."""
-        action = np.asarray(self._policy.get_action(self._env.observation), np.float64)
+        action = np.asarray(self._policy.get_action(self._world.observation), np.float64)
         if self._noise:
             action = np.clip(action, -1, 1) + self._rng.normal(0.0, self._noise, 4)
         return np.clip(action, -1, 1).astype(np.float32)
@@ -137,13 +138,9 @@ class Expert:
 @functools.cache
 def _classes() -> dict:
     """Name of the task -> its class, with the goal in what the expert sees."""
-    load_mujoco()
     warnings.filterwarnings("ignore", "Constant.s. may be too high", module="metaworld")  # experts count on clipping
-    try:
-        from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE as classes
-    except ModuleNotFoundError as error:
-        missing = f"this needs {error.name}, which is not installed; run: pip install 'lapa_jax[metaworld]'"
-        raise UserError(missing) from None
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE as classes
+
     return {name.removesuffix("-goal-observable"): made for name, made in classes.items()}
 
 

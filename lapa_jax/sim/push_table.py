@@ -1,6 +1,6 @@
 """A planar push-table in MuJoCo: eight blocks, a round pusher, one instruction an episode.
 
-A cheap cousin of Language Table (Lynch et al. 2022, arXiv:2210.06407): some 3,000 steps and 1,000 pictures a second on
+A cheap cousin of Language Table (Lynch et al. 2022, arXiv:2210.06407): some 3,000 steps and 1,000 images a second on
 one core. Everything slides in the plane (each block has x, y and a turn), friction with the table is joint friction.
 """
 
@@ -10,9 +10,10 @@ import functools
 import numpy as np
 
 from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.sim.env import Simulator
 from lapa_jax.sim.looks import Look, Stage
-from lapa_jax.sim.options import SPLITS, check_options, pick_wording
-from lapa_jax.sim.push_table_oracle import Oracle
+from lapa_jax.sim.options import HELP, SPLITS, check_options, pick_wording
+from lapa_jax.sim.push_table_expert import Expert
 from lapa_jax.sim.push_table_tasks import BLOCKS, FAMILIES, WORDS, Task, draw_task
 from lapa_jax.sim.rendering import Camera, load_mujoco
 
@@ -50,7 +51,7 @@ SHAPES = {
 }
 
 
-class Env:
+class Env(Simulator):
     """The push-table. Actions f32[2] move the pusher's set-point by (x, y) metres; larger ones are clipped.
 
     `split` "unseen" asks for combinations (a block and its place, two blocks) that "seen" never asks for, see
@@ -58,12 +59,14 @@ class Env:
     The same seed and family give the same episode, bit for bit, in every process on the same machine.
     """
 
-    name = "push_table"
+    packages, extra = ("mujoco",), "sim"
+    help = {**HELP, "blocks": f"of the push-table: how many blocks are on it, 3 to {len(BLOCKS)} (default)"}
+    tasks = tuple(FAMILIES)
     fps = FPS
     max_steps = MAX_STEPS
-    tasks = tuple(FAMILIES)
+    action_low = np.full(2, -ACTION_LIMIT, np.float32)
+    action_high = np.full(2, ACTION_LIMIT, np.float32)
     additive = True
-    action_limit = np.full(2, ACTION_LIMIT, np.float32)
 
     def __init__(
         self,
@@ -74,18 +77,18 @@ class Env:
         moving: bool = False,
         blocks: int = len(BLOCKS),
     ):
-        """`size` is the edge of the square pictures in pixels; `blocks` says how many there are, the first of `ORDER`;
+        """`size` is the edge of the square images in pixels; `blocks` says how many there are, the first of `ORDER`;
         the rest as in `lapa_jax.sim.options`. No GL is needed until the first `observe`.
         """
         check_options(size, split, wordings)
         if not 3 <= blocks <= len(BLOCKS):
             raise UserError(f"{blocks} blocks: there can be 3 to {len(BLOCKS)} on the table")
-        self._there = sorted(ORDER[:blocks])
+        self._present = sorted(ORDER[:blocks])
         self._mujoco = load_mujoco()
         self.size, self._held_out, self.wordings = size, SPLITS[split], wordings
-        self.model = self._mujoco.MjModel.from_xml_string(_scene(size, self._there))
+        self.model = self._mujoco.MjModel.from_xml_string(_scene(size, self._present))
         self.data = self._mujoco.MjData(self.model)
-        stage = dataclasses.replace(STAGE, objects=tuple(f"block{i}" for i in self._there))
+        stage = dataclasses.replace(STAGE, objects=tuple(f"block{i}" for i in self._present))
         self._look = Look(self.model, CAMERA, stage, varied, moving)
         self.task: Task | None = None
         self._substeps = round(1 / FPS / TIMESTEP)
@@ -111,11 +114,11 @@ class Env:
 
     def _draw(self, rng: np.random.Generator, family: str) -> tuple[Task, np.ndarray, np.ndarray]:
         """A task of the split for n blocks, with the places f64[n + 1, 2] and angles f64[n] that it was drawn for."""
-        there = {*self._there, None}
+        present = {*self._present, None}
         while True:
-            places, angles = _draw_layout(rng, len(self._there))
+            places, angles = _draw_layout(rng, len(self._present))
             task = draw_task(rng, family, self._of_all(places[:-1]))
-            if task is None or not {task.block, task.other} <= there:
+            if task is None or not {task.block, task.other} <= present:
                 continue
             if self._held_out in (None, task.held_out()):
                 return task, places, angles
@@ -127,17 +130,18 @@ class Env:
 
     @property
     def blocks(self) -> np.ndarray:
-        """Positions of the blocks, f64[8, 2] in metres; far away those that are not there."""
+        """Positions of the blocks, f64[8, 2] in metres; far away those that are absent."""
         return self._of_all(self.data.qpos[:-2].reshape(-1, 3)[:, :2])
 
     def _of_all(self, places: np.ndarray) -> np.ndarray:
-        found = np.full((len(BLOCKS), 2), ABSENT)
-        found[self._there] = places
-        return found
+        """Positions of all blocks, f64[8, 2], from those of the n that are on the table."""
+        positions = np.full((len(BLOCKS), 2), ABSENT)
+        positions[self._present] = places
+        return positions
 
     @property
     def angles(self) -> np.ndarray:
-        """Turns of the n blocks that are there, f64[n] in radians."""
+        """Turns of the n blocks on the table, f64[n] in radians."""
         return self.data.qpos[:-2].reshape(-1, 3)[:, 2].copy()
 
     @property
@@ -166,9 +170,9 @@ class Env:
         """Whether the instruction is fulfilled now."""
         return self._started().success(self.blocks)
 
-    def oracle(self, seed: int, noise: float = 0.0) -> "PushTableOracle":
+    def expert(self, seed: int, noise: float = 0.0) -> "PushTableExpert":
         """A scripted policy that solves every task from the simulator; `noise` is a standard deviation in metres."""
-        return PushTableOracle(self, Oracle(seed, noise))
+        return PushTableExpert(self, Expert(seed, noise))
 
     def close(self) -> None:
         """Frees the GL context, if one was made."""
@@ -181,15 +185,15 @@ class Env:
         return self.task
 
 
-class PushTableOracle:
-    """Feeds an `Oracle` from the state of an `Env`."""
+class PushTableExpert:
+    """Feeds an `Expert` from the state of an `Env`."""
 
-    def __init__(self, env: Env, oracle: Oracle):
-        self._env, self._oracle = env, oracle
+    def __init__(self, table: Env, expert: Expert):
+        self._table, self._expert = table, expert
 
     def act(self) -> np.ndarray:
         """The next action, f32[2] in metres, within the action limit."""
-        action = self._oracle.act(self._env.pusher, self._env.blocks, self._env.task)
+        action = self._expert.act(self._table.pusher, self._table.blocks, self._table.task)
         return np.clip(action, -ACTION_LIMIT, ACTION_LIMIT).astype(np.float32)
 
 
@@ -214,15 +218,15 @@ def _block(i: int, colour: str, shape: str) -> str:
       </body>"""
 
 
-def _scene(size: int, there: list[int]) -> str:
+def _scene(size: int, present: list[int]) -> str:
     """The model as MJCF, with an offscreen buffer of `size` pixels.
 
     The last two coordinates are the pusher's; its arm is drawn but touches nothing.
     """
-    blocks = "".join(_block(i, *BLOCKS[i]) for i in there)
+    blocks = "".join(_block(i, *BLOCKS[i]) for i in present)
     corners = ("0.028 0", "-0.016 0.026", "-0.016 -0.026")
     triangle = " ".join(f"{corner} {z}" for z in (-0.02, 0.02) for corner in corners)
-    unseen = 'contype="0" conaffinity="0"'
+    no_contact = 'contype="0" conaffinity="0"'
     return f"""
 <mujoco>
   <option timestep="{TIMESTEP}" gravity="0 0 0" integrator="implicitfast"/>
@@ -234,13 +238,13 @@ def _scene(size: int, there: list[int]) -> str:
   <asset><mesh name="triangle" vertex="{triangle}"/></asset>
   <worldbody>
     <camera name="{CAMERA}" pos="0 -0.46 0.82" xyaxes="1 0 0 0 0.872 0.489" fovy="38"/>
-    <geom name="floor" type="plane" size="3 3 0.1" pos="0 0 -0.03" rgba="0.35 0.37 0.4 1" {unseen}/>
-    <geom name="table" type="box" size="0.3 0.3 0.01" pos="0 0 -0.011" rgba="0.8 0.77 0.72 1" {unseen}/>{blocks}
+    <geom name="floor" type="plane" size="3 3 0.1" pos="0 0 -0.03" rgba="0.35 0.37 0.4 1" {no_contact}/>
+    <geom name="table" type="box" size="0.3 0.3 0.01" pos="0 0 -0.011" rgba="0.8 0.77 0.72 1" {no_contact}/>{blocks}
       <body name="pusher" pos="0 0 0.04">
         <joint name="pusher_x" type="slide" axis="1 0 0" damping="2"/>
         <joint name="pusher_y" type="slide" axis="0 1 0" damping="2"/>
         <geom name="pusher" type="cylinder" size="0.011 0.04" rgba="0.1 0.1 0.12 1" mass="0.2" friction="0.3"/>
-        <geom type="capsule" fromto="0 0 0.06 0 0.1 0.2" size="0.022" rgba="0.45 0.2 0.55 1" mass="0" {unseen}/>
+        <geom type="capsule" fromto="0 0 0.06 0 0.1 0.2" size="0.022" rgba="0.45 0.2 0.55 1" mass="0" {no_contact}/>
       </body>
   </worldbody>
   <actuator>

@@ -1,4 +1,4 @@
-"""Recording the oracle's episodes to step shards or videos, in parallel; a killed recording goes on where it stopped.
+"""Recording the expert's episodes to step shards or videos, in parallel; a killed recording goes on where it stopped.
 
 Each episode is a function of the options and its number, and is written whole before the recording is finished. So the
 result is the same for any number of workers and of interruptions.
@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import shutil
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from lapa_jax.core.progress import bar
 from lapa_jax.data.convert import pool
 from lapa_jax.data.convert.plan import assign_splits
 from lapa_jax.sim import recording_formats
-from lapa_jax.sim.env import Env, make
+from lapa_jax.sim.env import Simulator, env_class, expert_of, make, options_of
 from lapa_jax.sim.recording_formats import EPISODES
 
 WORK = ".record"
@@ -37,15 +38,14 @@ class Options:
     """What decides the content of a recording.
 
     Attributes:
-      env: one of `lapa_jax.sim.env.ENVS`. task: one of its tasks, or None for all of them in turn.
-      episodes: how many. seed: of the whole recording. size: edge of the pictures in pixels.
-      noise: standard deviation of what is added to the oracle's actions, in their units.
+      env: name of a simulator, see `lapa_jax.sim.env`. task: one of its tasks, or None for all of them in turn.
+      episodes: how many. seed: of the whole recording. size: edge of the images in pixels.
+      noise: standard deviation of what is added to the expert's actions, in their units.
       fps: of the recording; it divides the environment's, the actions in between are summed where they add up
         (displacements), else their mean is taken. None keeps them all.
       max_steps: only episodes that succeed within so many of the environment's steps are kept; None is its own limit.
       columns: which of `COLUMNS` are kept; without any the recording is action-free, the input of stage 1.
-      blocks: of the push-table, how many; None is all.
-      split, wordings, varied, moving: which instructions, in which words, and the looks; see `lapa_jax.sim.options`.
+      env_options: options of the simulator's `Env` besides `size`, e.g. {"split": "seen", "blocks": 3}.
       quality: of the JPEGs. val_fraction: share of the episodes that are held out, by a hash of their ids.
       format: "shards" or "mp4".
     """
@@ -62,11 +62,7 @@ class Options:
     quality: int = 95
     val_fraction: float = 0.1
     format: str = "shards"
-    split: str = "all"
-    wordings: str = "one"
-    varied: bool = False
-    moving: bool = False
-    blocks: int | None = None
+    env_options: Mapping = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         formats = recording_formats.FORMATS
@@ -84,10 +80,9 @@ class Options:
             if not fine:
                 raise UserError(message)
 
-    def make_env(self) -> Env:
+    def make_env(self) -> Simulator:
         """The environment, as asked for."""
-        names = ("size", "split", "wordings", "varied", "moving", *(["blocks"] if self.blocks is not None else []))
-        return make(self.env, **{name: getattr(self, name) for name in names})
+        return make(self.env, size=self.size, **self.env_options)
 
     def stride(self, env_fps: float) -> int:
         """Environment steps per recorded step."""
@@ -130,35 +125,40 @@ def record(options: Options, out: pathlib.Path, workers: int = 1) -> list[dict]:
     return [json.loads(line) for line in (out / EPISODES).read_text().splitlines()]
 
 
-def record_episode(env: Env, options: Options, number: int, task: str) -> Recording:
-    """Runs the oracle on episode `number`; layouts that it does not solve in time are passed over for the next seed."""
+def record_episode(env: Simulator, options: Options, number: int, task: str) -> Recording:
+    """Runs the expert on episode `number`; layouts that it does not solve in time are passed over for the next seed."""
     for attempt in range(ATTEMPTS):
         seed = int(np.random.SeedSequence([options.seed, number, attempt]).generate_state(1)[0])
         actions = _solve(env, options, task, seed)
         if actions is not None:
             return _replay(env, options, task, seed, actions)
     raise UserError(
-        f"the oracle solved none of {ATTEMPTS} layouts of '{task}' within {options.max_steps or env.max_steps} steps; "
+        f"the expert solved none of {ATTEMPTS} layouts of '{task}' within {options.max_steps or env.max_steps} steps; "
         "give a larger --max_steps or less --noise"
     )
 
 
-def _check(env: Env, options: Options) -> None:
+def _check(env: Simulator, options: Options) -> None:
     """Refuses options that the environment would refuse later, before anything is written."""
     options.stride(env.fps)
     env.reset(0, options.task)
-    env.oracle(0, options.noise)
-    env.observe()
+    expert_of(env, 0, options.noise)
+    if env.cameras > 1:
+        raise UserError(f"a recording holds one camera, {options.env} gives {env.cameras}")
+    if "state" not in env.observe() and "state" in options.columns:
+        raise UserError(f"--columns {','.join(options.columns)}: {options.env} gives no state; give --columns action")
 
 
 def _pin(options: Options, out: pathlib.Path) -> None:
     """Writes the options into a new folder; a folder with other options, or with anything else in it, is refused."""
-    wanted = json.loads(json.dumps(dataclasses.asdict(options)))
+    defaults = {name: parameter.default for name, parameter in options_of(env_class(options.env)).items()}
+    values = dataclasses.asdict(options)
+    wanted = json.loads(json.dumps(defaults | values.pop("env_options") | values))
     if (out / OPTIONS).exists():
-        old = {field.name: field.default for field in dataclasses.fields(Options)} | read_json(out / OPTIONS)
+        recorded = read_json(out / OPTIONS)
         for name, value in wanted.items():
-            if old[name] != value:
-                raise UserError(f"{out} was recorded with {name}={old[name]}, now {value}; choose another --out")
+            if (old := recorded.get(name, defaults.get(name))) != value:
+                raise UserError(f"{out} was recorded with {name}={old}, now {value}; choose another --out")
         return
     if out.exists() and (not out.is_dir() or any(not p.name.endswith(".tmp") for p in out.iterdir())):
         raise UserError(f"{out} exists and holds no recording; choose a new or empty folder")
@@ -183,9 +183,9 @@ def _record_missing(env, options: Options, out: pathlib.Path, tasks: list[str], 
             _record_one(env, options, out, *job)
 
 
-def _record_one(env: Env | None, options: Options, out: pathlib.Path, number: int, task: str, id: str, split: str):
-    """Records one episode; its entry `<id>.json` is written last and says that the rest is there."""
-    env = env or _worker_env(options)
+def _record_one(env, options: Options, out: pathlib.Path, number: int, task: str, id: str, split: str) -> None:
+    """Records one episode, in the worker's own environment if `env` is None. Its entry `<id>.json` is written last."""
+    env = env or _worker_env(options.env, options.size, tuple(options.env_options.items()))
     recording = record_episode(env, options, number, task)
     entry = {"id": id, "split": split, "task": task, "seed": recording.seed, "instruction": recording.instruction}
     entry |= {"frames": len(recording.image), "fps": recording.fps, "size": options.size, "success": True}
@@ -194,37 +194,41 @@ def _record_one(env: Env | None, options: Options, out: pathlib.Path, number: in
 
 
 @functools.lru_cache(maxsize=1)
-def _worker_env(options: Options) -> Env:
-    return options.make_env()
+def _worker_env(env: str, size: int, env_options: tuple) -> Simulator:
+    """The environment of a worker process, for all of its episodes."""
+    return make(env, size=size, **dict(env_options))
 
 
-def _solve(env: Env, options: Options, task: str, seed: int) -> list[np.ndarray] | None:
-    """The oracle's actions up to success, None without success. Nothing is rendered."""
+def _solve(env: Simulator, options: Options, task: str, seed: int) -> list[np.ndarray] | None:
+    """The expert's actions up to success, None without success. Nothing is rendered."""
     env.reset(seed, task)
-    oracle, actions = env.oracle(seed, options.noise), []
+    expert, actions = expert_of(env, seed, options.noise), []
     for _ in range(options.max_steps or env.max_steps):
-        actions.append(oracle.act())
+        actions.append(expert.act())
         env.step(actions[-1])
         if env.success():
             return actions
+        if env.ended():
+            return None
     return None
 
 
-def _replay(env: Env, options: Options, task: str, seed: int, actions: list[np.ndarray]) -> Recording:
-    """The pictures of an episode whose actions are known; its last action may stand for fewer than `stride`."""
+def _replay(env: Simulator, options: Options, task: str, seed: int, actions: list[np.ndarray]) -> Recording:
+    """The images of an episode whose actions are known; its last action may stand for fewer than `stride`."""
     stride = options.stride(env.fps)
     env.reset(seed, task)
     merge = np.sum if env.additive else np.mean
-    seen, merged = [env.observe()], []
+    observations, merged = [env.observe()], []
     for start in range(0, len(actions), stride):
         chunk = actions[start : start + stride]
         for action in chunk:
             env.step(action)
         merged.append(merge(chunk, axis=0, dtype=np.float32))
-        seen.append(env.observe())
-    arrays = {"action": np.stack(merged), "state": np.stack([o["state"] for o in seen])}
-    arrays = {name: arrays[name] for name in options.columns}
-    return Recording(task, seed, env.instruction, env.fps / stride, np.stack([o["image"] for o in seen]), arrays)
+        observations.append(env.observe())
+    columns = {name: np.stack([one[name] for one in observations]) for name in observations[0]}
+    image, columns["action"] = columns["image"], np.stack(merged)
+    arrays = {name: columns[name] for name in options.columns if name in columns}
+    return Recording(task, seed, env.instruction, env.fps / stride, image, arrays)
 
 
 def default_workers() -> int:

@@ -1,6 +1,7 @@
 """MuJoCo as an optional dependency: importing it with a clear error, and a fast offscreen camera."""
 
 import ctypes.util
+import importlib.metadata
 import os
 import sys
 import weakref
@@ -32,20 +33,32 @@ def load_mujoco():
     except ModuleNotFoundError:
         raise UserError("this needs mujoco, which is not installed; run: pip install 'lapa_jax[sim]'") from None
     except Exception as error:  # PyOpenGL fails in many ways: ImportError, AttributeError, OSError, ...
+        if (core := _version("mujoco-core")) and core != _version("mujoco"):
+            raise UserError(
+                f"mujoco {_version('mujoco')} does not import because mujoco-core {core} was left behind by a newer "
+                "MuJoCo; run: pip uninstall -y mujoco mujoco-core mujoco-studio, then install the extra again"
+            ) from error
         wanted = os.environ.get("MUJOCO_GL", "")
         raise UserError(f"mujoco does not import with MUJOCO_GL='{wanted}' ({error}); {NO_GL}") from error
     return mujoco
 
 
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 class Camera:
     """One fixed camera of a model, without shadows, reflections and multisampling.
 
-    On software GL that is 10 times faster than MuJoCo's defaults. Pictures are the same from run to run on one machine;
+    On software GL that is 10 times faster than MuJoCo's defaults. Images are the same from run to run on one machine;
     another GL driver may round a few pixels differently.
     """
 
     def __init__(self, model, name: str, size: int):
-        """Makes the GL context for square pictures of `size` pixels; sets the model's buffer and quality."""
+        """Makes the GL context for square images of `size` pixels; sets the model's buffer and quality."""
         mujoco = load_mujoco()
         if os.environ.get("MUJOCO_GL", "").lower() in ("disable", "disabled", "off", "false", "0"):
             raise UserError(f"no GL driver is in use (MUJOCO_GL={os.environ['MUJOCO_GL']}); {NO_GL}")
@@ -54,7 +67,7 @@ class Camera:
         try:
             self._renderer = mujoco.Renderer(model, size, size)
         except Exception as error:  # the EGL and GLFW back ends raise whatever the driver made of it
-            raise UserError(f"no picture can be rendered here ({error}); {NO_GL}") from error
+            raise UserError(f"no image can be rendered here ({error}); {NO_GL}") from error
         self._close = weakref.finalize(self, self._renderer.close)  # at the latest while GL is still there to be asked
         self._model, self._name, self._update_view = model, name, mujoco.mj_camlight
         self._kinds = {"disc": int(mujoco.mjtGeom.mjGEOM_CYLINDER), "box": int(mujoco.mjtGeom.mjGEOM_BOX)}
@@ -63,7 +76,7 @@ class Camera:
         self._off = (int(flags.mjRND_SHADOW), int(flags.mjRND_REFLECTION), int(flags.mjRND_HAZE), int(flags.mjRND_FOG))
 
     def render(self, data, shapes: Iterable = ()) -> np.ndarray:
-        """The picture of `data`, with `Shape`s of sim/looks.py: uint8[size, size, 3], owned by the caller."""
+        """The image of `data`, with `Shape`s of sim/looks.py: uint8[size, size, 3], owned by the caller."""
         self._update_view(self._model, data)  # the camera may have been moved since the last step
         self._renderer.update_scene(data, self._name)
         scene = self._renderer.scene

@@ -1,9 +1,9 @@
-"""Closed-loop episodes: a controller acts in several environments in step; what is finished is kept and not run again.
+"""Runs a controller in several environments in lockstep. Finished episodes are cached and skipped on restart.
 
 An episode is a function of the options, its number and the controller: its seed comes from `Options.seed` and the
-number, and number n always is row n modulo `lanes` of the same group of `lanes` episodes. A group of which a part is
-finished runs with the others as they were when they began, so what a controller computes for one row must not depend on
-the other rows.
+number, and number n always is row n modulo `num_envs` of the same group of `num_envs` episodes. A group of which a part
+is finished runs with the others as they were when they began, so what a controller computes for one row must not depend
+on the other rows.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.core.files import atomic_path, read_json, write_json
 from lapa_jax.core.progress import bar
 from lapa_jax.data import images
-from lapa_jax.sim.env import Env, make, simulator
+from lapa_jax.sim.env import Simulator, make
 from lapa_jax.sim.recording_formats import write_mp4
 
 PINNED = "rollouts.json"
@@ -28,7 +28,7 @@ STREAM = 0x5EED
 """Sets the seeds of evaluation apart from those of recordings with the same `seed`."""
 
 STRIP = 8
-"""Pictures of an episode that are kept for contact sheets, spread evenly over it."""
+"""Images of an episode that are kept for contact sheets, spread evenly over it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,27 +36,29 @@ class Options:
     """What decides the episodes, besides the controller.
 
     Attributes:
-      env: one of `lapa_jax.sim.env.ENVS`. how: options of its `Env` class, e.g. {"size": 128}.
+      env: name of a simulator, see `lapa_jax.sim.env`. env_options: options of its `Env` class, e.g. {"size": 128}.
       tasks: those of the environment that take turns; all of them if empty.
-      seed: of the whole evaluation. lanes: environments in step. fps: actions a second that the controller gives, if
-        fewer than the environment takes: displacements are spread evenly over its steps, other actions are held. None
-        is the environment's own.
+      seed: of the whole evaluation. num_envs: environments in lockstep. fps: actions a second that the controller
+        gives, if fewer than the environment takes: displacements are spread evenly over its steps, other actions are
+        held. None is the environment's own.
     """
 
     env: str
-    how: Mapping = dataclasses.field(default_factory=dict)
+    env_options: Mapping = dataclasses.field(default_factory=dict)
     tasks: tuple[str, ...] = ()
     seed: int = 0
-    lanes: int = 8
+    num_envs: int = 8
     fps: float | None = None
 
     def __post_init__(self):
-        for fine, message in (
-            (self.seed >= 0, f"--seed must not be negative, got {self.seed}"),
-            (self.lanes >= 1, f"--lanes must be at least 1, got {self.lanes}"),
-        ):
-            if not fine:
-                raise UserError(message)
+        if self.seed < 0:
+            raise UserError(f"--seed must not be negative, got {self.seed}")
+        if self.num_envs < 1:
+            raise UserError(f"--num_envs must be at least 1, got {self.num_envs}")
+
+    def make_env(self) -> Simulator:
+        """An environment of these episodes."""
+        return make(self.env, **self.env_options)
 
     def episode_seed(self, number: int) -> int:
         """The seed of episode `number`, the same for every controller."""
@@ -70,11 +72,11 @@ class Episode:
     number: int
     task: str
     seed: int
-    env: Env
+    env: Simulator
 
 
 class Controller(Protocol):
-    """Acts in several episodes in step.
+    """Acts in several episodes in lockstep.
 
     Attributes:
       name: of the folder of its episodes. sees: whether it needs observations.
@@ -89,7 +91,8 @@ class Controller(Protocol):
         """New episodes begin, one a row."""
 
     def act(self, observations: Mapping[str, np.ndarray] | None, instructions: list[str]) -> np.ndarray:
-        """The actions f32[B, A], from what all rows see ({"image": uint8[B, H, W, 3], "state": f32[B, S]})."""
+        """The actions f32[B, A], from `Simulator.observe` of all rows: {"image": uint8[B, (V,) H, W, 3], "state":
+        f32[B, S]}."""
 
 
 def run(options: Options, controller: Controller, episodes: int, out: pathlib.Path, *, videos: int | None = None):
@@ -99,7 +102,7 @@ def run(options: Options, controller: Controller, episodes: int, out: pathlib.Pa
       episodes: how many there are to be; more than before adds to them.
       out: the folder of the controller's episodes.
       videos: how many episodes are filmed, the first ones, as `videos/<number>.mp4`; and of every episode `STRIP`
-        pictures are kept, side by side, as `strips/<number>.jpg`. None: no pictures, and no GL is needed for them.
+        images are kept, side by side, as `strips/<number>.jpg`. None: no images, and no GL is needed for them.
 
     Returns:
       list of {"number", "task", "seed", "instruction", "success", "steps", "trace"}; the last is a SHA-256 over all
@@ -110,54 +113,59 @@ def run(options: Options, controller: Controller, episodes: int, out: pathlib.Pa
     """
     if episodes < 1:
         raise UserError(f"--episodes must be at least 1, got {episodes}")
-    envs = [make(options.env, **options.how)]
-    tasks = _tasks(envs[0], options)
-    stride = _stride(envs[0], options.fps)
-    _pin(options, controller, videos, out)
+    envs = [options.make_env()]
+    for task in options.tasks:
+        if task not in envs[0].tasks:
+            raise UserError(f"{options.env} has no task '{task}'{did_you_mean(task, envs[0].tasks)}")
+    tasks, stride = options.tasks or envs[0].tasks, _stride(envs[0], options.fps)
+    if controller.sees or videos is not None:
+        envs[0].check_images()
+    _pin(options, controller, videos, envs[0].versions(), out)
     missing = [number for number in range(episodes) if not _file(out, number).exists()]
-    with bar(total=episodes, initial=episodes - len(missing), desc=controller.name, unit="episode") as shown:
-        for first in sorted({number - number % options.lanes for number in missing}):
-            envs += [make(options.env, **options.how) for _ in range(options.lanes - len(envs))]
-            numbers = range(first, first + options.lanes)
+    with bar(total=episodes, initial=episodes - len(missing), desc=controller.name, unit="episode") as progress:
+        for first in sorted({number - number % options.num_envs for number in missing}):
+            envs += [options.make_env() for _ in range(options.num_envs - len(envs))]
+            numbers = range(first, first + options.num_envs)
             group = [Episode(n, tasks[n % len(tasks)], options.episode_seed(n), env) for n, env in zip(numbers, envs)]
-            lanes = [Lane(episode, out, videos, stride) for episode in group]
-            _run_group(lanes, controller, [n in missing for n in numbers])
-            shown.update(sum(n in missing for n in numbers))
+            rollouts = [Rollout(episode, out, videos, stride) for episode in group]
+            _run_group(rollouts, controller, [n in missing for n in numbers])
+            progress.update(sum(n in missing for n in numbers))
     for env in envs:
         env.close()
     return [read_json(_file(out, number)) for number in range(episodes)]
 
 
-def _run_group(lanes: "list[Lane]", controller: Controller, missing: list[bool]) -> None:
+def _run_group(rollouts: "list[Rollout]", controller: Controller, missing: list[bool]) -> None:
     """Runs the missing episodes of a group to their ends."""
-    for lane, wanted in zip(lanes, missing):
-        lane.begin(wanted, controller.sees)
-    controller.begin([lane.episode for lane in lanes])
-    instructions = [lane.episode.env.instruction for lane in lanes]
-    while any(lane.running for lane in lanes):
-        seen = None
+    for rollout, wanted in zip(rollouts, missing):
+        rollout.begin(wanted, controller.sees)
+    controller.begin([rollout.episode for rollout in rollouts])
+    instructions = [rollout.episode.env.instruction for rollout in rollouts]
+    while any(rollout.running for rollout in rollouts):
+        observations = None
         if controller.sees:
-            seen = {name: np.stack([lane.seen[name] for lane in lanes]) for name in lanes[0].seen}
-        for lane, action in zip(lanes, controller.act(seen, instructions)):
-            if lane.running:
-                lane.step(action)
+            rows = [rollout.observation for rollout in rollouts]
+            observations = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        for rollout, action in zip(rollouts, controller.act(observations, instructions)):
+            if rollout.running:
+                rollout.step(action)
 
 
-class Lane:
+class Rollout:
     """One environment's episode while it runs, and what is kept of it when it ends."""
 
     def __init__(self, episode: Episode, out: pathlib.Path, videos: int | None, stride: int):
-        self.episode, self.running, self.seen = episode, False, None
+        self.episode, self.running, self.observation = episode, False, None
         self._out, self._stride, self._steps = out, stride, 0
-        self._film, self._keep = videos is not None and episode.number < videos, videos is not None
+        self._film, self._keep_images = videos is not None and episode.number < videos, videos is not None
         self._frames: list[np.ndarray] = []
-        self._every, self._looks = 1, 0
+        self._every, self._observed = 1, 0
         self._digest = hashlib.sha256()
 
     def begin(self, running: bool, sees: bool) -> None:
         """Resets the environment; an episode that is finished already stays at its beginning."""
         self.episode.env.reset(self.episode.seed, self.episode.task)
-        self.running, self._look = running, sees or (running and self._keep)
+        self.running, self._observes = running, sees or (running and self._keep_images)
         self._observe()
 
     def step(self, action: np.ndarray) -> None:
@@ -169,33 +177,37 @@ class Lane:
             env.step(part)
             self._steps += 1
             success = env.success()
-            if success or self._steps == env.max_steps:
+            over = success or self._steps == env.max_steps or env.ended()
+            if over:
                 break
         self._observe()
-        if success or self._steps == env.max_steps:
+        if over:
             self._finish(success)
 
     def _observe(self) -> None:
-        if self._look:
-            self.seen = self.episode.env.observe()
-            for name in sorted(self.seen):
-                self._digest.update(np.ascontiguousarray(self.seen[name]).tobytes())
-            if self._keep and self.running:
-                self._remember(self.seen["image"])
+        if not self._observes:
+            return
+        self.observation = self.episode.env.observe()
+        for name in sorted(self.observation):
+            self._digest.update(np.ascontiguousarray(self.observation[name]).tobytes())
+        if self._keep_images and self.running:
+            # A film keeps all images, other episodes fewer and fewer as they grow: many run side by side.
+            if self._film or self._observed % self._every == 0:
+                self._frames.append(self._shown())
+            self._observed += 1
+            if not self._film and len(self._frames) == 4 * STRIP:
+                self._frames, self._every = self._frames[::2], 2 * self._every
 
-    def _remember(self, image: np.ndarray) -> None:
-        """Keeps all pictures of a film. Of other episodes fewer and fewer as they grow: many lanes run side by side."""
-        if self._film or self._looks % self._every == 0:
-            self._frames.append(image)
-        self._looks += 1
-        if not self._film and len(self._frames) == 4 * STRIP:
-            self._frames, self._every = self._frames[::2], 2 * self._every
+    def _shown(self) -> np.ndarray:
+        """The image for films and contact sheets, that of the first camera."""
+        image = self.observation["image"]
+        return image if image.ndim == 3 else image[0]
 
     def _finish(self, success: bool) -> None:
-        """Pictures first: the episode's file says that all is there."""
+        """Images first: the episode's file says that all is there."""
         self.running, episode = False, self.episode
-        if self._keep:
-            frames = self._frames if self._film else [*self._frames, self.seen["image"]]
+        if self._keep_images:
+            frames = self._frames if self._film else [*self._frames, self._shown()]
             chosen = [frames[i] for i in np.linspace(0, len(frames) - 1, STRIP).round().astype(int)]
             with atomic_path(self._out / "strips" / f"{episode.number:06d}.jpg") as path:
                 path.write_bytes(images.encode(np.concatenate(chosen, axis=1), 92))
@@ -212,14 +224,7 @@ def _file(out: pathlib.Path, number: int) -> pathlib.Path:
     return out / "episodes" / f"{number:06d}.json"
 
 
-def _tasks(env: Env, options: Options) -> tuple[str, ...]:
-    for task in options.tasks:
-        if task not in env.tasks:
-            raise UserError(f"{options.env} has no task '{task}'{did_you_mean(task, env.tasks)}")
-    return options.tasks or env.tasks
-
-
-def _stride(env: Env, fps: float | None) -> int:
+def _stride(env: Simulator, fps: float | None) -> int:
     """Environment steps an action of the controller."""
     if fps is None or fps == env.fps:
         return 1
@@ -229,15 +234,15 @@ def _stride(env: Env, fps: float | None) -> int:
     return stride
 
 
-def _pin(options: Options, controller: Controller, videos: int | None, out: pathlib.Path) -> None:
+def _pin(options: Options, controller: Controller, videos: int | None, versions: Mapping, out: pathlib.Path) -> None:
     """Writes what decides the episodes into a new folder; a folder with others in it is refused."""
-    about = {"controller": controller.about, "videos": videos, "simulator": simulator(options.env)}
+    about = {"controller": controller.about, "videos": videos, "simulator": versions}
     wanted = json.loads(json.dumps({**dataclasses.asdict(options), **about}))
     if (out / PINNED).exists():
-        found = read_json(out / PINNED)
+        pinned = read_json(out / PINNED)
         for name, value in wanted.items():
-            if found.get(name) != value:
-                raise UserError(f"{out} holds episodes with {name} {found.get(name)}, now {value}: choose another "
+            if pinned.get(name) != value:
+                raise UserError(f"{out} holds episodes with {name} {pinned.get(name)}, now {value}: choose another "
                                 "--out, or remove it")  # fmt: skip
         return
     if out.is_file():

@@ -3,7 +3,7 @@
 python launch/studies/latent_pretraining.py --out DIR [--short] [--seeds 2] [--jobs 2] [--arms scratch lapa vpt actions]
     [--task separate] [--blocks 3] [--gap 6] [--overrides optim.weight_decay=0 ...]
 
-Episodes of the oracle are recorded as video; few more, others, with actions are the demonstrations. Every arm ends with
+Episodes of the expert are recorded as video; few more, others, with actions are the demonstrations. Every arm ends with
 the same model, trained for the same steps on the demonstrations alone. What comes before:
 
   scratch   nothing
@@ -12,7 +12,7 @@ the same model, trained for the same steps on the demonstrations alone. What com
   actions   the true actions of the video: the upper bound
 
 The three pretrainings have the same body, pictures, instructions and steps. Then each policy drives, on instructions
-like those of training (seen) and on combinations that were left out (unseen), beside the oracle, random actions and a
+like those of training (seen) and on combinations that were left out (unseen), beside the expert, random actions and a
 repeated first action. Every leg is one of our commands; a study that was interrupted goes on where it stopped.
 `tables.md` and `success.png` in --out, which also says how long each leg took.
 """
@@ -47,7 +47,7 @@ HELD_OUT = 0.05
 """Share of the video that only figures are measured on."""
 
 NOISE = 0.004
-"""Metres, of the oracle's actions: without it no episode shows how to come back."""
+"""Metres, of the expert's actions: without it no episode shows how to come back."""
 
 PROBES = {
     "codes used": ("codebook_utilization", "{:.0%}"),

@@ -33,12 +33,12 @@ def out(tmp_path):
 
 def test_metrics_report_and_pictures(out):
     own = lines({0, 2, 4, 5})
-    found = results(policy=own, oracle=lines(range(8)), random=lines({1}), repeat=lines(()))
+    found = results(policy=own, expert=lines(range(8)), random=lines({1}), repeat=lines(()))
     closed_loop.write(out, {"env": "table", "policy": "bc", "seed": 3}, found, own, out / "policy")
     told = json.loads((out / "metrics.json").read_text())
     low, high = scores.wilson(4, 10)
-    own = {"success_rate": 0.4, "success_rate_low": low, "success_rate_high": high, "of_oracle": 0.5}
-    others = {"success_rate_oracle": 0.8, "success_rate_random": 0.1, "success_rate_repeat": 0.0}
+    own = {"success_rate": 0.4, "success_rate_low": low, "success_rate_high": high, "of_expert": 0.5}
+    others = {"success_rate_expert": 0.8, "success_rate_random": 0.1, "success_rate_repeat": 0.0}
     assert told["metrics"] == {**own, **others}
     assert told["policies"]["policy"]["tasks"]["push"]["success_rate"] == 0.6 and told["seed"] == 3
     page = (out / "report.html").read_text()

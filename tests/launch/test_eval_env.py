@@ -10,7 +10,7 @@ from tests.inference import random_policy, small_policy
 from tests.sim.conftest import gl, mujoco  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("gl")
-SHORT = ["--env", "push_table", "--episodes", "2", "--lanes", "2"]
+SHORT = ["--env", "push_table", "--episodes", "2", "--num_envs", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_a_policy_acts_beside_its_controls_and_goes_on_where_it_stopped(policy, 
     command.main([*SHORT, "--run", str(policy), "--videos", "1"])
     out = policy / "eval_push_table"
     told = json.loads((out / "metrics.json").read_text())
-    assert list(told["policies"]) == ["oracle", "policy", "random", "repeat"] and told["options"] == {"size": 32}
+    assert list(told["policies"]) == ["expert", "policy", "random", "repeat"] and told["options"] == {"size": 32}
     assert "success_rate" in capsys.readouterr().out and (out / "policy/videos/000000.mp4").exists()
     first = episodes(out / "policy")
     (out / "policy/episodes/000001.json").unlink()
@@ -49,18 +49,18 @@ def test_a_policy_acts_beside_its_controls_and_goes_on_where_it_stopped(policy, 
 
 def test_a_policy_whose_data_name_no_frame_rate_is_told_of(root, brief, tmp_path, capsys):
     small_policy.make(root, fps=None).save_pretrained(tmp_path / "policy")
-    command.main([*SHORT, "--run", str(tmp_path / "policy"), "--videos", "0", "--episodes", "1", "--lanes", "1"])
+    command.main([*SHORT, "--run", str(tmp_path / "policy"), "--videos", "0", "--episodes", "1", "--num_envs", "1"])
     assert "name no frame rate; it acts as often as push_table takes actions" in capsys.readouterr().out
 
 
-def test_an_in_context_policy_is_shown_what_the_oracle_does(tmp_path, monkeypatch):
+def test_an_in_context_policy_is_shown_what_the_expert_does(tmp_path, monkeypatch):
     monkeypatch.setattr(random_policy, "A", 2)
     monkeypatch.setattr(random_policy, "S", 2)
     about = {"table": {"statistics": random_policy.statistics(0), "features": {}, "fps": 10.0}}
     made = random_policy.make(action_dim=2, state_dim=2, about=about)
     made.save_pretrained(tmp_path / "icl")
     command.main([*SHORT, "--run", str(tmp_path / "icl"), "--task", "separate", "--size", "32", "--videos", "0",
-                  "--out", str(tmp_path / "out"), "--episodes", "1", "--lanes", "1"])  # fmt: skip
+                  "--out", str(tmp_path / "out"), "--episodes", "1", "--num_envs", "1"])  # fmt: skip
     assert [line["task"] for line in episodes(tmp_path / "out/policy")] == ["separate"]
     assert not (tmp_path / "out/policy/strips").exists()
 
@@ -69,12 +69,12 @@ def test_an_in_context_policy_is_shown_what_the_oracle_does(tmp_path, monkeypatc
     ("arguments", "told"),
     [
         (["--env", "push_table"], "--run, or with --env a scripted"),
-        (["--env", "push_table", "--policy", "oracle"], "give --out"),
-        (["--env", "push_table", "--policy", "oracl", "--out", "OUT"], "did you mean 'oracle'"),
-        (["--env", "push_table", "--policy", "oracle", "--out", "OUT", "--data", "d"], "--data is for recorded steps"),
-        (["--env", "push_table", "--policy", "oracle", "--out", "OUT", "--videos", "-1"], "--videos"),
+        (["--env", "push_table", "--policy", "expert"], "give --out"),
+        (["--env", "push_table", "--policy", "exper", "--out", "OUT"], "did you mean 'expert'"),
+        (["--env", "push_table", "--policy", "expert", "--out", "OUT", "--data", "d"], "--data is for recorded steps"),
+        (["--env", "push_table", "--policy", "expert", "--out", "OUT", "--videos", "-1"], "--videos"),
         (["--run", "x", "--execute", "2"], "give --env"),
-        (["--policy", "oracle"], "give --env"),
+        (["--policy", "expert"], "give --env"),
         (["--run", "x", "--episodes", "10"], "--episodes is for policies that act in an environment"),
         ([*SHORT, "--run", "RUN", "--out", "OUT", "--pairs", "10"], "--pairs is for recorded steps"),
         ([], "give --run"),

@@ -17,7 +17,7 @@ RATES = {"scratch": 2, "lapa": 6, "vpt": 5, "actions": 8}
 
 def driven(arm, split):
     own = of_counts(RATES[arm] // (1 if split == "seen" else 2), 20)
-    controls = {"oracle": of_counts(20, 20), "random": of_counts(0, 20), "repeat": of_counts(1, 20)}
+    controls = {"expert": of_counts(20, 20), "random": of_counts(0, 20), "repeat": of_counts(1, 20)}
     policies = {name: {"overall": value, "tasks": {}} for name, value in {"policy": own, **controls}.items()}
     return {"policies": policies, "metrics": {"success_rate": own["success_rate"]}}
 

@@ -25,26 +25,26 @@ def make():
         env.close()
 
 
-def picture(env, seed: int) -> np.ndarray:
+def image(env, seed: int) -> np.ndarray:
     env.reset(seed)
     return env.observe()["image"].astype(int)
 
 
 def test_a_varied_look_is_decided_by_the_seed_alone(make):
     env, other = make(varied=True), make(varied=True)
-    first = picture(env, 1)
-    assert np.abs(picture(env, 2) - first).mean() > 5
-    np.testing.assert_array_equal(picture(env, 1), first)  # nothing adds up over episodes
-    np.testing.assert_array_equal(picture(other, 1), first)
+    first = image(env, 1)
+    assert np.abs(image(env, 2) - first).mean() > 5
+    np.testing.assert_array_equal(image(env, 1), first)  # nothing adds up over episodes
+    np.testing.assert_array_equal(image(other, 1), first)
 
 
 def test_looks_change_neither_layout_nor_physics(make):
     plain, fancy = make(), make(varied=True, moving=True)
     for env in (plain, fancy):
         env.reset(3, "block2block")
-        oracle = env.oracle(0, 0.003)
+        expert = env.expert(0, 0.003)
         for _ in range(15):
-            env.step(oracle.act())
+            env.step(expert.act())
     np.testing.assert_array_equal(plain.data.qpos, fancy.data.qpos)
     assert plain.instruction == fancy.instruction
     assert np.abs(plain.observe()["image"].astype(int) - fancy.observe()["image"]).mean() > 5
@@ -64,7 +64,7 @@ def test_colours_keep_their_names(make):
 def test_only_a_moving_background_moves_by_itself(make):
     for moving in (False, True):
         env = make(moving=moving)
-        before = picture(env, 0)
+        before = image(env, 0)
         for _ in range(5):
             env.step([0.0, 0.0])
         share = (np.abs(env.observe()["image"] - before).max(axis=-1) > 20).mean()

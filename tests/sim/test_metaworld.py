@@ -30,9 +30,9 @@ def env():
 def rollout(env, seed: int, task: str, noise: float = 0.0, limit: int = 500) -> np.ndarray:
     """What the expert saw until success or `limit`, f64[T, 39]."""
     env.reset(seed, task)
-    oracle, seen = env.oracle(seed, noise), [env.observation]
+    expert, seen = env.expert(seed, noise), [env.observation]
     while len(seen) <= limit and not env.success():
-        env.step(oracle.act())
+        env.step(expert.act())
         seen.append(env.observation)
     return np.array(seen)
 
@@ -75,7 +75,7 @@ def test_the_seed_decides_the_layout_whatever_came_before(env):
 
 @needs_metaworld
 @pytest.mark.usefixtures("gl")
-def test_other_processes_give_the_same_states_and_pictures_bit_for_bit(env, root):
+def test_other_processes_give_the_same_states_and_images_bit_for_bit(env, root):
     """Pictures of fresh ones: where much else ran before, software GL may round a pixel differently."""
     program = (
         "import sys; sys.path.insert(0, '.')\n"
@@ -95,7 +95,7 @@ def test_other_processes_give_the_same_states_and_pictures_bit_for_bit(env, root
 
 @needs_metaworld
 @pytest.mark.usefixtures("gl")
-def test_recorded_actions_give_the_recorded_states_and_pictures(shared):
+def test_recorded_actions_give_the_recorded_states_and_images(shared):
     """Episodes that were recorded without this package."""
     import av
 
@@ -152,7 +152,7 @@ def test_bad_input_is_refused(env):
         with pytest.raises(UserError, match="four finite numbers"):
             env.step(action)
     with pytest.raises(UserError, match="noise -1"):
-        env.oracle(0, -1)
+        env.expert(0, -1)
     with pytest.raises(UserError, match="call reset"):
         Env(32).observe()
     with pytest.raises(UserError, match="no option 'splits'; did you mean 'split'"):

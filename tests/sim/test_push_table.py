@@ -1,4 +1,4 @@
-"""The push-table's physics, its determinism and its oracle."""
+"""The push-table's physics, its determinism and its expert."""
 
 import hashlib
 import os
@@ -28,11 +28,11 @@ def env():
 
 
 def rollout(env, seed: int, task: str, noise: float = 0.0, limit: int = 150) -> list[np.ndarray]:
-    """The oracle's actions until success or `limit`."""
+    """The expert's actions until success or `limit`."""
     env.reset(seed, task)
-    oracle, actions = env.oracle(seed, noise), []
+    expert, actions = env.expert(seed, noise), []
     while len(actions) < limit and not env.success():
-        actions.append(oracle.act())
+        actions.append(expert.act())
         env.step(actions[-1])
     return actions
 
@@ -136,7 +136,7 @@ def test_one_seed_gives_one_episode_and_two_seeds_give_two(env):
 
 
 @pytest.mark.usefixtures("gl")
-def test_two_processes_give_the_same_states_and_pictures_bit_for_bit(root):
+def test_two_processes_give_the_same_states_and_images_bit_for_bit(root):
     """Fresh ones: where much else was loaded and run before, software GL may round a pixel differently."""
     options = {"split": "unseen", "wordings": "unseen", "varied": True, "moving": True}
     program = (
@@ -154,7 +154,7 @@ def test_two_processes_give_the_same_states_and_pictures_bit_for_bit(root):
 
 
 def digest(env) -> str:
-    """Of an episode's actions, states, words and pictures; closes the environment."""
+    """Of an episode's actions, states, words and images; closes the environment."""
     actions = rollout(env, 3, "separate", 0.004)
     seen = [np.array(actions), env.data.qpos, env.data.qvel, env.observe()["image"]]
     env.close()
@@ -183,7 +183,7 @@ def test_splits_ask_for_their_own_combinations_and_wordings_keep_the_layout(env)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_oracle_solves_every_family_and_nothing_is_solved_by_waiting(env, family):
+def test_the_expert_solves_every_family_and_nothing_is_solved_by_waiting(env, family):
     for seed in range(6):
         actions = rollout(env, 500 + seed, family, noise=0.003)
         assert env.success(), f"seed {500 + seed}: {env.instruction}"
@@ -196,8 +196,8 @@ def test_the_oracle_solves_every_family_and_nothing_is_solved_by_waiting(env, fa
 
 def test_noise_changes_actions_by_its_standard_deviation(env):
     env.reset(0, "separate")
-    calm = env.oracle(0).act()
-    noisy = np.array([env.oracle(seed, 0.003).act() for seed in range(400)])
+    calm = env.expert(0).act()
+    noisy = np.array([env.expert(seed, 0.003).act() for seed in range(400)])
     inside = np.abs(calm) < 0.02  # where the limit does not clip
     np.testing.assert_allclose((noisy - calm).std(axis=0)[inside], 0.003, rtol=0.2)
 
@@ -212,7 +212,7 @@ def test_bad_input_is_refused(env):
         with pytest.raises(UserError, match="two finite numbers"):
             env.step(action)
     with pytest.raises(UserError, match="noise -1"):
-        env.oracle(0, -1)
+        env.expert(0, -1)
     with pytest.raises(UserError, match="reset"):
         Env(32).step([0.0, 0.0])
     for options, message in (
@@ -225,7 +225,7 @@ def test_bad_input_is_refused(env):
 
 
 @pytest.mark.usefixtures("gl")
-def test_pictures_show_what_moves(env):
+def test_images_show_what_moves(env):
     env.reset(2)
     place(env, 0, (0.0, 0.0))
     drive(env, (-0.06, -0.0), [0.0, 0.0], 1)
@@ -260,7 +260,7 @@ def test_with_fewer_blocks_only_these_are_there_asked_for_and_pushed(mujoco, spl
         assert any(name in env.instruction for name in names) and not any(name in env.instruction for name in others)
         assert (env.blocks == ABSENT).all(1).sum() == 5 and len(env.angles) == 3
         assert env.task.held_out() == (split == "unseen")
-        expert = env.oracle(seed)
+        expert = env.expert(seed)
         for _ in range(env.max_steps):
             env.step(expert.act())
             if env.success():

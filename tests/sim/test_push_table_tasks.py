@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lapa_jax.sim.push_table_oracle import plan
+from lapa_jax.sim.push_table_expert import plan
 from lapa_jax.sim.push_table_tasks import (
     AT_GOAL,
     BESIDE,
@@ -151,7 +151,7 @@ def test_a_task_whose_goal_is_taken_or_already_reached_is_not_drawn():
     assert draw_task(Always(), "block2absolute", with_blocks(b0=(0.05, 0))) is None
 
 
-def test_the_oracle_pushes_from_behind_and_goes_round_from_the_front():
+def test_the_expert_pushes_from_behind_and_goes_round_from_the_front():
     task = Task("block2absolute", "", block=0, goal=np.array([0.15, 0.0]))
     blocks = with_blocks(b0=(0, 0))
     push = plan(np.array([-0.05, 0.0]), blocks, task)
@@ -164,4 +164,4 @@ def test_the_oracle_pushes_from_behind_and_goes_round_from_the_front():
         if at[0] < -0.045 and abs(at[1]) < 0.011:
             break
     else:
-        raise AssertionError("the oracle never got behind the block")
+        raise AssertionError("the expert never got behind the block")

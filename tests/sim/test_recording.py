@@ -106,13 +106,14 @@ def test_a_slower_recording_takes_the_mean_of_actions_that_do_not_add_up(tmp_pat
 def test_splits_wordings_and_looks_reach_the_recording(shards, tmp_path):
     from lapa_jax.sim.push_table_tasks import WORDS
 
-    lines = record(tmp_path / "new", episodes=1, split="unseen", wordings="unseen", varied=True, workers=2)
+    options = {"split": "unseen", "wordings": "unseen", "varied": True}
+    lines = record(tmp_path / "new", episodes=1, env_options=options, workers=2)
     frames = [StepShards(folder, "train").image(0) for folder in (tmp_path / "new", shards[0])]
     assert np.abs(frames[0].astype(int) - frames[1]).mean() > 5
     heads = {template.split("{")[0] for template in WORDS["block2block"].unseen}
     assert any(lines[0]["instruction"].startswith(head) for head in heads)
     with pytest.raises(UserError, match="was recorded with split=unseen, now seen"):
-        record(tmp_path / "new", episodes=1, split="seen", wordings="unseen", varied=True)
+        record(tmp_path / "new", episodes=1, env_options=options | {"split": "seen"})
 
 
 def test_an_action_free_recording_has_no_trace_of_actions(tmp_path):
@@ -179,7 +180,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(shards, tmp_path
         record(tmp_path / "other")
 
 
-def test_an_oracle_that_cannot_solve_a_task_in_time_says_so(tmp_path):
+def test_an_expert_that_cannot_solve_a_task_in_time_says_so(tmp_path):
     with pytest.raises(UserError, match="solved none of 50 layouts .* within 2 steps"):
         record(tmp_path / "out", max_steps=2)
 

@@ -1,4 +1,4 @@
-"""The scripted policy of the push-table: go behind the block, round the others, and push it along the line to its goal.
+"""The scripted expert of the push-table: go behind the block, round the others, and push it along the line to its goal.
 
 NumPy only, from positions in metres; it keeps no state but its random numbers and the count of its actions.
 """
@@ -25,12 +25,12 @@ NEIGHBOURS = [(dx, dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1) if (dx, dy) != 
 HEADINGS = np.stack([f(np.arange(32) * np.pi / 16) for f in (np.cos, np.sin)], axis=1)
 
 
-class Oracle:
+class Expert:
     """Solves every family; `noise` is the standard deviation, in metres, of what is added to each action."""
 
     def __init__(self, seed: int, noise: float = 0.0):
         if not 0 <= noise < 0.1:
-            raise UserError(f"oracle noise {noise} is not a standard deviation in metres between 0 and 0.1")
+            raise UserError(f"expert noise {noise} is not a standard deviation in metres between 0 and 0.1")
         self._rng, self._noise, self._acted = np.random.default_rng(seed), noise, 0
 
     def act(self, pusher: np.ndarray, blocks: np.ndarray, task: Task) -> np.ndarray:
