@@ -104,7 +104,8 @@ def test_episodes_of_another_version_of_the_simulator_are_refused(expert, tmp_pa
 @pytest.mark.parametrize(
     ("changes", "told"),
     [({"tasks": ("separat",)}, "did you mean 'separate'"), ({"num_envs": 0}, "--num_envs"),
-     ({"episodes": 0}, "--episodes"), ({"seed": -1}, "--seed"), ({"fps": 3.0}, "does not divide the 10"), ({"env": "push_tabel"}, "did you mean")],
+     ({"episodes": 0}, "--episodes"), ({"seed": -1}, "--seed"), ({"fps": 3.0}, "does not divide the 10"),
+     ({"env": "push_tabel"}, "did you mean")],
 )  # fmt: skip
 def test_wrong_input_is_told_before_anything_is_written(mujoco, tmp_path, changes, told):
     with pytest.raises(UserError, match=told):
