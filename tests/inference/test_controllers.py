@@ -6,7 +6,10 @@ import pytest
 from lapa_jax.core.errors import UserError
 from lapa_jax.inference import controllers
 from lapa_jax.inference.ensemble import Ensemble
+from lapa_jax.sim.evaluation import Interface
 from tests.inference import random_policy, small_policy
+
+TABLE = Interface(actions=2, state=2, cameras=1, notes=())
 
 TEXTS = ["push the red cube", "go left", "stay"]
 
@@ -81,17 +84,18 @@ def test_in_context_policies_are_shown_demonstrations_of_each_rows_task():
 @pytest.mark.parametrize(
     ("made", "env", "told"),
     [({"width": 7}, {}, "actions of 7 numbers, table takes 2"), ({"state": 3}, {}, "states of 3 numbers, table has 2"),
-     ({"cameras": 2}, {}, "sees 2 cameras, table has one"), ({}, {"actions": 4}, "actions of 2 numbers")],
+     ({"cameras": 2}, {}, "sees 2 cameras, table has 1"), ({}, {"actions": 4}, "actions of 2 numbers")],
 )  # fmt: skip
 def test_policies_that_do_not_fit_are_refused(root, made, env, told):
     policy = small_policy.make(root, **made)
     with pytest.raises(UserError, match=told):
-        controllers.check_fits(policy, None, **{"env": "table", "actions": 2, "state": 2, **env})
+        controllers.check_fits(policy, None, "table", TABLE._replace(**env))
 
 
 def test_what_fits_is_taken_and_chunks_end_where_they_end(root, policy):
-    controllers.check_fits(policy, None, env="table", actions=2, state=2)
-    controllers.check_fits(small_policy.make(root, state=0), None, env="table", actions=2, state=0)
+    controllers.check_fits(policy, None, "table", TABLE)
+    controllers.check_fits(small_policy.make(root, state=0), None, "table", TABLE._replace(state=0))
+    controllers.check_fits(small_policy.make(root, cameras=2), None, "table", TABLE._replace(cameras=2))
     assert controllers.rate(policy) == 10.0
     for execute in (0, small_policy.CHUNK + 1):
         with pytest.raises(UserError, match="give 1 to 4"):
