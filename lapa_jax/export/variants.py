@@ -34,9 +34,12 @@ def merged(trained: TrainedModel) -> TrainedModel:
 def in_bfloat16(trained: TrainedModel) -> TrainedModel:
     """The model with kernels of linear layers and the embedding of tokens in bfloat16, all else as it is.
 
-    A model that computes in bfloat16 rounds just these before it uses them: its outputs stay the same to the bit.
+    A model that computes in bfloat16 rounds just these before it uses them: its outputs stay the same to the bit. Its
+    layers that compute in float32 all the same, the last ones of heads, keep their kernels.
     """
-    kernels = {layer + int8.KERNEL for layer in int8.linear_layers(trained.model)}
+    layers = int8.linear_layers(trained.model)
+    rounded = [name for name, dtype in layers.items() if dtype == jnp.bfloat16]
+    kernels = {name + int8.KERNEL for name in rounded or layers}
 
     def store(name: str, leaf):
         return leaf.astype(jnp.bfloat16) if name in kernels or EMBEDDING.fullmatch(name) else leaf

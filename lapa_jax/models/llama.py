@@ -54,7 +54,8 @@ class Model(nn.Module):
         self.embedding = self.param("embedding", nn.initializers.normal(0.02), (self.vocab, self.dim))
         self.decoder = Decoder(**self._sizes())
         if self.head == "own":
-            self.to_logits = Linear(self.vocab, use_bias=False, dtype=jnp.dtype(self.dtype))
+            # float32: logits rounded to bfloat16 tie at the top, and argmax takes the lowest token of a tie.
+            self.to_logits = Linear(self.vocab, use_bias=False)
 
     @nn.nowrap
     def check(self) -> None:
@@ -108,10 +109,10 @@ class Model(nn.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[N, L, dim] hidden states -> f32 [N, L, vocab]; not with head="none"."""
         if self.head == "own":
-            return self.to_logits(hidden).astype(jnp.float32)
+            return self.to_logits(hidden)
         if self.head == "none":
             raise ValueError('head="none" gives no logits')
-        return (hidden @ self.embedding.T.astype(hidden.dtype)).astype(jnp.float32)
+        return hidden.astype(jnp.float32) @ self.embedding.T.astype(jnp.float32)
 
     @nn.nowrap
     def new_cache(self, batch: int, slots: int) -> Cache:

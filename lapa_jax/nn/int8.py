@@ -7,7 +7,7 @@ method of a model takes such parameters; in memory they are a byte a number at a
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -22,22 +22,25 @@ LARGEST = 127
 KERNEL = tree.SEPARATOR + "kernel"
 
 
-def linear_layers(model: nn.Module) -> list[str]:
-    """The paths of all linear layers that a model makes, "llm/decoder/layers/attention/query"; computes nothing."""
-    met = set()
+def linear_layers(model: nn.Module) -> dict[str, jnp.dtype]:
+    """The linear layers that a model makes, in order: {"llm/decoder/layers/attention/query": what it computes in}.
+
+    Nothing is computed.
+    """
+    met = {}
 
     def note(call, args, kwargs, context):
         if isinstance(context.module, Linear) and context.method_name == "__call__":
-            met.add(tree.SEPARATOR.join(context.module.path))
+            met[tree.SEPARATOR.join(context.module.path)] = jnp.dtype(context.module.dtype)
         return call(*args, **kwargs)
 
     rngs = {name: jax.random.key(0) for name in ("params", "noise", "dropout")}
     with nn.intercept_methods(note):
         jax.eval_shape(lambda batch: model.init(rngs, batch, train=True), model.example(1))
-    return sorted(met)
+    return dict(sorted(met.items()))
 
 
-def choose(layers: Sequence[str], modules: str) -> list[str]:
+def choose(layers: Iterable[str], modules: str) -> list[str]:
     """Those layers whose whole path matches a regular expression.
 
     Raises:

@@ -47,6 +47,7 @@ def test_bfloat16_kernels_change_nothing_where_bfloat16_computes(root, tmp_path)
     np.testing.assert_array_equal(half.chunk(*seen), policy.chunk(*seen))
     kinds = {name.rpartition("/")[2]: leaf.dtype for name, leaf in tree.flatten(half.variables).items()}
     assert kinds["kernel"] == kinds["embedding"] == jnp.bfloat16
+    assert half.variables["params"]["act"]["out"]["kernel"].dtype == jnp.float32, "it computes in float32"
     assert kinds["bias"] == kinds["scale"] == kinds["action_queries"] == jnp.float32
     half.save_pretrained(tmp_path / "half")
     assert load(tmp_path / "half", devices=jax.devices()[:1]).fingerprint == half.fingerprint

@@ -13,7 +13,8 @@ LEVELS = {"z": ("z",), "q": ("q",), "z+q": ("z", "q")}
 
 
 class StateEncoder(nn.Module):
-    """Two layers over a vector of numbers. Attributes: dim: D, width of both. dtype: of the computation."""
+    """Two layers over a vector of numbers. Attributes: dim: D, width of both. dtype: of the second layer; the first is
+    float32, since bfloat16 would round the numbers to steps of 0.004 before anything sees them."""
 
     dim: int
     dtype: jnp.dtype
@@ -21,7 +22,7 @@ class StateEncoder(nn.Module):
     @nn.compact
     def __call__(self, state: jax.Array) -> jax.Array:
         """f32 [..., S] -> [..., D]."""
-        x = nn.gelu(Linear(self.dim, dtype=self.dtype, name="hidden")(state))
+        x = nn.gelu(Linear(self.dim, name="hidden")(state))
         return Linear(self.dim, dtype=self.dtype, name="out")(x)
 
 

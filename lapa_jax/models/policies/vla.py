@@ -93,8 +93,8 @@ class Model(VisionLanguageModel):
         self.queries = self.param("queries", new, (self.code_length if parallel else 1, dim))
         if not parallel:
             self.code_embedding = self.param("code_embedding", new, (self.codebook_size, dim))
-        self.codes_norm = LayerNorm(dtype=jnp.dtype(self.dtype))
-        self.to_codes = Linear(self.codebook_size, dtype=jnp.dtype(self.dtype))
+        # float32: logits rounded to bfloat16 tie at the top, and argmax takes the lowest code of a tie.
+        self.codes_norm, self.to_codes = LayerNorm(dtype=jnp.dtype(self.dtype)), Linear(self.codebook_size)
 
     @nn.nowrap
     def check(self) -> None:
@@ -173,7 +173,7 @@ class Model(VisionLanguageModel):
         return self.code_embedding[codes].astype(jnp.dtype(self.llm.dtype))
 
     def _logits(self, hidden: jax.Array) -> jax.Array:
-        return self.to_codes(self.codes_norm(hidden)).astype(jnp.float32)
+        return self.to_codes(self.codes_norm(hidden))
 
 
 def _cross_entropy(logits: jax.Array, codes: jax.Array) -> jax.Array:

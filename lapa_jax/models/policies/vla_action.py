@@ -75,12 +75,13 @@ class Model(VisionLanguageModel):
     def setup(self):
         super().setup()
         dtype, new = jnp.dtype(self.dtype), nn.initializers.normal(0.02)
-        self.see_state = Linear(self.llm.dim, dtype=dtype) if self.state_dim else None
+        # float32: bfloat16 would round the state to steps of 0.004 before anything sees it.
+        self.see_state = Linear(self.llm.dim) if self.state_dim else None
         sizes = {"chunk_length": self.chunk_length, "action_dim": self.action_dim, "dtype": dtype}
         if self.head == "latent":
             # named as in stage 2, whose values they begin with
             self.queries = self.param("queries", new, (self.code_length, self.llm.dim))
-            self.codes_norm, self.to_codes = LayerNorm(dtype=dtype), Linear(self.codebook_size, dtype=dtype)
+            self.codes_norm, self.to_codes = LayerNorm(dtype=dtype), Linear(self.codebook_size)
             self.act = LatentHead(width=self.head_width, heads=self.head_heads, context=self.latent_context, **sizes)
             return
         if self.head == "bins":
@@ -154,8 +155,7 @@ class Model(VisionLanguageModel):
         """Actions, from what `think` gave."""
         if self.head != "latent":
             return self.act(hidden, *prefix)
-        logits = self.to_codes(self.codes_norm(hidden))
-        return self.act(jax.nn.softmax(logits.astype(jnp.float32)), *prefix)
+        return self.act(jax.nn.softmax(self.to_codes(self.codes_norm(hidden))), *prefix)
 
     def _predicted(self, batch) -> Predicted:
         return self.decide(*self.think(batch, self.see(batch)))

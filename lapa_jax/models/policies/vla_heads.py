@@ -2,6 +2,9 @@
 
 All are called with states at their queries and give `Predicted`; all take actions normalised so that their usual range
 is [-1, 1] (`data.normalize = "q01_q99"`), and dimensions of two values, a gripper's, as -1 and 1.
+
+The last projection of each is float32 whatever the others compute in: bfloat16 has 8 bits, so that actions would lie on
+a grid of 0.004, and the logits of neighbouring bins would be equal.
 """
 
 from typing import NamedTuple
@@ -47,7 +50,7 @@ class BinHead(nn.Module):
         """hidden [B, 1, D]; context and real are not needed."""
         shape = (hidden.shape[0], self.chunk_length, self.action_dim, self.bins)
         x = LayerNorm(dtype=self.dtype, name="norm")(hidden)
-        logits = Linear(shape[1] * shape[2] * shape[3], dtype=self.dtype, name="out")(x).astype(jnp.float32)
+        logits = Linear(shape[1] * shape[2] * shape[3], name="out")(x)
         logits = jnp.where(self._possible(), logits.reshape(shape), -1e9)
         return Predicted(self.centres()[self.chosen(logits)] * self._stretch(), logits)
 
@@ -111,7 +114,7 @@ class ChunkHead(nn.Module):
             y = LayerNorm(dtype=self.dtype, name=f"norm_{block}")(x)
             x = x + nn.relu(Linear(self.width, dtype=self.dtype, name=f"block_{block}")(y))
         x = LayerNorm(dtype=self.dtype, name="norm_out")(x)
-        return Predicted(Linear(self.action_dim, dtype=self.dtype, name="out")(x).astype(jnp.float32))
+        return Predicted(Linear(self.action_dim, name="out")(x))
 
     @nn.nowrap
     def loss(self, predicted: Predicted, action: jax.Array) -> jax.Array:
@@ -148,8 +151,8 @@ class LatentHead(nn.Module):
         if not self.context:
             x = nn.relu(linear(self.width, "hidden")(codes.reshape(rows, -1)))
             x = nn.relu(linear(self.width // 2, "hidden_2")(x))
-            x = linear(self.chunk_length * self.action_dim, "out")(x)
-            return Predicted(x.reshape(rows, self.chunk_length, self.action_dim).astype(jnp.float32))
+            x = Linear(self.chunk_length * self.action_dim, name="out")(x)
+            return Predicted(x.reshape(rows, self.chunk_length, self.action_dim))
         seen = linear(self.width, "see")(LayerNorm(dtype=self.dtype, name="norm_context")(context))
         seen = jnp.concatenate([codes, seen], axis=1)
         mask = jnp.concatenate([jnp.ones((rows, places), bool), real], axis=1)
@@ -159,8 +162,8 @@ class LatentHead(nn.Module):
         x = x + attention(LayerNorm(dtype=self.dtype, name="norm_attention")(x), seen, mask=mask)
         y = LayerNorm(dtype=self.dtype, name="norm_hidden")(x)
         x = x + linear(self.width, "down")(nn.gelu(linear(4 * self.width, "up")(y)))
-        x = linear(self.action_dim, "out")(LayerNorm(dtype=self.dtype, name="norm_out")(x))
-        return Predicted(x.astype(jnp.float32))
+        x = LayerNorm(dtype=self.dtype, name="norm_out")(x)
+        return Predicted(Linear(self.action_dim, name="out")(x))
 
     @nn.nowrap
     def loss(self, predicted: Predicted, action: jax.Array) -> jax.Array:

@@ -92,7 +92,8 @@ class Resampler(nn.Module):
     Attributes:
       outputs: M. features: of each output.
       dim, depth, heads, dim_head: of the transformer.
-      dtype: dtype of the transformer; the last layer, whose output is rounded or compared, is float32.
+      dtype: dtype of the transformer; the first layer, which reads actions, and the last one, whose output is rounded
+        or compared, are float32: bfloat16 rounds numbers near 1 to steps of 0.004.
       remat: see `Transformer`.
     """
 
@@ -110,8 +111,8 @@ class Resampler(nn.Module):
         """x: [B, L, F], mask: bool[B, L], False for vectors that nothing may read -> f32[B, M, features]."""
         batch, length, _ = x.shape
         place = nn.initializers.normal(0.5)
-        tokens = Linear(self.dim, dtype=self.dtype, name="embed")(x)
-        tokens = tokens + self.param("positions", place, (length, self.dim)).astype(self.dtype)
+        tokens = Linear(self.dim, name="embed")(x) + self.param("positions", place, (length, self.dim))
+        tokens = tokens.astype(self.dtype)
         queries = self.param("queries", place, (self.outputs, self.dim)).astype(self.dtype)
         tokens = jnp.concatenate([tokens, jnp.broadcast_to(queries, (batch, *queries.shape))], axis=1)
         if mask is not None:

@@ -111,10 +111,11 @@ class PairEncoder(nn.Module):
         return x[:, 1] - x[:, 0]
 
     def _pool(self, x: jax.Array) -> jax.Array:
-        """[B, rows, columns, C] -> f32 [B, N, Q]."""
+        """[B, rows, columns, C] -> f32 [B, N, Q]. The last layer is float32: a delta is the difference of two frames'
+        vectors, in which the rounding of bfloat16 would remain."""
         if self.pooling == "attention":
-            return Linear(self.width, dtype=self.dtype, name="out")(self._attend(x)).astype(jnp.float32)
-        x = conv(self.width, 3, self.dtype, "out")(x).astype(jnp.float32)
+            return Linear(self.width, name="out")(self._attend(x))
+        x = conv(self.width, 3, jnp.float32, "out")(x)
         if self.pooling == "projection":
             return GridMaps(self.count, name="maps")(x)
         batch, height, width, _ = x.shape

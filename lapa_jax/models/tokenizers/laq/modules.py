@@ -132,11 +132,12 @@ class PairEncoder(nn.Module):
         # (2, rows, columns), which scrambles time and place.
         view, axes = ((2, rows, columns), (1, 2, 3)) if official else ((rows, columns, 2), (3, 1, 2))
         self.temporal = Transformer(self.temporal_depth, view=view, axes=axes, **common)
-        self.project = Linear(self.quant_dim, dtype=dtype)
+        # float32: a delta is the difference of two frames' vectors, in which the rounding of bfloat16 would remain.
+        self.project = Linear(self.quant_dim)
         if self.pooling == "maps":
             self.downsample = GridMaps(self.code_seq_len)
         else:
-            self.downsample = Downsample(self.grid, code_grid(self.grid, self.code_seq_len), dtype)
+            self.downsample = Downsample(self.grid, code_grid(self.grid, self.code_seq_len))
 
     def embed(self, frames: jax.Array) -> jax.Array:
         """f32 [..., H, W, 3] -> tokens [..., patches, dim] of each frame by itself."""
@@ -157,7 +158,7 @@ class PairEncoder(nn.Module):
         """Mixed tokens [B, 2, patches, dim] -> f32 [B, code_seq_len, quant_dim], what the codes are made from."""
         batch = mixed.shape[0]
         x = self.downsample(self.project(mixed).reshape(batch * 2, *self.grid, -1))
-        x = x.reshape(batch, 2, self.code_seq_len, self.quant_dim).astype(jnp.float32)
+        x = x.reshape(batch, 2, self.code_seq_len, self.quant_dim)
         return x[:, 1] - x[:, 0]
 
 
@@ -198,5 +199,5 @@ class FrameDecoder(nn.Module):
             remat=self.remat, name="stack",
         )  # fmt: skip
         x = stack(tokens, bias=bias, context=context)
-        x = Linear(self.channels * self.patch_size**2, scale=self.output_scale, dtype=dtype, name="to_pixels")(x)
-        return from_patches(x.astype(jnp.float32), self.grid, self.patch_size)
+        x = Linear(self.channels * self.patch_size**2, scale=self.output_scale, name="to_pixels")(x)
+        return from_patches(x, self.grid, self.patch_size)
