@@ -103,7 +103,7 @@ def test_layers_are_found_and_chosen_by_their_whole_path():
             return super().__call__(batch)
 
     layers = int8.linear_layers(Model(8, "openvla", jnp.float32))
-    assert layers == ["hidden", "out", "widen"]
+    assert list(layers) == ["hidden", "out", "widen"] and set(layers.values()) == {jnp.dtype("float32")}
     assert int8.choose(layers, "hidden|out") == ["hidden", "out"]
     with pytest.raises(UserError, match="'hid' matches no linear layer; there are hidden, out, widen"):
         int8.choose(layers, "hid")
