@@ -74,9 +74,11 @@ def explain(path_and_variants: str, overrides: Sequence[str] = (), files: Sequen
     yield from (f"{path}: {(_import_file(path).__doc__ or '').strip()}", "", f"Keys of {path_and_variants}:")
     for name, value in _keys(config, config, ""):
         group, _, key = name.rpartition(".")
-        means = config_keys.line(name)
-        if group.split(".")[0] == "model" and (model := config_overrides.get(config, f"{group}.name")):
-            means = fields.describe(_import(MODELS, model).Model).get(key, means)
+        if group.split(".")[0] == "model":
+            model = _import(MODELS, config_overrides.get(config, f"{group}.name")).Model
+            means = config_keys.line("model.name") if key == "name" else fields.describe(model).get(key, "")
+        else:
+            means = config_keys.line(name)
         setting = f"  {config_overrides.PREFIX}{name}={textwrap.shorten(str(value), 48, placeholder=' ...')}"
         yield f"{setting:<52} {textwrap.shorten(means, 100, placeholder=' ...')}".rstrip()
 
