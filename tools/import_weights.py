@@ -25,7 +25,7 @@ from lapa_jax.core import tree
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.files import arrays_on_disk, read_json
 from lapa_jax.models.official_laq import convert, unwrap
-from lapa_jax.models.released import base, hugging_face
+from lapa_jax.models.released import base, hugging_face, openvla
 from lapa_jax.models.released.tensors import SafetensorsFolder, without_prefixes
 from lapa_jax.train.checkpoint import check_unused, write_weights
 
@@ -172,11 +172,37 @@ def _hugging_face(kind: str, options: Callable) -> Command:
     return Command(f"a Hugging Face folder of {kind}", "folder with config.json and safetensors", options, run)
 
 
+def import_openvla(source: pathlib.Path, out: pathlib.Path, **options) -> None:
+    """Writes an OpenVLA folder as a run. Options: as of `openvla.read`."""
+    _write_policy(openvla.read(source, **options), out, options["dtype"])
+
+
+def _write_policy(release: base.Release, out: pathlib.Path, dtype: str) -> None:
+    write_release(release, out, base.parameters(release.config["model"]), dtype)
+
+
+def _policy_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dtype", default="float32", choices=tree.STORED,
+                        help="of the numbers, as they are stored and as the model computes")  # fmt: skip
+    parser.add_argument("--tokenizer", help="folder or hub name of the tokenizer; by default its files in --input")
+    parser.add_argument("--text_length", type=int, default=128, help="tokens that prompts are padded to")
+    parser.add_argument("--template", help="of the prompt, see data.text_tokenizer.template; the model's by default")
+
+
+def _openvla_options(parser: argparse.ArgumentParser) -> None:
+    _policy_options(parser)
+    parser.add_argument("--adapter", type=pathlib.Path, help="folder of a PEFT adapter that was trained on --input")
+    parser.add_argument("--center_crop", action="store_true", help="see the middle 0.9 of images' area, as models that "
+                        "were finetuned with image_aug are run")  # fmt: skip
+
+
 COMMANDS = {
     "laq": Command("an official LAQ state dict", ".pt or .safetensors file", _laq_options, import_laq),
     "llama": _hugging_face("llama", _llama_options),
     "siglip": _hugging_face("siglip", _tower_options),
     "dinov2": _hugging_face("dinov2", _tower_options),
+    "openvla": Command("a Hugging Face folder of OpenVLA, released or finetuned",
+                       "folder with config.json, safetensors and the other files", _openvla_options, import_openvla),
 }
 """By the first word of the command line. To add one: a reader in `lapa_jax/models/released/`, and an entry here."""
 

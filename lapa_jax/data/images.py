@@ -5,6 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 import simplejpeg
 
+from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.data.prismatic_images import PrismaticResize
+
 RESIZE_MODES = ("squash", "center_crop", "lapa")
 RESIZE = "resize"
 """Entry of a camera in `features` of `dataset.json`: the mode by which its images become square."""
@@ -65,7 +68,20 @@ def is_colour_jpeg(data: bytes) -> bool:
         return False
 
 
-def resize(image: np.ndarray, size: int, mode: str = "squash") -> np.ndarray:
+def check_resize(mode) -> None:
+    """Raises UserError for a value of `data.resize` that is None, no mode, and no group of `PrismaticResize`."""
+    if mode is not None and not isinstance(mode, str):
+        PrismaticResize.from_config(mode)
+    elif mode not in (None, *RESIZE_MODES):
+        raise UserError(f"data.resize '{mode}' does not exist{did_you_mean(mode, RESIZE_MODES)}")
+
+
+def keeps_size(mode) -> bool:
+    """Whether images of the right size stay as they are; a group with an area below 1 looks into all of them."""
+    return mode is None or isinstance(mode, str) or PrismaticResize.from_config(mode).area == 1
+
+
+def resize(image: np.ndarray, size: int, mode: str | Mapping = "squash") -> np.ndarray:
     """Resizes uint8[H, W, 3] to uint8[size, size, 3], bilinear, with anti-aliasing but for "lapa".
 
     Args:
@@ -73,11 +89,13 @@ def resize(image: np.ndarray, size: int, mode: str = "squash") -> np.ndarray:
       size: side of the result in pixels.
       mode: "squash" changes the aspect ratio (as the official LAQ does); "center_crop" cuts the largest square from the
         middle first; "lapa" is what LAPA-7B was trained with: the longest side to `size`, then squashed to the square,
-        both times as OpenCV does, without anti-aliasing.
+        both times as OpenCV does, without anti-aliasing. Or the fields of a `PrismaticResize`.
 
     Returns:
       The resized picture; the input itself where nothing changes.
     """
+    if not isinstance(mode, str):
+        return PrismaticResize.from_config(mode)(image, size)
     height, width = image.shape[:2]
     if height == width == size:
         return image
@@ -101,7 +119,7 @@ def stored_mode(features: Mapping[str, Mapping]) -> str | None:
     return modes.pop() if len(modes) == 1 else None
 
 
-def to_side(image: np.ndarray, size: int, stored: str | None, mode: str | None) -> np.ndarray:
+def to_side(image: np.ndarray, size: int, stored: str | None, mode: str | Mapping | None) -> np.ndarray:
     """An image as a model takes it, in training and at inference alike.
 
     Args:

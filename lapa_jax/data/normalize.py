@@ -6,6 +6,8 @@ What a dimension is like (`statistics.kinds`) goes before the mode, except in mo
   binary    two values, as of a gripper, become -1 and 1
   sparse    minimum and maximum become -1 and 1: the percentiles of a dimension that hardly ever moves coincide, and
             its deviation is so small that its few movements would explode
+Mode "openvla" is OpenVLA's: q01 and q99 become -1 and 1 in the dimensions that the summary's "mask" names, whatever
+they are like, and the others stay as they are. Without a mask it names those that are continuous or constant.
 """
 
 from collections.abc import Mapping
@@ -15,7 +17,7 @@ import numpy as np
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.data.statistics import kinds, values
 
-MODES = ("none", "mean_std", "q01_q99", "min_max")
+MODES = ("none", "mean_std", "q01_q99", "min_max", "openvla")
 
 
 class Normalizer:
@@ -23,7 +25,8 @@ class Normalizer:
 
     Args:
       summary: the column's statistics; see `lapa_jax.data.statistics`.
-      mode: "none"; "mean_std", mean 0 and deviation 1; "q01_q99", those percentiles become -1 and 1; "min_max".
+      mode: "none"; "mean_std", mean 0 and deviation 1; "q01_q99", those percentiles become -1 and 1; "min_max"; and
+        "openvla", see above.
       clip: limit the results to [-1, 1], for the two modes with bounds. What lies outside is then lost, 2 % of the rows
         in mode "q01_q99"; without it (the default) `unnormalize(normalize(x))` is x, inside the range and outside, to
         float32 rounding, but for dimensions that are constant.
@@ -38,6 +41,10 @@ class Normalizer:
         low, high, q01, q99, mean, std = values(summary, "min", "max", "q01", "q99", "mean", "std")
         self.offset, self.scale = np.zeros_like(low), np.ones_like(low)
         if mode == "none":
+            return
+        if mode == "openvla":
+            mask, (offset, scale) = _mask(summary, len(low)), _middle(q01, q99)
+            self.offset, self.scale = np.where(mask, offset, 0.0), np.where(mask, scale, 1.0)
             return
         if mode == "mean_std":
             self.offset, self.scale = mean, std
@@ -62,11 +69,12 @@ class Normalizer:
         return result.astype(np.float32)
 
     def unnormalize(self, rows: np.ndarray) -> np.ndarray:
-        """Normalised numbers f[..., A] in the data's units, f32[..., A]."""
+        """Normalised numbers f[..., A] in the data's units: f64[..., A] of f64, else f32[..., A]."""
+        dtype = np.float64 if np.asarray(rows).dtype == np.float64 else np.float32
         result = self._rows(rows) * self.scale + self.offset
         constant = self.scale == 0
         result[..., constant] = self.offset[constant]
-        return result.astype(np.float32)
+        return result.astype(dtype)
 
     def _rows(self, rows: np.ndarray) -> np.ndarray:
         rows = np.asarray(rows, np.float64)
@@ -96,6 +104,17 @@ def _check(mode: str, clip: bool) -> None:
         raise UserError(f"normalisation mode '{mode}' does not exist{did_you_mean(mode, MODES)}")
     if clip and mode not in ("q01_q99", "min_max"):
         raise UserError(f"normalisation mode '{mode}' has no bounds to clip to; set clip=False or use q01_q99, min_max")
+
+
+def _mask(summary: Mapping, width: int) -> np.ndarray:
+    """bool[A]: which dimensions mode "openvla" scales."""
+    given = summary.get("mask")
+    if given is None:
+        return np.isin(kinds(summary), ("continuous", "constant"))
+    mask = np.asarray(given)
+    if mask.dtype != bool or mask.shape != (width,):
+        raise UserError(f"these statistics are damaged: their mask is {given!r}, not {width} times true or false")
+    return mask
 
 
 def _middle(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

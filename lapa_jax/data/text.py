@@ -71,6 +71,9 @@ class Tokenizer:
         a tokenizer of Hugging Face was trained with.
       truncate: cut texts that are longer than asked for, and count them in `truncated`. The default is to refuse them,
         since a cut instruction may ask for something else.
+      lower: put instructions into lower case, whatever the template says.
+      append: an id that every prompt ends with; it is added where the last one is another. For OpenVLA 29871, Llama's
+        blank, which stands before the action in its training.
 
     Attributes:
       vocab_size: ids are smaller. pad_id, eos_id: int; bos_id: int or None where there is none.
@@ -82,9 +85,13 @@ class Tokenizer:
     bos_id: int | None
     eos_id: int
 
-    def __init__(self, template: str = "plain", special_tokens: bool = True, truncate: bool = False):
+    def __init__(
+        self, template: str = "plain", special_tokens: bool = True, truncate: bool = False, lower: bool = False,
+        append: int | None = None,
+    ):  # fmt: skip
         _template(template)
         self.template, self.special_tokens, self.truncate = template, special_tokens, truncate
+        self.lower, self.append = lower, append
         self.truncated = 0
 
     def __call__(self, instructions: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -96,8 +103,8 @@ class Tokenizer:
         ids = np.full((len(instructions), length), self.pad_id, np.int32)
         mask = np.zeros((len(instructions), length), bool)
         for row, instruction in enumerate(instructions):
-            text = prompt(instruction, self.template)
-            tokens = self.encode(text)
+            text = self._prompt(instruction)
+            tokens = self._ended(self.encode(text))
             if len(tokens) > length:
                 tokens = self._cut(text, len(tokens), length)
             ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, True
@@ -110,11 +117,18 @@ class Tokenizer:
                 "or set truncate=True to cut long ones"
             )
         self.truncated += 1
-        return self._first(text, length)
+        return self._ended(self._first(text, length if self.append is None else length - 1))
+
+    def _prompt(self, instruction: str) -> str:
+        return prompt(instruction.lower() if self.lower else instruction, self.template)
+
+    def _ended(self, tokens: list[int]) -> list[int]:
+        """With the id that every prompt ends with."""
+        return tokens if self.append is None or tokens[-1:] == [self.append] else [*tokens, self.append]
 
     def lengths(self, instructions: Sequence[str]) -> list[int]:
         """How many tokens each prompt takes: to choose the length, or to check it before training."""
-        return [len(self.encode(prompt(instruction, self.template))) for instruction in instructions]
+        return [len(self._ended(self.encode(self._prompt(instruction)))) for instruction in instructions]
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text as it stands, without template and padding."""
@@ -195,7 +209,7 @@ def build(config: Mapping) -> Tokenizer:
     """The tokenizer of a config: {"name": "bytes", or a Hugging Face name or folder, and options of `Tokenizer`}."""
     options = dict(config)
     name = options.pop("name", None)
-    known = ("template", "special_tokens", "truncate")
+    known = ("template", "special_tokens", "truncate", "lower", "append")
     if unknown := sorted(set(options) - set(known)):
         raise UserError(f"a tokenizer has no option '{unknown[0]}'{did_you_mean(unknown[0], known)}")
     if not name:

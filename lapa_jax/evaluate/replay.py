@@ -173,7 +173,7 @@ class Replay:
 
 def observed(data: Mapping) -> dict:
     """A `config.data` that gives the same samples as a robot would: stored pictures, texts, the units of the data."""
-    return {**unscaled(data), "text_tokenizer": None, "image_size": None}
+    return {**unscaled(data), "text_tokenizer": None, "image_size": None, "resize": None}
 
 
 def episodes(policy: Policy, source, count: int, dataset: str | None) -> list[dict]:

@@ -10,12 +10,13 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.inference.base import TrainedModel
 from lapa_jax.inference.in_context import InContextPolicy
 from lapa_jax.inference.latent_action_tokenizer import LatentActionTokenizer
-from lapa_jax.inference.policies import LatentPolicy, Policy
+from lapa_jax.inference.policies import LatentPolicy, Policy, TokenPolicy
 from lapa_jax.inference.tokenizers import ActionTokenizer, FeatureTokenizer
 from lapa_jax.models import pretrained
 from lapa_jax.nn import int8
 
 MODELS = "lapa_jax.models"
+IN_RUN = "{run}"
 
 
 def load(path, step: int | None = None, devices=None) -> TrainedModel:
@@ -54,7 +55,7 @@ def _kind(model) -> type[TrainedModel] | None:
         return InContextPolicy
     fields = model.example(1) if hasattr(model, "example") else {}
     if "text" in fields:
-        return LatentPolicy if "latent" in fields else Policy
+        return LatentPolicy if "latent" in fields else TokenPolicy if hasattr(model, "actions_of") else Policy
     if not (hasattr(model, "encode") and hasattr(model, "decode")):
         return None
     if "frames" in fields:
@@ -74,4 +75,12 @@ def _read(folder: pathlib.Path, step: int | None) -> tuple[ml_collections.Config
     from lapa_jax.train.checkpoint import load_for_inference
 
     saved = load_for_inference(folder, step)
+    _find_tokenizer(saved.config, saved.path.parents[1])
     return saved.config, {**saved.meta, "step": saved.step}, saved.variables
+
+
+def _find_tokenizer(config: ml_collections.ConfigDict, run: pathlib.Path) -> None:
+    """Puts the run folder into the name of a tokenizer that lies within it, "{run}/tokenizer"."""
+    spec = config.get("data", {}).get("text_tokenizer") or {}
+    if str(spec.get("name", "")).startswith(IN_RUN):
+        spec["name"] = str(run) + spec["name"].removeprefix(IN_RUN)

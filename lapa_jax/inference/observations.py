@@ -47,9 +47,9 @@ def resized(values: np.ndarray, name: str, side: int, trained=None, dataset: str
       UserError: the dataset is unknown, or not given although datasets were resized in different ways.
     """
     height, width = values.shape[-3:-1]
-    if height == width == side:
-        return values
     mode = trained.config.get("data", {}).get("resize") if trained else None
+    if height == width == side and images.keeps_size(mode):
+        return values
     stored = None if height == width else _stored_mode(trained, dataset, mode, f"{name} is {width} x {height} pixels")
     flat = values.reshape(-1, *values.shape[-3:])
     small = [images.to_side(one, side, stored, mode) for one in flat]

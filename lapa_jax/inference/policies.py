@@ -22,12 +22,15 @@ class Instructed:
             raise UserError("this model's config names no data.text_tokenizer; load the run that trained it")
         return text.build(spec)
 
-    def observed(self, image, instruction, dataset: str | None = None) -> tuple[dict[str, np.ndarray], bool]:
+    def observed(
+        self, image, instruction, dataset: str | None = None, resized: bool = False
+    ) -> tuple[dict[str, np.ndarray], bool]:  # fmt: skip
         """A batch as in training, and whether a single picture was given.
 
         Args:
           image: uint8 [B, (V,) H, W, 3] or a single one without B. instruction: B texts, or one for all.
           dataset: as whose images they are resized; needed where the datasets were resized in different ways.
+          resized: they are what `observations.resized` gave, and taken as they are.
 
         Raises:
           UserError: another shape or type, or an instruction that is longer than those of training could be.
@@ -39,7 +42,8 @@ class Instructed:
         if len(texts) != len(batch) or (single and not isinstance(instruction, str)):
             raise UserError(f"{len(batch)} pictures and {len(texts)} instructions; give one text, or one for each of a "
                             "batch of pictures")  # fmt: skip
-        batch = pictures(batch, "image", batch.shape[:1], model.cameras, model.image_size, self, dataset)
+        how = () if resized else (self, dataset)
+        batch = pictures(batch, "image", batch.shape[:1], model.cameras, model.image_size, *how)
         ids, mask = self.tokenizer(texts, model.text_length)
         return {"image": batch, "text": ids, "text_mask": mask.astype(np.float32)}, single
 
@@ -116,10 +120,13 @@ class Policy(Instructed, ColumnModel):
         chunks = self.to_units(self.predict(batch), self.dataset(dataset))
         return chunks[0] if single else chunks
 
-    def prepare(self, image, instruction, state=None, *, dataset: str | None = None) -> tuple[dict, bool]:
-        """A batch for `predict`, and whether a single picture was given. Arguments and errors as of `chunk`."""
+    def prepare(
+        self, image, instruction, state=None, *, dataset: str | None = None, resized: bool = False
+    ) -> tuple[dict, bool]:  # fmt: skip
+        """A batch for `predict`, and whether a single picture was given. Arguments and errors as of `chunk` and
+        `observed`."""
         dataset = self.dataset(dataset)
-        batch, single = self.observed(image, instruction, dataset)
+        batch, single = self.observed(image, instruction, dataset, resized)
         if self.model.state_dim:
             batch["state"] = self._state(state, len(batch["image"]), single, dataset)
         return batch, single
@@ -137,3 +144,18 @@ class Policy(Instructed, ColumnModel):
         if len(state) != rows:
             raise UserError(f"{rows} pictures and {len(state)} states; give one for each")
         return self.to_model(state, dataset, "state")
+
+
+class TokenPolicy(Policy):
+    """A policy whose actions are tokens, decoded here in float64: OpenVLA's. Attributes as of `Policy`.
+
+    Its numbers are f64 where those of `Policy` are f32; they equal the official code's.
+    """
+
+    def __init__(self, model, variables, **about):
+        super().__init__(model, variables, **about)
+        self._predict = jax.jit(lambda variables, batch: model.apply(variables, batch, method="predict")["tokens"])
+
+    def predict(self, batch: dict[str, np.ndarray]) -> np.ndarray:
+        """f64 [B, 1, width], normalised, for a batch of `prepare`, or rows of several; `to_units` gives actions."""
+        return self.model.actions_of(super().predict(batch))

@@ -63,7 +63,8 @@ class Reader:
         dataset = self._policy.dataset(self._optional_text(found, DATASET))
         sides = [self._picture(name, found, dataset) for name in self._cameras]
         picture = sides[0] if self._policy.model.cameras == 1 else np.stack(sides)
-        batch, _ = self._policy.prepare(picture, self._text(found), self._state(found), dataset=dataset)
+        state = self._state(found)
+        batch, _ = self._policy.prepare(picture, self._text(found), state, dataset=dataset, resized=True)
         return Observation(batch, dataset)
 
     def example(self) -> dict:

@@ -88,3 +88,30 @@ def test_wrong_modes_and_shapes_are_refused():
         Normalizer(summary, "mean_std").normalize(np.zeros((3, 4)))
     with pytest.raises(UserError, match="have no 'q01'"):
         Normalizer({"count": 3, "mean": [0.0], "min": [0.0], "max": [1.0], "std": [1.0], "q99": [1.0]}, "min_max")
+
+
+def test_openvla_scales_what_the_mask_names_and_nothing_else():
+    rows, rng = columns(3), np.random.default_rng(0)
+    summary = column_statistics([rows])
+    q01, q99 = np.array(summary["q01"]), np.array(summary["q99"])
+    mask = [True, False, True, False, True]
+    normalizer = Normalizer({**summary, "mask": mask}, "openvla")
+    given = rng.uniform(-1, 1, (7, 5))
+    wanted = np.where(mask, 0.5 * (given + 1) * (q99 - q01) + q01, given)
+    np.testing.assert_allclose(normalizer.unnormalize(given), wanted, rtol=0, atol=1e-15)
+    np.testing.assert_allclose(normalizer.normalize(rows)[:, 1], rows[:, 1])
+    without = Normalizer(summary, "openvla")
+    assert (without.normalize(rows)[:, 3:] == rows[:, 3:]).all(), "of two values, and hardly used: as they are"
+    assert (without.normalize(rows)[:, :1] == normalizer.normalize(rows)[:, :1]).all()
+
+
+def test_numbers_come_back_in_the_precision_that_they_were_given_in():
+    normalizer = Normalizer(column_statistics([columns(4)]), "q01_q99")
+    for dtype in (np.float32, np.float64):
+        assert normalizer.unnormalize(np.zeros((2, 5), dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize("mask", [[True, False], [1, 1, 1, 1, 0], "all"])
+def test_a_mask_that_is_none_is_refused(mask):
+    with pytest.raises(UserError, match="their mask is"):
+        Normalizer({**column_statistics([columns(4)]), "mask": mask}, "openvla")

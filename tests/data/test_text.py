@@ -150,3 +150,14 @@ def test_importing_it_is_cheap(root):
     program = "import sys, lapa_jax.data.text; print({'transformers', 'tokenizers', 'jax'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-B", "-c", program], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_an_id_that_every_prompt_ends_with_is_added_where_it_is_missing():
+    tokenizer = build({"name": "bytes", "append": 3 + ord("!"), "lower": True})
+    ids, mask = tokenizer(["Go", "go!"], 5)
+    assert ids.tolist() == [[1, 3 + ord("g"), 3 + ord("o"), 3 + ord("!"), 0]] * 2 and mask.sum() == 8
+    assert tokenizer.lengths(["Go", "go!"]) == [4, 4]
+    with pytest.raises(UserError, match="takes 6 tokens"):
+        tokenizer(["goes"], 5)
+    cut = build({"name": "bytes", "append": 3 + ord("!"), "truncate": True})
+    assert cut(["goes"], 4)[0].tolist() == [[1, 3 + ord("g"), 3 + ord("o"), 3 + ord("!")]] and cut.truncated == 1

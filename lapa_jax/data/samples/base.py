@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lapa_jax.core.errors import UserError, did_you_mean
-from lapa_jax.data.images import RESIZE_MODES
+from lapa_jax.data.images import check_resize
 from lapa_jax.data.loader.buffers import empty
 from lapa_jax.data.normalize import MODES, Normalizer
 from lapa_jax.data.samples.meta import check_statistics, describe
@@ -31,7 +31,8 @@ class StepOptions:
       fields: what a sample holds, of "image", "text", "state", "action", "latent", "feature".
       camera: member name of a camera, or several names; then pictures have an axis of views.
       image_size: side in pixels; None keeps the stored size.
-      resize: how images come to that size, one of `images.RESIZE_MODES`; None: as the data say, else squashed.
+      resize: how images come to that size, one of `images.RESIZE_MODES` or the fields of
+        `prismatic_images.PrismaticResize`; None: as the data say, else squashed.
       labels: folder of a labelled set with the latents; None takes those that the shards hold themselves.
       labels_tokenizer: fingerprint of the tokenizer that must have made the labels; None takes any.
       text_tokenizer: {"name": ..., ...} of `lapa_jax.data.text.build`; None leaves instructions as they are.
@@ -42,7 +43,7 @@ class StepOptions:
     fields: tuple[str, ...] = ("image",)
     camera: str | tuple[str, ...] = "image"
     image_size: int | None = None
-    resize: str | None = None
+    resize: str | Mapping | None = None
     labels: str | None = None
     labels_tokenizer: str | None = None
     text_tokenizer: Mapping | None = None
@@ -57,8 +58,7 @@ class StepOptions:
                 raise UserError(f"data.fields: '{name}' is no field of a step{did_you_mean(name, FIELDS)}")
         if not fields or len(set(fields)) < len(fields):
             raise UserError(f"data.fields {fields} must name at least one field, each once")
-        if self.resize not in (None, *RESIZE_MODES):
-            raise UserError(f"data.resize '{self.resize}' does not exist{did_you_mean(self.resize, RESIZE_MODES)}")
+        check_resize(self.resize)
         if self.normalize not in MODES:
             raise UserError(f"data.normalize '{self.normalize}' does not exist{did_you_mean(self.normalize, MODES)}")
 

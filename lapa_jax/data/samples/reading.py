@@ -104,7 +104,7 @@ class Pictures:
       shape: (H, W, 3) for one camera given by its name, (V, H, W, 3) for a sequence of V of them.
     """
 
-    def __init__(self, shards: StepShards, camera: str | Sequence[str], size: int | None, mode: str | None = None):
+    def __init__(self, shards: StepShards, camera: str | Sequence[str], size: int | None, mode=None):
         self.cameras = (camera,) if isinstance(camera, str) else tuple(camera)
         known = cameras_of(shards.features)
         for name in self.cameras:
@@ -131,7 +131,7 @@ class Pictures:
         """Decodes the pictures of each step to where they belong: one of `outs`, uint8 of `shape`."""
         for number, (name, stored, how) in enumerate(zip(self.cameras, self._stored, self._stored_modes)):
             views = [out[number] for out in outs] if len(self.shape) == 4 else outs
-            if stored == self.shape[-3:-1]:
+            if stored == self.shape[-3:-1] and (self._size is None or images.keeps_size(self._mode)):
                 self._shards.images_into(steps, views, name)
                 continue
             for view, step in zip(views, steps):

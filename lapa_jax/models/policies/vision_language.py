@@ -79,7 +79,8 @@ def _vocabulary(given: int | None, needed: int) -> int:
     return given or needed
 
 
-PROJECTIONS = ("layernorm", "openvla")
+PROJECTIONS = ("layernorm", "openvla", "gelu-mlp", "linear")
+OF_ONE_TOWER = ("gelu-mlp", "linear")
 IMAGE_ATTENTION = ("causal", "bidirectional")
 DTYPES = ("float32", "bfloat16")
 
@@ -96,8 +97,9 @@ class Projector(nn.Module):
 
     Attributes:
       dim: of the result.
-      kind: "layernorm": norm, linear, GELU, linear, norm (the plan's); "openvla": linear to four times the features'
-        width, GELU, linear, GELU, linear (Prismatic's for two towers).
+      kind: "layernorm": norm, linear, GELU, linear, norm (the plan's). Prismatic's: "openvla" for two towers, linear to
+        four times the features' width, GELU, linear, GELU, linear; for one tower "gelu-mlp", linear, GELU, linear, and
+        "linear".
       dtype: of the computation.
     """
 
@@ -113,6 +115,9 @@ class Projector(nn.Module):
             x = nn.gelu(linear(4 * x.shape[-1], "widen")(x), approximate=False)
             x = nn.gelu(linear(self.dim, "hidden")(x), approximate=False)
             return linear(self.dim, "out")(x)
+        if self.kind in OF_ONE_TOWER:
+            x = x if self.kind == "linear" else nn.gelu(linear(self.dim, "hidden")(x), approximate=False)
+            return linear(self.dim, "out")(x)
         x = LayerNorm(dtype=self.dtype, name="norm_in")(x)
         x = nn.gelu(linear(self.dim, "hidden")(x), approximate=False)
         return LayerNorm(dtype=self.dtype, name="norm_out")(linear(self.dim, "out")(x))
@@ -122,7 +127,8 @@ class VisionLanguageModel(nn.Module):
     """The body; models add queries and heads.
 
     Attributes:
-      siglip, dinov2: towers, `vision.siglip` and `vision.dinov2`, that cut pictures into the same grid.
+      siglip, dinov2: towers, `vision.siglip` and `vision.dinov2`, that cut pictures into the same grid. With a
+        projection for one tower only one of them.
       vision: one tower in place of the two, which also sees the instruction: `vision.film_conv`.
       llm: `llama` with head "none".
       image_size: side of the pictures, a multiple of the patches' side. cameras: V. None is taken from the data.
@@ -155,9 +161,12 @@ class VisionLanguageModel(nn.Module):
     @nn.nowrap
     def check(self) -> None:
         """Raises UserError for fields that cannot work, with what to change."""
-        towers = [self.siglip, self.dinov2, self.vision]
-        if self.llm is None or [tower is None for tower in towers] not in ([False, False, True], [True, True, False]):
-            raise UserError("a vision-language model needs llm, and siglip and dinov2 or, in place of both, vision; "
+        given = [name for name in ("siglip", "dinov2", "vision") if getattr(self, name) is not None]
+        possible = (["siglip"], ["dinov2"]) if self.projection in OF_ONE_TOWER else (["siglip", "dinov2"], ["vision"])
+        if self.llm is None or given not in possible:
+            towers = "one of siglip and dinov2" if self.projection in OF_ONE_TOWER else (
+                "siglip and dinov2 or, in place of both, vision")  # fmt: skip
+            raise UserError(f"a vision-language model with the projection '{self.projection}' needs llm, and {towers}; "
                             f"here {_names(self)}")  # fmt: skip
         if self.llm.head != "none":
             raise UserError(f"llm.head is '{self.llm.head}'; set 'none': actions are read off by heads of their own")
@@ -174,18 +183,23 @@ class VisionLanguageModel(nn.Module):
     @nn.nowrap
     def _check_patches(self) -> None:
         """That the two towers cut the picture alike."""
-        if self.siglip.patch != self.dinov2.patch:
+        if self.siglip and self.dinov2 and self.siglip.patch != self.dinov2.patch:
             raise UserError(f"siglip.patch is {self.siglip.patch}, dinov2.patch {self.dinov2.patch}; their features "
                             "are put together patch by patch, so both must be the same")
-        if self.image_size % self.siglip.patch:
-            down = self.image_size // self.siglip.patch * self.siglip.patch
-            raise UserError(f"image_size {self.image_size} is no multiple of the patches' {self.siglip.patch} pixels; "
-                            f"set data.image_size to {down + self.siglip.patch}{f' or {down}' if down else ''}")
+        if self.image_size % self.patch:
+            down = self.image_size // self.patch * self.patch
+            raise UserError(f"image_size {self.image_size} is no multiple of the patches' {self.patch} pixels; "
+                            f"set data.image_size to {down + self.patch}{f' or {down}' if down else ''}")
+
+    @property
+    def patch(self) -> int:
+        """Side of the patches in pixels, the same for all towers."""
+        return (self.siglip or self.dinov2).patch
 
     @property
     def image_tokens(self) -> int:
         """How many tokens the pictures of all cameras are."""
-        return self.cameras * (self.vision.tokens if self.vision else (self.image_size // self.siglip.patch) ** 2)
+        return self.cameras * (self.vision.tokens if self.vision else (self.image_size // self.patch) ** 2)
 
     @nn.nowrap
     def example(self, batch_size: int) -> dict[str, np.ndarray]:
@@ -207,7 +221,7 @@ class VisionLanguageModel(nn.Module):
         if self.vision:
             features = self.vision(images, self.llm.embed(batch["text"]), batch["text_mask"])
         else:
-            features = jnp.concatenate([self.siglip(images), self.dinov2(images)], axis=-1)
+            features = jnp.concatenate([tower(images) for tower in (self.siglip, self.dinov2) if tower], axis=-1)
         return self.projector(features.reshape(images.shape[0], -1, features.shape[-1]))
 
     def join(self, batch: Mapping[str, jax.Array], visual: jax.Array) -> Prefix:

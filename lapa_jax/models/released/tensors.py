@@ -88,8 +88,8 @@ def without_prefixes(tensors: Tensors, prefixes: Sequence[str]) -> Tensors:
     """The same tensors with names from which a prefix, the first that fits, is taken off."""
     if not prefixes:
         return tensors
-    names = {next((name.removeprefix(p) for p in prefixes if name.startswith(p)), name): name for name in tensors.shapes}
-    return Renamed({new: (tensors, name) for new, name in names.items()})
+    short = lambda name: next((name.removeprefix(p) for p in prefixes if name.startswith(p)), name)  # noqa: E731
+    return Renamed({short(name): (tensors, name) for name in tensors.shapes})
 
 
 @contextlib.contextmanager
