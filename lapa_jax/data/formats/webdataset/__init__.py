@@ -233,13 +233,13 @@ def _video(tar: Tar, row: int, options: Mapping) -> Episode:
     chosen = choose_cameras(list(fields), options["cameras"], MAIN)
     values = samples.values_of(tar, row, 2)
     cameras = {}
-    for camera, member in chosen.items():
+    for camera, member in (chosen or choose_cameras(list(fields), "all", MAIN)).items():
         cameras[member] = Frames(Window(tar.path, *tar.place(row, fields[camera][0])), "video", None)
         cameras[member].open()
     fps = values.fps or cameras[MAIN].fps
     pictures = {f".{field}" for field in tar.fields(row) if camera_of(field, PICTURES)}
     left = values.left_out | pictures | _left_cameras(fields, chosen)
-    return Episode(cameras, values.columns, values.text, values.task, fps, left_out=sorted(left))
+    return _episode(cameras, values.columns, values.text, values.task, fps, left)
 
 
 def _pair(tar: Tar, row: int, options: Mapping) -> Episode:
@@ -250,12 +250,17 @@ def _pair(tar: Tar, row: int, options: Mapping) -> Episode:
     columns = {name: rows[None] for name, rows in values.columns.items()}
     left = values.left_out | _left_cameras(fields, ("t", "t1")) | ({"fps (json)"} if values.fps else set())
     pictures = _Pictures([(tar, row), (tar, row)], [fields["t"][0], fields["t1"][0]])
-    return Episode({MAIN: pictures}, columns, values.text, values.task, left_out=sorted(left))
+    return _episode({MAIN: pictures}, columns, values.text, values.task, None, left)
 
 
 def _arrays(tar: Tar, row: int, options: Mapping) -> Episode:
     values = samples.values_of(tar, row, 2)
-    return Episode({}, values.columns, values.text, values.task, values.fps, left_out=sorted(values.left_out))
+    return _episode({}, values.columns, values.text, values.task, values.fps, values.left_out)
+
+
+def _episode(cameras: Mapping, columns: Mapping, text, task: str, fps: float | None, left_out: set[str]) -> Episode:
+    unread = samples.unread(left_out)
+    return Episode(cameras, columns, text, task, fps, left_out=sorted(left_out), unread=unread)
 
 
 class _Pictures:
@@ -300,14 +305,9 @@ def _step_episode(places: Sequence[tuple[Tar, int]], options: Mapping) -> Episod
     tasks = {v.task for v in values}
     cameras = {member: _Pictures(places, fields[camera]) for camera, member in chosen.items()}
     left = set().union(*(v.left_out for v in values)) | _left_cameras(fields, chosen)
-    return Episode(
-        cameras,
-        {name: _stack(name, keys, [v.columns.get(name) for v in values]) for name in COLUMNS if _has(values, name)},
-        texts[0] if len(set(texts)) == 1 else texts,
-        tasks.pop() if len(tasks) == 1 else "",
-        rates.pop() if rates else None,
-        left_out=sorted(left),
-    )
+    columns = {n: _stack(n, keys, [v.columns.get(n) for v in values]) for n in COLUMNS if _has(values, n)}
+    text, task = texts[0] if len(set(texts)) == 1 else texts, tasks.pop() if len(tasks) == 1 else ""
+    return _episode(cameras, columns, text, task, rates.pop() if rates else None, left)
 
 
 def _has(values: Sequence[samples.Values], name: str) -> bool:

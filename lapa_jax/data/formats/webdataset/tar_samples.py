@@ -2,13 +2,14 @@
 
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.formats.base import COLUMNS, MAIN
+from lapa_jax.data.formats.instructions import as_instruction, like_instruction
 from lapa_jax.data.formats.video import PICTURES, VIDEOS
 from lapa_jax.data.formats.webdataset import members
 from lapa_jax.data.shards import tar
@@ -26,6 +27,12 @@ TEXT_FIELDS = ("instruction", "language_instruction", "text", "caption", "task")
 EPISODE_FIELDS = ("episode", "episode_id", "episode_index", "video_id")
 STEP_FIELDS = ("step", "step_index", "frame_index", "frame_idx")
 
+_IMAGES = (".heic", ".avif", ".jp2", ".jxl", ".exr", ".image.npy", ".rgb.npy", ".jpg.npy")
+_REMEDIES = {
+    "images": f"images are {', '.join(PICTURES)}, and videos {', '.join(VIDEOS)}",
+    "actions": "they are read from .action.npy, or `action` in .npz or .json",
+    "instructions": "they are read from .txt, or in .json from " + ", ".join(TEXT_FIELDS),
+}
 _CLASSIC = re.compile(r"_(t|t1|image|action|state|latent)$")
 _T = TypeVar("_T")
 
@@ -176,8 +183,8 @@ def values_of(source: Tar, row: int, ndim: int) -> Values:
     for name, value in facts.items():
         if name in ALIASES and isinstance(value, list):
             found.append((ALIASES[name], "json", value))
-        elif name in TEXT_FIELDS and isinstance(value, str):
-            texts[name] = value.strip()
+        elif name in TEXT_FIELDS and (value in (None, "", []) or as_instruction(value)):
+            texts[name] = as_instruction(value)
         elif name not in ("fps", *EPISODE_FIELDS, *STEP_FIELDS):
             left.add(f"{name} (json)")
     used = next((name for name in ("txt", *TEXT_FIELDS) if texts.get(name)), "")
@@ -185,6 +192,20 @@ def values_of(source: Tar, row: int, ndim: int) -> Values:
     columns = _columns(source.key(row), found, ndim)
     fps = _fps(source.key(row), facts.get("fps"))
     return Values(columns, texts.get(used, ""), texts.get("task", ""), fps, place_told(facts), left)
+
+
+def unread(left_out: Iterable[str]) -> dict[str, str]:
+    """What of the members and fields that are left out looks like images, actions or instructions."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(left_out):
+        plain = name.lower().removesuffix(" (json)").removesuffix(" (npz)")
+        if plain.endswith(_IMAGES) or plain.startswith("camera "):
+            found.setdefault("images", []).append(name)
+        elif "action" in plain and "pad" not in plain and "mask" not in plain:
+            found.setdefault("actions", []).append(name)
+        elif like_instruction(plain):
+            found.setdefault("instructions", []).append(name)
+    return {kind: f"{', '.join(names)}; {_REMEDIES[kind]}" for kind, names in found.items()}
 
 
 def _columns(key: str, found: list[tuple[str, str, object]], ndim: int) -> dict[str, np.ndarray]:
