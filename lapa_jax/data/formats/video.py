@@ -14,6 +14,7 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.data.formats import beside
 from lapa_jax.data.formats.base import Episode, Item, Listing, folder_of
 from lapa_jax.data.formats.captions import Caption, match, read_captions
+from lapa_jax.data.formats.reading import find_file
 
 VIDEOS = (".mp4", ".webm", ".avi", ".mkv", ".gif", ".mov", ".m4v", ".mpg", ".mpeg")
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
@@ -102,6 +103,8 @@ def _captions(options: Mapping, paths: list[str]) -> tuple[dict[str, Caption], d
         )
     found, unused = match(rows, paths, table)
     counts = {"captions_without_video": unused, "videos_without_caption": len(paths) - len(found)}
+    if empty := sum(not caption.text for caption in found.values()):
+        counts["captions_without_text"] = empty
     return found, {"captions": pathlib.Path(table).name, **counts}
 
 
@@ -111,7 +114,7 @@ def standardize(source: pathlib.Path, item: Item, options: Mapping) -> Episode:
     frames.open()
     columns, left_out = {}, []
     if "arrays" in item.at:
-        arrays = read_arrays(pathlib.Path(options["captions"]).parent / item.at["arrays"])
+        arrays = read_arrays(find_file(pathlib.Path(options["captions"]).parent / item.at["arrays"]))
         columns = {name: arrays[name] for name in ("action", "state") if name in arrays}
         left_out = sorted(set(arrays) - set(columns))
     return Episode({"image": frames}, columns, item.text, fps=frames.fps, left_out=left_out)

@@ -233,6 +233,19 @@ def test_rows_without_a_task_and_tasks_without_a_text(tmp_path):
     assert read(tmp_path)["episode_000001"][0].text == [f"reach {i}" for i in range(7)]
 
 
+def test_json_lines_of_other_writers(tmp_path):
+    """U+2028 does not end a line of JSON, and some editors write a byte order mark."""
+    make_lerobot.make(tmp_path)
+    rows = [{"task_index": 0, "task": "push\u2028it"}, {"task_index": 1, "task": "open\u0085it"}]
+    lines = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "meta/tasks.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.encode())
+    episodes = [{"episode_index": i, "length": n, "tasks": []} for i, n in enumerate(make_lerobot.LENGTHS)]
+    make_lerobot.write_lines(tmp_path / "meta/episodes.jsonl", episodes)
+    info = (tmp_path / "meta/info.json").read_bytes()
+    (tmp_path / "meta/info.json").write_bytes(b"\xef\xbb\xbf" + info)
+    assert [episode.text for episode, _ in read(tmp_path).values()] == ["push\u2028it", "open\u0085it", "push\u2028it"]
+
+
 @pytest.mark.parametrize("form", ["number", "nested", "one part"])
 def test_actions_of_other_shapes(tmp_path, form):
     made = make_lerobot.make(tmp_path)
