@@ -33,7 +33,6 @@ _REMEDIES = {
     "actions": "they are read from .action.npy, or `action` in .npz or .json",
     "instructions": "they are read from .txt, or in .json from " + ", ".join(TEXT_FIELDS),
 }
-_CLASSIC = re.compile(r"_(t|t1|image|action|state|latent)$")
 _T = TypeVar("_T")
 
 
@@ -61,16 +60,19 @@ class Values(NamedTuple):
 
 
 def camera_of(field: str, endings: Sequence[str]) -> str | None:
-    """The camera that a field with one of the endings shows: "wrist.mp4" the wrist, "mp4" the main one."""
-    stem, _, ending = field.rpartition(".")
+    """The camera that a field with one of the endings shows: "wrist.mp4" the wrist, "mp4" or "MP4" the main one."""
+    stem, _, ending = (field.lower() if field.isupper() else field).rpartition(".")
     return (stem or MAIN) if f".{ending.lower()}" in endings else None
 
 
 class Tar:
-    """One tar: its index, and reads from it. Errors are ValueErrors that name sample and member."""
+    """One tar: its index, and reads from it. Errors are ValueErrors that name sample and member.
 
-    def __init__(self, path: pathlib.Path, index: TarIndex):
-        self.path, self.index = path, index
+    `joined` members of it are named `key_field.ending`, see `names.join_classic`.
+    """
+
+    def __init__(self, path: pathlib.Path, index: TarIndex, joined: int = 0):
+        self.path, self.index, self.joined = path, index, joined
         self._files = Files()
         self._column = {field: i for i, field in enumerate(index.fields)}
 
@@ -130,7 +132,7 @@ def kinds(source: Tar) -> np.ndarray:
         lacking = f"sample '{source.key(lonely[0])}' lacks one of its two frames, .t.jpg and .t1.jpg"
         raise UserError(f"{source.path}: {lacking}")
     picture = source.having(lambda field: camera_of(field, PICTURES))
-    npz = source.having(lambda field: field == "npz")
+    npz = source.having(lambda field: field.lower() == "npz")
     numbers = source.having(_is_column)
     kind = np.select([video, halves[0], picture, npz], [VIDEO, PAIR, STEP, ARRAY], NONE).astype(np.int8)
     unclear = np.flatnonzero(numbers & (kind == NONE))
@@ -140,7 +142,7 @@ def kinds(source: Tar) -> np.ndarray:
 
 
 def _is_column(field: str) -> bool:
-    stem, _, ending = field.rpartition(".")
+    stem, _, ending = field.lower().rpartition(".")
     return ending == "npy" and stem in ALIASES
 
 
@@ -168,15 +170,16 @@ def values_of(source: Tar, row: int, ndim: int) -> Values:
     facts: dict = {}
     left: set[str] = set()
     for field in source.fields(row):
+        plain = field.lower()
         if _is_column(field):
-            found.append((ALIASES[field[:-4]], field, source.parse(row, field, members.load_npy)))
-        elif field == "npz":
+            found.append((ALIASES[plain[:-4]], field, source.parse(row, field, members.load_npy)))
+        elif plain == "npz":
             arrays, others = source.parse(row, field, lambda data: members.load_npz(data, ALIASES))
             found += [(ALIASES[name], field, array) for name, array in arrays.items()]
             left |= {f"{name} (npz)" for name in others}
-        elif field == "txt":
+        elif plain == "txt":
             texts["txt"] = source.parse(row, field, members.load_text)
-        elif field == "json" and isinstance(value := source.parse(row, field, members.load_json), dict):
+        elif plain == "json" and isinstance(value := source.parse(row, field, members.load_json), dict):
             facts = value
         elif camera_of(field, VIDEOS + PICTURES) is None:
             left.add(f".{field}")
@@ -238,18 +241,20 @@ def place_told(facts: Mapping) -> Place | None:
 
 def place_in_json(source: Tar, row: int) -> Place | None:
     """The same, read from a sample; None where it has no json that tells it. Damage is a `UserError`."""
-    if "json" not in source.fields(row):
+    field = next((field for field in source.fields(row) if field.lower() == "json"), None)
+    if field is None:
         return None
     try:
-        facts = source.parse(row, "json", members.load_json)
+        facts = source.parse(row, field, members.load_json)
     except ValueError as error:
         raise UserError(f"{source.path}: {error}; write this shard again") from None
     return place_told(facts) if isinstance(facts, dict) else None
 
 
 def place_in_key(key: str) -> Place | None:
-    """The place that a key `{episode}_{number}` or `{episode}/{number}` tells; None for any other key."""
-    match = re.fullmatch(r"(.+)[_/]([0-9]{1,18})", key)
+    """The place that a key `{episode}_{number}`, `{episode}_step_{number}` or `{episode}/{number}` tells; None for any
+    other key."""
+    match = re.fullmatch(r"(.+?)(?:_step)?[_/]([0-9]{1,18})", key)
     return Place(match[1], int(match[2])) if match else None
 
 
@@ -257,12 +262,7 @@ def check_place(source: Tar, row: int, place: Place | None) -> Place:
     """The place of a step, or a `UserError` that says how steps are named."""
     if place is not None:
         return place
-    key = source.key(row)
-    told = f"{source.path}: sample '{key}' does not say which step of which episode it is"
-    if _CLASSIC.search(key):
-        base, end = key.rsplit("_", 1)
-        raise UserError(
-            f"{told}; note that {base}_{end}.jpg and {base}.json are two samples to WebDataset, whose key ends at the "
-            f"first dot: {base}.{end}.jpg is right"
-        )
-    raise UserError(f'{told}: name samples {{episode}}_{{number}}, or give their .json the fields "episode" and "step"')
+    raise UserError(
+        f"{source.path}: sample '{source.key(row)}' does not say which step of which episode it is: name samples "
+        '{episode}_{number}, or give their .json the fields "episode" and "step"'
+    )
