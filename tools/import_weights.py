@@ -15,6 +15,7 @@ import argparse
 import math
 import pathlib
 import shutil
+import zipfile
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,8 +25,10 @@ import numpy as np
 from lapa_jax.core import tree
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.files import arrays_on_disk, read_json
+from lapa_jax.core.torch_file import Tensor, TorchFile
 from lapa_jax.models.official_laq import convert, unwrap
-from lapa_jax.models.released import base, hugging_face, openvla
+from lapa_jax.models.released import base, hugging_face, openvla, prismatic
+from lapa_jax.models.released.prismatic_parts import Chosen
 from lapa_jax.models.released.tensors import SafetensorsFolder, without_prefixes
 from lapa_jax.train.checkpoint import check_unused, write_weights
 
@@ -98,15 +101,25 @@ def read_state_dict(path: pathlib.Path) -> dict:
 
 
 def _read_torch(path: pathlib.Path) -> dict:
+    if zipfile.is_zipfile(path):
+        file = TorchFile(path)
+        return _arrays(file, file.content)
     try:
         import torch
     except ImportError:
-        raise UserError(f"{path} is a torch file; install torch with `pip install 'lapa_jax[torch]'`") from None
+        raise UserError(f"{path} is a torch file of before version 1.6; install torch with `pip install "
+                        "'lapa_jax[torch]'`") from None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types: zip, unpickling, runtime and end-of-file errors
         raise UserError(f"{path} holds no plain tensors that torch can read ({str(error).splitlines()[0]})") from None
     return _to_numpy(state, path)
+
+
+def _arrays(file: TorchFile, value):
+    if isinstance(value, dict):
+        return {key: _arrays(file, v) for key, v in value.items()}
+    return file.read(value).astype(np.float32) if isinstance(value, Tensor) else value
 
 
 def _to_numpy(value, path: pathlib.Path):
@@ -172,9 +185,16 @@ def _hugging_face(kind: str, options: Callable) -> Command:
     return Command(f"a Hugging Face folder of {kind}", "folder with config.json and safetensors", options, run)
 
 
-def import_openvla(source: pathlib.Path, out: pathlib.Path, **options) -> None:
-    """Writes an OpenVLA folder as a run. Options: as of `openvla.read`."""
-    _write_policy(openvla.read(source, **options), out, options["dtype"])
+def import_openvla(source: pathlib.Path, out: pathlib.Path, adapter: pathlib.Path | None, **chosen) -> None:
+    """Writes an OpenVLA folder as a run. Arguments: see `openvla.read`."""
+    _write_policy(openvla.read(source, adapter, Chosen(**chosen)), out, chosen["dtype"])
+
+
+def import_prismatic(
+    source: pathlib.Path, out: pathlib.Path, dinov2: pathlib.Path | None, siglip: pathlib.Path | None, **chosen
+) -> None:  # fmt: skip
+    """Writes a run of Prismatic's as one of ours. Arguments: see `prismatic.read`."""
+    _write_policy(prismatic.read(source, dinov2, siglip, Chosen(**chosen)), out, chosen["dtype"])
 
 
 def _write_policy(release: base.Release, out: pathlib.Path, dtype: str) -> None:
@@ -187,13 +207,20 @@ def _policy_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", help="folder or hub name of the tokenizer; by default its files in --input")
     parser.add_argument("--text_length", type=int, default=128, help="tokens that prompts are padded to")
     parser.add_argument("--template", help="of the prompt, see data.text_tokenizer.template; the model's by default")
+    parser.add_argument("--center_crop", action="store_true", help="see the middle 0.9 of images' area, as models that "
+                        "were finetuned with image_aug are run")  # fmt: skip
 
 
 def _openvla_options(parser: argparse.ArgumentParser) -> None:
     _policy_options(parser)
     parser.add_argument("--adapter", type=pathlib.Path, help="folder of a PEFT adapter that was trained on --input")
-    parser.add_argument("--center_crop", action="store_true", help="see the middle 0.9 of images' area, as models that "
-                        "were finetuned with image_aug are run")  # fmt: skip
+
+
+def _prismatic_options(parser: argparse.ArgumentParser) -> None:
+    _policy_options(parser)
+    for kind in ("dinov2", "siglip"):
+        parser.add_argument(f"--{kind}", type=pathlib.Path, help="timm's safetensors file of the tower, where the "
+                            "checkpoint does not hold it; by default looked for in the run folder")  # fmt: skip
 
 
 COMMANDS = {
@@ -203,6 +230,8 @@ COMMANDS = {
     "dinov2": _hugging_face("dinov2", _tower_options),
     "openvla": Command("a Hugging Face folder of OpenVLA, released or finetuned",
                        "folder with config.json, safetensors and the other files", _openvla_options, import_openvla),
+    "prismatic": Command("a run of Prismatic, or of OpenVLA's training code", "run folder, or a .pt file in it",
+                         _prismatic_options, import_prismatic),
 }
 """By the first word of the command line. To add one: a reader in `lapa_jax/models/released/`, and an entry here."""
 

@@ -29,7 +29,6 @@ def test_a_safetensors_file_becomes_a_run_folder(golden, tmp_path, capsys):
 
 
 def test_a_torch_file_gives_the_same(golden, tmp_path):
-    pytest.importorskip("torch")
     for ending in ("pt", "safetensors"):
         run(golden / f"laq_seq4.{ending}", tmp_path / ending, "--image_size", "64")
     a, b = (read(tmp_path / ending)[1] for ending in ("pt", "safetensors"))

@@ -13,78 +13,48 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import read_json
-from lapa_jax.models.released import peft, prismatic, timm
+from lapa_jax.models.released import peft, prismatic_parts, statistics, timm
 from lapa_jax.models.released.base import Release, Tensors
+from lapa_jax.models.released.prismatic_parts import Chosen
 from lapa_jax.models.released.tensors import SafetensorsFolder
 
 PROCESSOR = "preprocessor_config.json"
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
              "added_tokens.json")  # fmt: skip
-VICUNA = ("A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
-          "detailed, and polite answers to the user's questions. USER: What action should the robot take to "
-          "{instruction}? ASSISTANT:")  # fmt: skip
-"""The prompt of openvla-v01-7b."""
-SPACE = 29871
-"""Llama-2's id of a blank at the end: in training the text went on with "Out: " and the action's tokens."""
-MEANS = {"dinov2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
-STRATEGIES = {"resize-naive": "squash", "resize-crop": "shorter_side", "letterbox": "letterbox"}
 INTERPOLATIONS = {3: "bicubic", 2: "bilinear", "bicubic": "bicubic", "bilinear": "bilinear"}
-COLUMNS = {"action": "action", "proprio": "state"}
 
 
-def read(
-    folder: pathlib.Path, adapter: pathlib.Path | None = None, *, dtype: str = "float32", tokenizer: str | None = None,
-    text_length: int = 128, center_crop: bool = False, template: str | None = None,
-) -> Release:  # fmt: skip
+def read(folder: pathlib.Path, adapter: pathlib.Path | None = None, chosen: Chosen | None = None) -> Release:
     """Reads what a folder holds, without its numbers.
 
     Args:
       folder: with `config.json`. adapter: a folder of PEFT's with an adapter that was trained on it, or None.
-      dtype: "float32" or "bfloat16", of the model's computation.
-      tokenizer: a folder, or a name on the hub; None for the files in `folder`.
-      text_length: tokens that prompts are padded to.
-      center_crop: see only the middle 0.9 of images' area, as models finetuned with augmentation are run.
-      template: of the prompt, see `data.text.prompt`; None for the one that the language model stands for.
+      chosen: by the user; its tokenizer is by default that of the folder.
 
     Raises:
       UserError: another model's folder, a file that is missing or damaged, or a part that we have not.
     """
+    chosen = chosen or Chosen()
     config, tensors = _open(folder)
     if adapter is not None:
         tensors = peft.Merged(tensors, adapter)
     towers, sizes = _towers(config, tensors)
-    arch = "fused-gelu-mlp" if len(towers) == 2 else "gelu-mlp"
-    parts = prismatic.parts(towers, arch, config.get("text_config") or {})
-    images, notes = _images(folder, config, parts.spec, sizes)
-    datasets, statistics_notes = _datasets(folder, adapter, config, sizes)
-    vocab = parts.spec["llm"]["vocab"]
-    spec = {
-        "name": "policies.openvla", **parts.spec, "image_size": sizes[0], "cameras": 1, "text_length": text_length,
-        "action_dim": max((entry["features"]["action"]["shape"][0] for entry in datasets.values()), default=7),
-        "action_end": vocab - config.get("pad_to_multiple_of", 64), "edges": config.get("n_action_bins", 256),
-        "dtype": dtype,
-    }  # fmt: skip
-    for name in ("llm", *(tower.kind for tower in towers)):
-        spec[name] = {**spec[name], "dtype": dtype}
-    vicuna = "vicuna" in config.get("llm_backbone_id", "")
+    parts = prismatic_parts.parts(towers, "fused-gelu-mlp" if len(towers) == 2 else "gelu-mlp",
+                                  config.get("text_config") or {})  # fmt: skip
+    resize, notes = _images(folder, config, parts.spec, sizes)
+    datasets, line = statistics.datasets(*_statistics(folder, adapter, config), sizes[0])
     files = {f"tokenizer/{name}": folder / name for name in TOKENIZER if (folder / name).is_file()}
-    if tokenizer is not None:
-        files = {}
-    elif not files:
+    if not files and chosen.tokenizer is None:
         notes.append(f"{folder.name} has no files of a tokenizer: give the run one before it acts, with --tokenizer")
-    data = {
-        "samples": "chunks", "fields": ["image", "text", "action"], "chunk_length": 1, "camera": "image",
-        "image_size": sizes[0], "resize": images, "normalize": "openvla" if datasets else "none",
-        "text_length": text_length,
-        "text_tokenizer": {"name": tokenizer or "{run}/tokenizer", "append": SPACE,
-                           "lower": True, "template": template or (VICUNA if vicuna else "openvla")},
-    }  # fmt: skip
-    if center_crop:
-        data["resize"]["area"] = 0.9
     if isinstance(tensors, peft.Merged):
         notes.append(f"the adapter {adapter} changes {tensors.count} tensors")
-    return Release("OpenVLA", folder, {"name": "openvla", "model": spec, "data": data}, tensors, parts.places,
-                   parts.unused, {"datasets": datasets}, files, [*notes, *statistics_notes])  # fmt: skip
+    run = prismatic_parts.run_config(
+        parts.spec, chosen, side=sizes[0], resize=resize, datasets=datasets, llm_id=config.get("llm_backbone_id", ""),
+        tokenizer="{run}/tokenizer", padding=config.get("pad_to_multiple_of", 64),
+        edges=config.get("n_action_bins", 256),
+    )  # fmt: skip
+    return Release("OpenVLA", folder, run, tensors, parts.places, parts.unused, {"datasets": datasets},
+                   {} if chosen.tokenizer else files, [*notes, line])  # fmt: skip
 
 
 def _open(folder: pathlib.Path) -> tuple[Mapping, Tensors]:
@@ -135,14 +105,12 @@ def _images(folder: pathlib.Path, config: Mapping, spec: dict, sizes: list[int])
         normalize = [{"mean": mean, "std": std} for mean, std in zip(about["means"], about["stds"])]
     if normalize is None:
         # the released processor was built with bfloat16 as default dtype
-        normalize = [{"mean": _rounded(MEANS[kind][0]), "std": _rounded(MEANS[kind][1])} for kind in kinds]
+        normalize = [dict(zip(("mean", "std"), map(_rounded, timm.MEANS[kind]))) for kind in kinds]
     if len(normalize) != len(kinds):
         raise UserError(f"{path} normalises for {len(normalize)} towers, the model has {len(kinds)}")
     for kind, numbers in zip(kinds, normalize):
         spec[kind] = {**spec[kind], "mean": list(numbers["mean"]), "std": list(numbers["std"])}
     strategy = about.get("image_resize_strategy") or config.get("image_resize_strategy", "resize-naive")
-    if strategy not in STRATEGIES:
-        raise UserError(f"image_resize_strategy '{strategy}' is unknown; known: {', '.join(STRATEGIES)}")
     given = [entry.get("interpolation") for entry in about.get("tvf_resize_params") or ()]
     found = {INTERPOLATIONS.get(value) for value in given or about.get("interpolations") or ["bicubic"]}
     if len(found) != 1 or None in found:
@@ -150,10 +118,10 @@ def _images(folder: pathlib.Path, config: Mapping, spec: dict, sizes: list[int])
     for shape in about.get("input_sizes") or ():
         if tuple(shape[-2:]) != (sizes[0], sizes[0]):
             raise UserError(f"{path} has input_sizes {about['input_sizes']}, config.json image_sizes {sizes}")
-    resize = {"mode": STRATEGIES[strategy], "interpolation": found.pop()}
+    resize = {"mode": prismatic_parts.resize_mode(strategy), "interpolation": found.pop()}
     if strategy == "letterbox":
         # the port fills with one colour for all towers, that of the last one
-        means = about.get("means") or [MEANS[kind][0] for kind in kinds]
+        means = about.get("means") or [timm.MEANS[kind][0] for kind in kinds]
         resize["fill"] = list(about.get("tvf_letterbox_fill") or [int(x * 255) for x in means[-1]])
     return resize, notes
 
@@ -162,38 +130,9 @@ def _rounded(values) -> list[float]:
     return np.asarray(values, ml_dtypes.bfloat16).astype(np.float64).tolist()
 
 
-def _datasets(folder, adapter, config: Mapping, sizes) -> tuple[dict, list[str]]:
-    """The entries of `meta["datasets"]`, and lines about them."""
+def _statistics(folder: pathlib.Path, adapter: pathlib.Path | None, config: Mapping) -> tuple[pathlib.Path, Mapping]:
+    """Those beside the adapter go before those of the folder, and these before those of the config."""
     for place in (adapter, folder):
-        path = None if place is None else place / "dataset_statistics.json"
-        if path is not None and path.is_file():
-            stats = read_json(path)
-            break
-    else:
-        path, stats = folder / "config.json", config.get("norm_stats") or {}
-    datasets = {name: _dataset(path, name, entry, sizes[0]) for name, entry in stats.items()}
-    if datasets:
-        return datasets, [f"actions of {len(datasets)} data sets: {', '.join(datasets)}"]
-    return {}, ["no statistics of actions: this is a vision-language model, and acts when it was trained on some"]
-
-
-def _dataset(path: pathlib.Path, name: str, entry: Mapping, side: int) -> dict:
-    statistics, features = {}, {"image": {"shape": [side, side, 3]}}
-    for theirs, ours in COLUMNS.items():
-        if theirs not in entry:
-            continue
-        summary = {key: entry[theirs].get(key) for key in ("mean", "std", "min", "max", "q01", "q99")}
-        widths = {np.shape(value) for value in summary.values()}
-        if len(widths) != 1 or len(shape := widths.pop()) != 1:
-            raise UserError(f"{path}: the statistics of '{theirs}' of '{name}' lack one of mean, std, min, max, q01, "
-                            "q99, or these differ in length")  # fmt: skip
-        mask = entry[theirs].get("mask")
-        if mask is not None and np.shape(mask) != shape:
-            raise UserError(f"{path}: the mask of '{theirs}' of '{name}' has {np.size(mask)} entries, not {shape[0]}")
-        count = int(entry.get("num_transitions") or 1)
-        statistics[ours] = {"count": count, **summary, "mask": [True] * shape[0] if mask is None else list(mask)}
-        features[ours] = {"shape": list(shape), "dtype": "float32"}
-    if "action" not in statistics:
-        raise UserError(f"{path}: '{name}' has no statistics of its actions")
-    return {"statistics": statistics, "features": features, "fps": None, "fingerprint": None, "gap_frames": None,
-            "labels": None, "weight": 1.0}  # fmt: skip
+        if place is not None and (path := place / "dataset_statistics.json").is_file():
+            return path, read_json(path)
+    return folder / "config.json", config.get("norm_stats") or {}

@@ -28,6 +28,9 @@ HEADS = {
 }  # fmt: skip
 """{timm's name without the part behind the dot, which says what it was trained on: heads}."""
 
+MEANS = {"dinov2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
+"""{kind: (mean, standard deviation) of the channels of its images}."""
+
 BLOCK = {"norm1": "attention_norm", "norm2": "feedforward_norm", "attn.proj": "attention/out", "mlp.fc1": "up",
          "mlp.fc2": "down"}  # fmt: skip
 UNUSED = r"norm\..*|fc_norm\..*|attn_pool\..*|head\..*|mask_token"
