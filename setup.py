@@ -23,7 +23,8 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["lapa_jax", "lapa_jax.*"]),
     package_data={"lapa_jax.sample": ["*.json", "*.jsonl", "*.tar", "features/*.json", "features/*.tar",
-                                      "latents/*.json", "latents/*.tar"]},
+                                      "latents/*.json", "latents/*.tar"],
+                  "lapa_jax.sim.maps": ["*.yaml"]},
     install_requires=requirements(),
     extras_require={
         "cuda12": ["jax[cuda12]>=0.10,<0.12"],  # NVIDIA GPUs with a CUDA 12 driver
@@ -34,6 +35,7 @@ setup(
         "serve": ["aiohttp>=3.11,<4"],  # launch/serve.py; clients need numpy and msgpack
         "sim": ["mujoco>=3.2"],  # lapa_jax/sim and tools/record_sim.py: the push-table
         "metaworld": ["metaworld>=3.1.1,<3.2"],  # its 50 tasks. It pins mujoco to 3.3.0, with newer ones it fails
+        "gym": ["gymnasium>=1.0,<2"],  # lapa_jax/sim/gym.py; the environments' own packages are the user's
         "torch": ["torch>=2.6"],  # tools/import_weights.py, for `.pt` files only; safetensors need no torch
         "golden": ["torch>=2.6"],  # tests/golden/make_towers.py, which compares with the models of transformers
         "dev": ["ruff>=0.9"],

@@ -7,12 +7,15 @@ rows / 50,000.
 
   small       a recipe that one CPU core trains in a few minutes; set data.path, and data.fields=('state',) for robots
   tiny        the same on planted features that come with the package
+  test        the smallest that still has every part, for tests
 """
 
 import ml_collections
 from ml_collections import config_dict
 
-from lapa_jax.core.config import choose_variant
+from lapa_jax.core.config import with_variants
+
+from . import common
 
 
 def production() -> ml_collections.ConfigDict:
@@ -48,78 +51,43 @@ def production() -> ml_collections.ConfigDict:
     config.loss.update({"reconstruction": 1.0, "commitment": 0.5, "orthogonality": 0.1, "informativeness": 0.1,
                         "topographic": 0.45})  # fmt: skip
 
-    config.data = ml_collections.ConfigDict()
-    config.data.path = config_dict.placeholder(str)
-    config.data.val_path = config_dict.placeholder(str)
-    config.data.split_train = "train"
-    config.data.split_val = "val"
-    config.data.mixture = config_dict.placeholder(object)
-    config.data.samples = "steps"
-    config.data.fields = ("feature",)
-    config.data.normalize = "none"
-    config.data.eval_examples = 4096
-    config.data.shuffle = "full"
-    config.data.window = 16384
-    config.data.threads = 4
-    config.data.workers = 0
-    config.data.prefetch = 16
-    config.data.max_bad_samples = 0
-
-    config.optim = ml_collections.ConfigDict()
-    config.optim.learning_rate = 7e-4
-    config.optim.schedule = "constant"
-    config.optim.warmup_steps = 0
-    config.optim.final_learning_rate = 0.0
-    config.optim.b1 = 0.9
-    config.optim.b2 = 0.999
-    config.optim.eps = 1e-8
-    config.optim.weight_decay = 0.0
-    config.optim.clip_norm = 1.0
-    config.optim.groups = ((".*", {}),)
-
-    config.train = ml_collections.ConfigDict()
-    config.train.steps = 20_090
-    config.train.batch_size = 1024
-    config.train.micro_batches = 1
-    config.train.eval_batch_size = 1024
-    config.train.log_every = 49
-    config.train.eval_every = 245
-    config.train.save_every = 245
-    config.train.keep_last = 2
-    config.train.best_metric = "val/composite"
-    config.train.patience = 50
-    config.train.min_delta = 0.001
-    config.train.tensorboard = True
-
-    config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "rules": ()})
+    config.data = common.data("steps", fields=("feature",), normalize="none", eval_examples=4096, threads=4)
+    config.optim = common.adam(7e-4)
+    config.train = common.training(steps=20_090, batch_size=1024, eval_batch_size=1024, every=245, log_every=49,
+                                   best_metric="val/composite", patience=50, min_delta=0.001)  # fmt: skip
+    config.mesh = common.mesh(data=-1, fsdp=1)
     return config
 
 
-def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def small(config: ml_collections.ConfigDict) -> None:
     """Smaller batches, a faster schedule, codebooks that follow it."""
-    config.name = "feature_vq_small"
     config.model.update({"ema_decay": 0.98, "dead_share": 0.3, "dead_age": 50, "topo_samples": 96})
     config.data.update({"threads": 2, "prefetch": 4, "eval_examples": 2048})
     config.optim.update({"learning_rate": 2e-3, "schedule": "cosine", "warmup_steps": 50,
                          "final_learning_rate": 1e-4})  # fmt: skip
     config.train.update({"steps": 2000, "batch_size": 256, "eval_batch_size": 256, "log_every": 50, "eval_every": 250,
                          "save_every": 250, "patience": None})  # fmt: skip
-    return config
 
 
-def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def tiny(config: ml_collections.ConfigDict) -> None:
     """`small` on the embedded planted features, for a minute."""
-    config = small(config)
-    config.name = "feature_vq_tiny"
+    small(config)
     config.model.update({"hidden_dim": 64, "decoder_dim": 128, "partial_dim": 64, "topo_samples": 64})
     config.data.path = "sample_features"
     config.train.update({"steps": 600, "batch_size": 128, "eval_batch_size": 128, "eval_every": 100,
                          "save_every": 100})  # fmt: skip
-    return config
 
 
-VARIANTS = {"": lambda config: config, "small": small, "tiny": tiny}
+def test(config: ml_collections.ConfigDict) -> None:
+    """`tiny` with a few hundred rows to find categories from and narrow networks, for a few steps."""
+    tiny(config)
+    common.shortest(config)
+    config.model.update({"hidden_dim": 16, "embedding_dim": 16, "decoder_dim": 16, "partial_dim": 16,
+                         "topo_samples": 8, "discovery_rows": 400, "max_clusters": 4})  # fmt: skip
 
 
-def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    return choose_variant(variant, VARIANTS)(production())
+VARIANTS = {"small": small, "tiny": tiny, "test": test}
+
+
+def get_config(variants: str = "") -> ml_collections.ConfigDict:
+    return with_variants(production(), variants, VARIANTS, one_of=(common.SIZES,))

@@ -14,12 +14,15 @@ raw actions. What the plan leaves open, or would leak:
   frozen      the same with a trained one: give it as init_from.tokenizer
   small       a model and recipe that one CPU core trains in minutes; set data.path
   tiny        `small` on the pictures of the sample that comes with the package
+  test        the smallest that still has every part, for tests
 """
 
 import ml_collections
 from ml_collections import config_dict
 
-from lapa_jax.core.config import choose_variant
+from lapa_jax.core.config import with_variants
+
+from . import common
 
 
 def plan() -> ml_collections.ConfigDict:
@@ -59,85 +62,41 @@ def plan() -> ml_collections.ConfigDict:
 
     config.loss = ml_collections.ConfigDict({"l2": 1.0, "smooth_l1": 0.0, "cosine": 0.0})
 
-    config.data = ml_collections.ConfigDict()
-    config.data.path = config_dict.placeholder(str)
-    config.data.val_path = config_dict.placeholder(str)
-    config.data.split_train = "train"
-    config.data.split_val = "val"
-    config.data.samples = "sequences"
-    config.data.fields = ("state", "action")
-    config.data.camera = "image"
-    config.data.image_size = config_dict.placeholder(int)
+    config.data = common.data("sequences", fields=("state", "action"), camera="image",
+                              image_size=config_dict.placeholder(int), normalize="q01_q99", threads=2)  # fmt: skip
     config.data.length = config.model.get_ref("context")
     config.data.stride = 1
-    config.data.future = config.model.get_ref("future")
-    config.data.prompts = config.model.get_ref("prompts")
-    config.data.prompt_length = config.model.get_ref("prompt_length")
+    for field in ("future", "prompts", "prompt_length"):
+        config.data[field] = config.model.get_ref(field)
     config.data.prompt_steps = "even"
     config.data.alone = "empty"
     config.data.held_out_tasks = ()
     config.data.tasks = "seen"
     config.data.tasks_val = "all"
-    config.data.normalize = "q01_q99"
-    config.data.augment = config_dict.placeholder(object)
-    config.data.eval_examples = 2048
-    config.data.shuffle = "full"
-    config.data.window = 16384
-    config.data.threads = 2
-    config.data.workers = 0
-    config.data.prefetch = 16
-    config.data.max_bad_samples = 0
 
-    config.optim = ml_collections.ConfigDict()
-    config.optim.learning_rate = 1e-4
-    config.optim.schedule = "constant"
-    config.optim.warmup_steps = 1000
-    config.optim.final_learning_rate = 0.0
-    config.optim.b1 = 0.9
-    config.optim.b2 = 0.999
-    config.optim.eps = 1e-8
-    config.optim.weight_decay = 0.01
-    config.optim.clip_norm = 1.0
-    config.optim.groups = (("tokenizer/.*", None), (".*", {}))
-
-    config.train = ml_collections.ConfigDict()
-    config.train.steps = 50_000
-    config.train.batch_size = 64
-    config.train.micro_batches = 1
-    config.train.eval_batch_size = 64
-    config.train.log_every = 50
-    config.train.eval_every = 2500
-    config.train.save_every = 2500
-    config.train.keep_last = 2
-    config.train.best_metric = "val/action_r2"
-    config.train.patience = config_dict.placeholder(int)
-    config.train.min_delta = 0.0
-    config.train.tensorboard = True
-
-    config.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "rules": ()})
+    config.optim = common.adam(1e-4, warmup_steps=1000, weight_decay=0.01,
+                               groups=(("tokenizer/.*", None), (".*", {})))  # fmt: skip
+    config.train = common.training(steps=50_000, batch_size=64, eval_batch_size=64, every=2500,
+                                   best_metric="val/action_r2")  # fmt: skip
+    config.mesh = common.mesh(data=1, fsdp=-1)
     return config
 
 
-def image(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Pictures of 96 pixels and states."""
-    config.name = "icl_image"
+def image(config: ml_collections.ConfigDict) -> None:
+    """Images of 96 pixels and states."""
     config.data.update({"fields": ("image", "state", "action"), "image_size": 96, "threads": 8})
-    return config
 
 
-def frozen(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def frozen(config: ml_collections.ConfigDict) -> None:
     """Actions as codes of a trained tokenizer (causal): set init_from.tokenizer to its run."""
-    config.name = "icl_frozen"
     config.model.actions = "q"
-    return config
 
 
-def tokens(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def tokens(config: ml_collections.ConfigDict) -> None:
     """The plan's tokenizer, 128 subclusters and 32 clusters, mended as in configs/mstcn.py and trained along.
 
     optim.groups with {"start_step": N} for the policy trains the tokenizer alone first.
     """
-    config.name = "icl_tokens"
     with config.ignore_type():
         config.model.tokenizer = ml_collections.ConfigDict({
             "name": "tokenizers.mstcn", "action_dim": config_dict.placeholder(int), "state_dim": 0, "context": 10,
@@ -147,32 +106,36 @@ def tokens(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.model.update({"actions": "q", "train_tokenizer": True})
     config.loss.update({"tokenizer_reconstruction": 1.0, "tokenizer_commitment_z": 0.02})
     config.optim.groups = (("tokenizer/.*", {"weight_decay": 1e-4}), (".*", {}))
-    return config
 
 
-def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def small(config: ml_collections.ConfigDict) -> None:
     """Half a million parameters."""
-    config.name = "icl_small"
     config.model.update({"dim": 96, "depth": 4, "heads": 4, "hidden": 256, "state_noise": 0.02, "vit_dim": 48,
                          "vit_depth": 2, "vit_heads": 3, "patch": 8})  # fmt: skip
     config.optim.update({"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 100,
                          "final_learning_rate": 1e-5})  # fmt: skip
     config.train.update({"steps": 1000, "batch_size": 32, "eval_every": 500, "save_every": 500})
     config.mesh.update({"data": -1, "fsdp": 1})
-    return config
 
 
-def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """`small` on the sample, whose observations are pictures; few of its tasks have a second episode."""
-    config = small(config)
-    config.name = "icl_tiny"
+def tiny(config: ml_collections.ConfigDict) -> None:
+    """`small` on the sample, whose observations are images; few of its tasks have a second episode."""
+    small(config)
     config.data.update({"path": "sample", "fields": ("image", "action"), "image_size": 32})
     config.train.update({"steps": 400, "eval_every": 100, "save_every": 100})
-    return config
 
 
-VARIANTS = {"": lambda config: config, "image": image, "frozen": frozen, "tokens": tokens, "small": small, "tiny": tiny}
+def test(config: ml_collections.ConfigDict) -> None:
+    """`tiny` with one block and images of four patches, for a few steps."""
+    tiny(config)
+    common.shortest(config)
+    config.model.update({"context": 4, "prompt_length": 4, "dim": 32, "depth": 1, "heads": 2, "hidden": 32,
+                         "vit_dim": 16, "vit_depth": 1, "vit_heads": 2, "patch": 8})  # fmt: skip
+    config.data.image_size = 16
 
 
-def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    return choose_variant(variant, VARIANTS)(plan())
+VARIANTS = {"image": image, "frozen": frozen, "tokens": tokens, "small": small, "tiny": tiny, "test": test}
+
+
+def get_config(variants: str = "") -> ml_collections.ConfigDict:
+    return with_variants(plan(), variants, VARIANTS, one_of=(("frozen", "tokens"), common.SIZES))

@@ -8,12 +8,14 @@ flipped in pairs but never erased.
 
   small       a model and recipe that two CPU cores train in minutes; set data.path and the gap
   tiny        the same on the embedded sample
+  test        the smallest that still has every part, for tests
 """
 
 import ml_collections
-from ml_collections import config_dict
 
-from lapa_jax.core.config import choose_variant
+from lapa_jax.core.config import with_variants
+
+from . import common
 
 
 def full() -> ml_collections.ConfigDict:
@@ -47,89 +49,44 @@ def full() -> ml_collections.ConfigDict:
     config.model.output = "linear"
     config.model.dtype = "float32"
 
-    config.loss = ml_collections.ConfigDict({"reconstruction": 1.0, "motion": 0.0, "coarse": 0.0,
-                                             "codebook": 1.0, "commitment": 0.25})  # fmt: skip
-
-    config.data = ml_collections.ConfigDict()
-    config.data.path = config_dict.placeholder(str)
-    config.data.val_path = config_dict.placeholder(str)
-    config.data.split_train = "train"
-    config.data.split_val = "val"
-    config.data.mixture = config_dict.placeholder(object)
-    config.data.samples = "pairs"
-    config.data.camera = "image"
-    config.data.image_size = config.model.get_ref("image_size")
-    config.data.gap_seconds = 0.6
-    config.data.gap_frames = config_dict.placeholder(int)
-    config.data.augment = config_dict.placeholder(object)
-    config.data.eval_examples = 2048
-    config.data.shuffle = "full"
-    config.data.window = 16384
-    config.data.threads = 8
-    config.data.workers = 0
-    config.data.prefetch = 16
-    config.data.max_bad_samples = 0
-
-    config.optim = ml_collections.ConfigDict()
-    config.optim.learning_rate = 1e-4
-    config.optim.schedule = "cosine"
-    config.optim.warmup_steps = 1000
-    config.optim.final_learning_rate = 1e-6
-    config.optim.b1 = 0.9
-    config.optim.b2 = 0.999
-    config.optim.eps = 1e-8
-    config.optim.weight_decay = 0.01
-    config.optim.clip_norm = 1.0
-    config.optim.groups = ((".*", {}),)
-
-    config.train = ml_collections.ConfigDict()
-    config.train.steps = 100_000
-    config.train.batch_size = 256
-    config.train.micro_batches = 1
-    config.train.eval_batch_size = 64
-    config.train.log_every = 50
-    config.train.eval_every = 2500
-    config.train.save_every = 2500
-    config.train.keep_last = 2
-    config.train.best_metric = "val/swap_gap"
-    config.train.patience = config_dict.placeholder(int)
-    config.train.min_delta = 0.0
-    config.train.tensorboard = True
-
-    config.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "rules": ()})
+    config.loss = common.frame_pair_losses()
+    config.data = common.frame_pair_data(config)
+    config.optim = common.adam(1e-4, schedule="cosine", warmup_steps=1000, final_learning_rate=1e-6,
+                               weight_decay=0.01)  # fmt: skip
+    config.train = common.training(steps=100_000, batch_size=256, eval_batch_size=64, every=2500,
+                                   best_metric="val/swap_gap")  # fmt: skip
+    config.mesh = common.mesh(data=1, fsdp=-1)
     return config
 
 
-def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def small(config: ml_collections.ConfigDict) -> None:
     """Four hundred thousand parameters at 32 px; docs/results/results.md has what comes out."""
-    config.name = "laq_conv_small"
-    config.model.update({"image_size": 32, "channels": (16, 32, 64), "blocks": 1, "groups": 8, "embed": 64})
+    common.frame_pairs_at_32_pixels(config)
+    config.model.update({"channels": (16, 32, 64), "blocks": 1, "groups": 8, "embed": 64})
     # Narrow codes: eight of them cover a plane, and what one position rounds off another one can tell.
-    config.model.update({"quant_dim": 2})
-    # Codes that say how things move: they serve the pair and a shifted copy of it.
-    config.model.update({"view_shift": 8, "view_share": 0.7, "output": "residual"})
-    # Small moving things in a busy scene: plain squared error hardly sees them.
-    config.loss.update({"motion": 0.1, "coarse": 0.1})
+    config.model.quant_dim = 2
     # Deltas of unit size, next to which the errors of pixels are small: with 0.25 they say nothing but a code's number.
-    config.loss.update({"commitment": 0.005})
-    config.data.update({"augment": {"flip": 0.5}, "threads": 2, "prefetch": 4})
+    config.loss.commitment = 0.005
     config.optim.update({"learning_rate": 2e-3, "warmup_steps": 50, "final_learning_rate": 1e-4, "weight_decay": 0.0})
-    config.train.update({"steps": 400, "batch_size": 32, "eval_every": 200, "save_every": 200})
-    config.mesh.update({"data": -1, "fsdp": 1})
-    return config
+    config.train.update({"steps": 400, "eval_every": 200, "save_every": 200})
 
 
-def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def tiny(config: ml_collections.ConfigDict) -> None:
     """`small` on the sample that comes with the package, for a few minutes."""
-    config = small(config)
-    config.name = "laq_conv_tiny"
+    small(config)
     config.data.update({"path": "sample", "gap_frames": 3})
-    config.model.update({"view_share": 0.5})
-    return config
+    config.model.view_share = 0.5
 
 
-VARIANTS = {"": lambda config: config, "small": small, "tiny": tiny}
+def test(config: ml_collections.ConfigDict) -> None:
+    """`tiny` with two halvings, one view and random codes to begin with, for a few steps."""
+    tiny(config)
+    common.shortest(config)
+    config.model.update({"channels": (8, 16), "groups": 4, "embed": 16, "view_shift": 0, "codebook_init": "normal"})
 
 
-def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    return choose_variant(variant, VARIANTS)(full())
+VARIANTS = {"small": small, "tiny": tiny, "test": test}
+
+
+def get_config(variants: str = "") -> ml_collections.ConfigDict:
+    return with_variants(full(), variants, VARIANTS, one_of=(common.SIZES,))

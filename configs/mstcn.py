@@ -13,12 +13,15 @@ two stages of width 512, decay 0.8, AdamW at 1e-4), with what does not work ther
   small       a model and recipe that a CPU core trains in minutes; set data.path
   lift        the same for robomimic's Lift as keyboards record it: longer windows, few codes
   tiny        the small recipe on the embedded sample
+  test        the smallest that still has every part, for tests
 """
 
 import ml_collections
 from ml_collections import config_dict
 
-from lapa_jax.core.config import choose_variant
+from lapa_jax.core.config import with_variants
+
+from . import common
 
 
 def plan() -> ml_collections.ConfigDict:
@@ -49,85 +52,47 @@ def plan() -> ml_collections.ConfigDict:
 
     config.loss = ml_collections.ConfigDict({"reconstruction": 1.0, "commitment_z": 0.02, "commitment_q": 0.0})
 
-    config.data = ml_collections.ConfigDict()
-    config.data.path = config_dict.placeholder(str)
-    config.data.val_path = config_dict.placeholder(str)
-    config.data.split_train = "train"
-    config.data.split_val = "val"
-    config.data.mixture = config_dict.placeholder(object)
-    config.data.samples = "chunks"
-    config.data.fields = ("action",)
-    config.data.chunk_length = config.model.get_ref("context")
-    config.data.normalize = "q01_q99"
-    config.data.eval_examples = 2048
-    config.data.shuffle = "full"
-    config.data.window = 16384
-    config.data.threads = 2
-    config.data.workers = 0
-    config.data.prefetch = 16
-    config.data.max_bad_samples = 0
-
-    config.optim = ml_collections.ConfigDict()
-    config.optim.learning_rate = 1e-4
-    config.optim.schedule = "constant"
-    config.optim.warmup_steps = 0
-    config.optim.final_learning_rate = 0.0
-    config.optim.b1 = 0.9
-    config.optim.b2 = 0.999
-    config.optim.eps = 1e-8
-    config.optim.weight_decay = 1e-4
-    config.optim.clip_norm = 1.0
-    config.optim.groups = ((".*", {}),)
-
-    config.train = ml_collections.ConfigDict()
-    config.train.steps = 20_000
-    config.train.batch_size = 128
-    config.train.micro_batches = 1
-    config.train.eval_batch_size = 128
-    config.train.log_every = 50
-    config.train.eval_every = 1000
-    config.train.save_every = 1000
-    config.train.keep_last = 2
-    config.train.best_metric = "val/r2"
-    config.train.patience = config_dict.placeholder(int)
-    config.train.min_delta = 0.0
-    config.train.tensorboard = True
-
-    config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "rules": ()})
+    config.data = common.data("chunks", fields=("action",), chunk_length=config.model.get_ref("context"),
+                              normalize="q01_q99", threads=2)  # fmt: skip
+    config.optim = common.adam(1e-4, weight_decay=1e-4)
+    config.train = common.training(steps=20_000, batch_size=128, eval_batch_size=128, every=1000, best_metric="val/r2")
+    config.mesh = common.mesh(data=-1, fsdp=1)
     return config
 
 
-def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def small(config: ml_collections.ConfigDict) -> None:
     """A model of 0.2 M parameters, 128 and 32 codes of 32 numbers."""
-    config.name = "mstcn_small"
     config.model.update({"embed_dim": 32, "width": 48, "decay": 0.95})
     config.optim.update({"learning_rate": 2e-3, "schedule": "cosine", "warmup_steps": 50,
                          "final_learning_rate": 1e-4})  # fmt: skip
     config.train.update({"steps": 2000, "batch_size": 64, "eval_every": 500, "save_every": 500})
-    return config
 
 
-def lift(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def lift(config: ml_collections.ConfigDict) -> None:
     """`small` with a second of context and 16 codes: two demonstrations by keyboard have ten different actions, and
     three quarters of their steps stand still."""
-    config = small(config)
-    config.name = "mstcn_lift"
+    small(config)
     config.model.update({"context": 20, "subclusters": 16, "clusters": 4, "dead_share": 0.3, "decay": 0.98})
-    return config
 
 
-def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def tiny(config: ml_collections.ConfigDict) -> None:
     """`small` on the sample that comes with the package, with fewer codes: it has few steps."""
-    config = small(config)
-    config.name = "mstcn_tiny"
+    small(config)
     config.data.path = "sample"
     config.model.update({"subclusters": 48, "clusters": 12})
     config.train.update({"steps": 600, "eval_every": 200, "save_every": 200})
-    return config
 
 
-VARIANTS = {"": lambda config: config, "small": small, "lift": lift, "tiny": tiny}
+def test(config: ml_collections.ConfigDict) -> None:
+    """`tiny` with two layers a stage and random codes to begin with, for a few steps."""
+    tiny(config)
+    common.shortest(config)
+    config.model.update({"embed_dim": 16, "width": 16, "layers": 2, "subclusters": 12, "clusters": 4,
+                         "codebook_init": "normal"})  # fmt: skip
 
 
-def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    return choose_variant(variant, VARIANTS)(plan())
+VARIANTS = {"small": small, "lift": lift, "tiny": tiny, "test": test}
+
+
+def get_config(variants: str = "") -> ml_collections.ConfigDict:
+    return with_variants(plan(), variants, VARIANTS, one_of=(("lift", *common.SIZES),))

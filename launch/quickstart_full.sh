@@ -55,7 +55,7 @@ say "stage 2: a vision-language model predicts them -> $folder/vla"
 train vla_latent.py:tiny vla --config.train.steps=1000 --config.data.path="$videos" --config.data.labels="$folder/labels"
 evaluate vla
 say "stage 3: it learns the robot's actions -> $folder/act"
-train vla_action.py:tiny_chunk act --config.train.steps=600 --config.data.path="$demos" --config.init_from.="$folder/vla"
+train vla_action.py:tiny+chunk act --config.train.steps=600 --config.data.path="$demos" --config.init_from.="$folder/vla"
 evaluate act
 
 say "a server for the policy -> $folder/serve.log"

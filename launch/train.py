@@ -1,28 +1,41 @@
 """Trains the stage that a config describes; the same command resumes an interrupted run.
 
-python launch/train.py --config configs/laq.py[:tiny] [--workdir runs/x] [--dry_run] [--config.key=value ...]
+python launch/train.py --config configs/laq.py[:variant+variant] [--config_file site.yaml ...] [--workdir runs/x]
+                       [--dry_run] [--config.key=value ...]
+python launch/train.py --config configs/laq.py:tiny --help      # all keys of this config, with their values
 python launch/train.py --config configs/vla_latent.py --dry_run --mesh 8x4 --device H100-94GB    # for GPUs not at hand
 """
 
 import argparse
 
 from lapa_jax.core import config as config_lib
+from lapa_jax.core import config_files
 from lapa_jax.core.errors import UserError, run_main
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)  # fmt: skip
-    parser.add_argument("--config", required=True, help="config file and optional variant, configs/laq.py:tiny")
+                                     allow_abbrev=False, add_help=False)  # fmt: skip
+    parser.add_argument("-h", "--help", action="store_true", help="show this; with --config also its keys and values")
+    parser.add_argument("--config", help="config file and optional variants, configs/laq.py:features+cosine")
+    parser.add_argument("--config_file", action="append", default=[],
+                        help="YAML file of overrides: a site, a data set; may be repeated, later ones win")  # fmt: skip
     parser.add_argument("--workdir", help="run folder; runs/<config.name> by default")
     parser.add_argument("--dry_run", action="store_true", help="build and compile, print sizes, write nothing")
     parser.add_argument("--mesh", help="with --dry_run: compile for that many hosts x GPUs, 8x4, instead of run")
     parser.add_argument("--device", help="with --mesh: which GPUs, H100-94GB")
     args, overrides = parser.parse_known_args(argv)
+    if args.help:
+        parser.print_help()
+        if args.config:
+            print("\n".join(["", *config_lib.explain(args.config, overrides, args.config_file)]))
+        return
+    if not args.config:
+        parser.error("--config is required, configs/laq.py:tiny for example")
     planned = args.mesh is not None or args.device is not None
     if planned and not (args.mesh and args.device and args.dry_run):
         raise UserError("--mesh and --device go together and with --dry_run: --dry_run --mesh 8x4 --device H100-94GB")
-    config = config_lib.load(args.config, overrides)
+    config = config_lib.load(args.config, overrides, args.config_file)
 
     from lapa_jax.data.convert.raw import as_shards
     from lapa_jax.train.distributed import initialize
@@ -32,7 +45,7 @@ def main(argv: list[str]) -> None:
 
     if not planned:
         initialize()
-    workdir = args.workdir or f"runs/{config.name}"
+    workdir = args.workdir or f"{config_files.read(args.config_file).roots.get('runs', 'runs')}/{config.name}"
     with as_shards(config, workdir, check_config, dry_run=args.dry_run) as config:
         if planned:
             return plan(config, args.mesh, args.device)

@@ -38,8 +38,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--resize", default="squash", help="squash (change the aspect ratio) or center_crop (cut a square)"
     )
     parser.add_argument("--quality", type=int, default=95, help="JPEG quality, 1 to 100")
-    parser.add_argument("--cameras", default="all", help="names separated by commas, the main one first; or all")
-    parser.add_argument("--state", default="all", help="state vectors to join, separated by commas; or all")
+    parser.add_argument("--cameras", default="all", help="names separated by commas, the main one first; or all, none")
+    parser.add_argument("--action", default="all", help="vectors that make up the action, separated by commas; or none")
+    parser.add_argument("--state", default="all", help="state vectors to join, separated by commas; or all, none")
     parser.add_argument(
         "--convention", help="of RLDS data: a known dataset's name or a json file; an unknown dataset prints a template"
     )

@@ -1,108 +1,171 @@
-"""Configs: one Python file per stage, overrides from the command line, and objects built by module path.
+"""Configs: one Python file per stage, variants, files of overrides, the command line, and objects built by module path.
 
-`configs/laq.py:tiny` calls `get_config("tiny")` of that file. `--config.model.dim=256` changes a value that exists, to
-a value of its type; a wrong key is answered with the closest right one before anything else happens.
+`configs/laq.py:features+cosine` calls `get_config("features+cosine")` of that file. Files of overrides are laid over
+it in the order given, and `--config.model.dim=256` over these; see `config_overrides`.
 """
 
-import ast
 import dataclasses
 import importlib
 import importlib.util
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+import sys
+import textwrap
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import ml_collections
 
-from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.core import config_files, config_keys, config_overrides, fields
+from lapa_jax.core.errors import ConfigError, did_you_mean
 
-PREFIX = "--config."
-
-
-class ConfigError(UserError):
-    """A config file, key or value that cannot be used."""
+MODELS, SAMPLES = "lapa_jax.models", "lapa_jax.data.samples"
+"""Where the classes are that say which fields `config.model` and `config.data` may have."""
 
 
-def load(path_and_variant: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
-    """Loads `file.py[:variant]` and applies overrides of the form `--config.key=value`.
+def load(
+    path_and_variants: str, overrides: Sequence[str] = (), files: Sequence[str] = ()
+) -> ml_collections.ConfigDict:  # fmt: skip
+    """Loads `file.py[:variant+variant]` and lays overrides over it.
 
     Args:
-      path_and_variant: a config file that defines `get_config(variant: str)`, and optionally the variant to ask for.
-      overrides: `--config.a.b=value` strings, applied in order.
+      path_and_variants: a config file that defines `get_config(variants: str)`, and optionally what to ask it for.
+      overrides: `--config.a.b=value` strings, applied in order, after the files.
+      files: paths of files of overrides, see `config_files`; later ones win.
 
     Returns:
       The locked config.
+
+    Raises:
+      ConfigError: a wrong file, variant, key or type; or a key that another one, set before it or with it, makes
+        meaningless.
     """
-    path, _, variant = path_and_variant.partition(":")
-    config = _get_config(path)(variant)
+    path, _, variants = path_and_variants.partition(":")
+    config = _import_file(path).get_config(variants)
     config.lock()
-    for override in overrides:
-        _apply(config, override)
+    given: dict[str, tuple[int, str, object]] = {}
+    for layer, file in enumerate(config_files.read(files).files):
+        try:
+            for name, value in list(config_overrides.leaves(config, file.values, schema)):
+                config_overrides.override(config, name, value, schema)
+                given[name] = (layer, f"{file.path}: config.{name}", value)
+        except ConfigError as error:
+            raise ConfigError(f"{file.path}: {error}") from None
+    for argument in overrides:
+        name, value = config_overrides.parse_argument(argument)
+        config_overrides.override(config, name, value, schema)
+        given[name] = (len(files), f"config.{name}", value)
+    for name, (other, why) in config_keys.overruled(config).items():
+        # What is given later is meant to win over what was given before.
+        if name in given and given.get(other, (-1,))[0] <= given[name][0] and given[name][2] not in (None, "None"):
+            raise ConfigError(f"{given[name][1]}={given[name][2]} has no effect: config.{other} {why}")
     return config
 
 
-def _get_config(path: str):
+def explain(path_and_variants: str, overrides: Sequence[str] = (), files: Sequence[str] = ()) -> Iterator[str]:
+    """What a config file says of itself, and a line for each key: the option that sets it, its value, what it means.
+
+    Fields of models and samples that the config does not list are shown with the value that they have without it.
+
+    Args: as of `load`.
+    """
+    config = load(path_and_variants, overrides, files)
+    path = path_and_variants.partition(":")[0]
+    yield from (f"{path}: {(_import_file(path).__doc__ or '').strip()}", "", f"Keys of {path_and_variants}:")
+    for name, value in _keys(config, config, ""):
+        group, _, key = name.rpartition(".")
+        if group.split(".")[0] == "model":
+            model = _import(MODELS, config_overrides.get(config, f"{group}.name")).Model
+            means = config_keys.line("model.name") if key == "name" else fields.describe(model).get(key, "")
+        else:
+            means = config_keys.line(name)
+        setting = f"  {config_overrides.PREFIX}{name}={textwrap.shorten(str(value), 48, placeholder=' ...')}"
+        yield f"{setting:<52} {textwrap.shorten(means, 100, placeholder=' ...')}".rstrip()
+
+
+def _keys(config: ml_collections.ConfigDict, node: ml_collections.ConfigDict, parent: str) -> Iterator:
+    """(dotted name, value) of what is listed in a group, then of the other fields that the group may have."""
+    for key, value in node.items():
+        name = f"{parent}.{key}" if parent else key
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from _keys(config, value, name)
+        else:
+            yield name, value
+    for key, field in (schema(config, parent) if parent else {}).items():
+        if key not in node and field.default is not dataclasses.MISSING:
+            yield f"{parent}.{key}", field.default
+
+
+def schema(config: ml_collections.ConfigDict, group: str) -> dict[str, dataclasses.Field]:
+    """The fields that a group of a config may have because the class behind it has them: of models and samples."""
+    if group == "data":
+        kind = config.data.get("samples") or "pairs"
+        cls = getattr(importlib.import_module(f"{SAMPLES}.{kind}"), "Options", None)
+    elif group.split(".")[0] == "model" and (name := config_overrides.get(config, f"{group}.name")):
+        cls = _import(MODELS, name).Model
+    else:
+        return {}
+    return {field.name: field for field in dataclasses.fields(cls) if field.init and field.name not in _FLAX}
+
+
+_FLAX = ("parent", "name")
+"""Fields that every Flax module has."""
+
+
+def _import_file(path: str) -> types.ModuleType:
+    """A config file, which defines `get_config` and may import its neighbours: `from . import common`."""
     file = pathlib.Path(path)
     if not file.is_file():
         found = sorted(str(p) for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
         raise ConfigError(f"config file {path} does not exist{did_you_mean(path, found) if found else ''}")
-    spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"config file {path} defines no get_config(variant)")
-    return module.get_config
-
-
-def choose_variant(variant: str, known: Mapping[str, object]):
-    """Returns `known[variant]`; an unknown variant is a `ConfigError` that lists the known ones."""
-    if variant not in known:
-        raise ConfigError(f"unknown config variant '{variant}'{did_you_mean(variant, known)}")
-    return known[variant]
-
-
-def _apply(config: ml_collections.ConfigDict, override: str) -> None:
-    if not override.startswith(PREFIX) or "=" not in override:
-        raise ConfigError(f"argument '{override}' is not understood; overrides look like {PREFIX}train.steps=100")
-    name, _, text = override[len(PREFIX) :].partition("=")
-    *parents, key = name.split(".")
-    node = config
-    for depth, parent in enumerate(parents):
-        node = _child(node, parent, ".".join(parents[: depth + 1]))
-        if not isinstance(node, ml_collections.ConfigDict):
-            raise ConfigError(f"config.{'.'.join(parents[: depth + 1])} is a value, it has no key '{key}'")
-    old = _child(node, key, name)
-    if isinstance(old, ml_collections.ConfigDict):
-        raise ConfigError(f"config.{name} is a group; set one of its keys: {', '.join(sorted(old))}")
-    with node.ignore_type():
-        node[key] = _convert(name, old, text)
-
-
-def _child(node, key: str, name: str):
-    if key not in node:
-        raise ConfigError(f"config has no key '{name}'{did_you_mean(key, node.keys())}")
-    return node[key]
-
-
-def _convert(name: str, old, text: str):
-    """Parses `text` as a value of the type of `old`; a None default takes any literal, or the text itself."""
-    if isinstance(old, str):
-        return text
+    # The file's folder is a package for the time of the import: neighbours are those that lie there now.
+    package = types.ModuleType("lapa_jax_config")
+    package.__path__ = [str(file.parent)]
+    sys.modules[package.__name__] = package
+    importlib.invalidate_caches()
     try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        if old is None:
-            return text
-        value = text
-    if isinstance(old, float) and type(value) is int:
-        value = float(value)
-    if isinstance(old, int) and not isinstance(old, bool) and type(value) is float and value.is_integer():
-        value = int(value)
-    if isinstance(old, tuple) and isinstance(value, list):
-        value = tuple(value)
-    if old is not None and value is not None and type(value) is not type(old):
-        raise ConfigError(f"config.{name} is {type(old).__name__} (now {old!r}), '{text}' is {type(value).__name__}")
-    return value
+        spec = importlib.util.spec_from_file_location(f"{package.__name__}.config", file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        if not (error.name or "").startswith(package.__name__):
+            raise
+        raise ConfigError(f"config file {path} imports a neighbour that {file.parent} lacks; copy it there "
+                          f"({error})") from None
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == package.__name__]:
+            del sys.modules[name]
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"config file {path} defines no get_config(variants)")
+    return module
+
+
+def with_variants(
+    config: ml_collections.ConfigDict, variants: str, known: Mapping[str, Callable[[ml_collections.ConfigDict], None]],
+    one_of: Sequence[Sequence[str]] = (),
+) -> ml_collections.ConfigDict:  # fmt: skip
+    """Applies "a+b", variants of a config, from left to right, and names the run after them, `<name>_a_b`.
+
+    Args:
+      config: without a variant; changed in place.
+      variants: joined by "+"; "" is none.
+      known: {name: function that changes a config in place}.
+      one_of: groups of variants of which one is to be chosen at most.
+
+    Raises:
+      ConfigError: an unknown variant, or several of a group.
+    """
+    chosen = variants.split("+") if variants else []
+    for variant in chosen:
+        if variant not in known:
+            raise ConfigError(f"{config.name} has no variant '{variant}'; it has {', '.join(known)}, joined by +")
+    for group in one_of:
+        if len(both := [variant for variant in chosen if variant in group]) > 1:
+            raise ConfigError(f"the variants {' and '.join(both)} of {config.name} exclude each other; give one")
+    for variant in chosen:
+        known[variant](config)
+    config.name = "_".join([config.name, *chosen])
+    return config
 
 
 def to_json(config: ml_collections.ConfigDict) -> dict:
@@ -159,10 +222,11 @@ def build(package: str, spec: Mapping, **extra):
       **extra: further fields that do not come from the config.
 
     Returns:
-      The object, after its `check()` (where defined) has accepted the values.
+      The object, whose values its declared fields (`core.fields`) and its `check()`, where defined, have accepted.
     """
-    module, fields = _resolve(package, {**dict(spec), **extra})
-    built = module.Model(**{key: _field(package, value) for key, value in fields.items()})
+    module, given = _resolve(package, {**dict(spec), **extra})
+    built = module.Model(**{key: _field(package, value) for key, value in given.items()})
+    fields.check(built)
     if hasattr(built, "check"):
         built.check()
     return built
@@ -170,16 +234,16 @@ def build(package: str, spec: Mapping, **extra):
 
 def _resolve(package: str, spec: Mapping):
     """The module that `spec["name"]` says, and the other fields, which its `Model` is known to have."""
-    fields = dict(spec)
-    name = fields.pop("name", None)
+    given = dict(spec)
+    name = given.pop("name", None)
     if name is None:
         raise ConfigError(f"a '{package}' entry of the config needs a name; known: {', '.join(_modules(package))}")
     module = _import(package, name)
-    known = {f.name for f in dataclasses.fields(module.Model) if f.init} - {"parent", "name"}
-    for key in fields:
+    known = {field.name for field in dataclasses.fields(module.Model) if field.init}.difference(_FLAX)
+    for key in given:
         if key not in known:
             raise ConfigError(f"{name} has no field '{key}'{did_you_mean(key, known)}")
-    return module, fields
+    return module, given
 
 
 def _field(package: str, value):

@@ -11,6 +11,10 @@ class UserError(Exception):
     """Something the user can mend. Launchers print it as one line and exit with code 2, without a traceback."""
 
 
+class ConfigError(UserError):
+    """A config file, key or value that cannot be used."""
+
+
 def did_you_mean(word: str, known) -> str:
     """Returns "; did you mean 'x'?" for the closest of `known`, else the list of what is known."""
     import difflib

@@ -95,9 +95,9 @@ def write_json(path: str | os.PathLike, value) -> None:
 
 
 def read_json(path: str | os.PathLike):
-    """Reads JSON; a missing or damaged file is a `UserError` that names it."""
+    """Reads JSON, with or without a byte order mark; a missing or damaged file is a `UserError` that names it."""
     try:
-        return json.loads(pathlib.Path(path).read_text())
+        return json.loads(pathlib.Path(path).read_text("utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -64,9 +64,12 @@ def metrics_of(results: Mapping[str, Mapping]) -> dict[str, float | None]:
 def judge(metrics: Mapping[str, float]) -> list[Verdict]:
     """What the numbers mean: a policy whose interval begins above the best control has learned something."""
     rate, low, high = (metrics[name] for name in ("success_rate", "success_rate_low", "success_rate_high"))
-    floor = max((metrics.get(f"success_rate_{name}", 0.0) for name in ("random", "repeat")), default=0.0)
-    words = f"of the episodes succeed (95 % interval {low:.0%} to {high:.0%}), the best control in {floor:.0%}"
-    lines = [Verdict("success_rate", f"{rate:.1%}", GOOD if low > floor else POOR, words)]
+    baselines = [metrics[f"success_rate_{name}"] for name in ("random", "repeat") if f"success_rate_{name}" in metrics]
+    words, level = f"of the episodes succeed (95 % interval {low:.0%} to {high:.0%})", NOTE
+    if baselines:  # none beside random actions where there is no expert
+        words += f", the best control in {max(baselines):.0%}"
+        level = GOOD if low > max(baselines) else POOR
+    lines = [Verdict("success_rate", f"{rate:.1%}", level, words)]
     notes = {"success_rate_expert": "the scripted expert: the ceiling", "success_rate_random": "random actions",
              "success_rate_repeat": "the expert's first action over and over",
              "of_expert": "the policy's rate over the expert's"}  # fmt: skip

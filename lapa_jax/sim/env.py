@@ -14,7 +14,7 @@ import inspect
 import pathlib
 import pkgutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -165,13 +165,13 @@ def options_of(made: type[Simulator]) -> dict[str, inspect.Parameter]:
     return {name: parameter for name, parameter in parameters.items() if parameter.default is not parameter.empty}
 
 
-def check_installed(name: str, made: type[Simulator]) -> None:
-    """A `UserError` that says what to install if a package that a simulator declares is absent."""
-    for package in made.packages:
+def check_installed(name: str, packages: Sequence[str], extra: str | None = None) -> None:
+    """A `UserError` that says what to install if one of the packages that `name` needs is absent."""
+    for package in packages:
         try:
             importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            wanted = f"'lapa_jax[{made.extra}]'" if made.extra else package
+            wanted = f"'lapa_jax[{extra}]'" if extra else package
             raise UserError(f"{name} needs {package}, which is not installed; run: pip install {wanted}") from None
 
 
@@ -188,7 +188,7 @@ def make(name: str, **options) -> Simulator:
             raise UserError(f"the environment {name} has no option '{option}'{did_you_mean(option, known)}")
     if missing := sorted(made.__abstractmethods__):
         raise UserError(f"the Env of {simulator} does not define {', '.join(missing)}")
-    check_installed(simulator, made)
+    check_installed(simulator, made.packages, made.extra)
     needs_argument = len(inspect.signature(made).parameters) > len(known)
     if needs_argument != bool(argument):
         raise UserError(f"{simulator} wants its environment's name: --env {simulator}:NAME" if needs_argument else

@@ -46,7 +46,7 @@ class Env(Simulator):
     ):
         """`size` is the edge of the square images in pixels; the rest as in `lapa_jax.sim.options`."""
         check_options(size, split, wordings)
-        check_installed("metaworld", Env)
+        check_installed("metaworld", self.packages, self.extra)
         load_mujoco()
         self.size, self.wordings, self._looks = size, wordings, (varied, moving)
         self.tasks = tuple(name for name in TASKS if SPLITS[split] in (None, name in UNSEEN_TASKS))

@@ -199,9 +199,11 @@ class Rollout:
                 self._frames, self._every = self._frames[::2], 2 * self._every
 
     def _shown(self) -> np.ndarray:
-        """The image for films and contact sheets, that of the first camera."""
+        """The image for films and contact sheets: that of the first camera, a square as videos can hold it."""
         image = self.observation["image"]
-        return image if image.ndim == 3 else image[0]
+        image = image if image.ndim == 3 else image[0]
+        height, width = image.shape[:2]
+        return image if height == width and height % 2 == 0 else images.resize(image, min(height, width) // 2 * 2)
 
     def _finish(self, success: bool) -> None:
         """Images first: the episode's file says that all is there."""

@@ -20,6 +20,10 @@ from lapa_jax.core.errors import did_you_mean
 
 SCHEDULES = ("constant", "cosine")
 OF_ALL = ("clip_norm", "groups", "ema_decay", "frozen_dtype")
+# What weight decay is for: the weights of linear maps and tables of embeddings, by the last part of their names. Scales
+# of norms, biases, queries, positions and codebooks are vectors whose size means something; decay would draw it to 0.
+# The number of axes does not tell: layers of a stack lie on an axis of their own, so that a bias has two.
+WEIGHTS = re.compile(r"(.*/)?(kernel|maps|lora_[ab]|embedding|code_embedding|codes)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Settings:
       schedule: "constant" or "cosine", after a linear warm-up from 0 over `warmup_steps`.
       final_learning_rate: where the cosine ends at the last step of the run.
       b1, b2, eps: Adam's.
-      weight_decay: decoupled (AdamW), on arrays with at least two axes; 0 is plain Adam.
+      weight_decay: decoupled (AdamW, Loshchilov and Hutter 2019), of `WEIGHTS` alone; 0 is plain Adam.
       start_step: steps of the run before the first update of the group. Until then its parameters and moments stay what
         they are and its gradients do not count in the clipped norm; the schedule begins there, and ends with the run.
     """
@@ -58,6 +62,7 @@ class Optimizer:
       starts: {parameter: step} of those whose updates begin later than the run.
       ema_decay: share of its moving average that each update of a trained parameter keeps; None without averages.
       frozen_dtype: what parameters that are not trained are stored as.
+      decayed: {parameter: rate} of those with weight decay.
     """
 
     transform: optax.GradientTransformation
@@ -66,6 +71,7 @@ class Optimizer:
     starts: Mapping[str, int] = dataclasses.field(default_factory=dict)
     ema_decay: float | None = None
     frozen_dtype: str = "float32"
+    decayed: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Later(NamedTuple):
@@ -105,7 +111,9 @@ def make_optimizer(config: Mapping, steps: int, params) -> Optimizer:
         if starts:
             chain.insert(0, _silence(starts))
     rate = _logged_rate(groups[used[0]][1], steps)
-    return Optimizer(optax.chain(*chain), rate, "|".join(names), starts, decay, dtype)
+    rates = {name: groups[i][1].weight_decay for name, i in labels.items() if i in used and WEIGHTS.fullmatch(name)}
+    decayed = {name: rate for name, rate in rates.items() if rate}
+    return Optimizer(optax.chain(*chain), rate, "|".join(names), starts, decay, dtype, decayed)
 
 
 def reset_moments(opt_state, reset: Mapping[str, jax.Array]):
@@ -181,10 +189,15 @@ def _schedule(settings: Settings, steps: int) -> optax.Schedule:
 def _adam(settings: Settings, steps: int) -> optax.GradientTransformation:
     parts = [optax.scale_by_adam(settings.b1, settings.b2, settings.eps)]
     if settings.weight_decay:
-        matrices = lambda params: jax.tree.map(lambda p: p.ndim >= 2, params)  # noqa: E731
-        parts.append(optax.add_decayed_weights(settings.weight_decay, mask=matrices))
+        parts.append(optax.add_decayed_weights(settings.weight_decay, mask=_weights))
     whole = optax.chain(*parts, optax.scale_by_learning_rate(_schedule(settings, steps)))
     return _later(whole, settings.start_step) if settings.start_step else whole
+
+
+def _weights(params):
+    """Which leaves of a tree of parameters decay."""
+    name = lambda path: tree.SEPARATOR.join(str(entry.key) for entry in path)  # noqa: E731
+    return jax.tree_util.tree_map_with_path(lambda path, _: WEIGHTS.fullmatch(name(path)) is not None, params)
 
 
 def _later(transform: optax.GradientTransformation, start: int) -> optax.GradientTransformation:

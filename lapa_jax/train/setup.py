@@ -188,7 +188,8 @@ def memory_line(compiled) -> str:
 
 
 def parameter_table(setup: Setup) -> str:
-    """One line per parameter: name, shape, dtype, where it lies on the mesh, whether it is frozen or begins later."""
+    """One line per parameter: name, shape, dtype, where it lies on the mesh, and its weight decay, whether it is frozen
+    or begins later."""
     import re
 
     rows = []
@@ -196,7 +197,8 @@ def parameter_table(setup: Setup) -> str:
         start = setup.optimizer.starts.get(name)
         trained = "" if re.fullmatch(setup.optimizer.trainable, name) else " frozen"
         trained = trained if start is None else f" after step {start}"
-        rows.append(f"  {name:70s} {str(leaf.shape):24s} {leaf.dtype} {leaf.sharding.spec}{trained}")
+        decay = f" decay {setup.optimizer.decayed[name]:g}" if name in setup.optimizer.decayed else ""
+        rows.append(f"  {name:70s} {str(leaf.shape):24s} {leaf.dtype} {leaf.sharding.spec}{decay}{trained}")
     total = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(setup.abstract.variables["params"]))
     return "\n".join([*rows, f"  {total:,} parameters"])
 

@@ -167,7 +167,7 @@ class Study:
         begin = self._pretrain(arm, seed)
         settings = [f"seed={seed}", f"data.path={self._data('demos')}", f"data.val_path={self._data('videos')}", *begin,
                     *_steps(self.sizes.finetune), *FINETUNE, *self._of_policies]  # fmt: skip
-        run = self._train(f"{arm}_{seed}", "vla_action.py:small_chunk", settings)
+        run = self._train(f"{arm}_{seed}", "vla_action.py:small+chunk", settings)
         scores = [line["val/action_r2"] for line in read_metrics(run) if "val/action_r2" in line]
         return {**{split: self._drive(run, split) for split in SPLITS}, "action_r2": scores[-1]}
 
@@ -176,7 +176,7 @@ class Study:
         if arm == "scratch":
             return []
         video = str(self._data("videos"))
-        config, own = "vla_action.py:small_chunk", [f"data.path={video}"]
+        config, own = "vla_action.py:small+chunk", [f"data.path={video}"]
         if arm == "vpt":
             own = [f"data.path={self._pseudo(seed)}", f"data.val_path={video}"]
         if arm == "lapa":

@@ -38,9 +38,9 @@ class Recipe(NamedTuple):
 # "codes" is the plan's plain network on latent actions, which sees nothing else.
 HEADS = {
     "bins": ("vla_action.py:small", ()),
-    "latent": ("vla_action.py:small_latent", ()),
-    "codes": ("vla_action.py:small_latent", ("model.latent_context=False",)),
-    "chunk": ("vla_action.py:small_chunk", ()),
+    "latent": ("vla_action.py:small+latent", ()),
+    "codes": ("vla_action.py:small+latent", ("model.latent_context=False",)),
+    "chunk": ("vla_action.py:small+chunk", ()),
 }
 RECIPES = {f"{head}{suffix}": Recipe(*of, pretrained=not suffix)
            for head, of in HEADS.items() for suffix in ("", "_scratch")}  # fmt: skip

@@ -58,6 +58,12 @@ def test_sheets_show_as_many_tasks_as_they_can():
     assert [e["number"] for e in closed_loop.choose(episodes, 5)] == [0, 4, 6, 1, 2]
 
 
+def test_random_actions_alone_are_neither_good_nor_poor():
+    """In an environment without an expert there is nothing to compare them with."""
+    (line,) = closed_loop.judge(closed_loop.metrics_of(results(random=lines({1}))))
+    assert line.level == "note" and "control" not in line.words
+
+
 @pytest.mark.parametrize(("won", "level"), [(40, "good"), (6, "poor"), (2, "poor")])
 def test_a_policy_is_good_that_is_clearly_better_than_the_best_control(won, level):
     found = results(policy=lines(range(won), count=50), repeat=lines(range(3), count=50), random=lines((), count=50))

@@ -23,7 +23,7 @@ def make(root, *, width: int = 2, state: int = 2, cameras: int = 1, fps: float |
                 "model.head_width=16", "model.llm.vocab=259", f"model.cameras={cameras}", f"model.action_dim={width}",
                 f"model.state_dim={state}", "model.constant=()", "model.binary=()", f"data.chunk_length={CHUNK}",
                 f"data.image_size={SIDE}", "data.fields=('image','text','action','state')"]  # fmt: skip
-    config = config_lib.load(f"{root}/configs/vla_action.py:tiny_chunk", [f"--config.{change}" for change in changes])
+    config = config_lib.load(f"{root}/configs/vla_action.py:tiny+chunk", [f"--config.{change}" for change in changes])
     model = config_lib.build("lapa_jax.models", config.model)
     rng = np.random.default_rng(0)
     variables = jax.tree.map(lambda x: np.array(0.3 * rng.normal(size=x.shape), x.dtype), expected_variables(model))

@@ -47,10 +47,37 @@ def test_a_policy_acts_beside_its_controls_and_goes_on_where_it_stopped(policy, 
         command.main([*SHORT, "--run", str(policy), "--videos", "1", "--execute", "1"])
 
 
+def test_a_policy_drives_an_environment_of_gymnasium(policy, tmp_path, capsys):
+    pytest.importorskip("gymnasium")
+    path = tmp_path / "map.yaml"
+    path.write_text("{make: {shape: [2]}, success: {reward: 2}, max_steps: 6, fps: 10}")
+    env = "gym:tests.sim.tiny_env:lapa_jax_tests/Tiny-v0"
+    given = ["--env", env, "--env_map", str(path), "--run", str(policy), "--episodes", "2", "--num_envs", "2"]
+    command.main([*given, "--videos", "1"])
+    out = policy / "eval_gym_tests_sim_tiny_env_lapa_jax_tests_Tiny-v0"
+    result = json.loads((out / "metrics.json").read_text())
+    assert list(result["policies"]) == ["policy", "random"]
+    assert [line["steps"] for line in episodes(out / "policy")] == [6, 6]
+    assert f"note: {env} is read by the mapping map; the image is render" in capsys.readouterr().out
+    path.write_text("{success: {reward: 2}}")
+    with pytest.raises(UserError, match="this policy gives actions of 2 numbers, gym:.* takes 1"):
+        command.main([*given[:2], "--env_map", str(path.rename(tmp_path / "other.yaml")), *given[4:]])
+
+
 def test_a_policy_whose_data_name_no_frame_rate_is_told_of(root, brief, tmp_path, capsys):
     small_policy.make(root, fps=None).save_pretrained(tmp_path / "policy")
     command.main([*SHORT, "--run", str(tmp_path / "policy"), "--videos", "0", "--episodes", "1", "--num_envs", "1"])
     assert "name no frame rate; it acts as often as push_table takes actions" in capsys.readouterr().out
+
+
+def test_demonstrations_need_an_expert(tmp_path, monkeypatch):
+    pytest.importorskip("gymnasium")
+    about = {"table": {"statistics": random_policy.statistics(0), "features": {}, "fps": 10.0}}
+    random_policy.make(about=about).save_pretrained(tmp_path / "icl")
+    env = "gym:tests.sim.tiny_env:lapa_jax_tests/Tiny-v0"
+    with pytest.raises(UserError, match="needs . demonstrations of each task, and gym:.* has no scripted expert"):
+        command.main(["--env", env, "--run", str(tmp_path / "icl"), "--size", "32", "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_in_context_policy_is_shown_what_the_expert_does(tmp_path, monkeypatch):
@@ -70,6 +97,8 @@ def test_an_in_context_policy_is_shown_what_the_expert_does(tmp_path, monkeypatc
     [
         (["--env", "push_table"], "--run, or with --env a scripted"),
         (["--env", "push_table", "--policy", "expert"], "give --out"),
+        (["--env", "gym:Pendulum-v1", "--policy", "oracle", "--out", "OUT"], "needs a scripted expert"),
+        (["--env", "push_tabel", "--policy", "random", "--out", "OUT"], "did you mean 'push_table'"),
         (["--env", "push_table", "--policy", "exper", "--out", "OUT"], "did you mean 'expert'"),
         (["--env", "push_table", "--policy", "expert", "--out", "OUT", "--data", "d"], "--data is for recorded steps"),
         (["--env", "push_table", "--policy", "expert", "--out", "OUT", "--videos", "-1"], "--videos"),

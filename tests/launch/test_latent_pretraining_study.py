@@ -105,9 +105,9 @@ def test_single_arms(calls, tmp_path, capsys):
 @pytest.mark.parametrize("arm", ["lapa", "actions"])
 def test_what_is_pretrained_fits_the_policy(root, arm):
     """The same body and texts: what the policy begins with has its shapes."""
-    config = "vla_latent.py:small" if arm == "lapa" else "vla_action.py:small_chunk"
+    config = "vla_latent.py:small" if arm == "lapa" else "vla_action.py:small+chunk"
     given = [f"--config.{change}" for change in (*study.POLICY, "model.llm.vocab=259")]
-    one, two = (config_lib.load(f"{root}/configs/{name}", given) for name in (config, "vla_action.py:small_chunk"))
+    one, two = (config_lib.load(f"{root}/configs/{name}", given) for name in (config, "vla_action.py:small+chunk"))
     for part in ("siglip", "dinov2", "vision", "llm", "projection", "image_attention"):
         assert one.model[part] == two.model[part]
     assert (one.data.text_length, one.data.image_size) == (two.data.text_length, two.data.image_size) == (20, 64)

@@ -45,7 +45,7 @@ def test_heads_begin_with_stage_2_or_from_scratch_and_seeds_are_summed_up(monkey
     runs = [f"{name}_{rest}" for name in "ab" for rest in ("latent_0", "latent_1", "bins_scratch_0")]
     assert [call[:2] for call in calls] == [(run, f"launch/{verb}.py") for run in runs for verb in ("train", "eval")]
     trained = {run: arguments for run, script, arguments in calls if script == "launch/train.py"}
-    assert trained["a_latent_1"][1].endswith("vla_action.py:small_latent")
+    assert trained["a_latent_1"][1].endswith("vla_action.py:small+latent")
     assert {"--config.init_from.=vla", "--config.seed=1", "--config.data.path=x"} < set(trained["a_latent_1"])
     assert "--config.init_from.=other" in trained["b_latent_0"]
     assert not [argument for argument in trained["b_bins_scratch_0"] if "init_from" in argument]

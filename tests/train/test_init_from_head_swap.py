@@ -47,7 +47,7 @@ def fresh(setup) -> set[str]:
             if name not in setup.taken.names}  # fmt: skip
 
 
-@pytest.mark.parametrize(("variant", "kept"), [("tiny", False), ("tiny_chunk", False), ("tiny_latent", True)])
+@pytest.mark.parametrize(("variant", "kept"), [("tiny", False), ("tiny+chunk", False), ("tiny+latent", True)])
 def test_the_body_goes_on_and_the_head_is_new(root, stage_two, variant, kept):
     folder, theirs = stage_two()
     setup = setup_of(root, variant, folder)
@@ -73,7 +73,7 @@ def test_a_head_alone_and_adapters_alone_can_be_trained(root, stage_two):
     assert trained(setup) == fresh(setup) != set()
     adapters = ('--config.optim.groups=(("(siglip|dinov2)/.*", None), (".*/lora_[ab]", {}), ("llm/.*", None), '
                 '(".*", {}))')  # fmt: skip
-    setup = setup_of(root, "tiny_chunk", folder, adapters, "--config.model.lora_rank=4")
+    setup = setup_of(root, "tiny+chunk", folder, adapters, "--config.model.lora_rank=4")
     names = trained(setup)
     assert any(name.endswith("lora_a") for name in names) and any(name.startswith("act/") for name in names)
     assert not [name for name in names if name.startswith(("siglip", "dinov2"))]
@@ -84,7 +84,7 @@ def test_what_cannot_begin_so_is_refused(root, stage_two):
     one_by_one, _ = stage_two("--config.model.decode=autoregressive")
     assert fresh(setup_of(root, "tiny", one_by_one))
     with pytest.raises(UserError, match="code_embedding|queries"):
-        setup_of(root, "tiny_latent", one_by_one)
+        setup_of(root, "tiny+latent", one_by_one)
     wider, _ = stage_two("--config.model.llm.dim=48")
     with pytest.raises(UserError, match="does not fit the model"):
         setup_of(root, "tiny", wider)

@@ -116,7 +116,7 @@ def launch(root, *arguments, **environment):
 def test_launcher_ends_bad_input_in_one_line_and_code_2(root, tmp_path):
     config = f"{root}/configs/laq.py"
     for arguments, words in (
-        ([f"{config}:tinny"], "unknown config variant 'tinny'; did you mean 'tiny'"),
+        ([f"{config}:tinny"], "laq has no variant 'tinny'; it has features, cosine, small, tiny, test"),
         ([f"{config}:tiny", "--config.model.dimm=3"], "did you mean 'dim'"),
         ([config], "config.data.path"),
         ([f"{config}:tiny", "--config.model.patch_size=7"], "patch_size"),

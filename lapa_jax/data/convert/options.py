@@ -12,8 +12,8 @@ from lapa_jax.data.images import RESIZE_MODES
 class Options:
     """What decides the content of the shards.
 
-    `fps` None keeps the frame rates, `size` None the pictures' own size; `captions` None takes the table that
-    recordings carry where there is one, "none" takes none.
+    `fps` None keeps the frame rates, `size` None the images' own size; `captions` None takes the table that recordings
+    carry where there is one. `cameras`, `action`, `state` and `captions` "none" leave out what the source has of them.
     """
 
     format: str = "auto"
@@ -22,6 +22,7 @@ class Options:
     resize: str = "squash"
     quality: int = 95
     cameras: str = "all"
+    action: str = "all"
     state: str = "all"
     convention: str | None = None
     captions: str | None = None
@@ -53,7 +54,7 @@ class Options:
 
     def for_readers(self) -> dict:
         """The options as the modules of `lapa_jax.data.formats` take them."""
-        names = ("fps", "size", "resize", "cameras", "state", "convention", "captions", "split")
+        names = ("fps", "size", "resize", "cameras", "action", "state", "convention", "captions", "split")
         return {name: getattr(self, name) for name in names}
 
     def pinned(self) -> dict:

@@ -55,8 +55,7 @@ def make_part(job: Job) -> Failure | None:
 def _write(job: Job) -> None:
     """Frames go to a spool first: each sample's `.json` tells the episode's length, known only at the end."""
     entry, plan = job.entry, job.plan
-    reader = formats.open_format(plan["format"])
-    episode: Episode = reader.standardize(pathlib.Path(job.source), item_of(entry), job.options)
+    episode = formats.read_episode(plan["format"], pathlib.Path(job.source), item_of(entry), job.options)
     columns = _columns(episode.columns, plan["columns"])
     with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY, dir=job.parts) as spool:
         steps = _pictures(episode, plan, job.options)

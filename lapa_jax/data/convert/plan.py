@@ -28,6 +28,8 @@ def make_plan(source: pathlib.Path, out: pathlib.Path, options: Options) -> dict
       episodes in the order of the source's listing.
     """
     name = formats.detect(source) if options.format == "auto" else options.format
+    if options.action not in ("all", "none") and name in _ONE_ACTION:
+        raise UserError(f"--action {options.action}: {name} data have one action, which is all or none")
     if options.fps is not None and name != "video":
         raise UserError(f"--fps resamples videos; {name} data keep their own rate: leave it at native")
     listing: Listing = formats.open_format(name).find(source, options.for_readers(), out.resolve())
@@ -37,7 +39,32 @@ def make_plan(source: pathlib.Path, out: pathlib.Path, options: Options) -> dict
     plan = {"options": options.pinned() | {"format": name}, "format": name}
     plan |= {"episodes": _entries(listing.items, options), "missing": [list(entry) for entry in listing.missing]}
     plan |= {"left_out": listing.left_out}
-    return plan | {"notes": listing.notes} | _shapes(name, source, listing.items, options)
+    return plan | {"notes": listing.notes} | _shapes(name, source, listing, options)
+
+
+_ONE_ACTION = ("lapa", "webdataset", "video")
+_OPTION_OF = {"images": "--cameras", "actions": "--action", "instructions": "--captions"}
+
+
+def check_essentials(
+    source: pathlib.Path, listing: Listing, item: Item, episode: Episode, options: Options
+) -> None:
+    """Refuses a source that clearly has images, actions or instructions where the shards would have none of them.
+
+    A line at the end of a long conversion is easily missed, and what is lacking would show when training begins. "none"
+    for the option says that it is meant so.
+    """
+    texts = [episode.text] if isinstance(episode.text, str) else episode.text
+    has = {"images": bool(episode.cameras), "actions": "action" in episode.columns, "instructions": any(texts)}
+    wanted = {"images": options.cameras, "actions": options.action, "instructions": options.captions}
+    found = {kind: f"there is {what}" for kind, what in listing.unread.items()}
+    found |= {kind: f"'{item.name}' has {what}" for kind, what in episode.unread.items()}
+    for kind, option in _OPTION_OF.items():
+        if kind in found and not has[kind] and wanted[kind] != "none":
+            raise UserError(
+                f"{source} has {kind}, and the shards would hold none of them: {found[kind]}; or convert without them, "
+                f"{option} none"
+            )
 
 
 def _entries(items: list[Item], options: Options) -> list[dict]:
@@ -88,14 +115,15 @@ def assign_splits(ids: list[str], split: str, val_fraction: float) -> list[str]:
     return splits
 
 
-def _shapes(name: str, source: pathlib.Path, items: list[Item], options: Options) -> dict:
+def _shapes(name: str, source: pathlib.Path, listing: Listing, options: Options) -> dict:
     """Cameras, columns and their shapes, of the first readable episode; all others must match it."""
-    for item in items:
+    for item in listing.items:
         try:
-            episode: Episode = formats.open_format(name).standardize(source, item, options.for_readers())
+            episode = formats.read_episode(name, source, item, options.for_readers())
             cameras = {member: _picture_shape(frames, options.size) for member, frames in episode.cameras.items()}
         except ValueError:
             continue  # it is reported as unreadable when its turn comes
+        check_essentials(source, listing, item, episode, options)
         columns = {key: list(np.shape(rows)[1:]) for key, rows in episode.columns.items()}
         names = {key: list(value) for key, value in episode.names.items()}
         return {"cameras": cameras, "columns": columns, "names": names}

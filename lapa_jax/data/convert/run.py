@@ -75,8 +75,6 @@ def convert(
 def _with_captions(source: pathlib.Path, options: Options) -> Options:
     """The options with the table of episodes that a recording carries, where no other is named."""
     table = source / RECORDED
-    if options.captions == "none":
-        return dataclasses.replace(options, captions=None)
     if options.captions is None and options.format in ("auto", "video") and table.is_file():
         return dataclasses.replace(options, captions=str(table))
     return options

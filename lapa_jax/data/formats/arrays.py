@@ -1,29 +1,36 @@
-"""Numbers without pictures: trajectories of actions and states, and tables of feature vectors, in npz, npy or HDF5.
+"""Arrays in npz, npy or HDF5: trajectories of actions, states and images, and tables of feature vectors.
 
-A trajectory is the arrays `action`, `state` or both, [T, A] each: an npz file, or a group of an HDF5 file. It may say
-what it is with the texts `instruction` and `task` and the number `fps` (HDF5: attributes or datasets). A table is an
-array `feature` [N, F], or the only array of a file; it is cut into episodes of 4096 rows, since rows of a table follow
-each other without meaning.
+A trajectory is the arrays `action`, `state` or both, [T, A] each: an npz file, or a group of an HDF5 file. Arrays of
+images beside them, in HDF5 also in groups within, are its cameras. It may say what it is with the texts `instruction`
+and `task` and the number `fps` (HDF5: attributes or datasets). ALOHA's and ACT's files are of this kind: `action`,
+`observations/qpos`, `observations/images/<camera>`, the images as pixels or as padded JPEG files.
+
+A table is an array `feature` [N, F], or the only array of a file; it is cut into episodes of 4096 rows, since rows of a
+table follow each other without meaning.
 """
 
+import contextlib
+import functools
 import os
 import pathlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.data.formats import hdf5, npz
-from lapa_jax.data.formats.base import Episode, Item, Listing, folder_of
+from lapa_jax.data.formats import array_images, hdf5, npz
+from lapa_jax.data.formats.base import Episode, Item, Listing, choose_cameras, choose_vectors, folder_of
+from lapa_jax.data.formats.instructions import like_instruction
 from lapa_jax.data.formats.reading import numeric_rows, reading, whole_source
 from lapa_jax.data.formats.robomimic import is_robomimic
 from lapa_jax.data.formats.video import natural_key
 
 FEATURES = {
-    "action": "f32[A] array action, what was done at a step, in the recorder's units",
-    "state": "f32[S] array state, in the recorder's units",
+    "image": "arrays of images, [T, H, W, 3] or files of JPEG or PNG; the first by name is the main camera",
+    "action": "f32[A] array action, or those that --action names, what was done at a step, in the recorder's units",
+    "state": "f32[S] array state, or observations/qpos, or those that --state names, in the recorder's units",
     "feature": "f32[F] array feature, or the only array of a file: a row a step",
     "instruction": "text instruction",
 }
@@ -32,16 +39,31 @@ TABLE_ROWS = 4096
 """Rows of a table that make an episode."""
 
 _NAMES = {"action": "action", "actions": "action", "state": "state", "states": "state"}
+_NESTED_STATES = ("qpos", "state", "states", "proprio")
+"""In groups within a trajectory, where it has no state of its own."""
 _TABLES = ("feature", "features")
-_ABOUT = ("instruction", "task", "fps")
+_TEXTS = ("instruction", "language_instruction", "language_raw")
+_ABOUT = (*_TEXTS, "task", "fps")
 _END_TO_END = ("terminals", "timeouts", "episode_ends")
 
 
 class Place(NamedTuple):
-    """Where arrays lie together: the group of an HDF5 file ("" for other files), and {name: shape}."""
+    """Where arrays lie together.
+
+    Attributes:
+      group: of an HDF5 file; "" for other files.
+      shapes: {name: shape} of the arrays; in a group with an action also those of the groups within, by their paths.
+      images: the names of those that hold images.
+    """
 
     group: str
     shapes: dict[str, tuple[int, ...]]
+    images: tuple[str, ...]
+
+    @property
+    def is_named(self) -> bool:
+        """Whether a name says what the arrays are."""
+        return not {*_NAMES, *_TABLES}.isdisjoint(self.shapes)
 
 
 def detect(source: pathlib.Path) -> bool:
@@ -70,9 +92,10 @@ def find(source: pathlib.Path, options: Mapping, exclude: pathlib.Path | None = 
         stem = stem if counts[stem] == 1 else name
         with whole_source(path), reading():
             size = path.stat().st_size
-            for place in _places(path):
+            places, elsewhere = _places(path)
+            for place in places:
                 full = "/".join(part for part in (stem, place.group.strip("/")) if part)
-                listing.items += [Item(full + tail, name, at, size) for tail, at in _pieces(place)]
+                listing.items += [Item(full + tail, name, at | elsewhere, size) for tail, at in _pieces(place)]
     return listing
 
 
@@ -92,34 +115,45 @@ def _walk(root: pathlib.Path, exclude: pathlib.Path | None, others: dict[str, in
                 others[what] = others.get(what, 0) + 1
 
 
-def _places(path: pathlib.Path) -> list[Place]:
-    """Where in a file there are arrays that make episodes."""
+def _places(path: pathlib.Path) -> tuple[list[Place], dict]:
+    """Where in a file there are arrays that make episodes, and {"elsewhere": images that belong to none of them}."""
     if path.suffix.lower() not in hdf5.ENDINGS:
-        found = npz.headers(path)
-        shapes = {name: header.shape for name, header in found.items() if name not in _ABOUT}
-        return [_judged(Place("", shapes))]
+        arrays = {name: array for name, array in npz.arrays(path).items() if name not in _ABOUT}
+        return [_judged(_place("", arrays))], {}
     if is_robomimic(path):
         raise UserError(f"{path} is a robomimic file: convert it with --format robomimic")
     with hdf5.open_hdf5(path) as file:
-        places = [Place(group, shapes) for group, shapes in _groups(file, set())]
-    if len(places) > 1:  # beside trajectories in groups, what lies elsewhere in the file is no episode
-        places = [place for place in places if set(place.shapes) & {*_NAMES, *_TABLES}]
-    if not places:
-        raise ValueError("it has no arrays action, state or feature")
-    return [_judged(place) for place in places]
+        places = list(_groups(file, set()))
+    named = [place for place in places if place.is_named]
+    if named and len(places) > 1:  # beside trajectories in groups, what lies elsewhere in the file is no episode
+        images = [f"{place.group.strip('/')}/{name}" for place in places if not place.is_named for name in place.images]
+        return [_judged(place) for place in named], {"elsewhere": images} if images else {}
+    whole = [place for place in places if place.images] or places
+    if len(whole) > 1 and not whole[0].images or not whole:
+        held = ", ".join(f"{place.group.strip('/')}/{name}" for place in whole for name in place.shapes)
+        raise ValueError(f"it has no arrays action, state or feature{f'; it has {held:.300}' if held else ''}")
+    return [_judged(place) for place in whole], {}
 
 
-def _groups(group, seen: set) -> Iterator[tuple[str, dict]]:
-    """(name, {array: shape}) of a group and of those within that have arrays, in natural order."""
+def _place(group: str, arrays: Mapping) -> Place:
+    images = tuple(name for name, array in arrays.items() if array_images.layout(name, array))
+    return Place(group, {name: array.shape or () for name, array in arrays.items()}, images)
+
+
+def _groups(group, seen: set) -> Iterator[Place]:
+    """A group and those within that have arrays, in natural order. A group with an action owns all that is within."""
     import h5py
 
     address = h5py.h5o.get_info(group.id).addr
     if address in seen:
         raise ValueError(f"group {group.name} is contained in itself, or twice")
     seen.add(address)
-    arrays = {name: data.shape or () for name, data in hdf5.datasets(group).items() if name not in _ABOUT}
+    arrays = {name: data for name, data in hdf5.datasets(group).items() if name not in _ABOUT}
+    if {"action", "actions"} & set(arrays):
+        yield _place(group.name, {name: data for name, data in hdf5.walk(group).items() if name not in _ABOUT})
+        return
     if arrays:
-        yield group.name, arrays
+        yield _place(group.name, arrays)
     for name in sorted(hdf5.members(group), key=natural_key):
         if isinstance(group[name], h5py.Group):
             yield from _groups(group[name], seen)
@@ -139,7 +173,7 @@ def _judged(place: Place) -> Place:
         if any(name in shapes for name in _TABLES):
             raise ValueError(f"{where} has both a trajectory and a table of features: save them in two files")
         return place
-    if _table(shapes) is None:
+    if not place.images and _table(shapes) is None:
         known = ", ".join(f"{name or 'an array'} {list(shape)}" for name, shape in sorted(shapes.items())) or "nothing"
         raise ValueError(
             f"{where} has {known}; a trajectory has arrays 'action' and 'state' [steps, dimensions], a table one "
@@ -159,7 +193,8 @@ def _table(shapes: Mapping[str, tuple]) -> str | None:
 def _pieces(place: Place) -> Iterator[tuple[str, dict]]:
     """(what is added to the name, where it is) of the episodes at a place."""
     at = {"group": place.group}
-    table = None if any(name in place.shapes for name in _NAMES) else _table(place.shapes)
+    trajectory = place.images or not {*_NAMES}.isdisjoint(place.shapes)
+    table = None if trajectory else _table(place.shapes)
     if table is None:
         yield "", at
         return
@@ -173,19 +208,38 @@ def _pieces(place: Place) -> Iterator[tuple[str, dict]]:
 def standardize(source: pathlib.Path, item: Item, options: Mapping) -> Episode:
     """One trajectory, or one piece of a table."""
     path, group = folder_of(source) / item.path, item.at["group"]
-    with reading(f"group {group}" if group.strip("/") else ""):
-        if path.suffix.lower() not in hdf5.ENDINGS:
-            names = list(npz.headers(path))
-            return _episode(item, names, lambda *a: npz.read_rows(path, *a), lambda name: _about_npz(path, names, name))
-        with hdf5.open_hdf5(path) as file:
-            root = _descend(file, group)
-            arrays = hdf5.datasets(root)
-            return _episode(
-                item,
-                sorted(hdf5.members(root)),
-                lambda name, *span: hdf5.read_values(arrays[name], *span),
-                lambda name: _about_hdf5(root, arrays, name),
-            )
+    with reading(f"group {group}" if group.strip("/") else ""), _open(path, group) as store:
+        if "table" in item.at:
+            return _table_episode(store, item)
+        return _trajectory(store, path, item, options)
+
+
+class _Store(NamedTuple):
+    """The arrays of a trajectory or table, whatever the file.
+
+    Attributes:
+      arrays: {name: array or dataset that is read when it is sliced}; in HDF5 names are paths within the group.
+      read: (name, *rows) -> its numbers; whatever is damaged or no number is a ValueError.
+      about: {name: function that gives its value} of single values, among them an HDF5 group's attributes.
+    """
+
+    arrays: Mapping
+    read: Callable
+    about: Mapping[str, Callable]
+
+
+@contextlib.contextmanager
+def _open(path: pathlib.Path, group: str) -> Iterator[_Store]:
+    if path.suffix.lower() not in hdf5.ENDINGS:
+        arrays = npz.arrays(path)
+        yield _Store(arrays, functools.partial(npz.read_rows, path), {n: array.read for n, array in arrays.items()})
+        return
+    with hdf5.open_hdf5(path) as file:
+        root = _descend(file, group)
+        arrays = hdf5.walk(root)
+        about = {name: functools.partial(data.__getitem__, ()) for name, data in arrays.items() if "/" not in name}
+        about |= {name: functools.partial(root.attrs.__getitem__, name) for name in root.attrs}
+        yield _Store(arrays, lambda name, *rows: hdf5.read_values(arrays[name], *rows), about)
 
 
 def _descend(file, group: str):
@@ -197,58 +251,100 @@ def _descend(file, group: str):
     return file
 
 
-def _episode(item: Item, names: list[str], rows: Callable, about: Callable) -> Episode:
-    """The standard form, given how to read rows of an array and the texts of an episode."""
-    columns, used = {}, {*_ABOUT}
-    if "table" in item.at:
-        table = item.at["table"]
-        columns["feature"] = _numbers(rows, table, *item.at["rows"])
-        used.add(table)
-    else:
-        for name in names:
-            if name in _NAMES:
-                columns[_NAMES[name]] = _numbers(rows, name)
-                used.add(name)
-        if not columns:
-            raise ValueError("it has no arrays action or state")
-        counts = {name: len(column) for name, column in columns.items()}
-        if max(counts.values()) - min(counts.values()) > 1:
-            raise ValueError(f"it has {counts['action']} actions and {counts['state']} states: as many, or one less")
-    fps = about("fps")
+def _table_episode(store: _Store, item: Item) -> Episode:
+    table, rows = item.at["table"], item.at["rows"]
+    try:
+        columns = {"feature": numeric_rows(store.read(table, *rows), table or "the array")}
+    except ValueError as error:
+        raise ValueError(f"{error} (counted from row {rows[0]})" if rows[0] else str(error)) from None
+    text, task, fps = _about(store)
+    left_out = [name for name in store.arrays if name not in (table, *_ABOUT)]
+    return Episode({}, columns, text, task, fps, left_out=left_out)
+
+
+def _trajectory(store: _Store, path: pathlib.Path, item: Item, options: Mapping) -> Episode:
+    images, unread = _images(store, item)
+    cameras = choose_cameras(list(images), options["cameras"])
+    vectors = [name for name, array in store.arrays.items() if array.ndim in (1, 2) and name not in images.values()]
+    used = {*_ABOUT, *(images[camera] for camera in cameras)}
+    columns = {}
+    for column, option in (("action", "--action"), ("state", "--state")):
+        standard = [name for name in vectors if _NAMES.get(name) == column]
+        if column == "state" and not standard:
+            nested = [name for name in vectors if "/" in name and name.rpartition("/")[2] in _NESTED_STATES]
+            standard = nested if len(nested) == 1 else []
+        if chosen := choose_vectors(vectors, options[column], option, standard):
+            columns[column] = _joined(store, chosen)
+            used |= set(chosen)
+    if not columns and not cameras:
+        raise ValueError("it has no arrays action or state")
+    counts = {name: len(column) for name, column in columns.items()}
+    if counts and max(counts.values()) - min(counts.values()) > 1:
+        raise ValueError(f"it has {counts['action']} actions and {counts['state']} states: as many, or one less")
+    if "action" not in columns and (like := [name for name in vectors if "action" in name and name not in used]):
+        unread["actions"] = f"{array_images.describe(like[0], store.arrays[like[0]])}; --action {like[0]} takes it"
+    text, task, fps = _about(store)
+    asked = [name for name in store.about if like_instruction(name) and name not in _TEXTS]
+    if not text and (told := [name for name in asked if hdf5.instruction(store.about[name]())]):
+        unread["instructions"] = f"the text {told[0]}; store it as the text instruction"
+    frames = {member: _Images(path, item.at["group"], images[camera]) for camera, member in cameras.items()}
+    left_out = sorted(name for name in store.arrays if name not in used)
+    return Episode(frames, columns, text, task, fps, left_out=left_out, unread=unread)
+
+
+def _images(store: _Store, item: Item) -> tuple[dict[str, str], dict[str, str]]:
+    """{camera: array} of the images of a trajectory, and what cannot be read as such."""
+    arrays, names, problems = store.arrays, [], list(item.at.get("elsewhere", ()))
+    for name, array in arrays.items():
+        if array_images.layout(name, array) and not (problem := array_images.problem(array)):
+            names.append(name)
+        elif array_images.layout(name, array):
+            problems.append(f"{array_images.describe(name, array)} with {problem}")
+        elif array_images.like_images(name, array):
+            problems.append(array_images.describe(name, array))
+    short = [name.rpartition("/")[2] for name in names]
+    cameras = dict(zip(short if len(set(short)) == len(short) else names, names))
+    remedy = "images are uint8 or floats of 0 to 1, [steps, height, width, 3], beside the actions or in a group there"
+    return cameras, {"images": f"{', '.join(problems)}; {remedy}"} if problems else {}
+
+
+class _Images:
+    """The images of one camera; the file is opened for each reading."""
+
+    def __init__(self, path: pathlib.Path, group: str, name: str):
+        self._path, self._group, self._name = path, group, name
+
+    def __iter__(self) -> Iterator[np.ndarray | bytes]:
+        with reading(self._name), _open(self._path, self._group) as store:
+            if not isinstance(array := store.arrays[self._name], npz.Array):
+                hdf5.check_written(array)
+            yield from array_images.frames(self._name, array)
+
+
+def _joined(store: _Store, names: Sequence[str]) -> np.ndarray:
+    """float32[T, A] of arrays side by side."""
+    rows = [numeric_rows(store.read(name), name) for name in names]
+    if len({len(part) for part in rows}) > 1:
+        counts = ", ".join(f"{len(part)} rows of {name}" for name, part in zip(names, rows))
+        raise ValueError(f"it has {counts}: they cannot be joined")
+    return np.concatenate(rows, axis=1)
+
+
+def _about(store: _Store) -> tuple[str, str, float | None]:
+    """Instruction, task and steps per second."""
+    values = {name: _plain(store.about[name](), name) for name in ("task", "fps") if name in store.about}
+    fps, task = values.get("fps"), values.get("task", "")
     if fps is not None and not (isinstance(fps, float) and 0 < fps < 1e6):
         raise ValueError(f"its fps is {fps!r}, it should be a positive number")
-    text, task = (_string(about(name), name) for name in ("instruction", "task"))
-    return Episode({}, columns, text, task, fps, left_out=[name for name in names if name not in used])
-
-
-def _numbers(rows: Callable, name: str, *span: int) -> np.ndarray:
-    """float32[T, A] of an array."""
-    values = rows(name, *span)
-    try:
-        return numeric_rows(values, name or "the array")
-    except ValueError as error:
-        raise ValueError(f"{error} (counted from row {span[0]})" if span and span[0] else str(error)) from None
-
-
-def _string(value: object, name: str) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise ValueError(f"its {name} is {value!r}, it should be text")
-    return value
-
-
-def _about_npz(path: pathlib.Path, names: list[str], name: str) -> str | float | None:
-    if name not in names or path.suffix.lower() == ".npy":
-        return None
-    with np.load(path, allow_pickle=False) as arrays:
-        return _plain(arrays[name], name)
-
-
-def _about_hdf5(group, arrays: Mapping, name: str) -> str | float | None:
-    if name in group.attrs:
-        return _plain(group.attrs[name], name)
-    return _plain(arrays[name][()], name) if name in arrays else None
+    if not isinstance(task, str):
+        raise ValueError(f"its task is {task!r}, it should be text")
+    told = [name for name in _TEXTS if name in store.about]
+    texts = [hdf5.instruction(store.about[name]()) for name in told]
+    if told and not any(texts):
+        value = store.about[told[0]]()
+        if not isinstance(_plain(value, told[0]), str):
+            raise ValueError(f"its {told[0]} is {value!r}, it should be text")
+    return next((text for text in texts if text), ""), task, fps
 
 
 def _plain(value: object, name: str) -> str | float:

@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lapa_jax.core.errors import did_you_mean
+
 COLUMNS = {"action": np.float32, "state": np.float32, "feature": np.float32, "latent": np.int32}
 """Numeric members of step shards and their dtypes."""
 
@@ -54,12 +56,14 @@ class Listing:
       missing: (path, why) of episodes that the source's own tables list but whose files are not there.
       left_out: {what: how many} of things that give no episode: files of another kind, captions without a video.
       notes: anything else for the report, as JSON.
+      unread: as `Episode.unread`, of what lies beside the episodes.
     """
 
     items: list[Item]
     missing: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     left_out: dict[str, int] = dataclasses.field(default_factory=dict)
     notes: dict = dataclasses.field(default_factory=dict)
+    unread: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -77,6 +81,8 @@ class Episode:
       names: {"action": ["x", "y", ...], ...}: what the dimensions are, where the source says so.
       left_out: fields of the source that the shards do not carry.
       dropped: {why: how many} steps of the source that are left out on purpose.
+      unread: {"images", "actions" or "instructions": what the source holds of them that is in none of the above, and
+        the remedy}. Conversion refuses a source whose shards would have none of what it clearly holds.
     """
 
     cameras: Mapping[str, Iterable[np.ndarray | bytes | None]] = dataclasses.field(default_factory=dict)
@@ -87,6 +93,7 @@ class Episode:
     names: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     left_out: Sequence[str] = ()
     dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    unread: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def folder_of(source: pathlib.Path) -> pathlib.Path:
@@ -99,15 +106,17 @@ def choose_cameras(names: Sequence[str], wanted: str, main: str | None = None) -
 
     Args:
       names: of the source's cameras, in its order.
-      wanted: option `--cameras`: "all", or names separated by commas; the first of them is the main camera.
+      wanted: option `--cameras`: "all", "none", or names separated by commas; the first of them is the main camera.
       main: the main camera where `wanted` is "all"; the first where None.
 
     Returns:
-      {camera: member}, the main camera first; its member is "image", the others' are "image_<camera>".
+      {camera: member}, the main camera first; its member is "image", the others' are "image_<camera>". {} of none.
 
     Raises:
       ValueError: a wanted camera is not there.
     """
+    if wanted == "none":
+        return {}
     if wanted == "all":
         first = main if main in names else next(iter(names), None)
         chosen = [name for name in (first, *names) if name is not None]
@@ -118,6 +127,32 @@ def choose_cameras(names: Sequence[str], wanted: str, main: str | None = None) -
         if name not in names:
             raise ValueError(f"it has no camera '{name}' (--cameras); it has {', '.join(names) or 'none'}")
     return {name: MAIN if i == 0 else f"{MAIN}_{member_name(name)}" for i, name in enumerate(chosen)}
+
+
+def choose_vectors(names: Sequence[str], wanted: str, option: str, standard: Sequence[str] = ()) -> list[str]:
+    """Which of a source's vectors make up a column, in this order.
+
+    Args:
+      names: of the vectors. They may be paths: the last part is enough where it is the only one of its name.
+      wanted: "all", "none", or names separated by commas.
+      option: "--state" or "--action", for errors.
+      standard: those of "all".
+
+    Raises:
+      ValueError: a wanted vector is not there.
+    """
+    if wanted in ("all", "none"):
+        return list(standard) if wanted == "all" else []
+    chosen = []
+    for word in (part.strip() for part in wanted.split(",")):
+        fits = [name for name in names if word in (name, name.removeprefix("observation."))]
+        fits = fits or [name for name in names if name.rpartition("/")[2] == word]
+        if len(fits) != 1:
+            short = [name.removeprefix("observation.") for name in names]
+            many = f": it has {' and '.join(fits)}" if fits else did_you_mean(word, short)
+            raise ValueError(f"it has no vector '{word}' ({option}){many}")
+        chosen.append(fits[0])
+    return list(dict.fromkeys(chosen))
 
 
 def member_name(camera: str) -> str:

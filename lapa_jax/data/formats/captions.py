@@ -1,12 +1,16 @@
 """Captions and tables of episodes: json, jsonl and csv, the form of Something-Something-V2 included."""
 
+import codecs
 import csv
+import io
 import json
 import pathlib
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from lapa_jax.core.errors import UserError
+from lapa_jax.data.formats.instructions import as_instruction
 
 VIDEO_COLUMNS = ("video", "path", "file", "filename", "name", "id", "video_id")
 TEXT_COLUMNS = ("instruction", "caption", "label", "text", "sentence")
@@ -23,13 +27,16 @@ class Caption(NamedTuple):
 def read_captions(path: str) -> list[Caption]:
     """Reads a captions file.
 
-    Forms: a list of objects (json) or an object a line (jsonl) with one of the columns `VIDEO_COLUMNS`, one of
-    `TEXT_COLUMNS`, and optionally `arrays`; an object {video: text} or {video: {"label": ...}} (json); a csv with a
-    header, separated by comma, semicolon or tab. A list of {"id", "label", ...} is that of Something-Something-V2.
+    Forms: a list of objects (json) or an object a line (jsonl) with one of the columns `VIDEO_COLUMNS` and one of
+    `TEXT_COLUMNS`, `arrays`, or both; an object {video: text} or {video: {"label": ...}} (json); a csv with a header,
+    separated by comma, semicolon or tab. A list of {"id", "label", ...} is that of Something-Something-V2.
+
+    A clip whose text is empty or null has no instruction. Columns that hold nothing but numbers are classes, and no
+    instructions: of the others the first in the order of `TEXT_COLUMNS` counts.
     """
     file = pathlib.Path(path)
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = _decode(file.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read captions file {path}: {error}") from None
     readers = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".tsv": _csv}
@@ -38,7 +45,16 @@ def read_captions(path: str) -> list[Caption]:
     rows = list(readers[file.suffix.lower()](path, text))
     if not rows:
         raise UserError(f"captions file {path} is empty")
-    return [_caption(path, place, row) for place, row in rows]
+    for place, row in rows:
+        if not isinstance(row, Mapping):
+            raise UserError(f"captions file {path}, {place}: an object was expected, got {row!r}")
+    columns = _text_columns(path, [row for _, row in rows])
+    return [_caption(path, place, row, columns) for place, row in rows]
+
+
+def _decode(data: bytes) -> str:
+    """UTF-8 with or without its byte order mark, or UTF-16 with one, as spreadsheets write it."""
+    return data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
 
 
 def _json(path: str, text: str) -> Iterable[tuple[str, Mapping]]:
@@ -54,7 +70,7 @@ def _json(path: str, text: str) -> Iterable[tuple[str, Mapping]]:
 
 
 def _jsonl(path: str, text: str) -> Iterable[tuple[str, Mapping]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # not at U+2028 or U+0085, which JSON may hold
         if line.strip():
             try:
                 yield f"line {number}", json.loads(line)
@@ -63,26 +79,55 @@ def _jsonl(path: str, text: str) -> Iterable[tuple[str, Mapping]]:
 
 
 def _csv(path: str, text: str) -> Iterable[tuple[str, Mapping]]:
-    lines = text.splitlines()
-    header = lines[0] if lines else ""
+    header = text.lstrip().partition("\n")[0]
     delimiter = max(",;\t", key=header.count)
-    reader = csv.DictReader(lines, delimiter=delimiter)
-    return ((f"line {reader.line_num}", row) for row in reader)
+    # given as a file, so that a quoted field may go on over lines
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        yield from ((f"line {reader.line_num}", row) for row in reader)
+    except csv.Error as error:
+        raise UserError(f"captions file {path}, line {reader.line_num}: {error}") from None
 
 
-def _caption(path: str, place: str, row) -> Caption:
-    if not isinstance(row, Mapping):
-        raise UserError(f"captions file {path}, {place}: an object was expected, got {row!r}")
+def _text_columns(path: str, rows: Sequence[Mapping]) -> list[str]:
+    """The columns of instructions that a table has; one of classes only, or without any, is a `UserError`."""
+    columns = [column for column in TEXT_COLUMNS if any(column in row for row in rows)]
+    texts = {column: [row[column] for row in rows if not _is_empty(row.get(column))] for column in columns}
+    sentences = [column for column in columns if not texts[column] or not all(map(_is_number, texts[column]))]
+    if columns and not any(texts[column] for column in sentences) and any(texts.values()):
+        raise UserError(
+            f"captions file {path}: '{columns[0]}' holds nothing but numbers, such as {texts[columns[0]][0]!r}: an "
+            f"instruction is a sentence, in one of {TEXT_COLUMNS}"
+        )
+    return sentences
+
+
+def _is_empty(value: object) -> bool:
+    return value is None or value == "" or (isinstance(value, float) and value != value)
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, str):
+        try:
+            float(value)
+        except ValueError:
+            return False
+    return isinstance(value, str | int | float)
+
+
+def _caption(path: str, place: str, row: Mapping, columns: Sequence[str]) -> Caption:
     video = next((row[c] for c in VIDEO_COLUMNS if row.get(c) not in (None, "")), None)
-    text = next((row[c] for c in TEXT_COLUMNS if row.get(c) is not None), None)
-    if video is None or text is None:
+    if video is None or not ({*columns, "arrays"} & set(row)):
         need = f"one of {VIDEO_COLUMNS} and one of {TEXT_COLUMNS}"
         raise UserError(f"captions file {path}, {place}: needs {need}, has {tuple(row)}")
-    return Caption(str(video), str(text).strip(), str(row.get("arrays") or ""))
+    text = next((row[column] for column in columns if not _is_empty(row.get(column))), "")
+    text = as_instruction(text) if isinstance(text, list | tuple) else str(text).strip()
+    return Caption(str(video), text, str(row.get("arrays") or ""))
 
 
 def match(captions: Sequence[Caption], videos: Sequence[str], path: str) -> tuple[dict[str, Caption], int]:
-    """Finds the caption of each video: by relative path, with or without its ending, or by bare name.
+    """Finds the caption of each video: by relative path, with or without its ending, or by bare name. Accents may be
+    written as one character or as two: macOS stores names of files decomposed.
 
     Args:
       captions: the table.
@@ -96,14 +141,16 @@ def match(captions: Sequence[Caption], videos: Sequence[str], path: str) -> tupl
       UserError: no caption fits any video, two captions name one video, or a bare name fits several.
     """
     names: dict[str, list[str]] = {}
+    composed: dict[str, list[str]] = {}
     for video in videos:
         bare = pathlib.PurePosixPath(video)
         for name in {video, str(bare.with_suffix("")), bare.name, bare.stem}:
             names.setdefault(name, []).append(video)
+            composed.setdefault(unicodedata.normalize("NFC", name), []).append(video)
     found: dict[str, Caption] = {}
     for caption in captions:
         name = caption.video.replace("\\", "/").removeprefix("./")
-        fits = names.get(name, [])
+        fits = names.get(name) or composed.get(unicodedata.normalize("NFC", name), [])
         if name in fits:
             fits = [name]
         if len(fits) > 1:

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from lapa_jax.data.formats import array_images
+from lapa_jax.data.formats.instructions import as_instruction
 from lapa_jax.data.formats.reading import check_kind, reading
 
 ENDINGS = (".hdf5", ".h5", ".hdf")
-_BLOCK = 32 << 20
 
 
 @contextlib.contextmanager
@@ -67,6 +68,27 @@ def datasets(group) -> dict:
     return found
 
 
+def walk(group, prefix: str = "", above: tuple[int, ...] = ()) -> dict:
+    """{path: dataset} of all that lies in a group and in the groups within.
+
+    Args:
+      group: where to begin. prefix, above: paths begin with; addresses of the groups above; leave both out.
+
+    Raises:
+      ValueError: a link, data in other files, or a group that is contained in itself.
+    """
+    import h5py
+
+    above = (*above, h5py.h5o.get_info(group.id).addr)
+    if above[-1] in above[:-1]:
+        raise ValueError(f"group {group.name} is contained in itself")
+    found = {f"{prefix}{name}": dataset for name, dataset in datasets(group).items()}
+    for name in members(group):
+        if (inner := subgroup(group, name)) is not None:
+            found |= walk(inner, f"{prefix}{name}/", above)
+    return found
+
+
 def check_written(dataset) -> None:
     """A dataset whose data were never written in full reads as zeros: that is a ValueError."""
     if dataset.shape is None or not dataset.size:
@@ -90,22 +112,15 @@ def read_values(dataset, start: int = 0, end: int | None = None) -> np.ndarray:
         return dataset[start:end]
 
 
-def read_pictures(dataset) -> Iterator[np.ndarray]:
-    """The pictures of uint8[T, H, W, 3], one by one.
-
-    Chunks of many pictures are read once for all of them, as far as they take up to 32 MB: a picture at a time would
-    unpack each chunk as often as it holds pictures.
-    """
+def read_images(dataset) -> Iterator[np.ndarray | bytes]:
+    """The images of a dataset, one by one; see `array_images.frames`."""
     check_written(dataset)
-    together = dataset.chunks[0] if dataset.chunks else 1
-    together = max(1, min(together, _BLOCK // max(1, math.prod(dataset.shape[1:]))))
-    for start in range(0, dataset.shape[0], together):
-        yield from dataset[start : start + together]
+    yield from array_images.frames(base_name(dataset), dataset)
 
 
-def is_pictures(dataset) -> bool:
-    """Whether a dataset holds colour pictures, uint8[T, H, W, 3]."""
-    return dataset.dtype == np.uint8 and dataset.ndim == 4 and dataset.shape[3] == 3
+def base_name(dataset) -> str:
+    """The last part of a dataset's name."""
+    return dataset.name.rpartition("/")[2]
 
 
 def text(value: object) -> str:
@@ -119,3 +134,12 @@ def text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"it should be text, it is {value!r:.40}")
     return str(value)
+
+
+def instruction(value: object) -> str:
+    """An attribute or a dataset's value as an instruction: one text, or of several the first; "" of anything else."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    parts = value if isinstance(value, list) else [value]
+    with reading("an instruction"):
+        return as_instruction([part.decode("utf-8") if isinstance(part, bytes) else part for part in parts])

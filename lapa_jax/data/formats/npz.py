@@ -46,6 +46,40 @@ def headers(path: pathlib.Path) -> dict[str, Header]:
     return found
 
 
+class Array:
+    """An array of a file, read when it is sliced by rows or asked for as a whole.
+
+    Attributes:
+      shape, dtype, ndim: of the array.
+      chunks: as of an HDF5 dataset: what is compressed is best read at once, since a row costs all that is before it.
+    """
+
+    def __init__(self, path: pathlib.Path, name: str, header: Header):
+        self._path, self._name = path, name
+        self.shape, self.dtype, self.ndim = header.shape, header.dtype, len(header.shape)
+        self.chunks = header.shape or None
+
+    def __getitem__(self, rows: int | slice) -> np.ndarray:
+        if self.dtype.kind not in "fiub":
+            return self.read()[rows]
+        if isinstance(rows, slice):
+            start, stop, _ = rows.indices(self.shape[0])
+            return read_rows(self._path, self._name, start, max(start, stop))
+        return read_rows(self._path, self._name, rows, rows + 1)[0]
+
+    def read(self) -> np.ndarray:
+        """All of it, of any dtype but pickled objects."""
+        if not self._name:
+            return np.load(self._path, allow_pickle=False)
+        with np.load(self._path, allow_pickle=False) as archive:
+            return archive[self._name]
+
+
+def arrays(path: pathlib.Path) -> dict[str, Array]:
+    """{name: array} of an npz; an npy has one array, named "". Raises as `headers`."""
+    return {name: Array(path, name, header) for name, header in headers(path).items()}
+
+
 def _check_contents(path: pathlib.Path, found: int) -> None:
     """zipfile does not compare the entries that it finds with the number that stands at the end of the file.
 

@@ -1,8 +1,11 @@
 """What readers of foreign files share: numbers as rows of a column, and errors that name the place of the damage."""
 
 import contextlib
+import functools
+import os
 import pathlib
 import re
+import unicodedata
 from collections.abc import Iterator
 
 import numpy as np
@@ -36,6 +39,25 @@ def whole_source(path: pathlib.Path) -> Iterator[None]:
         yield
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def find_file(path: pathlib.Path) -> pathlib.Path:
+    """The path itself where it exists, else the one whose name differs only in how accents are written (macOS stores
+    names decomposed, tables mostly name them composed), else the path itself."""
+    if path.exists() or path == path.parent:
+        return path
+    parent = find_file(path.parent)
+    try:
+        names = _composed_names(str(parent), parent.stat().st_mtime_ns)
+    except OSError:
+        return path
+    return parent / names.get(unicodedata.normalize("NFC", path.name), path.name)
+
+
+@functools.lru_cache(maxsize=16)
+def _composed_names(folder: str, changed: int) -> dict[str, str]:
+    """{composed name: name} of what lies in a folder, kept until it changes."""
+    return {unicodedata.normalize("NFC", name): name for name in os.listdir(folder)}
 
 
 def numeric_rows(values: np.ndarray, name: str) -> np.ndarray:

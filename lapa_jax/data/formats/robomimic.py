@@ -11,15 +11,15 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from lapa_jax.core.errors import did_you_mean
-from lapa_jax.data.formats import hdf5
-from lapa_jax.data.formats.base import Episode, Item, Listing, choose_cameras, folder_of
+from lapa_jax.data.formats import array_images, hdf5
+from lapa_jax.data.formats.base import Episode, Item, Listing, choose_cameras, choose_vectors, folder_of
+from lapa_jax.data.formats.instructions import as_instruction, like_instruction
 from lapa_jax.data.formats.reading import numeric_rows, reading, whole_source
 from lapa_jax.data.formats.video import natural_key
 
 FEATURES = {
-    "image": "obs/<camera>_image or obs/<camera>_rgb, uint8 RGB: agentview where there is one, or what --cameras names",
-    "action": "f32[A] actions, in the controller's units, mostly -1 to 1",
+    "image": "obs/<camera>_image or obs/<camera>_rgb, RGB: agentview where there is one, or what --cameras names",
+    "action": "f32[A] actions, or those that --action names, in the controller's units, mostly -1 to 1",
     "state": "f32[S] the vectors of obs by name (or those of --state in their order), concatenated, in SI units",
     "instruction": "attribute instruction or language_instruction, or what LIBERO and RoboCasa write",
 }
@@ -99,9 +99,10 @@ def _find_in(file, path: pathlib.Path, name: str, stem: str, options: Mapping) -
     if not any("obs" in group for group in groups):
         raise ValueError(_RAW)
     first = next(group for group in groups if "obs" in group)
-    cameras, vectors = _observations(first)
+    cameras, vectors, _ = _observations(first)
     choose_cameras(list(cameras), options["cameras"])
-    _states(vectors, options)
+    choose_vectors(list(vectors), options["state"], "--state", list(vectors))
+    _actions(first, options)
     splits, missing, outside = _splits(file, demos)
     size = path.stat().st_size
     items = [Item(f"{stem}/{demo}", name, {"demo": demo}, size, splits.get(demo, "")) for demo in demos]
@@ -132,29 +133,32 @@ def _splits(file, demos: list[str]) -> tuple[dict[str, str], list[str], int]:
     return {demo: "val" if demo in held else "train" for demo in demos}, sorted(missing), outside
 
 
-def _observations(demo) -> tuple[dict, dict]:
-    """{camera: dataset} and {vector: dataset} of a demonstration, by name."""
-    cameras, vectors = {}, {}
+def _observations(demo) -> tuple[dict, dict, list[str]]:
+    """{camera: dataset} and {vector: dataset} of a demonstration, by name, and the images that cannot be read."""
+    cameras, vectors, unread = {}, {}, []
     group = hdf5.subgroup(demo, "obs")
     if group is None:
         raise ValueError(_RAW if "states" in demo else "it has no group obs")
     for name, dataset in hdf5.datasets(group).items():
-        if hdf5.is_pictures(dataset):
-            cameras[name.removesuffix("_image").removesuffix("_rgb")] = dataset
+        if array_images.layout(name, dataset):
+            if problem := array_images.problem(dataset):
+                unread.append(f"{array_images.describe(f'obs/{name}', dataset)} with {problem}")
+            else:
+                cameras[name.removesuffix("_image").removesuffix("_rgb")] = dataset
         elif dataset.ndim in (1, 2) and dataset.dtype.kind in "fiub":
             vectors[name] = dataset
-    return cameras, vectors
+        elif array_images.like_images(name, dataset):
+            unread.append(array_images.describe(f"obs/{name}", dataset))
+    return cameras, vectors, unread
 
 
-def _states(vectors: Mapping, options: Mapping) -> list[str]:
-    """The names of the vectors that make up the state."""
-    if options["state"] == "all":
-        return list(vectors)
-    chosen = list(dict.fromkeys(part.strip() for part in options["state"].split(",")))
-    for name in chosen:
-        if name not in vectors:
-            raise ValueError(f"obs has no vector '{name}' (--state){did_you_mean(name, vectors)}")
-    return chosen
+def _actions(demo, options: Mapping) -> dict:
+    """{name: dataset} of what makes up the action."""
+    fields = {name: data for name, data in hdf5.datasets(demo).items() if data.ndim in (1, 2)}
+    if options["action"] == "all" and "actions" not in fields:
+        like = [array_images.describe(name, data) for name, data in hdf5.datasets(demo).items() if "action" in name]
+        raise ValueError(f"it has no actions{f', but {like[0]}: name them with --action' if like else ''}")
+    return {name: fields[name] for name in choose_vectors(list(fields), options["action"], "--action", ["actions"])}
 
 
 def standardize(source: pathlib.Path, item: Item, options: Mapping) -> Episode:
@@ -165,24 +169,41 @@ def standardize(source: pathlib.Path, item: Item, options: Mapping) -> Episode:
         demo = hdf5.subgroup(data, name) if data is not None else None
         if demo is None:
             raise ValueError("there is no such demonstration")
-        fields = hdf5.datasets(demo)
-        if "actions" not in fields:
-            raise ValueError("it has no actions")
-        cameras, vectors = _observations(demo)
+        cameras, vectors, not_read = _observations(demo)
         members = choose_cameras(list(cameras), options["cameras"], main="agentview")
-        states = _states(vectors, options)
-        _check_lengths(demo, fields["actions"], [cameras[c] for c in members] + [vectors[s] for s in states])
-        columns = {"action": _rows(fields["actions"])}
-        rows = {state: _rows(vectors[state]) for state in states}
-        if rows:
-            columns["state"] = np.concatenate(list(rows.values()), axis=1)
-        names = [f"{state}.{i}" for state, values in rows.items() for i in range(values.shape[1])]
+        chosen = {"action": _actions(demo, options)}
+        states = choose_vectors(list(vectors), options["state"], "--state", list(vectors))
+        chosen["state"] = {state: vectors[state] for state in states}
+        _check_lengths(demo, [*chosen["action"].values(), *chosen["state"].values(), *(cameras[c] for c in members)])
+        columns, names = {}, {}
+        for column, datasets in chosen.items():
+            rows = {name: _rows(dataset) for name, dataset in datasets.items()}
+            if rows:
+                columns[column] = np.concatenate(list(rows.values()), axis=1)
+            if column == "state" or len(rows) > 1:
+                names[column] = [f"{name}.{i}" for name, values in rows.items() for i in range(values.shape[1])]
         text, task, fps = _about(data, demo)
-        pictures = {members[camera]: _Pictures(path, cameras[camera].name) for camera in members}
+        images = {members[camera]: _Images(path, cameras[camera].name) for camera in members}
         used = {cameras[camera].name for camera in members} | {vectors[state].name for state in states}
         left_out = [f"obs/{n}" for n in demo["obs"] if f"{demo.name}/obs/{n}" not in used]
-        left_out += [field for field in demo if field not in ("actions", "obs")]
-    return Episode(pictures, columns, text, task, fps, {"state": names} if names else {}, sorted(left_out))
+        left_out += [field for field in demo if field not in (*chosen["action"], "obs")]
+        unread = _unread(data, demo, not_read)
+    names = {column: known for column, known in names.items() if known}
+    return Episode(images, columns, text, task, fps, names, sorted(left_out), unread=unread)
+
+
+def _unread(data, demo, images: list[str]) -> dict[str, str]:
+    """What a demonstration holds in places and forms that are not read; see `Episode.unread`."""
+    unread = {}
+    beside = {name: array for name, array in hdf5.walk(demo).items() if not name.startswith(("obs/", "next_obs/"))}
+    shown = [array_images.describe(name, array) for name, array in beside.items() if array_images.layout(name, array)]
+    if images or shown:
+        unread["images"] = f"{', '.join(images + shown)}; images are uint8, or floats of 0 to 1, in the group obs"
+    for where in (demo.attrs, data.attrs):
+        for name in where:
+            if like_instruction(name) and hdf5.instruction(where[name]):
+                unread["instructions"] = f"the attribute {name}; write it as the attribute instruction of each demo_N"
+    return unread
 
 
 def _rows(dataset) -> np.ndarray:
@@ -191,15 +212,18 @@ def _rows(dataset) -> np.ndarray:
     return numeric_rows(values[:, None] if values.ndim == 1 else values, dataset.name)
 
 
-def _check_lengths(demo, actions, observations: list) -> None:
-    """Every observation has a row an action, and as many as the demonstration says."""
-    count = actions.shape[0] if actions.ndim else 0
+def _check_lengths(demo, datasets: list) -> None:
+    """All have as many rows as the first, mostly the actions, and as many as the demonstration says."""
+    if not datasets:
+        raise ValueError("nothing of it is wanted: --cameras, --action and --state leave everything out")
+    what = "actions" if "action" in datasets[0].name else f"rows of {datasets[0].name}"
+    count = datasets[0].shape[0] if datasets[0].ndim else 0
     said = demo.attrs.get("num_samples", count)
     if int(said) != count or not count:
-        raise ValueError(f"it has {count} actions, num_samples says {int(said)}")
-    for dataset in observations:
+        raise ValueError(f"it has {count} {what}, num_samples says {int(said)}")
+    for dataset in datasets[1:]:
         if dataset.shape[0] != count:
-            raise ValueError(f"{dataset.name} has {dataset.shape[0]} rows, there are {count} actions")
+            raise ValueError(f"{dataset.name} has {dataset.shape[0]} rows, there are {count} {what}")
 
 
 def _about(data, demo) -> tuple[str, str, float | None]:
@@ -208,9 +232,9 @@ def _about(data, demo) -> tuple[str, str, float | None]:
     text = ""
     for name in ("instruction", "language_instruction"):
         if name in demo.attrs and not text:
-            text = hdf5.text(demo.attrs[name])
-    text = text or str(_json(demo, "ep_meta").get("lang") or "")  # RoboCasa
-    text = text or str(_json(data, "problem_info").get("language_instruction") or "")  # LIBERO
+            text = hdf5.instruction(demo.attrs[name])
+    text = text or as_instruction(_json(demo, "ep_meta").get("lang"))  # RoboCasa
+    text = text or as_instruction(_json(data, "problem_info").get("language_instruction"))  # LIBERO
     # the environment tells tasks apart only where instructions do not
     task = "" if text else str(arguments.get("env_name") or "")
     if "task" in demo.attrs:
@@ -233,12 +257,12 @@ def _json(group, name: str) -> dict:
         return value
 
 
-class _Pictures:
-    """The pictures of one camera; the file is opened for each reading."""
+class _Images:
+    """The images of one camera; the file is opened for each reading."""
 
     def __init__(self, path: pathlib.Path, name: str):
         self.path, self.name = path, name
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def __iter__(self) -> Iterator[np.ndarray | bytes]:
         with reading(self.name), hdf5.open_hdf5(self.path) as file:
-            yield from hdf5.read_pictures(file[self.name])
+            yield from hdf5.read_images(file[self.name])

@@ -11,8 +11,10 @@ from typing import BinaryIO
 import numpy as np
 
 from lapa_jax.core.errors import UserError
+from lapa_jax.data.formats import beside
 from lapa_jax.data.formats.base import Episode, Item, Listing, folder_of
 from lapa_jax.data.formats.captions import Caption, match, read_captions
+from lapa_jax.data.formats.reading import find_file
 
 VIDEOS = (".mp4", ".webm", ".avi", ".mkv", ".gif", ".mov", ".m4v", ".mpg", ".mpeg")
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
@@ -22,7 +24,7 @@ FEATURES = {
     "image": "the frame, RGB",
     "action": "f32[A] from the table of episodes: what was done from this frame to the next, in the recorder's units",
     "state": "f32[S] from the table of episodes, in the recorder's units",
-    "instruction": "from the table of episodes",
+    "instruction": "from the table of episodes, or the .txt of the video's name",
 }
 
 
@@ -38,7 +40,8 @@ def find(source: pathlib.Path, options: Mapping, exclude: pathlib.Path | None = 
     """All episodes under a folder, at any depth, sorted by relative path.
 
     Every video file is an episode, and so is every folder that directly holds pictures. Hidden files and folders and
-    the folder `exclude` are left out. The table `options["captions"]` gives instructions and arrays of actions.
+    the folder `exclude` are left out. The table `options["captions"]` gives instructions and arrays of actions; without
+    one, a text file beside a video and of its name is its instruction.
     """
     if source.is_file():
         found, others = [(source.name, "video", source.stat().st_size)], {}
@@ -48,15 +51,22 @@ def find(source: pathlib.Path, options: Mapping, exclude: pathlib.Path | None = 
     used = Counter(pathlib.PurePath(caption.arrays).suffix for caption in captions.values() if caption.arrays)
     if captions and pathlib.Path(options["captions"]).resolve().is_relative_to(source.resolve()):
         used[pathlib.Path(options["captions"]).suffix] += 1
+    unread = {}
+    texts = {path: caption.text for path, caption in captions.items()}
+    if options["captions"] is None and source.is_dir():
+        texts = beside.texts(source, [path for path, _, _ in found])
+        used[".txt"] += len(texts)
+        notes |= {"texts of the videos' names": len(texts)} if texts else {}
+        unread = beside.unread(source, [path for path, _, _ in found], exclude)
     items = []
     for path, kind, size in sorted(found):
         caption = captions.get(path)
         at = {"kind": kind, "arrays": caption.arrays} if caption and caption.arrays else {"kind": kind}
-        items.append(Item(path, path, at, size, text=caption.text if caption else ""))
+        items.append(Item(path, path, at, size, text=texts.get(path, "")))
     if any("arrays" in item.at for item in items):
         notes["arrays"] = sum("arrays" in item.at for item in items)
     left_out = {f"files {ending or 'without ending'}": n for ending, n in (Counter(others) - used).items()}
-    return Listing(items, left_out=left_out, notes=notes)
+    return Listing(items, left_out=left_out, notes=notes, unread=unread)
 
 
 def _walk(root: pathlib.Path, exclude: pathlib.Path | None) -> tuple[list[tuple[str, str, int]], dict[str, int]]:
@@ -83,7 +93,7 @@ def _walk(root: pathlib.Path, exclude: pathlib.Path | None) -> tuple[list[tuple[
 
 def _captions(options: Mapping, paths: list[str]) -> tuple[dict[str, Caption], dict]:
     table = options["captions"]
-    if table is None or not paths:
+    if table in (None, "none") or not paths:
         return {}, {}
     rows = read_captions(table)
     if options["fps"] is not None and any(row.arrays for row in rows):
@@ -93,6 +103,8 @@ def _captions(options: Mapping, paths: list[str]) -> tuple[dict[str, Caption], d
         )
     found, unused = match(rows, paths, table)
     counts = {"captions_without_video": unused, "videos_without_caption": len(paths) - len(found)}
+    if empty := sum(not caption.text for caption in found.values()):
+        counts["captions_without_text"] = empty
     return found, {"captions": pathlib.Path(table).name, **counts}
 
 
@@ -102,7 +114,7 @@ def standardize(source: pathlib.Path, item: Item, options: Mapping) -> Episode:
     frames.open()
     columns, left_out = {}, []
     if "arrays" in item.at:
-        arrays = read_arrays(pathlib.Path(options["captions"]).parent / item.at["arrays"])
+        arrays = read_arrays(find_file(pathlib.Path(options["captions"]).parent / item.at["arrays"]))
         columns = {name: arrays[name] for name in ("action", "state") if name in arrays}
         left_out = sorted(set(arrays) - set(columns))
     return Episode({"image": frames}, columns, item.text, fps=frames.fps, left_out=left_out)

@@ -63,7 +63,8 @@ class PairShards:
         if not {self.FIRST, self.SECOND} <= set(index.fields):
             raise UserError(
                 f"{path} holds no frame pairs: each sample needs .{self.FIRST} and .{self.SECOND}, found "
-                f"{index.fields}; note that 000_t.jpg and 000_t1.jpg are two samples to WebDataset, 000.t.jpg is right"
+                f"{index.fields}; note that 000_t.jpg and 000_t1.jpg are two samples to WebDataset: 000.t.jpg is "
+                "right. tools/convert.py reads both"
             )
         columns = [index.fields.index(self.FIRST), index.fields.index(self.SECOND)]
         lacking = np.flatnonzero((index.offsets[:, columns] < 0).any(axis=1))
@@ -131,5 +132,6 @@ class PairShards:
         return describe(self.folder.resolve().name, **told)
 
     def summary(self) -> dict[str, int]:
-        """How many pairs."""
-        return {"pairs": len(self)}
+        """How many pairs, and members of the tars that are none of them."""
+        ignored = sum(index.ignored for index in self._indexes)
+        return {"pairs": len(self), **({"companions_of_macOS_and_Windows": ignored} if ignored else {})}

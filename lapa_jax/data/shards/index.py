@@ -15,7 +15,9 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import atomic_path
 from lapa_jax.data.shards import tar
 
-VERSION = 2
+VERSION = 3
+_COMPANIONS = {"__MACOSX", ".DS_Store", ".AppleDouble", ".Spotlight-V100", ".Trashes", ".fseventsd", "Icon\r",
+               "Thumbs.db", "desktop.ini"}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +30,7 @@ class TarIndex:
       offsets: int64[N, F], where a field's data begin; -1 where the sample lacks the field.
       sizes: int64[N, F], bytes.
       checksums: int64[N, F], CRC-32C of the data; -1 where the tar does not state it.
+      ignored: how many members are companions that macOS and Windows make beside files; see `is_companion`.
     """
 
     keys: np.ndarray
@@ -35,6 +38,7 @@ class TarIndex:
     offsets: np.ndarray
     sizes: np.ndarray
     checksums: np.ndarray
+    ignored: int = 0
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -62,7 +66,11 @@ def open_index(path: str | os.PathLike) -> TarIndex:
 def build_index(path: str | os.PathLike) -> TarIndex:
     """Scans a tar. Damage and unsafe, double or nameless members are `UserError`s that name file and place."""
     samples: dict[str, dict[str, tuple[int, int, int]]] = {}
+    ignored = 0
     for name, offset, size, crc in tar.scan(path):
+        if is_companion(name):
+            ignored += 1
+            continue
         key, field = split_name(name)
         if not key or not field:
             raise UserError(f"{path}: member '{name}' has no key and field (key.field, e.g. 000001.image.jpg)")
@@ -77,7 +85,13 @@ def build_index(path: str | os.PathLike) -> TarIndex:
         for field, place in members.items():
             table[row, column[field]] = place
     keys = np.array([key.encode() for key in samples], dtype=np.bytes_)
-    return TarIndex(keys, fields, *(table[..., k].copy() for k in range(3)))
+    return TarIndex(keys, fields, *(table[..., k].copy() for k in range(3)), ignored)
+
+
+def is_companion(name: str) -> bool:
+    """Whether a member is what macOS and Windows put beside files of their own accord (`._x.jpg`, `.DS_Store`)."""
+    parts = name.split("/")
+    return parts[-1].startswith("._") or parts[-1] in _COMPANIONS or not _COMPANIONS.isdisjoint(parts[:-1])
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -94,14 +108,15 @@ def _load(saved: pathlib.Path, stamp: np.ndarray) -> TarIndex | None:
             if not np.array_equal(arrays["stamp"], stamp):
                 return None
             fields = tuple(str(field) for field in arrays["fields"])
-            return TarIndex(arrays["keys"], fields, arrays["offsets"], arrays["sizes"], arrays["checksums"])
+            table = (arrays[name] for name in ("offsets", "sizes", "checksums"))
+            return TarIndex(arrays["keys"], fields, *table, int(arrays["ignored"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
 def _save(saved: pathlib.Path, stamp: np.ndarray, index: TarIndex) -> None:
     arrays = {"keys": index.keys, "fields": np.array(index.fields, np.str_), "offsets": index.offsets}
-    arrays["checksums"] = index.checksums
+    arrays |= {"checksums": index.checksums, "ignored": np.array(index.ignored)}
     try:
         with atomic_path(saved) as temporary, open(temporary, "wb") as file:
             np.savez(file, stamp=stamp, sizes=index.sizes, **arrays)

@@ -76,8 +76,8 @@ class Model(VisionLanguageModel):
     Batches are those of `data.samples = "steps"` with the fields "image", "text" and "latent". The loss is "latent",
     the cross-entropy, a mean over the N codes.
 
-    Attributes: those of `VisionLanguageModel`, and
-      code_length: N, codes of a latent action. codebook_size: K. None is taken from the labels.
+    Attributes, besides those of `VisionLanguageModel`:
+      code_length: N, codes of a latent action. codebook_size: K, how many there are. None is taken from the labels.
       decode: "parallel": N learned queries predict all codes at once (the plan's); "autoregressive": each code sees
         those before it (LAPA's), in training the true ones.
     """

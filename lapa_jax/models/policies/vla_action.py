@@ -49,11 +49,13 @@ class Model(VisionLanguageModel):
     normalised. The loss is "action", a mean over the steps and dimensions that count: the cross-entropy of bins, or the
     absolute error.
 
-    Attributes: those of `VisionLanguageModel`, and
-      action_dim, chunk_length: A, T. state_dim: S, 0 for none. constant, binary: dimensions that never change, which
-        nothing is learned from, and those of two values. None is taken from the data.
-      head: "bins", "latent" or "chunk", see `vla_heads`. bins: K, bins_decode: of "bins", see `BinHead`.
-      head_width, head_heads: of the others.
+    Attributes, besides those of `VisionLanguageModel`:
+      action_dim: A, numbers of an action. chunk_length: T, actions of a chunk. state_dim: S, numbers of a state, 0 for
+        none. constant: dimensions of actions that never change, which nothing is learned from. binary: those of two
+        values. None is taken from the data.
+      head: "bins", "latent" or "chunk", see `vla_heads`.
+      bins: K, of the head "bins". bins_decode: which bin is the action, "argmax" or "median", see `BinHead`.
+      head_width, head_heads: of the heads "latent" and "chunk".
       code_length, codebook_size: of "latent": those of the stage-2 run, whose queries and head it goes on with.
       latent_context: of "latent": see `LatentHead`.
     """

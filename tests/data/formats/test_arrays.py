@@ -1,19 +1,22 @@
+import io
 import pathlib
 import zipfile
 
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.data.formats import arrays
+from lapa_jax.data.formats import arrays, robomimic
 from tests.data.formats import make_arrays, make_robomimic
 
-OPTIONS = {"fps": None, "size": None, "cameras": "all", "state": "all", "captions": None, "split": "auto"}
+OPTIONS = {"fps": None, "size": None, "cameras": "all", "action": "all", "state": "all", "captions": None}
 
 
-def read(source: pathlib.Path) -> dict:
-    return {i.name: arrays.standardize(source, i, OPTIONS) for i in arrays.find(source, OPTIONS).items}
+def read(source: pathlib.Path, **options) -> dict:
+    options = OPTIONS | options
+    return {i.name: arrays.standardize(source, i, options) for i in arrays.find(source, options).items}
 
 
 def refused(path: pathlib.Path, message: str, **members) -> None:
@@ -151,3 +154,66 @@ def test_robomimic_files_are_sent_to_their_own_format(tmp_path):
     assert not arrays.detect(tmp_path)
     with pytest.raises(UserError, match="demos.hdf5 is a robomimic file: convert it with --format robomimic"):
         arrays.find(tmp_path, OPTIONS)
+
+
+def aloha(path: pathlib.Path, images, length: int = 5) -> dict[str, np.ndarray]:
+    """An episode as ACT's recorder lays it out; images(length) gives {camera: array}."""
+    random = np.random.default_rng(length)
+    arrays = {name: random.normal(size=(length, 14)).astype(np.float32) for name in ("action", "qpos", "qvel")}
+    with h5py.File(path, "w") as file:
+        file.attrs["sim"], file.attrs["compress"] = False, True
+        file["action"] = arrays["action"]
+        for name in ("qpos", "qvel"):
+            file[f"observations/{name}"] = arrays[name]
+        for camera, values in images(length).items():
+            file[f"observations/images/{camera}"] = values
+            file[f"compress_len/{camera}"] = np.full(length, 9)
+    return arrays
+
+
+def test_aloha_episodes(tmp_path):
+    """Pixels and padded JPEG files, as h5py and Pillow read them."""
+    frames = np.random.default_rng(0).integers(0, 255, (5, 16, 16, 3), np.uint8)
+    files = []
+    for frame in frames:
+        buffer = io.BytesIO()
+        Image.fromarray(frame).save(buffer, "JPEG")
+        files.append(buffer.getvalue())
+    padded = np.zeros((5, 2000), np.uint8)
+    for row, data in zip(padded, files):
+        row[: len(data)] = np.frombuffer(data, np.uint8)
+    made = aloha(tmp_path / "episode_0.hdf5", lambda n: {"cam_high": frames, "cam_low": padded})
+    with h5py.File(tmp_path / "episode_0.hdf5", "r+") as file:
+        file["language_raw"] = np.array([b"fold the shirt"])
+    assert arrays.detect(tmp_path) and not robomimic.detect(tmp_path)
+    (episode,) = read(tmp_path).values()
+    assert list(episode.cameras) == ["image", "image_cam_low"] and episode.text == "fold the shirt"
+    np.testing.assert_array_equal(list(episode.cameras["image"]), frames)
+    assert list(episode.cameras["image_cam_low"]) == files
+    np.testing.assert_array_equal(episode.columns["action"], made["action"])
+    np.testing.assert_array_equal(episode.columns["state"], made["qpos"])
+    assert episode.left_out == ["compress_len/cam_high", "compress_len/cam_low", "observations/qvel"]
+    (episode,) = read(tmp_path, state="qvel,observations/qpos", cameras="cam_low").values()
+    np.testing.assert_array_equal(episode.columns["state"], np.concatenate([made["qvel"], made["qpos"]], 1))
+    assert list(episode.cameras) == ["image"] and list(episode.cameras["image"]) == files
+    with pytest.raises(ValueError, match="no vector 'qpo'.*--state"):
+        read(tmp_path, state="qpo")
+
+
+def test_images_beside_actions_in_npz(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 255, (5, 16, 16, 3), np.uint8)
+    action, reward = np.ones((4, 2)), np.ones(4)
+    np.savez_compressed(tmp_path / "a.npz", action=action, wrist=frames, front=frames[:, ::-1], reward=reward)
+    np.savez(tmp_path / "b.npz", rgb=frames / 255)
+    np.save(tmp_path / "c.npy", frames)
+    found = read(tmp_path)
+    assert list(found["a"].cameras) == ["image", "image_front"], "in the order of the file"
+    np.testing.assert_array_equal(list(found["a"].cameras["image"]), frames)
+    assert found["a"].left_out == ["reward"]
+    for name in "bc":
+        np.testing.assert_array_equal(list(found[name].cameras["image"]), frames)
+        assert not found[name].columns
+    with h5py.File(tmp_path / "d.h5", "w") as file:
+        file["runs/0/action"], file["images/0"] = np.ones((5, 2)), frames
+    (episode,) = [episode for name, episode in read(tmp_path).items() if name.startswith("d")]
+    assert "images/0" in episode.unread["images"], "images that belong to no trajectory are told of"

@@ -14,7 +14,7 @@ from lapa_jax.data.formats import lerobot
 from tests.data.formats import make_lerobot
 from tests.data.formats.make_lerobot import PICTURE, VIDEO
 
-OPTIONS = {"fps": None, "size": None, "cameras": "all", "state": "all", "captions": None, "split": "auto"}
+OPTIONS = {"fps": None, "size": None, "cameras": "all", "action": "all", "state": "all", "captions": None}
 MAKERS = {"v2.1": make_lerobot.make, "v3.0": make_lerobot.make_v3}
 
 
@@ -187,6 +187,82 @@ def test_instruction_that_changes_within_an_episode(tmp_path):
     change_rows(path, task_index=[0, 0, 1, 7])
     with pytest.raises(ValueError, match="row 3 has task 7"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("version", MAKERS)
+@pytest.mark.parametrize("listed", ["no column", "null", "empty", "more", "one text", "numbers"])
+def test_the_rows_decide_which_task_an_episode_has(tmp_path, version, listed):
+    """The table of episodes may say less or more, as the official lerobot/libero and GR00T's data do."""
+    made = MAKERS[version](tmp_path)
+    texts = {name: episode["text"] for name, episode in made.items()}
+    number = dict(zip(make_lerobot.TASKS, "01"))
+    kinds = {"more": lambda t: [t, "valid"], "one text": lambda t: t, "numbers": lambda t: [number[t]]}
+    values = [kinds.get(listed, lambda t: [] if listed == "empty" else None)(text) for text in texts.values()]
+    if version == "v2.1":
+        path = tmp_path / "meta/episodes.jsonl"
+        rows = [json.loads(line) for line in path.read_text().split("\n") if line]
+        for row, value in zip(rows, values):
+            row["tasks"] = value
+            if listed == "no column":
+                del row["tasks"]
+        make_lerobot.write_lines(path, rows)
+    else:
+        path = next((tmp_path / "meta/episodes").rglob("*.parquet"))
+        table = pq.read_table(path).drop(["tasks"])
+        pq.write_table(table if listed == "no column" else table.append_column("tasks", pa.array(values)), path)
+    assert {name: episode.text for name, (episode, _) in read(tmp_path).items()} == texts
+
+
+def test_rows_without_a_task_and_tasks_without_a_text(tmp_path):
+    made = make_lerobot.make(tmp_path)
+    rows = [{"episode_index": i, "length": len(e["action"]), "tasks": []} for i, e in enumerate(made.values())]
+    make_lerobot.write_lines(tmp_path / "meta/episodes.jsonl", rows)
+    change_rows(tmp_path / "data/chunk-000/episode_000000.parquet", task_index=[None] * 5)
+    change_rows(tmp_path / "data/chunk-000/episode_000002.parquet", task_index=[None, 1, 1, 1])
+    one, two = make_lerobot.TASKS
+    assert [episode.text for episode, _ in read(tmp_path).values()] == ["", two, ["", two, two, two]]
+    tasks = [{"task_index": 0, "task": one}, {"task_index": 1, "task": None}]
+    make_lerobot.write_lines(tmp_path / "meta/tasks.jsonl", tasks)
+    assert [episode.text for episode, _ in read(tmp_path).values()] == ["", "", ""]
+    for path in tmp_path.rglob("episode_*.parquet"):
+        table = pq.read_table(path)
+        words = pa.array([f"reach {i}" for i in range(len(table))])
+        pq.write_table(table.append_column("language_instruction", words), path)
+    assert read(tmp_path)["episode_000002"][0].text == [f"reach {i}" for i in range(4)], "a column of texts"
+    (tmp_path / "meta/tasks.jsonl").unlink()
+    assert read(tmp_path)["episode_000001"][0].text == [f"reach {i}" for i in range(7)]
+
+
+def test_json_lines_of_other_writers(tmp_path):
+    """U+2028 does not end a line of JSON, and some editors write a byte order mark."""
+    make_lerobot.make(tmp_path)
+    rows = [{"task_index": 0, "task": "push\u2028it"}, {"task_index": 1, "task": "open\u0085it"}]
+    lines = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "meta/tasks.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.encode())
+    episodes = [{"episode_index": i, "length": n, "tasks": []} for i, n in enumerate(make_lerobot.LENGTHS)]
+    make_lerobot.write_lines(tmp_path / "meta/episodes.jsonl", episodes)
+    info = (tmp_path / "meta/info.json").read_bytes()
+    (tmp_path / "meta/info.json").write_bytes(b"\xef\xbb\xbf" + info)
+    assert [episode.text for episode, _ in read(tmp_path).values()] == ["push\u2028it", "open\u0085it", "push\u2028it"]
+
+
+@pytest.mark.parametrize("form", ["number", "nested", "one part"])
+def test_actions_of_other_shapes(tmp_path, form):
+    made = make_lerobot.make(tmp_path)
+    features = json.loads((tmp_path / "meta/info.json").read_text())["features"]
+    for number, episode in enumerate(made.values()):
+        path = tmp_path / f"data/chunk-000/episode_{number:06d}.parquet"
+        table, action = pq.read_table(path), episode["action"]
+        values = {"number": action[:, 0].tolist(), "nested": action[:, None].tolist()}.get(form, action.tolist())
+        table = table.drop(["action"]).append_column("action.arm" if form == "one part" else "action", pa.array(values))
+        pq.write_table(table, path)
+    feature = features.pop("action")
+    shape = {"number": [], "nested": [1, 3], "one part": [3]}[form]
+    features["action.arm" if form == "one part" else "action"] = {**feature, "shape": shape}
+    change_info(tmp_path, features=features)
+    for name, (episode, _) in read(tmp_path).items():
+        expected = made[name]["action"][:, :1] if form == "number" else made[name]["action"]
+        np.testing.assert_array_equal(episode.columns["action"], expected)
 
 
 def shift_video_times(source: pathlib.Path, seconds: float) -> None:

@@ -18,7 +18,7 @@ from lapa_jax.data.formats import rlds
 from lapa_jax.data.formats.rlds import tfrecord
 from tests.data.formats import make_rlds
 
-OPTIONS = {"fps": None, "size": None, "resize": "squash", "cameras": "all", "state": "all"}
+OPTIONS = {"fps": None, "size": None, "resize": "squash", "cameras": "all", "action": "all", "state": "all"}
 OPTIONS |= {"convention": None, "captions": None, "split": "auto"}
 
 

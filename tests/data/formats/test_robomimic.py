@@ -9,7 +9,7 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.data.formats import robomimic
 from tests.data.formats import make_robomimic
 
-OPTIONS = {"fps": None, "size": None, "cameras": "all", "state": "all", "captions": None, "split": "auto"}
+OPTIONS = {"fps": None, "size": None, "cameras": "all", "action": "all", "state": "all", "captions": None}
 
 
 def read(source: pathlib.Path, **options) -> dict:

@@ -19,7 +19,7 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.data.formats.base import MAIN, Episode, Item, Listing, choose_cameras, folder_of
 from lapa_jax.data.formats.lapa import records as lapa_records
 from lapa_jax.data.formats.lapa.records import answer_of, instruction_of, is_lapa, place_of, text_of, turns_of
-from lapa_jax.data.formats.reading import join_names
+from lapa_jax.data.formats.reading import find_file, join_names
 from lapa_jax.data.formats.webdataset.members import rows_of
 
 FEATURES = {
@@ -123,6 +123,7 @@ def _episodes(table: pathlib.Path, listing: Listing) -> dict[str, _Steps]:
             )
         steps = episodes.setdefault(place[0], _Steps())
         size = _size_of(table.parent / record["image"])
+        size = size if size >= 0 else _size_of(find_file(table.parent / record["image"]))
         if size < 0 and not steps.first_missing:
             steps.first_missing = record["image"]
         folder = folders.setdefault(record["image"].rpartition("/")[0], len(folders))
@@ -219,7 +220,7 @@ class _Pictures:
     def __iter__(self) -> Iterator[bytes]:
         for name in self._names:
             try:
-                yield (self._folder / name).read_bytes()
+                yield find_file(self._folder / name).read_bytes()
             except OSError as error:
                 raise ValueError(f"picture {name}: {error.strerror}") from None
 

@@ -4,26 +4,28 @@ A v2 dataset has a parquet file and a video per camera for each episode; v3.0 ha
 episode table says at what times of a video an episode begins and ends.
 """
 
+import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from lapa_jax.core.errors import UserError, did_you_mean
-from lapa_jax.data.formats.base import Episode, Item, Listing, choose_cameras
+from lapa_jax.core.errors import UserError
+from lapa_jax.data.formats.base import Episode, Item, Listing, choose_cameras, choose_vectors
+from lapa_jax.data.formats.instructions import like_instruction
 from lapa_jax.data.formats.lerobot import tables
 from lapa_jax.data.formats.lerobot.video import VideoSlice
 from lapa_jax.data.formats.reading import flat_names, join_names, numeric_rows, reading, whole_source
 
 FEATURES = {
     "image": "the frame, RGB: of the first camera that info.json lists, or that --cameras names",
-    "action": "f32[A] feature 'action', in the recorder's units",
+    "action": "f32[A] feature 'action', or those that --action names, in the recorder's units",
     "state": "f32[S] feature 'observation.state', or those that --state names, in the recorder's units",
     "instruction": "the text of the row's task",
 }
-_ACTIONS = ("action", "actions")
 _STATES = ("observation.state", "state")
+_NO_TASK = -1
 _PICTURES_AT_ONCE = 8
 _BUFFER = 1 << 20
 
@@ -44,7 +46,8 @@ def find(source: pathlib.Path, options: Mapping, exclude: pathlib.Path | None = 
     with whole_source(source):
         info = tables.read_info(source)
         cameras = _cameras(info, options)
-        _states(info, options)
+        for column in ("action", "state"):
+            _vectors(info, options, column)
         videos = [key for key in cameras if info.features[key]["dtype"] == "video"]
         entries = tables.read_episodes(source, info, videos)
         splits = tables.splits_of(info, [entry.episode for entry in entries])
@@ -65,7 +68,7 @@ def find(source: pathlib.Path, options: Mapping, exclude: pathlib.Path | None = 
     outside = sum(entry.episode not in splits for entry in entries) if splits else 0
     if outside:
         notes["episodes in no split, taken for training"] = outside
-    return Listing(items, missing, _left_out(set(sizes) - used, info), notes)
+    return Listing(items, missing, _left_out(set(sizes) - used, info), notes, info.unread())
 
 
 def _item(entry: tables.Entry, size: int, splits: Mapping[int, str]) -> Item:
@@ -109,29 +112,20 @@ def _cameras(info: tables.Info, options: Mapping) -> dict[str, str]:
     return {keys[name]: member for name, member in choose_cameras(list(keys), options["cameras"]).items()}
 
 
-def _states(info: tables.Info, options: Mapping) -> list[str]:
-    """The keys of the vectors that make up the state."""
+def _vectors(info: tables.Info, options: Mapping, column: str) -> list[str]:
+    """The keys of the vectors that make up the action or the state."""
     vectors = info.vectors()
-    if options["state"] == "all":
-        return [key for key in _STATES if key in vectors][:1]
-    chosen = []
-    for name in (part.strip() for part in options["state"].split(",")):
-        key = next((key for key in (name, f"observation.{name}") if key in vectors), None)
-        if key is None:
-            known = [vector.removeprefix("observation.") for vector in vectors]
-            raise ValueError(f"it has no vector '{name}' (--state){did_you_mean(name, known)}")
-        chosen.append(key)
-    return list(dict.fromkeys(chosen))
+    standard = info.actions() if column == "action" else [key for key in _STATES if key in vectors][:1]
+    return choose_vectors(vectors, options[column], f"--{column}", standard)
 
 
 def standardize(source: pathlib.Path, item: Item, options: Mapping) -> Episode:
     """One episode: its rows at once, its pictures a frame at a time."""
     info = tables.read_info(source)
     path, episode, length = source / item.path, item.at["episode"], item.at["length"]
-    cameras, states = _cameras(info, options), _states(info, options)
-    actions = [key for key in _ACTIONS if key in info.vectors()][:1]
+    cameras, actions, states = _cameras(info, options), *(_vectors(info, options, c) for c in ("action", "state"))
     with reading("rows"):
-        rows, extra = _read_rows(path, episode, [*actions, *states], info)
+        rows, told, extra = _read_rows(path, episode, [*actions, *states], info)
         _check_rows(rows, length, info.fps)
         columns, names = {}, {}
         for column, keys in (("action", actions), ("state", states)):
@@ -150,7 +144,7 @@ def standardize(source: pathlib.Path, item: Item, options: Mapping) -> Episode:
     return Episode(
         cameras=frames,
         columns=columns,
-        text=_text(source, info, rows, item.at["texts"]),
+        text=_text(source, rows, item.at["texts"]) or told,
         fps=info.fps,
         names={column: known for column, known in names.items() if known},
         left_out=[key for key in (*info.features, *extra) if key not in used],
@@ -174,28 +168,48 @@ def _open(path: pathlib.Path, episode: int):
     return file, groups
 
 
-def _read_rows(path: pathlib.Path, episode: int, vectors: list[str], info: tables.Info) -> tuple[dict, list[str]]:
-    """{key: [T, dimensions]} of an episode's rows, bookkeeping as [T], and the columns that info.json does not know."""
+def _read_rows(
+    path: pathlib.Path, episode: int, vectors: list[str], info: tables.Info
+) -> tuple[dict[str, np.ndarray], str | list[str], list[str]]:
+    """An episode's rows.
+
+    Returns:
+      {key: [T, dimensions]}, bookkeeping as [T]; the instruction that the rows themselves hold as text, one or one a
+      row, "" where they hold none; and the columns that info.json does not know.
+    """
     import pyarrow.compute as pc
 
     file, groups = _open(path, episode)
-    there = file.schema_arrow.names
+    columns = file.schema_arrow.names
     listed = [key for key, feature in info.features.items() if feature["dtype"] != "video"]
-    absent = [key for key in listed if key not in there]
+    absent = [key for key in listed if key not in columns]
     if absent:
         raise ValueError(f"the table has no column '{absent[0]}', which {tables.INFO} lists")
     if not groups:
         raise ValueError(f"the table has no rows of episode {episode}")
-    bookkeeping = [key for key in tables.BOOKKEEPING if key in there]
-    table = file.read_row_groups(groups, columns=[*vectors, *bookkeeping])
+    bookkeeping = [key for key in tables.BOOKKEEPING if key in columns]
+    texts = [key for key in columns if _is_text(file.schema_arrow.field(key).type) and like_instruction(key)][:1]
+    table = file.read_row_groups(groups, columns=[*vectors, *bookkeeping, *texts])
     table = table.filter(pc.equal(table["episode_index"], episode))
+    if "task_index" in bookkeeping:  # a row without a task has no instruction
+        table = table.set_column(
+            table.column_names.index("task_index"), "task_index", pc.fill_null(table["task_index"], _NO_TASK)
+        )
     rows = {key: _array(table[key], key) for key in vectors}
     rows |= {key: _array(table[key], key)[:, 0] for key in bookkeeping}
-    return rows, [key for key in there if key not in info.features]
+    told = [text or "" for text in table[texts[0]].to_pylist()] if texts else []
+    told = told[0] if len(set(told)) == 1 else told if told else ""
+    return rows, told, [key for key in columns if key not in info.features]
+
+
+def _is_text(kind) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _array(column, key: str) -> np.ndarray:
-    """An arrow column of numbers or of lists of equal length as [T, dimensions]."""
+    """An arrow column of numbers, or of lists (of lists) of equal length, as [T, dimensions]."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -203,7 +217,7 @@ def _array(column, key: str) -> np.ndarray:
     kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     if column.null_count:
         raise ValueError(f"'{key}' has no value in {column.null_count} of {length} rows")
-    if any(kind(column.type) for kind in kinds):
+    while any(kind(column.type) for kind in kinds):
         widths = pc.unique(pc.list_value_length(column)).to_pylist()
         if len(widths) > 1:
             raise ValueError(f"'{key}' has rows of different lengths, {min(widths)} to {max(widths)}")
@@ -234,28 +248,32 @@ def _column(rows: Mapping[str, np.ndarray], keys: list[str], info: tables.Info) 
     vectors, parts = [], {}
     for key in keys:
         vector = numeric_rows(rows[key], key)
-        if vector.shape[1] != info.features[key]["shape"][0]:
-            said = info.features[key]["shape"][0]
-            raise ValueError(f"'{key}' has {vector.shape[1]} dimensions, {tables.INFO} says {said}")
+        width = math.prod(info.features[key]["shape"])
+        if vector.shape[1] != width:
+            raise ValueError(f"'{key}' has {vector.shape[1]} dimensions, {tables.INFO} says {width}")
         vectors.append(vector)
         names = flat_names(info.features[key].get("names"))
         parts[key.removeprefix("observation.")] = (vector.shape[1], names)
     return np.concatenate(vectors, axis=1), join_names(parts)
 
 
-def _text(root: pathlib.Path, info: tables.Info, rows: Mapping[str, np.ndarray], listed: list[str]) -> str | list[str]:
-    """The instruction, one for the episode, or one a row where it changes.
+def _text(root: pathlib.Path, rows: Mapping[str, np.ndarray], listed: list[str]) -> str | list[str]:
+    """The instruction, one for the episode, or one a row where it changes; "" where the tables know none.
 
-    It is written twice, in the table of tasks and in that of episodes: where they disagree neither can be trusted.
+    It is written twice, in the table of tasks, by the rows' indices, and in the table of episodes. The rows decide: the
+    other may list more than the episode's task (GR00T's "valid"), or nothing. Texts that it does not list contradict
+    it, and then neither can be trusted.
     """
-    if "task_index" not in rows:
+    tasks = tables.read_tasks(root)
+    if "task_index" not in rows or not tasks:
         return listed[0] if len(listed) == 1 else ""
-    tasks, indices = tables.read_tasks(root, info), rows["task_index"].tolist()
+    indices = [None if not index >= 0 else int(index) for index in rows["task_index"].tolist()]
     for row, index in enumerate(indices):
-        if index not in tasks:
+        if index is not None and index not in tasks:
             raise ValueError(f"row {row} has task {index}, the table of tasks does not list it")
-    texts = [tasks[index] for index in indices]
-    if listed and set(listed) != set(texts):
+    texts = ["" if index is None else tasks[index] for index in indices]
+    by_number = {tasks[int(text)] for text in listed if text.isdecimal() and int(text) in tasks}
+    if listed and not set(texts) - {""} <= set(listed) | by_number:
         raise ValueError(
             f"its rows are of {sorted(set(texts))} by the table of tasks, of {sorted(set(listed))} by the table of "
             "episodes: correct one of the tables"

@@ -15,6 +15,7 @@ VERSIONS = ("v2.0", "v2.1", "v3.0")
 BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 """Features that say where a row belongs, and are no data."""
 
+_ACTIONS = ("action", "actions")
 HELD_OUT = ("val", "valid", "validation", "test")
 
 
@@ -48,10 +49,34 @@ class Info:
         return dict(zip(short if len(set(short)) == len(short) else keys, keys))
 
     def vectors(self) -> list[str]:
-        """The keys of the features that are a vector of numbers a step."""
+        """The keys of the features that are a vector of numbers a step: shape [A], [1, A], or [] for a number."""
         numbers = ("float", "int", "uint", "bool")
-        found = [k for k, f in self.features.items() if f["dtype"].startswith(numbers) and len(f["shape"]) == 1]
+        found = [k for k, f in self.features.items() if f["dtype"].startswith(numbers) and set(f["shape"][:-1]) <= {1}]
         return [key for key in found if key not in BOOKKEEPING]
+
+    def actions(self) -> list[str]:
+        """The key of the action: `action`, or the only vector `action.*` where there is none."""
+        vectors = self.vectors()
+        whole = [key for key in _ACTIONS if key in vectors][:1]
+        parts = [key for key in vectors if key.startswith(tuple(f"{name}." for name in _ACTIONS))]
+        return whole or (parts if len(parts) == 1 else [])
+
+    def unread(self) -> dict[str, str]:
+        """What looks like images and actions and is not read as such; see `base.Episode.unread`."""
+        unread = {}
+        images = [key for key, f in self.features.items() if f["dtype"] not in ("video", "image") and _is_image(key, f)]
+        if images:
+            what = ", ".join(f"'{key}' {self.features[key]['dtype']}{self.features[key]['shape']}" for key in images)
+            unread["images"] = f"{what}; cameras are features of dtype video or image"
+        parts = {key: f for key, f in self.features.items() if _is_action(key) and key not in self.actions()}
+        if parts and not self.actions():
+            what = ", ".join(f"'{key}' {f['dtype']}{f['shape']}" for key, f in parts.items())
+            takes = [key for key in parts if key in self.vectors()]
+            unread["actions"] = f"{what}; " + (
+                f"--action {','.join(takes)} joins them, or name those that a policy is to give" if takes else
+                "an action is a vector a step"
+            )  # fmt: skip
+        return unread
 
 
 class Entry(NamedTuple):
@@ -62,6 +87,15 @@ class Entry(NamedTuple):
     texts: list[str]
     data: str
     videos: dict[str, list]
+
+
+def _is_action(key: str) -> bool:
+    return key.startswith("action") and not key.endswith(("pad", "mask", "valid"))
+
+
+def _is_image(key: str, feature: Mapping) -> bool:
+    shape = feature["shape"]
+    return len(shape) == 3 and 3 in (shape[0], shape[2]) and sorted(shape)[1] >= 8 and not _is_depth(feature)
 
 
 def _is_depth(feature: Mapping) -> bool:
@@ -77,7 +111,7 @@ def read_info(root: pathlib.Path) -> Info:
       ValueError: the file is damaged.
     """
     with reading(INFO):
-        info = json.loads((root / INFO).read_text("utf-8"))
+        info = json.loads((root / INFO).read_text("utf-8-sig"))
         version = str(info["codebase_version"])
         version = version if version.startswith("v") else f"v{version}"
         if version not in VERSIONS:
@@ -107,19 +141,22 @@ def _feature(key: str, feature: dict) -> dict:
     return feature
 
 
-def read_tasks(root: pathlib.Path, info: Info) -> dict[int, str]:
-    """{task_index: instruction}."""
-    if info.version != "v3.0":
-        rows = _json_lines(root, "meta/tasks.jsonl")
-        with reading("meta/tasks.jsonl"):
-            return {int(row["task_index"]): str(row["task"]) for row in rows}
-    import pyarrow.parquet as pq
+def read_tasks(root: pathlib.Path) -> dict[int, str]:
+    """{task_index: instruction}, "" where the table has none; {} where there is no table of tasks."""
+    if (root / "meta/tasks.parquet").is_file():
+        import pyarrow.parquet as pq
 
-    with reading("meta/tasks.parquet"):
-        table = pq.ParquetFile(root / "meta/tasks.parquet", page_checksum_verification=True).read()
-        # pandas stores its index as a column, nameless in the first writers, "task" in later ones
-        column = "task" if "task" in table.column_names else "__index_level_0__"
-        return {int(i): str(text) for i, text in zip(table["task_index"].to_pylist(), table[column].to_pylist())}
+        with reading("meta/tasks.parquet"):
+            table = pq.ParquetFile(root / "meta/tasks.parquet", page_checksum_verification=True).read()
+            # pandas stores its index as a column, nameless in the first writers, "task" in later ones
+            names = [name for name in table.column_names if name != "task_index"]
+            column = next((name for name in ("task", "__index_level_0__") if name in names), None) or names[0]
+            return {int(i): text or "" for i, text in zip(table["task_index"].to_pylist(), table[column].to_pylist())}
+    if not (root / "meta/tasks.jsonl").is_file():
+        return {}
+    rows = _json_lines(root, "meta/tasks.jsonl")
+    with reading("meta/tasks.jsonl"):
+        return {int(row["task_index"]): str(row["task"] or "") for row in rows}
 
 
 def read_episodes(root: pathlib.Path, info: Info, videos: list[str]) -> list[Entry]:
@@ -145,14 +182,14 @@ def _episodes_v2(root: pathlib.Path, info: Info, videos: list[str]) -> Iterator[
             episode = int(row["episode_index"])
             place = {"episode_chunk": episode // info.chunk_size, "episode_index": episode}
             files = {key: [_path(info.video_path, **place, video_key=key), 0.0, None] for key in videos}
-            texts = [str(text) for text in row.get("tasks", [])]
+            texts = _listed(row.get("tasks"))
             yield Entry(episode, int(row["length"]), texts, _path(info.data_path, **place), files)
 
 
 def _episodes_v3(root: pathlib.Path, info: Info, videos: list[str]) -> Iterator[Entry]:
     import pyarrow.parquet as pq
 
-    columns = ["episode_index", "length", "tasks", "data/chunk_index", "data/file_index"]
+    columns = ["episode_index", "length", "data/chunk_index", "data/file_index"]
     parts = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
     columns += [f"videos/{key}/{part}" for key in videos for part in parts]
     files = sorted((root / "meta/episodes").glob("*/*.parquet"))
@@ -164,7 +201,8 @@ def _episodes_v3(root: pathlib.Path, info: Info, videos: list[str]) -> Iterator[
             absent = set(columns) - set(table.schema_arrow.names)
             if absent:
                 raise ValueError(f"it has no column {sorted(absent)[0]}")
-            for row in table.read(columns=columns).to_pylist():
+            listed = ["tasks"] if "tasks" in table.schema_arrow.names else []
+            for row in table.read(columns=columns + listed).to_pylist():
                 yield _entry_v3(info, row, videos)
 
 
@@ -177,12 +215,18 @@ def _entry_v3(info: Info, row: Mapping, videos: list[str]) -> Entry:
         path = _path(info.video_path, video_key=key, chunk_index=int(chunk), file_index=int(file))
         files[key] = [path, float(start), float(end)]
     data = _path(info.data_path, chunk_index=int(row["data/chunk_index"]), file_index=int(row["data/file_index"]))
-    return Entry(int(row["episode_index"]), int(row["length"]), [str(t) for t in row["tasks"] or []], data, files)
+    return Entry(int(row["episode_index"]), int(row["length"]), _listed(row.get("tasks")), data, files)
+
+
+def _listed(tasks: object) -> list[str]:
+    """What the table of episodes lists as tasks of an episode: texts, one text, indices, or nothing."""
+    tasks = tasks if isinstance(tasks, list | tuple) else [tasks]
+    return [str(task) for task in tasks if task not in (None, "")]
 
 
 def _json_lines(root: pathlib.Path, name: str) -> Iterator[dict]:
     with reading(name):
-        lines = (root / name).read_text("utf-8").splitlines()
+        lines = (root / name).read_text("utf-8-sig").split("\n")  # not at U+2028, which JSON may hold
     for number, line in enumerate(lines, 1):
         if line.strip():
             with reading(f"{name} line {number}"):

@@ -17,6 +17,7 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.core.files import read_json
+from lapa_jax.data.formats.instructions import like_instruction
 
 
 class Field(NamedTuple):
@@ -113,7 +114,9 @@ def load(
         name, convention, where = wanted, table[wanted], f"convention '{wanted}'"
     elif wanted.endswith(".json"):
         name, where = pathlib.Path(wanted).name, f"convention file {wanted}"
-        convention = from_json(read_json(wanted), where)
+        values = read_json(wanted)
+        convention = from_json(values, where)
+        _check_said(values, fields, where)
     else:
         raise UserError(f"unknown convention '{wanted}'{did_you_mean(wanted, table)}; or pass a .json file")
     if problem := _problem(convention, fields):
@@ -132,6 +135,15 @@ def from_json(values, where: str) -> Convention:
     if "cameras" not in values:
         raise UserError(f"{where}: the field 'cameras' is missing ([] where there are no pictures)")
     return Convention(**{key: _value(known[key], value, f"{where}: '{key}'") for key, value in values.items()})
+
+
+def _check_said(values: Mapping, fields: Mapping[str, Field], where: str) -> None:
+    """A convention that does not speak of the action or the instruction of data that have them leaves them out by
+    oversight: an empty list says that it is meant."""
+    for key in ("action", "language"):
+        held = [name for name in template(fields)[key] if key == "action" or like_instruction(name)]
+        if key not in values and held:
+            raise UserError(f"{where} does not say '{key}', the data have {', '.join(held)}: name it, or write []")
 
 
 def _value(field: dataclasses.Field, value, where: str):

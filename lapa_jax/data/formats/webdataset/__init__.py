@@ -8,8 +8,8 @@ What a sample is follows from its members:
          by its key `{episode}_{number}`, or by the fields `episode` and `step` of its `.json`
   array  `.npz` or `.action.npy` [T, A] without pictures: an episode
 
-beside `.txt` (the instruction) and `.json`. A source holds samples of one kind. Tars are never unpacked, their indexes
-are built in memory, and nothing is written beside them.
+beside `.txt` (the instruction) and `.json`; those of the key `{episode}` alone speak of all its steps. A source holds
+samples of one kind. Tars are never unpacked, their indexes are built in memory, and nothing is written beside them.
 """
 
 import functools
@@ -24,6 +24,7 @@ import numpy as np
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.formats.base import COLUMNS, MAIN, Episode, Item, Listing, choose_cameras, folder_of
 from lapa_jax.data.formats.video import PICTURES, VIDEOS, Frames
+from lapa_jax.data.formats.webdataset import names as member_names
 from lapa_jax.data.formats.webdataset import tar_samples as samples
 from lapa_jax.data.formats.webdataset.members import Window
 from lapa_jax.data.formats.webdataset.tar_samples import ARRAY, KINDS, NONE, PAIR, STEP, VIDEO, Tar, camera_of
@@ -46,7 +47,7 @@ def detect(source: pathlib.Path) -> bool:
     """Whether a file is a tar, or a folder or one of its folders holds tars."""
     if source.is_file():
         return source.name.lower().endswith((".tar", *_COMPRESSED))
-    return any(name.endswith(".tar") for pattern in ("*", "*/*") for name in map(str, source.glob(pattern)))
+    return any(path.suffix.lower() == ".tar" for pattern in ("*", "*/*") for path in source.glob(pattern))
 
 
 def find(source: pathlib.Path, options: Mapping, exclude: pathlib.Path | None = None) -> Listing:
@@ -66,17 +67,25 @@ def find(source: pathlib.Path, options: Mapping, exclude: pathlib.Path | None = 
     kinds = {}
     for name, tar in tars.items():
         kinds[name] = samples.kinds(tar)
+        member_names.check_dots(tar, kinds[name])
         tar.close()  # there may be more tars than a process may have open files
     kind = _one_kind(tars, kinds, source)
-    if lost := sum(int((kinds[name] == NONE).sum()) for name in tars):
-        left_out["samples without pictures or arrays"] = lost
     rows = {name: np.flatnonzero(kinds[name] == kind) for name in tars}
-    notes = {"samples": KINDS[kind]}
+    notes, told = {"samples": KINDS[kind]}, 0
     if kind == STEP:
         items, gaps = _steps(tars, rows)
+        items = _with_texts(items, tars, kinds)
+        told = sum("about" in item.at for item in items)
         notes |= {"episodes_with_gaps_in_their_numbers": gaps} if gaps else {}
+        notes |= {"texts of whole episodes": told} if told else {}
     else:
         items = [_item(name, tars[name], int(row), kind) for name in tars for row in rows[name]]
+    if lost := sum(int((kinds[name] == NONE).sum()) for name in tars) - told:
+        left_out["samples without pictures or arrays"] = lost
+    if joined := sum(tar.joined for tar in tars.values()):
+        notes["members named {key}_{field}.{ending}, read as {key}.{field}.{ending}"] = joined
+    if ignored := sum(tar.index.ignored for tar in tars.values()):
+        left_out["companions of macOS and Windows (._*, .DS_Store)"] = ignored
     return Listing(_with_splits(items), left_out=left_out, notes=notes)
 
 
@@ -90,12 +99,12 @@ def _tars(source: pathlib.Path, exclude: pathlib.Path | None) -> tuple[list[path
             here = pathlib.Path(folder)
             folders[:] = [n for n in folders if not n.startswith(".") and (here / n).resolve() != exclude]
             for name in (n for n in names if not n.startswith(".")):
-                if name.endswith((".tar", *_COMPRESSED)):
+                if name.lower().endswith((".tar", *_COMPRESSED)):
                     found.append(here / name)
                 else:
                     others[pathlib.PurePath(name).suffix.lower()] += 1
     for path in found:
-        if path.name.endswith(_COMPRESSED):
+        if path.name.lower().endswith(_COMPRESSED):
             raise UserError(f"{path} is compressed; random access needs a plain tar, decompress it first")
     if not found:
         raise UserError(f"{source} holds no .tar, so it is no WebDataset")
@@ -110,7 +119,7 @@ def _opened(path: pathlib.Path) -> Tar:
 @functools.lru_cache(maxsize=4)
 def _open(path: pathlib.Path, size: int, time: int) -> Tar:
     """A process that reads one episode after another scans each tar once."""
-    return Tar(path, build_index(path))
+    return Tar(path, *member_names.join_classic(build_index(path)))
 
 
 def _one_kind(tars: Mapping[str, Tar], kinds: Mapping[str, np.ndarray], source: pathlib.Path) -> int:
@@ -184,6 +193,21 @@ def _steps(tars: Mapping[str, Tar], rows: Mapping[str, np.ndarray]) -> tuple[lis
     return sorted(items, key=lambda item: (order[item.path], item.at["runs"][0][1])), gaps
 
 
+def _with_texts(items: list[Item], tars: Mapping[str, Tar], kinds: Mapping[str, np.ndarray]) -> list[Item]:
+    """Items that know the sample which speaks of the whole episode: `traj_0.txt` beside `traj_0_step_000.jpg`."""
+    about: dict[str, list[tuple[str, int]]] = {}
+    for name, tar in tars.items():
+        for row in np.flatnonzero(kinds[name] == NONE).tolist():
+            about.setdefault(tar.key(row), []).append((name, row))
+    found = []
+    for item in items:
+        own = {name for name, _, _ in item.at["runs"]}
+        episode = item.name.removeprefix(f"{item.path.removesuffix('.tar')}/")
+        places = [place for place in about.get(episode, []) if place[0] in own]
+        found.append(item._replace(at=item.at | {"about": list(places[0])}) if len(places) == 1 else item)
+    return found
+
+
 def _count(parts: Mapping[str, _Part]) -> int:
     return sum(len(part.numbers) for part in parts.values())
 
@@ -221,7 +245,8 @@ def standardize(source: pathlib.Path, item: Item, options: Mapping) -> Episode:
         if at["kind"] == STEP:
             tars = {name: _opened(root / name) for name, _, _ in at["runs"]}
             places = [(tars[name], first + k) for name, first, n in at["runs"] for k in range(n)]
-            return _step_episode(places, options)
+            about = (_opened(root / at["about"][0]), at["about"][1]) if "about" in at else None
+            return _step_episode(places, about, options)
         tar = _opened(root / at["tar"])
         return {VIDEO: _video, PAIR: _pair, ARRAY: _arrays}[at["kind"]](tar, at["row"], options)
     except (UserError, OSError) as error:
@@ -233,13 +258,13 @@ def _video(tar: Tar, row: int, options: Mapping) -> Episode:
     chosen = choose_cameras(list(fields), options["cameras"], MAIN)
     values = samples.values_of(tar, row, 2)
     cameras = {}
-    for camera, member in chosen.items():
+    for camera, member in (chosen or choose_cameras(list(fields), "all", MAIN)).items():
         cameras[member] = Frames(Window(tar.path, *tar.place(row, fields[camera][0])), "video", None)
         cameras[member].open()
     fps = values.fps or cameras[MAIN].fps
     pictures = {f".{field}" for field in tar.fields(row) if camera_of(field, PICTURES)}
     left = values.left_out | pictures | _left_cameras(fields, chosen)
-    return Episode(cameras, values.columns, values.text, values.task, fps, left_out=sorted(left))
+    return _episode(cameras, values.columns, values.text, values.task, fps, left)
 
 
 def _pair(tar: Tar, row: int, options: Mapping) -> Episode:
@@ -250,12 +275,17 @@ def _pair(tar: Tar, row: int, options: Mapping) -> Episode:
     columns = {name: rows[None] for name, rows in values.columns.items()}
     left = values.left_out | _left_cameras(fields, ("t", "t1")) | ({"fps (json)"} if values.fps else set())
     pictures = _Pictures([(tar, row), (tar, row)], [fields["t"][0], fields["t1"][0]])
-    return Episode({MAIN: pictures}, columns, values.text, values.task, left_out=sorted(left))
+    return _episode({MAIN: pictures}, columns, values.text, values.task, None, left)
 
 
 def _arrays(tar: Tar, row: int, options: Mapping) -> Episode:
     values = samples.values_of(tar, row, 2)
-    return Episode({}, values.columns, values.text, values.task, values.fps, left_out=sorted(values.left_out))
+    return _episode({}, values.columns, values.text, values.task, values.fps, values.left_out)
+
+
+def _episode(cameras: Mapping, columns: Mapping, text, task: str, fps: float | None, left_out: set[str]) -> Episode:
+    unread = samples.unread(left_out)
+    return Episode(cameras, columns, text, task, fps, left_out=sorted(left_out), unread=unread)
 
 
 class _Pictures:
@@ -287,27 +317,25 @@ def _left_cameras(fields: Mapping, chosen) -> set[str]:
     return {f"camera {camera}" for camera in fields if camera not in chosen}
 
 
-def _step_episode(places: Sequence[tuple[Tar, int]], options: Mapping) -> Episode:
+def _step_episode(
+    places: Sequence[tuple[Tar, int]], about: tuple[Tar, int] | None, options: Mapping
+) -> Episode:
     fields = _cameras(places, PICTURES)
     chosen = choose_cameras(list(fields), options["cameras"], MAIN) if fields else {}
     values = [samples.values_of(tar, row, 1) for tar, row in places]
     keys = [tar.key(row) for tar, row in places]
     _check_order(keys, [v.place for v in values])
-    rates = {v.fps for v in values if v.fps}
+    whole = samples.values_of(*about, 1) if about else None
+    rates = {v.fps for v in [*values, whole] if v and v.fps}
     if len(rates) > 1:
         raise ValueError(f"its steps tell different frame rates, {sorted(rates)}")
-    texts = [v.text for v in values]
-    tasks = {v.task for v in values}
+    texts = [v.text or (whole.text if whole else "") for v in values]
+    tasks = {v.task for v in values} - {""} or ({whole.task} if whole else {""})
     cameras = {member: _Pictures(places, fields[camera]) for camera, member in chosen.items()}
-    left = set().union(*(v.left_out for v in values)) | _left_cameras(fields, chosen)
-    return Episode(
-        cameras,
-        {name: _stack(name, keys, [v.columns.get(name) for v in values]) for name in COLUMNS if _has(values, name)},
-        texts[0] if len(set(texts)) == 1 else texts,
-        tasks.pop() if len(tasks) == 1 else "",
-        rates.pop() if rates else None,
-        left_out=sorted(left),
-    )
+    left = set().union(*(v.left_out for v in [*values, whole] if v)) | _left_cameras(fields, chosen)
+    columns = {n: _stack(n, keys, [v.columns.get(n) for v in values]) for n in COLUMNS if _has(values, n)}
+    text, task = texts[0] if len(set(texts)) == 1 else texts, tasks.pop() if len(tasks) == 1 else ""
+    return _episode(cameras, columns, text, task, rates.pop() if rates else None, left)
 
 
 def _has(values: Sequence[samples.Values], name: str) -> bool:

@@ -2,13 +2,14 @@
 
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.formats.base import COLUMNS, MAIN
+from lapa_jax.data.formats.instructions import as_instruction, like_instruction
 from lapa_jax.data.formats.video import PICTURES, VIDEOS
 from lapa_jax.data.formats.webdataset import members
 from lapa_jax.data.shards import tar
@@ -26,7 +27,12 @@ TEXT_FIELDS = ("instruction", "language_instruction", "text", "caption", "task")
 EPISODE_FIELDS = ("episode", "episode_id", "episode_index", "video_id")
 STEP_FIELDS = ("step", "step_index", "frame_index", "frame_idx")
 
-_CLASSIC = re.compile(r"_(t|t1|image|action|state|latent)$")
+_IMAGES = (".heic", ".avif", ".jp2", ".jxl", ".exr", ".image.npy", ".rgb.npy", ".jpg.npy")
+_REMEDIES = {
+    "images": f"images are {', '.join(PICTURES)}, and videos {', '.join(VIDEOS)}",
+    "actions": "they are read from .action.npy, or `action` in .npz or .json",
+    "instructions": "they are read from .txt, or in .json from " + ", ".join(TEXT_FIELDS),
+}
 _T = TypeVar("_T")
 
 
@@ -54,16 +60,19 @@ class Values(NamedTuple):
 
 
 def camera_of(field: str, endings: Sequence[str]) -> str | None:
-    """The camera that a field with one of the endings shows: "wrist.mp4" the wrist, "mp4" the main one."""
-    stem, _, ending = field.rpartition(".")
+    """The camera that a field with one of the endings shows: "wrist.mp4" the wrist, "mp4" or "MP4" the main one."""
+    stem, _, ending = (field.lower() if field.isupper() else field).rpartition(".")
     return (stem or MAIN) if f".{ending.lower()}" in endings else None
 
 
 class Tar:
-    """One tar: its index, and reads from it. Errors are ValueErrors that name sample and member."""
+    """One tar: its index, and reads from it. Errors are ValueErrors that name sample and member.
 
-    def __init__(self, path: pathlib.Path, index: TarIndex):
-        self.path, self.index = path, index
+    `joined` members of it are named `key_field.ending`, see `names.join_classic`.
+    """
+
+    def __init__(self, path: pathlib.Path, index: TarIndex, joined: int = 0):
+        self.path, self.index, self.joined = path, index, joined
         self._files = Files()
         self._column = {field: i for i, field in enumerate(index.fields)}
 
@@ -123,7 +132,7 @@ def kinds(source: Tar) -> np.ndarray:
         lacking = f"sample '{source.key(lonely[0])}' lacks one of its two frames, .t.jpg and .t1.jpg"
         raise UserError(f"{source.path}: {lacking}")
     picture = source.having(lambda field: camera_of(field, PICTURES))
-    npz = source.having(lambda field: field == "npz")
+    npz = source.having(lambda field: field.lower() == "npz")
     numbers = source.having(_is_column)
     kind = np.select([video, halves[0], picture, npz], [VIDEO, PAIR, STEP, ARRAY], NONE).astype(np.int8)
     unclear = np.flatnonzero(numbers & (kind == NONE))
@@ -133,7 +142,7 @@ def kinds(source: Tar) -> np.ndarray:
 
 
 def _is_column(field: str) -> bool:
-    stem, _, ending = field.rpartition(".")
+    stem, _, ending = field.lower().rpartition(".")
     return ending == "npy" and stem in ALIASES
 
 
@@ -161,23 +170,24 @@ def values_of(source: Tar, row: int, ndim: int) -> Values:
     facts: dict = {}
     left: set[str] = set()
     for field in source.fields(row):
+        plain = field.lower()
         if _is_column(field):
-            found.append((ALIASES[field[:-4]], field, source.parse(row, field, members.load_npy)))
-        elif field == "npz":
+            found.append((ALIASES[plain[:-4]], field, source.parse(row, field, members.load_npy)))
+        elif plain == "npz":
             arrays, others = source.parse(row, field, lambda data: members.load_npz(data, ALIASES))
             found += [(ALIASES[name], field, array) for name, array in arrays.items()]
             left |= {f"{name} (npz)" for name in others}
-        elif field == "txt":
+        elif plain == "txt":
             texts["txt"] = source.parse(row, field, members.load_text)
-        elif field == "json" and isinstance(value := source.parse(row, field, members.load_json), dict):
+        elif plain == "json" and isinstance(value := source.parse(row, field, members.load_json), dict):
             facts = value
         elif camera_of(field, VIDEOS + PICTURES) is None:
             left.add(f".{field}")
     for name, value in facts.items():
         if name in ALIASES and isinstance(value, list):
             found.append((ALIASES[name], "json", value))
-        elif name in TEXT_FIELDS and isinstance(value, str):
-            texts[name] = value.strip()
+        elif name in TEXT_FIELDS and (value in (None, "", []) or as_instruction(value)):
+            texts[name] = as_instruction(value)
         elif name not in ("fps", *EPISODE_FIELDS, *STEP_FIELDS):
             left.add(f"{name} (json)")
     used = next((name for name in ("txt", *TEXT_FIELDS) if texts.get(name)), "")
@@ -185,6 +195,20 @@ def values_of(source: Tar, row: int, ndim: int) -> Values:
     columns = _columns(source.key(row), found, ndim)
     fps = _fps(source.key(row), facts.get("fps"))
     return Values(columns, texts.get(used, ""), texts.get("task", ""), fps, place_told(facts), left)
+
+
+def unread(left_out: Iterable[str]) -> dict[str, str]:
+    """What of the members and fields that are left out looks like images, actions or instructions."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(left_out):
+        plain = name.lower().removesuffix(" (json)").removesuffix(" (npz)")
+        if plain.endswith(_IMAGES) or plain.startswith("camera "):
+            found.setdefault("images", []).append(name)
+        elif "action" in plain and "pad" not in plain and "mask" not in plain:
+            found.setdefault("actions", []).append(name)
+        elif like_instruction(plain):
+            found.setdefault("instructions", []).append(name)
+    return {kind: f"{', '.join(names)}; {_REMEDIES[kind]}" for kind, names in found.items()}
 
 
 def _columns(key: str, found: list[tuple[str, str, object]], ndim: int) -> dict[str, np.ndarray]:
@@ -217,18 +241,20 @@ def place_told(facts: Mapping) -> Place | None:
 
 def place_in_json(source: Tar, row: int) -> Place | None:
     """The same, read from a sample; None where it has no json that tells it. Damage is a `UserError`."""
-    if "json" not in source.fields(row):
+    field = next((field for field in source.fields(row) if field.lower() == "json"), None)
+    if field is None:
         return None
     try:
-        facts = source.parse(row, "json", members.load_json)
+        facts = source.parse(row, field, members.load_json)
     except ValueError as error:
         raise UserError(f"{source.path}: {error}; write this shard again") from None
     return place_told(facts) if isinstance(facts, dict) else None
 
 
 def place_in_key(key: str) -> Place | None:
-    """The place that a key `{episode}_{number}` or `{episode}/{number}` tells; None for any other key."""
-    match = re.fullmatch(r"(.+)[_/]([0-9]{1,18})", key)
+    """The place that a key `{episode}_{number}`, `{episode}_step_{number}` or `{episode}/{number}` tells; None for any
+    other key."""
+    match = re.fullmatch(r"(.+?)(?:_step)?[_/]([0-9]{1,18})", key)
     return Place(match[1], int(match[2])) if match else None
 
 
@@ -236,12 +262,7 @@ def check_place(source: Tar, row: int, place: Place | None) -> Place:
     """The place of a step, or a `UserError` that says how steps are named."""
     if place is not None:
         return place
-    key = source.key(row)
-    told = f"{source.path}: sample '{key}' does not say which step of which episode it is"
-    if _CLASSIC.search(key):
-        base, end = key.rsplit("_", 1)
-        raise UserError(
-            f"{told}; note that {base}_{end}.jpg and {base}.json are two samples to WebDataset, whose key ends at the "
-            f"first dot: {base}.{end}.jpg is right"
-        )
-    raise UserError(f'{told}: name samples {{episode}}_{{number}}, or give their .json the fields "episode" and "step"')
+    raise UserError(
+        f"{source.path}: sample '{source.key(row)}' does not say which step of which episode it is: name samples "
+        '{episode}_{number}, or give their .json the fields "episode" and "step"'
+    )

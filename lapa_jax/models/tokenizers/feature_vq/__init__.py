@@ -227,7 +227,7 @@ class Model(nn.Module):
       latent_dims, codebook_sizes: per category, three numbers; None follows `feature_vq_layout`.
       compression_ratios: width of the three levels' vectors relative to a category's number of features, as
         "0.5:1:1.5", or "auto" by the spectrum of each category.
-      num_categories: how many; None chooses from 2 to `max_clusters` by silhouette.
+      num_categories: how many categories; None chooses by silhouette. max_clusters: from 2 to so many.
       min_features: a smaller cluster is no category, its features join the closest one.
       discovery_rows: rows that categories are found from, at most.
       orthogonality_target: what the |correlation| of category centroids should stay under; categories that do come

@@ -35,8 +35,8 @@ class Model(FramePairs):
         stack's neighbour convolution sees time and place scrambled, the quantised vectors reach the decoder with
         tokens and features interleaved, and keys and values come from un-normalised tokens.
       decoder_context: what the decoder knows of the first frame: its "patch_embedding", without gradient; or the
-        "encoder" output, a trap kept for comparison: that has seen the second frame, so the codes are left unused. (In
-        `decode`, where there is no second frame, it is that of a pair of equal frames.)
+        "encoder" output, a trap kept for comparison: that has seen the second frame, so the codes are left unused. In
+        `decode`, where there is no second frame, it is that of a pair of equal frames.
       pooling: how tokens become the delta: "conv", the official convolutions, by which each code sees a part of the
         image, or "maps" over the whole of it.
       remat: "none", "dots" or "full": what the backward pass recomputes to save memory.

@@ -1,0 +1,140 @@
+"""The keys that all configs share: what each means, in one line, and which of them make others meaningless.
+
+Fields of a model are explained in its docstring instead. The values are checked where they are used.
+"""
+
+from collections.abc import Mapping
+
+KEYS = {
+    "name": "name of the run folder, runs/<name>, unless --workdir is given",
+    "seed": "for parameters, noise and the order of the data",
+    "init_from": "run, checkpoint or exported folder that this part of the model starts from; None: from scratch",
+    "init_from_except": "regular expressions of variables that start from scratch, or are not used of the other run",
+    "loss": "weight of this loss; 0 leaves it out",
+    "model.name": "the model, a module under lapa_jax.models",
+    # where the data lie
+    "data.path": 'folder of step shards or ready-made pairs, an HDF5 file of robomimic, or "sample"',
+    "data.val_path": "another folder to evaluate on, for example one with actions",
+    "data.split_train": "name of the split that is trained on",
+    "data.split_val": "name of the split that is evaluated on",
+    "data.mixture": 'several data sets instead of data.path: ({"path": ..., "weight": ..., ...}, ...)',
+    "data.labels": "output of launch/label.py; None where the data hold latents themselves",
+    "data.labels_tokenizer": "required fingerprint of the labels' tokenizer; None accepts any",
+    "data.val_labels": "labels of data.val_path",
+    # what a sample is
+    "data.samples": "the kind of sample, a module under lapa_jax.data.samples",
+    "data.fields": "what a sample holds",
+    "data.camera": "member of the step shards that the images come from; several names where the model takes them",
+    "data.image_size": "side of the images in pixels; None keeps the stored size",
+    "data.resize": 'how images come to that size, such as "squash"',
+    "data.gap_seconds": "time between the two frames of a pair",
+    "data.gap_frames": "the same in frames, instead of data.gap_seconds",
+    "data.chunk_length": "actions of a chunk, in steps of the data",
+    "data.history": "earlier steps that are observed besides the current one",
+    "data.length": "steps of a window",
+    "data.stride": "steps between the starts of windows",
+    "data.future": "actions that each step predicts, its own and those after it",
+    "data.prompts": "demonstrations in a sample; 0 is plain behaviour cloning",
+    "data.prompt_length": "steps of each demonstration",
+    "data.prompt_steps": '"even", spread over the whole demonstration, or a "window" of it',
+    "data.alone": 'an episode with no other of its task has an "empty" prompt; or "drop" it, or "refuse"',
+    "data.held_out_tasks": "names of tasks that are not trained on",
+    "data.tasks": 'train on the tasks that are not held out, "seen", on those that are, "held_out", or on "all"',
+    "data.tasks_val": "the same for evaluation",
+    "data.seed": "of the draws of prompts",
+    "data.normalize": 'scaling of actions and states: "none", "q01_q99", "mean_std" or "min_max"',
+    "data.text_tokenizer": "tokenizer of instructions, {name, template, special_tokens, truncate}",
+    "data.text_tokenizer.name": '"bytes", or the name or folder of a Hugging Face tokenizer',
+    "data.text_tokenizer.template": "words around the instruction",
+    "data.text_length": "tokens that instructions are padded to",
+    "data.augment": "random changes of images: shift, crop_area, flip, brightness, contrast, saturation; None is off",
+    # how samples are read
+    "data.eval_examples": "held-out samples of each evaluation in the loop",
+    "data.shuffle": '"full", or "window", which keeps reads local',
+    "data.window": 'samples that data.shuffle="window" mixes at a time',
+    "data.threads": "reading threads",
+    "data.workers": "reading processes instead of threads; 0 is none",
+    "data.prefetch": "batches prepared in advance",
+    "data.max_bad_samples": "damaged samples that may be replaced by others before training stops",
+    # how parameters are updated
+    "optim.learning_rate": "peak learning rate",
+    "optim.schedule": 'after the warm-up: "constant" or "cosine"',
+    "optim.warmup_steps": "steps of linear warm-up",
+    "optim.final_learning_rate": "learning rate at the end of the cosine",
+    "optim.b1": "Adam's decay of the mean of gradients",
+    "optim.b2": "Adam's decay of the mean of squared gradients",
+    "optim.eps": "Adam's epsilon",
+    "optim.weight_decay": "decoupled (AdamW), on arrays with two axes or more",
+    "optim.clip_norm": "largest global norm of the gradients; None is off",
+    "optim.groups": "((regex, settings or None), ...): the first that matches a parameter's name; None freezes it",
+    "optim.frozen_dtype": 'how frozen parameters are stored: "float32" or "bfloat16"',
+    "optim.ema_decay": "decay of a moving average of the parameters, used by evaluation and inference; None is off",
+    # how long, and what is kept
+    "train.steps": "length of the run in steps",
+    "train.batch_size": "global: of all devices together",
+    "train.micro_batches": "parts of a batch that gradients are averaged over, one after the other, to save memory",
+    "train.eval_batch_size": "global batch of evaluation",
+    "train.log_every": "steps between lines of the log",
+    "train.eval_every": "steps between evaluations",
+    "train.save_every": "steps between checkpoints",
+    "train.keep_last": "newest checkpoints that are kept; the best one stays besides",
+    "train.best_metric": "metric of the evaluation that chooses the best checkpoint, higher is better; None: none",
+    "train.patience": "stops after this many evaluations without improvement; None is off",
+    "train.min_delta": "smallest improvement that counts for train.patience",
+    "train.tensorboard": "whether event files of TensorBoard are written beside metrics.jsonl",
+    # which devices do what
+    "mesh.data": "devices that each hold all parameters and take their part of the batch; -1 is what remains",
+    "mesh.fsdp": "devices that split parameters and batch; -1 is what remains",
+    "mesh.tensor": "devices that split single matrices; -1 is what remains",
+    "mesh.rules": "((regex, spec), ...): how single parameters are split",
+}
+"""What the keys mean. A group stands for those of its keys that are not listed."""
+
+
+def line(key: str) -> str:
+    """What a key means; "" for one that is not shared by configs."""
+    while key and key not in KEYS:
+        key = key.rpartition(".")[0]
+    return KEYS.get(key, "")
+
+
+def overruled(config: Mapping) -> dict[str, tuple[str, str]]:
+    """The keys that count for nothing beside others, as {key: (the other key, why)}.
+
+    A config may well hold such a value, as the recipe that another variant departs from. Only a user who asks for it
+    and does not get it is told so.
+    """
+    data, optim, train = (config.get(group) or {} for group in ("data", "optim", "train"))
+    # What is malformed is refused where it is used.
+    parts = [part for part in data.get("mixture") or () if isinstance(part, Mapping)]
+    groups = [pair[1] for pair in optim.get("groups") or () if isinstance(pair, (tuple, list)) and len(pair) == 2]
+    trained = [settings for settings in groups if isinstance(settings, Mapping)]
+    found = {}
+
+    def say(key: str, other: str, why: str) -> None:
+        found.setdefault(key, (other, why))
+
+    if data.get("gap_frames") is not None:
+        say("data.gap_seconds", "data.gap_frames", f"is {data['gap_frames']} and wins; set it to None to use seconds")
+    if data.get("mixture"):
+        say("data.path", "data.mixture", "names the data; set it to None to use one path")
+    if parts and not data.get("val_path"):
+        # The common gap still is that of data that are labelled later.
+        for key in set.intersection(*map(set, parts)) - {"path", "name", "weight", "gap_seconds", "gap_frames"}:
+            say(f"data.{key}", "data.mixture", f'sets "{key}" in each of its parts')
+    if not data.get("val_path"):
+        say("data.val_labels", "data.val_path", "is None; the labels of the held-out split are those of data.labels")
+    if "latent" not in (data.get("fields") or ("latent",)):
+        for key in ("labels", "labels_tokenizer", "val_labels"):
+            say(f"data.{key}", "data.fields", 'holds no "latent"')
+    if data.get("shuffle", "window") != "window":
+        say("data.window", "data.shuffle", f"is '{data['shuffle']}', which mixes all samples; set it to 'window'")
+    for key in set.intersection(*map(set, trained)) if trained else ():
+        say(f"optim.{key}", "optim.groups", f"sets '{key}' in each group that is trained")
+    if optim.get("schedule") == "constant" and not any("schedule" in settings for settings in trained):
+        say("optim.final_learning_rate", "optim.schedule", "is 'constant'; set it to 'cosine'")
+    if None not in groups:
+        say("optim.frozen_dtype", "optim.groups", "freezes no parameters")
+    if train.get("patience") is None:
+        say("train.min_delta", "train.patience", "is None, so the run never stops early")
+    return found

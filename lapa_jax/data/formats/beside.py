@@ -1,0 +1,93 @@
+"""What lies beside videos and images and says more about them: texts of their names, tables of captions, arrays.
+
+Texts of the videos' own names are read. Of the rest it is told what it is and which option takes it: a table may be
+meant for something else, and arrays need a table that says which video they belong to.
+"""
+
+import itertools
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+
+from lapa_jax.core.errors import UserError
+from lapa_jax.data.formats import captions, hdf5, npz
+from lapa_jax.data.formats.instructions import as_instruction, like_instruction
+
+_TABLES = (".csv", ".tsv", ".json", ".jsonl")
+_ARRAYS = (".npz", ".parquet", *hdf5.ENDINGS)
+_LOOKED_AT = 16
+"""Files of each kind that are opened: a source whose first ones say nothing has others than meant here."""
+_LARGEST = 256 << 20
+"""Bytes of a table that is looked into."""
+
+
+def texts(source: pathlib.Path, videos: Sequence[str]) -> dict[str, str]:
+    """{video: instruction} of those that have a text file of their name, `clip.txt` beside `clip.mp4`.
+
+    Raises:
+      UserError: such a file is no UTF-8 text.
+    """
+    found = {}
+    for video in videos:
+        path = (source / video).with_suffix(".txt")
+        if path.is_file():
+            try:
+                found[video] = as_instruction(path.read_text("utf-8-sig"))
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path} is no UTF-8 text ({error}); convert it, or pass --captions none") from None
+    return {video: text for video, text in found.items() if text}
+
+
+def unread(source: pathlib.Path, videos: Sequence[str], exclude: pathlib.Path | None) -> dict[str, str]:
+    """What a folder of videos holds of instructions and actions that is not read; see `base.Episode.unread`."""
+    files = list(_files(source, exclude))
+    found = {}
+    for path in itertools.islice((p for p in files if p.suffix.lower() in _TABLES), _LOOKED_AT):
+        if path.stat().st_size <= _LARGEST and (count := _matches(path, videos)):
+            name = path.relative_to(source)
+            found["instructions"] = f"the table {name} of {count} of {len(videos)} videos; --captions {path} takes it"
+            break
+    named = next((p for p in files if p.suffix.lower() == ".txt" and like_instruction(p.stem)), None)
+    if named and "instructions" not in found:
+        found["instructions"] = f"{named.relative_to(source)}; write a table of captions, and pass it as --captions"
+    for path in itertools.islice((p for p in files if p.suffix.lower() in _ARRAYS), _LOOKED_AT):
+        if array := _action_in(path):
+            found["actions"] = (
+                f"{path.relative_to(source)} with {array}; a table with the columns video and arrays says which file "
+                "(npz: action [frames - 1, dimensions]) belongs to which video, --captions takes it"
+            )
+            break
+    return found
+
+
+def _files(source: pathlib.Path, exclude: pathlib.Path | None) -> Iterator[pathlib.Path]:
+    for folder, folders, names in os.walk(source, followlinks=True):
+        here = pathlib.Path(folder)
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and (here / n).resolve() != exclude)
+        yield from (here / name for name in sorted(names) if not name.startswith("."))
+
+
+def _matches(path: pathlib.Path, videos: Sequence[str]) -> int:
+    """How many videos have a caption in a file; 0 where it is no table of captions."""
+    try:
+        rows = captions.read_captions(str(path))
+        return sum(bool(row.text) for row in captions.match(rows, videos, str(path))[0].values())
+    except UserError:
+        return 0
+
+
+def _action_in(path: pathlib.Path) -> str:
+    """The first array of a file that is called an action; "" where there is none, or the file cannot be read."""
+    try:
+        if path.suffix.lower() == ".npz":
+            names = list(npz.headers(path))
+        elif path.suffix.lower() == ".parquet":
+            import pyarrow.parquet as pq
+
+            names = pq.ParquetFile(path).schema_arrow.names
+        else:
+            with hdf5.open_hdf5(path) as file:
+                names = list(hdf5.walk(file))
+    except Exception:  # each library has its own errors for damage; such a file says nothing
+        return ""
+    return next((name for name in names if name.lower().startswith("action") or "/action" in name.lower()), "")
