@@ -16,6 +16,11 @@ from lapa_jax.sim import flags
 DEFAULT_SIZE = 128  # pixels, of what no policy sees
 USUAL = {"episodes": 50, "seed": 0, "num_envs": 8, "videos": 8}
 """In an environment, where the command does not say."""
+OPTIONS = {
+    "dataset": "says how numbers are scaled, and {run} takes images; leave it out",
+    "labels": "are latent actions, which {run} does not predict; leave it out",
+}
+"""Options that only some evaluations take, and what is said where they do not."""
 USUAL_ON_DATA = {"pairs": 2048, "supervised_steps": 600}
 """On recorded steps, where the command does not say."""
 
@@ -31,24 +36,19 @@ def main(argv: list[str]) -> None:
 
     import lapa_jax
     from lapa_jax.evaluate import evaluation_of
-    from lapa_jax.inference.latent_action_tokenizer import LatentActionTokenizer
-    from lapa_jax.inference.policies import LatentPolicy
 
     model = lapa_jax.load(args.run, step=args.step)
     out = args.out or default_out(pathlib.Path(args.run), args.step)
     given = {"run": args.run, "out": out, "data": args.data, "split": args.split, "pairs": args.pairs}
-    how = {}
-    if isinstance(model, LatentActionTokenizer):
+    evaluation, how = evaluation_of(model), {}
+    for option, mismatch in OPTIONS.items():
+        if option in evaluation.OPTIONS:
+            given[option] = getattr(args, option)
+        elif getattr(args, option):
+            raise UserError(f"--{option} {getattr(args, option)} {mismatch.format(run=args.run)}")
+    if "supervised_steps" in evaluation.OPTIONS:
         how["supervised_steps"] = args.supervised_steps
-        if args.dataset:
-            raise UserError(f"--dataset {args.dataset} says how numbers are scaled, and {args.run} takes pictures")
-    else:
-        given["dataset"] = args.dataset
-    if isinstance(model, LatentPolicy):
-        given["labels"] = args.labels
-    elif args.labels:
-        raise UserError(f"--labels {args.labels} are latent actions, which {args.run} does not predict; leave it out")
-    evaluation = evaluation_of(model)(model, **given)
+    evaluation = evaluation(model, **given)
     for verdict in evaluation.judge(evaluation.write(**how)):
         if verdict.words:
             print(f"{verdict.level:5s} {verdict.metric:32s} {verdict.shown:>12s}  {verdict.words}")
@@ -90,11 +90,9 @@ def act(args: argparse.Namespace) -> None:
 def _policy(args):
     """The run's policy; what does not act is refused."""
     import lapa_jax
-    from lapa_jax.inference.in_context import InContextPolicy
-    from lapa_jax.inference.policies import Policy
 
     policy = lapa_jax.load(args.run, step=args.step)
-    if not isinstance(policy, Policy | InContextPolicy):
+    if policy.kind.controller is None:
         raise UserError(f"{args.run} holds a {policy.config.model.name}, which does not act in physical units; --env "
                         "takes policies of stage 3 and in-context policies")  # fmt: skip
     return policy

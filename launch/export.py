@@ -24,14 +24,13 @@ def main(argv: list[str]) -> None:
 
     import jax
 
-    from lapa_jax.export import int8_error, variants
-    from lapa_jax.export import stablehlo as lowering
+    from lapa_jax.export import int8_error, stablehlo, variants
     from lapa_jax.inference.load import load
 
     platforms = args.platform or ["cpu", "cuda"]
     trained = load(args.run, args.step, devices=jax.local_devices()[:1])
     if args.format == "stablehlo":
-        lowering.check_kind(trained, args.run, platforms)
+        stablehlo.check_kind(trained, args.run, platforms)
     if args.format == "int8":
         int8_error.check_kind(trained, args.run)
     trained, report = variants.merged(trained), None
@@ -41,7 +40,7 @@ def main(argv: list[str]) -> None:
         trained = variants.in_bfloat16(trained)
     with atomic_folder(args.out) as folder:
         if args.format == "stablehlo":
-            lowering.save_program(trained, folder, platforms)
+            stablehlo.save_program(trained, folder, platforms)
         else:
             trained.save_pretrained(folder)
         if report:
@@ -56,12 +55,11 @@ def _in_int8(trained, args):
     What stays float is rounded afterwards, so that integers and error are those of the numbers of the run.
     """
     from lapa_jax.export import int8_error, variants
-    from lapa_jax.inference.policies import LatentPolicy
 
     modules, limit = args.modules or ".*", MAX_ERROR if args.max_error is None else args.max_error
     where = {"run": args.run, "out": args.out, "data": args.data, "split": args.split, "dataset": args.dataset,
              "pairs": args.samples or SAMPLES}  # fmt: skip
-    if isinstance(trained, LatentPolicy):
+    if trained.kind.int8_error == "codes":
         where["labels"] = args.labels
     elif args.labels:
         raise UserError(f"--labels {args.labels} are latent actions, which {args.run} does not predict; leave it out")

@@ -21,7 +21,7 @@ from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.data import images
 from lapa_jax.data.loader import orders
 from lapa_jax.data.loader.loader import train_batches
-from lapa_jax.data.samples.pairs import FramePairs, Gap
+from lapa_jax.data.samples.pairs import FramePairSource, Gap
 from lapa_jax.data.shards.step_shards import StepShards
 
 ROUNDS = 5
@@ -31,7 +31,8 @@ PREFETCH = 8
 def main(argv: list[str]) -> None:
     """Runs the measurements and prints them."""
     args = parse(argv)
-    source = FramePairs(StepShards(args.shards, args.split), Gap(frames=args.gap_frames), image_size=args.image_size)
+    shards, gap = StepShards(args.shards, args.split), Gap(frames=args.gap_frames)
+    source = FramePairSource(shards, gap, image_size=args.image_size)
     batches = train_batches(source, seed=0, batch_size=args.batch_size, threads=args.threads, workers=args.workers,
                             shuffle=args.shuffle, window=args.window, prefetch=PREFETCH)  # fmt: skip
     print(describe(args, source) + "\n")
@@ -62,7 +63,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def describe(args: argparse.Namespace, source: FramePairs) -> str:
+def describe(args: argparse.Namespace, source: FramePairSource) -> str:
     """What is measured, in a line."""
     stored, loaded = source.shards.features["image"]["shape"][0], args.image_size
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
@@ -72,7 +73,7 @@ def describe(args: argparse.Namespace, source: FramePairs) -> str:
     return f"{machine}; {sizes}; batch {args.batch_size}, {readers}, {args.shuffle} shuffle"
 
 
-def speed_table(source: FramePairs, batches: Iterator, batch_size: int, count: int) -> str:
+def speed_table(source: FramePairSource, batches: Iterator, batch_size: int, count: int) -> str:
     """Loader and decoders in turns: medians of pairs per second and per CPU second, and of the loader's share."""
     jpegs, rates, walls = pictures(source, 1000), {}, []
     skip(batches, 4 * PREFETCH)
@@ -116,7 +117,7 @@ def cpu_seconds() -> float:
     return total
 
 
-def pictures(source: FramePairs, pairs: int) -> list[bytes]:
+def pictures(source: FramePairSource, pairs: int) -> list[bytes]:
     """JPEGs of random steps, two for a pair."""
     steps = np.random.default_rng(0).integers(0, len(source.shards), 2 * pairs)
     return [source.shards.read(int(i), ["image.jpg"])["image.jpg"] for i in steps]

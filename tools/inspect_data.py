@@ -44,10 +44,9 @@ def main(argv: list[str]) -> None:
 def load_policy(run: str):
     """The stage-3 policy of a run; a `UserError` for other models."""
     import lapa_jax
-    from lapa_jax.inference.policies import Policy
 
     model = lapa_jax.load(run)
-    if not isinstance(model, Policy):
+    if model.kind.name != "action_policy":
         raise UserError(f"--run {run} holds a {model.config.model.name}; steps are replayed through stage-3 policies")
     return model
 

@@ -222,13 +222,12 @@ def build(package: str, spec: Mapping, **extra):
       **extra: further fields that do not come from the config.
 
     Returns:
-      The object, whose values its declared fields (`core.fields`) and its `check()`, where defined, have accepted.
+      The object, whose values its declared fields (`core.fields`) and its `check()` have accepted.
     """
     module, given = _resolve(package, {**dict(spec), **extra})
     built = module.Model(**{key: _field(package, value) for key, value in given.items()})
     fields.check(built)
-    if hasattr(built, "check"):
-        built.check()
+    built.check()
     return built
 
 

@@ -34,9 +34,11 @@ class BaseEvaluation:
 
     Attributes:
       FILES: what it writes besides pictures, the most important last.
+      OPTIONS: options of `launch/eval.py` that it takes besides those of all.
     """
 
     FILES: tuple[str, ...] = (METRICS_FILE, REPORT_FILE)
+    OPTIONS: tuple[str, ...] = ("dataset",)
 
     def __init__(self, tokenizer, *, run, out, data: Mapping, source, count: int):
         self.tokenizer, self.run, self.out = tokenizer, pathlib.Path(run), pathlib.Path(out)

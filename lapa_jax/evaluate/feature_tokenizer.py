@@ -46,7 +46,7 @@ class Evaluation(ColumnEvaluation):
 
     def sections(self, rows: Sequence[Rows], arrays: Mapping[str, np.ndarray], result: Mapping) -> list[Section]:
         """The categories, how their levels are used, maps of the codebooks (of models that have them), code usage."""
-        categories = self._categories(rows, arrays) if hasattr(self.tokenizer.model, "layout") else []
+        categories = self._categories(rows, arrays) if self.tokenizer.model.layout() is not None else []
         return [*categories, *self._usage_section(rows, result)]
 
     def _categories(self, rows: Sequence[Rows], arrays: Mapping[str, np.ndarray]) -> list[Section]:

@@ -23,10 +23,11 @@ CONFUSION_FILE, EXAMPLES_FILE, CURVES_FILE = "confusion.png", "examples.png", "c
 class Evaluation(BaseEvaluation):
     """One evaluation of a `LatentPolicy`."""
 
+    OPTIONS = ("labels",)
+
     def __init__(
-        self, policy, *, run, out, data=None, split: str | None = None, pairs: int = 2048, labels=None,
-        dataset: str | None = None,
-    ):  # fmt: skip
+        self, policy, *, run, out, data=None, split: str | None = None, pairs: int = 2048, labels=None
+    ):
         """Opens the held-out steps.
 
         Args:
@@ -38,8 +39,6 @@ class Evaluation(BaseEvaluation):
         Raises:
           UserError: data or labels that do not exist or do not fit.
         """
-        if dataset is not None:
-            raise UserError(f"--dataset {dataset} says how numbers are scaled; this policy sees none: leave it out")
         config = data_config(policy.config, data, split)
         if data is not None:
             config["val_labels"] = config["labels"] = labels

@@ -126,7 +126,7 @@ class ColumnEvaluation(BaseEvaluation):
 
     def code_names(self) -> tuple[str, ...]:
         """What the places of a row of codes are called."""
-        return tuple(getattr(self.tokenizer.model, "code_names", ()))
+        return tuple(self.tokenizer.model.code_names)
 
     def _dataset(self, part: Rows) -> dict:
         """The figures of one dataset: "dimensions", and their "measured" means."""

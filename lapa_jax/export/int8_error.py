@@ -8,14 +8,13 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.evaluate import evaluation_of
 from lapa_jax.export.variants import parameter_bytes
 from lapa_jax.inference.base import TrainedModel
-from lapa_jax.inference.policies import LatentPolicy, Policy
 
 REPORT_FILE = "int8.json"
 
 
 def check_kind(trained: TrainedModel, path) -> None:
     """Refuses what is no policy: tokenizers are small, and another code is another label."""
-    if not isinstance(trained, (Policy, LatentPolicy)):
+    if trained.kind.int8_error is None:
         raise UserError(f"{path} holds a {trained.config.model.name}; int8 is for the vision-language policies (stages "
                         "2 and 3), whose error is measured in actions or codes: leave out --format int8")  # fmt: skip
 
@@ -43,7 +42,7 @@ def compare(trained: TrainedModel, small: TrainedModel, **where) -> dict:
     metrics = {"float": _finite(before), "int8": _finite(after)}
     found = {**about, "samples": evaluation.count, "metrics": metrics,
              "bytes": {"float": parameter_bytes(trained), "int8": parameter_bytes(small)}}  # fmt: skip
-    if isinstance(trained, LatentPolicy):
+    if trained.kind.int8_error == "codes":
         return {**found, "error": 100 * float((own["predicted"] != other["predicted"]).mean())}
     parts = {}
     for number, (name, dataset, _) in enumerate(evaluation.parts):

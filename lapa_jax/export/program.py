@@ -1,7 +1,7 @@
 """Runs an exported StableHLO program: the policy as it was, without the code of its model and without Flax.
 
 policy = program.load(folder) is a `Policy` or `LatentPolicy` like any other. Needed are jax, numpy and the tokenizer of
-the instructions. What a program is, and how it is made, is told in `lowering.py`.
+the instructions. What a program is, and how it is made, is described in `stablehlo.py`.
 """
 
 import hashlib
@@ -17,13 +17,14 @@ from lapa_jax.core import tree
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import read_json
 from lapa_jax.core.pretrained import CONFIG_FILE, load_pretrained
+from lapa_jax.inference import kinds
 from lapa_jax.inference.policies import LatentPolicy, Policy
 
 FORMAT, VERSION = "lapa_jax.program", 1
 PROGRAM_FILE, PROGRAM_JSON = "program.bin", "program.json"
-KINDS = {"policy": Policy, "latent_policy": LatentPolicy}
-ATTRIBUTES = ("cameras", "image_size", "text_length", "state_dim")
-"""Fields of a model that its inference object asks for."""
+_SEES = ("cameras", "image_size", "text_length")
+ATTRIBUTES = {"latent_policy": _SEES, "action_policy": (*_SEES, "state_dim")}
+"""{kind of model: the fields that its inference object asks for}."""
 INPUTS = ("image", "text", "text_mask", "state")
 OUTPUTS = ("action", "codes", "logits")
 BATCH = "rows"
@@ -38,6 +39,7 @@ class Program:
     def __init__(self, exported: jax.export.Exported, about: Mapping):
         """Args: exported: the program. about: the content of `program.json`."""
         self._exported, self._inputs, self._outputs = exported, about["inputs"], about["outputs"]
+        self.kind = about["kind"]
         for name, value in about["attributes"].items():
             setattr(self, name, value)
 
@@ -57,7 +59,7 @@ def load(folder, devices=None) -> Policy | LatentPolicy:
     """The policy whose program and weights lie in a folder.
 
     Args:
-      folder: what `launch/export.py --format stablehlo` wrote. devices: as of `restore.load`.
+      folder: what `launch/export.py --format stablehlo` wrote. devices: as of `load.load`.
 
     Raises:
       UserError: a file is missing or damaged, not of one export, or the program was not made for these devices.
@@ -74,8 +76,8 @@ def load(folder, devices=None) -> Policy | LatentPolicy:
     spec, variables, meta = load_pretrained(folder)
     config = config_lib.from_json({**meta["config"], "model": spec})
     program = Program(jax.export.deserialize(bytearray(data)), about)
-    return KINDS[about["kind"]](program, variables, config=config, datasets=meta["datasets"], step=meta["step"],
-                                devices=devices)  # fmt: skip
+    make = kinds.resolve(kinds.KINDS[about["kind"]].trained)
+    return make(program, variables, config=config, datasets=meta["datasets"], step=meta["step"], devices=devices)
 
 
 def _whole(path: pathlib.Path, digest: str) -> bytes:

@@ -17,21 +17,19 @@ from lapa_jax.export.program import (
     BATCH,
     FORMAT,
     INPUTS,
-    KINDS,
     OUTPUTS,
     PROGRAM_FILE,
     PROGRAM_JSON,
     VERSION,
 )
 from lapa_jax.inference.base import TrainedModel
-from lapa_jax.inference.policies import Policy
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def check_kind(trained: TrainedModel, path, platforms: Sequence[str]) -> None:
     """Refuses what has no program, and unknown platforms."""
-    if _kind(trained) is None:
+    if not trained.kind.program:
         raise UserError(f"{path} holds a {trained.config.model.name}, which has no program to export; that have the "
                         "vision-language policies (stages 2 and 3): leave out --format stablehlo")  # fmt: skip
     for name in platforms:
@@ -55,20 +53,16 @@ def save_program(trained: TrainedModel, folder: pathlib.Path, platforms: Sequenc
     with atomic_path(folder / PROGRAM_FILE) as temporary:
         temporary.write_bytes(data)
     write_json(folder / PROGRAM_JSON, {
-        "format": FORMAT, "version": VERSION, "kind": _kind(trained), "platforms": list(program.platforms),
+        "format": FORMAT, "version": VERSION, "kind": trained.kind.name, "platforms": list(program.platforms),
         "jax": jax.__version__, "calling_convention": program.calling_convention_version,
         "program_sha256": hashlib.sha256(data).hexdigest(),
         "config_sha256": hashlib.sha256((folder / CONFIG_FILE).read_bytes()).hexdigest(),
-        "attributes": {name: getattr(trained.model, name) for name in ATTRIBUTES if hasattr(trained.model, name)},
+        "attributes": {name: getattr(trained.model, name) for name in ATTRIBUTES[trained.kind.name]},
         "inputs": {name: _about(leaf) for name, leaf in _inputs(trained).items()},
         "outputs": {name: _about(leaf) for name, leaf in _outputs(program).items()},
         "text_tokenizer": dict(trained.config.data.text_tokenizer), "scaling": _scaling(trained),
         "resize": {name: images.stored_mode(entry.get("features") or {}) for name, entry in trained.datasets.items()},
     })  # fmt: skip
-
-
-def _kind(trained: TrainedModel) -> str | None:
-    return next((name for name, kind in KINDS.items() if type(trained) is kind), None)
 
 
 def _lower(trained: TrainedModel, platforms: Sequence[str]) -> jax.export.Exported:
@@ -103,7 +97,7 @@ def _about(leaf) -> dict:
 
 def _scaling(trained: TrainedModel) -> dict:
     """{dataset: {column: `Normalizer.to_json()` or None}}: for who runs the program without this package."""
-    if not isinstance(trained, Policy):
+    if trained.kind.name != "action_policy":
         return {}
     columns = ("action", "state") if trained.model.state_dim else ("action",)
     found = {dataset: {column: trained.normalizer(dataset, column) for column in columns}

@@ -13,6 +13,7 @@ from lapa_jax.core.config import to_json
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.data import pipeline
 from lapa_jax.data.normalize import Normalizer
+from lapa_jax.inference.kinds import Kind, kind_of
 from lapa_jax.train.sharding import batch_sharding, make_mesh
 
 LARGEST_BATCH = 256
@@ -39,6 +40,11 @@ class TrainedModel:
         self.mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices or jax.local_devices())
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
         self.variables = jax.device_put(variables, self.replicated)
+
+    @property
+    def kind(self) -> Kind:
+        """The row of the table of kinds that says who evaluates, labels, serves and exports it."""
+        return kind_of(self.model)
 
     @functools.cached_property
     def fingerprint(self) -> str:

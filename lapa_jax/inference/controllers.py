@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from lapa_jax.core.errors import UserError
+from lapa_jax.inference import kinds
 from lapa_jax.inference.ensemble import Ensemble
 from lapa_jax.inference.in_context import Demonstration, InContextPolicy
 from lapa_jax.inference.policies import Policy
@@ -83,16 +84,25 @@ def controller_of(
     policy: Policy | InContextPolicy, demonstrations: Callable[[str], list[Demonstration]], *,
     execute: int | None = None, ensemble: float | None = None, dataset: str | None = None,
 ) -> Chunks | Ensembled | InContext:  # fmt: skip
-    """The controller of a policy: chunks, or with `ensemble`, a decay, their means; or in context. Arguments as there.
+    """The controller of a policy, by its kind. Arguments as of `Chunks`, `Ensembled` and `InContext`.
 
     Raises:
-      UserError: ways of doing chunks for a policy that gives none.
+      UserError: ways of executing chunks for a policy that gives none.
     """
-    if isinstance(policy, InContextPolicy):
-        if execute is not None or ensemble is not None:
-            raise UserError("--execute and --ensemble are for chunks; an in-context policy acts step by step")
-        return InContext(policy, demonstrations, dataset)
+    make = kinds.resolve(policy.kind.controller)
+    return make(policy, demonstrations, execute=execute, ensemble=ensemble, dataset=dataset)
+
+
+def of_chunks(policy, demonstrations, *, execute, ensemble, dataset) -> Chunks | Ensembled:
+    """Chunks, or with `ensemble`, a decay, their weighted means."""
     return Chunks(policy, execute, dataset) if ensemble is None else Ensembled(policy, ensemble, dataset)
+
+
+def in_context(policy, demonstrations, *, execute, ensemble, dataset) -> InContext:
+    """Step by step, after demonstrations."""
+    if execute is not None or ensemble is not None:
+        raise UserError("--execute and --ensemble are for chunks; an in-context policy acts step by step")
+    return InContext(policy, demonstrations, dataset)
 
 
 def rate(policy, dataset: str | None = None) -> float | None:

@@ -7,11 +7,8 @@ import ml_collections
 from lapa_jax.core import config as config_lib
 from lapa_jax.core import tree
 from lapa_jax.core.errors import UserError
+from lapa_jax.inference import kinds
 from lapa_jax.inference.base import TrainedModel
-from lapa_jax.inference.in_context import InContextPolicy
-from lapa_jax.inference.latent_action_tokenizer import LatentActionTokenizer
-from lapa_jax.inference.policies import LatentPolicy, Policy, TokenPolicy
-from lapa_jax.inference.tokenizers import ActionTokenizer, FeatureTokenizer
 from lapa_jax.models import pretrained
 from lapa_jax.nn import int8
 
@@ -38,31 +35,15 @@ def load(path, step: int | None = None, devices=None) -> TrainedModel:
         raise UserError(f"{folder} does not exist; give a run folder, a checkpoint folder or an exported folder")
     config, meta, variables = _read(folder, step)
     model = config_lib.build(MODELS, config.model)
-    make = _kind(model)
-    if make is None:
+    kind = kinds.kind_of(model)
+    if kind is None:
         raise UserError(f"{folder} holds a {config.model.name}, which has no inference object")
     expected = int8.expected(pretrained.expected_variables(model), variables)
     if wrong := tree.diff(expected, variables, tree.STORED):
         raise UserError(f"the weights in {folder} do not fit its config: {wrong}")
-    return make(
+    return kinds.resolve(kind.trained)(
         model, variables, config=config, datasets=meta.get("datasets"), step=meta.get("step", 0), devices=devices
     )
-
-
-def _kind(model) -> type[TrainedModel] | None:
-    """What a model can be called as follows from what it does, so a new model needs no entry anywhere."""
-    if hasattr(model, "start") and hasattr(model, "extend"):
-        return InContextPolicy
-    fields = model.example(1) if hasattr(model, "example") else {}
-    if "text" in fields:
-        return LatentPolicy if "latent" in fields else TokenPolicy if hasattr(model, "actions_of") else Policy
-    if not (hasattr(model, "encode") and hasattr(model, "decode")):
-        return None
-    if "frames" in fields:
-        return LatentActionTokenizer
-    if "action" in fields:
-        return ActionTokenizer
-    return FeatureTokenizer if "feature" in fields else None
 
 
 def _read(folder: pathlib.Path, step: int | None) -> tuple[ml_collections.ConfigDict, dict, dict]:

@@ -1,7 +1,6 @@
 """Tokenizers of numeric columns at inference: what those of actions and of features share."""
 
 import functools
-import inspect
 from collections.abc import Mapping
 
 import jax
@@ -50,14 +49,7 @@ class ColumnTokenizer(ColumnModel):
 
 
 def _apply_encode(model, variables, batch: Mapping):
-    found = model.apply(variables, *_arguments(model, batch), method="encode")
-    return found["codes"] if isinstance(found, Mapping) else found
-
-
-def _arguments(model, batch: Mapping) -> list:
-    """A model's `encode` takes a batch, or the arrays of one by the order of the example's fields."""
-    names = [name for name in inspect.signature(type(model).encode).parameters if name != "self"]
-    return [batch] if names[0] == "batch" else [batch[name] for name in model.example(1)]
+    return model.apply(variables, batch, method="encode")["codes"]
 
 
 def _apply_decode(model, variables, *arrays):
@@ -76,7 +68,7 @@ class ActionTokenizer(ColumnTokenizer):
     @property
     def chunk_length(self) -> int | None:
         """T of a tokenizer of chunks; None for one of steps."""
-        return getattr(self.model, "chunk_length", None)
+        return self.model.chunk_length
 
     @property
     def takes_state(self) -> bool:
@@ -184,7 +176,7 @@ class ActionTokenizer(ColumnTokenizer):
         context = self.model.context
         back = context // 2 if self.model.causal else context // 4
         ahead = 0 if self.model.causal else context // 4
-        if hasattr(self.model, "reach"):
+        if self.model.reach is not None:
             back, ahead = min(back, self.model.reach[0]), min(ahead, self.model.reach[1])
         hop = context - back - ahead
         # a window answers for the steps [first + back, first + back + hop), the first and the last for the ends as well

@@ -14,7 +14,7 @@ from lapa_jax.data import images, pipeline
 from lapa_jax.data.samples.pairs import Gap
 from lapa_jax.data.samples.reading import Column
 from lapa_jax.data.shards.step_shards import StepShards
-from lapa_jax.inference.tokenizers import ActionTokenizer, FeatureTokenizer
+from lapa_jax.inference import kinds
 from lapa_jax.nn.quantizers import usage
 
 THREADS = 8
@@ -31,14 +31,14 @@ def source_of(tokenizer, splits: Mapping[str, StepShards], fingerprint: str, dat
     Args:
       tokenizer: as `lapa_jax.load` gives it. splits: the opened splits. fingerprint: of the data.
       dataset: of a tokenizer of several datasets: the one whose scaling applies; the one that the data are if None.
+
+    Raises:
+      UserError: a policy, which has no codes to label with; or a dataset that does not go with the tokenizer.
     """
-    kinds = {ActionTokenizer: ActionCodes, FeatureTokenizer: FeatureCodes}
-    kind = next((source for own, source in kinds.items() if isinstance(tokenizer, own)), None)
-    if kind is not None:
-        return kind(tokenizer, splits, tokenizer.dataset_of(fingerprint, dataset))
-    if dataset is not None:
-        raise UserError(f"--dataset {dataset} says how numbers are scaled; this tokenizer takes pictures: leave it out")
-    return PairCodes(tokenizer, splits, fingerprint)
+    if tokenizer.kind.codes is None:
+        raise UserError(f"this is a {tokenizer.kind.noun} ({tokenizer.config.model.name}), which gives no codes of the "
+                        "data; label with a run of a tokenizer")  # fmt: skip
+    return kinds.resolve(tokenizer.kind.codes)(tokenizer, splits, fingerprint, dataset)
 
 
 class PairCodes:
@@ -49,7 +49,10 @@ class PairCodes:
 
     flag = "clipped"
 
-    def __init__(self, tokenizer, splits: Mapping[str, StepShards], fingerprint: str):
+    def __init__(self, tokenizer, splits: Mapping[str, StepShards], fingerprint: str, dataset: str | None):
+        if dataset is not None:
+            raise UserError(f"--dataset {dataset} says how numbers are scaled; this tokenizer takes pictures: leave it "
+                            "out")  # fmt: skip
         self.tokenizer, self.splits = tokenizer, splits
         seconds, frames = pipeline.gap_of(tokenizer.config.data, tokenizer.datasets, fingerprint)
         gap = Gap.from_config(seconds, frames)
@@ -90,9 +93,10 @@ class PairCodes:
 class ColumnCodes:
     """What labelling with tokenizers of numeric columns has in common."""
 
-    def __init__(self, tokenizer, splits: Mapping[str, StepShards], dataset: str | None):
-        self.tokenizer, self.splits, self.dataset = tokenizer, splits, dataset
-        self.about: dict = {"column": tokenizer.column, "dataset": dataset, "gap_frames": None}
+    def __init__(self, tokenizer, splits: Mapping[str, StepShards], fingerprint: str, dataset: str | None):
+        self.tokenizer, self.splits = tokenizer, splits
+        self.dataset = tokenizer.dataset_of(fingerprint, dataset)
+        self.about: dict = {"column": tokenizer.column, "dataset": self.dataset, "gap_frames": None}
         self._columns = {split: self._column(shards, tokenizer.column) for split, shards in splits.items()}
 
     def _column(self, shards: StepShards, name: str) -> Column:
@@ -105,7 +109,7 @@ class ColumnCodes:
         return Column(shards, name)
 
     def _summary(self, split: str, codes: np.ndarray) -> dict:
-        tokenizer, names = self.tokenizer, tuple(getattr(self.tokenizer.model, "code_names", ()))
+        tokenizer, names = self.tokenizer, tuple(self.tokenizer.model.code_names)
         return {"steps": len(self.splits[split]), "places": usage.places(codes, tokenizer.codebook_sizes, names)}
 
 
@@ -118,8 +122,8 @@ class ActionCodes(ColumnCodes):
 
     flag = "padded"
 
-    def __init__(self, tokenizer, splits: Mapping[str, StepShards], dataset: str | None):
-        super().__init__(tokenizer, splits, dataset)
+    def __init__(self, tokenizer, splits: Mapping[str, StepShards], fingerprint: str, dataset: str | None):
+        super().__init__(tokenizer, splits, fingerprint, dataset)
         self.about |= {"chunk_length": tokenizer.chunk_length}
         self._states = {}
         if tokenizer.takes_state:
@@ -168,8 +172,8 @@ class FeatureCodes(ColumnCodes):
 
     flag = None
 
-    def __init__(self, tokenizer, splits: Mapping[str, StepShards], dataset: str | None):
-        super().__init__(tokenizer, splits, dataset)
+    def __init__(self, tokenizer, splits: Mapping[str, StepShards], fingerprint: str, dataset: str | None):
+        super().__init__(tokenizer, splits, fingerprint, dataset)
         for split, column in self._columns.items():
             if lacking := int((~column.present).sum()):
                 raise UserError(f"{lacking} of {len(column.present)} steps of {splits[split].folder} ({split}) have no "

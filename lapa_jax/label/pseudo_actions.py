@@ -14,7 +14,7 @@ import numpy as np
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import read_json, write_json
 from lapa_jax.core.progress import bar
-from lapa_jax.data.samples.pairs import FramePairs, Gap
+from lapa_jax.data.samples.pairs import FramePairSource, Gap
 from lapa_jax.data.samples.reading import Pictures
 from lapa_jax.data.shards.step_shards import (
     ShardWriter,
@@ -93,8 +93,8 @@ class PseudoActions:
             found[rows] = net / np.maximum(steps[:, 1] - steps[:, 0], 1)[:, None]
         return found
 
-    def _pairs(self, data, split: str, options: Options) -> FramePairs:
-        return FramePairs(StepShards(data, split), Gap(frames=options.gap), ("frames", "net_action"), options.size)
+    def _pairs(self, data, split: str, options: Options) -> FramePairSource:
+        return FramePairSource(StepShards(data, split), Gap(frames=options.gap), ("frames", "net_action"), options.size)
 
 
 def write(demonstrations, data, out, options: Options, split: str = "train") -> dict:

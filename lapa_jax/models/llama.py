@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.models import base
 from lapa_jax.nn.attention import Cache
 from lapa_jax.nn.decoder import Decoder
 from lapa_jax.nn.linear import Linear
@@ -24,7 +25,7 @@ MESH_RULES = (
 )
 
 
-class Model(nn.Module):
+class Model(base.Part):
     """A text decoder.
 
     Attributes:

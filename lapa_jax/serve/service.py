@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.inference.policies import LatentPolicy, Policy
 from lapa_jax.serve import metadata
 from lapa_jax.serve.batching import Answer, Batcher
 from lapa_jax.serve.limits import Limits, Rate, Refused
@@ -45,12 +44,8 @@ class Service:
     """
 
     def __init__(self, policy, run, options: Options | None = None):
-        if isinstance(policy, LatentPolicy):
-            raise UserError(f"{run} is a stage-2 policy, which gives codes and no actions; train it on actions with "
-                            "configs/vla_action.py and serve that run")  # fmt: skip
-        if not isinstance(policy, Policy):
-            raise UserError(f"{run} is a {type(policy).__name__}, which does not act on pictures and instructions; "
-                            "serve a run of configs/vla_action.py")  # fmt: skip
+        if policy.kind.not_served:
+            raise UserError(f"{run} holds a {policy.kind.noun}, which {policy.kind.not_served}")
         self.options = options = options or Options()
         self.reader = Reader(policy, options.limits, options.renamed)
         self.metadata = metadata.metadata(policy, pathlib.Path(run).resolve().name, self.reader.keys)

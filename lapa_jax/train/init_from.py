@@ -113,7 +113,7 @@ def _scales(data: Mapping, meta: Mapping) -> dict[str, tuple[str, Mapping]]:
 def _consumed(origin: Origin, models: str) -> set[str]:
     """The normalised columns that a model takes as input."""
     model = config_lib.build(models, config_lib.from_json(origin.meta["config"]["model"]))
-    return set(model.example(1)) & set(NORMALIZED) if hasattr(model, "example") else set()
+    return set(model.example(1)) & set(NORMALIZED)
 
 
 def _difference(column: str, ours: tuple[str, Mapping], theirs: tuple[str, Mapping]) -> str:

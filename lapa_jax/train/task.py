@@ -22,7 +22,7 @@ class Task:
     """
 
     def __init__(self, model, loss_weights: Mapping[str, float]):
-        """Args: model: a `Model` (see DESIGN, "Model"). loss_weights: named loss -> weight; 0 leaves a term out."""
+        """Args: model: a `models.base.Model`. loss_weights: named loss -> weight; 0 leaves a term out."""
         self.model = model
         self.loss_weights = dict(loss_weights)
 
@@ -53,10 +53,8 @@ class Task:
         return self.model.apply(averaged(variables), batch, method="evaluate")
 
     def summarize(self, arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Scalars from the arrays of `evaluate` over a whole data set; the mean of each unless the model knows more."""
-        if hasattr(self.model, "summarize"):
-            return self.model.summarize(arrays)
-        return {name: float(value.mean()) for name, value in arrays.items()}
+        """Scalars from the arrays of `evaluate` over a whole data set; see the model's `summarize`."""
+        return self.model.summarize(arrays)
 
     def predict(self, variables: Variables, batch) -> dict[str, jax.Array]:
         """The model's predictions, e.g. codes and reconstructions."""
@@ -68,9 +66,7 @@ class Task:
         Returns:
           The new variables, and a mask per parameter name of the entries whose optimizer moments start afresh.
         """
-        if hasattr(self.model, "after_update"):
-            return self.model.after_update(variables, step=step, rng=rng)
-        return variables, {}
+        return self.model.after_update(variables, step=step, rng=rng)
 
     def _check_losses(self, losses: Mapping[str, jax.Array]) -> None:
         for name in self.loss_weights:

@@ -10,7 +10,7 @@ from lapa_jax.data import pipeline
 from lapa_jax.data.samples.chunks import Chunks
 from lapa_jax.data.samples.meta import statistics_of
 from lapa_jax.data.samples.mixture import Mixture
-from lapa_jax.data.samples.pairs import FramePairs
+from lapa_jax.data.samples.pairs import FramePairSource
 from lapa_jax.data.samples.sequences import Sequences
 from lapa_jax.data.samples.steps import Steps
 from lapa_jax.data.shards.step_shards import StepShards
@@ -100,7 +100,7 @@ def test_a_mixture_with_what_differs_in_each_part(folders):
     assert train.lengths == (3 + 2, 5 + 4, 3 + 3) and val.lengths == (1 + 4, 3 + 6)
     assert pipeline.eval_fields(data) == ("frames", "net_action")
     other = pipeline.build({**data, "val_path": str(folders["a"])}, "val")
-    assert isinstance(other, FramePairs) and other.shards.split == "val"
+    assert isinstance(other, FramePairSource) and other.shards.split == "val"
 
 
 def test_a_mixture_from_the_command_line_and_back_from_json(root, folders):

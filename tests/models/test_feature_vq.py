@@ -145,7 +145,7 @@ def test_auto_ratios_follow_the_spectrum():
 def test_encode_decode_predict_and_evaluate_agree():
     model, variables = small()
     batch = {"feature": rows(64, 1)}
-    codes = run(model, variables, "encode", batch["feature"])["codes"]
+    codes = run(model, variables, "encode", batch)["codes"]
     assert codes.shape == (64, 6) and codes.dtype == jnp.int32
     assert np.all(np.max(codes, 0) < np.ravel(model.codebook_sizes))
     decoded = run(model, variables, "decode", codes)
@@ -177,7 +177,7 @@ def test_a_category_is_encoded_from_its_own_features_alone():
     batch = rows(64, 1)
     moved = batch.copy()
     moved[:, [1, 3, 4]] += [5, 1, 90]
-    before, after = (run(model, variables, "encode", x) for x in (batch, moved))
+    before, after = (run(model, variables, "encode", {"feature": x}) for x in (batch, moved))
     np.testing.assert_array_equal(before["codes"][:, :3], after["codes"][:, :3])
     assert np.any(before["codes"][:, 3:] != after["codes"][:, 3:])
     owner = model.layout().owner
@@ -357,4 +357,4 @@ def test_a_model_without_its_data_says_what_is_missing():
         config.build("lapa_jax.models", SMALL)
     model, variables = small()
     with pytest.raises(UserError, match="rows of 5 features; this model is of 8"):
-        run(model, variables, "encode", np.zeros((2, 5), np.float32))
+        run(model, variables, "encode", {"feature": np.zeros((2, 5), np.float32)})

@@ -59,7 +59,7 @@ def run(model, variables, method, *args):
 
 def outputs_of_codes(model, variables, data):
     """What the decoder gives for the codes of the data: actions, and logits of grippers."""
-    codes = run(model, variables, "encode", data)
+    codes = run(model, variables, "encode", data)["codes"]
     return run(model, variables, lambda m, c: m._outputs(m.quantizer.lookup(c)), codes)
 
 
@@ -93,7 +93,7 @@ def test_shapes_of_every_size(fields):
 
     def everything(data):
         variables = model.init(jax.random.key(0), data, train=True)
-        codes = model.apply(variables, data, method="encode")
+        codes = model.apply(variables, data, method="encode")["codes"]
         return model.apply(variables, data, train=True), codes, model.apply(variables, codes, method="decode")
 
     output, codes, actions = jax.eval_shape(everything, batch(model, 3))
@@ -166,7 +166,7 @@ def test_without_grippers_that_loss_is_zero_and_constant_dimensions_count_nowher
     assert not np.any(forward(model, variables, data).losses["gripper"])
     bias = np.asarray(gradient(model, variables, data, "reconstruction")["decoder"]["out"]["bias"])
     assert not np.any(bias[[2, 5]]) and np.all(bias[[0, 1, 3, 4]] != 0)
-    decoded = run(model, variables, "decode", run(model, variables, "encode", data))
+    decoded = run(model, variables, "decode", run(model, variables, "encode", data)["codes"])
     assert not np.any(np.asarray(decoded)[..., 2]), "a constant dimension is decoded to its constant"
 
 
@@ -199,7 +199,7 @@ def test_the_search_is_coordinate_descent_on_what_is_decoded(error):
     model, variables = small(tokens=1, search=2, error=error)
     data = batch(model, 6, length=4)
     table = np.asarray(run(model, variables, "decode", np.arange(60, dtype=np.int32)[:, None]))
-    start = run(*small(tokens=1), "encode", data)
+    start = run(*small(tokens=1), "encode", data)["codes"]
     cost = (np.abs if error == "absolute" else np.square)(table - data["action"][:, None])[:, :, :4].mean((2, 3))
     expected = []
     for row, code in enumerate(np.asarray(start)[:, 0]):
@@ -211,11 +211,11 @@ def test_the_search_is_coordinate_descent_on_what_is_decoded(error):
                 if 0 <= level < size and cost[row, other] < cost[row, code]:
                     code = other
         expected.append(code)
-    got = run(model, variables, "encode", data)
+    got = run(model, variables, "encode", data)["codes"]
     np.testing.assert_array_equal(got[:, 0], expected)
     assert np.any(got != start), "nothing was left to improve: the test tests nothing"
     dirty = {**data, "action": np.where(data["action_mask"][..., None] > 0, data["action"], np.nan)}
-    np.testing.assert_array_equal(run(model, variables, "encode", dirty), got)
+    np.testing.assert_array_equal(run(model, variables, "encode", dirty)["codes"], got)
 
 
 def test_several_sweeps_over_several_codes_never_cost_more():
@@ -224,16 +224,16 @@ def test_several_sweeps_over_several_codes_never_cost_more():
     error = lambda m: np.abs(run(m, variables, "predict", data)["actions"] - data["action"]).mean((1, 2))  # noqa: E731
     plain, once, thrice = (error(small(search=n)[0]) for n in (0, 1, 3))
     assert np.all(once <= plain + 1e-6) and np.all(thrice <= once + 1e-6) and thrice.mean() < plain.mean()
-    codes = np.asarray(run(model, variables, "encode", data))
+    codes = np.asarray(run(model, variables, "encode", data)["codes"])
     assert codes.min() >= 0 and codes.max() < 60
 
 
 def test_encode_decode_predict_evaluate_and_the_loss_agree():
     model, variables = small()
     data = {**batch(model, 5, length=5), "episode_id": np.arange(5, dtype=np.int32)}
-    codes = run(model, variables, "encode", data)
+    codes = run(model, variables, "encode", data)["codes"]
     np.testing.assert_array_equal(codes, forward(model, variables, data).codes)
-    np.testing.assert_array_equal(codes, run(model, variables, "encode", data), "encoding draws nothing")
+    np.testing.assert_array_equal(codes, run(model, variables, "encode", data)["codes"], "encoding draws nothing")
     arrays = {k: np.asarray(v) for k, v in run(model, variables, "evaluate", data).items()}
     np.testing.assert_array_equal(arrays["codes"], codes)
     decoded = run(model, variables, "decode", codes)
@@ -309,8 +309,8 @@ def test_a_saved_model_gives_the_same_codes_and_actions(tmp_path):
     model, variables = small()
     pretrained.save_pretrained(tmp_path / "x", SMALL, variables, {"config": {"model": SMALL}, "datasets": {}})
     loaded = lapa_jax.load(tmp_path / "x")
-    codes = run(model, variables, "encode", batch(model))
-    np.testing.assert_array_equal(run(loaded.model, loaded.variables, "encode", batch(model)), codes)
+    codes = run(model, variables, "encode", batch(model))["codes"]
+    np.testing.assert_array_equal(run(loaded.model, loaded.variables, "encode", batch(model))["codes"], codes)
     np.testing.assert_array_equal(run(loaded.model, loaded.variables, "decode", codes),
                                   run(model, variables, "decode", codes))  # fmt: skip
 

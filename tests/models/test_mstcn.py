@@ -64,7 +64,7 @@ def test_shapes_and_types(fields):
         rngs = {name: jax.random.key(0) for name in ("params", "noise", "dropout")}
         variables = model.init(rngs, batch, train=True)
         output, _ = model.apply(variables, batch, train=True, mutable=["codebook"], rngs=rngs)
-        encoded = model.apply(variables, *(batch[name] for name in model.example(1)), method="encode")
+        encoded = model.apply(variables, batch, method="encode")
         decoded = model.apply(variables, encoded["codes"], method="decode")
         return variables, output, encoded, decoded, model.apply(variables, batch, method="evaluate")
 

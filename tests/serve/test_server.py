@@ -5,6 +5,7 @@ import concurrent.futures
 import http.client
 import json
 import socket
+import types
 
 import aiohttp
 import jax
@@ -13,7 +14,8 @@ import pytest
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.data import images
-from lapa_jax.inference.policies import LatentPolicy, Policy
+from lapa_jax.inference.kinds import KINDS
+from lapa_jax.inference.policies import Policy
 from lapa_jax.serve import http as front
 from lapa_jax.serve.limits import Limits, Rate, Refused
 from lapa_jax.serve.service import Options, Service
@@ -420,10 +422,10 @@ def test_no_more_requests_are_open_than_allowed():
 
 
 def test_only_policies_that_act_are_served():
-    with pytest.raises(UserError, match="runs/x is a stage-2 policy, which gives codes and no actions"):
-        Service(object.__new__(LatentPolicy), "runs/x")
-    with pytest.raises(UserError, match="does not act on pictures and instructions"):
-        Service(object(), "runs/x")
+    with pytest.raises(UserError, match="runs/x holds a stage-2 policy, which gives codes and no actions"):
+        Service(types.SimpleNamespace(kind=KINDS["latent_policy"]), "runs/x")
+    with pytest.raises(UserError, match="does not act on images and instructions"):
+        Service(types.SimpleNamespace(kind=KINDS["action_tokenizer"]), "runs/x")
     with pytest.raises(UserError, match="at least 1"):
         Options(batch=0)
 

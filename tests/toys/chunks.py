@@ -7,6 +7,7 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.output import Output
+from lapa_jax.models import base
 from lapa_jax.nn.quantizers.usage import dataset_usage
 from tests.toys.ema import Ema
 
@@ -16,7 +17,7 @@ def from_data(spec: dict, source, seed: int) -> dict:
     return {"action_dim": source.batch([])["action"].shape[-1], "drawn": float(np.random.default_rng(seed).random())}
 
 
-class Model(nn.Module):
+class Model(base.ActionTokenizer):
     action_dim: int | None = None
     drawn: float | None = None
     chunk_length: int = 4
@@ -63,7 +64,7 @@ class Model(nn.Module):
         return (((guess - batch["action"]) ** 2) * mask).sum((1, 2)) / jnp.maximum(mask.sum((1, 2)), 1)
 
     def evaluate(self, batch):
-        codes = self.encode(batch)
+        codes = self.encode(batch)["codes"]
         return {"mse": self._error(self.decode(codes), batch), "codes": codes, "episode_id": batch["episode_id"]}
 
     @nn.nowrap
@@ -71,8 +72,8 @@ class Model(nn.Module):
         mse = float(arrays["mse"].mean())
         return {"action_mse": mse, "quality": -mse, **dataset_usage(arrays["codes"], self.size)}
 
-    def encode(self, batch) -> jax.Array:
-        return self.quantizer(self._embed(batch))
+    def encode(self, batch) -> dict[str, jax.Array]:
+        return {"codes": self.quantizer(self._embed(batch))}
 
     def decode(self, codes: jax.Array) -> jax.Array:
         return self._unembed(self.quantizer.lookup(codes))

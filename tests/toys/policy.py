@@ -4,6 +4,7 @@ import flax.linen as nn
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.output import Output
+from lapa_jax.models import base
 
 
 def from_data(spec: dict, source, seed: int) -> dict:
@@ -15,7 +16,7 @@ def from_data(spec: dict, source, seed: int) -> dict:
     return {"action_dim": width}
 
 
-class Model(nn.Module):
+class Model(base.Model):
     action_dim: int | None = None
     tokenizer: nn.Module | None = None
     head: str = "head"
@@ -28,12 +29,16 @@ class Model(nn.Module):
         if self.tokenizer is None:
             raise UserError("tokenizer is not set")
 
+    @nn.nowrap
+    def example(self, batch_size: int):
+        return self.tokenizer.example(batch_size)
+
     def __call__(self, batch, *, train: bool) -> Output:
         output = self.tokenizer(batch, train=train)
         return Output({"reconstruction": self._error(batch) + output.losses["reconstruction"]}, {}, output.codes)
 
     def _error(self, batch):
-        guess = self.out(self.tokenizer.decode(self.tokenizer.encode(batch)))
+        guess = self.out(self.tokenizer.decode(self.tokenizer.encode(batch)["codes"]))
         return ((guess - batch["action"]) ** 2).mean((1, 2))
 
     def evaluate(self, batch):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lapa_jax.core.output import Output
+from lapa_jax.models import base
 from lapa_jax.nn.quantizers.usage import dataset_usage
 from tests.toys.ema import Ema
 
@@ -14,7 +15,7 @@ def from_data(spec: dict, source, seed: int) -> dict:
     return {"feature_dim": source.batch([])["feature"].shape[-1]}
 
 
-class Model(nn.Module):
+class Model(base.FeatureTokenizer):
     feature_dim: int | None = None
     sizes: tuple[int, ...] = (6, 4, 4)
     width: int = 3
@@ -42,8 +43,8 @@ class Model(nn.Module):
     def _look_up(self, codes: jax.Array) -> jax.Array:
         return jnp.concatenate([q.lookup(codes[:, i]) for i, q in enumerate(self.quantizers)], axis=-1)
 
-    def encode(self, batch) -> jax.Array:
-        return self(batch, train=False).codes
+    def encode(self, batch) -> dict[str, jax.Array]:
+        return {"codes": self(batch, train=False).codes}
 
     def decode(self, codes: jax.Array) -> jax.Array:
         return self.decoder(self._look_up(codes))

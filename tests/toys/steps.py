@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lapa_jax.core.output import Output
+from lapa_jax.models import base
 from lapa_jax.nn.quantizers.usage import dataset_usage
 from tests.toys.ema import Ema
 
@@ -14,7 +15,7 @@ def from_data(spec: dict, source, seed: int) -> dict:
     return {"action_dim": source.batch([])["action"].shape[-1]}
 
 
-class Model(nn.Module):
+class Model(base.ActionTokenizer):
     action_dim: int | None = None
     context: int = 8
     causal: bool = False
@@ -51,8 +52,8 @@ class Model(nn.Module):
     def _look_up(self, codes: jax.Array) -> jax.Array:
         return self.quantizers[0].lookup(codes[..., 0])
 
-    def encode(self, batch) -> jax.Array:
-        return self(batch, train=False).codes
+    def encode(self, batch) -> dict[str, jax.Array]:
+        return {"codes": self(batch, train=False).codes}
 
     def decode(self, codes: jax.Array, action_mask: jax.Array) -> jax.Array:
         return self.decoder(self._look_up(codes) * action_mask[..., None])

@@ -19,7 +19,7 @@ class PairShards:
     """Ready-made pairs: WebDataset tars whose samples have the members `.t.jpg` and `.t1.jpg`.
 
     The tars of a split are `<split>-*.tar` or `<split>_*.tar`; where no tar has such a name, all of them are "train".
-    The same source interface as `FramePairs`; each sample counts as its own episode, since nothing says which belong
+    The same source interface as `FramePairSource`; each sample is its own episode, since nothing says which belong
     together.
     """
 
@@ -123,7 +123,7 @@ class PairShards:
         return []
 
     def meta(self) -> dict:
-        """As of `FramePairs`; pairs have no frame rate and no known gap. The fingerprint is over keys and sizes."""
+        """As of `FramePairSource`; pairs have no frame rate and no gap. The fingerprint is over keys and sizes."""
         digest = hashlib.sha256()
         for path, index in zip(self._paths, self._indexes):
             digest.update(path.name.encode() + index.keys.tobytes() + index.sizes.tobytes())

@@ -52,7 +52,7 @@ class Gap:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The fields of `config.data` for frame pairs; a gap in frames wins over one in seconds. See `FramePairs`."""
+    """The fields of `config.data` for frame pairs; a gap in frames wins over one in seconds. See `FramePairSource`."""
 
     gap_seconds: float | None = None
     gap_frames: int | None = None
@@ -60,13 +60,13 @@ class Options:
     camera: str = "image"
     image_size: int | None = None
 
-    def open(self, shards: StepShards, statistics: Mapping | None = None) -> "FramePairs":
+    def open(self, shards: StepShards, statistics: Mapping | None = None) -> "FramePairSource":
         """The pairs of a split; `statistics` as for `StepSource`."""
         gap = Gap.from_config(self.gap_seconds, self.gap_frames)
-        return FramePairs(shards, gap, self.fields, self.image_size, self.camera, statistics)
+        return FramePairSource(shards, gap, self.fields, self.image_size, self.camera, statistics)
 
 
-class FramePairs(StepSource):
+class FramePairSource(StepSource):
     """All pairs (t, t + gap) within episodes, as a random-access source.
 
     A pair never crosses an episode's end: the last `gap` frames of an episode start no pair (they are second frames
@@ -121,7 +121,7 @@ class FramePairs(StepSource):
             )
 
     def __repr__(self) -> str:
-        return f"FramePairs({self.shards!r}, {self.gap}, {self.fields}, {self.image_size}, {self.camera})"
+        return f"FramePairSource({self.shards!r}, {self.gap}, {self.fields}, {self.image_size}, {self.camera})"
 
     def locate(self, i: int) -> tuple[int, int, int]:
         """(number of the episode, step t within it, gap in frames) of pair i."""

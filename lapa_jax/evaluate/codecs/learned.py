@@ -96,7 +96,7 @@ def codecs_of(runs: Sequence[tuple[str, str]], sets: Sequence[ActionChunks]) -> 
 
 def _load(folder: str) -> ActionTokenizer:
     tokenizer = lapa_jax.load(folder)
-    if not isinstance(tokenizer, ActionTokenizer):
+    if tokenizer.kind.name != "action_tokenizer":
         raise UserError(f"{folder} holds a {tokenizer.config.model.name}, which is no action tokenizer")
     if tokenizer.takes_state:
         raise UserError(f"{folder} encodes states with the actions; only tokenizers of actions alone can be compared")

@@ -22,6 +22,7 @@ class Evaluation(BaseEvaluation):
     """One evaluation: a tokenizer, the held-out pairs, and the folder for the results."""
 
     FILES = (METRICS_FILE, REPORT_FILE, OVERVIEW_FILE)
+    OPTIONS = ("supervised_steps",)
 
     def __init__(self, tokenizer, *, run, out, data=None, split: str | None = None, pairs: int = 2048):
         """Opens the held-out pairs.

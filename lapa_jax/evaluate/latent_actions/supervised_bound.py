@@ -57,7 +57,7 @@ def action_r2(source, tokenizer, *, steps: int, limit: int, cache) -> float:
     """Trains the supervised model, or reads what an earlier evaluation of the same data and settings found.
 
     Args:
-      source: `FramePairs` with "net_action", with episodes of even and of odd number.
+      source: `FramePairSource` with "net_action", with episodes of even and of odd number.
       tokenizer: the `LatentActionTokenizer` whose encoder's sizes are used.
       steps: training steps, of 32 pairs each.
       limit: how many pairs are scored at most.

@@ -12,6 +12,7 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.core.output import Output
+from lapa_jax.models import base
 from lapa_jax.models.policies import action_measures, icl_data
 from lapa_jax.models.policies.icl_tokens import LEVELS, ActionEncoder, ObservationEncoder, interleave
 from lapa_jax.nn.attention import Cache
@@ -97,7 +98,7 @@ DTYPES = ("float32", "bfloat16")
 from_data = icl_data.from_data
 
 
-class Model(nn.Module):
+class Model(base.InContextPolicy):
     """The policy.
 
     Batches are those of `data.samples = "sequences"`: windows of T steps with P prompts of L steps each, normalised.
@@ -211,7 +212,7 @@ class Model(nn.Module):
                 raise UserError("train_tokenizer and fifa_temperature need a tokenizer; set actions to 'z', 'q' or "
                                 "'z+q' and give one")
             return
-        if not hasattr(self.tokenizer, "soft_clusters"):
+        if not getattr(self.tokenizer, "two_level", False):
             raise UserError(f"tokenizer is a {type(self.tokenizer).__module__}; tokenizers.mstcn is expected")
         if not self.tokenizer.causal:
             raise UserError("tokenizer.causal is False: the token of a step would depend on the actions after it, "
@@ -358,7 +359,7 @@ class Model(nn.Module):
         """Code vectors by level f32 [N, W, E] of sequences [N, W, A], FIFA's where `soft`; None for raw actions."""
         if self.tokenizer is None:
             return None
-        vectors = self.tokenizer.vectors(self.tokenizer.encode(action, mask)["codes"])
+        vectors = self.tokenizer.vectors(self.tokenizer.encode({"action": action, "action_mask": mask})["codes"])
         if soft and self.fifa_temperature is not None:
             vectors["q"] = self.tokenizer.soft_clusters(action, mask, self.fifa_temperature)
         return jax.lax.stop_gradient(vectors)

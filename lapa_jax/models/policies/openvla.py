@@ -14,6 +14,7 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.core.output import Output
+from lapa_jax.models import base
 from lapa_jax.models.policies import action_measures, vision_language
 from lapa_jax.models.policies.vision_language import Prefix, VisionLanguageModel
 from lapa_jax.nn.linear import INT8_KERNEL, Linear, fan_in_uniform
@@ -56,7 +57,7 @@ class TokenHead(Linear):
         return jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=jnp.float32)
 
 
-class Model(VisionLanguageModel):
+class Model(VisionLanguageModel, base.ActionPolicy):
     """Actions as tokens, from an image and an instruction.
 
     Batches are those of `data.samples = "chunks"` with chunks of one action, normalised with `data.normalize =
@@ -77,6 +78,7 @@ class Model(VisionLanguageModel):
     choose: str = "all"
     end: int | None = 2
 
+    kind = "token_policy"
     chunk_length = 1
     state_dim = 0
 

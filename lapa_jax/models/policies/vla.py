@@ -10,6 +10,7 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.core.output import Output
+from lapa_jax.models import base
 from lapa_jax.models.policies import vision_language
 from lapa_jax.models.policies.vision_language import VisionLanguageModel
 from lapa_jax.nn.linear import Linear
@@ -70,7 +71,7 @@ def from_data(spec: dict, source, seed: int) -> dict:
     return {**vision_language.body_from_data(spec, source), **vision_language.latent_from_data(spec, source)}
 
 
-class Model(VisionLanguageModel):
+class Model(VisionLanguageModel, base.LatentPolicy):
     """The codes of a latent action, from pictures and an instruction.
 
     Batches are those of `data.samples = "steps"` with the fields "image", "text" and "latent". The loss is "latent",

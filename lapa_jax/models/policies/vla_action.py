@@ -11,6 +11,7 @@ from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.core.output import Output
 from lapa_jax.data.samples.meta import statistics_of
 from lapa_jax.data.statistics import kinds
+from lapa_jax.models import base
 from lapa_jax.models.policies import action_measures, vision_language
 from lapa_jax.models.policies.vision_language import Prefix, VisionLanguageModel
 from lapa_jax.models.policies.vla_heads import BinHead, ChunkHead, LatentHead, Predicted
@@ -42,7 +43,7 @@ def from_data(spec: dict, source, seed: int) -> dict:
     return {**filled, **vision_language.agree(given, found)}
 
 
-class Model(VisionLanguageModel):
+class Model(VisionLanguageModel, base.ActionPolicy):
     """Chunks of actions from pictures, an instruction and proprioception.
 
     Batches are those of `data.samples = "chunks"` with the fields "image", "text", "action" and perhaps "state",

@@ -17,6 +17,7 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.core.output import Output
 from lapa_jax.data.normalize import Normalizer
 from lapa_jax.data.statistics import kinds
+from lapa_jax.models import base
 from lapa_jax.models.tokenizers.laq.modules import DTYPES, check_choice
 from lapa_jax.nn.linear import Linear
 from lapa_jax.nn.quantizers.fsq import FSQ
@@ -237,7 +238,7 @@ def from_data(spec: dict, source, seed: int) -> dict:
     return with_fields(spec, action_fields(source))
 
 
-class Model(nn.Module):
+class Model(base.ActionTokenizer):
     """The tokenizer of action chunks.
 
     Batches hold "action" f32 [B, T, A] and "action_mask" f32 [B, T], 1 where the chunk has an action; of a mixture also
@@ -332,11 +333,11 @@ class Model(nn.Module):
         named = self._losses(self._outputs(vectors), actions, mask, self._dims(batch))
         return Output(losses=named, metrics=batch_usage(codes, self.quantizer.size), codes=codes)
 
-    def encode(self, batch) -> jax.Array:
-        """The codes i32 [B, N] of chunks: "action" and "action_mask" of a batch, of a mixture also "action_dims"."""
+    def encode(self, batch) -> dict[str, jax.Array]:
+        """The "codes" i32 [B, N] of chunks: "action" and "action_mask" of a batch, of a mixture also "action_dims"."""
         actions, mask = self._chunks(batch)
         codes = self.quantizer.nearest(self._features(actions, mask))
-        return self._search(codes, actions, mask, self._dims(batch)) if self.search else codes
+        return {"codes": self._search(codes, actions, mask, self._dims(batch)) if self.search else codes}
 
     def decode(self, codes: jax.Array) -> jax.Array:
         """Codes i32 [B, N] -> actions f32 [B, T, A], within the range of the training data.
@@ -350,7 +351,7 @@ class Model(nn.Module):
 
     def predict(self, batch) -> dict[str, jax.Array]:
         """Codes i32 [B, N] of "action" and the "actions" f32 [B, T, A] that they stand for."""
-        codes = self.encode(batch)
+        codes = self.encode(batch)["codes"]
         return {"codes": codes, "actions": self.decode(codes)}
 
     def evaluate(self, batch) -> dict[str, jax.Array]:

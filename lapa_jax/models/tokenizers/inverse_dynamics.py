@@ -11,13 +11,14 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.output import Output
+from lapa_jax.models import base
 from lapa_jax.models.probe import r2_score
 from lapa_jax.models.tokenizers.laq.modules import PairEncoder, check_encoder, image_shape, to_unit_range
 from lapa_jax.nn import losses
 from lapa_jax.nn.linear import Linear
 
 
-class Model(nn.Module):
+class Model(base.Model):
     """Frame pairs to the net action between them.
 
     Batches hold "frames" as LAQ's and "net_action" f32 [B, A]. Loss: "action", the mean squared error in units of

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.models.tokenizers.laq.frame_pair_model import FramePairs
+from lapa_jax.models.tokenizers.laq.frame_pair_model import FramePairModel
 from lapa_jax.models.tokenizers.laq.modules import check_choice, check_whole_numbers, image_shape
 from lapa_jax.nn.attention import Attention
 from lapa_jax.nn.conv import GridMaps
@@ -202,8 +202,8 @@ def equal_parts(grid: tuple[int, int], count: int) -> tuple[int, int]:
     return min(options, key=lambda parts: abs(math.log(rows * parts[1] / (columns * parts[0]))))
 
 
-class Model(FramePairs):
-    """The convolutional latent action tokenizer; what it shares with others of its kind is explained at `FramePairs`.
+class Model(FramePairModel):
+    """The convolutional latent action tokenizer; what it shares with others of its kind: see `FramePairModel`.
 
     Attributes:
       channels: of the grids after each halving; both sides of the image are divisible by 2^len(channels).

@@ -14,7 +14,7 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.core.output import Output
-from lapa_jax.models import fifa
+from lapa_jax.models import base, fifa
 from lapa_jax.nn.norm import LayerNorm
 from lapa_jax.nn.quantizers.usage import perplexity
 from lapa_jax.nn.quantizers.vq import VQ, straight_through, unit
@@ -206,7 +206,7 @@ def from_data(spec: Mapping, source, seed: int) -> dict:
     return {**spec, **found}
 
 
-class Model(nn.Module):
+class Model(base.ActionTokenizer):
     """The action tokenizer.
 
     Batches hold "action" f32 [B, T, A], scaled to about [-1, 1], and "action_mask" f32 [B, T], 1 where there is one;
@@ -248,6 +248,8 @@ class Model(nn.Module):
     dead_age: int = 20
     codebook_init: str = "data"
     dtype: str = "float32"
+
+    two_level = True
 
     def setup(self):
         stack = (self.causal, self.dropout, jnp.dtype(self.dtype))
@@ -305,10 +307,10 @@ class Model(nn.Module):
         named = {"reconstruction": _mean(error, mask, batch.get("action_dims")), **found["losses"]}
         return Output(losses=named, metrics=found["metrics"], codes=found["codes"])
 
-    def encode(self, action: jax.Array, mask: jax.Array | None = None, state: jax.Array | None = None):
-        """Normalised actions f32 [B, T, A], of any T -> "codes" i32 [B, T, 2] and "embedding" f32 [B, T, D]."""
-        mask = jnp.ones(action.shape[:2]) if mask is None else mask
-        embedding = self._embed(action, mask, state, train=False)
+    def encode(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Normalised "action" f32 [B, T, A], of any T, and "action_mask" [B, T] -> "codes" i32 [B, T, 2] and
+        "embedding" f32 [B, T, D]."""
+        embedding = self._embed(batch["action"], batch["action_mask"], batch.get("state"), train=False)
         return {"codes": self.codes.nearest(embedding), "embedding": embedding}
 
     def decode(self, codes: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -319,7 +321,7 @@ class Model(nn.Module):
     def predict(self, batch) -> dict[str, jax.Array]:
         """Codes i32 [B, T, 2] of the actions, and the "reconstruction" f32 [B, T, A] from them."""
         mask = batch["action_mask"]
-        codes = self.encode(batch["action"], mask, batch.get("state"))["codes"]
+        codes = self.encode(batch)["codes"]
         return {"codes": codes, "reconstruction": self.decode(codes, mask)}
 
     def evaluate(self, batch) -> dict[str, jax.Array]:
@@ -350,7 +352,7 @@ class Model(nn.Module):
         return self.codes.hierarchy()
 
     def cluster_distances(self, action: jax.Array, mask: jax.Array, state: jax.Array | None = None) -> jax.Array:
-        """How far each step is from each cluster, f32 [B, T, |Q|], see `fifa`; arguments as of `encode`."""
+        """How far each step is from each cluster, f32 [B, T, |Q|], see `fifa`; "mask" as "action_mask"."""
         embedding = self._embed(action, mask, state, train=False)
         return fifa.cluster_distances(embedding, *self.codes.codebooks(), self.codes.hierarchy())
 

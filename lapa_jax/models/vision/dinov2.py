@@ -3,10 +3,11 @@
 
 from typing import ClassVar
 
+from lapa_jax.models import base
 from lapa_jax.nn.vit import VisionTower
 
 
-class Model(VisionTower):
+class Model(VisionTower, base.Part):
     """Features of patches, 1024 each by default; class token and registers are dropped. Fields: `VisionTower`."""
 
     image_size: int = 518

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.models import base
 from lapa_jax.nn.linear import Linear, fan_in_uniform
 from lapa_jax.nn.norm import LayerNorm
 
@@ -31,7 +32,7 @@ class Film(nn.Module):
         return x * (1 + scale) + shift
 
 
-class Model(nn.Module):
+class Model(base.Part):
     """A picture and an instruction to a few tokens.
 
     Attributes:

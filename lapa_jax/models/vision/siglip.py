@@ -2,10 +2,11 @@
 
 from typing import ClassVar
 
+from lapa_jax.models import base
 from lapa_jax.nn.vit import VisionTower
 
 
-class Model(VisionTower):
+class Model(VisionTower, base.Part):
     """Features of patches, 1152 each by default; without the pooling head and the text tower. Fields: `VisionTower`."""
 
     image_size: int = 224

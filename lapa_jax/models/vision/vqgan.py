@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lapa_jax.core.errors import UserError
+from lapa_jax.models import base
 
 GROUPS = 32
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -140,7 +141,7 @@ class Codebook(nn.Module):
         return self.embeddings[codes]
 
 
-class Model(nn.Module):
+class Model(base.Part):
     """Images to codes and back.
 
     Attributes:

@@ -6,7 +6,7 @@ import pytest
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.loader.loader import eval_batches, train_batches
 from lapa_jax.data.loader.orders import train_order
-from lapa_jax.data.samples.pairs import FramePairs, Gap
+from lapa_jax.data.samples.pairs import FramePairSource, Gap
 from lapa_jax.data.shards.step_shards import StepShards
 from lapa_jax.data.transforms import Augment
 from tests.data import sources
@@ -20,7 +20,7 @@ def pairs(tmp_path_factory):
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (60, step_shards.SIZE, step_shards.SIZE, 3), dtype=np.uint8)
     folder = step_shards.write(tmp_path_factory.mktemp("data"), draw=lambda episode, step: noise[10 * episode + step])
-    return FramePairs(StepShards(folder), Gap(frames=1))
+    return FramePairSource(StepShards(folder), Gap(frames=1))
 
 
 def take(batches, count):
@@ -150,7 +150,7 @@ def test_a_damaged_sample_stops_with_its_name(tmp_path):
     whole = (folder / "train-00001.tar").read_bytes()
     at = whole.index(b"ep2_000004.image.jpg") + 512
     (folder / "train-00001.tar").write_bytes(whole[:at] + bytes(100) + whole[at + 100 :])
-    pairs = FramePairs(StepShards(folder), Gap(frames=1))
+    pairs = FramePairSource(StepShards(folder), Gap(frames=1))
     with pytest.raises(UserError, match=r"train-00001\.tar.*ep2_000004"):
         take(train_batches(pairs, seed=0, batch_size=4), 10)
 

@@ -5,7 +5,7 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.data.loader import loader
 from lapa_jax.data.samples import chunks, steps
 from lapa_jax.data.samples.mixture import Mixture
-from lapa_jax.data.samples.pairs import FramePairs, Gap
+from lapa_jax.data.samples.pairs import FramePairSource, Gap
 from lapa_jax.data.shards.step_shards import StepShards
 from lapa_jax.data.transforms import Augment
 from tests.data.samples import make
@@ -62,9 +62,9 @@ def test_chunks_are_padded_in_their_last_axis(shards):
 
 def test_pairs_of_other_gaps_and_cameras(shards):
     parts = {
-        "top": FramePairs(shards["a"], Gap(frames=2), ("frames", "net_action"), 16, "image_top"),
-        "front": FramePairs(shards["a"], Gap(frames=1), ("frames", "net_action"), 16),
-        "b": FramePairs(shards["b"], Gap(frames=3), ("frames", "net_action"), 16),
+        "top": FramePairSource(shards["a"], Gap(frames=2), ("frames", "net_action"), 16, "image_top"),
+        "front": FramePairSource(shards["a"], Gap(frames=1), ("frames", "net_action"), 16),
+        "b": FramePairSource(shards["b"], Gap(frames=3), ("frames", "net_action"), 16),
     }
     mixed = Mixture(parts, [1, 1, 1])
     batch = mixed.batch([4, 5, 12])

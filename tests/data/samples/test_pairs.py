@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from lapa_jax.core.errors import UserError
 from lapa_jax.data import images, pipeline
 from lapa_jax.data.samples.pair_shards import PairShards
-from lapa_jax.data.samples.pairs import FramePairs, Gap
+from lapa_jax.data.samples.pairs import FramePairSource, Gap
 from lapa_jax.data.shards.step_shards import ShardWriter, StepShards, array_bytes
 from tests.data.samples import make
 from tests.inference import step_shards
@@ -58,9 +58,9 @@ def test_pairs_never_cross_an_episode(episodes, gap):
         expected += [(number, t, t + distance) for t in range(length) if t + distance <= length - 1]
     if not expected:
         with pytest.raises(UserError, match="no pair fits"):
-            FramePairs(steps, gap)
+            FramePairSource(steps, gap)
         return
-    pairs = FramePairs(steps, gap, ("frames", "net_action"))
+    pairs = FramePairSource(steps, gap, ("frames", "net_action"))
     assert len(pairs) == len(expected)
     for i, (number, first, second) in enumerate(expected):
         pair = pairs[i]
@@ -76,7 +76,7 @@ def test_pairs_never_cross_an_episode(episodes, gap):
 
 def test_pairs_from_shards(tmp_path):
     data = StepShards(step_shards.write(tmp_path))
-    pairs = FramePairs(data, Gap(seconds=0.3), ("frames", "net_action"), image_size=16)
+    pairs = FramePairSource(data, Gap(seconds=0.3), ("frames", "net_action"), image_size=16)
     assert pairs.summary() == {
         "episodes": 4, "steps": 23, "pairs": 4 + 1 + 6, "steps_without_pair": 12, "episodes_without_pair": 1,
         "pairs_without_picture": 0, "pairs_without_action": 0, "gap_frames_min": 3, "gap_frames_max": 3,
@@ -108,17 +108,17 @@ def test_gap_in_frames():
 def test_requests_the_data_cannot_meet(tmp_path):
     data = StepShards(step_shards.write(tmp_path, actions=False))
     with pytest.raises(UserError, match="no actions"):
-        FramePairs(data, Gap(frames=1), ("frames", "net_action"))
+        FramePairSource(data, Gap(frames=1), ("frames", "net_action"))
     with pytest.raises(UserError, match="state"):
-        FramePairs(data, Gap(frames=1), ("frames", "state"))
+        FramePairSource(data, Gap(frames=1), ("frames", "state"))
     with pytest.raises(UserError, match="longest of its 4 episodes has 9 frames"):
-        FramePairs(data, Gap(frames=9))
+        FramePairSource(data, Gap(frames=9))
 
 
 def test_a_picture_of_another_size_is_named(tmp_path):
     folder = step_shards.write(tmp_path, draw=lambda episode, step: np.zeros((16, 16, 3), np.uint8))
     with pytest.raises(UserError, match="ep0_000000.*16 x 16, expected 32 x 32"):
-        FramePairs(StepShards(folder), Gap(frames=1))[0]
+        FramePairSource(StepShards(folder), Gap(frames=1))[0]
 
 
 def write_pairs(folder, names=("t.jpg", "t1.jpg"), count=3):
@@ -163,7 +163,7 @@ def test_pairs_that_lack_a_frame(tmp_path):
 
 def test_mixed_frame_rates_are_read_from_the_steps(tmp_path):
     folder = step_shards.write(tmp_path, fps=None)
-    pairs = FramePairs(StepShards(folder), Gap(seconds=0.3))
+    pairs = FramePairSource(StepShards(folder), Gap(seconds=0.3))
     assert pairs.gaps.tolist() == [3, 3, 3, 3], "each step's json says 10 frames per second"
 
 
@@ -171,7 +171,7 @@ def test_pairs_without_a_picture_or_an_action_are_counted(tmp_path):
     drop = [(0, 3, "image_wrist.jpg"), (1, 1, "action.npy")]
     folder = make.write(tmp_path, [7, 5], cameras=("image", "image_wrist"), drop=drop)
     shards, episodes = StepShards(folder), make.decoded(folder)
-    pairs = FramePairs(shards, Gap(frames=2), ("frames", "net_action"), camera="image_wrist")
+    pairs = FramePairSource(shards, Gap(frames=2), ("frames", "net_action"), camera="image_wrist")
     expected = []
     for number, steps in enumerate(episodes):
         for t in range(len(steps) - 2):
@@ -184,6 +184,6 @@ def test_pairs_without_a_picture_or_an_action_are_counted(tmp_path):
     np.testing.assert_allclose(batch["net_action"], [e[3] for e in expected], rtol=1e-6)
     counts = pairs.summary()
     assert (counts["pairs_without_picture"], counts["pairs_without_action"]) == (2, 2)
-    assert len(FramePairs(shards, Gap(frames=2))) == 8, "the main camera saw everything"
+    assert len(FramePairSource(shards, Gap(frames=2))) == 8, "the main camera saw everything"
     with pytest.raises(UserError, match="one camera.*data.mixture"):
-        FramePairs(shards, Gap(frames=2), camera=("image", "image_wrist"))
+        FramePairSource(shards, Gap(frames=2), camera=("image", "image_wrist"))

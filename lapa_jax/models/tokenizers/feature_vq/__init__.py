@@ -14,6 +14,7 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.output import Output
+from lapa_jax.models import base
 from lapa_jax.models.tokenizers.feature_vq import categories
 from lapa_jax.models.tokenizers.feature_vq import metrics as feature_vq_summary
 from lapa_jax.models.tokenizers.feature_vq.codebooks import Codebooks
@@ -206,7 +207,7 @@ def _column(batch: Mapping) -> str:
                     f"data.fields to ('feature',) or ('state',)")  # fmt: skip
 
 
-class Model(nn.Module):
+class Model(base.FeatureTokenizer):
     """The feature tokenizer.
 
     Batches hold "feature", or "state" in its place: f32 [B, F], in the data's units. Losses: "reconstruction", mean
@@ -331,12 +332,13 @@ class Model(nn.Module):
         }
         return Output(losses=named, metrics=metrics, codes=codes)
 
-    def encode(self, features: jax.Array) -> dict[str, jax.Array]:
-        """Features f32 [B, F] in the data's units -> "codes" i32 [B, C * 3] and "latent" f32 [B, D], quantised to them.
+    def encode(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Features f32 [B, F] of a batch, in the data's units -> "codes" i32 [B, C * 3] and "latent" f32 [B, D], what
+        was quantised to them.
 
         Codes stand category after category, the three levels of each; code i is below `codebook_sizes` of its place.
         """
-        latents = self._encode(self._standardized(features), train=False)
+        latents = self._encode(self._standardized(batch[_column(batch)]), train=False)
         return {"codes": self.codebooks.nearest(latents), "latent": self._joined(latents)}
 
     def decode(self, codes: jax.Array) -> jax.Array:
@@ -346,7 +348,7 @@ class Model(nn.Module):
 
     def predict(self, batch) -> dict[str, jax.Array]:
         """Codes i32 [B, C * 3] and the "reconstruction" f32 [B, F] from them, in the data's units."""
-        codes = self.encode(batch[_column(batch)])["codes"]
+        codes = self.encode(batch)["codes"]
         return {"codes": codes, "reconstruction": self.decode(codes)}
 
     def evaluate(self, batch) -> dict[str, jax.Array]:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.models.tokenizers.laq.frame_pair_model import FramePairs
+from lapa_jax.models.tokenizers.laq.frame_pair_model import FramePairModel
 from lapa_jax.models.tokenizers.laq.modules import FrameDecoder, PairEncoder, check_choice, check_encoder, image_shape
 from lapa_jax.nn.patches import patch_grid
 from lapa_jax.nn.vit import VisionTower
@@ -22,8 +22,8 @@ CONTEXTS = ("patch_embedding", "encoder")
 TARGETS = ("pixels", "features")
 
 
-class Model(FramePairs):
-    """The latent action tokenizer; what it shares with others of its kind is explained at `FramePairs`.
+class Model(FramePairModel):
+    """The latent action tokenizer; what it shares with others of its kind is explained at `FramePairModel`.
 
     Attributes:
       patch_size: side of a patch; divides both sides of the image.

@@ -11,8 +11,8 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.output import Output
-from lapa_jax.models.tokenizers.laq import metrics as laq_summary
-from lapa_jax.models.tokenizers.laq import quantizers
+from lapa_jax.models.base import FramePairTokenizer
+from lapa_jax.models.tokenizers.laq import metrics, quantizers
 from lapa_jax.models.tokenizers.laq.modules import (
     DTYPES,
     IMAGENET_MEAN,
@@ -34,7 +34,7 @@ NORMALIZATIONS = ("none", "imagenet")
 DELTA_NORMS = ("none", "running", "running_per_position")
 
 
-class FramePairs(nn.Module):
+class FramePairModel(FramePairTokenizer):
     """The common part of latent action tokenizers.
 
     Batches hold "frames": uint8 or f32 in [0, 1], [B, 2, H, W, 3]. Losses of the predicted second frame, in [0, 1]:
@@ -104,11 +104,6 @@ class FramePairs(nn.Module):
         if self.delta_norm != "none":
             self.normalizer = RunningNorm(per_position=self.delta_norm == "running_per_position")
 
-    @property
-    def pictures(self) -> bool:
-        """Whether what is predicted are pixels in [0, 1]."""
-        return True
-
     def observe(self, frames: jax.Array) -> jax.Array:
         """Frames f32 [..., H, W, 3] in [0, 1] -> what is predicted of them, [..., rows, columns, C]."""
         return frames
@@ -158,13 +153,13 @@ class FramePairs(nn.Module):
         frames = self._frames(batch["frames"])
         view = self._encode(frames, train=train)
         quantized = quantizers.apply(self.quantization, view["delta"], train=train)
-        action, codes, quantizer_losses, metrics = quantized
+        action, codes, quantizer_losses, measured = quantized
         if train and self.view_shift:
             named = self._two_view_losses(view, action, frames)
         else:
             named = self._losses(view, action, frames)
-        metrics = metrics | batch_usage(codes, self.codebook_size)
-        return Output(losses=named | quantizer_losses, metrics=metrics, codes=codes)
+        measured = measured | batch_usage(codes, self.codebook_size)
+        return Output(losses=named | quantizer_losses, metrics=measured, codes=codes)
 
     def _losses(self, view: dict[str, jax.Array], action: jax.Array, frames: jax.Array) -> dict[str, jax.Array]:
         """The named losses f32 [B] of predicting `frames[:, 1]` from a view of `frames[:, 0]` and actions."""
@@ -238,8 +233,8 @@ class FramePairs(nn.Module):
 
     @nn.nowrap
     def summarize(self, arrays: dict[str, np.ndarray]) -> dict[str, float]:
-        """Scalars from the arrays of `evaluate` over a data set; see `laq_summary.summarize`."""
-        return laq_summary.summarize(arrays, self.codebook_size)
+        """Scalars from the arrays of `evaluate` over a data set; see `metrics.summarize`."""
+        return metrics.summarize(arrays, self.codebook_size)
 
     @nn.nowrap
     def after_update(self, variables, *, step: jax.Array, rng: jax.Array):

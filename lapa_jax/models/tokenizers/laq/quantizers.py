@@ -1,4 +1,4 @@
-"""The quantisers that a latent action model of frame pairs (`laq_pairs.FramePairs`) may have, chosen by its fields."""
+"""The quantisers that a latent action model of frame pairs (`FramePairModel`) may have, chosen by its fields."""
 
 import math
 

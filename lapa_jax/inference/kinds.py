@@ -1,0 +1,80 @@
+"""The one table of kinds of models: what a kind is called, and who loads, labels, evaluates, serves, exports it.
+
+A model says its kind (`models.base.Model.kind`); everything else is looked up here. Classes are named by
+"module:Class" and imported when they are asked for, so that this table may name rooms above its own floor.
+"""
+
+import dataclasses
+import importlib
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One kind of model.
+
+    Attributes:
+      name: as models declare it. noun: in messages.
+      trained: the inference object that `lapa_jax.load` gives.
+      evaluation: measures it on held-out samples (`launch/eval.py`).
+      codes: gives the codes of steps (`launch/label.py`); None: it has none.
+      controller: acts in environments (`launch/eval.py --env`); None: it does not act in physical units.
+      not_served: why `launch/serve.py` refuses it, and what to do; None: it is served.
+      program: whether its forward pass is exported as a StableHLO program and its weights as int8. What int8 costs is
+        then measured in `int8_error`: "actions" or "codes".
+    """
+
+    name: str
+    noun: str
+    trained: str
+    evaluation: str
+    codes: str | None = None
+    controller: str | None = None
+    not_served: str | None = "does not act on images and instructions; serve a run of configs/vla_action.py"
+    program: bool = False
+    int8_error: str | None = None
+
+
+KINDS = {kind.name: kind for kind in (
+    Kind("frame_pair_tokenizer", "tokenizer of frame pairs",
+         trained="lapa_jax.inference.latent_action_tokenizer:LatentActionTokenizer",
+         evaluation="lapa_jax.evaluate.latent_actions.evaluation:Evaluation",
+         codes="lapa_jax.label.codes:PairCodes"),
+    Kind("action_tokenizer", "tokenizer of actions",
+         trained="lapa_jax.inference.tokenizers:ActionTokenizer",
+         evaluation="lapa_jax.evaluate.action_tokenizer:Evaluation",
+         codes="lapa_jax.label.codes:ActionCodes"),
+    Kind("feature_tokenizer", "tokenizer of features",
+         trained="lapa_jax.inference.tokenizers:FeatureTokenizer",
+         evaluation="lapa_jax.evaluate.feature_tokenizer:Evaluation",
+         codes="lapa_jax.label.codes:FeatureCodes"),
+    Kind("latent_policy", "stage-2 policy",
+         trained="lapa_jax.inference.policies:LatentPolicy",
+         evaluation="lapa_jax.evaluate.latent_policy:Evaluation",
+         not_served="gives codes and no actions; train it on actions with configs/vla_action.py and serve that run",
+         program=True, int8_error="codes"),
+    Kind("action_policy", "stage-3 policy",
+         trained="lapa_jax.inference.policies:Policy",
+         evaluation="lapa_jax.evaluate.policy:Evaluation",
+         controller="lapa_jax.inference.controllers:of_chunks",
+         not_served=None, program=True, int8_error="actions"),
+    Kind("token_policy", "policy of action tokens",
+         trained="lapa_jax.inference.policies:TokenPolicy",
+         evaluation="lapa_jax.evaluate.policy:Evaluation",
+         controller="lapa_jax.inference.controllers:of_chunks",
+         not_served=None),
+    Kind("in_context_policy", "in-context policy",
+         trained="lapa_jax.inference.in_context:InContextPolicy",
+         evaluation="lapa_jax.evaluate.in_context:Evaluation",
+         controller="lapa_jax.inference.controllers:in_context"),
+)}  # fmt: skip
+
+
+def kind_of(model) -> Kind | None:
+    """The row of a model, a Flax module or the program that stands in for one; None for parts and models without."""
+    return KINDS.get(model.kind)
+
+
+def resolve(place: str):
+    """The class or function that "module:name" names."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,150 @@
+"""The contract: what a model is, and the kinds of models that the rest of the house knows.
+
+A file (or package) under `lapa_jax/models/` that defines a class `Model` is a model; `config.model.name` is its module
+path, and the other keys of `config.model` are its fields. Its module may define `from_data(spec, source, seed)`, which
+fills in what only the training data can tell (see `core.config.complete`).
+
+`core.config.build` calls `check`, `train.task.Task` everything else of `Model`. The object that `lapa_jax.load` gives
+is chosen by `kind`, and calls the methods of that kind. Methods without `@nn.nowrap` run within `Model.apply`.
+"""
+
+import abc
+from collections.abc import Mapping
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from lapa_jax.core.output import Output
+
+Batch = Mapping[str, jax.Array]
+
+
+class Part(nn.Module):
+    """A network that models contain, such as a vision tower: a field of theirs, built like a model, without losses."""
+
+    kind: ClassVar[str | None] = None
+
+    @nn.nowrap
+    def check(self) -> None:
+        """Raises `UserError` for fields that do not go together; single fields are checked by their annotations."""
+
+    @nn.nowrap
+    def example(self, batch_size: int) -> dict[str, np.ndarray]:
+        """A training batch of zeros, with all masks 1: names, shapes and dtypes are those that the data must have."""
+        return {}
+
+
+class Model(Part, abc.ABC):
+    """A model that the training loop trains. `kind`: its row of `inference.kinds.KINDS`; None: it cannot be loaded."""
+
+    @abc.abstractmethod
+    def __call__(self, batch: Batch, *, train: bool) -> Output:
+        """Named losses f32 [B], metrics and codes of a batch. With `train`, dropout acts (rng "dropout"), noise is
+        drawn (rng "noise") and collections other than "params", such as EMA codebooks, are updated."""
+
+    def predict(self, batch: Batch) -> dict[str, jax.Array]:
+        """What the model makes of a batch: codes, actions, reconstructions. Deterministic."""
+        return {"codes": self(batch, train=False).codes}
+
+    @abc.abstractmethod
+    def evaluate(self, batch: Batch) -> dict[str, jax.Array]:
+        """Arrays [B, ...] of each held-out example, without noise and without updates; `summarize` gets all of them."""
+
+    @nn.nowrap
+    def summarize(self, arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Metrics of a data set from the arrays of `evaluate` over all of it; logged under "val/"."""
+        return {name: float(value.mean()) for name, value in arrays.items()}
+
+    @nn.nowrap
+    def after_update(self, variables, *, step: jax.Array, rng: jax.Array) -> tuple[Mapping, dict]:
+        """What follows optimizer step number `step`, i32, such as replacing dead codes; pure, within jit.
+        Gives the new variables, and {parameter name: bool mask} of entries whose optimizer moments start afresh."""
+        return variables, {}
+
+
+class FramePairTokenizer(Model):
+    """Latent actions of "frames" [B, 2, H, W, 3]. Fields: image_size, codebook_size (K), code_seq_len (N)."""
+
+    kind = "frame_pair_tokenizer"
+
+    @property
+    def pictures(self) -> bool:
+        """Whether images are predicted; otherwise features of their patches."""
+        return True
+
+    @abc.abstractmethod
+    def encode(self, frames: jax.Array) -> dict[str, jax.Array]:
+        """Frames [B, 2, H, W, 3] -> "codes" i32 [B, N] and "delta" f32 [B, N, Q], what was quantised."""
+
+    @abc.abstractmethod
+    def decode(self, first_frame: jax.Array, codes: jax.Array) -> jax.Array:
+        """Frames [B, H, W, 3] and codes i32 [B, N] -> the next frames f32, not clipped, or their features."""
+
+    @abc.abstractmethod
+    def observe(self, frames: jax.Array) -> jax.Array:
+        """Frames f32 [..., H, W, 3] in [0, 1] -> what `decode` predicts of them, [..., rows, columns, C]."""
+
+
+class ColumnTokenizer(Model):
+    """Codes of rows of numbers; `code_names` and `codebook_sizes` are those of the code positions."""
+
+    code_names: ClassVar[tuple[str, ...]] = ()
+    codebook_sizes: ClassVar[tuple[int, ...]] = ()
+
+    @abc.abstractmethod
+    def encode(self, batch: Batch) -> dict[str, jax.Array]:
+        """A batch as of `example` -> "codes" i32, of chunks or rows [B, N], of sequences of steps [B, T, N]."""
+
+
+class ActionTokenizer(ColumnTokenizer):
+    """Codes of normalised actions. Batches hold "action" f32 [B, T, A] and "action_mask" f32 [B, T], perhaps "state".
+
+    A tokenizer of chunks has a `chunk_length` T. One of steps has the fields `context`, the longest sequence that it
+    was trained on, and `causal`; `reach` is how many steps before and after a step decide its codes. With `two_level`
+    steps have subclusters and clusters: `vectors`, `hierarchy`, `soft_clusters`, `cluster_distances`.
+    """
+
+    kind = "action_tokenizer"
+    two_level: ClassVar[bool] = False
+    chunk_length: ClassVar[int | None] = None
+    reach: ClassVar[tuple[int, int] | None] = None
+
+
+class FeatureTokenizer(ColumnTokenizer):
+    """Codes of feature vectors. Batches hold "feature" f32 [B, F]."""
+
+    kind = "feature_tokenizer"
+
+    @nn.nowrap
+    def layout(self):
+        """Which feature belongs to which category, a `feature_vq.layout.Layout`; None without categories."""
+
+
+class LatentPolicy(Model):
+    """Stage 2: latent actions from "image" uint8 [B, (V,) H, W, 3], "text" i32 [B, L] and "text_mask" f32 [B, L].
+    Training adds "latent" i32 [B, N]. `predict` gives "codes" i32 [B, N] and "logits" f32 [B, N, K]."""
+
+    kind = "latent_policy"
+
+
+class ActionPolicy(Model):
+    """Stage 3: actions from the same and perhaps "state" f32 [B, S]; learns from, and predicts, "action" f32 [B, T, A],
+    normalised. Fields: state_dim, action_dim, chunk_length, and those of the images and texts."""
+
+    kind = "action_policy"
+
+
+class InContextPolicy(Model):
+    """Imitation of demonstrations that are shown as a prompt; steps are then added one by one to a cache."""
+
+    kind = "in_context_policy"
+
+    @abc.abstractmethod
+    def start(self, batch: Batch):
+        """Prompts -> a cache, and which of its slots are valid."""
+
+    @abc.abstractmethod
+    def extend(self, cache, valid: jax.Array, observation, action: jax.Array, first, *, begin: bool):
+        """One more step -> the cache, its valid slots, and the action to take."""
