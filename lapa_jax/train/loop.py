@@ -59,7 +59,7 @@ def _dry_run(setup: Setup) -> None:
         print(f"  {line}")
     for name, leaf in setup.batch.items():
         print(f"  batch {name}: {leaf.dtype}{list(leaf.shape)}")
-    print(f"  {setup.train_data.summary()}")
+    print(f"  {setup.data.train.summary()}")
     _, flops = compile_step(setup)
     print(f"  {flops / 1e9:.3g} GFLOP a step")
 
@@ -77,10 +77,10 @@ class Loop:
     def __init__(self, setup: Setup, workdir: pathlib.Path):
         """Compiles, then restores the newest checkpoint or initialises from the first batch."""
         self._setup, self._config, self._workdir = setup, setup.config.train, workdir
-        LOG.info("training data: %s", setup.train_data.summary())
+        LOG.info("training data: %s", setup.data.train.summary())
         for line in _origin_lines(setup):
             LOG.info(line)
-        LOG.info("validation data: %s", setup.val_data.summary())
+        LOG.info("validation data: %s", setup.data.validation.summary())
         self._step, self._flops = compile_step(setup)
         best, keep = self._config.best_metric, self._config.keep_last
         self._checkpoints = Checkpointer(workdir, keep_last=keep, best_metric=best)

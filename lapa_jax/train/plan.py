@@ -136,7 +136,7 @@ def _heading(setup: Setup, goal: Target) -> Iterator[str]:
     trained, frozen = tree.split(setup.abstract.variables["params"], setup.optimizer.trainable)
     count = lambda part: sum(leaf.size for leaf in jax.tree.leaves(part))  # noqa: E731
     yield f"{count(trained):,} parameters trained, {count(frozen):,} frozen"
-    if setup.train_data is None:
+    if setup.data is None:
         yield "config.data names no data: batches have the shapes that the model says"
     fresh = [n for n in tree.flatten(frozen) if f"params/{n}" not in setup.taken.names]
     if fresh:

@@ -15,11 +15,8 @@ from jax.sharding import Mesh
 from lapa_jax.core import config as config_lib
 from lapa_jax.core import tree
 from lapa_jax.core.config import ConfigError
-from lapa_jax.core.errors import UserError
-from lapa_jax.data import pipeline
 from lapa_jax.data.loader import loader
-from lapa_jax.data.samples.meta import statistics_of
-from lapa_jax.data.samples.padded import as_wide_as
+from lapa_jax.data.training import TrainingData, names_data, open_training
 from lapa_jax.train import ema, init_from, origins, sharding
 from lapa_jax.train.flops import count_flops
 from lapa_jax.train.optim import Optimizer, make_optimizer
@@ -44,8 +41,7 @@ class Setup:
       taken: which variables begin as those of other runs; empty where the run goes on from its own checkpoint.
       init_from: {prefix: {"path", "step"}} of where they came from when the run began.
       notes: lines for the log about these, and about parameters that are trained later.
-      train_data, val_data: sources of examples (random access); None in a plan without data.
-      augment: random change of a training example, or None.
+      data: what it learns from and is judged by; None in a plan without data.
       batch: shapes, dtypes and shardings of a global training batch.
       optimizer: built for the model's parameters.
       abstract: shapes, dtypes and shardings of the state; nothing is allocated.
@@ -58,36 +54,34 @@ class Setup:
     notes: tuple[str, ...]
     task: Task
     mesh: Mesh
-    train_data: object
-    val_data: object
-    augment: object | None
+    data: TrainingData | None
     batch: dict[str, jax.ShapeDtypeStruct]
     optimizer: Optimizer
     abstract: State
 
     def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         """This host's slices of the training batches from `start_step` on."""
-        config, data = self.config, self.config.data
+        config, options = self.config, self.config.data
         return loader.train_batches(
-            self.train_data, seed=config.seed, batch_size=config.train.batch_size,
-            host=sharding.rows_of_host(self.mesh), augment=self.augment, start_step=start_step, shuffle=data.shuffle,
-            window=data.window, max_bad_samples=data.max_bad_samples, threads=data.threads, workers=data.workers,
-            prefetch=data.prefetch,
+            self.data.train, seed=config.seed, batch_size=config.train.batch_size,
+            host=sharding.rows_of_host(self.mesh), augment=self.data.augment, start_step=start_step,
+            shuffle=options.shuffle, window=options.window, max_bad_samples=options.max_bad_samples,
+            threads=options.threads, workers=options.workers, prefetch=options.prefetch,
         )  # fmt: skip
 
     def eval_batches(self) -> Iterator[dict[str, np.ndarray]]:
         """This host's slices of the evaluation batches, the same at every evaluation."""
-        config, data = self.config, self.config.data
+        config, options = self.config, self.config.data
         return loader.eval_batches(
-            self.val_data, batch_size=config.train.eval_batch_size, host=sharding.rows_of_host(self.mesh),
-            limit=data.eval_examples, max_bad_samples=data.max_bad_samples, threads=data.threads,
-            prefetch=data.prefetch,
+            self.data.validation, batch_size=config.train.eval_batch_size, host=sharding.rows_of_host(self.mesh),
+            limit=options.eval_examples, max_bad_samples=options.max_bad_samples, threads=options.threads,
+            prefetch=options.prefetch,
         )  # fmt: skip
 
     @property
     def val_datasets(self) -> tuple[str, ...]:
         """The names of the datasets that evaluation tells apart; empty where there is one."""
-        return tuple(getattr(self.val_data, "names", ()))
+        return tuple(getattr(self.data.validation, "names", ()))
 
     def init(self, batch) -> State:
         """Fresh state on the devices, sharded as it is made; what other runs give is read, and never made."""
@@ -107,7 +101,7 @@ class Setup:
     def meta(self) -> dict:
         """What a checkpoint must carry for inference, besides the step."""
         begun = {"init_from": self.init_from} if self.init_from else {}
-        return {"config": config_lib.to_json(self.config), **self.train_data.meta(), **begun}
+        return {"config": config_lib.to_json(self.config), **self.data.meta, **begun}
 
 
 def prepare(
@@ -123,32 +117,39 @@ def prepare(
         names none, nor weights for what is frozen. None: all that there are.
     """
     make_patience(config.train)
+
+    # 1. What other runs give to begin with: the model's fields that come from them, later their weights.
     config, sources, begun, notes = _begin(config, saved)
+
+    # 2. The devices, and that the batches can be split among them.
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch_size(mesh, config.train.batch_size, config.train.micro_batches)
     sharding.check_batch_size(mesh, config.train.eval_batch_size, name="eval_batch_size")
-    without_data = devices is not None and not _names_data(config.data)
-    train_data = None if without_data else _training_data(config, saved)
-    if train_data is not None:
-        notes += init_from.check_scales(sources, config, train_data, MODELS)
-    config, from_data = _complete(config, train_data)
+
+    # 3. The data. A plan compiles for devices that are not at hand, where the data often are not either.
+    data = None
+    if devices is None or names_data(config.data):
+        data = open_training(config.data, batch_size=config.train.batch_size, saved=saved)
+        notes += init_from.check_scales(sources, config, data.train, MODELS)
+
+    # 4. The model, completed by what only the data can tell, and its shapes; nothing is allocated.
+    config, from_data = _complete(config, data and data.train)
     task = Task(config_lib.build(MODELS, config.model), config.loss)
-    val_data, augment = (None, None) if train_data is None else _further_data(config, train_data)
-    batch = _batch_shapes(_example(task.model, train_data), config.train.batch_size, mesh)
+    example = task.model.example(1) if data is None else data.train.batch([])
+    batch = _batch_shapes(example, config.train.batch_size, mesh)
     abstract = jax.eval_shape(_init(config, task), batch)
+
+    # 5. Who is trained, who begins with the values of other runs, and where everything lies.
     optimizer = make_optimizer(config.optim, config.train.steps, abstract.variables["params"])
     taken = origins.match(sources, abstract.variables, origins.exceptions(config))
     if saved is None and devices is None:
         init_from.check_frozen(abstract.variables["params"], optimizer.trainable, taken.names)
     sharding.check_replication(abstract, mesh, config.mesh.rules)
-    placed = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        abstract, sharding.shardings(abstract, mesh, config.mesh.rules),
-    )  # fmt: skip
+    places = sharding.shardings(abstract, mesh, config.mesh.rules)
+    placed = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+                          abstract, places)  # fmt: skip
     notes = (*notes, *taken.lines, *_start_lines(optimizer, config.train.steps))
-    return Setup(
-        config, from_data, taken, begun, notes, task, mesh, train_data, val_data, augment, batch, optimizer, placed
-    )  # fmt: skip
+    return Setup(config, from_data, taken, begun, notes, task, mesh, data, batch, optimizer, placed)
 
 
 def make_patience(train: Mapping) -> Patience:
@@ -208,14 +209,6 @@ def on_mesh(mesh: Mesh) -> contextlib.AbstractContextManager:
     return jax.set_mesh(mesh)
 
 
-def check_same_data(config: ml_collections.ConfigDict, train_data, saved: Mapping | None) -> None:
-    """Refuses to go on with a run whose training data are no longer those it began with."""
-    now, then = train_data.meta()["data_fingerprint"], (saved or {}).get("data_fingerprint")
-    if then is not None and now != then:
-        raise UserError(f"the data at {config.data.path} changed since this run began (fingerprint {now[:12]}, was "
-                        f"{then[:12]}); restore it or start another run")
-
-
 def _start_lines(optimizer: Optimizer, steps: int) -> list[str]:
     counts = collections.Counter(optimizer.starts.values())
     too_late = lambda start: f", and this run ends with step {steps}" if start >= steps else ""  # noqa: E731
@@ -268,34 +261,6 @@ def _without(state: State, names: set[str]) -> State:
     return state.replace(variables={n: leaf for n, leaf in tree.flatten(state.variables).items() if n not in names})
 
 
-def _names_data(data: Mapping) -> bool:
-    return bool(data.get("path") or data.get("mixture"))
-
-
-def _training_data(config: ml_collections.ConfigDict, saved: Mapping | None):
-    train_data = pipeline.build(config.data, "train", statistics=statistics_of(saved) if saved else None)
-    pipeline.check_trainable(train_data)
-    check_same_data(config, train_data, saved)
-    if len(train_data) < config.train.batch_size:
-        raise ConfigError(f"the training split has {len(train_data)} examples, fewer than one batch of "
-                          f"{config.train.batch_size}; give more data or a smaller config.train.batch_size")
-    return train_data
-
-
-def _further_data(config: ml_collections.ConfigDict, train_data) -> tuple[object, object | None]:
-    """The held-out samples, and the random change of training samples."""
-    known = statistics_of(train_data.meta())
-    val_data = pipeline.build(config.data, "val", fields=pipeline.eval_fields(config.data), statistics=known)
-    return _like_training(train_data, val_data), pipeline.augmentation(config.data, train_data)
-
-
-def _example(model, train_data) -> Mapping[str, np.ndarray]:
-    """Arrays whose axes behind the first are those of a batch: of the data, or without any, as the model says."""
-    if train_data is not None:
-        return train_data.batch([])
-    return model.example(1)
-
-
 def _batch_shapes(example: Mapping, batch_size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     place = sharding.batch_sharding(mesh)
     for name, values in example.items():
@@ -303,21 +268,3 @@ def _batch_shapes(example: Mapping, batch_size: int, mesh: Mesh) -> dict[str, ja
             raise ConfigError(f"the samples' '{name}' is text, which no device takes; set data.text_tokenizer")
     return {name: jax.ShapeDtypeStruct((batch_size, *values.shape[1:]), values.dtype, sharding=place)
             for name, values in example.items()}  # fmt: skip
-
-
-def _like_training(train_data, val_data):
-    """The held-out samples with rows as wide as those of a mixture; refused where the model could not take them."""
-    ours = train_data.batch([])
-    val_data = as_wide_as(val_data, {name: values.shape[1:] for name, values in ours.items()})
-    theirs = val_data.batch([])
-    for name in ours.keys() - {"dataset_id"}:
-        if name not in theirs:
-            raise ConfigError(f"the held-out samples lack '{name}', which those of training have; give other data")
-        if ours[name].shape[1:] != theirs[name].shape[1:]:
-            raise ConfigError(f"'{name}' has shape {list(ours[name].shape[1:])} in training and "
-                              f"{list(theirs[name].shape[1:])} in the held-out data; evaluate on data of the same kind")
-    made = [(getattr(source, "label_info", None) or {}).get("tokenizer") for source in (train_data, val_data)]
-    if None not in made and made[0] != made[1]:
-        raise ConfigError(f"the held-out latents are of tokenizer {made[1][:12]}, those of training of {made[0][:12]}: "
-                          "label both with one; codes of two tokenizers mean different things")
-    return val_data

@@ -23,7 +23,7 @@ def test_a_run_goes_on_with_the_statistics_of_its_checkpoint(root):
     saved = {"datasets": {"sample": {**entry, "statistics": {"action": {"count": 7}}}}}
     resumed = prepare(config, saved)
     assert resumed.meta()["datasets"]["sample"]["statistics"] == {"action": {"count": 7}}
-    assert resumed.val_data.statistics == {"action": {"count": 7}}
+    assert resumed.data.validation.statistics == {"action": {"count": 7}}
     assert prepare(config, {}).meta() == fresh, "a checkpoint of an earlier version names no data sets"
 
 

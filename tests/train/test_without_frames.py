@@ -159,7 +159,7 @@ def test_datasets_are_evaluated_apart(data, tmp_path):
     # the same by hand: each part's held-out chunks, through the model
     saved = load_for_inference(tmp_path / "run")
     model = chunks.Model(**{k: v for k, v in saved.config.model.items() if k != "name"})
-    source = prepare(toys.config("chunks", {"mixture": tuple(parts)})).val_data
+    source = prepare(toys.config("chunks", {"mixture": tuple(parts)})).data.validation
     which = [source.part_of(i)[0] for i in range(len(source))]
     rows = model.apply(saved.variables, source.batch(range(len(source))), method="evaluate")["mse"]
     np.testing.assert_allclose(each, [np.mean(rows[np.array(which) == n]) for n in (0, 1)], rtol=1e-5)
@@ -170,7 +170,7 @@ def test_held_out_data_are_as_wide_as_the_mixture(data, tmp_path):
     other = make.write(tmp_path / "hand", {"train": [[30]]}, cameras=(), widths={"action": 5}, seed=2)
     parts = ({"path": str(data), "weight": 1.0}, {"path": str(other), "weight": 1.0, "split_val": None})
     setup = prepare(toys.config("chunks", {"mixture": parts}))
-    batch = setup.val_data.batch([0, 1])
+    batch = setup.data.validation.batch([0, 1])
     assert batch["action"].shape == (2, 4, 5) and batch["action_dims"].tolist() == [[1, 1, 1, 0, 0]] * 2
     assert setup.val_datasets == ("arm",) and setup.from_data["action_dim"] == 5
 

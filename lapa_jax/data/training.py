@@ -1,0 +1,78 @@
+"""The data of a training run: what it learns from, what it is judged by, and how its samples are varied."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from lapa_jax.core.config import ConfigError
+from lapa_jax.core.errors import UserError
+from lapa_jax.data import pipeline
+from lapa_jax.data.samples.meta import statistics_of
+from lapa_jax.data.samples.padded import as_wide_as
+from lapa_jax.data.transforms import Augment
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """The opened data of a run.
+
+    Attributes:
+      train, validation: sources of samples (random access), alike in fields and shapes.
+      augment: the random change of a training sample; None where there is none.
+      meta: what a checkpoint must carry of the data: "data_fingerprint", and per dataset normalisation and features.
+    """
+
+    train: object
+    validation: object
+    augment: Augment | None
+    meta: Mapping
+
+
+def open_training(data: Mapping, *, batch_size: int, saved: Mapping | None = None) -> TrainingData:
+    """Opens `config.data` for a run, and refuses data that it cannot train on or cannot be judged by.
+
+    Args:
+      data: `config.data`. batch_size: of training, all devices together.
+      saved: the metadata of the checkpoint that the run goes on from: numbers are scaled as they were then, and the
+        data must still be the same. None for a new run.
+
+    Raises:
+      UserError: data that do not exist, have changed since the run began, have no usable statistics, or too few
+        samples; held-out samples of another kind.
+    """
+    train = pipeline.build(data, "train", statistics=statistics_of(saved) if saved else None)
+    pipeline.check_trainable(train)
+    meta = train.meta()
+    before = (saved or {}).get("data_fingerprint")
+    if before is not None and meta["data_fingerprint"] != before:
+        raise UserError(f"the data at {data.path} changed since this run began (fingerprint "
+                        f"{meta['data_fingerprint'][:12]}, was {before[:12]}); restore it or start another run")
+    if len(train) < batch_size:
+        raise ConfigError(f"the training split has {len(train)} examples, fewer than one batch of {batch_size}; give "
+                        "more data or a smaller config.train.batch_size")
+    # Held-out samples are scaled by the statistics of training, or a policy would be judged in other units.
+    fields = pipeline.eval_fields(data)
+    validation = pipeline.build(data, "val", fields=fields, statistics=statistics_of(meta))
+    return TrainingData(train, _like_training(train, validation), pipeline.augmentation(data, train), meta)
+
+
+def names_data(data: Mapping) -> bool:
+    """Whether `config.data` says where data lie; a plan can do without."""
+    return bool(data.get("path") or data.get("mixture"))
+
+
+def _like_training(train, validation):
+    """The held-out samples with rows as wide as those of a mixture; refused where the model could not take them."""
+    train_batch = train.batch([])
+    validation = as_wide_as(validation, {name: values.shape[1:] for name, values in train_batch.items()})
+    batch = validation.batch([])
+    for name in train_batch.keys() - {"dataset_id"}:
+        if name not in batch:
+            raise ConfigError(f"the held-out samples lack '{name}', which those of training have; give other data")
+        if train_batch[name].shape[1:] != batch[name].shape[1:]:
+            raise ConfigError(f"'{name}' has shape {list(train_batch[name].shape[1:])} in training and "
+                            f"{list(batch[name].shape[1:])} in the held-out data; evaluate on data of the same kind")
+    made = [(getattr(source, "label_info", None) or {}).get("tokenizer") for source in (train, validation)]
+    if None not in made and made[0] != made[1]:
+        raise ConfigError(f"the held-out latents are of tokenizer {made[1][:12]}, those of training of {made[0][:12]}: "
+                        "label both with one; codes of two tokenizers mean different things")
+    return validation
