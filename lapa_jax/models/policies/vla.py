@@ -67,7 +67,7 @@ DECODE = ("parallel", "autoregressive")
 
 
 def from_data(spec: dict, source, seed: int) -> dict:
-    """Fills in what is None and only the data tell, see ``latent_from_data``; `seed` is not needed."""
+    """Fills in what is None and only the data tell, see `vision_language`; `seed` is not needed."""
     return {**vision_language.body_from_data(spec, source), **vision_language.latent_from_data(spec, source)}
 
 
