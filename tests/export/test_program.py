@@ -87,7 +87,7 @@ def test_one_row_without_the_models_code(exported, root, tmp_path):
 def test_what_it_takes_and_gives_is_written_beside_it(exported):
     policy, folder = exported["bins"]
     about = json.loads((folder / "program.json").read_text())
-    assert about["platforms"] == ["cpu", "cuda"] and about["kind"] == "policy"
+    assert about["platforms"] == ["cpu", "cuda"] and about["kind"] == "action_policy"
     assert about["text_tokenizer"] == {"name": "bytes", "template": "plain"}
     assert about["inputs"]["image"] == {"shape": ["rows", 28, 28, 3], "dtype": "uint8"}
     assert about["outputs"] == {"action": {"shape": ["rows", 2, 2], "dtype": "float32"}}

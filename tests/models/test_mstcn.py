@@ -86,7 +86,7 @@ def test_one_forward_serves_training_evaluation_and_prediction():
     output = jax.jit(lambda v, b: model.apply(v, b, train=False))(variables, batch)
     predicted = run(model, variables, "predict", batch)
     np.testing.assert_array_equal(output.codes, predicted["codes"])
-    encoded = run(model, variables, "encode", batch["action"], batch["action_mask"])
+    encoded = run(model, variables, "encode", batch)
     np.testing.assert_array_equal(encoded["codes"], predicted["codes"])
     np.testing.assert_allclose(run(model, variables, "decode", encoded["codes"]), predicted["reconstruction"],
                                rtol=1e-4, atol=1e-5)  # fmt: skip
@@ -102,7 +102,7 @@ def test_the_hierarchy_maps_every_subcluster_to_its_nearest_cluster():
     np.testing.assert_array_equal(hierarchy, np.argmax(z @ q.T, axis=1))
     codes = np.asarray(run(model, variables, "predict", batch_of(model, seed=3))["codes"])
     np.testing.assert_array_equal(codes[..., 1], np.asarray(hierarchy)[codes[..., 0]])
-    embedding = run(model, variables, "encode", batch_of(model, seed=3)["action"])["embedding"]
+    embedding = run(model, variables, "encode", batch_of(model, seed=3))["embedding"]
     nearest = np.argmax(np.asarray(embedding) @ z.T, axis=-1)
     np.testing.assert_array_equal(codes[..., 0], nearest)
 
@@ -168,7 +168,7 @@ def test_the_commitment_of_q_is_to_the_embedding_itself():
     """Spec error 8: it is named, weighed and differentiated once, not a side effect of a chained estimator."""
     model, variables = small()
     batch = batch_of(model)
-    embedding = np.asarray(run(model, variables, "encode", batch["action"])["embedding"])
+    embedding = np.asarray(run(model, variables, "encode", batch)["embedding"])
     direction = embedding / np.linalg.norm(embedding, axis=-1, keepdims=True)
     codes = np.asarray(run(model, variables, "predict", batch)["codes"])
     output = jax.jit(lambda v, b: model.apply(v, b, train=False))(variables, batch)
@@ -218,7 +218,7 @@ def test_a_causal_tokenizer_cannot_know_what_comes():
         batch = batch_of(model, 4)
         changed = {**batch, "action": batch["action"].copy()}
         changed["action"][:, 7:] += 5
-        embed = lambda b: np.asarray(run(model, variables, "encode", b["action"])["embedding"])  # noqa: B023, E731
+        embed = lambda b: np.asarray(run(model, variables, "encode", b)["embedding"])  # noqa: B023, E731
         same = np.abs(embed(batch) - embed(changed))[:, :7].max() == 0
         codes = np.random.default_rng(0).integers(0, [12, 4], (4, 12, 2)).astype(np.int32)
         other = codes.copy()
@@ -232,8 +232,8 @@ def test_the_state_reaches_the_codes_and_the_decoder_needs_none():
     model, variables = small(state_dim=5)
     batch = batch_of(model)
     other = {**batch, "state": batch["state"] + 3}
-    a, b = (run(model, variables, "encode", x["action"], x["action_mask"], x["state"]) for x in (batch, other))
+    a, b = (run(model, variables, "encode", x) for x in (batch, other))
     assert np.abs(a["embedding"] - b["embedding"]).max() > 1e-3
     assert run(model, variables, "decode", a["codes"]).shape == (8, 6, 3)
     with pytest.raises(UserError, match="state_dim 5, and no state came"):
-        run(model, variables, "encode", batch["action"])
+        run(model, variables, "encode", {name: batch[name] for name in ("action", "action_mask")})
