@@ -73,7 +73,7 @@ def test_the_statistics_beside_the_weights_go_before_those_of_the_config(source,
 
 
 def test_images_are_seen_as_the_processor_says(source):
-    read = lambda **how: openvla.read(source, **how).config  # noqa: E731
+    read = lambda **chosen: openvla.read(source, chosen=openvla.Chosen(**chosen)).config  # noqa: E731
     assert read()["data"]["resize"] == {"mode": "squash", "interpolation": "bicubic"}
     assert read(center_crop=True)["data"]["resize"]["area"] == 0.9
     released.edit_json(source / "preprocessor_config.json", image_resize_strategy="letterbox")

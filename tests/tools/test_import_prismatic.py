@@ -115,8 +115,8 @@ def test_one_tower_and_a_projector_of_two_layers(source, tmp_path):
     assert config.data.resize.to_dict() == {"mode": "letterbox", "interpolation": "bicubic", "fill": (127, 127, 127)}
     np.testing.assert_array_equal(variables["params"]["projector"]["hidden"]["kernel"],
                                   state["projector"]["projector.0.weight"].T)  # fmt: skip
-    released.import_("prismatic", source, tmp_path / "explicit", "--siglip",
-                     source / f"{SIGLIP}.open_clip.safetensors", "--tokenizer", "bytes", "--template", "plain")  # fmt: skip
+    options = ("--siglip", source / f"{SIGLIP}.open_clip.safetensors", "--tokenizer", "bytes", "--template", "plain")
+    released.import_("prismatic", source, tmp_path / "explicit", *options)
     action = lapa_jax.load(tmp_path / "explicit").act(rng.integers(0, 256, (40, 60, 3), np.uint8), "go")
     assert action.shape == (7,) and np.abs(action).max() <= 1
 
