@@ -188,8 +188,8 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     add("--ensemble", type=float, metavar="DECAY", help=words)
     add("--num_envs", type=int, help="environments in lockstep, so that the policy sees batches; 8 by default")
     add("--videos", type=int, help="number of episodes to film, 8 by default; with 0 no images are kept")
-    own = flags.add_options(add, argv, skip=("size", "split"))
-    parser.set_defaults(env_options=("split", *own))
+    added = flags.add_options(add, argv, skip=("size", "split"))
+    parser.set_defaults(env_options=("split", *added))
     return parser
 
 

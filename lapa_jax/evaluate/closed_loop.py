@@ -53,11 +53,12 @@ def metrics_of(results: Mapping[str, Mapping]) -> dict[str, float | None]:
     """Flat figures: the policy's "success_rate" with its interval; of the others "success_rate_<name>"; and
     "of_expert", its rate over the expert's where there is one and it is not 0."""
     name, *others = results
-    own = results[name]["overall"]
-    metrics = {"success_rate": own["success_rate"], "success_rate_low": own["low"], "success_rate_high": own["high"]}
+    policy = results[name]["overall"]
+    metrics = {"success_rate": policy["success_rate"], "success_rate_low": policy["low"]}
+    metrics["success_rate_high"] = policy["high"]
     metrics |= {f"success_rate_{other}": results[other]["overall"]["success_rate"] for other in others}
     if ceiling := metrics.get("success_rate_expert"):
-        metrics["of_expert"] = own["success_rate"] / ceiling
+        metrics["of_expert"] = policy["success_rate"] / ceiling
     return metrics
 
 

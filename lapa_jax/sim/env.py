@@ -182,14 +182,14 @@ def make(name: str, **options) -> Simulator:
       UserError: no such simulator or option, a package that is not installed, or an `Env` that declares too little.
     """
     made, (simulator, colon, argument) = env_class(name), name.partition(":")
-    known = options_of(made)
+    declared = options_of(made)
     for option in options:
-        if option not in known:
-            raise UserError(f"the environment {name} has no option '{option}'{did_you_mean(option, known)}")
+        if option not in declared:
+            raise UserError(f"the environment {name} has no option '{option}'{did_you_mean(option, declared)}")
     if missing := sorted(made.__abstractmethods__):
         raise UserError(f"the Env of {simulator} does not define {', '.join(missing)}")
     check_installed(simulator, made.packages, made.extra)
-    needs_argument = len(inspect.signature(made).parameters) > len(known)
+    needs_argument = len(inspect.signature(made).parameters) > len(declared)
     if needs_argument != bool(argument):
         raise UserError(f"{simulator} wants its environment's name: --env {simulator}:NAME" if needs_argument else
                         f"{simulator} takes nothing after its name, got '{colon}{argument}'")  # fmt: skip

@@ -8,13 +8,6 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.sim.env import env_class, options_of, simulators
 
 
-def env_of(argv: Sequence[str]) -> str | None:
-    """The value of --env in a command line."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--env")
-    return parser.parse_known_args(list(argv))[0].env
-
-
 def add_options(add: Callable, argv: Sequence[str], skip: Sequence[str] = ()) -> tuple[str, ...]:
     """Adds a flag for each option of this package's simulators, and of the one that `argv` names with --env.
 
@@ -26,9 +19,10 @@ def add_options(add: Callable, argv: Sequence[str], skip: Sequence[str] = ()) ->
     Returns:
       The names of the options that were added.
     """
-    names, env = list(simulators()), env_of(argv)
-    if env and env.endswith(".py"):
-        names.append(env)
+    only_env = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    only_env.add_argument("--env", default="")
+    env = only_env.parse_known_args(list(argv))[0].env
+    names = [*simulators(), *([env] if env.endswith(".py") else [])]
     added: dict[str, None] = {}
     for made in map(env_class, names):
         for name, parameter in options_of(made).items():

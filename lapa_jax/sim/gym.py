@@ -138,8 +138,9 @@ def _read(name: str, size: int, env_map: str | None) -> tuple[gym_map.GymMap, gy
     top = module.partition(".")[0]
     if top != "lapa_jax":
         packages = importlib.metadata.packages_distributions().get(top, ())
-        own = {package: importlib.metadata.version(package) for package in packages}
-        versions |= own or hash_of(sys.modules[module].__file__)
+        versions |= {package: importlib.metadata.version(package) for package in packages}
+        if not packages:
+            versions |= hash_of(sys.modules[module].__file__)
     if file is not None and file.parent != gym_map.SHIPPED:
         versions |= hash_of(str(file))
     return chosen, reading, versions

@@ -1,7 +1,7 @@
 """The push-table's blocks and its five families of instructions, with their success rules. NumPy only.
 
 The families are those of Language Table (Lynch et al. 2022, arXiv:2210.06407). Positions are (x, y) in metres from the
-middle of the table; x grows to the right of the picture and y away from the camera, so "up" is up in the picture.
+middle of the table; x grows to the right of the image and y away from the camera, so "up" is up in the image.
 """
 
 import dataclasses

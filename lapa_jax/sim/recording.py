@@ -76,8 +76,8 @@ class Options:
             (self.format != "mp4" or self.size % 2 == 0, f"--size must be even for mp4, got {self.size}"),
             (self.max_steps is None or self.max_steps > 0, f"--max_steps must be positive, got {self.max_steps}"),
         )
-        for fine, message in checks:
-            if not fine:
+        for valid, message in checks:
+            if not valid:
                 raise UserError(message)
 
     def make_env(self) -> Simulator:

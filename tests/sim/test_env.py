@@ -1,5 +1,6 @@
 """Simulators are found by their names, say what they need, and need neither an expert nor a declaration."""
 
+import argparse
 import json
 
 import numpy as np
@@ -114,6 +115,20 @@ def test_options_of_a_simulator_are_flags(simulator):
     assert "patience" in names and added["--patience"]["type"] is int and added["--calm"]["action"] == "store_true"
     assert "--blocks" in added and "--size" not in added
     assert "patience" not in flags.add_options(lambda name, **how: None, ["--env", "push_table"])
+
+
+def test_an_option_that_is_a_flag_already_is_refused(simulator):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--episodes")
+    name = simulator("patience: int = 3", "episodes: int = 3, patience: int = 3")
+    with pytest.raises(UserError, match="option 'episodes' of .*least.py is a flag of this command already"):
+        flags.add_options(parser.add_argument, ["--env", name])
+
+
+def test_oracle_is_another_name_for_the_expert():
+    assert evaluation.control("oracle", "push_table").name == "expert"
+    with pytest.raises(UserError, match="did you mean 'oracle'"):
+        evaluation.control("oracel", "push_table")
 
 
 @pytest.mark.parametrize(
