@@ -232,3 +232,11 @@ def test_options_in_the_pages_exist(root, command):
     known = set(re.findall(r"--[a-z_]+", done.stdout))
     assert "--help" in known, done.stderr
     assert COMMANDS[command] - known - {"--config"} == set()
+
+
+def test_the_architecture_page_has_the_methods_of_models(root):
+    page = (root / "docs/explanation/architecture.md").read_text().partition("| method | called by | gives |")[2]
+    listed = set(re.findall(r"^\| `(\w+)\(", page.partition("\n\n")[0], flags=re.MULTILINE))
+    source = ast.parse((root / "lapa_jax/models/base.py").read_text())
+    classes = [node for node in source.body if isinstance(node, ast.ClassDef) and node.name in ("Part", "Model")]
+    assert listed == {node.name for cls in classes for node in cls.body if isinstance(node, ast.FunctionDef)}

@@ -1,6 +1,7 @@
 """The pages "add a ...": their files are written where they say, and their commands are run as they stand there."""
 
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -21,19 +22,29 @@ def tree(root, tmp_path):
     return tmp_path
 
 
-def run_commands(page, root, folder) -> list[str]:
-    """Runs the lines of the page's bash blocks in a folder whose `lapa_jax` is the one with the page's files."""
+def run(command: list[str], folder) -> subprocess.CompletedProcess:
+    """Runs Python in a folder whose `lapa_jax` is the one with the page's files."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "JAX_PLATFORMS": "cpu"}
-    lines = [line for block in blocks(page) if block.language == "bash" for line in block.text.splitlines()]
+    return subprocess.run([sys.executable, "-B", *command], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def run_commands(page, root, folder) -> list[str]:
+    """Runs the lines of the page's bash blocks; what each prints."""
     printed = []
-    for line in lines:
+    for line in (line for block in blocks(page) if block.language == "bash" for line in block.text.splitlines()):
         python, script, *arguments = line.split()
         assert python == "python"
-        command = [sys.executable, "-B", str(root / script), *arguments]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        done = run([str(root / script), *arguments], folder)
         assert done.returncode == 0, done.stderr
         printed.append(done.stdout)
     return printed
+
+
+def run_calls(page, folder, check: str) -> None:
+    """Runs the page's Python blocks that are no files, and a check behind them, in one process."""
+    code = [block.text for block in blocks(page) if block.language == "python" and block.file is None]
+    done = run(["-c", "\n".join([*code, check])], folder)
+    assert done.returncode == 0, done.stderr
 
 
 def write_logs(folder, episodes: int, steps: int) -> None:
@@ -59,9 +70,7 @@ def test_the_format_of_the_page_converts_its_logs(root, tree):
     formats.write_text(text.replace("NAMES = (", 'NAMES = ("csv_log", '))
     write_logs(tree / "LOGS", episodes=8, steps=5)
     (tree / "LOGS/drawer_003/0002.jpg").write_bytes(b"no image")
-    environment = {**os.environ, "PYTHONPATH": str(tree)}
-    convert = [sys.executable, "-B", str(root / "tools/convert.py"), "LOGS"]
-    refused = subprocess.run([*convert, "bad"], cwd=tree, env=environment, capture_output=True, text=True)
+    refused = run([str(root / "tools/convert.py"), "LOGS", "bad"], tree)
     assert "drawer_003" in refused.stdout + refused.stderr, "a damaged image is reported with its episode"
     shutil.rmtree(tree / "LOGS/drawer_003")
 
@@ -74,3 +83,13 @@ def test_the_format_of_the_page_converts_its_logs(root, tree):
     np.testing.assert_allclose(steps["train"].array(first.start + 3, "state")[0], 0.3, rtol=1e-6)
     assert steps["train"].text(first.start) == "open the drawer" and steps["train"].fps == 10
     assert abs(int(steps["train"].image(first.start + 3)[0, 0, 0]) - 24) <= 2
+
+
+def test_the_tokenizer_of_the_page_is_trained_and_loaded(root, tree):
+    page = root / "docs/howto/add_a_tokenizer.md"
+    shutil.copytree(root / "configs", tree / "configs", ignore=shutil.ignore_patterns("__pycache__"))
+    assert write_files(page, tree) == ["lapa_jax/models/tokenizers/linear_fsq.py", "configs/linear_fsq.py"]
+    run_commands(page, root, tree)
+    metrics = json.loads((tree / "runs/linear_fsq/eval/metrics.json").read_text())["metrics"]
+    assert metrics["action_r2"] > 0.8, metrics
+    run_calls(page, tree, "assert codes.shape == (4,) and actions.shape == (8, 2) and abs(actions).max() < 0.06")
