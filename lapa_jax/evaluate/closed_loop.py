@@ -4,6 +4,7 @@ import pathlib
 import textwrap
 from collections.abc import Mapping, Sequence
 
+import einops
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
@@ -151,10 +152,9 @@ def draw_sheet(path, episodes: Sequence[Mapping], shown: pathlib.Path) -> pathli
     """A row an episode, named by number and instruction; pictures spread evenly over it."""
     strips = [images.decode(strip(shown, episode["number"]).read_bytes()) for episode in episodes]
     side = strips[0].shape[0]
-    count = strips[0].shape[1] // side
-    frames = np.stack([row.reshape(side, count, side, 3).transpose(1, 0, 2, 3) for row in strips])
+    frames = np.stack([einops.rearrange(row, "h (steps w) c -> steps h w c", w=side) for row in strips])
     rows = [f"{e['number']}: {_wrapped(e['instruction'])}\n{e['steps']} steps" for e in episodes]
-    columns = ["start", *[""] * (count - 2), "end"]
+    columns = ["start", *[""] * (frames.shape[1] - 2), "end"]
     return plots.frame_grid(path, frames, columns, rows)
 
 

@@ -3,6 +3,7 @@ heads of keys than of queries, and a cache of keys and values are options."""
 
 from typing import NamedTuple
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -96,13 +97,13 @@ class Attention(nn.Module):
             mask = mask[:, None] if mask.ndim == 3 else mask[:, None, None]
         kernel = "cudnn" if self.flash else "xla"
         out = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=scale, implementation=kernel)
-        out = out.reshape(*out.shape[:-2], self.heads * self.dim_head)
+        out = einops.rearrange(out, "... heads d -> ... (heads d)")
         out = Linear(x.shape[-1], use_bias=self.use_bias, dtype=self.dtype, name="out")(out)
         return out if cache is None else (out, cache)
 
     def _split(self, name: str, x: jax.Array, heads: int) -> jax.Array:
         y = Linear(heads * self.dim_head, use_bias=self.use_bias, dtype=self.dtype, name=name)(x)
-        return y.reshape(*y.shape[:-1], heads, self.dim_head)
+        return einops.rearrange(y, "... (heads d) -> ... heads d", heads=heads)
 
     def _with_null(self, k, v, bias):
         shape = (self.null_kv, self.heads, self.dim_head)

@@ -1,5 +1,6 @@
 """Losses and image measures, per example. Images are f32 in [0, 1], channels last."""
 
+import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,7 +103,6 @@ def coarse_relative_error(prediction: jax.Array, first: jax.Array, second: jax.A
 
 
 def _block_means(x: jax.Array, cell: int) -> jax.Array:
-    batch, height, width, channels = x.shape
-    rows, columns = height // cell, width // cell
+    rows, columns = x.shape[1] // cell, x.shape[2] // cell
     x = x[:, : rows * cell, : columns * cell]
-    return x.reshape(batch, rows, cell, columns, cell, channels).mean((2, 4))
+    return einops.reduce(x, "b (rows p) (columns q) c -> b rows columns c", "mean", p=cell, q=cell)

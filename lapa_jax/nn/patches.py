@@ -1,7 +1,7 @@
 """Frames to patches and back. The features of a patch are ordered channel, row, column, as in official weights."""
 
+import einops
 import jax
-import jax.numpy as jnp
 
 from lapa_jax.core.errors import UserError
 
@@ -24,16 +24,11 @@ def patch_grid(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
 
 def to_patches(frames: jax.Array, patch_size: int) -> jax.Array:
     """[..., H, W, C] -> [..., H/p * W/p, C*p*p], patches in row-major order."""
-    *batch, height, width, channels = frames.shape
-    rows, columns = height // patch_size, width // patch_size
-    x = frames.reshape(-1, rows, patch_size, columns, patch_size, channels)
-    return jnp.einsum("brpcqk->brckpq", x).reshape(*batch, rows * columns, channels * patch_size**2)
+    sides = {"p": patch_size, "q": patch_size}
+    return einops.rearrange(frames, "... (rows p) (columns q) c -> ... (rows columns) (c p q)", **sides)
 
 
 def from_patches(patches: jax.Array, grid: tuple[int, int], patch_size: int) -> jax.Array:
     """[..., rows*columns, C*p*p] -> [..., rows*p, columns*p, C]; the inverse of `to_patches`."""
-    *batch, _, features = patches.shape
-    channels = features // patch_size**2
-    x = patches.reshape(-1, *grid, channels, patch_size, patch_size)
-    height, width = grid[0] * patch_size, grid[1] * patch_size
-    return jnp.einsum("brckpq->brpcqk", x).reshape(*batch, height, width, channels)
+    sides = {"rows": grid[0], "columns": grid[1], "p": patch_size, "q": patch_size}
+    return einops.rearrange(patches, "... (rows columns) (c p q) -> ... (rows p) (columns q) c", **sides)

@@ -7,6 +7,7 @@ and returns the path. Figures are made without pyplot: no window, no display, no
 import pathlib
 from collections.abc import Sequence
 
+import einops
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
@@ -43,8 +44,8 @@ def mosaic(frames: np.ndarray, gap: int) -> np.ndarray:
     """Lays `[R, C, H, W, 3]` frames out as one white-ruled picture, float32 `[R*(H+gap)-gap, C*(W+gap)-gap, 3]`."""
     rows, columns, height, width, _ = frames.shape
     cells = np.ones((rows, height + gap, columns, width + gap, 3), np.float32)
-    cells[:, :height, :, :width] = to_float(frames).transpose(0, 2, 1, 3, 4)
-    whole = cells.reshape(rows * (height + gap), columns * (width + gap), 3)
+    cells[:, :height, :, :width] = einops.rearrange(to_float(frames), "rows columns h w c -> rows h columns w c")
+    whole = einops.rearrange(cells, "rows h columns w c -> (rows h) (columns w) c")
     return whole[: rows * (height + gap) - gap, : columns * (width + gap) - gap]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +43,9 @@ class Task:
         rngs = {name: jax.random.fold_in(rng, i) for i, name in enumerate(("noise", "dropout"))}
         output, updated = self.model.apply(variables, batch, train=True, mutable=mutable, rngs=rngs)
         self._check_losses(output.losses)
+        # One loss an example, whatever the model does within: else a mean over the batch would weigh them otherwise.
+        rows = jax.tree.leaves(batch)[0].shape[0]
+        chex.assert_shape(list(output.losses.values()), (rows,))
         means = {name: value.astype(jnp.float32).mean() for name, value in output.losses.items()}
         total = sum(self.loss_weights[name] * means[name] for name in means if self.loss_weights.get(name))
         metrics = {f"loss_{name}": value for name, value in means.items()}
@@ -50,7 +54,9 @@ class Task:
 
     def evaluate(self, variables: Variables, batch) -> dict[str, jax.Array]:
         """Per-example arrays `[B, ...]`, without noise and without updates."""
-        return self.model.apply(averaged(variables), batch, method="evaluate")
+        arrays = self.model.apply(averaged(variables), batch, method="evaluate")
+        chex.assert_tree_shape_prefix(arrays, jax.tree.leaves(batch)[0].shape[:1])
+        return arrays
 
     def summarize(self, arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Scalars from the arrays of `evaluate` over a whole data set; see the model's `summarize`."""

@@ -1,5 +1,6 @@
 """The two halves of LAQ: the encoder of frame pairs, which the supervised model shares, and the decoder."""
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -149,10 +150,10 @@ class PairEncoder(nn.Module):
 
     def mix(self, tokens: jax.Array, bias: jax.Array) -> jax.Array:
         """Tokens [B, 2, patches, dim] of both frames after they have seen each other, the same shape."""
-        batch, frames, patches, dim = tokens.shape
-        x = self.spatial(tokens.reshape(-1, patches, dim), bias=bias).reshape(tokens.shape)
-        x = self.temporal(x.swapaxes(1, 2).reshape(-1, frames, dim))
-        return x.reshape(batch, patches, frames, dim).swapaxes(1, 2)
+        batch = tokens.shape[0]
+        x = self.spatial(einops.rearrange(tokens, "b frames patches d -> (b frames) patches d"), bias=bias)
+        x = self.temporal(einops.rearrange(x, "(b frames) patches d -> (b patches) frames d", b=batch))
+        return einops.rearrange(x, "(b patches) frames d -> b frames patches d", b=batch)
 
     def delta(self, mixed: jax.Array) -> jax.Array:
         """Mixed tokens [B, 2, patches, dim] -> f32 [B, code_seq_len, quant_dim], what the codes are made from."""
@@ -188,7 +189,7 @@ class FrameDecoder(nn.Module):
         batch, count, width = action.shape
         if official:
             # The official code reads [N, Q] as [Q, N] and transposes: every token mixes features of all.
-            action = action.reshape(batch, width, count).swapaxes(1, 2)
+            action = einops.rearrange(action.reshape(batch, width, count), "b width count -> b count width")
         context = Linear(self.dim, dtype=dtype, name="project")(action)
         if not official:
             # All positions share one codebook and attention ignores order: without this the decoder would see a bag
