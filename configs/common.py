@@ -41,6 +41,8 @@ def adam(learning_rate: float, **changes) -> ml_collections.ConfigDict:
     group.schedule = "constant"
     group.warmup_steps = 0
     group.final_learning_rate = 0.0
+    group.boundaries = ()
+    group.decay_factor = 0.1
     group.b1 = 0.9
     group.b2 = 0.999
     group.eps = 1e-8

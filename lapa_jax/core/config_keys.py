@@ -58,13 +58,15 @@ KEYS = {
     "data.max_bad_samples": "damaged samples that may be replaced by others before training stops",
     # how parameters are updated
     "optim.learning_rate": "peak learning rate",
-    "optim.schedule": 'after the warm-up: "constant" or "cosine"',
+    "optim.schedule": 'after the warm-up: "constant", "cosine" or "step_decay"',
     "optim.warmup_steps": "steps of linear warm-up",
     "optim.final_learning_rate": "learning rate at the end of the cosine",
+    "optim.boundaries": 'steps after which schedule "step_decay" multiplies the learning rate by decay_factor',
+    "optim.decay_factor": 'of schedule "step_decay", between 0 and 1',
     "optim.b1": "Adam's decay of the mean of gradients",
     "optim.b2": "Adam's decay of the mean of squared gradients",
     "optim.eps": "Adam's epsilon",
-    "optim.weight_decay": "decoupled (AdamW), on arrays with two axes or more",
+    "optim.weight_decay": "decoupled (AdamW), of weights of linear layers and convolutions and of embeddings",
     "optim.clip_norm": "largest global norm of the gradients; None is off",
     "optim.groups": "((regex, settings or None), ...): the first that matches a parameter's name; None freezes it",
     "optim.frozen_dtype": 'how frozen parameters are stored: "float32" or "bfloat16"',
@@ -131,8 +133,11 @@ def overruled(config: Mapping) -> dict[str, tuple[str, str]]:
         say("data.window", "data.shuffle", f"is '{data['shuffle']}', which mixes all samples; set it to 'window'")
     for key in set.intersection(*map(set, trained)) if trained else ():
         say(f"optim.{key}", "optim.groups", f"sets '{key}' in each group that is trained")
-    if optim.get("schedule") == "constant" and not any("schedule" in settings for settings in trained):
-        say("optim.final_learning_rate", "optim.schedule", "is 'constant'; set it to 'cosine'")
+    schedules = {optim.get("schedule"), *(settings["schedule"] for settings in trained if "schedule" in settings)}
+    owners = {"final_learning_rate": "cosine", "boundaries": "step_decay", "decay_factor": "step_decay"}
+    for key, schedule in owners.items():
+        if key in optim and "schedule" in optim and schedule not in schedules:
+            say(f"optim.{key}", "optim.schedule", f"is '{optim['schedule']}'; set it to '{schedule}'")
     if None not in groups:
         say("optim.frozen_dtype", "optim.groups", "freezes no parameters")
     if train.get("patience") is None:

@@ -1,7 +1,8 @@
 """Trees of arrays by name: `{"a": {"b": x}}` is `{"a/b": x}`. Splitting, merging and comparing happen on names."""
 
+import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 SEPARATOR = "/"
 # Parameters that a model may have besides those of the model whose weights it begins with; see `nn/lora.py`.
@@ -73,6 +74,25 @@ def diff(expected: Mapping, got: Mapping, alike: Sequence[str] = ()) -> str:
         elif None not in dtypes and dtypes[0] != dtypes[1] and not {str(dtype) for dtype in dtypes} <= set(alike):
             lines.append(f"{name} is {dtypes[1]} where {dtypes[0]} is expected")
     return "; ".join(lines)
+
+
+def closest(regex: str, names: Iterable[str]) -> str:
+    """For messages about a regular expression that matches none of the names: "; did you mean ...?".
+
+    Compared are parts of names of as many components as the expression has, "llm/decoder" of "llm/decoder/norm/scale".
+    Without any that resemble it the first components of all names are listed.
+    """
+    names = sorted(names)
+    words = [word.strip(SEPARATOR) for word in re.sub(r"[\\^$.*+?()\[\]{}]", "", regex).split("|")]
+    found: list[str] = []
+    for word in filter(None, words):
+        count = word.count(SEPARATOR) + 1
+        split = (name.split(SEPARATOR) for name in names)
+        parts = {SEPARATOR.join(path[i : i + count]) for path in split for i in range(len(path) - count + 1)}
+        found += difflib.get_close_matches(word, sorted(parts), n=3, cutoff=0.6)
+    if found:
+        return f"; did you mean {' or '.join(repr(part) for part in dict.fromkeys(found))}?"
+    return f"; names begin with {', '.join(dict.fromkeys(name.partition(SEPARATOR)[0] for name in names))}"
 
 
 def _listed(what: str, names: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from lapa_jax.nn.attention import Attention, Cache
 from lapa_jax.nn.feedforward import SwiGLU
 from lapa_jax.nn.norm import RMSNorm
-from lapa_jax.nn.transformer import stacked
+from lapa_jax.nn.transformer import run_stack
 
 
 class DecoderBlock(nn.Module):
@@ -77,11 +77,10 @@ class Decoder(nn.Module):
         Returns:
           [N, L, D] in `dtype`; with a cache also the new cache.
         """
-        axes = (0, nn.broadcast, nn.broadcast, nn.broadcast)
-        block = stacked(DecoderBlock, self.depth, self.remat, in_axes=axes)
-        layers = block(self.heads, self.kv_heads or self.heads, self.dim_head, self.hidden, self.rotary, self.eps,
-                       self.flash, self.dtype, name="layers")  # fmt: skip
-        x, after = layers(x.astype(self.dtype), cache, positions, mask, at)
+        block = DecoderBlock(self.heads, self.kv_heads or self.heads, self.dim_head, self.hidden, self.rotary, self.eps,
+                             self.flash, self.dtype, name="layers")  # fmt: skip
+        x = x.astype(self.dtype)
+        x, after = run_stack(block, self.depth, self.remat, x, cache, positions, mask, at, in_axes=(0,))
         x = RMSNorm(self.eps, self.dtype, name="norm_out")(x)
         return x if cache is None else (x, after)
 

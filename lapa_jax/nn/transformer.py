@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lapa_jax.core import layers
 from lapa_jax.nn.attention import Attention
 from lapa_jax.nn.feedforward import GEGLU
 from lapa_jax.nn.norm import LayerNorm
@@ -52,16 +53,41 @@ class Block(nn.Module):
         return x + GEGLU(dtype=self.dtype, name="feedforward")(y), None
 
 
-def stacked(block: type[nn.Module], depth: int, remat: str, in_axes) -> type[nn.Module]:
-    """`depth` blocks one after the other as one module, compiled once; parameters are stacked on axis 0.
+def run_stack(block: nn.Module, depth: int, remat: str, x: jax.Array, *rest, in_axes: Sequence = ()):
+    """`depth` blocks one after the other, compiled once: a scan over parameters that are stacked on axis 0.
+
+    The first layers may be frozen (see `core.layers`): a scan of their own then, which gives them no gradients.
 
     Args:
-      block: called with (x, *rest), gives (x, whatever is stacked on axis 0). remat: see `REMAT_POLICIES`.
-      in_axes: for each of the rest `nn.broadcast` for what all blocks get alike, 0 for what each gets its own slice of.
+      block: one block, named "layers", called with (x, *rest); gives (x, whatever is stacked on axis 0).
+      depth: how many. remat: see `REMAT_POLICIES`.
+      x: the input of the first block.
+      in_axes: for each of the rest 0 where every block gets its own slice, `nn.broadcast` where all get the same; the
+        latter for those that are not listed.
+
+    Returns:
+      The last block's x, and what the blocks gave besides, stacked.
     """
+    call = lambda block, *args: block(*args)  # noqa: E731
     if policy := REMAT_POLICIES[remat]:
-        block = nn.remat(block, policy=policy, prevent_cse=False)
-    return nn.scan(block, length=depth, in_axes=in_axes, variable_axes={"params": 0}, split_rngs={"params": True})
+        call = nn.remat(call, policy=policy, prevent_cse=False)
+    in_axes = (*in_axes, *(nn.broadcast,) * (len(rest) - len(in_axes)))
+
+    def scan(length: int):
+        return nn.scan(call, length=length, in_axes=in_axes, variable_axes={"params": 0}, split_rngs={"params": True})
+
+    frozen = layers.frozen_in(block.path)
+    if not frozen:
+        return scan(depth)(block, x, *rest)
+
+    def run(x: jax.Array, part: slice, stop):
+        args = [jax.tree.map(lambda a: a[part], a) if axis == 0 else a for a, axis in zip(rest, in_axes)]
+        chosen = lambda params: jax.tree.map(lambda leaf: stop(leaf[part]), params)  # noqa: E731
+        return nn.map_variables(scan(part.stop - part.start), "params", chosen)(block, x, *args)
+
+    x, first = run(x, slice(0, frozen), jax.lax.stop_gradient)
+    x, others = run(x, slice(frozen, depth), lambda leaf: leaf)
+    return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), first, others)
 
 
 class Transformer(nn.Module):
@@ -107,8 +133,7 @@ class Transformer(nn.Module):
         Returns:
           [N, L, D] in `dtype`.
         """
-        stack = stacked(Block, self.depth, self.remat, in_axes=nn.broadcast)
         view = None if self.view is None else tuple(self.view)
-        layers = stack(self.heads, self.dim_head, view, self.axes, self.cross, self.raw_kv, self.dtype, name="layers")
-        x, _ = layers(x.astype(self.dtype), bias, context, mask)
+        block = Block(self.heads, self.dim_head, view, self.axes, self.cross, self.raw_kv, self.dtype, name="layers")
+        x, _ = run_stack(block, self.depth, self.remat, x.astype(self.dtype), bias, context, mask)
         return LayerNorm(use_bias=False, dtype=self.dtype, name="norm_out")(x)

@@ -15,7 +15,7 @@ from lapa_jax.nn.feedforward import exact_gelu
 from lapa_jax.nn.linear import Linear
 from lapa_jax.nn.norm import LayerNorm
 from lapa_jax.nn.patches import patch_grid, to_patches
-from lapa_jax.nn.transformer import REMAT_POLICIES, stacked
+from lapa_jax.nn.transformer import REMAT_POLICIES, run_stack
 
 GELU = {"exact": exact_gelu, "tanh": functools.partial(jax.nn.gelu, approximate=True)}
 DTYPES = ("float32", "bfloat16")
@@ -133,9 +133,9 @@ class VisionTower(nn.Module):
         x = self._normalized(images).reshape(-1, height, width, channels)
         x = Linear(self.dim, dtype=dtype, name="embed")(to_patches(x, self.patch))
         x = self._with_positions_and_tokens(x, grid)
-        block = stacked(VitBlock, self.depth + 1 + self.layer, self.remat, in_axes=())
         gelu = self.gelu or self.GELU_KIND
-        x, _ = block(self.heads, self.hidden, gelu, self.LAYER_SCALE, self.eps, dtype, name="layers")(x)
+        block = VitBlock(self.heads, self.hidden, gelu, self.LAYER_SCALE, self.eps, dtype, name="layers")
+        x, _ = run_stack(block, self.depth + 1 + self.layer, self.remat, x)
         x = x[:, int(self.CLASS_TOKEN) + self.registers :]
         if self.layer == -1:
             x = LayerNorm(dtype=dtype, eps=self.eps, name="norm_out")(x)

@@ -1,6 +1,5 @@
 """What `config.init_from` means for a config, and what it demands: fields of the model, scaling, frozen parameters."""
 
-import re
 import textwrap
 from collections.abc import Mapping, Sequence
 
@@ -15,6 +14,7 @@ from lapa_jax.data import pipeline
 from lapa_jax.data.normalize import Normalizer
 from lapa_jax.data.samples.base import NORMALIZED
 from lapa_jax.data.samples.meta import statistics_of
+from lapa_jax.train.optim import Optimizer
 from lapa_jax.train.origins import Origin
 
 WIDE, TOLERANCE = 160, 1e-6
@@ -134,16 +134,17 @@ def _difference(column: str, ours: tuple[str, Mapping], theirs: tuple[str, Mappi
     return ""
 
 
-def check_frozen(params: Mapping, trainable: str, taken: Mapping[str, object]) -> None:
-    """Refuses parameters that are neither trained nor come from another run.
+def check_frozen(params: Mapping, optimizer: Optimizer, taken: Mapping[str, object]) -> None:
+    """Refuses parameters, or layers of them, that are neither trained nor come from another run.
 
     Args:
-      params: the parameters or their shapes. trainable: regular expression of names. taken: names with the collection.
+      params: the parameters or their shapes. optimizer: knows which are trained. taken: names with the collection.
 
     Raises:
       ConfigError: names some of them.
     """
-    frozen = [n for n in tree.flatten(params) if not re.fullmatch(trainable, n) and f"params/{n}" not in taken]
+    _, held = optimizer.split(params)
+    frozen = [name for name in tree.flatten(held) if f"params/{name}" not in taken]
     if frozen:
         shown = ", ".join(frozen[:3]) + (", ..." if len(frozen) > 3 else "")
         raise ConfigError(f"config.optim.groups freezes {len(frozen)} parameters at their random values ({shown}): "

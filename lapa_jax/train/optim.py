@@ -1,13 +1,16 @@
 """Optimizers as data: a schedule, and settings per parameter by regular expression.
 
 `config.optim.groups = ((regex, settings or None), ...)`: the first expression that matches a parameter's whole name
-decides; settings override the common ones for that group, None freezes it. Every parameter must match. Frozen ones
-are stored as `config.optim.frozen_dtype`; `config.optim.ema_decay` asks for moving averages of the others.
+decides; settings override the common ones for that group, None freezes it. Every parameter must match an expression,
+and every expression must decide for a parameter. `freeze_layers` freezes the first layers of stacks, whose parameters
+are one array for all layers. Frozen parameters are stored as `config.optim.frozen_dtype`; `config.optim.ema_decay` asks
+for moving averages of the others.
 """
 
 import dataclasses
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,9 +20,12 @@ import optax
 from lapa_jax.core import tree
 from lapa_jax.core.config import ConfigError
 from lapa_jax.core.errors import did_you_mean
+from lapa_jax.core.layers import STACK
 
-SCHEDULES = ("constant", "cosine")
+SCHEDULES = ("constant", "cosine", "step_decay")
 OF_ALL = ("clip_norm", "groups", "ema_decay", "frozen_dtype")
+# The last expression of most configs: it may find nothing left to decide.
+REST = ".*"
 # What weight decay is for: the weights of linear maps and tables of embeddings, by the last part of their names. Scales
 # of norms, biases, queries, positions and codebooks are vectors whose size means something; decay would draw it to 0.
 # The number of axes does not tell: layers of a stack lie on an axis of their own, so that a bias has two.
@@ -32,23 +38,55 @@ class Settings:
 
     Attributes:
       learning_rate: the peak learning rate.
-      schedule: "constant" or "cosine", after a linear warm-up from 0 over `warmup_steps`.
+      schedule: "constant", "cosine" or "step_decay", after a linear warm-up from 0 over `warmup_steps`.
       final_learning_rate: where the cosine ends at the last step of the run.
+      boundaries: of "step_decay": the steps after which the rate is multiplied by `decay_factor`, ascending.
+      decay_factor: of "step_decay", between 0 and 1.
       b1, b2, eps: Adam's.
       weight_decay: decoupled (AdamW, Loshchilov and Hutter 2019), of `WEIGHTS` alone; 0 is plain Adam.
       start_step: steps of the run before the first update of the group. Until then its parameters and moments stay what
         they are and its gradients do not count in the clipped norm; the schedule begins there, and ends with the run.
+      freeze_layers: how many of the first layers of each stack are frozen: they have no updates, no moments and, where
+        a whole stack is, no gradients either.
     """
 
     learning_rate: float
     schedule: str = "constant"
     warmup_steps: int = 0
     final_learning_rate: float = 0.0
+    boundaries: tuple[int, ...] = ()
+    decay_factor: float = 0.1
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.0
     start_step: int = 0
+    freeze_layers: int = 0
+
+
+class Group(NamedTuple):
+    """An entry of `config.optim.groups`.
+
+    Attributes:
+      pattern: its regular expression.
+      settings: None where it freezes.
+      shapes: {name: shape} of the parameters that it decides for.
+    """
+
+    pattern: str
+    settings: Settings | None
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def __str__(self) -> str:
+        """What becomes of how many parameters, and which parts of the model they are of."""
+        numbers = sum(map(math.prod, self.shapes.values()))
+        parts = ", ".join(dict.fromkeys(name.partition(tree.SEPARATOR)[0] for name in self.shapes))
+        what = "frozen"
+        if self.settings is not None:
+            what = f"learning rate {self.settings.learning_rate:g}"
+            if self.settings.freeze_layers:
+                what += f", the first {self.settings.freeze_layers} layers frozen"
+        return f"'{self.pattern}': {what}: {len(self.shapes)} parameters, {numbers:,} numbers ({parts})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +94,11 @@ class Optimizer:
     """A gradient transformation with what the loop logs and splits by.
 
     Attributes:
-      transform: the optax transformation over the trainable parameters.
+      transform: the optax transformation over what is trained, the first part of `split`.
       learning_rate: step -> learning rate of the first trainable group.
-      trainable: regular expression of the parameter names that are trained.
+      groups: the entries of `config.optim.groups`.
+      trainable: regular expression of the names of parameters that are trained, at least some of their layers.
+      frozen_layers: {parameter: how many of its first layers are frozen} of those that are trained in part.
       starts: {parameter: step} of those whose updates begin later than the run.
       ema_decay: share of its moving average that each update of a trained parameter keeps; None without averages.
       frozen_dtype: what parameters that are not trained are stored as.
@@ -67,11 +107,41 @@ class Optimizer:
 
     transform: optax.GradientTransformation
     learning_rate: optax.Schedule
+    groups: tuple[Group, ...]
     trainable: str
-    starts: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    ema_decay: float | None = None
-    frozen_dtype: str = "float32"
-    decayed: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    frozen_layers: Mapping[str, int]
+    starts: Mapping[str, int]
+    ema_decay: float | None
+    frozen_dtype: str
+    decayed: Mapping[str, float]
+
+    def split(self, params: Mapping) -> tuple[dict, dict]:
+        """Parameters, or their shapes, as (trained, frozen); of stacks that are trained in part both hold a part."""
+        trained, frozen = map(tree.flatten, tree.split(params, self.trainable))
+        for name, count in self.frozen_layers.items():
+            leaf = trained[name]
+            if isinstance(leaf, jax.ShapeDtypeStruct):
+                frozen[name] = leaf.update(shape=(count, *leaf.shape[1:]))
+                trained[name] = leaf.update(shape=(leaf.shape[0] - count, *leaf.shape[1:]))
+            else:
+                frozen[name], trained[name] = leaf[:count], leaf[count:]
+        return tree.unflatten(trained), tree.unflatten(frozen)
+
+    def frozen_stacks(self, params: Mapping) -> dict[str, int]:
+        """{path of a stack, "llm/decoder/layers": how many of its first layers nothing of is trained}."""
+        counts: dict[str, int] = {}
+        for name, leaf in tree.flatten(params).items():
+            if match := STACK.match(name):
+                frozen = self.frozen_layers.get(name, 0) if re.fullmatch(self.trainable, name) else leaf.shape[0]
+                counts[match[1]] = min(counts.get(match[1], frozen), frozen)
+        return {stack: count for stack, count in counts.items() if count}
+
+
+def join(trained: Mapping, frozen: Mapping) -> dict:
+    """The inverse of `Optimizer.split`."""
+    first, rest = tree.flatten(frozen), tree.flatten(trained)
+    both = {name: jnp.concatenate([first[name], rest[name]]) for name in first.keys() & rest.keys()}
+    return tree.unflatten({**first, **rest, **both})
 
 
 class Later(NamedTuple):
@@ -88,32 +158,40 @@ def make_optimizer(config: Mapping, steps: int, params) -> Optimizer:
       config: Settings fields, "clip_norm" (global norm of all trainable gradients, None is off), "groups", and
         optionally "ema_decay" and "frozen_dtype".
       steps: length of the run, where the schedules end.
-      params: parameters or their shapes; only names matter.
+      params: parameters or their shapes.
 
     Raises:
-      ConfigError: an unknown setting, a parameter that no group matches, or nothing to train.
+      ConfigError: an unknown setting, a parameter that no expression matches, an expression that decides for none, or
+        nothing to train.
     """
-    common = {k: v for k, v in dict(config).items() if k not in OF_ALL}
     decay, dtype = config.get("ema_decay"), config.get("frozen_dtype") or "float32"
     _check_storage(decay, dtype)
-    groups = [(regex, None if own is None else _settings({**common, **own})) for regex, own in config["groups"]]
-    labels = {name: _first_match(name, groups) for name in tree.flatten(params)}
-    used = sorted({i for i in labels.values() if groups[i][1] is not None})
-    if not used:
+    groups = _groups(config, tree.flatten(params))
+    trained = [(i, group) for i, group in enumerate(groups) if group.settings is not None and group.shapes]
+    if not trained:
         raise ConfigError("config.optim.groups freezes every parameter; nothing is left to train")
-    names = [re.escape(name) for name, i in labels.items() if i in used]
-    transforms = {str(i): _adam(groups[i][1], steps) for i in used}
-    label_tree = tree.unflatten({name: str(i) for name, i in labels.items() if i in used})
-    chain = [optax.partition(transforms, label_tree)]
-    starts = {name: groups[i][1].start_step for name, i in labels.items() if i in used and groups[i][1].start_step}
+    settings = {name: group.settings for _, group in trained for name in group.shapes}
+    labels = {name: str(i) for i, group in trained for name in group.shapes}
+    transforms = {str(i): _adam(group.settings, steps) for i, group in trained}
+    chain = [optax.partition(transforms, tree.unflatten(labels))]
+    starts = {name: own.start_step for name, own in settings.items() if own.start_step}
     if config["clip_norm"] is not None:
         chain.insert(0, optax.clip_by_global_norm(config["clip_norm"]))
         if starts:
             chain.insert(0, _silence(starts))
-    rate = _logged_rate(groups[used[0]][1], steps)
-    rates = {name: groups[i][1].weight_decay for name, i in labels.items() if i in used and WEIGHTS.fullmatch(name)}
-    decayed = {name: rate for name, rate in rates.items() if rate}
-    return Optimizer(optax.chain(*chain), rate, "|".join(names), starts, decay, dtype, decayed)
+    return Optimizer(
+        transform=optax.chain(*chain),
+        learning_rate=_logged_rate(trained[0][1].settings, steps),
+        groups=groups,
+        trainable="|".join(map(re.escape, labels)),
+        frozen_layers={name: own.freeze_layers for name, own in settings.items()
+                       if own.freeze_layers and STACK.match(name)},
+        starts=starts,
+        ema_decay=decay,
+        frozen_dtype=dtype,
+        decayed={name: own.weight_decay for name, own in settings.items()
+                 if own.weight_decay and WEIGHTS.fullmatch(name)},
+    )  # fmt: skip
 
 
 def reset_moments(opt_state, reset: Mapping[str, jax.Array]):
@@ -147,6 +225,52 @@ def _check_storage(decay: float | None, dtype: str) -> None:
         raise ConfigError(f"config.optim.frozen_dtype is '{dtype}'{did_you_mean(dtype, tree.STORED)}")
 
 
+def _groups(config: Mapping, params: Mapping) -> tuple[Group, ...]:
+    """The entries of `config.optim.groups` with the parameters, {name: array or shape}, that each decides for."""
+    common = {k: v for k, v in dict(config).items() if k not in OF_ALL}
+    entries = [(regex, own, None if own is None else _settings({**common, **own})) for regex, own in config["groups"]]
+    for regex, *_ in entries:
+        try:
+            re.compile(regex)
+        except re.error as error:
+            raise ConfigError(f"config.optim.groups: '{regex}' is no regular expression ({error})") from None
+    decided: list[dict] = [{} for _ in entries]
+    for name, leaf in params.items():
+        matching = [i for i, (regex, *_) in enumerate(entries) if re.fullmatch(regex, name)]
+        if not matching:
+            raise ConfigError(f"parameter '{name}' matches no expression of config.optim.groups; end them with "
+                              "('.*', {})")
+        decided[matching[0]][name] = tuple(leaf.shape)
+    for (regex, own, settings), shapes in zip(entries, decided, strict=True):
+        if not shapes and regex != REST:
+            _refuse_idle(regex, params)
+        if settings is not None and settings.freeze_layers:
+            _check_layers(regex, own, settings.freeze_layers, shapes)
+    if (count := common.get("freeze_layers")) and not any(map(STACK.match, params)):
+        raise ConfigError(f"config.optim.freeze_layers is {count}, and the model has no stack of layers")
+    return tuple(Group(regex, settings, shapes) for (regex, _, settings), shapes in zip(entries, decided, strict=True))
+
+
+def _refuse_idle(regex: str, params: Iterable[str]) -> None:
+    """Refuses an expression that decides for no parameter: what it is to freeze would be trained without a word."""
+    if any(re.fullmatch(regex, name) for name in params):
+        raise ConfigError(f"config.optim.groups: '{regex}' decides for no parameter: expressions before it match all "
+                          "that it matches; put it before them")
+    raise ConfigError(f"config.optim.groups: '{regex}' matches no parameter{tree.closest(regex, params)}")
+
+
+def _check_layers(regex: str, own: Mapping, count: int, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Refuses a number of frozen layers that the parameters of a group do not have, or that leaves none."""
+    depths = {match[1]: shape[0] for name, shape in shapes.items() if (match := STACK.match(name))}
+    if not depths and "freeze_layers" in own:
+        raise ConfigError(f"config.optim.groups: '{regex}' sets freeze_layers={count}, and matches no stack of layers "
+                          "('.../layers/...')")
+    for stack, depth in depths.items():
+        if count >= depth:
+            raise ConfigError(f"config.optim: freeze_layers is {count}, '{stack}' has {depth} layers; freeze fewer, or "
+                              f"all of them: ('{re.escape(stack)}/.*', None)")
+
+
 def _settings(values: Mapping) -> Settings:
     known = {field.name for field in dataclasses.fields(Settings)}
     for key in values:
@@ -155,17 +279,25 @@ def _settings(values: Mapping) -> Settings:
     settings = Settings(**values)
     if settings.schedule not in SCHEDULES:
         raise ConfigError(f"config.optim.schedule is '{settings.schedule}'{did_you_mean(settings.schedule, SCHEDULES)}")
-    start = settings.start_step
-    if isinstance(start, bool) or not isinstance(start, int) or start < 0:
-        raise ConfigError(f"config.optim: start_step is {start!r}; give a number of steps, 0 or more")
+    for name in ("start_step", "freeze_layers"):
+        value = getattr(settings, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            what = "steps" if name == "start_step" else "layers"
+            raise ConfigError(f"config.optim: {name} is {value!r}; give a number of {what}, 0 or more")
+    if settings.schedule == "step_decay":
+        _check_step_decay(settings)
     return settings
 
 
-def _first_match(name: str, groups) -> int:
-    for index, (regex, _) in enumerate(groups):
-        if re.fullmatch(regex, name):
-            return index
-    raise ConfigError(f"parameter '{name}' matches no expression of config.optim.groups; end them with ('.*', {{}})")
+def _check_step_decay(settings: Settings) -> None:
+    steps = tuple(settings.boundaries)
+    whole = all(isinstance(step, int) and not isinstance(step, bool) for step in steps)
+    if not steps or not whole or steps[0] < max(settings.warmup_steps, 1) or sorted(set(steps)) != list(steps):
+        raise ConfigError(f"config.optim.boundaries is {settings.boundaries!r}; schedule 'step_decay' needs ascending "
+                          "steps after the warm-up, such as (10000, 20000)")
+    if not 0 < settings.decay_factor < 1:
+        raise ConfigError(f"config.optim.decay_factor is {settings.decay_factor!r}; schedule 'step_decay' multiplies "
+                          "the learning rate by it: give a number between 0 and 1, such as 0.1")
 
 
 def _logged_rate(settings: Settings, steps: int) -> optax.Schedule:
@@ -177,13 +309,18 @@ def _schedule(settings: Settings, steps: int) -> optax.Schedule:
     """The learning rate by the group's own steps, which `start_step` of the run's come before."""
     steps = steps - settings.start_step
     peak, warmup = settings.learning_rate, settings.warmup_steps
-    after = optax.constant_schedule(peak)
-    if settings.schedule == "cosine":
+    # From peak/warmup rather than from 0: the first step must not be wasted. So the peak is reached a step earlier.
+    before = max(warmup - 1, 0)
+    if settings.schedule == "constant":
+        after = optax.constant_schedule(peak)
+    elif settings.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, max(steps - warmup, 1), settings.final_learning_rate / peak)
+    else:
+        scales = {step - before: settings.decay_factor for step in settings.boundaries}
+        after = optax.piecewise_constant_schedule(peak, scales)
     if not warmup:
         return after
-    # From peak/warmup rather than from 0: the first step must not be wasted.
-    return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, warmup - 1), after], [warmup - 1])
+    return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, before), after], [before])
 
 
 def _adam(settings: Settings, steps: int) -> optax.GradientTransformation:

@@ -156,8 +156,9 @@ def _match_one(origin: Origin, variables: dict, free: tuple[re.Pattern, ...]) ->
         raise UserError(f"config.init_from.{origin.prefix}: the model has no variables '{origin.prefix}/...'{hint}")
     for regex in free:
         if not any(_free(name, (regex,)) for name in (*ours, *theirs)):
+            known = {name.partition(tree.SEPARATOR)[2] for name in (*ours, *theirs)}
             raise UserError(f"config.init_from_except: '{regex.pattern}' matches no variable, neither of the model nor "
-                            f"of {origin.path}")
+                            f"of {origin.path}{tree.closest(regex.pattern, known)}")
     fresh = lambda name: _free(name, free) or tree.ADAPTER.fullmatch(name) and name not in theirs  # noqa: E731
     taken = {name: mine for name, mine in ours.items() if not fresh(name)}
     given = {name: leaf for name, leaf in theirs.items() if not _free(name, free)}

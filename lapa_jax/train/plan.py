@@ -133,7 +133,7 @@ def _heading(setup: Setup, goal: Target) -> Iterator[str]:
     parts = batch_parts(setup.mesh) * train.micro_batches
     each, split = train.batch_size // parts, parts // train.micro_batches
     yield f"batch {train.batch_size} = {each} sequences a device x {split} x {train.micro_batches} micro-batches"
-    trained, frozen = tree.split(setup.abstract.variables["params"], setup.optimizer.trainable)
+    trained, frozen = setup.optimizer.split(setup.abstract.variables["params"])
     count = lambda part: sum(leaf.size for leaf in jax.tree.leaves(part))  # noqa: E731
     yield f"{count(trained):,} parameters trained, {count(frozen):,} frozen"
     if setup.data is None:
@@ -160,7 +160,7 @@ def _traffic(goal: Target, program: plan_hlo.Program) -> Iterator[str]:
 def _state(setup: Setup) -> dict[str, int]:
     """{what: bytes a device} of the state, with names for people."""
     params, collections = {}, dict(setup.abstract.variables)
-    for name, part in zip(("trained", "frozen"), tree.split(collections.pop("params"), setup.optimizer.trainable)):
+    for name, part in zip(("trained", "frozen"), setup.optimizer.split(collections.pop("params"))):
         if size := _bytes(part):
             params[f"parameters, {name}"] = size
     others = {NAMES.get(name, name): _bytes(part) for name, part in collections.items()}

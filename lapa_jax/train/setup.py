@@ -143,12 +143,12 @@ def prepare(
     optimizer = make_optimizer(config.optim, config.train.steps, abstract.variables["params"])
     taken = origins.match(sources, abstract.variables, origins.exceptions(config))
     if saved is None and devices is None:
-        init_from.check_frozen(abstract.variables["params"], optimizer.trainable, taken.names)
+        init_from.check_frozen(abstract.variables["params"], optimizer, taken.names)
     sharding.check_replication(abstract, mesh, config.mesh.rules)
     places = sharding.shardings(abstract, mesh, config.mesh.rules)
     placed = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
                           abstract, places)  # fmt: skip
-    notes = (*notes, *taken.lines, *_start_lines(optimizer, config.train.steps))
+    notes = (*notes, *taken.lines, *_group_lines(optimizer, config.train.steps))
     return Setup(config, from_data, taken, begun, notes, task, mesh, data, batch, optimizer, placed)
 
 
@@ -198,6 +198,8 @@ def parameter_table(setup: Setup) -> str:
         start = setup.optimizer.starts.get(name)
         trained = "" if re.fullmatch(setup.optimizer.trainable, name) else " frozen"
         trained = trained if start is None else f" after step {start}"
+        if frozen := setup.optimizer.frozen_layers.get(name):
+            trained += f" first {frozen} layers frozen"
         decay = f" decay {setup.optimizer.decayed[name]:g}" if name in setup.optimizer.decayed else ""
         rows.append(f"  {name:70s} {str(leaf.shape):24s} {leaf.dtype} {leaf.sharding.spec}{decay}{trained}")
     total = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(setup.abstract.variables["params"]))
@@ -209,10 +211,12 @@ def on_mesh(mesh: Mesh) -> contextlib.AbstractContextManager:
     return jax.set_mesh(mesh)
 
 
-def _start_lines(optimizer: Optimizer, steps: int) -> list[str]:
+def _group_lines(optimizer: Optimizer, steps: int) -> list[str]:
+    """What becomes of the parameters of each group, and who begins later."""
     counts = collections.Counter(optimizer.starts.values())
     too_late = lambda start: f", and this run ends with step {steps}" if start >= steps else ""  # noqa: E731
-    return [f"updates of {counts[s]} parameters begin after step {s}{too_late(s)}" for s in sorted(counts)]
+    later = [f"updates of {counts[s]} parameters begin after step {s}{too_late(s)}" for s in sorted(counts)]
+    return [f"optim.groups {group}" for group in optimizer.groups] + later
 
 
 def _begin(config: ml_collections.ConfigDict, saved: Mapping | None) -> tuple:

@@ -11,11 +11,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from lapa_jax.core import tree
 from lapa_jax.core.config import ConfigError
 from lapa_jax.core.errors import did_you_mean
+from lapa_jax.core.layers import STACK
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_SPEC = PartitionSpec(("data", "fsdp"))
-# Stacked layers of a scanned transformer: axis 0 is the layer, which the scan walks and which must stay whole.
-STACKED = re.compile(r"(.*/)?layers/.*")
 # Below this many elements a copy on every device costs less than gathering it at each use.
 SMALL = 2**14
 REPLICATED_SHARE = 0.02
@@ -103,7 +102,8 @@ def spec_for(name: str, shape: Sequence[int], mesh: Mesh, rules=()) -> Partition
             return PartitionSpec(*spec)
     if math.prod(shape) < SMALL:
         return PartitionSpec()
-    first = 1 if STACKED.fullmatch(name) else 0
+    # Axis 0 of stacked layers is the layer, which the scan walks and which must stay whole.
+    first = 1 if STACK.fullmatch(name) else 0
     divisible = [axis for axis in range(first, len(shape)) if shape[axis] % mesh.shape["fsdp"] == 0]
     if not divisible:
         return PartitionSpec()
@@ -112,7 +112,20 @@ def spec_for(name: str, shape: Sequence[int], mesh: Mesh, rules=()) -> Partition
 
 
 def shardings(state, mesh: Mesh, rules=()):
-    """The sharding of every array of a state (or of its shapes), by `spec_for`."""
+    """The sharding of every array of a state (or of its shapes), by `spec_for`.
+
+    Raises:
+      ConfigError: a rule that matches no array, or does not fit.
+    """
+    names = {_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)}
+    for regex, _ in rules:
+        try:
+            re.compile(regex)
+        except re.error as error:
+            raise ConfigError(f"config.mesh.rules: '{regex}' is no regular expression ({error})") from None
+        if not any(re.fullmatch(regex, name) for name in names):
+            raise ConfigError(f"config.mesh.rules: '{regex}' matches no array{tree.closest(regex, names)} (rules are "
+                              "matched against whole names such as 'params/llm/embedding')")
 
     def place(path, leaf):
         return NamedSharding(mesh, spec_for(_name(path), leaf.shape, mesh, rules))

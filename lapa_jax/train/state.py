@@ -28,7 +28,8 @@ def init_state(task: Task, make_optimizer, seed: int, batch) -> State:
     variables["params"] = tree.merge(trainable, _stored(frozen, optimizer.frozen_dtype))
     if optimizer.ema_decay is not None:
         variables[ema.COLLECTION] = ema.start(trainable)
-    return State(jnp.zeros((), jnp.int32), variables, optimizer.transform.init(trainable))
+    trained, _ = optimizer.split(variables["params"])
+    return State(jnp.zeros((), jnp.int32), variables, optimizer.transform.init(trained))
 
 
 def _stored(params: dict, dtype: str) -> dict:

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lapa_jax.core import tree
+from lapa_jax.core import layers
 from lapa_jax.train import ema
-from lapa_jax.train.optim import Optimizer, reset_moments
+from lapa_jax.train.optim import Optimizer, join, reset_moments
 from lapa_jax.train.state import State
 from lapa_jax.train.task import Task
 
@@ -28,10 +28,11 @@ def make_train_step(task: Task, optimizer: Optimizer, *, seed: int, micro_batche
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         params, averages = state.variables["params"], state.variables.get(ema.COLLECTION)
         collections = {name: x for name, x in state.variables.items() if name not in ("params", ema.COLLECTION)}
-        trainable, frozen = tree.split(params, optimizer.trainable)
-        grads, collections, metrics = _gradients(task, trainable, frozen, collections, batch, rng, micro_batches)
-        updates, opt_state = optimizer.transform.update(grads, state.opt_state, trainable)
-        params = tree.merge(optax.apply_updates(trainable, updates), frozen)
+        trained, frozen = optimizer.split(params)
+        with layers.frozen(optimizer.frozen_stacks(params)):
+            grads, collections, metrics = _gradients(task, trained, frozen, collections, batch, rng, micro_batches)
+        updates, opt_state = optimizer.transform.update(grads, state.opt_state, trained)
+        params = join(optax.apply_updates(trained, updates), frozen)
         after_rng = jax.random.fold_in(rng, micro_batches)
         variables, reset = task.after_update({"params": params, **collections}, state.step + 1, after_rng)
         if averages is not None:
@@ -43,27 +44,27 @@ def make_train_step(task: Task, optimizer: Optimizer, *, seed: int, micro_batche
     return step
 
 
-def _gradients(task: Task, trainable, frozen, collections, batch, rng, micro_batches: int):
-    """Gradients w.r.t. the trainable parameters, updated collections and metrics, averaged over micro-batches."""
+def _gradients(task: Task, trained, frozen, collections, batch, rng, micro_batches: int):
+    """Gradients w.r.t. what is trained, updated collections and metrics, averaged over micro-batches."""
 
-    def loss(trainable, collections, batch, rng):
-        variables = {"params": tree.merge(trainable, frozen), **collections}
+    def loss(trained, collections, batch, rng):
+        variables = {"params": join(trained, frozen), **collections}
         total, (updated, metrics) = task.loss(variables, batch, rng)
         return total, (updated, {"loss": total, **metrics})
 
     grad = jax.grad(loss, has_aux=True)
     if micro_batches == 1:
-        grads, (collections, metrics) = grad(trainable, collections, batch, jax.random.fold_in(rng, 0))
+        grads, (collections, metrics) = grad(trained, collections, batch, jax.random.fold_in(rng, 0))
         return grads, collections, metrics
 
     def accumulate(carry, slice_and_index):
         (sums, collections), (micro, index) = carry, slice_and_index
-        grads, (collections, metrics) = grad(trainable, collections, micro, jax.random.fold_in(rng, index))
+        grads, (collections, metrics) = grad(trained, collections, micro, jax.random.fold_in(rng, index))
         return (jax.tree.map(jnp.add, sums, grads), collections), metrics
 
     # Strided slices: with the batch sharded over devices, every device holds its share of every micro-batch.
     slices = jax.tree.map(lambda x: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1), batch)
-    zeros = jax.tree.map(jnp.zeros_like, trainable)
+    zeros = jax.tree.map(jnp.zeros_like, trained)
     carry, metrics = jax.lax.scan(accumulate, (zeros, collections), (slices, jnp.arange(micro_batches)))
     grads = jax.tree.map(lambda g: g / micro_batches, carry[0])
     return grads, carry[1], jax.tree.map(lambda m: m.mean(0), metrics)

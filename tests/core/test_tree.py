@@ -27,3 +27,15 @@ def test_diff_lists_missing_unexpected_and_shapes():
     assert tree.diff(TREE, TREE) == ""
     half = {"x": np.zeros(2, np.float16)}
     assert tree.diff({"x": np.zeros(2, np.float32)}, half) == "x is float16 where float32 is expected"
+
+
+@pytest.mark.parametrize(("regex", "found"), [
+    ("siglp/.*", "; did you mean 'siglip'?"),
+    ("(siglp|dinv2)/.*", "; did you mean 'siglip' or 'dinov2'?"),
+    (".*llm/decodr/.*", "; did you mean 'llm/decoder'?"),
+    ("llm/decoder/layer/kernel", "; did you mean 'llm/decoder/layers/kernel'?"),
+    ("audio/.*", "; names begin with dinov2, llm, siglip"),
+])  # fmt: skip
+def test_what_an_expression_without_a_match_resembles(regex, found):
+    names = ["siglip/embed/kernel", "dinov2/embed/kernel", "llm/decoder/layers/kernel", "llm/decoder/norm_out/scale"]
+    assert tree.closest(regex, names) == found

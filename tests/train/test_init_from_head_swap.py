@@ -90,3 +90,7 @@ def test_what_cannot_begin_so_is_refused(root, stage_two):
         setup_of(root, "tiny", wider)
     with pytest.raises(ConfigError, match="freezes .* parameters at their random values"):
         setup_of(root, "tiny", None, '--config.optim.groups=(("siglip/.*", None), (".*", {}))')
+    with pytest.raises(ConfigError, match=r"'siglp/\.\*' matches no parameter; did you mean 'siglip'"):
+        setup_of(root, "tiny", None, '--config.optim.groups=(("siglp/.*", None), (".*", {}))')
+    with pytest.raises(ConfigError, match="freezes .* parameters at their random values .llm/decoder/layers/"):
+        setup_of(root, "tiny", None, '--config.optim.groups=(("llm/.*", {"freeze_layers": 1}), (".*", {}))')

@@ -53,6 +53,28 @@ def test_schedule_warms_up_and_ends_where_told():
     np.testing.assert_allclose(rates[4], 0.01, rtol=2e-2)
 
 
+@pytest.mark.parametrize("warmup", [0, 1, 3])
+def test_step_decay_multiplies_the_rate_after_each_boundary(warmup):
+    """The first update has the number 0: after 5 of them, the one with the number 5 is the first with a lower rate."""
+    decay = config(schedule="step_decay", boundaries=(5, 8), decay_factor=0.5, warmup_steps=warmup)
+    optimizer = make_optimizer(decay, 10, PARAMS)
+    rates = [float(optimizer.learning_rate(step)) for step in range(warmup, 11)]
+    expected = [0.1 * 0.5 ** ((step >= 5) + (step >= 8)) for step in range(warmup, 11)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-6)
+    late = make_optimizer({**decay, "groups": ((".*", {"start_step": 100}),)}, 110, PARAMS)
+    assert [float(late.learning_rate(100 + step)) for step in range(warmup, 11)] == rates
+
+
+def test_groups_tell_what_becomes_of_how_much():
+    groups = (("a/bias", None), ("a/.*", {"learning_rate": 0.5}), (".*", {}))
+    lines = [str(group) for group in make_optimizer(config(groups=groups), 10, PARAMS).groups]
+    assert lines == [
+        "'a/bias': frozen: 1 parameters, 3 numbers (a)",
+        "'a/.*': learning rate 0.5: 1 parameters, 6 numbers (a)",
+        "'.*': learning rate 0.1: 1 parameters, 6 numbers (b)",
+    ]
+
+
 def test_clip_norm_is_global():
     optimizer = make_optimizer(config(clip_norm=0.5), 10, PARAMS)
     grads = jax.tree.map(lambda p: p * 100.0, PARAMS)
@@ -80,6 +102,14 @@ def test_reset_zeroes_exactly_the_masked_moments():
     [
         ({"groups": (("a/.*", {}),)}, "'b/kernel' matches no expression"),
         ({"groups": ((".*", None),)}, "freezes every parameter"),
+        ({"groups": (("c/.*", None), (".*", {}))}, "'c/.*' matches no parameter; names begin with a, b"),
+        ({"groups": (("a/kernl", None), (".*", {}))}, "'a/kernl' matches no parameter; did you mean 'a/kernel'"),
+        ({"groups": ((".*/kernel", {}), ("a/kernel", None), (".*", {}))}, "'a/kernel' decides for no parameter"),
+        ({"groups": (("(a/.*", None), (".*", {}))}, "'(a/.*' is no regular expression"),
+        ({"schedule": "step_decay"}, "boundaries is ()"),
+        ({"schedule": "step_decay", "boundaries": (5, 3), "decay_factor": 0.1}, "needs ascending steps"),
+        ({"schedule": "step_decay", "boundaries": (3,), "warmup_steps": 4, "decay_factor": 0.1}, "after the warm-up"),
+        ({"schedule": "step_decay", "boundaries": (5,), "decay_factor": 1.5}, "decay_factor is 1.5"),
         ({"learnin_rate": 1.0}, "did you mean 'learning_rate'"),
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
     ],

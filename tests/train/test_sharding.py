@@ -43,6 +43,15 @@ def test_rules_that_do_not_fit_are_refused(spec, message):
         sharding.spec_for("a/kernel", (15, 8), wide, ((".*kernel", spec),))
 
 
+def test_rules_that_match_nothing_are_refused():
+    state = {"params": {"llm": {"embedding": np.zeros((8, 8))}}}
+    sharding.shardings(state, mesh(), ((".*llm/embedding", (None, "fsdp")),))
+    with pytest.raises(ConfigError, match="'.*llm/embeding' matches no array; did you mean 'llm/embedding'"):
+        sharding.shardings(state, mesh(), ((".*llm/embeding", (None, "fsdp")),))
+    with pytest.raises(ConfigError, match=r"'\(' is no regular expression"):
+        sharding.shardings(state, mesh(), (("(", (None, "fsdp")),))
+
+
 def owners(*shape: int, per_process: int):
     """A mesh whose devices belong to processes, so many to each."""
     devices = [SimpleNamespace(process_index=number // per_process) for number in range(np.prod(shape))]

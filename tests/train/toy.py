@@ -5,9 +5,10 @@ import jax
 import jax.numpy as jnp
 
 from lapa_jax.core.output import Output
+from lapa_jax.models import base
 
 
-class Model(nn.Module):
+class Model(base.Model):
     width: int = 3
 
     @nn.compact
