@@ -24,12 +24,12 @@ import numpy as np
 
 from lapa_jax.core import tree
 from lapa_jax.core.errors import UserError, run_main
-from lapa_jax.core.files import arrays_on_disk, read_json
+from lapa_jax.core.files import arrays_on_disk, placeholder, read_json
 from lapa_jax.core.torch_file import Tensor, TorchFile
 from lapa_jax.models.official_laq import convert, unwrap
 from lapa_jax.models.released import base, hugging_face, openvla, prismatic
 from lapa_jax.models.released.prismatic_parts import Chosen
-from lapa_jax.models.released.tensors import SafetensorsFolder, without_prefixes
+from lapa_jax.models.released.tensors import SafetensorsFolder, aligned
 from lapa_jax.train.checkpoint import check_unused, write_weights
 
 
@@ -87,6 +87,8 @@ def read_state_dict(path: pathlib.Path) -> dict:
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist")
+    if reason := placeholder(path):
+        raise UserError(reason)
     if path.suffix == ".safetensors":
         import safetensors
         import safetensors.numpy
@@ -153,9 +155,10 @@ def import_hugging_face(kind: str, source: pathlib.Path, out: pathlib.Path, dtyp
     if not source.is_dir():
         raise UserError(f"{source} is no folder; give that of a Hugging Face checkpoint")
     plan = hugging_face.plan(kind, read_json(source / "config.json"), **options)
-    tensors = without_prefixes(SafetensorsFolder(source), plan.prefixes)
+    tensors, notes = aligned(SafetensorsFolder(source), plan.places)
     release = base.Release(kind, source, {"model": plan.spec}, tensors, plan.places, plan.unused,
-                           {"source": {"kind": f"Hugging Face {kind}", "folder": source.resolve().name}})  # fmt: skip
+                           {"source": {"kind": f"Hugging Face {kind}", "folder": source.resolve().name}},
+                           notes=notes)  # fmt: skip
     write_release(release, out, hugging_face.shapes(plan.spec), dtype)
 
 

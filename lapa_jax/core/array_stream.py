@@ -16,6 +16,7 @@ import struct
 import numpy as np
 
 from lapa_jax.core.errors import UserError
+from lapa_jax.core.files import placeholder
 
 DTYPES = ("float32", "bfloat16", "float16")
 ARRAY = 1  # flax's type of the extension
@@ -54,6 +55,8 @@ class ArrayStream:
         self.path = pathlib.Path(path)
         if not self.path.is_file():
             raise UserError(f"{path} does not exist")
+        if why := placeholder(path):
+            raise UserError(why)
         self.arrays: dict[str, Stored] = {}
         self.others: list[str] = []
         size = self.path.stat().st_size

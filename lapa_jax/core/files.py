@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import secrets
 import shutil
 import tempfile
@@ -15,6 +16,13 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError
 
+_HEAD = 1024
+_REFUSALS = re.compile(
+    r"(\d{3}: )?(Entry not found|Repository not found|Revision not found|Not Found\s*$|Invalid username or password|"
+    r"Access to \w+ .* is restricted|Access denied|Too Many Requests)",
+    re.IGNORECASE,
+)
+"""What the Hugging Face hub and GitHub answer in place of a file."""
 PAGE = 4096  # bytes: where one of them ends the next begins at a round place
 
 
@@ -87,6 +95,42 @@ def arrays_on_disk(
         yield {name: np.memmap(file, dtype, "r+", starts[name], tuple(shape)) for name, shape in shapes.items()}
 
 
+def placeholder(source: str | os.PathLike | bytes) -> str:
+    """What stands in place of a file that was not really downloaded, with the remedy; "" where a file is itself.
+
+    A clone without Git LFS leaves pointers, and a failed download leaves the server's page or its error.
+
+    Args:
+      source: a path, whose beginning is read, or the bytes of a file.
+    """
+    path = "it" if isinstance(source, bytes) else os.fspath(source)
+    try:
+        head = source[:_HEAD] if isinstance(source, bytes) else _beginning(path)
+    except OSError:
+        return ""
+    size = len(source) if isinstance(source, bytes) else os.path.getsize(path)
+    text = head.decode("latin-1").removeprefix("\xef\xbb\xbf").lstrip()
+    if text.startswith("version https://git-lfs.github.com/spec/"):
+        real = re.search(r"^size (\d+)", text, re.MULTILINE)
+        what = f"of a file of {int(real[1]):,} bytes " if real else ""
+        return f"{path} is a Git LFS pointer {what}and not the file: run `git lfs pull` in its repository"
+    if re.match(r"<(!doctype\s+html|html|head)\b", text, re.IGNORECASE):
+        title = re.search(r"<title[^>]*>\s*([^<]{1,80})", text, re.IGNORECASE)
+        named = f' ("{" ".join(title[1].split())}")' if title else ""
+        return f"{path} is an HTML page{named} and not the file: download it again, from the link to the file itself"
+    if re.match(r"(<\?xml[^>]*>\s*)?<Error>", text):
+        code = re.search(r"<Code>([^<]{1,40})", text)
+        return f"{path} is a server's error{f' ({code[1]})' if code else ''} and not the file: download it again"
+    if size < _HEAD and _REFUSALS.match(text):
+        return f'{path} is a server\'s answer ("{" ".join(text.split())[:80]}") and not the file: download it again'
+    return ""
+
+
+def _beginning(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(_HEAD)
+
+
 def write_json(path: str | os.PathLike, value) -> None:
     """Writes `value` as JSON, atomically, with sorted keys: equal values give equal bytes. NaN is refused."""
     text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)
@@ -101,4 +145,5 @@ def read_json(path: str | os.PathLike):
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); restore it or write it again") from None
+        why = placeholder(path) or f"{path} is not valid JSON ({error}); restore it or write it again"
+        raise UserError(why) from None

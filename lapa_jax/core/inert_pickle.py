@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from lapa_jax.core.errors import UserError
+from lapa_jax.core.files import placeholder
 
 FLOATS = ("f2", "f4", "f8", "bfloat16")
 
@@ -65,6 +66,8 @@ def read_arrays(path: str | pathlib.Path) -> dict:
     path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"{path} does not exist")
+    if why := placeholder(path):
+        raise UserError(why)
     with open(path, "rb") as file:
         content = load(InertUnpickler(file, path, _NUMPY), path)
     if not isinstance(content, dict) or not content:

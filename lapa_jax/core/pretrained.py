@@ -18,7 +18,7 @@ import safetensors.numpy
 
 from lapa_jax.core import tree
 from lapa_jax.core.errors import UserError
-from lapa_jax.core.files import atomic_path, read_json, write_json
+from lapa_jax.core.files import atomic_path, placeholder, read_json, write_json
 
 FORMAT, VERSION = "lapa_jax.model", 1
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -82,7 +82,7 @@ def open_pretrained(folder: str | os.PathLike) -> Iterator[tuple[dict, safetenso
                 raise UserError(f"{weights} does not belong to the {CONFIG_FILE} beside it; export the model again")
             yield config, file
     except safetensors.SafetensorError as error:
-        raise UserError(f"{weights} is damaged ({error}); export the model again") from None
+        raise UserError(placeholder(weights) or f"{weights} is damaged ({error}); export the model again") from None
 
 
 def _digest(config: Mapping) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from lapa_jax.core import inert_pickle
 from lapa_jax.core.errors import UserError
+from lapa_jax.core.files import placeholder
 
 DTYPES = {"Float": "<f4", "Double": "<f8", "Half": "<f2", "BFloat16": "bfloat16", "Long": "<i8", "Int": "<i4",
           "Short": "<i2", "Char": "i1", "Byte": "u1", "Bool": "?"}  # fmt: skip
@@ -74,6 +75,8 @@ class TorchFile:
         self.path = pathlib.Path(path)
         if not self.path.is_file():
             raise UserError(f"{path} does not exist")
+        if why := placeholder(self.path):
+            raise UserError(why)
         try:
             self._zip = zipfile.ZipFile(self.path)
             members = self._zip.namelist()

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.core.files import placeholder
 
 PLACE = "{instruction}"
 
@@ -233,6 +234,8 @@ def _from_pretrained(name: str):
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=True)
     except _ERRORS as error:
         if folder.is_dir():
+            if why := next((why for file in sorted(folder.iterdir()) if (why := placeholder(file))), ""):
+                raise UserError(why) from None
             what = f"folder {name} holds no tokenizer that can be read ({_shorten(str(error))})"
             raise UserError(f"{what}; it needs tokenizer.json, or tokenizer.model and sentencepiece") from None
     try:

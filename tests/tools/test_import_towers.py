@@ -93,6 +93,57 @@ def test_a_whole_siglip_gives_its_vision_tower(copy, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, whole, tower)
 
 
+def part_of_a_larger_model(name):
+    """As transformers 5 names the parts of LLaVA: the layers under `model.language_model.`, the head beside them."""
+    return name if name.startswith("lm_head") else name.replace("model.", "model.language_model.", 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rename", "options", "said"),
+    [
+        ("llama", lambda n: f"language_model.{n}", (), "begin with 'language_model.', which was taken off"),
+        ("llama", part_of_a_larger_model, (), "begin with 'model.language_model.', which was taken off"),
+        ("llama", lambda n: n.removeprefix("model."), ("--no_head",), "lack the prefix 'model.', which was put before"),
+        ("dinov2", lambda n: f"dinov2.{n}", (), "begin with 'dinov2.', which was taken off"),
+        ("siglip", lambda n: f"model.vision_tower.vision_model.{n}", (), "'model.vision_tower.vision_model.'"),
+    ],
+)
+def test_names_with_another_prefix_give_the_same_model(copy, tmp_path, capsys, kind, rename, options, said):
+    folder, tensors = copy(kind)
+    renamed = {rename(name): tensor for name, tensor in tensors.items()}
+    prefixed = kind != "llama" or not options
+    others = {f"other.{i}.weight": np.zeros(2, np.float32) for i in range(3)} if prefixed else {}
+    write(folder, renamed | others)
+    run(kind, folder, tmp_path / "renamed", *options)
+    printed = capsys.readouterr().out
+    assert said in printed and (not others or "left out: 3 tensors outside of" in printed)
+    run(kind, TOWERS / kind, tmp_path / "plain", *options)
+    (spec, variables, _), (same, plain, _) = read(tmp_path / "renamed"), read(tmp_path / "plain")
+    assert spec == same
+    jax.tree.map(np.testing.assert_array_equal, variables, plain)
+
+
+def test_another_model_is_refused_in_a_few_names(copy, tmp_path):
+    folder, tensors = copy("llama")
+    write(folder, {f"transformer.h.{i}.attn.weight": np.zeros(2, np.float32) for i in range(50)})
+    said = refuse("llama", folder, tmp_path / "out", "no complete llama; missing")
+    assert len(said) < 1500 and "unexpected (50): transformer.h.0.attn.weight" in said
+    write(folder, {f"language_model.{name}": t for name, t in tensors.items() if "norm" not in name})
+    said = refuse("llama", folder, tmp_path / "out", "missing")
+    assert len(said) < 1500 and "unexpected" not in said, "the prefix is no reason to list all that is there"
+
+
+def test_rope_parameters_without_a_theta_have_the_usual_one(copy, tmp_path):
+    folder, tensors = copy("llama", rope_parameters={"rope_type": "default"}, rope_theta=None)
+    config = json.loads((folder / "config.json").read_text())
+    write(folder, tensors)
+    for given, expected in (({}, 10000.0), ({"rope_theta": 5e5}, 5e5)):
+        config = {key: value for key, value in config.items() if key != "rope_theta"} | given
+        (folder / "config.json").write_text(json.dumps(config))
+        run("llama", folder, tmp_path / f"{expected}")
+        assert read(tmp_path / f"{expected}")[0]["rotary"] == expected
+
+
 def test_missing_unexpected_and_misshapen_tensors_are_named_together(copy, tmp_path):
     folder, tensors = copy("dinov2")
     gone = tensors.pop("encoder.layer.1.mlp.fc1.weight")

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lapa_jax.core.files import atomic_path, write_json
+from lapa_jax.core.files import atomic_path, placeholder, write_json
 from lapa_jax.data import formats, images
 from lapa_jax.data.convert.plan import item_of, place_of
-from lapa_jax.data.formats.base import COLUMNS, MAIN, Episode
+from lapa_jax.data.formats.base import COLUMNS, MAIN, Episode, folder_of
+from lapa_jax.data.formats.reading import missing_download
 from lapa_jax.data.shards import step_shards
 
 _IN_MEMORY = 64 << 20
@@ -48,8 +49,21 @@ def make_part(job: Job) -> Failure | None:
     try:
         _write(job)
     except ValueError as error:
-        return Failure(job.entry["id"], " ".join(str(error).split()))
+        why = missing_download(folder_of(pathlib.Path(job.source)), _files_of(job.entry)) or str(error)
+        return Failure(job.entry["id"], " ".join(why.split()))
     return None
+
+
+def _files_of(entry: Mapping) -> Iterator[str]:
+    """Every text in an entry of the plan that may name a file: its path, and those in what the format keeps of it."""
+    yield entry["path"]
+    waiting = [entry["at"]]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, Mapping | list | tuple):
+            waiting += value.values() if isinstance(value, Mapping) else value
 
 
 def _write(job: Job) -> None:
@@ -134,7 +148,10 @@ def _jpeg(frame: np.ndarray | bytes | None, plan: Mapping, options: Mapping, cam
     """A frame as it is stored. A JPEG that already fits is stored as it is: no second loss."""
     if frame is None:
         return None
-    picture = images.open_frame(frame)
+    try:
+        picture = images.open_frame(frame)
+    except ValueError as error:
+        raise ValueError((isinstance(frame, bytes) and placeholder(frame)) or str(error)) from None
     if options["size"] is not None:
         resized = images.resize(picture, options["size"], options["resize"])
     else:

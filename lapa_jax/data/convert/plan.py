@@ -13,6 +13,7 @@ from lapa_jax.core.files import read_json, write_json
 from lapa_jax.data import formats, images
 from lapa_jax.data.convert.options import Options
 from lapa_jax.data.formats.base import MAIN, Episode, Item, Listing
+from lapa_jax.data.formats.reading import missing_downloads
 from lapa_jax.data.shards import step_shards
 
 PLAN = "plan.json"
@@ -27,12 +28,12 @@ def make_plan(source: pathlib.Path, out: pathlib.Path, options: Options) -> dict
       why]], "left_out", "notes", "cameras": {member: [H, W]}, "columns": {name: [A]}, "names": {name: [...]}} as JSON;
       episodes in the order of the source's listing.
     """
-    name = formats.detect(source) if options.format == "auto" else options.format
-    if options.action not in ("all", "none") and name in _ONE_ACTION:
-        raise UserError(f"--action {options.action}: {name} data have one action, which is all or none")
-    if options.fps is not None and name != "video":
-        raise UserError(f"--fps resamples videos; {name} data keep their own rate: leave it at native")
-    listing: Listing = formats.open_format(name).find(source, options.for_readers(), out.resolve())
+    try:
+        name, listing = _list(source, out, options)
+    except UserError as error:
+        if why := missing_downloads(source):
+            raise UserError(f"{why} ({error})") from None
+        raise
     if not listing.items:
         missing = f"; the first of {len(listing.missing)} missing: {listing.missing[0]}" if listing.missing else ""
         raise UserError(f"{source} holds no episodes of format {name}{missing}; see docs/reference/data_formats.md")
@@ -40,6 +41,16 @@ def make_plan(source: pathlib.Path, out: pathlib.Path, options: Options) -> dict
     plan |= {"episodes": _entries(listing.items, options), "missing": [list(entry) for entry in listing.missing]}
     plan |= {"left_out": listing.left_out}
     return plan | {"notes": listing.notes} | _shapes(name, source, listing, options)
+
+
+def _list(source: pathlib.Path, out: pathlib.Path, options: Options) -> tuple[str, Listing]:
+    """The name of the format, and its listing of the source."""
+    name = formats.detect(source) if options.format == "auto" else options.format
+    if options.action not in ("all", "none") and name in _ONE_ACTION:
+        raise UserError(f"--action {options.action}: {name} data have one action, which is all or none")
+    if options.fps is not None and name != "video":
+        raise UserError(f"--fps resamples videos; {name} data keep their own rate: leave it at native")
+    return name, formats.open_format(name).find(source, options.for_readers(), out.resolve())
 
 
 _ONE_ACTION = ("lapa", "webdataset", "video")

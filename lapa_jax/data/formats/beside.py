@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from lapa_jax.core.errors import UserError
+from lapa_jax.core.files import placeholder
 from lapa_jax.data.formats import captions, hdf5, npz
 from lapa_jax.data.formats.instructions import as_instruction, like_instruction
 
@@ -31,6 +32,8 @@ def texts(source: pathlib.Path, videos: Sequence[str]) -> dict[str, str]:
     for video in videos:
         path = (source / video).with_suffix(".txt")
         if path.is_file():
+            if why := placeholder(path):
+                raise UserError(why)
             try:
                 found[video] = as_instruction(path.read_text("utf-8-sig"))
             except UnicodeDecodeError as error:

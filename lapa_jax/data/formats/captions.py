@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from lapa_jax.core.errors import UserError
+from lapa_jax.core.files import placeholder
 from lapa_jax.data.formats.instructions import as_instruction
 
 VIDEO_COLUMNS = ("video", "path", "file", "filename", "name", "id", "video_id")
@@ -39,6 +40,8 @@ def read_captions(path: str) -> list[Caption]:
         text = _decode(file.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read captions file {path}: {error}") from None
+    if why := placeholder(file):
+        raise UserError(f"captions file {why}")
     readers = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".tsv": _csv}
     if file.suffix.lower() not in readers:
         raise UserError(f"captions file {path} is not one of {', '.join(readers)}")

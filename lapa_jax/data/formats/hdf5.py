@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from lapa_jax.core.files import placeholder
 from lapa_jax.data.formats import array_images
 from lapa_jax.data.formats.instructions import as_instruction
 from lapa_jax.data.formats.reading import check_kind, reading
@@ -27,7 +28,8 @@ def open_hdf5(path: pathlib.Path) -> Iterator:
         file = h5py.File(path, "r", locking="best-effort")
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).split("(", 1)[-1].rstrip(")").replace(str(path), path.name)
-        raise ValueError(f"it cannot be opened as HDF5 ({reason}); copy it again") from None
+        why = placeholder(path).replace(str(path), path.name)
+        raise ValueError(why or f"it cannot be opened as HDF5 ({reason}); copy it again") from None
     with file:
         yield file
 

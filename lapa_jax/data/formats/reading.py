@@ -6,11 +6,15 @@ import os
 import pathlib
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from lapa_jax.core.errors import UserError
+from lapa_jax.core.files import placeholder
+
+_PAGE = 1 << 20
+"""Bytes that a pointer or a page of an error has at most."""
 
 
 @contextlib.contextmanager
@@ -39,6 +43,31 @@ def whole_source(path: pathlib.Path) -> Iterator[None]:
         yield
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def missing_download(folder: pathlib.Path, names: Iterable[str]) -> str:
+    """The first of some files, or of those directly in a folder, that is a pointer or an error page in place of itself;
+    see `core.files.placeholder`. "" where none is. The message names it relative to `folder`."""
+    for name in names:
+        path = folder / name
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            if file.is_file() and (why := placeholder(file)):
+                return why.replace(f"{folder}{os.sep}", "", 1)
+    return ""
+
+
+def check_downloaded(folder: pathlib.Path, name: str) -> None:
+    """A file that is a pointer or an error page in place of itself is a ValueError."""
+    if why := missing_download(folder, [name]):
+        raise ValueError(why)
+
+
+def missing_downloads(source: pathlib.Path) -> str:
+    """How many files under a source are pointers or error pages in place of themselves, and the first; "" for none."""
+    files = [source] if source.is_file() else (path for path in sorted(source.rglob("*")) if path.is_file())
+    small = (path for path in files if path.stat().st_size <= _PAGE)
+    found = [why for path in small if (why := placeholder(path))]
+    return found[0] + (f"; so are {len(found) - 1} others" if len(found) > 1 else "") if found else ""
 
 
 def find_file(path: pathlib.Path) -> pathlib.Path:

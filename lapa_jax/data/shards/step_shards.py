@@ -18,7 +18,7 @@ import numpy as np
 
 from lapa_jax import sample
 from lapa_jax.core.errors import UserError
-from lapa_jax.core.files import atomic_path, read_json, write_json
+from lapa_jax.core.files import atomic_path, placeholder, read_json, write_json
 from lapa_jax.data import images
 from lapa_jax.data.shards import tar
 from lapa_jax.data.shards.files import DamagedSample, Files
@@ -179,7 +179,7 @@ class StepShards:
             path = self.folder / shard["name"]
             if path.exists() and path.stat().st_size != shard["bytes"]:
                 wrong = f"has {path.stat().st_size} bytes, {DATASET} says {shard['bytes']}"
-                raise UserError(f"{path} {wrong}: it is damaged; copy or convert the folder again")
+                raise UserError(placeholder(path) or f"{path} {wrong}: it is damaged; copy or convert the folder again")
             index = open_index(path)
             self.episodes += _episodes(path, index.keys, start)
             indexes.append(index)

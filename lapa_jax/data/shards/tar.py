@@ -12,6 +12,7 @@ from typing import NamedTuple
 import google_crc32c
 
 from lapa_jax.core.errors import UserError
+from lapa_jax.core.files import placeholder
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
@@ -163,4 +164,4 @@ def _safe_name(path: pathlib.Path, data: int, name: str) -> str:
 
 
 def _damage(path: pathlib.Path, offset: int, what: str) -> UserError:
-    return UserError(f"{path} at byte {offset}: {what}; copy or convert this shard again")
+    return UserError(placeholder(path) or f"{path} at byte {offset}: {what}; copy or convert this shard again")

@@ -13,6 +13,9 @@ from lapa_jax.core import tree
 from lapa_jax.core.errors import UserError
 from lapa_jax.models import pretrained
 
+_SHOWN = 8
+"""Names that a message lists; a checkpoint of another kind lacks all of them."""
+
 
 class Tensors(Protocol):
     """The tensors of a checkpoint. shapes: {name: shape}, known without reading any."""
@@ -85,12 +88,16 @@ def check(release: Release, wanted: Mapping[str, tuple[int, ...]]) -> list[str]:
         "unexpected": [name for name in given if name not in places and name not in unused],
         "parameters that no tensor gives": set(wanted) - {place.path for some in places.values() for place in some},
     }
-    lines = [f"{what} ({len(names)}): {', '.join(sorted(names))}" for what, names in lists.items() if names]
+    lines = [f"{what} ({len(names)}): {_few(sorted(names))}" for what, names in lists.items() if names]
     for name in sorted(set(places) & set(given)):
         lines += [line for place in places[name] if (line := _misfit(name, given[name], place, wanted))]
     if lines:
         raise UserError(f"{release.source} is no complete {release.kind}; {'; '.join(lines)}")
     return sorted(unused)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
 def _misfit(name: str, shape: tuple[int, ...], place: Place, wanted: Mapping[str, tuple[int, ...]]) -> str:

@@ -25,13 +25,11 @@ class Plan:
       spec: of the model, `{"name": ..., fields}`; options that change no parameter keep their defaults.
       places: {name in the checkpoint: the one place where it goes}.
       unused: regular expression of names that may be there and are left out.
-      prefixes: what may stand before names, and is taken off.
     """
 
     spec: dict
     places: Mapping[str, tuple[Place, ...]]
     unused: str
-    prefixes: tuple[str, ...] = ()
 
 
 def plan(kind: str, config: Mapping, layer: int = -1, head: bool = True) -> Plan:
@@ -64,7 +62,8 @@ def _llama(config: Mapping, head: bool) -> Plan:
     _want(config, "hidden_act", "silu")
     for name in ("attention_bias", "mlp_bias"):
         _want(config, name, False)
-    rope = config.get("rope_parameters") or {"rope_type": "default", "rope_theta": config.get("rope_theta", 10000.0)}
+    rope = config.get("rope_parameters") or {}
+    theta = rope.get("rope_theta") or config.get("rope_theta") or 10000.0  # what Hugging Face takes for what is unsaid
     if rope.get("rope_type", "default") != "default" or config.get("rope_scaling"):
         raise UserError(f"config.json asks for scaled rotary positions, {rope}; only plain ones (rope_type "
                         "'default') can be imported")
@@ -75,7 +74,7 @@ def _llama(config: Mapping, head: bool) -> Plan:
         "depth": _size(config, "num_hidden_layers"), "heads": heads, "hidden": _size(config, "intermediate_size"),
         "kv_heads": config.get("num_key_value_heads") or heads,
         "dim_head": config.get("head_dim") or _size(config, "hidden_size") // heads,
-        "rotary": float(rope["rope_theta"]), "eps": float(config.get("rms_norm_eps", 1e-6)), "head": source,
+        "rotary": float(theta), "eps": float(config.get("rms_norm_eps", 1e-6)), "head": source,
     }  # fmt: skip
     places = {"model.embed_tokens.weight": (Place("embedding", same),),
                "model.norm.weight": (Place("decoder/norm_out/scale", same),)}  # fmt: skip
@@ -106,7 +105,7 @@ def _siglip(config: Mapping, layer: int) -> Plan:
     block |= {f"self_attn.{theirs}": f"attention/{ours}" for theirs, ours in attention.items()}
     _blocks(places, spec, "encoder.layers", block)
     unused = r"head\..*|embeddings\.position_ids|text_model\..*|logit_scale|logit_bias"
-    return _vision_plan(spec, places, "post_layernorm", "encoder.layers", unused, ("vision_model.",))
+    return _vision_plan(spec, places, "post_layernorm", "encoder.layers", unused)
 
 
 def _dinov2(config: Mapping, layer: int) -> Plan:
@@ -133,7 +132,7 @@ def _dinov2(config: Mapping, layer: int) -> Plan:
         for number, ours in ((1, "attention_scale"), (2, "feedforward_scale")):
             name = f"encoder.layer.{index}.layer_scale{number}.lambda1"
             places[name] = (Place(f"layers/{ours}", same, index),)
-    return _vision_plan(spec, places, "layernorm", "encoder.layer", r"embeddings\.mask_token", ())
+    return _vision_plan(spec, places, "layernorm", "encoder.layer", r"embeddings\.mask_token")
 
 
 def _vision_spec(name: str, config: Mapping, layer: int, defaults: Mapping[str, int]) -> dict:
@@ -165,13 +164,13 @@ def _blocks(places: dict[str, tuple[Place, ...]], spec: Mapping, stack: str, nam
             places[f"{stack}.{index}.{theirs}.bias"] = (Place(f"layers/{ours}/bias", same, index),)
 
 
-def _vision_plan(spec, places, norm: str, stack: str, unused: str, prefixes: tuple[str, ...]) -> Plan:
+def _vision_plan(spec, places, norm: str, stack: str, unused: str) -> Plan:
     """With the final norm; or where the output comes before it, without it and without the last block."""
     if spec["layer"] == -1:
         places |= {f"{norm}.weight": (Place("norm_out/scale", same),), f"{norm}.bias": (Place("norm_out/bias", same),)}
     else:
         unused += rf"|({re.escape(norm)}|{re.escape(stack)}\.{spec['depth'] - 1})\..*"
-    return Plan(spec, places, unused, prefixes)
+    return Plan(spec, places, unused)
 
 
 def _want(config: Mapping, name: str, value) -> None:

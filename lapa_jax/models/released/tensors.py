@@ -2,12 +2,13 @@
 
 import contextlib
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.core.files import read_json
+from lapa_jax.core.files import placeholder, read_json
 from lapa_jax.models.released.base import Tensors
 
 FLOATS = ("F32", "F16", "BF16")
@@ -84,12 +85,43 @@ class Renamed:
         return tensors.read(theirs)
 
 
-def without_prefixes(tensors: Tensors, prefixes: Sequence[str]) -> Tensors:
-    """The same tensors with names from which a prefix, the first that fits, is taken off."""
-    if not prefixes:
-        return tensors
-    short = lambda name: next((name.removeprefix(p) for p in prefixes if name.startswith(p)), name)  # noqa: E731
-    return Renamed({short(name): (tensors, name) for name in tensors.shapes})
+def aligned(tensors: Tensors, wanted: Collection[str]) -> tuple[Tensors, list[str]]:
+    """Tensors under the names that a reader wants, where all of them have a prefix more, or lack one.
+
+    A model that is saved as a part of a larger one has its name before all names (`language_model.`, `dinov2.`), and
+    one that is saved without its head lacks the `model.` of those that have one.
+
+    Args:
+      tensors: of a checkpoint. wanted: the names that the reader knows.
+
+    Returns:
+      The tensors, those outside of the prefix left out; and what was done, as lines for the user. The tensors
+      themselves where no prefix makes more than half of the names known.
+    """
+    votes: Counter[tuple[str, str]] = Counter()
+    for name in tensors.shapes:
+        parts = name.split(".")
+        for start in range(len(parts)):
+            prefix, rest = ".".join(parts[:start]), ".".join(parts[start:])
+            for lacking in ("", "model."):
+                votes[prefix, lacking] += lacking + rest in wanted
+    prefix, lacking = max(votes, key=lambda pair: (votes[pair], -len(pair[0]), -len(pair[1])), default=("", ""))
+    if (prefix, lacking) == ("", "") or 2 * votes[prefix, lacking] <= len(wanted):
+        return tensors, []
+    before = f"{prefix}." if prefix else ""
+    names, outside = {}, 0
+    for name in tensors.shapes:
+        if name.startswith(before):
+            rest = name.removeprefix(before)
+            names[lacking + rest if lacking + rest in wanted else rest] = (tensors, name)
+        elif name in wanted:  # a head may lie beside the part that has the prefix
+            names[name] = (tensors, name)
+        else:
+            outside += 1
+    notes = [f"names of tensors begin with '{before}', which was taken off"] if before else []
+    notes += [f"names of tensors lack the prefix '{lacking}', which was put before them"] if lacking else []
+    notes += [f"left out: {outside} tensors outside of '{before}'"] if outside else []
+    return Renamed(names), notes
 
 
 @contextlib.contextmanager
@@ -104,7 +136,7 @@ def open_safetensors(path: pathlib.Path) -> Iterator:
         with safetensors.safe_open(path, framework="numpy") as file:
             yield file
     except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is not a readable safetensors file ({error})") from None
+        raise UserError(placeholder(path) or f"{path} is not a readable safetensors file ({error})") from None
 
 
 def _weight_map(index: pathlib.Path) -> dict[str, str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.data.formats.reading import reading
+from lapa_jax.data.formats.reading import check_downloaded, reading
 
 INFO = "meta/info.json"
 VERSIONS = ("v2.0", "v2.1", "v3.0")
@@ -147,6 +147,7 @@ def read_tasks(root: pathlib.Path) -> dict[int, str]:
         import pyarrow.parquet as pq
 
         with reading("meta/tasks.parquet"):
+            check_downloaded(root, "meta/tasks.parquet")
             table = pq.ParquetFile(root / "meta/tasks.parquet", page_checksum_verification=True).read()
             # pandas stores its index as a column, nameless in the first writers, "task" in later ones
             names = [name for name in table.column_names if name != "task_index"]
@@ -226,6 +227,7 @@ def _listed(tasks: object) -> list[str]:
 
 def _json_lines(root: pathlib.Path, name: str) -> Iterator[dict]:
     with reading(name):
+        check_downloaded(root, name)
         lines = (root / name).read_text("utf-8-sig").split("\n")  # not at U+2028, which JSON may hold
     for number, line in enumerate(lines, 1):
         if line.strip():
