@@ -24,24 +24,24 @@ class Evaluation(ColumnEvaluation):
         return true, decoded, mask, codes, batch["episode_id"], batch["step"]
 
     def _usage(self, rows: Sequence[Rows], codes: Sequence[Mapping]) -> dict[str, float]:
-        found = super()._usage(rows, codes)
+        metrics = super()._usage(rows, codes)
         if self.tokenizer.chunk_length is None:
-            return found
+            return metrics
         # the places of a chunk share their codes: what counts is which of them occur anywhere
         size, used = max(self.tokenizer.codebook_sizes), len(np.unique(code_rows(rows)))
-        return {**found, "codebook_utilization": used / size, "dead_codes": float(size - used)}
+        return {**metrics, "codebook_utilization": used / size, "dead_codes": float(size - used)}
 
     def sections(self, rows: Sequence[Rows], arrays: Mapping[str, np.ndarray], result: Mapping) -> list[Section]:
         """Trajectories of each dataset, and code usage."""
-        found = []
+        sections = []
         for number, part in enumerate(rows):
             names = [entry_name(d) for d in result["datasets"][part.name]["dimensions"]]
             file = "trajectories.png" if len(rows) == 1 else f"trajectories_{number}.png"
             drawn = tokenizers.trajectories(self.out / file, part, self._statistics(part)["scale"], names)
             words = ("True actions (grey) and what is decoded from their codes, in the units of the data: the "
                      "sequences with the least, the median and the largest error.")  # fmt: skip
-            found.append(Section(f"Trajectories of {part.name}", words + drawn, (file,)))
+            sections.append(Section(f"Trajectories of {part.name}", words + drawn, (file,)))
         tokenizers.usage(self.out / "usage.png", code_rows(rows), result["codes"])
         words = ("How often each code occurs at each place, the most frequent first; dotted: all codes equally often. "
                  "Usage is not meaning.")  # fmt: skip
-        return [*found, Section("Code usage", words, ("usage.png",), tokenizers.usage_table(result["codes"]))]
+        return [*sections, Section("Code usage", words, ("usage.png",), tokenizers.usage_table(result["codes"]))]

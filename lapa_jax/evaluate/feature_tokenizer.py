@@ -31,18 +31,18 @@ class Evaluation(ColumnEvaluation):
 
     def judge(self, result: Mapping) -> list[Verdict]:
         """What the model is meant to reach first, then the rest."""
-        found = {name: result["metrics"].get(name) for name, *_ in BARS}
+        metrics = {name: result["metrics"].get(name) for name, *_ in BARS}
         lines = []
         for name, sign, bar, words in BARS:
-            if (value := found[name]) is not None:
+            if (value := metrics[name]) is not None:
                 level = GOOD if sign * value >= sign * bar else POOR
                 lines.append(Verdict(name, f"{value:.3f}", level, f"{words} (the bar is {bar:.2f})"))
         r2 = result["measured"].get(f"{self.tokenizer.column}_r2")
         if r2 is not None:
             words = "mean over the features, outliers counted in full, which quality cuts"
             lines.append(Verdict(f"{self.tokenizer.column}_r2", f"{r2:.3f}", NOTE, words))
-        told = {line.metric for line in lines}
-        return lines + [verdict for verdict in super().judge(result) if verdict.metric not in told]
+        judged = {line.metric for line in lines}
+        return lines + [verdict for verdict in super().judge(result) if verdict.metric not in judged]
 
     def sections(self, rows: Sequence[Rows], arrays: Mapping[str, np.ndarray], result: Mapping) -> list[Section]:
         """The categories, how their levels are used, maps of the codebooks (of models that have them), code usage."""

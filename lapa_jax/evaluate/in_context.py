@@ -51,10 +51,10 @@ class Evaluation(BaseEvaluation):
         config, source, self._parts = open_scaled(policy, data, split, dataset)
         example = {name: values.shape[1:] for name, values in policy.model.example(1).items()}
         source = as_wide_as(source, example)
-        found = {name: values.shape[1:] for name, values in source.batch([]).items()}
+        shapes = {name: values.shape[1:] for name, values in source.batch([]).items()}
         for name, shape in example.items():
-            if found.get(name) != shape:
-                raise UserError(f"the policy takes '{name}' of shape {shape}, these data give {found.get(name)}: give "
+            if shapes.get(name) != shape:
+                raise UserError(f"the policy takes '{name}' of shape {shape}, these data give {shapes.get(name)}: give "
                                 "data of the same robot and cameras as in training")  # fmt: skip
         super().__init__(policy, run=run, out=out, data=config, source=source, count=pairs)
         raw = pipeline.build({**unscaled(config), "stride": 1}, "val")
@@ -91,12 +91,12 @@ class Evaluation(BaseEvaluation):
     def tasks(self, arrays: Mapping[str, np.ndarray]) -> list[dict]:
         """The entries of `metrics.json` for the arrays of the model's `evaluate`."""
         part_of = arrays.get("dataset_id", np.zeros(len(arrays["task_id"]), np.int32))
-        found = []
+        entries = []
         for part, task in sorted(set(zip(part_of.tolist(), arrays["task_id"].tolist()))):
             rows = (part_of == part) & (arrays["task_id"] == task)
-            found.append(self._task_entry(part, task, {name: values[rows] for name, values in arrays.items()}))
+            entries.append(self._task_entry(part, task, {name: values[rows] for name, values in arrays.items()}))
         order = [SEEN, HELD_OUT, OTHER]
-        return sorted(found, key=lambda entry: order.index(entry["status"]))
+        return sorted(entries, key=lambda entry: order.index(entry["status"]))
 
     def _task_entry(self, part: int, task: int, arrays: Mapping[str, np.ndarray]) -> dict:
         name, dataset, source = self._parts[part]
@@ -120,17 +120,17 @@ class Evaluation(BaseEvaluation):
           "mae" of each dimension in the units of the data; and where there are dimensions with two values
           "gripper_accuracy", how often the nearer of the two is the right one.
         """
-        kind = next(kind for kind, own in CONDITIONS.items() if own == key)
+        kind = next(kind for kind, array_name in CONDITIONS.items() if array_name == key)
         rows = _there(arrays, kind)
         width = self.tokenizer.width_of(dataset)
         mask = arrays["action_mask"][rows] > 0
         true, guess = (arrays[name][rows][mask][:, :width].astype(np.float64) for name in ("action", key))
         spread, mse = float(np.square(true - true.mean(0)).mean()), float(np.square(guess - true).mean())
         units = dimensions(*(self.tokenizer.to_units(x, dataset) for x in (true, guess)), self._about(dataset, width))
-        found = {"windows": int(rows.sum()), "action_mse": mse, "mae": [entry["mae"] for entry in units],
+        metrics = {"windows": int(rows.sum()), "action_mse": mse, "mae": [entry["mae"] for entry in units],
                  "action_r2": 1 - mse / spread if spread > 1e-8 else None}  # fmt: skip
         two = [entry["accuracy"] for entry in units if entry["accuracy"] is not None]
-        return found | ({"gripper_accuracy": float(np.mean(two))} if two else {})
+        return metrics | ({"gripper_accuracy": float(np.mean(two))} if two else {})
 
     def _about(self, dataset: str | None, width: int) -> dict:
         """What the dimensions of actions are like, for `columns.dimensions`."""
@@ -173,14 +173,14 @@ class Evaluation(BaseEvaluation):
 
     def _sections(self, tasks: Sequence[Mapping], arrays: Mapping[str, np.ndarray]) -> list[Section]:
         left = episodes.task_errors(self.out / TASKS_FILE, tasks)
-        found = [
+        sections = [
             Section("Tasks and prompts", _TASKS + left, (TASKS_FILE,), _task_table(tasks)),
             *self._dimension_sections(tasks), *self._replayed(tasks, arrays),
         ]  # fmt: skip
         best = self.tokenizer.config.get("train", {}).get("best_metric")
         drawn = curves.draw(self.out / CURVES_FILE, read_metrics(self.run), best)
         words = "Losses, and the validation metrics." if drawn else "This folder keeps no metrics.jsonl."
-        return [*found, Section("The course of training", words, (CURVES_FILE,) if drawn else ())]
+        return [*sections, Section("The course of training", words, (CURVES_FILE,) if drawn else ())]
 
     def _names(self, part: int) -> list[str]:
         """Of the dimensions of a part's actions."""
@@ -189,30 +189,30 @@ class Evaluation(BaseEvaluation):
 
     def _dimension_sections(self, tasks: Sequence[Mapping]) -> list[Section]:
         """A table of the absolute error of every dimension for each part of the data."""
-        found, words = [], "Mean absolute error in the units of the data: right prompt / no prompt / wrong prompt."
+        sections, words = [], "Mean absolute error in the units of the data: right prompt / no prompt / wrong prompt."
         for part, (name, _, _) in enumerate(self._parts):
-            own = [task for task in tasks if task["dataset"] == name]
+            part_tasks = [task for task in tasks if task["dataset"] == name]
             lines = []
-            for task in own:
+            for task in part_tasks:
                 columns = zip(*(task[kind]["mae"] for kind in CONDITIONS if task.get(kind)))
                 lines.append((episodes.label(task), *(" / ".join(f"{v:.3g}" for v in c) for c in columns)))
             table = (("task", *self._names(part)), *lines)
-            found.append(Section(f"Dimensions of {name}", words, (), table))
-        return found
+            sections.append(Section(f"Dimensions of {name}", words, (), table))
+        return sections
 
     def _replayed(self, tasks: Sequence[Mapping], arrays: Mapping[str, np.ndarray]) -> list[Section]:
         """One recorded episode of each of a few tasks of the first part, held-out tasks among them."""
         name, dataset, source = self._parts[0]
-        own = [task for task in tasks if task["dataset"] == name]
-        new = [task for task in own if task["status"] == HELD_OUT][: EPISODES // 2]
+        part_tasks = [task for task in tasks if task["dataset"] == name]
+        new = [task for task in part_tasks if task["status"] == HELD_OUT][: EPISODES // 2]
         drawn, first = [], arrays.get("dataset_id", np.zeros(len(arrays["task_id"]), np.int32)) == 0
-        for task in [*[task for task in own if task["status"] != HELD_OUT][: EPISODES - len(new)], *new]:
+        for task in [*[task for task in part_tasks if task["status"] != HELD_OUT][: EPISODES - len(new)], *new]:
             rows = first & (arrays["task_id"] == source.tasks.index(task["name"]))
             episode = int(arrays["episode_id"][rows].min())
-            found = replay.replay(self.tokenizer, self._raw[0], episode, dataset)
-            if found is not None:
+            replayed = replay.replay(self.tokenizer, self._raw[0], episode, dataset)
+            if replayed is not None:
                 title = f"{episodes.label(task)}\nepisode {episode}"
-                drawn.append({"title": title, "recorded": found[0], "predicted": found[1]})
+                drawn.append({"title": title, "recorded": replayed[0], "predicted": replayed[1]})
         if not drawn:
             return [Section("Replayed episodes", "No episode has a window at its beginning.")]
         episodes.episodes(self.out / EPISODES_FILE, drawn, self._names(0))
@@ -245,14 +245,14 @@ def _mse(arrays: Mapping[str, np.ndarray], key: str, rows: np.ndarray) -> float:
 
 def _group(tasks: Sequence[Mapping]) -> dict:
     """How often the right prompt wins over tasks, and their mean errors."""
-    found: dict = {"tasks": len(tasks)}
+    figures: dict = {"tasks": len(tasks)}
     for kind in CONDITIONS:
-        known = [task[kind]["action_mse"] for task in tasks if task.get(kind)]
-        found[f"action_mse_{kind}"] = float(np.mean(known)) if known else None
+        errors = [task[kind]["action_mse"] for task in tasks if task.get(kind)]
+        figures[f"action_mse_{kind}"] = float(np.mean(errors)) if errors else None
     for kind in ("none", "wrong"):
         compared = [task[f"beats_{kind}"] for task in tasks if task[f"beats_{kind}"] is not None]
-        found |= {f"tasks_with_{kind}": len(compared), f"beats_{kind}": sum(compared)}
-    return found
+        figures |= {f"tasks_with_{kind}": len(compared), f"beats_{kind}": sum(compared)}
+    return figures
 
 
 def _task_table(tasks: Sequence[Mapping]) -> tuple[tuple[str, ...], ...]:

@@ -57,10 +57,10 @@ class Evaluation(BaseEvaluation):
         metrics, arrays = self.measure(self.tokenizer.variables)
         samples = list(self.batches())
         for what, fields in SHUFFLED.items():
-            found, _ = self._evaluator(self.tokenizer.variables, shuffled(samples, what, fields))
-            if found:
-                metrics[f"latent_accuracy_shuffled_{what}"] = found["latent_accuracy"]
-                metrics[f"{what}_use"] = metrics["latent_accuracy"] - found["latent_accuracy"]
+            shuffled_metrics, _ = self._evaluator(self.tokenizer.variables, shuffled(samples, what, fields))
+            if shuffled_metrics:
+                metrics[f"latent_accuracy_shuffled_{what}"] = shuffled_metrics["latent_accuracy"]
+                metrics[f"{what}_use"] = metrics["latent_accuracy"] - shuffled_metrics["latent_accuracy"]
         about = self.about()
         about["policy"], about["labels"] = about.pop("tokenizer"), (self.tokenizer.labels or {}).get("tokenizer")
         result = self.save({**about, "samples": self.count, "metrics": dict(sorted(metrics.items()))})
@@ -73,14 +73,14 @@ class Evaluation(BaseEvaluation):
 
     def judge(self, result: Mapping) -> list[Verdict]:
         """What the numbers mean, the most telling first."""
-        found = result["metrics"]
+        metrics = result["metrics"]
         levels = {"accuracy_gain": MIN_GAIN, "text_use": MIN_USE, "image_use": MIN_USE}
         lines = []
         for name, words in _WORDS.items():
-            if found.get(name) is not None:
-                level = NOTE if name not in levels else GOOD if found[name] >= levels[name] else POOR
-                shown = f"{found[name]:.3f}" if name.startswith("loss") else f"{found[name]:+.1%}" \
-                    if name in levels else f"{found[name]:.1%}"  # fmt: skip
+            if metrics.get(name) is not None:
+                level = NOTE if name not in levels else GOOD if metrics[name] >= levels[name] else POOR
+                shown = f"{metrics[name]:.3f}" if name.startswith("loss") else f"{metrics[name]:+.1%}" \
+                    if name in levels else f"{metrics[name]:.1%}"  # fmt: skip
                 lines.append(Verdict(name, shown, level, words))
         return lines
 
@@ -127,9 +127,9 @@ def shuffled(samples: list[dict], what: str, fields: tuple[str, ...]) -> Iterato
         return
     start = 0
     for batch in samples:
-        own = partner[start : start + len(batch["mask"])]
-        start += len(own)
-        yield {**batch, **{name: rows[name][own] for name in fields}}
+        partners_of_batch = partner[start : start + len(batch["mask"])]
+        start += len(partners_of_batch)
+        yield {**batch, **{name: rows[name][partners_of_batch] for name in fields}}
 
 
 def partners(kinds: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -143,9 +143,9 @@ def partners(kinds: np.ndarray, seed: int = 0) -> np.ndarray:
         return np.arange(len(kinds))
     rng = np.random.default_rng(seed)
     order = np.lexsort((rng.permutation(len(kinds)), rng.permutation(len(sizes))[kinds]))
-    found = np.empty(len(kinds), np.int64)
-    found[order] = order[(np.arange(len(kinds)) + sizes.max()) % len(kinds)]
-    return found
+    partner = np.empty(len(kinds), np.int64)
+    partner[order] = order[(np.arange(len(kinds)) + sizes.max()) % len(kinds)]
+    return partner
 
 
 _NOTE = "Held-out episodes. Steps whose frame pair was cut short by the end of the episode do not count."

@@ -77,7 +77,7 @@ class Evaluation(BaseEvaluation):
         units of the data, see `columns.dimensions`, and its "distance", see `action_measures.distance`.
         """
         metrics, arrays = self.measure(self.tokenizer.variables)
-        recorded, worst = self._look_again(_worst(arrays))
+        recorded, worst = self._collect_recorded(_worst(arrays))
         parts = self._in_units(arrays, recorded)
         about = self.about()
         about["policy"] = about.pop("tokenizer")
@@ -87,7 +87,8 @@ class Evaluation(BaseEvaluation):
         report.write(
             self.out / REPORT_FILE, title=f"Actions of {self.run.name}",
             subtitle=f"step {about['step']}, {self.count} steps of {about['data']} ({about['split']})",
-            verdicts=self.judge(result), sections=self._sections(result, parts, self._told(worst, parts, arrays)),
+            verdicts=self.judge(result),
+            sections=self._sections(result, parts, self._describe_worst(worst, parts, arrays)),
             note=_NOTE,
         )  # fmt: skip
         return result
@@ -103,30 +104,30 @@ class Evaluation(BaseEvaluation):
                 lines.append(Verdict(name, shown, level, words))
         return lines
 
-    def _look_again(self, worst: np.ndarray) -> tuple[np.ndarray, list[dict]]:
+    def _collect_recorded(self, worst: np.ndarray) -> tuple[np.ndarray, list[dict]]:
         """The recorded actions f32[N, T, A] as they are stored, and what was seen at the samples `worst` int[W]."""
         actions, seen, start = [], {}, 0
         for batch in self.batches(self._raw):
             real = np.flatnonzero(batch["mask"] > 0)
             actions.append(batch["action"][real])
             for row in worst[(worst >= start) & (worst < start + len(real))].tolist():
-                there = real[row - start]
-                seen[row] = {"image": batch["image"][there], "instruction": str(batch["text"][there]),
-                             "step": int(batch["step"][there]), "row": row}  # fmt: skip
+                place = real[row - start]
+                seen[row] = {"image": batch["image"][place], "instruction": str(batch["text"][place]),
+                             "step": int(batch["step"][place]), "row": row}  # fmt: skip
             start += len(real)
         return np.concatenate(actions), [seen[row] for row in worst.tolist()]
 
     def _in_units(self, arrays: Mapping[str, np.ndarray], recorded: np.ndarray) -> list[Rows]:
-        found = []
+        parts = []
         for number, (name, dataset, source) in enumerate(self.parts):
             rows = _rows_of(arrays, number)
             if not rows.any():
                 continue
             predicted = self.tokenizer.to_units(arrays["prediction"][rows], dataset)
             names = dimension_names(source.shards.features["action"], predicted.shape[-1])
-            found.append(Rows(name, dataset, tuple(names), recorded[rows][..., : predicted.shape[-1]],
+            parts.append(Rows(name, dataset, tuple(names), recorded[rows][..., : predicted.shape[-1]],
                               predicted, arrays["weight"][rows].max(2) > 0))  # fmt: skip
-        return found
+        return parts
 
     def _dimensions(self, part: Rows) -> list[dict]:
         entry = self.tokenizer.datasets[part.dataset]["statistics"]["action"]
@@ -134,29 +135,30 @@ class Evaluation(BaseEvaluation):
         scale = np.ones(len(part.names)) if scaler is None else scaler.scale
         about = {"kind": kinds(entry), "scale": scale, "low": np.array(entry["min"]), "high": np.array(entry["max"])}
         true, guess = part.recorded[part.there], part.predicted[part.there]
-        found = dimensions(true, guess, about, part.names)
-        return [{**told, "distance": None if told["r2"] is None else distance(guess[:, i], true[:, i])}
-                for i, told in enumerate(found)]  # fmt: skip
+        metrics = dimensions(true, guess, about, part.names)
+        return [{**entry, "distance": None if entry["r2"] is None else distance(guess[:, i], true[:, i])}
+                for i, entry in enumerate(metrics)]  # fmt: skip
 
-    def _told(self, worst: list[dict], parts: list[Rows], arrays: Mapping[str, np.ndarray]) -> list[dict]:
+    def _describe_worst(self, worst: list[dict], parts: list[Rows], arrays: Mapping[str, np.ndarray]) -> list[dict]:
         """The worst samples with both actions of their first step and the names of the dimensions."""
-        told = []
+        samples = []
         for number, (name, _, _) in enumerate(self.parts):
             place = {int(row): i for i, row in enumerate(np.flatnonzero(_rows_of(arrays, number)))}
             part = next((part for part in parts if part.name == name), None)
-            told += [{**sample, "names": part.names, "recorded": part.recorded[i, 0], "predicted": part.predicted[i, 0]}
+            samples += [{**sample, "names": part.names, "recorded": part.recorded[i, 0],
+                         "predicted": part.predicted[i, 0]}
                      for sample in worst if (i := place.get(sample["row"])) is not None]  # fmt: skip
-        return told
+        return samples
 
     def _sections(self, result: Mapping, parts: list[Rows], worst: list[dict]) -> list[Section]:
-        sources, found = getattr(self._raw, "sources", None) or {parts[0].name: self._raw}, []
+        sources, sections = getattr(self._raw, "sources", None) or {parts[0].name: self._raw}, []
         for number, part in enumerate(parts):
             end = f"_{number + 1}.png" if number else ".png"
             replays = replay.episodes(self.tokenizer, sources[part.name], EPISODES, part.dataset)
             episodes.episodes(self.out / f"episodes{end}", replays, part.names)
             policy_plots.spread(self.out / f"spread{end}", part.recorded[part.there], part.predicted[part.there],
                                 part.names)  # fmt: skip
-            found += [
+            sections += [
                 Section(f"Dimensions of {part.name}", _DIMENSIONS, (), _table(result["datasets"][part.name])),
                 Section(f"Episodes of {part.name}", _EPISODES, (f"episodes{end}",)),
                 Section("What it does and what was done", _SPREAD, (f"spread{end}",)),
@@ -164,7 +166,7 @@ class Evaluation(BaseEvaluation):
         policy_plots.worst(self.out / WORST_FILE, worst)
         drawn = curves.draw(self.out / CURVES_FILE, read_metrics(self.run), "val/action_r2")
         words = "Losses, and the validation metrics." if drawn else "This folder keeps no metrics.jsonl."
-        return [*found, Section("Where it is furthest off", _WORST, (WORST_FILE,)),
+        return [*sections, Section("Where it is furthest off", _WORST, (WORST_FILE,)),
                 Section("The course of training", words, (CURVES_FILE,) if drawn else ())]  # fmt: skip
 
 

@@ -37,8 +37,8 @@ def replay(policy, source, episode: int, dataset: str | None) -> tuple[np.ndarra
     first = _index(source, episode, 0)
     if first == len(source) or source.locate(first) != (episode, 0):
         return None
-    steps, there = _steps(source, first, _index(source, episode + 1, 0))
-    count = min(LONGEST, int(np.argmin(np.append(there, False))))
+    steps, complete = _steps(source, first, _index(source, episode + 1, 0))
+    count = min(LONGEST, int(np.argmin(np.append(complete, False))))
     policy.reset(_prompt(source[first]), dataset=dataset)
     predicted = []
     for t in range(count):
@@ -62,24 +62,24 @@ def _steps(source, first: int, end: int) -> tuple[dict[str, np.ndarray], np.ndar
     total = int(samples[-1]["step"]) + length
     steps = {name: np.zeros((total, *samples[0][name].shape[1:]), samples[0][name].dtype)
              for name in ("action", "state", "image") if name in samples[0]}  # fmt: skip
-    there = np.zeros(total, bool)
+    complete = np.zeros(total, bool)
     for sample in samples:
         place = slice(int(sample["step"]), int(sample["step"]) + length)
         for name, values in steps.items():
             values[place] = sample[name]
-        there[place] = (sample["action_mask"] > 0) & (sample["step_mask"] > 0)
-    return steps, there
+        complete[place] = (sample["action_mask"] > 0) & (sample["step_mask"] > 0)
+    return steps, complete
 
 
 def _prompt(sample: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     """The demonstrations of a sample, without those that are empty."""
-    found = []
+    demonstrations = []
     for place in range(len(sample.get("prompt_action", ()))):
         rows = (sample["prompt_action_mask"][place] > 0) & (sample["prompt_step_mask"][place] > 0)
         if rows.any():
-            found.append({name: sample[f"prompt_{name}"][place][rows] for name in ("action", "state", "image")
+            demonstrations.append({name: sample[f"prompt_{name}"][place][rows] for name in ("action", "state", "image")
                           if f"prompt_{name}" in sample})  # fmt: skip
-    return found
+    return demonstrations
 
 
 EPISODES, LONGEST, CHECKED = 3, 200, 64
@@ -125,8 +125,8 @@ class Replay:
         mode = pipeline.normalization_of(policy.config.data, self.dataset)
         data = {**policy.config.data, "path": str(folder), "val_path": None, "mixture": None, "split_train": split,
                 "normalize": mode}  # fmt: skip
-        own = {self.dataset: statistics_of({"datasets": policy.datasets})[self.dataset]}
-        self.trained = pipeline.build(data, "train", statistics=None if self.known else own)
+        statistics = {self.dataset: statistics_of({"datasets": policy.datasets})[self.dataset]}
+        self.trained = pipeline.build(data, "train", statistics=None if self.known else statistics)
         self.raw = pipeline.build(observed(data), "train")
 
     def differences(self, count: int = CHECKED) -> list[Difference]:
@@ -136,33 +136,37 @@ class Replay:
         theirs, raw = as_wide_as(self.trained, shapes).batch(chosen), self.raw.batch(chosen)
         ours, _ = self.policy.prepare(raw["image"], raw["text"].tolist(), raw.get("state"), dataset=self.dataset)
         kinds = {"image": (0, "of 255"), "text": (0, "in token ids"), "state": (ROUNDING, "normalised")}
-        found = [_difference(name, ours[name], theirs[name], *kind) for name, kind in kinds.items() if name in ours]
-        there = theirs["action_mask"] > 0
-        back, recorded = self.policy.to_units(theirs["action"][there], self.dataset), raw["action"][there]
+        differences = [
+            _difference(name, ours[name], theirs[name], *kind) for name, kind in kinds.items() if name in ours
+        ]
+        action_mask = theirs["action_mask"] > 0
+        back, recorded = self.policy.to_units(theirs["action"][action_mask], self.dataset), raw["action"][action_mask]
         scale = np.maximum(recorded.std(0), 1e-6)
         allowed = ROUNDING + float((np.abs(recorded).max(0) * 1e-6 / scale).max())
-        return [*found, _difference("action", back / scale, recorded / scale, allowed, "deviations")]
+        return [*differences, _difference("action", back / scale, recorded / scale, allowed, "deviations")]
 
-    def check(self, found: Sequence[Difference]) -> None:
+    def check(self, differences: Sequence[Difference]) -> None:
         """Raises a `UserError` that names what of `differences` is more than rounding."""
-        if wrong := [difference for difference in found if difference.wrong]:
-            told = "; ".join(f"'{d.name}' by up to {d.largest:.3g} {d.unit} ({d.where})" for d in wrong)
-            raise UserError(f"the policy does not see these data as its training did: {told}. Their statistics or the "
-                            "tokenizer of texts have changed since, or the run folder has: train on these data again, "
-                            "or take those that it was trained on")
+        if wrong := [difference for difference in differences if difference.wrong]:
+            mismatches = "; ".join(f"'{d.name}' by up to {d.largest:.3g} {d.unit} ({d.where})" for d in wrong)
+            raise UserError(
+                f"the policy does not see these data as its training did: {mismatches}. Their statistics or the "
+                "tokenizer of texts have changed since, or the run folder has: train on these data again, "
+                "or take those that it was trained on"
+            )
 
-    def describe(self, found: Sequence[Difference], run, path) -> str:
+    def describe(self, differences: Sequence[Difference], run, path) -> str:
         """Draws some episodes into `path`; returns Markdown with `differences` and the errors of every dimension."""
         replays = episodes(self.policy, self.raw, EPISODES, self.dataset)
         true, guess = (np.concatenate([replay[kind] for replay in replays]) for kind in ("recorded", "predicted"))
         names = dimension_names(self.raw.shards.features["action"], true.shape[1])
         in_context_plots.episodes(path, replays, names)
-        known = "trained on these data" if self.known else f"trained on other data, scaled as '{self.dataset}'"
-        lines = [f"## Replay through {run}", "", f"Step {self.policy.step}, {known}. What training and the policy make "
-                 f"of the same {min(CHECKED, len(self.raw))} samples:", "", "| field | largest difference | |",
+        training = "trained on these data" if self.known else f"trained on other data, scaled as '{self.dataset}'"
+        lines = [f"## Replay through {run}", "", f"Step {self.policy.step}, {training}. What training and the policy "
+                 f"make of the same {min(CHECKED, len(self.raw))} samples:", "", "| field | largest difference | |",
                  "|---|---|---|"]  # fmt: skip
         lines += [f"| {d.name} | {d.largest:.3g} {d.unit} | {f'MISMATCH at {d.where}' if d.wrong else 'same'} |"
-                  for d in found]  # fmt: skip
+                  for d in differences]  # fmt: skip
         lines += ["", f"Predicted against recorded actions of {len(replays)} episodes, {len(true)} steps ({path}):", "",
                   "| dimension | MAE | R² |", "|---|---|---|"]  # fmt: skip
         for i, name in enumerate(names):
@@ -186,7 +190,7 @@ def episodes(policy: Policy, source, count: int, dataset: str | None) -> list[di
     Returns:
       Of each "title", and "recorded" and "predicted" f32 [N, A], the first actions of the chunks.
     """
-    found = []
+    replayed = []
     for episode in dict.fromkeys(source.locate(int(i))[0] for i in np.linspace(0, len(source) - 1, count)):
         first, end = (bisect.bisect_left(range(len(source)), (number, 0), key=source.locate)
                       for number in (episode, episode + 1))  # fmt: skip
@@ -194,9 +198,9 @@ def episodes(policy: Policy, source, count: int, dataset: str | None) -> list[di
         texts = batch["text"].tolist()
         predicted = policy.chunk(batch["image"], texts, batch.get("state"), dataset=dataset)[:, 0]
         title = "\n".join([*textwrap.wrap(texts[0], 24)[:3], f"episode {episode}"])
-        found.append({"title": title, "recorded": batch["action"][:, 0, : predicted.shape[1]],
+        replayed.append({"title": title, "recorded": batch["action"][:, 0, : predicted.shape[1]],
                       "predicted": predicted})  # fmt: skip
-    return found
+    return replayed
 
 
 def _difference(name: str, ours: np.ndarray, theirs: np.ndarray, allowed: float, unit: str) -> Difference:

@@ -110,14 +110,14 @@ class ColumnEvaluation(BaseEvaluation):
 
     def decode(self) -> list[Rows]:
         """The held-out samples through `encode` and `decode`, a part for each dataset that has any."""
-        found: dict[int, list[tuple]] = {}
+        decoded: dict[int, list[tuple]] = {}
         for batch in self.batches(self.raw):
             which = np.asarray(batch.get("dataset_id", np.zeros(len(batch["mask"]), np.int32)))
             for number in np.unique(which[batch["mask"] > 0]).tolist():
                 chosen = (which == number) & (batch["mask"] > 0)
-                own = {name: values[chosen] for name, values in batch.items()}
-                found.setdefault(number, []).append(self._one_batch(own, self._parts[number][1]))
-        parts = sorted(found.items())
+                part_batch = {name: values[chosen] for name, values in batch.items()}
+                decoded.setdefault(number, []).append(self._one_batch(part_batch, self._parts[number][1]))
+        parts = sorted(decoded.items())
         return [Rows(*self._parts[number][:2], *map(np.concatenate, zip(*batches))) for number, batches in parts]
 
     def _one_batch(self, batch: Mapping[str, np.ndarray], dataset: str | None) -> tuple:
@@ -132,16 +132,16 @@ class ColumnEvaluation(BaseEvaluation):
         """The figures of one dataset: "dimensions", and their "measured" means."""
         column, features = self.tokenizer.column, self._features(part.name)
         statistics = self._statistics(part)
-        found = dimensions(part.true[part.mask], part.decoded[part.mask], statistics, features.get("names"))
-        moving = [entry for entry in found if entry["r2"] is not None]
-        two = [entry["accuracy"] for entry in found if entry["kind"] == "binary"]
+        entries = dimensions(part.true[part.mask], part.decoded[part.mask], statistics, features.get("names"))
+        moving = [entry for entry in entries if entry["r2"] is not None]
+        two = [entry["accuracy"] for entry in entries if entry["kind"] == "binary"]
         measured = {f"{column}_{name}": _average(entry[key] for entry in moving)
                     for name, key in (("mse", "mse_normalized"), ("mae", "mae_normalized"), ("r2", "r2"))}  # fmt: skip
         measured |= {"gripper_accuracy": _average(two)} if two and column == "action" else {}
-        return {"scaling": part.dataset, "samples": len(part.true), "measured": measured, "dimensions": found}
+        return {"scaling": part.dataset, "samples": len(part.true), "measured": measured, "dimensions": entries}
 
     def _features(self, name: str) -> Mapping:
-        part = next(source for own, _, source in self._parts if own == name)
+        part = next(source for part_name, _, source in self._parts if part_name == name)
         return part.shards.features[self.tokenizer.column]
 
     def _statistics(self, part: Rows) -> dict:
@@ -163,7 +163,7 @@ class ColumnEvaluation(BaseEvaluation):
         }
 
     def _error_sections(self, result: Mapping) -> list[Section]:
-        found = []
+        sections = []
         for name, entry in result["datasets"].items():
             listed = sorted(entry["dimensions"], key=lambda d: math.inf if d["r2"] is None else d["r2"])
             shown = sorted(listed[:WORST], key=lambda d: d["index"])
@@ -174,8 +174,8 @@ class ColumnEvaluation(BaseEvaluation):
                      "samples; accuracy: how often the nearer of two values is the right one.")  # fmt: skip
             if len(listed) > WORST:
                 words += f" Shown are the {WORST} of {len(listed)} dimensions with the lowest R²."
-            found.append(Section(f"Errors of {name}", words, (), (head, *table)))
-        return found
+            sections.append(Section(f"Errors of {name}", words, (), (head, *table)))
+        return sections
 
     def _curves(self) -> Section:
         best = self.tokenizer.config.get("train", {}).get("best_metric")
@@ -202,18 +202,18 @@ def dimensions(true: np.ndarray, decoded: np.ndarray, about: Mapping, names: Seq
       "r2" (1 - squared error over that of predicting the mean of these rows; None where they do not vary) and
       "accuracy" (binary ones: how often the decoded value is nearer to the true one of the two values; else None).
     """
-    found = []
+    entries = []
     for i, kind in enumerate(about["kind"]):
         a, b = true[:, i].astype(np.float64), decoded[:, i].astype(np.float64)
         mse, mae, scale = float(np.mean((a - b) ** 2)), float(np.mean(np.abs(a - b))), float(about["scale"][i])
         middle, varies = (about["low"][i] + about["high"][i]) / 2, float(a.var()) > 1e-12 and kind != "constant"
-        found.append({
+        entries.append({
             "index": i, "name": names[i] if names else None, "kind": kind, "mse": mse, "mae": mae,
             "mse_normalized": mse / scale**2 if scale else 0.0, "mae_normalized": mae / scale if scale else 0.0,
             "r2": 1 - mse / float(a.var()) if varies else None,
             "accuracy": float(np.mean((a > middle) == (b > middle))) if kind == "binary" else None,
         })  # fmt: skip
-    return found
+    return entries
 
 
 def code_rows(rows: Sequence[Rows]) -> np.ndarray:
@@ -227,8 +227,8 @@ def entry_name(dimension: Mapping) -> str:
 
 
 def _average(values) -> float:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else math.nan
+    numbers = [value for value in values if value is not None]
+    return float(np.mean(numbers)) if numbers else math.nan
 
 
 def _mean(entries: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -264,8 +264,8 @@ def judge_column(measured: Mapping, metrics: Mapping, codes: Sequence[Mapping], 
     words = f"share of the codes that occur (the bar is {MIN_UTILIZATION:.0%})"
     words += f"; {codes[0]['rows']} rows are too few to miss a code by" if level == NOTE else ""
     lines.append(Verdict("codebook_utilization", f"{used:.0%}", level, words))
-    told = {line.metric for line in lines}
+    judged = {line.metric for line in lines}
     for name, value in {**metrics, **measured}.items():
-        if name not in told and value is not None:
+        if name not in judged and value is not None:
             lines.append(Verdict(name, f"{value:.4g}", NOTE, ""))
     return lines

@@ -37,21 +37,21 @@ def compare(trained: TrainedModel, small: TrainedModel, **where) -> dict:
       UserError: data that do not exist or do not fit.
     """
     evaluation = evaluation_of(trained)(trained, **where)
-    (before, own), (after, other) = (evaluation.measure(m.variables) for m in (trained, small))
+    (before, exact), (after, rounded) = (evaluation.measure(m.variables) for m in (trained, small))
     about = {name: value for name, value in evaluation.about().items() if name.startswith(("data", "split"))}
     metrics = {"float": _finite(before), "int8": _finite(after)}
-    found = {**about, "samples": evaluation.count, "metrics": metrics,
+    report = {**about, "samples": evaluation.count, "metrics": metrics,
              "bytes": {"float": parameter_bytes(trained), "int8": parameter_bytes(small)}}  # fmt: skip
     if trained.kind.int8_error == "codes":
-        return {**found, "error": 100 * float((own["predicted"] != other["predicted"]).mean())}
+        return {**report, "error": 100 * float((exact["predicted"] != rounded["predicted"]).mean())}
     parts = {}
     for number, (name, dataset, _) in enumerate(evaluation.parts):
-        rows = own["dataset_id"] == number if "dataset_id" in own else np.ones(len(own["prediction"]), bool)
+        rows = exact["dataset_id"] == number if "dataset_id" in exact else np.ones(len(exact["prediction"]), bool)
         if rows.any():
-            there = own["weight"][rows].max(2) > 0
-            actions = [trained.to_units(arrays["prediction"][rows][there], dataset) for arrays in (own, other)]
+            mask = exact["weight"][rows].max(2) > 0
+            actions = [trained.to_units(arrays["prediction"][rows][mask], dataset) for arrays in (exact, rounded)]
             parts[name] = differences(*actions, trained.datasets[dataset]["statistics"]["action"])
-    return {**found, "datasets": parts, "error": worst(parts)}
+    return {**report, "datasets": parts, "error": worst(parts)}
 
 
 def differences(actions: np.ndarray, other: np.ndarray, statistics: Mapping) -> list[dict]:
@@ -62,21 +62,21 @@ def differences(actions: np.ndarray, other: np.ndarray, statistics: Mapping) -> 
       in percent of the deviation in `statistics`; None where the dimension is constant there.
     """
     away = np.abs(actions.astype(np.float64) - other)
-    found = []
+    entries = []
     for index, (column, deviation) in enumerate(zip(away.T, statistics["std"], strict=False)):
         figures = {"max": float(column.max()), "mean": float(column.mean())}
         shares = {f"{name}_percent": 100 * value / deviation if deviation > 0 else None
                   for name, value in figures.items()}  # fmt: skip
-        found.append({"index": index, **figures, **shares})
-    return found
+        entries.append({"index": index, **figures, **shares})
+    return entries
 
 
 def worst(parts: Mapping[str, list[dict]]) -> float:
     """The largest "mean_percent" of {dataset: `differences`}; NaN if any is no number."""
     shares = [entry["mean_percent"] for entries in parts.values() for entry in entries]
-    if not (known := [share for share in shares if share is not None]):
+    if not (percentages := [share for share in shares if share is not None]):
         raise UserError("no dimension of the measured actions varies in training; give other --data or --split")
-    return float(np.max(known))  # Python's max loses NaN
+    return float(np.max(percentages))  # Python's max loses NaN
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:

@@ -76,8 +76,8 @@ def _lower(trained: TrainedModel, platforms: Sequence[str]) -> jax.export.Export
                for name, leaf in tree.flatten(trained.variables).items()}  # fmt: skip
 
     def predict(weights, batch):
-        found = model.apply(tree.unflatten(weights), batch, method="predict")
-        return {name: found[name] for name in OUTPUTS if name in found}
+        predicted = model.apply(tree.unflatten(weights), batch, method="predict")
+        return {name: predicted[name] for name in OUTPUTS if name in predicted}
 
     return jax.export.export(jax.jit(predict), platforms=tuple(platforms))(weights, batch)
 
@@ -100,7 +100,7 @@ def _scaling(trained: TrainedModel) -> dict:
     if trained.kind.name != "action_policy":
         return {}
     columns = ("action", "state") if trained.model.state_dim else ("action",)
-    found = {dataset: {column: trained.normalizer(dataset, column) for column in columns}
+    normalizers = {dataset: {column: trained.normalizer(dataset, column) for column in columns}
              for dataset in trained.datasets}  # fmt: skip
     return {dataset: {column: normalizer and normalizer.to_json() for column, normalizer in entry.items()}
-            for dataset, entry in found.items()}  # fmt: skip
+            for dataset, entry in normalizers.items()}  # fmt: skip

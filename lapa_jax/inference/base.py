@@ -123,16 +123,16 @@ class ColumnModel(TrainedModel):
         key = name, column = self.dataset(dataset), column or self.column
         if key not in self._normalizers:
             mode = pipeline.normalization_of(self.config.get("data", {}), name)
-            known = None if mode == "none" else Normalizer(self.datasets[name]["statistics"][column], mode)
-            self._normalizers[key] = known
+            normalizer = None if mode == "none" else Normalizer(self.datasets[name]["statistics"][column], mode)
+            self._normalizers[key] = normalizer
         return self._normalizers[key]
 
     def dataset(self, name: str | None = None) -> str | None:
         """The name of the dataset whose units are meant: the given one, or the only one there is; None: unknown."""
         if name is None and len(self.datasets) > 1:
-            known = ", ".join(self.datasets)
+            names = ", ".join(self.datasets)
             raise UserError("this model was trained on several datasets, each with its own scaling; say whose "
-                            f"units are meant with dataset=... (--dataset; one of {known})")  # fmt: skip
+                            f"units are meant with dataset=... (--dataset; one of {names})")  # fmt: skip
         if name is not None and name not in self.datasets:
             raise UserError(f"dataset '{name}' is none that this model was trained on"
                             f"{did_you_mean(name, self.datasets)}")

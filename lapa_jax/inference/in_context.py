@@ -102,14 +102,14 @@ class InContextPolicy(ColumnModel):
         Raises:
           UserError: see `reset`.
         """
-        found = {}
+        inputs = {}
         if self.model.state_dim:
-            found["state"] = self.numbers(_field(rows, "state", what), f"{what} state", lead, dataset, "state")
+            inputs["state"] = self.numbers(_field(rows, "state", what), f"{what} state", lead, dataset, "state")
         if self.model.cameras:
             given, model = _field(rows, "image", what), self.model
             about = (model.cameras, model.image_size, self, dataset)
-            found["image"] = observations.pictures(given, f"{what} image", lead, *about)
-        return found
+            inputs["image"] = observations.pictures(given, f"{what} image", lead, *about)
+        return inputs
 
     def numbers(self, rows, name: str, lead: tuple, dataset: str | None, column: str = "action") -> np.ndarray:
         """Finite rows [*lead, D] in the units of the data as the model takes them, f32; else a `UserError`."""

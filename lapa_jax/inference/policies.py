@@ -58,8 +58,8 @@ class LatentPolicy(Instructed, TrainedModel):
     @property
     def labels(self) -> dict | None:
         """What the codes are: the "labels" entry of the data it was trained on, with the tokenizer's fingerprint."""
-        found = [about.get("labels") for about in self.datasets.values()]
-        return found[0] if found else None
+        labels = [about.get("labels") for about in self.datasets.values()]
+        return labels[0] if labels else None
 
     def predict(self, image, instruction, *, dataset: str | None = None) -> np.ndarray:
         """The most likely codes.

@@ -160,12 +160,12 @@ class ActionTokenizer(ColumnTokenizer):
         joined = {name: np.concatenate(rows) for name, rows in parts.items()}
         state = joined["state"] if self.takes_state else None
         codes = self.encode(joined["actions"], joined["mask"], state=state, dataset=dataset)
-        found, first = [], 0
+        codes_of_episodes, first = [], 0
         for starts, which, place in windows:
-            own = codes[first : first + len(starts)]
-            found.append(own if self.chunk_length else own[which, place])
+            window_codes = codes[first : first + len(starts)]
+            codes_of_episodes.append(window_codes if self.chunk_length else window_codes[which, place])
             first += len(starts)
-        return found
+        return codes_of_episodes
 
     def windows(self, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """How an episode of so many steps is cut up: the first step of each window, int64[W]; and for each step the

@@ -57,9 +57,9 @@ class PairCodes:
         seconds, frames = pipeline.gap_of(tokenizer.config.data, tokenizer.datasets, fingerprint)
         gap = Gap.from_config(seconds, frames)
         self._gaps = {name: gap.of_episodes(shards) for name, shards in splits.items()}
-        found = {int(g) for gaps in self._gaps.values() for g in gaps}
+        distinct_gaps = {int(g) for gaps in self._gaps.values() for g in gaps}
         self.about: dict = {"gap": {"seconds": seconds, "frames": frames}}
-        self.about["gap_frames"] = found.pop() if len(found) == 1 else None
+        self.about["gap_frames"] = distinct_gaps.pop() if len(distinct_gaps) == 1 else None
 
     def codes(self, split: str, steps: range, batch_size: int) -> Iterator[Labelled]:
         """In order, in batches. Each frame is decoded once, a batch ahead of the model."""
@@ -81,8 +81,8 @@ class PairCodes:
                 ready = prepare(upcoming) if upcoming is not None else None
                 pairs = np.stack([frame.result() for frame in frames])
                 codes = self.tokenizer.encode(pairs.reshape(len(steps), 2, *pairs.shape[1:]))
-                own = np.array([gaps[source.episode_of(i)] for i in steps])
-                yield steps, codes, second - np.array(steps) < own
+                gaps_of_steps = np.array([gaps[source.episode_of(i)] for i in steps])
+                yield steps, codes, second - np.array(steps) < gaps_of_steps
 
     def summarize(self, split: str, codes: np.ndarray) -> dict:
         """The usage of the split's codes, and how many of its steps have a clipped pair."""
@@ -101,8 +101,8 @@ class ColumnCodes:
 
     def _column(self, shards: StepShards, name: str) -> Column:
         if name not in shards.features:
-            known = sorted(shards.features)
-            raise UserError(f"{shards.folder} has no {name}, which this tokenizer encodes (features: {known})")
+            features = sorted(shards.features)
+            raise UserError(f"{shards.folder} has no {name}, which this tokenizer encodes (features: {features})")
         width, wanted = shards.features[name]["shape"][0], self.tokenizer.width_of(self.dataset, name)
         if width != wanted:
             raise UserError(f"{shards.folder} has {name}s of {width} numbers; the tokenizer was trained on {wanted}")
@@ -146,25 +146,31 @@ class ActionCodes(ColumnCodes):
         column, states = self._columns[split], self._states.get(split)
         given = []
         for episode in episodes:
-            own, there = np.array(episode), column.present[np.array(episode)]
-            given.append((column.take(own), there.astype(np.float32), None if states is None else states.take(own)))
+            rows, action_mask = np.array(episode), column.present[np.array(episode)]
+            given.append(
+                (column.take(rows), action_mask.astype(np.float32), None if states is None else states.take(rows))
+            )
         codes = np.concatenate(self.tokenizer.encode_episodes(given, dataset=self.dataset))
-        flags = np.concatenate([self._padded(there) for _, there, _ in given])
+        flags = np.concatenate([self._padded(action_mask) for _, action_mask, _ in given])
         first, last = max(episodes[0].start, steps.start), min(episodes[-1].stop, steps.stop)
         chosen = slice(first - episodes[0].start, last - episodes[0].start)
         return range(first, last), codes[chosen], flags[chosen]
 
-    def _padded(self, there: np.ndarray) -> np.ndarray:
+    def _padded(self, action_mask: np.ndarray) -> np.ndarray:
         """bool[L] from f32[L], 1 where a step has an action: whose codes lack an action that they should stand for."""
         length = self.tokenizer.chunk_length or 1
-        full = np.concatenate([there, np.zeros(length)])
-        return np.min([full[k : k + len(there)] for k in range(length)], axis=0) == 0
+        full = np.concatenate([action_mask, np.zeros(length)])
+        return np.min([full[k : k + len(action_mask)] for k in range(length)], axis=0) == 0
 
     def summarize(self, split: str, codes: np.ndarray) -> dict:
         """The usage of the codes of steps with an action, and how many steps have none, or a padded chunk."""
-        there, shards = self._columns[split].present, self.splits[split]
-        padded = sum(int(self._padded(there[e.start : e.start + e.length]).sum()) for e in shards.episodes)
-        return {"padded": padded, "without_action": int((~there).sum()), **self._summary(split, codes[there])}
+        action_mask, shards = self._columns[split].present, self.splits[split]
+        padded = sum(int(self._padded(action_mask[e.start : e.start + e.length]).sum()) for e in shards.episodes)
+        return {
+            "padded": padded,
+            "without_action": int((~action_mask).sum()),
+            **self._summary(split, codes[action_mask]),
+        }
 
 
 class FeatureCodes(ColumnCodes):
@@ -182,9 +188,9 @@ class FeatureCodes(ColumnCodes):
     def codes(self, split: str, steps: range, batch_size: int) -> Iterator[Labelled]:
         """In order, in batches."""
         for k in range(0, len(steps), AT_ONCE):
-            own = steps[k : k + AT_ONCE]
-            codes = self.tokenizer.encode(self._columns[split].take(np.array(own)), dataset=self.dataset)
-            yield own, codes, np.zeros(len(own), bool)
+            chunk = steps[k : k + AT_ONCE]
+            codes = self.tokenizer.encode(self._columns[split].take(np.array(chunk)), dataset=self.dataset)
+            yield chunk, codes, np.zeros(len(chunk), bool)
 
     def summarize(self, split: str, codes: np.ndarray) -> dict:
         """The usage of the split's codes."""

@@ -99,11 +99,11 @@ class Labeller:
         return self._conclude() if self._all_there() else None
 
     def _choose(self, dataset: dict, splits: Sequence[str] | None) -> list[str]:
-        known = [name for name, split in sorted(dataset["splits"].items()) if split["steps"]]
+        labelled_splits = [name for name, split in sorted(dataset["splits"].items()) if split["steps"]]
         for name in splits or ():
-            if name not in known:
-                raise UserError(f"{self.data} has no steps in split '{name}'{did_you_mean(name, known)}")
-        return sorted(set(splits)) if splits else known
+            if name not in labelled_splits:
+                raise UserError(f"{self.data} has no steps in split '{name}'{did_you_mean(name, labelled_splits)}")
+        return sorted(set(splits)) if splits else labelled_splits
 
     def _files(self, described: dict) -> list[Shard]:
         return [shard for name in self.splits for shard in _shards(name, described["splits"][name]["shards"])]
@@ -124,20 +124,20 @@ class Labeller:
         """Refuses a folder with another labelling, or with anything that is no labelling."""
         path = self.out / SETTINGS_FILE
         if path.is_file():
-            found = read_json(path)
-            keys = [k for k in sorted({*found, *self.settings}) if found.get(k) != self.settings.get(k)]
+            existing = read_json(path)
+            keys = [k for k in sorted({*existing, *self.settings}) if existing.get(k) != self.settings.get(k)]
             if keys:
-                words = "; ".join(f"{k} {found.get(k)!r}, asked {self.settings.get(k)!r}" for k in keys)
+                words = "; ".join(f"{k} {existing.get(k)!r}, asked {self.settings.get(k)!r}" for k in keys)
                 raise UserError(f"{self.out} holds another labelling ({words}); remove it or name another --out")
         elif self.out.is_dir() and any(not p.name.startswith(".") for p in self.out.iterdir()):
             raise UserError(f"{self.out} is not empty and holds no labelling; name a new folder as --out")
 
     def _clear_leftovers(self, mine: Sequence[Shard], *, everything_else: bool) -> None:
         """Removes temporary files that a killed run left, but none that another host may be writing now."""
-        own, known = ({f".{shard.name}." for shard in shards} for shards in (mine, self.shards))
+        my_prefixes, all_prefixes = ({f".{shard.name}." for shard in shards} for shards in (mine, self.shards))
         for path in self.out.glob(".*.tmp"):
-            of_mine = any(path.name.startswith(prefix) for prefix in own)
-            of_a_shard = any(path.name.startswith(prefix) for prefix in known)
+            of_mine = any(path.name.startswith(prefix) for prefix in my_prefixes)
+            of_a_shard = any(path.name.startswith(prefix) for prefix in all_prefixes)
             if of_mine or (everything_else and not of_a_shard):
                 path.unlink(missing_ok=True)
 
@@ -204,11 +204,11 @@ class _Silent:
 
 
 def _shards(split: str, entries: Sequence[dict]) -> list[Shard]:
-    found, start = [], 0
+    shards, start = [], 0
     for entry in entries:
-        found.append(Shard(split, entry["name"], range(start, start + entry["samples"])))
+        shards.append(Shard(split, entry["name"], range(start, start + entry["samples"])))
         start += entry["samples"]
-    return found
+    return shards
 
 
 def _summary(path: pathlib.Path, samples: int) -> dict:

@@ -83,15 +83,15 @@ class PseudoActions:
                        for end in (lambda length: 0, lambda length: length - 1))  # fmt: skip
         first = np.clip(np.arange(len(shards)), begin, np.maximum(last - gap, begin))
         second = np.minimum(first + gap, last)
-        found = np.zeros((len(shards), self._task.model.action_dim), np.float32)
+        actions = np.zeros((len(shards), self._task.model.action_dim), np.float32)
         for start in bar(range(0, len(first), AT_ONCE), desc=f"pseudo-actions of {shards.split}", unit="batch"):
             rows = np.minimum(np.arange(start, start + AT_ONCE), len(first) - 1)
             frames = np.empty((AT_ONCE, 2, size, size, 3), np.uint8)
             steps = np.stack([first[rows], second[rows]], 1)
             pictures.into([view for pair in frames for view in pair], steps.ravel().tolist())
             net = np.asarray(self._predict(self._variables, frames))
-            found[rows] = net / np.maximum(steps[:, 1] - steps[:, 0], 1)[:, None]
-        return found
+            actions[rows] = net / np.maximum(steps[:, 1] - steps[:, 0], 1)[:, None]
+        return actions
 
     def _pairs(self, data, split: str, options: Options) -> FramePairSource:
         return FramePairSource(StepShards(data, split), Gap(frames=options.gap), ("frames", "net_action"), options.size)
@@ -113,33 +113,33 @@ def write(demonstrations, data, out, options: Options, split: str = "train") -> 
     out, described, shards = pathlib.Path(out), read_dataset(data), StepShards(data, split)
     labels = {"demonstrations": read_dataset(demonstrations)["fingerprint"], "source": described["fingerprint"],
               **dataclasses.asdict(options)}  # fmt: skip
-    known = read_json(out / SUMMARY) if (out / SUMMARY).is_file() else None
-    if known is None and out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
+    existing = read_json(out / SUMMARY) if (out / SUMMARY).is_file() else None
+    if existing is None and out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
         raise UserError(f"{out} holds something else; choose another --out, or remove it")
-    if known is not None and known["labels"] != labels:
+    if existing is not None and existing["labels"] != labels:
         raise UserError(f"{out} holds pseudo-actions of other data or options; choose another --out, or remove it")
-    if known is not None and "steps" in known:
-        return known
+    if existing is not None and "steps" in existing:
+        return existing
     model = PseudoActions(demonstrations, options)
     write_json(out / SUMMARY, {"labels": labels})
     actions = model.actions(shards)
-    there = np.ones(len(shards), bool)
-    there[[e.start + e.length - 1 for e in shards.episodes]] = False
+    has_action = np.ones(len(shards), bool)
+    has_action[[e.start + e.length - 1 for e in shards.episodes]] = False
     summaries, start = [], 0
     for entry in described["splits"][split]["shards"]:
         with ShardWriter(out / entry["name"]) as writer:
             for i in range(start, start + entry["samples"]):
                 members = {name: value for name, value in shards.read(i).items() if name not in _OWN}
-                own = {"action.npy": array_bytes(actions[i])} if there[i] else {}
-                writer.add(shards.key(i), {**members, **own})
+                members_of_action = {"action.npy": array_bytes(actions[i])} if has_action[i] else {}
+                writer.add(shards.key(i), {**members, **members_of_action})
         summaries.append(writer.summary)
         start += entry["samples"]
     features = {name: about for name, about in shards.features.items() if f"{name}.npy" not in _OWN}
     features["action"] = {"shape": [actions.shape[1]], "dtype": "float32"}
     splits = {split: {"episodes": len(shards.episodes), "steps": len(shards), "shards": summaries}}
     write_dataset(out, features=features, fps=shards.fps, source={"pseudo_actions": labels}, splits=splits,
-                  statistics={"action": column_statistics([actions[there]])})  # fmt: skip
-    summary = {"labels": labels, "steps": int(there.sum()), "action_r2": _against(shards, actions, there)}
+                  statistics={"action": column_statistics([actions[has_action]])})  # fmt: skip
+    summary = {"labels": labels, "steps": int(has_action.sum()), "action_r2": _against(shards, actions, has_action)}
     write_json(out / SUMMARY, summary)
     return summary
 
@@ -148,8 +148,8 @@ _OWN = ("action.npy", "state.npy", "latent.npy")
 """What the new shards do not take over."""
 
 
-def _against(shards: StepShards, actions: np.ndarray, there: np.ndarray) -> float | None:
+def _against(shards: StepShards, actions: np.ndarray, has_action: np.ndarray) -> float | None:
     if "action" not in shards.features:
         return None
-    chosen = [i for i in np.flatnonzero(there) if shards.has(i, "action.npy")]
+    chosen = [i for i in np.flatnonzero(has_action) if shards.has(i, "action.npy")]
     return float(np.nanmean(r2_score(actions[chosen], np.stack([shards.array(i, "action") for i in chosen]))))

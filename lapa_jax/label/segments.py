@@ -73,8 +73,8 @@ class Segmenter:
                                      fields=fields)  # fmt: skip
         self._dataset = tokenizer.dataset_of(self.source.meta()["data_fingerprint"], dataset)
         for name, width in self.source.numeric.items():
-            if width != (known := tokenizer.width_of(self._dataset, name)):
-                raise UserError(f"the {name} in {data} has {width} numbers, the tokenizer was trained on {known}")
+            if width != (expected := tokenizer.width_of(self._dataset, name)):
+                raise UserError(f"the {name} in {data} has {width} numbers, the tokenizer was trained on {expected}")
         self._distances = jax.jit(functools.partial(_distances, model))
         self._viterbi = jax.jit(jax.vmap(functools.partial(fifa.viterbi, switch_cost=settings.switch_cost)))
         self._optimise = jax.jit(jax.vmap(functools.partial(_optimise, settings)))
@@ -122,8 +122,8 @@ class Segmenter:
         Transcripts and first lengths are Viterbi's; the length that FIFA expects of a segment is the mean over all of
         its cluster, in these episodes.
         """
-        there = [np.flatnonzero(episode.mask) for episode in episodes]
-        logs = [self.log_probabilities(episode)[steps] for episode, steps in zip(episodes, there, strict=True)]
+        steps_of = [np.flatnonzero(episode.mask) for episode in episodes]
+        logs = [self.log_probabilities(episode)[steps] for episode, steps in zip(episodes, steps_of, strict=True)]
         labels = _in_groups(self._viterbi, [-log for log in logs])
         transcripts = [_runs(row[: len(log)]) for row, log in zip(labels, logs, strict=True)]
         means = _mean_lengths(transcripts)
@@ -131,11 +131,11 @@ class Segmenter:
         expected = [means[clusters] / means[clusters].sum() for clusters, _ in transcripts]
         clusters = [clusters for clusters, _ in transcripts]
         shares = _in_groups(self._optimise, [-log for log in logs], clusters, start, expected)
-        found = []
-        for episode, steps, log, order, share in zip(episodes, there, logs, clusters, shares, strict=True):
+        all_segments = []
+        for episode, steps, log, order, share in zip(episodes, steps_of, logs, clusters, shares, strict=True):
             border = np.asarray(fifa.borders(share[: len(order)], np.ones(len(log))))
-            found.append(list(_segments(steps + episode.first, np.exp(log), order, border)))
-        return found
+            all_segments.append(list(_segments(steps + episode.first, np.exp(log), order, border)))
+        return all_segments
 
 
 def write(out, segmenter: Segmenter, episodes: Sequence[Episode], found: Sequence[Sequence[Segment]], run: str) -> None:
@@ -185,15 +185,15 @@ def _optimise(settings: fifa.Settings, cost, mask, clusters, start, expected) ->
 def _in_groups(function, costs: Sequence[np.ndarray], *more: Sequence[np.ndarray]) -> list[np.ndarray]:
     """`function(costs, masks, *more)` of episodes, in groups of similar length padded to a power of two, so that few
     programs are compiled; the results in the order of the episodes, padded."""
-    found: list[np.ndarray] = [np.empty(0)] * len(costs)
+    results: list[np.ndarray] = [np.empty(0)] * len(costs)
     order = np.argsort([len(cost) for cost in costs], kind="stable")
     for group in np.split(order, range(_GROUP, len(order), _GROUP)):
         rows = np.resize(group, _GROUP)
         mask = _stacked([np.ones(len(costs[i]), np.float32) for i in rows])
         first, *rest = (_stacked([part[i] for i in rows]) for part in (costs, *more))
         for i, result in zip(group, np.asarray(function(first, mask, *rest)), strict=False):
-            found[i] = result
-    return found
+            results[i] = result
+    return results
 
 
 def _stacked(parts: Sequence[np.ndarray]) -> jax.Array:

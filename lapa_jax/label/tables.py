@@ -28,8 +28,8 @@ class TableLabeller(Labeller):
 
     def _label(self, shard: Shard, batch_size: int, advance) -> None:
         codes, flags = [], []
-        for steps, found, remarks in self.source.codes(shard.split, shard.steps, batch_size):
-            codes.append(found)
+        for steps, batch_codes, remarks in self.source.codes(shard.split, shard.steps, batch_size):
+            codes.append(batch_codes)
             flags.append(remarks)
             advance(len(steps))
         episodes = self.splits[shard.split].episodes

@@ -36,8 +36,8 @@ def draw(path, history: Sequence[Mapping], best: str | None = None) -> pathlib.P
             unused.set_visible(False)
         for panel, (title, lines) in zip(axes, panels.items()):
             for name, points in lines.items():
-                own = {"color": frames.BAR, "lw": 1.4} if name == title else {"lw": 0.7, "label": name.split("/")[1]}
-                panel.plot(points[:, 0], points[:, 1], marker="o" if len(points) < 30 else None, ms=2, **own)
+                style = {"color": frames.BAR, "lw": 1.4} if name == title else {"lw": 0.7, "label": name.split("/")[1]}
+                panel.plot(points[:, 0], points[:, 1], marker="o" if len(points) < 30 else None, ms=2, **style)
             panel.set_title(title, loc="left")
             if len(lines) > 1:
                 panel.legend(fontsize=6, frameon=False)
@@ -50,12 +50,12 @@ def _panels(history: Sequence[Mapping], best: str | None = None) -> dict[str, di
     losses = [name for name in names if name.startswith("train/loss")]
     metrics = [name for name in names if name.startswith("val/") and name.count("/") == 1]
     metrics = [name for name in metrics if not name.removeprefix("val/").startswith(LESS)]
-    found = {}
+    panels = {}
     for name in sorted([*losses, *metrics], key=lambda name: name != best)[:MOST]:
-        own = [other for other in names if other.count("/") == 2 and other.split("/")[::2] == name.split("/")]
-        lines = {other: _curve(history, other) for other in [name, *own]}
-        found[name] = {other: points for other, points in lines.items() if len(points)}
-    return {name: lines for name, lines in found.items() if lines}
+        of_datasets = [other for other in names if other.count("/") == 2 and other.split("/")[::2] == name.split("/")]
+        lines = {other: _curve(history, other) for other in [name, *of_datasets]}
+        panels[name] = {other: points for other, points in lines.items() if len(points)}
+    return {name: lines for name, lines in panels.items() if lines}
 
 
 def _curve(history: Sequence[Mapping], name: str) -> np.ndarray:

@@ -118,16 +118,16 @@ def histograms(path, shards: StepShards, name: str) -> pathlib.Path:
         for i, axes in enumerate(panels[:shown]):
             _draw_histogram(axes, rows[:, i])
             axes.set_title(f"{name} {names[i]}", loc="left")
-        told = _mark(panels[:shown], shards.statistics.get(name))
+        note = _mark(panels[:shown], shards.statistics.get(name))
         more = f", the first {shown} of {len(names)} dimensions" if shown < len(names) else ""
-        figure.suptitle(f"{len(rows)} rows of {shards.split}{more}{told}", fontsize=9, x=0.01, ha="left")
+        figure.suptitle(f"{len(rows)} rows of {shards.split}{more}{note}", fontsize=9, x=0.01, ha="left")
         return plots.save(figure, path)
 
 
 def _draw_histogram(axes, values: np.ndarray) -> None:
     if values.dtype.kind in "iu":
-        found, counts = np.unique(values, return_counts=True)
-        axes.bar(found, counts / len(values), color=plots.BAR, width=0.8)
+        levels, counts = np.unique(values, return_counts=True)
+        axes.bar(levels, counts / len(values), color=plots.BAR, width=0.8)
     else:
         low, high = float(values.min()), float(values.max())
         margin = 0.02 * (high - low) or max(1e-3, abs(low) * 1e-3)

@@ -30,10 +30,10 @@ def task_errors(path, tasks: Sequence[Mapping]) -> str:
         figure = Figure(figsize=(8.4, 0.16 * (len(kinds) + 1) * len(shown) + 1.1), layout="constrained")
         axes, height = figure.subplots(), 1 / (len(kinds) + 1)
         for k, kind in enumerate(kinds):
-            there = [i for i, task in enumerate(shown) if task.get(kind)]
+            measured = [i for i, task in enumerate(shown) if task.get(kind)]
             word, color = PROMPTS[kind]
-            axes.barh([i + (k - (len(kinds) - 1) / 2) * height for i in there],
-                      [shown[i][kind]["action_mse"] for i in there], height, color=color, label=word)  # fmt: skip
+            axes.barh([i + (k - (len(kinds) - 1) / 2) * height for i in measured],
+                      [shown[i][kind]["action_mse"] for i in measured], height, color=color, label=word)  # fmt: skip
         axes.set_yticks(np.arange(len(shown)), [label(task) for task in shown])
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(len(shown) - 0.4, -0.6)

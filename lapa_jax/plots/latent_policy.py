@@ -51,8 +51,8 @@ def examples(path, rows: Sequence[Mapping]) -> pathlib.Path:
         for axes, row in zip(panels, rows):
             axes.imshow(row["image"])
             axes.set_title("\n".join(textwrap.wrap(row["instruction"], 34)[:3]), fontsize=8, loc="left")
-            told = {"true": row["codes"], "predicted": row["predicted"]}
-            for line, (word, codes) in enumerate(told.items()):
+            rows_of_codes = {"true": row["codes"], "predicted": row["predicted"]}
+            for line, (word, codes) in enumerate(rows_of_codes.items()):
                 axes.text(0.0, -0.07 - 0.09 * line, word, fontsize=8, transform=axes.transAxes)
                 for place, code in enumerate(codes.tolist()):
                     wrong = code != row["codes"][place]

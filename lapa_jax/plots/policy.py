@@ -53,7 +53,7 @@ def worst(path, rows: Sequence[Mapping]) -> pathlib.Path:
             words = "\n".join(textwrap.wrap(row["instruction"], 36)[:2])
             axes.set_title(f"{words}\nstep {row['step']}", fontsize=8, loc="left")
             pairs = zip(row["names"][:DIMENSIONS], row["recorded"], row["predicted"])
-            told = [f"{name}: {true:+.3g} / {guess:+.3g}" for name, true, guess in pairs]
-            told = "\n".join(["recorded / predicted", *told])
-            axes.text(0, -0.04, told, fontsize=7, va="top", transform=axes.transAxes)
+            caption = [f"{name}: {true:+.3g} / {guess:+.3g}" for name, true, guess in pairs]
+            caption = "\n".join(["recorded / predicted", *caption])
+            axes.text(0, -0.04, caption, fontsize=7, va="top", transform=axes.transAxes)
         return frames.save(figure, path)

@@ -51,16 +51,16 @@ def trajectories(path, rows, scale: np.ndarray, names: Sequence[str]) -> str:
         panels = figure.subplots(len(chosen), len(shown), squeeze=False, sharex="row", sharey="col")
         words = ["best", "median", "worst"] if len(chosen) == 3 else [f"{i}" for i in range(len(chosen))]
         for line, (i, word) in enumerate(zip(chosen.tolist(), words)):
-            there = np.flatnonzero(rows.mask[i])
+            steps = np.flatnonzero(rows.mask[i])
             for panel, dimension in zip(panels[line], shown.tolist()):
                 for values, style in ((rows.true, TRUE), (rows.decoded, DECODED)):
-                    panel.plot(there, values[i, there, dimension], marker=None if len(there) > 1 else "o", **style)
+                    panel.plot(steps, values[i, steps, dimension], marker=None if len(steps) > 1 else "o", **style)
                 panel.tick_params(labelsize=6)
                 if line == 0:
                     panel.set_title(names[dimension], loc="left")
             # of the whole range of a dimension, so that an error looks as large as it is
             for panel, dimension in zip(panels[line], shown.tolist()):
-                panel.update_datalim([(there[0], value) for value in (low[dimension], high[dimension])])
+                panel.update_datalim([(steps[0], value) for value in (low[dimension], high[dimension])])
                 panel.autoscale_view()
             where = f"episode {rows.episode[i]}, step {rows.step[i]}"
             panels[line, 0].set_ylabel(f"{word}\n{where}\nerror {each[i]:.2g}", fontsize=7)

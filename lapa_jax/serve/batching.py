@@ -79,8 +79,8 @@ class Batcher:
         first = self._held.pop(0) if self._held else self._queue.get()
         if first is None:
             return None
-        found, until = [first], time.perf_counter() + self._wait
-        while len(found) < self.largest and not self._held:
+        requests, until = [first], time.perf_counter() + self._wait
+        while len(requests) < self.largest and not self._held:
             try:
                 request = self._queue.get(timeout=max(0.0, until - time.perf_counter()))
             except queue.Empty:
@@ -89,8 +89,8 @@ class Batcher:
                 self._queue.put(None)
                 break
             same = request.observation.dataset == first.observation.dataset
-            (found if same else self._held).append(request)
-        return found
+            (requests if same else self._held).append(request)
+        return requests
 
     def _answer(self, requests: list[_Request]) -> None:
         start = time.perf_counter()

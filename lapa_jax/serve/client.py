@@ -40,10 +40,10 @@ class Client:
     def __init__(self, address: str = "127.0.0.1:8000", *, token: str | None = None, timeout: float = 10.0):
         try:
             self._address = urllib.parse.urlsplit(address if "://" in address else f"http://{address}")
-            known = self._address.scheme in ("http", "https") and self._address.hostname and self._address.port != 0
+            valid = self._address.scheme in ("http", "https") and self._address.hostname and self._address.port != 0
         except ValueError:  # a port beyond 65535, or brackets that do not close
-            known = False
-        if not known:
+            valid = False
+        if not valid:
             raise UserError(f"'{address}' is no address of a server; give HOST:PORT or http://HOST:PORT")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._timeout, self._connection = timeout, None

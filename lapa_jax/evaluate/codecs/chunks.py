@@ -66,8 +66,8 @@ def read_chunks(
         raise UserError(f"{folder} has no actions (features: {sorted(train.features)})")
     length = _length(name, train, seconds) if length is None else length
     learned, held = _episodes(train), _episodes(val)
-    known = {values.tobytes() for values in learned}
-    fresh = [values.tobytes() not in known for values in held]
+    trained_on = {values.tobytes() for values in learned}
+    fresh = [values.tobytes() not in trained_on for values in held]
     if not any(fresh):
         raise UserError(
             f"{folder}: all {len(held)} episodes of val are in train too, so nothing is held out; convert the training "
@@ -75,8 +75,8 @@ def read_chunks(
         )
     kept = [values for values, new in zip(held, fresh) if new]
     chunks, apart = _windows(learned, length, 1), _windows(kept, length, length)
-    for split, found in (("train", chunks), ("val", apart)):
-        if len(found) == 0:
+    for split, windows in (("train", chunks), ("val", apart)):
+        if len(windows) == 0:
             raise UserError(f"{folder}: no episode of {split} has {length} actions; give {name} shorter chunks")
     summary = _summary(learned)
     names = train.features["action"].get("names") or [str(i) for i in range(chunks.shape[2])]
@@ -104,12 +104,12 @@ def gripper_levels(
     chosen = {i % width for i in also}
     chosen |= {i for i, (word, name) in enumerate(zip(kinds(summary), names, strict=True))
                if word == "binary" or "gripper" in str(name).lower()}  # fmt: skip
-    found = {}
+    levels_of = {}
     for i in sorted(chosen):
         values, counts = np.unique(rows[:, i], return_counts=True)
         levels = values[counts >= LEVEL * len(rows)]
-        found[i] = (levels if len(levels) > 1 else values[[0, -1]]).astype(np.float64)
-    return found
+        levels_of[i] = (levels if len(levels) > 1 else values[[0, -1]]).astype(np.float64)
+    return levels_of
 
 
 def _length(name: str, shards: StepShards, seconds: float) -> int:
@@ -123,25 +123,25 @@ def _length(name: str, shards: StepShards, seconds: float) -> int:
 
 def _episodes(shards: StepShards) -> list[np.ndarray]:
     """The actions f32[n, A] of each episode; one that lacks an action between two others is refused."""
-    column, found = Column(shards, "action"), []
+    column, actions = Column(shards, "action"), []
     for episode in shards.episodes:
         steps = np.arange(episode.start, episode.start + episode.length)
         steps = steps[column.present[steps]]
         if len(steps) and steps[-1] - steps[0] >= len(steps):
             raise UserError(f"{shards.folder}: episode {episode.id} lacks actions in its middle; convert it in parts")
-        found.append(column.take(steps))
-    return found
+        actions.append(column.take(steps))
+    return actions
 
 
 def _windows(episodes: Sequence[np.ndarray], length: int, stride: int) -> np.ndarray:
     """f32[n, length, A]: whole windows of episodes, `stride` steps apart."""
     width = episodes[0].shape[1]
-    found = [np.empty((0, length, width), np.float32)]
+    windows = [np.empty((0, length, width), np.float32)]
     for values in episodes:
         if len(values) >= length:
             seen = np.lib.stride_tricks.sliding_window_view(values, length, axis=0)[::stride]
-            found.append(seen.transpose(0, 2, 1))
-    return np.ascontiguousarray(np.concatenate(found), np.float32)
+            windows.append(seen.transpose(0, 2, 1))
+    return np.ascontiguousarray(np.concatenate(windows), np.float32)
 
 
 def _summary(episodes: Sequence[np.ndarray]) -> dict:

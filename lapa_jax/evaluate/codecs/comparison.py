@@ -22,11 +22,11 @@ POINT_BINS = (4, 8, 16, 32, 64, 256)
 
 def baselines(length: int) -> list[Codec]:
     """All of them, not yet fitted, for chunks of `length` steps."""
-    found: list[Codec] = [Bins(kind, bins) for kind in FAMILIES for bins in BIN_COUNTS]
-    found += [DctBpe(scale, vocabulary) for scale in SCALES for vocabulary in VOCABULARIES]
+    codecs: list[Codec] = [Bins(kind, bins) for kind in FAMILIES for bins in BIN_COUNTS]
+    codecs += [DctBpe(scale, vocabulary) for scale in SCALES for vocabulary in VOCABULARIES]
     half = max(1, length // 2)
     counts = sorted({n for n in (2, 4, 6, 8, half, 3 * length // 4, length) if 1 <= n <= length})
-    return found + [Spline(n, bins, usual=(n, bins) == (half, 256)) for n in counts for bins in POINT_BINS]
+    return codecs + [Spline(n, bins, usual=(n, bins) == (half, 256)) for n in counts for bins in POINT_BINS]
 
 
 JSON_FILE, TABLE_FILE = "comparison.json", "comparison.md"

@@ -64,8 +64,8 @@ class DctBpe(Codec):
 
     def pieces(self, coefficients: np.ndarray) -> list[np.ndarray]:
         """Tokens int32[...] of coefficients int64[n, ...] within the range of the training data: no loss."""
-        found = self._bpe.encode_batch(self._texts(coefficients), add_special_tokens=False)
-        return [np.array(one.ids, np.int32) for one in found]
+        encodings = self._bpe.encode_batch(self._texts(coefficients), add_special_tokens=False)
+        return [np.array(one.ids, np.int32) for one in encodings]
 
     def joined(self, sequence: np.ndarray) -> np.ndarray:
         """The coefficients int64[...] that tokens stand for, however many."""

@@ -77,21 +77,21 @@ def codecs_of(runs: Sequence[tuple[str, str]], sets: Sequence[ActionChunks]) -> 
     Raises:
       UserError: a run that is no action tokenizer, was trained on none of the data sets or on chunks of another length.
     """
-    found: dict[str, list[Codec]] = {chunks.name: [] for chunks in sets}
+    codecs: dict[str, list[Codec]] = {chunks.name: [] for chunks in sets}
     for name, folder in runs:
         tokenizer = _load(folder)
-        known = {entry.get("fingerprint"): key for key, entry in tokenizer.datasets.items()}
-        fitting = [chunks for chunks in sets if chunks.fingerprint in known]
+        dataset_names = {entry.get("fingerprint"): key for key, entry in tokenizer.datasets.items()}
+        fitting = [chunks for chunks in sets if chunks.fingerprint in dataset_names]
         if not fitting:
-            told = ", ".join(tokenizer.datasets) or "unknown data"
-            raise UserError(f"{folder} was trained on {told}, which is none of --data ({', '.join(found)}): give the "
-                            "shards that it was trained on")  # fmt: skip
+            trained_on = ", ".join(tokenizer.datasets) or "unknown data"
+            raise UserError(f"{folder} was trained on {trained_on}, which is none of --data ({', '.join(codecs)}): "
+                            "give the shards that it was trained on")  # fmt: skip
         for chunks in fitting:
             _check_length(tokenizer, folder, chunks)
-            if any(codec.name == name for codec in found[chunks.name]):
+            if any(codec.name == name for codec in codecs[chunks.name]):
                 raise UserError(f"two runs for {chunks.name} are called '{name}': give them different names")
-            found[chunks.name].append(Learned(name, tokenizer, known[chunks.fingerprint]))
-    return found
+            codecs[chunks.name].append(Learned(name, tokenizer, dataset_names[chunks.fingerprint]))
+    return codecs
 
 
 def _load(folder: str) -> ActionTokenizer:

@@ -59,11 +59,11 @@ def normalized_rmse(error: np.ndarray, summary: Mapping) -> float:
 
 def gripper_accuracies(decoded: np.ndarray, true: np.ndarray, grippers: Mapping[int, np.ndarray]) -> dict[int, float]:
     """{dimension: share of the steps at which the level next to the decoded value is that next to the true one}."""
-    found = {}
+    accuracies = {}
     for i, levels in grippers.items():
         said, was = (np.abs(values[..., i, None] - levels).argmin(-1) for values in (decoded, true))
-        found[i] = float((said == was).mean())
-    return found
+        accuracies[i] = float((said == was).mean())
+    return accuracies
 
 
 def coded_bits(codec: Codec, tokens: Sequence[np.ndarray], training: Sequence[np.ndarray]) -> float:
@@ -104,13 +104,13 @@ def damaged_failures(codec: Codec, tokens: Sequence[np.ndarray], seed: int = 0) 
 
 def times(codec: Codec, chunks: np.ndarray) -> dict[str, dict[str, float]]:
     """{"encode" and "decode": {"1" and "64", the size of a batch: microseconds a chunk}}, medians over calls."""
-    found = {"encode": {}, "decode": {}}
+    microseconds = {"encode": {}, "decode": {}}
     for size in BATCHES:
         batch = np.resize(chunks, (size, *chunks.shape[1:]))
         tokens = codec.encode(batch)
-        found["encode"][str(size)] = _median_seconds(lambda batch=batch: codec.encode(batch)) / size * 1e6
-        found["decode"][str(size)] = _median_seconds(lambda tokens=tokens: codec.decode(tokens)) / size * 1e6
-    return found
+        microseconds["encode"][str(size)] = _median_seconds(lambda batch=batch: codec.encode(batch)) / size * 1e6
+        microseconds["decode"][str(size)] = _median_seconds(lambda tokens=tokens: codec.decode(tokens)) / size * 1e6
+    return microseconds
 
 
 def _median_seconds(call: Callable[[], object]) -> float:
@@ -166,4 +166,4 @@ def curves(measured: Sequence[Mapping]) -> dict[str, Curve]:
     families = dict.fromkeys(one["family"] for one in measured)
     points = {name: [(m["bits_per_step"], m["normalized_rmse"]) for m in measured if m["family"] == name]
               for name in families}  # fmt: skip
-    return {name: Curve(found) for name, found in points.items()}
+    return {name: Curve(family_points) for name, family_points in points.items()}

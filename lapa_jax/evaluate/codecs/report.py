@@ -61,9 +61,9 @@ def describe(chunks: ActionChunks) -> str:
 
 
 def _grippers(chunks: ActionChunks) -> str:
-    told = [f"{chunks.dimensions[i]} ({', '.join(f'{level:g}' for level in levels)})"
+    grippers = [f"{chunks.dimensions[i]} ({', '.join(f'{level:g}' for level in levels)})"
             for i, levels in chunks.grippers.items()]  # fmt: skip
-    return f"Grippers: {', '.join(told)}." if told else "No dimension is known to be a gripper."
+    return f"Grippers: {', '.join(grippers)}." if grippers else "No dimension is known to be a gripper."
 
 
 def summary_table(measured: Sequence[Mapping]) -> list[str]:

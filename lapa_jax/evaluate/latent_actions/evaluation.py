@@ -104,12 +104,12 @@ class Evaluation(BaseEvaluation):
         if not self.has_actions:
             return [Section(title, "Unknown: this data has no actions. Give a folder that has them with --data.")]
         codes, actions, size = arrays["codes"], arrays["net_action"], self.tokenizer.codebook_size
-        found = probe_codes(codes, actions, arrays["episode_id"], size)
-        if found is None:
+        probe = probe_codes(codes, actions, arrays["episode_id"], size)
+        if probe is None:
             words = (
                 "Unknown: the probe is fitted on episodes with an even number and scored on the others, and here one "
             )
             return [Section(title, words + "half is empty or its actions do not vary. Give more held-out episodes.")]
-        rows = found.scored
-        shown = {"predicted": found.prediction[rows], "true": actions[rows], "r2": found.r2_per_dimension}
+        rows = probe.scored
+        shown = {"predicted": probe.prediction[rows], "true": actions[rows], "r2": probe.r2_per_dimension}
         return sections.draw_actions(codes, actions, shown, size, self.out)

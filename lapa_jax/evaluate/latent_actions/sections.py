@@ -93,8 +93,8 @@ def draw(examples: Examples, codes: np.ndarray, out: pathlib.Path) -> list[Secti
 
 
 def _gallery(tokenizer, starts: np.ndarray, codes: np.ndarray, out: pathlib.Path) -> Section:
-    found, often = usage.sequences(codes)
-    sequences = found[:SEQUENCES]
+    distinct, often = usage.sequences(codes)
+    sequences = distinct[:SEQUENCES]
     names = [f"{usage.name(s)}\n{share:.0%}" for s, share in zip(sequences, often / len(codes))]
     decoded = decode_grid(tokenizer, starts, sequences)
     plots.code_gallery(out / "gallery.png", starts, decoded, names)
@@ -102,8 +102,8 @@ def _gallery(tokenizer, starts: np.ndarray, codes: np.ndarray, out: pathlib.Path
     plots.code_gallery(out / "gallery_change.png", starts, changed, names, title=f"minus the row's mean, ×{scale:.0f}")
     return Section(
         "Code gallery",
-        f"Each column applies one code sequence, the {len(sequences)} most frequent of {len(found)} that occur, to the "
-        "start frame on the left. If codes mean actions, a column does the same thing in every row. Below: the same "
+        f"Each column applies one code sequence, the {len(sequences)} most frequent of {len(distinct)} that occur, to "
+        "the start frame on the left. If codes mean actions, a column does the same in every row. Below: the same "
         "minus the mean of the row, amplified, so that only what the choice of code changes is left.",
         ("gallery.png", "gallery_change.png"),
     )
@@ -165,8 +165,8 @@ def draw_actions(
 
 
 def _arrows(codes: np.ndarray, actions: np.ndarray, out: pathlib.Path) -> str:
-    found, often = usage.sequences(codes)
-    means = usage.mean_action_per_sequence(codes, actions[:, :2], found[:ARROWS])
-    labels: Sequence[str] = [usage.name(s) for s in found[:ARROWS]]
+    distinct, often = usage.sequences(codes)
+    means = usage.mean_action_per_sequence(codes, actions[:, :2], distinct[:ARROWS])
+    labels: Sequence[str] = [usage.name(s) for s in distinct[:ARROWS]]
     plots.code_action_arrows(out / "code_action_arrows.png", means, often[:ARROWS], labels)
     return "code_action_arrows.png"

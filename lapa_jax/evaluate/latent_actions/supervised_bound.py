@@ -69,8 +69,8 @@ def action_r2(source, tokenizer, *, steps: int, limit: int, cache) -> float:
     path = pathlib.Path(cache) / CACHE_FILE
     spec = _shared_fields(tokenizer.model)
     key = _key([spec, repr(source), steps, limit, BATCH, SEED, LEARNING_RATE])
-    if path.is_file() and (found := read_json(path))["key"] == key:
-        return _number(found["action_r2"])
+    if path.is_file() and (cached := read_json(path))["key"] == key:
+        return _number(cached["action_r2"])
     score = _train_and_score(source, spec, tokenizer.mesh, steps, limit)
     write_json(path, {"key": key, "steps": steps, "action_r2": None if np.isnan(score) else score})
     return score
@@ -79,12 +79,12 @@ def action_r2(source, tokenizer, *, steps: int, limit: int, cache) -> float:
 def _shared_fields(model) -> dict:
     """The fields of the tokenizer that the supervised model has too: those of its encoder; of a tokenizer with another
     kind of encoder the sizes of configs/laq.py:small, with patches of a quarter of the image."""
-    own = {field.name for field in dataclasses.fields(model)}
-    if "patch_size" not in own:
+    model_fields = {field.name for field in dataclasses.fields(model)}
+    if "patch_size" not in model_fields:
         side = model.image_size if isinstance(model.image_size, int) else math.gcd(*model.image_size)
         return {**OTHERWISE, "image_size": model.image_size, "patch_size": side // 4}
     theirs = {field.name for field in dataclasses.fields(inverse_dynamics.Model)} - {"parent", "name"}
-    return {name: getattr(model, name) for name in own & theirs}
+    return {name: getattr(model, name) for name in model_fields & theirs}
 
 
 def _train_and_score(source, spec: dict, mesh, steps: int, limit: int) -> float:

@@ -35,12 +35,12 @@ def measure(tokenizer, batches: Iterable[Mapping[str, np.ndarray]], limit: int =
     codes, first = tokenizer.encode(frames), frames[partner, 0]
     predicted = np.clip(tokenizer.decode(first, codes), 0, 1)
     again = tokenizer.encode(np.stack([first.astype(np.float32) / 255, predicted], axis=1))
-    found = {"transfer_consistency": float((again == codes).mean()),
+    metrics = {"transfer_consistency": float((again == codes).mean()),
              "transfer_chance": float((codes[partner] == codes).mean())}  # fmt: skip
     if "net_action" in rows:
         score = action_r2(codes, again, rows["net_action"], rows["episode_id"], tokenizer.codebook_size)
-        found |= {} if score is None else {"transfer_action_r2": score}
-    return found
+        metrics |= {} if score is None else {"transfer_action_r2": score}
+    return metrics
 
 
 def partners(episodes: np.ndarray) -> np.ndarray | None:
@@ -49,9 +49,9 @@ def partners(episodes: np.ndarray) -> np.ndarray | None:
     most = int(np.unique(episodes, return_counts=True)[1].max())
     if 2 * most > len(episodes):
         return None
-    found = np.empty(len(episodes), np.int64)
-    found[order] = np.roll(order, -most)
-    return found
+    partner = np.empty(len(episodes), np.int64)
+    partner[order] = np.roll(order, -most)
+    return partner
 
 
 def action_r2(codes, again, actions: np.ndarray, episodes: np.ndarray, size: int) -> float | None:

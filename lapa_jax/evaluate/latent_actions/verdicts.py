@@ -28,8 +28,8 @@ def judge(metrics: Mapping[str, float | None], codebook_size: int) -> list[Verdi
     Returns:
       The verdicts, the most telling first.
     """
-    found = {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
-    lines = [*_meaning(found), *_bottleneck(found), *_usage(found, codebook_size), *_rest(found)]
+    finite = {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
+    lines = [*_meaning(finite), *_bottleneck(finite), *_usage(finite, codebook_size), *_rest(finite)]
     return [line for line in lines if line is not None]
 
 
@@ -109,10 +109,10 @@ _PLAIN = {
 
 
 def _rest(m):
-    told = {"action_probe_r2", "swap_gap", "psnr_gain", "feature_gain", "perplexity", "codebook_utilization"}
+    judged = {"action_probe_r2", "swap_gap", "psnr_gain", "feature_gain", "perplexity", "codebook_utilization"}
     for name, (shape, words) in _PLAIN.items():
         if name in m:
             yield Verdict(name, shape.format(m[name]), NOTE, words)
     for name in sorted(m):
-        if name not in told | set(_PLAIN) and not name.startswith("action_probe_r2"):
+        if name not in judged | set(_PLAIN) and not name.startswith("action_probe_r2"):
             yield Verdict(name, f"{m[name]:.4g}", NOTE, "")
