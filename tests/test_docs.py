@@ -12,6 +12,7 @@ import pytest
 
 from lapa_jax.core import config as config_lib
 from lapa_jax.data import pipeline
+from lapa_jax.inference import kinds
 from tests import docs_code, test_floors
 
 
@@ -240,3 +241,13 @@ def test_the_architecture_page_has_the_methods_of_models(root):
     source = ast.parse((root / "lapa_jax/models/base.py").read_text())
     classes = [node for node in source.body if isinstance(node, ast.ClassDef) and node.name in ("Part", "Model")]
     assert listed == {node.name for cls in classes for node in cls.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_the_architecture_page_has_the_kinds_of_models(root):
+    page = (root / "docs/explanation/architecture.md").read_text()
+    rows = [tuple(cell.strip(" `") for cell in line.strip("|").split("|"))
+            for line in page.partition("| kind |")[2].partition("\n\n")[0].splitlines()[2:]]  # fmt: skip
+    yes = {True: "yes", False: ""}
+    assert rows == [(kind.name, kind.trained.partition(":")[2], yes[kind.codes is not None],
+                     yes[kind.controller is not None], yes[kind.not_served is None], yes[kind.program])
+                    for kind in kinds.KINDS.values()]  # fmt: skip
