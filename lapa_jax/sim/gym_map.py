@@ -136,7 +136,7 @@ def load(path: pathlib.Path, name: str) -> GymMap:
         return made(name)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"--env_map {path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"--env_map {path} is no list of 'field: value' lines")
