@@ -38,7 +38,8 @@ setup(
         "gym": ["gymnasium>=1.0,<2"],  # lapa_jax/sim/gym.py; the environments' own packages are the user's
         "torch": ["torch>=2.6"],  # tools/import_weights.py, for `.pt` files only; safetensors need no torch
         "golden": ["torch>=2.6"],  # tests/golden/make_towers.py, which compares with the models of transformers
-        "test": ["pytest>=8.0", "pytest-xdist>=3.8,<4", "hypothesis>=6.100"],  # launch/test.sh installs them
+        # launch/test.sh installs these
+        "test": ["pytest>=8.0", "pytest-xdist>=3.8,<4", "hypothesis>=6.100", "msgpack-numpy>=0.4.8"],
         "dev": ["ruff>=0.9"],
     },
 )

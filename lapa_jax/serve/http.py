@@ -10,6 +10,8 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
+
 from lapa_jax.core.errors import UserError
 from lapa_jax.serve import msgpack_numpy
 from lapa_jax.serve.limits import Refused
@@ -112,7 +114,7 @@ class Front:
         with self._service.admitted(request.remote or ""):  # before the body is read: it may be large, or never come
             body = await _body(request)
             read = (
-                functools.partial(msgpack_numpy.unpack, body)
+                functools.partial(msgpack_numpy.unpack, body, replies)
                 if packed
                 else functools.partial(_from_json, body, replies)
             )
@@ -120,7 +122,7 @@ class Front:
         told = {"Server-Timing": ", ".join(f"{name.removesuffix('_ms')};dur={value:.3f}"
                                            for name, value in timing.items() if name != "batch")}  # fmt: skip
         if packed:
-            data = msgpack_numpy.pack({"actions": answer.actions, "server_timing": timing})
+            data = _packed(answer.actions, timing, replies)
             return self._web.Response(body=data, content_type=MSGPACK[0], headers=told)
         actions = list(answer.actions) if replies["chunk"] else answer.actions[0]
         return self._json(msgpack_numpy.to_json(actions) if replies["twice"] else actions, told)
@@ -174,9 +176,10 @@ class Front:
         try:
             if not isinstance(data, bytes):
                 raise UserError("a text came; messages are msgpack in binary frames")
+            replies = {}
             with self._service.admitted(address):
-                answer, timing = await self._service.act(functools.partial(msgpack_numpy.unpack, data))
-            return msgpack_numpy.pack({"actions": answer.actions, "server_timing": {**timing, **last}})
+                answer, timing = await self._service.act(functools.partial(msgpack_numpy.unpack, data, replies))
+            return _packed(answer.actions, {**timing, **last}, replies)
         except Exception as error:
             return f"error: {_explained(error)[1]}"
 
@@ -219,6 +222,13 @@ def _explained(error: Exception) -> tuple[int, str]:
         return 400, str(error)
     _LOG.error("a request failed", exc_info=error)
     return 500, f"the server failed ({type(error).__name__}); its log says more"
+
+
+def _packed(actions: np.ndarray, timing: Mapping[str, float], replies: Mapping) -> bytes:
+    """The answer in msgpack. To who wrote in the package msgpack-numpy's dialect, actions are lists: it would not take
+    our arrays for such, and lists are the same to all."""
+    return msgpack_numpy.pack({"actions": actions.tolist() if replies.get("package") else actions,
+                               "server_timing": timing})  # fmt: skip
 
 
 def _from_json(body: bytes, replies: dict[str, bool]):

@@ -3,9 +3,13 @@
 In msgpack an array is a map with byte strings as keys, {b"__ndarray__": true, b"data", b"dtype", b"shape"}, and a numpy
 number {b"__npgeneric__": true, b"data", b"dtype"}. In JSON both are {"__numpy__": base64, "dtype", "shape"}, the number
 with the shape []. Data are in C order, types written as numpy does ("|u1", "<f4"). Nothing that is read can run code.
+
+The package msgpack-numpy writes arrays otherwise, {b"nd": true, b"type", b"kind", b"shape", b"data"}, and numbers with
+b"nd" false: its dialect is read too. Its b"kind" says what it would unpickle, which is refused.
 """
 
 import base64
+import functools
 import json
 import math
 import re
@@ -29,14 +33,19 @@ def pack(value) -> bytes:
     return msgpack.packb(value, default=_packed)
 
 
-def unpack(data: bytes):
-    """What `pack` packed; arrays are read-only and share the message's memory.
+def unpack(data: bytes, told: dict | None = None):
+    """What `pack` or the package msgpack-numpy packed; arrays are read-only and share the message's memory.
+
+    Args:
+      data: the message.
+      told: gets "package": True where it holds arrays in the package's dialect.
 
     Raises:
       WireError: not msgpack, or arrays that do not hold what they say.
     """
     try:
-        return msgpack.unpackb(data, object_hook=_unpacked, max_array_len=MAX_ENTRIES, max_map_len=MAX_ENTRIES)
+        hook = functools.partial(_unpacked, told={} if told is None else told)
+        return msgpack.unpackb(data, object_hook=hook, max_array_len=MAX_ENTRIES, max_map_len=MAX_ENTRIES)
     except WireError:
         raise
     except (ValueError, TypeError, RecursionError, OverflowError, MemoryError) as error:
@@ -70,7 +79,11 @@ def _packed(value) -> dict:
     return {b"__ndarray__": True, **about, b"shape": list(value.shape)}
 
 
-def _unpacked(found: dict):
+def _unpacked(found: dict, told: dict):
+    named = {key.encode() if isinstance(key, str) else key: value for key, value in found.items()}
+    if {b"nd", b"type", b"data"} <= set(named):  # older msgpack gives its keys as texts
+        told["package"] = True
+        return _of_package(named)
     if b"__ndarray__" in found:
         return _array(*(found.get(key) for key in (b"data", b"dtype", b"shape")))
     if b"__npgeneric__" in found:
@@ -79,6 +92,14 @@ def _unpacked(found: dict):
             raise WireError(f"a numpy number holds {_shown(number)}")
         return _type(found.get(b"dtype")).type(number)
     return found
+
+
+def _of_package(found: dict):
+    """An array or a number in the dialect of the package msgpack-numpy."""
+    if found.get(b"kind") not in (b"", "", None):
+        raise WireError(f"an array of kind {_shown(found[b'kind'])} of the package msgpack-numpy; numbers are expected")
+    array = _array(found[b"data"], found[b"type"], list(found.get(b"shape") or []))
+    return array if found[b"nd"] is True else array[()]
 
 
 def _encoded(value) -> dict:

@@ -9,6 +9,8 @@ import types
 
 import aiohttp
 import jax
+import msgpack
+import msgpack_numpy
 import numpy as np
 import pytest
 
@@ -36,6 +38,36 @@ def rich():
     """Of two cameras and a state."""
     with served.serving(served.policy(CAMERAS, True), Options(batch=1)) as found:
         yield found
+
+
+def package_message(**fields) -> bytes:
+    """A message as the package msgpack-numpy writes it, by the package itself."""
+    return msgpack.packb(fields, default=msgpack_numpy.encode)
+
+
+@pytest.mark.parametrize("texts", [False, True])
+def test_the_package_msgpack_numpy_is_understood(rich, server, texts):
+    """Its own writer and reader; older versions of msgpack give keys as texts."""
+    fields = {"image": messages.PICTURE, "prompt": messages.TEXT}
+    names = lambda array: {key.decode(): value for key, value in msgpack_numpy.encode(array).items()}  # noqa: E731
+    body = msgpack.packb(fields, default=names) if texts else package_message(**fields)
+    _, plain, packaged = talk(server, messages.packed(**fields), body)
+    expected = messages.read_msgpack(plain)["actions"]
+    for hook in (None, msgpack_numpy.decode):
+        np.testing.assert_array_equal(msgpack.unpackb(packaged, object_hook=hook)["actions"], expected)
+    full = {"image": messages.PICTURE, "image_wrist": messages.WRIST, "prompt": messages.TEXT, "state": messages.STATE}
+    numbers = full | {"state": [np.float64(value) for value in messages.STATE]}
+    _, plain, packaged = talk(rich, messages.packed(**full), package_message(**numbers))
+    np.testing.assert_array_equal(msgpack.unpackb(packaged)["actions"], messages.read_msgpack(plain)["actions"])
+
+
+def test_the_package_msgpack_numpy_cannot_make_us_unpickle(server):
+    """Its arrays of objects are pickles, and its structured types are lists."""
+    objects = package_message(image=np.array([{}, {}], object), prompt="x")
+    structured = package_message(image=np.zeros(3, [("a", "f4")]), prompt="x")
+    for body in (objects, structured):
+        status, _, data = ask(server, body=body, kind="application/msgpack")
+        assert status == 400 and "kind" in data and "msgpack-numpy" in data
 
 
 def talk(server, *sent, headers=None) -> list:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.formats import rlds
 from lapa_jax.data.formats.rlds import conventions
-from lapa_jax.data.formats.rlds.conventions import GRIPPERS, Convention, Field
+from lapa_jax.data.formats.rlds.conventions import GRIPPERS, Convention, Field, openness
 from lapa_jax.data.formats.rlds.oxe import CONVENTIONS
 from tests.data.formats import make_rlds
 from tests.data.formats.test_rlds import edit, options
@@ -41,6 +41,27 @@ def test_openness_from_movements(commands):
     first = next((s for s in expected if s is not None), 0)
     expected = [1 - first if s is None else s for s in expected]
     assert conventions.relative(np.array(commands, np.float32)).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("means", "values", "message"),
+    [
+        ("closed", [-1, 1, 1], "holds -1 to 1, gripper_means 'closed' is for 0 to 1; 'closed_signed' is for -1 to 1"),
+        ("open", [0, 0, -0.9], "holds -0.9 to 0, gripper_means 'open' is for 0 to 1; 'open_signed' is"),
+        ("open", [0, 255], "holds 0 to 255, .*; no meaning is for widths and counts"),
+        ("open_signed", [0, 1000], "holds 0 to 1000, gripper_means 'open_signed' is for -1 to 1; no meaning"),
+        ("closed_signed", [-3, 3], "holds -3 to 3, .*; 'closing' is for commands of any size"),
+    ],
+)
+def test_values_beyond_what_the_convention_declares_are_refused(means, values, message):
+    with pytest.raises(ValueError, match=message):
+        openness(np.array(values, np.float32), means)
+
+
+def test_sensors_may_lead_a_little_beyond():
+    values = np.array([-0.02, 0.0, 0.5, 1.02], np.float32)
+    np.testing.assert_allclose(openness(values, "closed"), 1 - values)
+    np.testing.assert_allclose(openness(np.array([-40.0, 40.0]), "closing"), [1, 0])
 
 
 def test_every_kind_of_gripper_ends_up_open_or_closed():

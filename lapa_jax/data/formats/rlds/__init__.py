@@ -18,7 +18,7 @@ from lapa_jax.data.formats.reading import numeric_rows
 from lapa_jax.data.formats.rlds import conventions
 from lapa_jax.data.formats.rlds import features as rlds_features
 from lapa_jax.data.formats.rlds import shards as rlds_shards
-from lapa_jax.data.formats.rlds.conventions import GRIPPERS, Convention
+from lapa_jax.data.formats.rlds.conventions import Convention, openness
 from lapa_jax.data.formats.rlds.oxe import CONVENTIONS
 from lapa_jax.data.images import open_frame
 
@@ -189,7 +189,7 @@ def _steps_to_drop(action: np.ndarray, convention: Convention) -> int:
 
 def _openness(action: np.ndarray, convention: Convention) -> np.ndarray:
     if convention.gripper is not None:
-        action[:, convention.gripper] = GRIPPERS[convention.gripper_means](action[:, convention.gripper])
+        action[:, convention.gripper] = openness(action[:, convention.gripper], convention.gripper_means)
     return action
 
 

@@ -51,6 +51,36 @@ GRIPPERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 """What the stored gripper means, and how it becomes 1 = open, 0 = closed: 1 is open (0 closed), 1 is closed (0 open),
 1 is open (-1 closed), 1 is closed (-1 open), positive closes and negative opens."""
 
+RANGES = {"open": (0.0, 1.0), "closed": (0.0, 1.0), "open_signed": (-1.0, 1.0), "closed_signed": (-1.0, 1.0)}
+"""What the stored values lie in, by their meaning; commands that close and open may be of any size."""
+_BEYOND = 0.05
+"""How far sensors and interpolation may lead beyond a range, as a share of it."""
+
+
+def openness(values: np.ndarray, means: str) -> np.ndarray:
+    """Stored values f[T] of a gripper as 1 = open, 0 = closed.
+
+    Args:
+      values: of one episode. means: a key of `GRIPPERS`.
+
+    Raises:
+      ValueError: values outside of the range that this meaning has; tells those that were seen.
+    """
+    if means in RANGES:
+        low, high = RANGES[means]
+        least, most, room = float(values.min()), float(values.max()), _BEYOND * (high - low)
+        if least < low - room or most > high + room:
+            remedy = "'closing' is for commands of any size"
+            if least >= -1 - room and most <= 1 + room:
+                remedy = f"'{means}_signed' is for -1 to 1"
+            elif least >= 0:
+                remedy = "no meaning is for widths and counts, rewrite them as 0 to 1"
+            raise ValueError(
+                f"its gripper holds {least:g} to {most:g}, gripper_means '{means}' is for {low:g} to {high:g}; "
+                f"{remedy}; correct gripper_means in the convention (--convention FILE.json)"
+            )
+    return GRIPPERS[means](values)
+
 
 @dataclasses.dataclass(frozen=True)
 class Convention:
