@@ -84,7 +84,7 @@ class Stages:
 
         self._policy, self._jpegs = policy, jpegs
         piece = lambda method: jax.jit(lambda v, *given: policy.model.apply(v, *given, method=method))  # noqa: E731
-        self._see, self._think, self._decide = piece("see"), piece("think"), piece("decide")
+        self._encode, self._backbone, self._head = map(piece, ("encode_images", "backbone_states", "apply_head"))
 
     def __call__(self) -> Iterator[tuple[str, float]]:
         import jax
@@ -98,11 +98,11 @@ class Stages:
         yield "text and state", seconds
         seconds, batch = _timed(lambda: jax.block_until_ready(jax.device_put(_padded(policy, batch), place)))
         yield "to the device", seconds
-        seconds, seen = _timed(lambda: jax.block_until_ready(self._see(variables, batch)))
+        seconds, seen = _timed(lambda: jax.block_until_ready(self._encode(variables, batch)))
         yield "vision", seconds
-        seconds, thought = _timed(lambda: jax.block_until_ready(self._think(variables, batch, seen)))
+        seconds, states = _timed(lambda: jax.block_until_ready(self._backbone(variables, batch, seen)))
         yield "prefill", seconds
-        seconds, actions = _timed(lambda: np.asarray(self._decide(variables, *thought).action))
+        seconds, actions = _timed(lambda: np.asarray(self._head(variables, *states)))
         yield "head", seconds
         yield "un-normalise", _timed(lambda: policy.to_units(actions, _dataset(policy)))[0]
 

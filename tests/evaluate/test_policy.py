@@ -23,7 +23,7 @@ SMALL = ("train.steps=2", "train.batch_size=8", "train.eval_batch_size=8", "trai
          "train.tensorboard=False", "data.eval_examples=24", "data.image_size=28", "data.chunk_length=2",
          "data.fields=('image','text','action','state')", "model.siglip.depth=1", "model.siglip.layer=-1",
          "model.dinov2.depth=1", "model.dinov2.layer=-1", "model.siglip.dim=16", "model.dinov2.dim=16",
-         "model.llm.dim=32", "model.llm.depth=1", "model.llm.hidden=32", "model.bins=16")  # fmt: skip
+         "model.llm.dim=32", "model.llm.depth=1", "model.llm.hidden=32", "model.head.bins=16")  # fmt: skip
 LENGTHS = {"train": [[9, 8]], "val": [[7, 9, 6]]}
 CONSTANT, GRIPPER = 1, 2
 

@@ -17,7 +17,8 @@ from lapa_jax.inference.load import load
 from tests.inference import random_vla
 
 RUNS = {
-    "bins": ("vla_action.py", {"state": True, "names": ("table", "shelf")}, ("model.head=bins", "model.bins=16")),
+    "bins": ("vla_action.py", {"state": True, "names": ("table", "shelf")}, ()),
+    "flow": ("vla_action.py", {"head": "flow"}, ()),
     "codes": ("vla_latent.py", {}, ("model.decode=autoregressive",)),
 }
 
@@ -48,6 +49,17 @@ def test_a_policy_of_actions_does_the_same(exported):
         assert ours.shape == (3, 2, 2) and np.ptp(ours, axis=0).max() > 0.01
     with pytest.raises(UserError, match="several datasets"):
         found.chunk(*seen)
+
+
+def test_a_policy_that_draws_noise_draws_the_same(exported):
+    """The noise is of a fixed seed: the same observation has the same actions, alone, in a batch and as a program."""
+    policy, folder = exported["flow"]
+    pictures, texts = random_vla.seen(policy)
+    chunks = policy.chunk(pictures, texts)
+    np.testing.assert_array_equal(policy.chunk(pictures, texts), chunks)
+    np.testing.assert_allclose(policy.chunk(pictures[1], texts[1]), chunks[1], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(one(folder).chunk(pictures, texts), chunks, rtol=1e-5, atol=1e-5)
+    assert np.ptp(chunks, axis=0).max() > 0.01
 
 
 def test_a_policy_of_codes_does_the_same(exported):

@@ -17,7 +17,7 @@ from tests.inference import random_vla
 def adapted(root, tmp_path_factory):
     """A policy with adapters on its decoder."""
     folder = tmp_path_factory.mktemp("run") / "run"
-    run = random_vla.write(folder, root, "vla_action.py", "model.head=chunk", "model.lora_rank=3")
+    run = random_vla.write(folder, root, "vla_action.py", "model.lora_rank=3", head="chunk")
     return load(run, devices=jax.devices()[:1])
 
 
@@ -40,7 +40,7 @@ def test_merged_adapters_do_the_same_within_rounding(adapted, policy):
 
 
 def test_bfloat16_kernels_change_nothing_where_bfloat16_computes(root, tmp_path):
-    run = random_vla.write(tmp_path / "run", root, "vla_action.py", "model.head=chunk", "model.dtype=bfloat16")
+    run = random_vla.write(tmp_path / "run", root, "vla_action.py", "model.dtype=bfloat16", head="chunk")
     policy = load(run, devices=jax.devices()[:1])
     half = variants.in_bfloat16(policy)
     seen = random_vla.seen(policy)

@@ -13,21 +13,26 @@ from lapa_jax.train.state import State
 SMALL = ["data.image_size=28", "data.eval_examples=40", "model.siglip.depth=2", "model.dinov2.depth=2",
          "model.siglip.dim=16", "model.siglip.hidden=24", "model.dinov2.dim=16", "model.dinov2.hidden=24",
          "model.llm.dim=32", "model.llm.depth=2", "model.llm.hidden=32"]  # fmt: skip
-ACTION = ["data.chunk_length=2", "model.head_width=16", "model.head_heads=2"]
+HEADS = {"bins": ["model.head.bins=16"], "chunk": ["model.head.width=16"],
+         "latent": ["model.head.width=16", "model.head.heads=2"],
+         "flow": ["model.head.width=16", "model.head.heads=2", "model.head.depth=1", "model.head.steps=3"]}  # fmt: skip
 STATE = {"count": 4, "mean": [0.0, 1.0, 5.0], "std": [1.0, 2.0, 0.5], "min": [-3.0, -4.0, 3.0], "max": [3.0, 6.0, 7.0],
          "q01": [-2.0, -3.0, 4.0], "q99": [2.0, 5.0, 6.0]}  # fmt: skip
 
 
-def write(run, root, config: str, *overrides: str, state: bool = False, names=("sample",)):
+def write(run, root, config: str, *overrides: str, head: str = "bins", state: bool = False, names=("sample",)):
     """Writes a run of step 5; returns its folder.
 
     Args:
-      config: a file of `configs/`, "vla_action.py" or "vla_latent.py", whose variant tiny is made smaller. overrides:
-        "model.head=chunk" and the like. state: with proprioception of 3 numbers, which the sample does not have.
+      config: a file of `configs/`, "vla_action.py" or "vla_latent.py", whose variant tiny is made smaller.
+      head: of "vla_action.py". overrides: "model.lora_rank=3" and the like.
+      state: with proprioception of 3 numbers, which the sample does not have.
       names: of the datasets that it claims to be trained on, each with statistics of its own.
     """
-    small = [*SMALL, *(ACTION if config.startswith("vla_action") else []), *overrides]
-    values = config_lib.load(f"{root}/configs/{config}:tiny", [f"--config.{o}" for o in small])
+    small, variant = [*SMALL, *overrides], "tiny"
+    if config == "vla_action.py":
+        small, variant = [*SMALL, *HEADS[head], "data.chunk_length=2", *overrides], f"tiny+{head}"
+    values = config_lib.load(f"{root}/configs/{config}:{variant}", [f"--config.{o}" for o in small])
     source = pipeline.build(values.data, "train")
     spec = config_lib.complete("lapa_jax.models", values.model, source, 0) | ({"state_dim": 3} if state else {})
     values = {**config_lib.to_json(values), "model": config_lib.to_json(config_lib.from_json(spec))}

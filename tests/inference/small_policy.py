@@ -20,7 +20,7 @@ def make(root, *, width: int = 2, state: int = 2, cameras: int = 1, fps: float |
     tower = {"image_size": SIDE, "dim": 8, "heads": 2, "hidden": 16}
     changes = [f"model.{name}.{key}={value}" for name in ("siglip", "dinov2") for key, value in tower.items()]
     changes += ["model.llm.dim=16", "model.llm.depth=1", "model.llm.heads=2", "model.llm.hidden=16",
-                "model.head_width=16", "model.llm.vocab=259", f"model.cameras={cameras}", f"model.action_dim={width}",
+                "model.head.width=16", "model.llm.vocab=259", f"model.cameras={cameras}", f"model.action_dim={width}",
                 f"model.state_dim={state}", "model.constant=()", "model.binary=()", f"data.chunk_length={CHUNK}",
                 f"data.image_size={SIDE}", "data.fields=('image','text','action','state')"]  # fmt: skip
     config = config_lib.load(f"{root}/configs/vla_action.py:tiny+chunk", [f"--config.{change}" for change in changes])

@@ -12,6 +12,7 @@ from lapa_jax.data.statistics import column_statistics
 from lapa_jax.inference import load
 from lapa_jax.inference.ensemble import Ensemble
 from lapa_jax.inference.policies import Policy
+from lapa_jax.models.policies.heads import bins
 from lapa_jax.models.pretrained import expected_variables
 
 A, T, S, SIDE, LENGTH = 4, 3, 5, 28, 40
@@ -22,7 +23,7 @@ MODEL = {"name": "policies.vla_action", "siglip": {"name": "vision.siglip", **TO
          "llm": {"name": "llama", "vocab": 259, "dim": 16, "depth": 1, "heads": 2, "kv_heads": 1, "hidden": 24,
                  "head": "none"},
          "image_size": SIDE, "cameras": 1, "text_length": LENGTH, "action_dim": A, "chunk_length": T, "state_dim": S,
-         "constant": (CONSTANT,), "binary": (GRIPPER,), "bins": 16, "head_width": 8, "head_heads": 2}  # fmt: skip
+         "constant": (CONSTANT,), "binary": (GRIPPER,), "head": {"name": "policies.heads.bins", "bins": 16}}  # fmt: skip
 DATA = {"samples": "chunks", "fields": ("image", "text", "action", "state"), "normalize": "q01_q99",
         "text_tokenizer": {"name": "bytes", "template": "plain"}}  # fmt: skip
 
@@ -56,7 +57,8 @@ def seen(rows: int = 4, size: int = 40):
 
 @pytest.fixture(scope="module", params=["bins", "chunk"])
 def policy(request):
-    return make(head=request.param)
+    fields = {"bins": {"bins": 16}, "chunk": {"width": 8}}
+    return make(head={"name": f"policies.heads.{request.param}", **fields[request.param]})
 
 
 def test_a_chunk_is_the_models_own_in_the_units_of_the_data(policy):
@@ -75,7 +77,7 @@ def test_a_chunk_is_the_models_own_in_the_units_of_the_data(policy):
     fine = [i for i in range(A) if i not in (CONSTANT, GRIPPER)]
     np.testing.assert_allclose(found[..., fine], expected[..., fine], atol=1e-5)
     assert (found[..., CONSTANT] == np.float32(0.25)).all(), "what never moved does not move"
-    if policy.model.head == "bins":
+    if isinstance(policy.model.head, bins.Model):
         assert set(np.unique(found[..., GRIPPER])) <= {0.0, 1.0}
     else:  # random bins are hardly ever others
         assert np.ptp(found[..., fine], axis=0).max() > 1e-4, "it depends on what is seen"
@@ -117,7 +119,7 @@ def test_an_exported_policy_is_the_same_to_the_bit(policy, tmp_path):
 def test_each_dataset_has_its_units_and_its_dimensions():
     features = {"action": {"shape": [2]}, "state": {"shape": [S]}}
     policy = make({"table": {"statistics": statistics(0), "features": {}},
-                   "lab": {"statistics": statistics(4, 2), "features": features}}, head="chunk", constant=(),
+                   "lab": {"statistics": statistics(4, 2), "features": features}}, head={"name": "policies.heads.chunk", "width": 8}, constant=(),
                   binary=())  # fmt: skip
     pictures, texts, states = seen()
     with pytest.raises(UserError, match="trained on several datasets"):

@@ -24,7 +24,7 @@ def runs(root, tmp_path_factory):
     """{"laq", "actions", "codes": run folder}."""
     base = tmp_path_factory.mktemp("runs")
     data = step_shards.write(base / "data")
-    random_vla.write(base / "actions", root, "vla_action.py", "model.head=latent", "data.chunk_length=1")
+    random_vla.write(base / "actions", root, "vla_action.py", "data.chunk_length=1", head="latent")
     random_vla.write(base / "codes", root, "vla_latent.py")
     small_run.write(base / "laq", root, data)
     return {name: base / name for name in PLACES}

@@ -8,14 +8,17 @@ import pytest
 
 from lapa_jax.core import config as config_lib
 from lapa_jax.models import llama
+from lapa_jax.models.policies.heads import bins as bins_head
+from lapa_jax.models.policies.heads import chunk, flow, latent
+from lapa_jax.models.policies.heads.base import Context
 from lapa_jax.models.policies.icl_tokens import StateEncoder
-from lapa_jax.models.policies.vla_heads import BinHead, ChunkHead, LatentHead
 from lapa_jax.models.tokenizers import laq_conv
 from lapa_jax.models.tokenizers.fsq import Resampler
 from lapa_jax.models.tokenizers.laq.modules import FrameDecoder, PairEncoder
 from lapa_jax.nn.tcn import MultiStage
 
 HALF = jnp.bfloat16
+FILLED = {"action_dim": 3, "chunk_length": 2, "dtype": "bfloat16"}
 
 
 def normal(*shape):
@@ -54,13 +57,20 @@ def logits(head):
 
 
 def latent_head(context):
-    head = LatentHead(4, 3, 16, 2, context, HALF)
-    return made_and_called(head, nn.softmax(normal(5, 4, 8)), normal(5, 6, 16), jnp.ones((5, 6), bool)).action
+    head = latent.Model(width=16, heads=2, context=context, action_dim=3, chunk_length=4, dtype="bfloat16")
+    return made_and_called(head, nn.softmax(normal(5, 4, 8)), Context(normal(5, 6, 16), jnp.ones((5, 6), bool)))
+
+
+def flow_velocity():
+    head = flow.Model(width=16, heads=2, depth=1, action_dim=3, chunk_length=4, dtype="bfloat16")
+    seen = Context(normal(5, 6, 16), jnp.ones((5, 6), bool))
+    return made_and_called(head, normal(5, 4, 16), seen, normal(5, 4, 3), jnp.linspace(0.1, 1, 5))
 
 
 WRITTEN = {
-    "bins": lambda: made_and_called(BinHead(2, 3, 16, (), HALF), normal(4, 1, 32), None, None).logits,
-    "chunk": lambda: made_and_called(ChunkHead(2, 3, 32, HALF), normal(8, 2, 32), None, None).action,
+    "bins": lambda: made_and_called(bins_head.Model(bins=16, binary=(), **FILLED), normal(4, 1, 32)),
+    "chunk": lambda: made_and_called(chunk.Model(width=32, **FILLED), normal(8, 2, 32)),
+    "flow": flow_velocity,
     "latent": lambda: latent_head(True),
     "latent without context": lambda: latent_head(False),
     "llama": lambda: logits("own"),
@@ -110,7 +120,7 @@ def test_what_is_read_is_not_rounded(name):
 
 def test_the_state_of_a_policy_is_not_rounded():
     model, batch = policy("policies.vla_action", action_dim=2, chunk_length=2, state_dim=3, constant=(), binary=(),
-                          head="chunk", head_width=8)  # fmt: skip
+                          head={"name": "policies.heads.chunk", "width": 8})  # fmt: skip
     x = jnp.full((4, 3), 0.75)
     variables = jax.jit(lambda batch: model.init(jax.random.key(0), batch, train=False))(batch)
     predict = jax.jit(lambda state: model.apply(variables, {**batch, "state": state}, method="predict")["action"])
@@ -120,9 +130,10 @@ def test_the_state_of_a_policy_is_not_rounded():
 def test_bins_that_are_almost_as_likely_do_not_tie():
     """A learned distribution 8 bins wide: the most likely bin is the one at its centre, not the lowest of several."""
     centre, bins = 131.3, np.arange(256)
-    head = BinHead(1, 1, 256, (), HALF)
-    variables = head.init(jax.random.key(0), normal(1, 1, 8), None, None)
+    head = bins_head.Model(action_dim=1, chunk_length=1, binary=(), dtype="bfloat16")
+    variables = head.init(jax.random.key(0), normal(1, 1, 8))
     logits = 10 - np.square((bins - centre) / 8) / 2
     out = {"kernel": jnp.zeros((8, 256)), "bias": jnp.asarray(logits, jnp.float32)}
-    predicted = head.apply({"params": {**variables["params"], "out": out}}, normal(1, 1, 8), None, None)
-    assert predicted.action.item() == pytest.approx((131 + 0.5) / 128 - 1)
+    variables = {"params": {**variables["params"], "out": out}}
+    predicted = head.apply(variables, normal(1, 1, 8), None, None, method="sample")
+    assert predicted.item() == pytest.approx((131 + 0.5) / 128 - 1)

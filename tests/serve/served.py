@@ -19,8 +19,8 @@ MODEL = {"name": "policies.vla_action", "siglip": {"name": "vision.siglip", **TO
          "dinov2": {"name": "vision.dinov2", **TOWER},
          "llm": {"name": "llama", "vocab": 259, "dim": 16, "depth": 1, "heads": 2, "kv_heads": 1, "hidden": 24,
                  "head": "none"},
-         "image_size": SIDE, "text_length": 40, "action_dim": A, "chunk_length": T, "head": "chunk", "head_width": 16,
-         "head_heads": 2, "constant": (), "binary": ()}  # fmt: skip
+         "image_size": SIDE, "text_length": 40, "action_dim": A, "chunk_length": T,
+         "head": {"name": "policies.heads.chunk", "width": 16}, "constant": (), "binary": ()}  # fmt: skip
 NAMES = {"action": ["x", "y", "gripper"], "state": ["a", "b", "c", "d"]}
 
 

@@ -22,14 +22,14 @@ def bench(root):
 
 
 def test_the_pieces_one_by_one_are_the_policy():
-    policy = served.policy(CAMERAS, True, head="latent")
+    policy = served.policy(CAMERAS, True, head={"name": "policies.heads.latent", "width": 16, "heads": 2})
     batch = policy.model.example(2)
     batch["image"] = np.random.default_rng(0).integers(0, 256, batch["image"].shape).astype(np.uint8)
     piece = lambda method: jax.jit(lambda v, *given: policy.model.apply(v, *given, method=method))  # noqa: E731
-    seen = piece("see")(policy.variables, batch)
-    thought = piece("think")(policy.variables, batch, seen)
-    found = piece("decide")(policy.variables, *thought).action
-    np.testing.assert_allclose(found, policy.predict(batch), rtol=1e-4, atol=1e-5)
+    visual = piece("encode_images")(policy.variables, batch)
+    states = piece("backbone_states")(policy.variables, batch, visual)
+    actions = piece("apply_head")(policy.variables, *states)
+    np.testing.assert_allclose(actions, policy.predict(batch), rtol=1e-4, atol=1e-5)
 
 
 def test_it_prints_every_stage_and_their_sum(bench, tmp_path, capsys):

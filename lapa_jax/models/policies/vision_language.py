@@ -211,11 +211,11 @@ class VisionLanguageModel(nn.Module):
             "text_mask": np.ones((batch_size, self.text_length), np.float32),
         }
 
-    def read(self, batch: Mapping[str, jax.Array]) -> Prefix:
+    def embed_prefix(self, batch: Mapping[str, jax.Array]) -> Prefix:
         """Embeds pictures uint8 [B, (V,) H, W, 3] and the tokens "text" i32 [B, L] with "text_mask" [B, L]."""
-        return self.join(batch, self.see(batch))
+        return self.build_prefix(batch, self.encode_images(batch))
 
-    def see(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+    def encode_images(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         """Tokens of pictures uint8 [B, (V,) H, W, 3]: [B, image_tokens, dim]."""
         images = batch["image"]
         if self.vision:
@@ -224,21 +224,21 @@ class VisionLanguageModel(nn.Module):
             features = jnp.concatenate([tower(images) for tower in (self.siglip, self.dinov2) if tower], axis=-1)
         return self.projector(features.reshape(images.shape[0], -1, features.shape[-1]))
 
-    def join(self, batch: Mapping[str, jax.Array], visual: jax.Array) -> Prefix:
-        """What `read` gives, from what `see` gave."""
+    def build_prefix(self, batch: Mapping[str, jax.Array], visual: jax.Array) -> Prefix:
+        """What `embed_prefix` gives, from what `encode_images` gave."""
         words, real = self.llm.embed(batch["text"]), batch["text_mask"] > 0
         visual = visual.astype(words.dtype)
         seen = jnp.ones(visual.shape[:2], bool)
         return Prefix(jnp.concatenate([words[:, :1], visual, words[:, 1:]], axis=1),
                       jnp.concatenate([real[:, :1], seen, real[:, 1:]], axis=1))  # fmt: skip
 
-    def hidden(self, prefix: Prefix, queries: jax.Array) -> jax.Array:
+    def backbone(self, prefix: Prefix, queries: jax.Array) -> jax.Array:
         """Hidden states [B, Q, dim] at queries [B, Q, dim] behind the prefix; each sees those before it."""
         x = jnp.concatenate([prefix.embeddings, queries.astype(prefix.embeddings.dtype)], axis=1)
         mask, positions = self._places(prefix.real, queries.shape[1])
         return self.llm(embeddings=x, mask=mask, positions=positions)[:, -queries.shape[1] :]
 
-    def begin(self, prefix: Prefix, query: jax.Array, room: int) -> tuple[jax.Array, Cache]:
+    def prefill(self, prefix: Prefix, query: jax.Array, room: int) -> tuple[jax.Array, Cache]:
         """The hidden state [B, 1, dim] of the first query [B, 1, dim], and a cache with room for `room` more."""
         x = jnp.concatenate([prefix.embeddings, query.astype(prefix.embeddings.dtype)], axis=1)
         mask, positions = self._places(prefix.real, 1)
@@ -247,7 +247,7 @@ class VisionLanguageModel(nn.Module):
         out, cache = self.llm(embeddings=x, mask=mask, positions=positions, cache=cache)
         return out[:, -1:], cache
 
-    def advance(self, prefix: Prefix, query: jax.Array, number: int, cache: Cache) -> tuple[jax.Array, Cache]:
+    def decode_step(self, prefix: Prefix, query: jax.Array, number: int, cache: Cache) -> tuple[jax.Array, Cache]:
         """The same for the query of that number, 1, 2, ..., which sees those before it in the cache."""
         slots, length = cache.key.shape[2], prefix.real.shape[1]
         seen = jnp.concatenate([prefix.real, jnp.ones((query.shape[0], slots - length), bool)], axis=1)

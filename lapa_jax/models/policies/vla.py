@@ -117,7 +117,7 @@ class Model(VisionLanguageModel, base.LatentPolicy):
     def __call__(self, batch: Mapping[str, jax.Array], *, train: bool) -> Output:
         """The loss of a batch; nothing differs in training."""
         with self.adapters():
-            logits, codes = self._taught(batch), batch["latent"]
+            logits, codes = self._teacher_forced_logits(batch), batch["latent"]
         weight = batch["latent_mask"] / jnp.maximum(jnp.mean(batch["latent_mask"]), 1e-6)
         right = (jnp.argmax(logits, -1) == codes).mean(-1)
         return Output(losses={"latent": weight * _cross_entropy(logits, codes).mean(-1)},
@@ -126,7 +126,8 @@ class Model(VisionLanguageModel, base.LatentPolicy):
     def predict(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """The most likely codes i32 [B, N], one after the other, and "logits" f32 [B, N, K] given those before."""
         with self.adapters():
-            logits = self._taught(batch) if self.decode == "parallel" else self._one_by_one(batch)
+            decode = self._teacher_forced_logits if self.decode == "parallel" else self._decode_autoregressive
+            logits = decode(batch)
         return {"codes": jnp.argmax(logits, -1), "logits": logits}
 
     def evaluate(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -135,7 +136,7 @@ class Model(VisionLanguageModel, base.LatentPolicy):
         codes, logits = batch["latent"], self.predict(batch)["logits"]
         best = jax.lax.top_k(logits, min(3, self.codebook_size))[1]
         with self.adapters():
-            taught = logits if self.decode == "parallel" else self._taught(batch)
+            taught = logits if self.decode == "parallel" else self._teacher_forced_logits(batch)
         return {
             "loss": _cross_entropy(taught, codes),
             "codes": codes,
@@ -149,21 +150,21 @@ class Model(VisionLanguageModel, base.LatentPolicy):
         """Scalars of the arrays of `evaluate` over a whole data set; see `vla_summary`."""
         return summarize(arrays, self.codebook_size)
 
-    def _taught(self, batch) -> jax.Array:
+    def _teacher_forced_logits(self, batch) -> jax.Array:
         """Logits f32 [B, N, K]; one after the other, given the true codes before."""
         queries = self._first(batch["text"].shape[0])
         if self.decode == "autoregressive":
             queries = jnp.concatenate([queries, self._embed_codes(batch["latent"][:, :-1])], axis=1)
-        return self._logits(self.hidden(self.read(batch), queries))
+        return self._logits(self.backbone(self.embed_prefix(batch), queries))
 
-    def _one_by_one(self, batch) -> jax.Array:
+    def _decode_autoregressive(self, batch) -> jax.Array:
         """Logits f32 [B, N, K], given the codes that they themselves make the most likely."""
-        prefix = self.read(batch)
-        state, cache = self.begin(prefix, self._first(batch["text"].shape[0]), self.code_length - 1)
+        prefix = self.embed_prefix(batch)
+        state, cache = self.prefill(prefix, self._first(batch["text"].shape[0]), self.code_length - 1)
         logits = [self._logits(state)]
         for number in range(1, self.code_length):
             query = self._embed_codes(jnp.argmax(logits[-1], -1))
-            state, cache = self.advance(prefix, query, number, cache)
+            state, cache = self.decode_step(prefix, query, number, cache)
             logits.append(self._logits(state))
         return jnp.concatenate(logits, axis=1)
 

@@ -7,19 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.core.errors import UserError
 from lapa_jax.core.output import Output
 from lapa_jax.data.samples.meta import statistics_of
 from lapa_jax.data.statistics import kinds
 from lapa_jax.models import base
 from lapa_jax.models.policies import action_measures, vision_language
+from lapa_jax.models.policies.heads.base import Context
 from lapa_jax.models.policies.vision_language import Prefix, VisionLanguageModel
-from lapa_jax.models.policies.vla_heads import BinHead, ChunkHead, LatentHead, Predicted
 from lapa_jax.nn.linear import Linear
 from lapa_jax.nn.norm import LayerNorm
 
-HEADS = ("bins", "latent", "chunk")
-BINS_DECODE = ("argmax", "median")
+EVALUATION_KEY = 0
+"""Seed of the noise of heads that draw some, where no training asks: evaluation, serving, exported programs."""
 
 
 def from_data(spec: dict, source, seed: int) -> dict:
@@ -54,11 +54,7 @@ class Model(VisionLanguageModel, base.ActionPolicy):
       action_dim: A, numbers of an action. chunk_length: T, actions of a chunk. state_dim: S, numbers of a state, 0 for
         none. constant: dimensions of actions that never change, which nothing is learned from. binary: those of two
         values. None is taken from the data.
-      head: "bins", "latent" or "chunk", see `vla_heads`.
-      bins: K, of the head "bins". bins_decode: which bin is the action, "argmax" or "median", see `BinHead`.
-      head_width, head_heads: of the heads "latent" and "chunk".
-      code_length, codebook_size: of "latent": those of the stage-2 run, whose queries and head it goes on with.
-      latent_context: of "latent": see `LatentHead`.
+      head: what turns hidden states into actions, a module of `policies.heads`.
     """
 
     action_dim: int | None = None
@@ -66,46 +62,31 @@ class Model(VisionLanguageModel, base.ActionPolicy):
     state_dim: int | None = None
     constant: tuple[int, ...] | None = None
     binary: tuple[int, ...] | None = None
-    head: str = "bins"
-    bins: int = 256
-    bins_decode: str = "argmax"
-    head_width: int = 512
-    head_heads: int = 8
-    code_length: int = 4
-    codebook_size: int = 8
-    latent_context: bool = True
+    head: nn.Module | None = None
 
     def setup(self):
         super().setup()
         dtype, new = jnp.dtype(self.dtype), nn.initializers.normal(0.02)
         # float32: bfloat16 would round the state to steps of 0.004 before anything sees it.
         self.see_state = Linear(self.llm.dim) if self.state_dim else None
-        sizes = {"chunk_length": self.chunk_length, "action_dim": self.action_dim, "dtype": dtype}
-        if self.head == "latent":
+        self.act = self.head.clone(action_dim=self.action_dim, chunk_length=self.chunk_length,
+                                   binary=tuple(self.binary), dtype=self.dtype)  # fmt: skip
+        if self.head.latent:
             # named as in stage 2, whose values they begin with
-            self.queries = self.param("queries", new, (self.code_length, self.llm.dim))
-            self.codes_norm, self.to_codes = LayerNorm(dtype=dtype), Linear(self.codebook_size)
-            self.act = LatentHead(width=self.head_width, heads=self.head_heads, context=self.latent_context, **sizes)
-            return
-        if self.head == "bins":
-            self.act = BinHead(bins=self.bins, binary=tuple(self.binary), decode=self.bins_decode, **sizes)
+            self.queries = self.param("queries", new, (self.head.code_length, self.llm.dim))
+            self.codes_norm, self.to_codes = LayerNorm(dtype=dtype), Linear(self.head.codebook_size)
         else:
-            self.act = ChunkHead(width=self.head_width, **sizes)
-        count = BinHead.QUERIES if self.head == "bins" else self.chunk_length
-        self.action_queries = self.param("action_queries", new, (count, self.llm.dim))
+            self.action_queries = self.param("action_queries", new, (self.act.queries, self.llm.dim))
 
     @nn.nowrap
     def check(self) -> None:
         """Raises UserError for fields that cannot work, with what to change."""
         super().check()
-        for name, choices in (("head", HEADS), ("bins_decode", BINS_DECODE)):
-            if getattr(self, name) not in choices:
-                raise UserError(f"{name} is '{getattr(self, name)}'{did_you_mean(getattr(self, name), choices)}")
-        for name, least in (("action_dim", 1), ("chunk_length", 1), ("state_dim", 0), ("bins", 2), ("head_width", 1)):
+        if self.head is None:
+            raise UserError('head is None; name one, such as model.head = {"name": "policies.heads.bins"}')
+        for name, least in (("action_dim", 1), ("chunk_length", 1), ("state_dim", 0)):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)!r}; it must be a whole number, at least {least}")
-        if self.head == "latent" and self.head_width % self.head_heads:
-            raise UserError(f"head_width {self.head_width} is no multiple of head_heads, {self.head_heads}")
         if len(self.constant or ()) == self.action_dim:
             raise UserError("every dimension of the actions is constant; there is nothing to learn from these data")
 
@@ -120,52 +101,60 @@ class Model(VisionLanguageModel, base.ActionPolicy):
     def __call__(self, batch: Mapping[str, jax.Array], *, train: bool) -> Output:
         """The loss of a batch; nothing differs in training."""
         with self.adapters():
-            predicted = self._predicted(batch)
+            context, hidden = self.backbone_states(batch, self.encode_images(batch))
         weight = self._weight(batch)
-        error = jnp.sum(self.act.loss(predicted, batch["action"]) * weight, (1, 2))
-        away = jnp.sum(jnp.square(predicted.action - batch["action"]) * weight, (1, 2))
+        keys = self._keys(batch, self.make_rng("noise") if train else EVALUATION_KEY)
+        error = self.act.loss(hidden, context, batch["action"], weight, keys)
         count = jnp.maximum(jnp.mean(jnp.sum(weight, (1, 2))), 1e-6)
-        return Output(losses={"action": error / count}, metrics={"action_mse": away / count})
+        metrics = {}
+        if not self.head.iterative:
+            away = jnp.square(self.act.sample(hidden, context, keys) - batch["action"])
+            metrics = {"action_mse": jnp.sum(away * weight, (1, 2)) / count}
+        return Output(losses={"action": jnp.sum(error * weight, (1, 2)) / count}, metrics=metrics)
 
     def predict(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """{"action": f32 [B, T, A]}, normalised."""
         with self.adapters():
-            return {"action": self._predicted(batch).action}
+            return {"action": self.apply_head(*self.backbone_states(batch, self.encode_images(batch)))}
 
     def evaluate(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Per example f32 [B, T, A]: "action", "prediction", "loss" and "weight" of what counts; and of bins "near"
-        bool [B, T, A], whether the predicted one is at most one away."""
+        """Per example f32 [B, T, A]: "action", "prediction", "loss" and "weight" of what counts; and what the head
+        measures, of bins "near"."""
         with self.adapters():
-            predicted = self._predicted(batch)
-        found = {"action": batch["action"], "prediction": predicted.action, "weight": self._weight(batch),
-                 "loss": self.act.loss(predicted, batch["action"])}  # fmt: skip
-        if predicted.logits is not None:
-            away = self.act.chosen(predicted.logits) - self.act.bins_of(batch["action"])
-            found["near"] = jnp.abs(away) <= 1
-        return found
+            context, hidden = self.backbone_states(batch, self.encode_images(batch))
+        actions, weight, keys = batch["action"], self._weight(batch), self._keys(batch, EVALUATION_KEY)
+        return {"action": actions, "weight": weight, "prediction": self.act.sample(hidden, context, keys),
+                "loss": self.act.loss(hidden, context, actions, weight, keys),
+                **self.act.measure(hidden, context, actions)}  # fmt: skip
 
     @nn.nowrap
     def summarize(self, arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Scalars of the arrays of `evaluate` over a data set, in normalised units; see `action_measures`."""
         return action_measures.summarize(arrays, self.binary)
 
-    def think(self, batch: Mapping[str, jax.Array], visual: jax.Array) -> tuple[Prefix, jax.Array]:
-        """The prefix and the states [B, Q, dim] at the queries behind it, from what `see` gave."""
-        prefix, queries = self._prefix(batch, visual), self.queries if self.head == "latent" else self.action_queries
-        return prefix, self.hidden(prefix, jnp.broadcast_to(queries, (batch["text"].shape[0], *queries.shape)))
+    def backbone_states(self, batch: Mapping[str, jax.Array], visual: jax.Array) -> tuple[Context, jax.Array]:
+        """What the head may see, and the hidden states [B, Q, dim] at its queries, of the tokens of `encode_images`."""
+        prefix, queries = self._prefix(batch, visual), self.queries if self.head.latent else self.action_queries
+        hidden = self.backbone(prefix, jnp.broadcast_to(queries, (batch["text"].shape[0], *queries.shape)))
+        if self.head.latent:
+            hidden = jax.nn.softmax(self.to_codes(self.codes_norm(hidden)))
+        return Context(*prefix), hidden
 
-    def decide(self, prefix: Prefix, hidden: jax.Array) -> Predicted:
-        """Actions, from what `think` gave."""
-        if self.head != "latent":
-            return self.act(hidden, *prefix)
-        return self.act(jax.nn.softmax(self.to_codes(self.codes_norm(hidden))), *prefix)
+    def apply_head(self, context: Context, hidden: jax.Array) -> jax.Array:
+        """Actions f32 [B, T, A], from what `backbone_states` gave."""
+        return self.act.sample(hidden, context, self._keys({"text": hidden}, EVALUATION_KEY))
 
-    def _predicted(self, batch) -> Predicted:
-        return self.decide(*self.think(batch, self.see(batch)))
+    def _keys(self, batch, seed) -> jax.Array:
+        """One key for each example: in training its own; in evaluation the same, so that a prediction depends on
+        nothing but its example."""
+        rows = batch["text"].shape[0]
+        if isinstance(seed, int):
+            return jnp.broadcast_to(jax.random.key(seed), (rows,))
+        return jax.random.split(seed, rows)
 
     def _prefix(self, batch, visual) -> Prefix:
         """What is read, and proprioception as a token behind it."""
-        prefix = self.join(batch, visual)
+        prefix = self.build_prefix(batch, visual)
         if not self.state_dim:
             return prefix
         state = self.see_state(batch["state"])[:, None].astype(prefix.embeddings.dtype)

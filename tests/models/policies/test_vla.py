@@ -95,10 +95,10 @@ def test_several_cameras_are_read_one_after_the_other():
     model = build(cameras=2)
     batch = random_batch(model)
     assert batch["image"].shape == (ROWS, 2, SIDE, SIDE, 3)
-    prefix = model.apply(variables_of(model), batch, method="read")
+    prefix = model.apply(variables_of(model), batch, method="embed_prefix")
     one = build()
     single = {**batch, "image": batch["image"][:, 1]}
-    second = one.apply(variables_of(model), single, method="read")
+    second = one.apply(variables_of(model), single, method="embed_prefix")
     assert prefix.embeddings.shape == (ROWS, LENGTH + 8, 16)
     np.testing.assert_allclose(prefix.embeddings[:, 5:9], second.embeddings[:, 1:5], atol=1e-6)
 
@@ -108,18 +108,18 @@ def test_one_after_the_other_is_the_greedy_search_over_whole_passes():
     found = apply(model, batch, "predict")
     codes = np.zeros((ROWS, N), np.int32)
     for place in range(N):
-        logits = apply(model, {**batch, "latent": codes}, "_taught")
+        logits = apply(model, {**batch, "latent": codes}, "_teacher_forced_logits")
         codes[:, place] = logits[:, place].argmax(-1)
     np.testing.assert_array_equal(found["codes"], codes)
-    np.testing.assert_allclose(found["logits"], apply(model, {**batch, "latent": codes}, "_taught"), atol=1e-5)
+    np.testing.assert_allclose(found["logits"], apply(model, {**batch, "latent": codes}, "_teacher_forced_logits"), atol=1e-5)
 
 
 def test_a_code_is_not_seen_by_those_before_it_or_by_its_own_place():
     model, batch = build(decode="autoregressive"), random_batch(build())
-    expected = apply(model, batch, "_taught")
+    expected = apply(model, batch, "_teacher_forced_logits")
     for place in range(N):
         other = {**batch, "latent": np.where(np.arange(N) == place, (batch["latent"] + 1) % K, batch["latent"])}
-        moved = np.abs(apply(model, other, "_taught") - expected).max(axis=(0, 2)) > 1e-6
+        moved = np.abs(apply(model, other, "_teacher_forced_logits") - expected).max(axis=(0, 2)) > 1e-6
         assert moved.tolist() == [later > place for later in range(N)]
 
 
@@ -141,7 +141,7 @@ def test_evaluation_tells_the_same_as_the_predictions():
     model, batch = build(decode="autoregressive"), random_batch(build())
     found, predicted = apply(model, batch, "evaluate"), apply(model, batch, "predict")
     np.testing.assert_array_equal(found["predicted"], predicted["codes"])
-    taught = apply(model, batch, "_taught")
+    taught = apply(model, batch, "_teacher_forced_logits")
     expected = optax.softmax_cross_entropy_with_integer_labels(taught, batch["latent"])
     np.testing.assert_allclose(found["loss"], expected, atol=1e-5)
     three = np.argsort(-predicted["logits"], axis=-1)[..., :3]

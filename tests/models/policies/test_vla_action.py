@@ -14,7 +14,8 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.data.statistics import column_statistics
 from lapa_jax.models import llama
 from lapa_jax.models.policies import action_measures, vla_action
-from lapa_jax.models.policies.vla_heads import BinHead, LatentHead
+from lapa_jax.models.policies.heads import bins, chunk, flow, latent
+from lapa_jax.models.policies.heads.base import Context
 from lapa_jax.models.pretrained import expected_variables
 from lapa_jax.models.vision import dinov2, siglip
 from lapa_jax.train.task import Task
@@ -23,17 +24,29 @@ ROWS, LENGTH, SIDE, A, T, S, K = 4, 6, 28, 4, 3, 5, 16
 CONSTANT, BINARY = 1, 3
 TOWER = {"image_size": SIDE, "patch": 14, "dim": 8, "depth": 1, "heads": 2, "hidden": 12}
 DECODER = {"vocab": 50, "dim": 16, "depth": 1, "heads": 2, "kv_heads": 1, "hidden": 24, "head": "none"}
-HEADS = ({"head": "bins"}, {"head": "chunk"}, {"head": "latent"}, {"head": "latent", "latent_context": False})
-every_head = pytest.mark.parametrize("head", HEADS, ids=lambda head: "-".join(map(str, head.values())))
+HEADS = {
+    "bins": bins.Model(bins=K),
+    "chunk": chunk.Model(width=8),
+    "latent": latent.Model(width=8, heads=2),
+    "codes": latent.Model(width=8, heads=2, context=False),
+    "flow": flow.Model(width=8, heads=2, depth=1, steps=3),
+}
+every_head = pytest.mark.parametrize("head", HEADS)
 
 
-def build(**changes):
+def filled(head):
+    """A head as the model fills it in."""
+    return head.clone(action_dim=A, chunk_length=T, binary=(BINARY,), dtype="float32")
+
+
+def build(head="bins", **changes):
     parts = {"siglip": siglip.Model(**TOWER), "dinov2": dinov2.Model(**TOWER), "llm": llama.Model(**DECODER)}
     fields = {"image_size": SIDE, "cameras": 1, "text_length": LENGTH, "action_dim": A, "chunk_length": T,
-              "state_dim": S, "constant": (CONSTANT,), "binary": (BINARY,), "bins": K, "head_width": 8,
-              "head_heads": 2}  # fmt: skip
-    model = vla_action.Model(**{**parts, **fields, **changes})
+              "state_dim": S, "constant": (CONSTANT,), "binary": (BINARY,)}  # fmt: skip
+    head = HEADS.get(head, head)
+    model = vla_action.Model(**{**parts, **fields, "head": head, **changes})
     model.check()
+    head.check()
     return model
 
 
@@ -56,6 +69,11 @@ def random_batch(model, seed=0, rows=ROWS):
 def variables_of(model):
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda x: np.array(0.3 * rng.normal(size=x.shape), x.dtype), expected_variables(model))
+
+
+def bin_logits(model, batch):
+    """Logits f32 [B, T, A, K] of the head of bins."""
+    return model.act(model.backbone_states(batch, model.encode_images(batch))[1])
 
 
 @functools.cache
@@ -87,7 +105,7 @@ def counted(batch) -> np.ndarray:
 
 def test_the_loss_of_bins_is_the_cross_entropy_of_each_dimension():
     model, batch = build(), random_batch(build())
-    logits = apply(model, batch, "_predicted").logits.astype(np.float64)
+    logits = apply(model, batch, bin_logits).astype(np.float64)
     edges = np.linspace(-1, 1, K + 1)[1:-1]
     terms = np.zeros(batch["action"].shape)
     for place in np.ndindex(*terms.shape):
@@ -102,30 +120,28 @@ def test_the_loss_of_bins_is_the_cross_entropy_of_each_dimension():
 
 
 def test_the_median_of_bins_has_the_smallest_expected_absolute_error():
-    model, likely = build(bins_decode="median"), build()
+    model, likely = build(bins.Model(bins=K, decode="median")), build()
     batch = random_batch(model)
-    found, other = (apply(m, batch, "_predicted") for m in (model, likely))
-    np.testing.assert_array_equal(found.logits, other.logits)
+    logits = apply(model, batch, bin_logits)
+    median, argmax = (apply(m, batch)["prediction"] for m in (model, likely))
     centres = (np.arange(K) + 0.5) / K * 2 - 1
     moved = 0
-    for place in np.ndindex(*found.action.shape):
+    for place in np.ndindex(*median.shape):
         if place[-1] == BINARY:
-            assert found.action[place] == other.action[place] and abs(found.action[place]) == pytest.approx(1)
+            assert median[place] == argmax[place] and abs(median[place]) == pytest.approx(1)
             continue
-        chance = scipy.special.softmax(found.logits[place].astype(np.float64))
+        chance = scipy.special.softmax(logits[place].astype(np.float64))
         costs = np.abs(centres[:, None] - centres[None]) @ chance
-        chosen = int(np.abs(centres - found.action[place]).argmin())
+        chosen = int(np.abs(centres - median[place]).argmin())
         assert costs[chosen] == pytest.approx(costs.min(), abs=1e-5)
-        assert found.action[place] == pytest.approx(centres[chosen], abs=1e-6)
-        moved += found.action[place] != other.action[place]
+        assert median[place] == pytest.approx(centres[chosen], abs=1e-6)
+        moved += median[place] != argmax[place]
     assert moved, "and it is not always the most likely"
 
 
-@every_head
+@pytest.mark.parametrize("head", ["chunk", "latent", "codes"])
 def test_the_loss_of_regression_is_the_absolute_error_of_what_counts(head):
-    if head["head"] == "bins":
-        pytest.skip("bins have a cross-entropy")
-    model, batch = build(**head), random_batch(build())
+    model, batch = build(head), random_batch(build())
     away = np.abs(apply(model, batch)["prediction"] - batch["action"])
     assert loss(model, batch) == pytest.approx(away[counted(batch)].mean(), rel=1e-5)
     dims = np.ones((ROWS, A), np.float32)
@@ -136,23 +152,23 @@ def test_the_loss_of_regression_is_the_absolute_error_of_what_counts(head):
 
 @every_head
 def test_constant_dimensions_and_what_lies_behind_the_end_are_not_learned_from(head):
-    model, batch = build(**head), random_batch(build())
+    model, batch = build(head), random_batch(build())
     other = np.where(counted(batch), batch["action"], 0.7).astype(np.float32)
     assert loss(model, {**batch, "action": other}) == pytest.approx(loss(model, batch), rel=1e-6)
 
 
 @every_head
 def test_actions_of_the_batch_never_reach_a_prediction(head):
-    model, batch = build(**head), random_batch(build())
+    model, batch = build(head), random_batch(build())
     expected = apply(model, batch)["prediction"]
     other = random_batch(model, 7)
     leaked = {**batch, "action": other["action"], "action_mask": other["action_mask"]}
     np.testing.assert_array_equal(apply(model, leaked)["prediction"], expected)
 
 
-@pytest.mark.parametrize("head", HEADS[1:], ids=["chunk", "latent", "codes"])
+@pytest.mark.parametrize("head", ["chunk", "latent", "codes", "flow"])
 def test_pictures_words_and_proprioception_reach_every_action(head):
-    model, batch = build(**head), random_batch(build())
+    model, batch = build(head), random_batch(build())
     batch["text_mask"][:] = 1
     expected = apply(model, batch)["prediction"]
     assert expected.shape == (ROWS, T, A) and expected.dtype == np.float32
@@ -164,7 +180,7 @@ def test_pictures_words_and_proprioception_reach_every_action(head):
 
 @every_head
 def test_a_gradient_reaches_every_parameter(head):
-    model, batch = build(**head), random_batch(build())
+    model, batch = build(head), random_batch(build())
     batch["text_mask"][:] = 1
     batch["action_dims"] = np.ones((ROWS, A), np.float32)
     flat = tree.flatten(_learn(model)(variables_of(model), batch)[1])
@@ -173,7 +189,7 @@ def test_a_gradient_reaches_every_parameter(head):
 
 @every_head
 def test_padding_of_instructions_is_seen_by_no_head(head):
-    model, batch = build(**head), random_batch(build())
+    model, batch = build(head), random_batch(build())
     other = {**batch, "text": np.where(batch["text_mask"] > 0, batch["text"], 11)}
     np.testing.assert_allclose(apply(model, other)["loss"], apply(model, batch)["loss"], atol=1e-5)
 
@@ -189,13 +205,13 @@ def test_several_cameras_and_no_proprioception():
 
 
 def test_bins_decode_within_half_a_bin_and_grippers_to_their_two_values():
-    head = BinHead(T, A, K, (BINARY,), jnp.float32)
+    head = filled(HEADS["bins"])
     action = np.random.default_rng(0).uniform(-1, 1, (500, T, A)).astype(np.float32)
-    bins = np.asarray(head.bins_of(action))
+    chosen = np.asarray(head.bins_of(action))
     fine = [i for i in range(A) if i != BINARY]
-    away = np.asarray(head.centres())[bins] - action
+    away = np.asarray(head.centres())[chosen] - action
     assert np.abs(away[..., fine]).max() <= 1 / K + 1e-6 and abs(away[..., fine].mean()) < 2e-3
-    assert set(np.unique(bins[..., BINARY])) == {0, K - 1}
+    assert set(np.unique(chosen[..., BINARY])) == {0, K - 1}
     beyond = np.asarray(head.bins_of(np.array([[[-3, 3, -1, 1.0]]], np.float32)))
     assert beyond.tolist() == [[[0, K - 1, 0, K - 1]]]
     model = build()
@@ -211,9 +227,9 @@ def test_the_decoder_of_codes_alone_knows_nothing_else():
     seen = [rng.normal(size=(2, 7, 16)).astype(np.float32) for _ in range(2)]
     real = np.ones((2, 7), bool)
     for context in (False, True):
-        head = LatentHead(T, A, 8, 2, context, jnp.float32)
-        variables = jax.jit(head.init)(jax.random.key(0), probabilities, seen[0], real)
-        one, two = (jax.jit(head.apply)(variables, probabilities, each, real).action for each in seen)
+        head = filled(latent.Model(width=8, heads=2, context=context))
+        variables = jax.jit(head.init)(jax.random.key(0), probabilities, Context(seen[0], real))
+        one, two = (jax.jit(head.apply)(variables, probabilities, Context(each, real)) for each in seen)
         assert np.array_equal(one, two) == (not context)
 
 
@@ -312,14 +328,49 @@ def test_data_that_do_not_fit_are_refused(spec, source, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"head": "latents"}, "did you mean 'latent'"),
-        ({"bins_decode": "medain"}, "did you mean 'median'"),
+        ({"head": None}, "head is None; name one"),
+        ({"head": chunk.Model(width=8, action_dim=4)}, "model.head.action_dim is 4; leave it out"),
+        ({"head": flow.Model(width=12, heads=4)}, "head.width 12 is no multiple of twice head.heads, 8"),
         ({"action_dim": 0}, "action_dim is 0"),
-        ({"bins": 1}, "bins is 1"),
-        ({"head": "latent", "head_width": 9}, "head_width 9 is no multiple of head_heads, 2"),
+        ({"head": latent.Model(width=9, heads=2)}, "head.width 9 is no multiple of head.heads, 2"),
         ({"constant": (0, 1, 2, 3), "binary": ()}, "nothing to learn"),
     ],
 )
 def test_fields_that_cannot_work_are_refused(change, message):
     with pytest.raises(UserError, match=message):
         build(**change)
+
+
+def test_flow_learns_the_velocity_of_noised_chunks_and_follows_it():
+    """The contract of pi0, computed another way: a head that knew the velocity would land on the actions."""
+    head = filled(flow.Model(width=8, heads=2, depth=1, steps=10))
+    rng = np.random.default_rng(0)
+    actions = jnp.asarray(rng.uniform(-1, 1, (2, T, A)), jnp.float32)
+    keys = jax.random.split(jax.random.key(3), 2)
+
+    class Knows(flow.Model):
+        """Its velocity is the true one of a chunk: (noised - actions) / share."""
+
+        def __call__(self, hidden, context, noised, share):
+            return (noised - actions) / share[:, None, None]
+
+    known = Knows(**{name: getattr(head, name) for name in ("action_dim", "chunk_length", "binary", "dtype", "steps")})
+    losses = known.apply({}, None, None, actions, jnp.ones_like(actions), keys, method="loss")
+    np.testing.assert_allclose(losses, 0, atol=1e-4)
+    found = known.apply({}, None, None, keys, method="sample")
+    np.testing.assert_allclose(found, actions, atol=1e-4)
+
+
+def test_noise_shares_are_those_of_pi0():
+    """Beta(1.5, 1), moved to (0.001, 1], by a test of Kolmogorov and Smirnov."""
+
+    class Tells(flow.Model):
+        def __call__(self, hidden, context, noised, share):
+            self.sow("intermediates", "share", share)
+            return noised
+
+    head, zero = Tells(action_dim=1, chunk_length=1, binary=(), dtype="float32"), jnp.zeros((4000, 1, 1))
+    keys = jax.random.split(jax.random.key(0), 4000)
+    _, told = head.apply({}, None, None, zero, zero, keys, method="loss", mutable=["intermediates"])
+    shares = (np.asarray(told["intermediates"]["share"][0]) - 0.001) / 0.999
+    assert scipy.stats.kstest(shares, scipy.stats.beta(1.5, 1).cdf).pvalue > 0.01
