@@ -16,11 +16,6 @@ from lapa_jax.sim import flags
 DEFAULT_SIZE = 128  # pixels, of what no policy sees
 USUAL = {"episodes": 50, "seed": 0, "num_envs": 8, "videos": 8}
 """In an environment, where the command does not say."""
-OPTIONS = {
-    "dataset": "says how numbers are scaled, and {run} takes images; leave it out",
-    "labels": "are latent actions, which {run} does not predict; leave it out",
-}
-"""Options that only some evaluations take, and what is said where they do not."""
 USUAL_ON_DATA = {"pairs": 2048, "supervised_steps": 600}
 """On recorded steps, where the command does not say."""
 
@@ -35,20 +30,14 @@ def main(argv: list[str]) -> None:
         return act(args)
 
     import lapa_jax
-    from lapa_jax.evaluate import evaluation_of
+    from lapa_jax.evaluate import evaluation_of, options_of
 
     model = lapa_jax.load(args.run, step=args.step)
     out = args.out or default_out(pathlib.Path(args.run), args.step)
     given = {"run": args.run, "out": out, "data": args.data, "split": args.split, "pairs": args.pairs}
-    evaluation, how = evaluation_of(model), {}
-    for option, mismatch in OPTIONS.items():
-        if option in evaluation.OPTIONS:
-            given[option] = getattr(args, option)
-        elif getattr(args, option):
-            raise UserError(f"--{option} {getattr(args, option)} {mismatch.format(run=args.run)}")
-    if "supervised_steps" in evaluation.OPTIONS:
-        how["supervised_steps"] = args.supervised_steps
-    evaluation = evaluation(model, **given)
+    given |= options_of(model, {"dataset": args.dataset, "labels": args.labels}, args.run)
+    how = {name: getattr(args, name) for name in ("supervised_steps",) if name in evaluation_of(model).OPTIONS}
+    evaluation = evaluation_of(model)(model, **given)
     for verdict in evaluation.judge(evaluation.write(**how)):
         if verdict.words:
             print(f"{verdict.level:5s} {verdict.metric:32s} {verdict.shown:>12s}  {verdict.words}")

@@ -54,15 +54,13 @@ def _in_int8(trained, args):
 
     What stays float is rounded afterwards, so that integers and error are those of the numbers of the run.
     """
+    from lapa_jax.evaluate import options_of
     from lapa_jax.export import int8_error, variants
 
     modules, limit = args.modules or ".*", MAX_ERROR if args.max_error is None else args.max_error
-    where = {"run": args.run, "out": args.out, "data": args.data, "split": args.split, "dataset": args.dataset,
+    where = {"run": args.run, "out": args.out, "data": args.data, "split": args.split,
              "pairs": args.samples or SAMPLES}  # fmt: skip
-    if trained.kind.int8_error == "codes":
-        where["labels"] = args.labels
-    elif args.labels:
-        raise UserError(f"--labels {args.labels} are latent actions, which {args.run} does not predict; leave it out")
+    where |= options_of(trained, {"dataset": args.dataset, "labels": args.labels}, args.run)
     small = variants.in_int8(trained, modules)
     if args.dtype:
         small = variants.in_bfloat16(small)

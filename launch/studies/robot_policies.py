@@ -39,12 +39,13 @@ class Recipe(NamedTuple):
 HEADS = {
     "bins": ("vla_action.py:small", ()),
     "latent": ("vla_action.py:small+latent", ()),
-    "codes": ("vla_action.py:small+latent", ("model.latent_context=False",)),
+    "codes": ("vla_action.py:small+latent", ("model.head.context=False",)),
     "chunk": ("vla_action.py:small+chunk", ()),
+    "flow": ("vla_action.py:small+flow", ()),
 }
 RECIPES = {f"{head}{suffix}": Recipe(*of, pretrained=not suffix)
            for head, of in HEADS.items() for suffix in ("", "_scratch")}  # fmt: skip
-USUAL = [f"{head}{suffix}" for head in ("bins", "latent", "chunk") for suffix in ("", "_scratch")]
+USUAL = [f"{head}{suffix}" for head in ("bins", "latent", "chunk", "flow") for suffix in ("", "_scratch")]
 CHUNK_LENGTH = 8
 COLUMNS = {
     "R²": ("action_r2", "{:.3f}"),

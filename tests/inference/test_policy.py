@@ -23,7 +23,8 @@ MODEL = {"name": "policies.vla_action", "siglip": {"name": "vision.siglip", **TO
          "llm": {"name": "llama", "vocab": 259, "dim": 16, "depth": 1, "heads": 2, "kv_heads": 1, "hidden": 24,
                  "head": "none"},
          "image_size": SIDE, "cameras": 1, "text_length": LENGTH, "action_dim": A, "chunk_length": T, "state_dim": S,
-         "constant": (CONSTANT,), "binary": (GRIPPER,), "head": {"name": "policies.heads.bins", "bins": 16}}  # fmt: skip
+         "constant": (CONSTANT,), "binary": (GRIPPER,),
+         "head": {"name": "policies.heads.bins", "bins": 16}}  # fmt: skip
 DATA = {"samples": "chunks", "fields": ("image", "text", "action", "state"), "normalize": "q01_q99",
         "text_tokenizer": {"name": "bytes", "template": "plain"}}  # fmt: skip
 
@@ -119,8 +120,8 @@ def test_an_exported_policy_is_the_same_to_the_bit(policy, tmp_path):
 def test_each_dataset_has_its_units_and_its_dimensions():
     features = {"action": {"shape": [2]}, "state": {"shape": [S]}}
     policy = make({"table": {"statistics": statistics(0), "features": {}},
-                   "lab": {"statistics": statistics(4, 2), "features": features}}, head={"name": "policies.heads.chunk", "width": 8}, constant=(),
-                  binary=())  # fmt: skip
+                   "lab": {"statistics": statistics(4, 2), "features": features}},
+                  head={"name": "policies.heads.chunk", "width": 8}, constant=(), binary=())  # fmt: skip
     pictures, texts, states = seen()
     with pytest.raises(UserError, match="trained on several datasets"):
         policy.chunk(pictures, texts, states)

@@ -59,7 +59,7 @@ def test_numbers_are_those_of_the_official_code(golden, tmp_path):
         mask, positions = m._places(prefix.real, 0)
         states = m.llm(embeddings=prefix.embeddings, mask=mask, positions=positions)
         pixels = [tower._normalized(batch["image"]) for tower in towers]
-        return pixels, [tower(batch["image"]) for tower in towers], m.see(batch), states, m.lm_head(states)
+        return pixels, [tower(batch["image"]) for tower in towers], m.encode_images(batch), states, m.lm_head(states)
 
     run = jax.jit(lambda v, b: model.apply(v, b, method=whole))
     for i in (0, 1):

@@ -101,7 +101,7 @@ class Model(VisionLanguageModel, base.ActionPolicy):
 
     @nn.nowrap
     def _check_patches(self) -> None:
-        """Images that are no multiple of the patches are allowed: see `see`."""
+        """Images that are no multiple of the patches are allowed: see `encode_images`."""
         if self.siglip and self.dinov2 and self.siglip.patch != self.dinov2.patch:
             super()._check_patches()
 
@@ -169,20 +169,20 @@ class Model(VisionLanguageModel, base.ActionPolicy):
         number = jnp.searchsorted(jnp.asarray(single), jnp.clip(action, -1, 1), side="right")
         return (self.action_end - number).astype(jnp.int32)
 
-    def see(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+    def encode_images(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         """Tokens of the images; a rest at the right and below that makes no whole patch is not seen, as in timm."""
         side = self.image_size // self.patch * self.patch
-        return super().see({**batch, "image": batch["image"][..., :side, :side, :]})
+        return super().encode_images({**batch, "image": batch["image"][..., :side, :side, :]})
 
     def generate(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         """The A greedy tokens i32 [B, A] behind the prompt; the images are seen once, then a cache is read."""
         prefix, last = self._before_last(batch)
-        state, cache = self.begin(prefix, self.llm.embed(last), self.action_dim - 1)
+        state, cache = self.prefill(prefix, self.llm.embed(last), self.action_dim - 1)
         first = self._chosen(state)
 
         def step(module, carry, number):
             token, cache = carry
-            state, cache = module.advance(prefix, module.llm.embed(token), number, cache)
+            state, cache = module.decode_step(prefix, module.llm.embed(token), number, cache)
             token = module._chosen(state)
             return (token, cache), token
 
@@ -194,7 +194,7 @@ class Model(VisionLanguageModel, base.ActionPolicy):
     def teacher_forced_logits(self, batch: Mapping[str, jax.Array], tokens: jax.Array) -> jax.Array:
         """f32 [B, A + 1, vocab]: of the action's tokens i32 [B, A], and of what follows, given the true ones before."""
         prefix, last = self._before_last(batch)
-        states = self.hidden(prefix, self.llm.embed(jnp.concatenate([last, tokens], axis=1)))
+        states = self.backbone(prefix, self.llm.embed(jnp.concatenate([last, tokens], axis=1)))
         return self.lm_head(states)
 
     def _before_last(self, batch: Mapping[str, jax.Array]) -> tuple[Prefix, jax.Array]:
@@ -203,7 +203,7 @@ class Model(VisionLanguageModel, base.ActionPolicy):
         last = jnp.sum(mask > 0, axis=1, keepdims=True).astype(jnp.int32) - 1
         token = jnp.take_along_axis(batch["text"], last, axis=1)
         before = mask * (jnp.arange(mask.shape[1]) < last)
-        return self.read({**batch, "text_mask": before}), token
+        return self.embed_prefix({**batch, "text_mask": before}), token
 
     def _chosen(self, state: jax.Array) -> jax.Array:
         """[B, 1, D] -> i32 [B, 1]"""

@@ -7,14 +7,15 @@ DINOv2 side by side (Karamcheti et al. 2024). One small tower may stand in their
 
 import contextlib
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.core.errors import UserError
+from lapa_jax.core.fields import FromData, Range
 from lapa_jax.nn import lora
 from lapa_jax.nn.attention import Cache
 from lapa_jax.nn.linear import Linear
@@ -79,10 +80,7 @@ def _vocabulary(given: int | None, needed: int) -> int:
     return given or needed
 
 
-PROJECTIONS = ("layernorm", "openvla", "gelu-mlp", "linear")
 OF_ONE_TOWER = ("gelu-mlp", "linear")
-IMAGE_ATTENTION = ("causal", "bidirectional")
-DTYPES = ("float32", "bfloat16")
 
 
 class Prefix(NamedTuple):
@@ -145,15 +143,15 @@ class VisionLanguageModel(nn.Module):
     dinov2: nn.Module | None = None
     vision: nn.Module | None = None
     llm: nn.Module | None = None
-    image_size: int | None = None
-    cameras: int | None = None
-    text_length: int | None = None
-    projection: str = "layernorm"
-    image_attention: str = "causal"
-    lora_rank: int = 0
+    image_size: FromData = None
+    cameras: FromData = None
+    text_length: FromData = None
+    projection: Literal["layernorm", "openvla", "gelu-mlp", "linear"] = "layernorm"
+    image_attention: Literal["causal", "bidirectional"] = "causal"
+    lora_rank: Annotated[int, Range(0)] = 0
     lora_alpha: float = 16.0
     lora_modules: str = "llm/decoder/layers/.*"
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
     def setup(self):
         self.projector = Projector(self.llm.dim, self.projection, jnp.dtype(self.dtype))
@@ -170,15 +168,8 @@ class VisionLanguageModel(nn.Module):
                             f"here {_names(self)}")  # fmt: skip
         if self.llm.head != "none":
             raise UserError(f"llm.head is '{self.llm.head}'; set 'none': actions are read off by heads of their own")
-        for name, least in (("image_size", 1), ("cameras", 1), ("text_length", 1), ("lora_rank", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise UserError(f"{name} is {value!r}; it must be a whole number, at least {least}")
         if self.vision is None:
             self._check_patches()
-        for name, choices in (("projection", PROJECTIONS), ("image_attention", IMAGE_ATTENTION), ("dtype", DTYPES)):
-            if getattr(self, name) not in choices:
-                raise UserError(f"{name} is '{getattr(self, name)}'{did_you_mean(getattr(self, name), choices)}")
 
     @nn.nowrap
     def _check_patches(self) -> None:

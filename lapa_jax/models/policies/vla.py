@@ -2,13 +2,14 @@
 instruction, with no action label anywhere."""
 
 from collections.abc import Mapping
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.core.fields import FILLED, FromData, Range
 from lapa_jax.core.output import Output
 from lapa_jax.models import base
 from lapa_jax.models.policies import vision_language
@@ -63,9 +64,6 @@ def _entropy(shares: np.ndarray) -> np.ndarray:
     return -np.sum(shares * np.log(np.where(shares > 0, shares, 1.0)), axis=1)
 
 
-DECODE = ("parallel", "autoregressive")
-
-
 def from_data(spec: dict, source, seed: int) -> dict:
     """Fills in what is None and only the data tell, see `vision_language`; `seed` is not needed."""
     return {**vision_language.body_from_data(spec, source), **vision_language.latent_from_data(spec, source)}
@@ -83,9 +81,9 @@ class Model(VisionLanguageModel, base.LatentPolicy):
         those before it (LAPA's), in training the true ones.
     """
 
-    code_length: int | None = None
-    codebook_size: int | None = None
-    decode: str = "parallel"
+    code_length: FromData = None
+    codebook_size: Annotated[int | None, Range(2), FILLED] = None
+    decode: Literal["parallel", "autoregressive"] = "parallel"
 
     def setup(self):
         super().setup()
@@ -96,16 +94,6 @@ class Model(VisionLanguageModel, base.LatentPolicy):
             self.code_embedding = self.param("code_embedding", new, (self.codebook_size, dim))
         # float32: logits rounded to bfloat16 tie at the top, and argmax takes the lowest code of a tie.
         self.codes_norm, self.to_codes = LayerNorm(dtype=jnp.dtype(self.dtype)), Linear(self.codebook_size)
-
-    @nn.nowrap
-    def check(self) -> None:
-        """Raises UserError for fields that cannot work, with what to change."""
-        super().check()
-        for name, least in (("code_length", 1), ("codebook_size", 2)):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)!r}; it must be a whole number, at least {least}")
-        if self.decode not in DECODE:
-            raise UserError(f"decode is '{self.decode}'{did_you_mean(self.decode, DECODE)}")
 
     @nn.nowrap
     def example(self, batch_size: int) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """Stage 3 of LAPA (Ye et al. 2024): the vision-language model of stage 2, taught the actions of a robot."""
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import flax.linen as nn
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lapa_jax.core.errors import UserError
+from lapa_jax.core.fields import FILLED, FromData, Range
 from lapa_jax.core.output import Output
 from lapa_jax.data.samples.meta import statistics_of
 from lapa_jax.data.statistics import kinds
@@ -57,9 +59,9 @@ class Model(VisionLanguageModel, base.ActionPolicy):
       head: what turns hidden states into actions, a module of `policies.heads`.
     """
 
-    action_dim: int | None = None
-    chunk_length: int | None = None
-    state_dim: int | None = None
+    action_dim: FromData = None
+    chunk_length: FromData = None
+    state_dim: Annotated[int | None, Range(0), FILLED] = None
     constant: tuple[int, ...] | None = None
     binary: tuple[int, ...] | None = None
     head: nn.Module | None = None
@@ -84,9 +86,6 @@ class Model(VisionLanguageModel, base.ActionPolicy):
         super().check()
         if self.head is None:
             raise UserError('head is None; name one, such as model.head = {"name": "policies.heads.bins"}')
-        for name, least in (("action_dim", 1), ("chunk_length", 1), ("state_dim", 0)):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)!r}; it must be a whole number, at least {least}")
         if len(self.constant or ()) == self.action_dim:
             raise UserError("every dimension of the actions is constant; there is nothing to learn from these data")
 

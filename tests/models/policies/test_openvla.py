@@ -46,7 +46,8 @@ def test_images_and_features_are_those_of_the_official_code(golden, imported, ba
 
     def features(m, batch):
         towers, image = (m.dinov2, m.siglip), batch["image"]
-        return [tower._normalized(image) for tower in towers], [tower(image) for tower in towers], m.see(batch)
+        seen = [tower._normalized(image) for tower in towers], [tower(image) for tower in towers]
+        return (*seen, m.encode_images(batch))
 
     pixels, (dino, siglip), projected = run(model, variables, batches[case], features)
     np.testing.assert_allclose(np.moveaxis(np.concatenate(pixels, -1), -1, 1), find("pixel_values"), atol=1e-6)
@@ -165,7 +166,7 @@ def test_the_loss_is_the_cross_entropy_of_the_actions_and_of_the_end():
 
         def whole(m, image, ids):
             """One example without padding, every token in one causal pass."""
-            words, image = m.llm.embed(ids[None]), m.see({"image": image[None]})
+            words, image = m.llm.embed(ids[None]), m.encode_images({"image": image[None]})
             states = m.llm(embeddings=jnp.concatenate([words[:, :1], image, words[:, 1:]], axis=1))
             return m.lm_head(states[:, -4:])[0]
 
@@ -181,9 +182,9 @@ def test_the_rest_of_an_image_that_makes_no_whole_patch_is_not_seen():
     batch = model.example(1)
     batch["image"] = rng.integers(0, 256, batch["image"].shape, np.uint8)
     variables = jax.jit(lambda b: model.init(jax.random.key(0), b, train=True))(batch)
-    seen = run(model, variables, batch, "see")
+    seen = run(model, variables, batch, "encode_images")
     assert seen.shape == (1, 4, 16)
-    np.testing.assert_array_equal(seen, run(model, variables, {"image": batch["image"][:, :28, :28]}, "see"))
+    np.testing.assert_array_equal(seen, run(model, variables, {"image": batch["image"][:, :28, :28]}, "encode_images"))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from lapa_jax.core import tree
+from lapa_jax.core import fields, tree
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.statistics import column_statistics
 from lapa_jax.models import llama
@@ -41,12 +41,14 @@ def filled(head):
 
 def build(head="bins", **changes):
     parts = {"siglip": siglip.Model(**TOWER), "dinov2": dinov2.Model(**TOWER), "llm": llama.Model(**DECODER)}
-    fields = {"image_size": SIDE, "cameras": 1, "text_length": LENGTH, "action_dim": A, "chunk_length": T,
+    values = {"image_size": SIDE, "cameras": 1, "text_length": LENGTH, "action_dim": A, "chunk_length": T,
               "state_dim": S, "constant": (CONSTANT,), "binary": (BINARY,)}  # fmt: skip
     head = HEADS.get(head, head)
-    model = vla_action.Model(**{**parts, **fields, "head": head, **changes})
+    model = vla_action.Model(**{**parts, **values, "head": head, **changes})
+    fields.check(model)
     model.check()
-    head.check()
+    if head is not None:
+        head.check()
     return model
 
 

@@ -1,9 +1,12 @@
 """Head A: each dimension of each step as one of K bins, as RT-2 and OpenVLA have it (Kim et al. 2024)."""
 
+from typing import Annotated, Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lapa_jax.core.fields import Range
 from lapa_jax.models.policies.heads.base import Context, Head
 from lapa_jax.nn.linear import Linear
 from lapa_jax.nn.norm import LayerNorm
@@ -21,8 +24,8 @@ class Model(Head):
         distribution over bins is flat, so its argmax is noisy; the median is more stable.
     """
 
-    bins: int = 256
-    decode: str = "argmax"
+    bins: Annotated[int, Range(2)] = 256
+    decode: Literal["argmax", "median"] = "argmax"
 
     @property
     def queries(self) -> int:

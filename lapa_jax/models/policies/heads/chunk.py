@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lapa_jax.core.fields import Count
 from lapa_jax.models.policies.heads.base import Context, Head
 from lapa_jax.nn.linear import Linear
 from lapa_jax.nn.norm import LayerNorm
@@ -12,7 +13,7 @@ from lapa_jax.nn.norm import LayerNorm
 class Model(Head):
     """Linear, residual blocks of norm, linear and ReLU, linear. Attributes: width: of the blocks."""
 
-    width: int = 1024
+    width: Count = 1024
 
     BLOCKS = 2
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lapa_jax.core.errors import UserError
+from lapa_jax.core.fields import Count
 from lapa_jax.models.policies.heads.base import Context, Head
 from lapa_jax.nn.attention import Attention
 from lapa_jax.nn.linear import Linear
@@ -31,11 +32,11 @@ class Model(Head):
         give its mean. Noise comes from a fixed seed, so that the same observation has the same actions.
     """
 
-    width: int = 512
-    heads: int = 8
-    depth: int = 2
-    steps: int = 10
-    samples: int = 1
+    width: Count = 512
+    heads: Count = 8
+    depth: Count = 2
+    steps: Count = 10
+    samples: Count = 1
 
     iterative = True
 

@@ -1,10 +1,13 @@
 """Head B: actions from a latent action and what is seen, as UniVLA's decoder has it (Bu et al. 2025)."""
 
+from typing import Annotated
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from lapa_jax.core.errors import UserError
+from lapa_jax.core.fields import Count, Range
 from lapa_jax.models.policies.heads.base import Context, Head
 from lapa_jax.nn.attention import Attention
 from lapa_jax.nn.linear import Linear
@@ -23,10 +26,10 @@ class Model(Head):
       context: False leaves out all but the codes: a plain network on their embeddings.
     """
 
-    code_length: int = 4
-    codebook_size: int = 8
-    width: int = 1024
-    heads: int = 8
+    code_length: Count = 4
+    codebook_size: Annotated[int, Range(2)] = 8
+    width: Count = 1024
+    heads: Count = 8
     context: bool = True
 
     latent = True
