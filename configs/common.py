@@ -112,7 +112,7 @@ def frame_pairs_at_32_pixels(config: ml_collections.ConfigDict) -> None:
 
 
 def vision_language_model(name: str) -> ml_collections.ConfigDict:
-    """The plan's body: SigLIP so400m and DINOv2 large, and Llama-2 7B behind them."""
+    """The specification's body: SigLIP so400m and DINOv2 large, and Llama-2 7B behind them."""
     model = ml_collections.ConfigDict()
     model.name = name
     model.dtype = "bfloat16"
@@ -157,7 +157,7 @@ def vision_language_data(config: ml_collections.ConfigDict, samples: str, fields
 
 
 def vision_language_training(config: ml_collections.ConfigDict, steps: int, batch_size: int, **changes) -> None:
-    """The plan's optimizer, with frozen towers, and a mesh that splits the parameters over all devices."""
+    """The specification's optimizer, with frozen towers, and a mesh that splits the parameters over all devices."""
     from lapa_jax.models.llama import MESH_RULES  # here, because it imports jax, which other configs do without
 
     config.optim = adam(1e-5, schedule="cosine", warmup_steps=2000, final_learning_rate=1e-6, b2=0.95,

@@ -1,7 +1,8 @@
 """FSQ: chunks of actions as a few codes, by a transformer auto-encoder with finite scalar quantisation.
 
-Without a variant: the sizes of the plan (width 512, 6 layers in each half, levels 9 9 9 9, 20,000 steps of 256 chunks).
-What the plan leaves open was decided so:
+Without a variant: the specification's sizes (width 512, 6 layers in each half, levels 9 9 9 9, 20,000 steps of 256
+chunks).
+What the specification leaves open was decided so:
 
   - chunks of 16 steps become 8 codes, 101 bits; model.tokens and model.levels trade error for bits
   - actions are scaled by their percentiles, q01..q99 to -1..1, and the statistics stay with the run
@@ -25,8 +26,8 @@ from lapa_jax.core.config import with_variants
 from . import common
 
 
-def plan() -> ml_collections.ConfigDict:
-    """The plan's sizes."""
+def published() -> ml_collections.ConfigDict:
+    """The specification's sizes."""
     config = ml_collections.ConfigDict()
     config.name = "fsq"
     config.seed = 0
@@ -92,4 +93,4 @@ VARIANTS = {"small": small, "tiny": tiny, "test": test}
 
 
 def get_config(variants: str = "") -> ml_collections.ConfigDict:
-    return with_variants(plan(), variants, VARIANTS, one_of=(common.SIZES,))
+    return with_variants(published(), variants, VARIANTS, one_of=(common.SIZES,))

@@ -1,16 +1,16 @@
 """In-context imitation: a transformer sees demonstrations of a task as its prompt and then acts.
 
-Without a variant: the sizes of the plan (6 layers of width 512 with 8 heads, context 10, AdamW at 1e-4), on states and
-raw actions. What the plan leaves open, or would leak:
+Without a variant: the specification's sizes (6 layers of width 512 with 8 heads, context 10, AdamW at 1e-4), on states
+and raw actions. What the specification leaves open, or would leak:
 
-  - an action is predicted at the token of its step's state, which comes before the action's own token; the plan shows
-    the policy codes of the very actions that it predicts
-  - causal; causal=False (the plan's) holds for the prompt alone
+  - an action is predicted at the token of its step's state, which comes before the action's own token; the
+    specification shows the policy codes of the very actions that it predicts
+  - causal; causal=False (the specification's) holds for the prompt alone
   - prompts are evenly spread steps of one other episode of the task; a tenth of the samples have none
   - an episode without another one of its task gets an empty prompt (data.alone), and is counted
 
   image       pictures and states; width and depth as without a variant
-  tokens      actions as clusters q of an MS-TCN tokenizer that is trained along, as in the plan
+  tokens      actions as clusters q of an MS-TCN tokenizer that is trained along, as in the specification
   frozen      the same with a trained one: give it as init_from.tokenizer
   small       a model and recipe that one CPU core trains in minutes; set data.path
   tiny        `small` on the pictures of the sample that comes with the package
@@ -25,8 +25,8 @@ from lapa_jax.core.config import with_variants
 from . import common
 
 
-def plan() -> ml_collections.ConfigDict:
-    """The plan's sizes."""
+def published() -> ml_collections.ConfigDict:
+    """The specification's sizes."""
     config = ml_collections.ConfigDict()
     config.name = "icl"
     config.seed = 0
@@ -93,7 +93,7 @@ def frozen(config: ml_collections.ConfigDict) -> None:
 
 
 def tokens(config: ml_collections.ConfigDict) -> None:
-    """The plan's tokenizer, 128 subclusters and 32 clusters, mended as in configs/mstcn.py and trained along.
+    """The specification's tokenizer, 128 subclusters and 32 clusters, mended as in configs/mstcn.py and trained along.
 
     optim.groups with {"start_step": N} for the policy trains the tokenizer alone first.
     """
@@ -138,4 +138,4 @@ VARIANTS = {"image": image, "frozen": frozen, "tokens": tokens, "small": small, 
 
 
 def get_config(variants: str = "") -> ml_collections.ConfigDict:
-    return with_variants(plan(), variants, VARIANTS, one_of=(("frozen", "tokens"), common.SIZES))
+    return with_variants(published(), variants, VARIANTS, one_of=(("frozen", "tokens"), common.SIZES))

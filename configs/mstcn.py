@@ -1,10 +1,10 @@
 """MS-TCN: two-level discrete codes of action sequences (subclusters and clusters), one pair per step.
 
-Without a variant: the sizes of the plan for in-context imitation (128 subclusters, 32 clusters, windows of 10 steps,
-two stages of width 512, decay 0.8, AdamW at 1e-4), with what does not work there set right:
+Without a variant: the specification's sizes for in-context imitation (128 subclusters, 32 clusters, windows of 10
+steps, two stages of width 512, decay 0.8, AdamW at 1e-4), with what does not work there set right:
 
   - 4 layers a stage for 10: in a window of 10 steps the other 6 would see nothing but padding
-  - a dead code is one with under a tenth of the mean use, N / K, for at least 20 steps: the plan's absolute
+  - a dead code is one with under a tenth of the mean use, N / K, for at least 20 steps: the specification's absolute
     thresholds of 3 and 1 would replace every code at every step of a batch of 16 windows
   - codes start as k-means centres of the first batch's embeddings
   - the decoder reads z, the finer code; from q alone, 5 bits a step, it could not rebuild 7 numbers
@@ -24,8 +24,8 @@ from lapa_jax.core.config import with_variants
 from . import common
 
 
-def plan() -> ml_collections.ConfigDict:
-    """The plan's sizes, mended."""
+def published() -> ml_collections.ConfigDict:
+    """The specification's sizes, mended."""
     config = ml_collections.ConfigDict()
     config.name = "mstcn"
     config.seed = 0
@@ -95,4 +95,4 @@ VARIANTS = {"small": small, "lift": lift, "tiny": tiny, "test": test}
 
 
 def get_config(variants: str = "") -> ml_collections.ConfigDict:
-    return with_variants(plan(), variants, VARIANTS, one_of=(("lift", *common.SIZES),))
+    return with_variants(published(), variants, VARIANTS, one_of=(("lift", *common.SIZES),))

@@ -1,9 +1,9 @@
 """Stage 2: a vision-language model that predicts the latent action of a picture and an instruction.
 
-Without a variant: the plan's recipe (SigLIP so400m and DINOv2 large, frozen; Llama-2 7B; AdamW at 1e-5 with a cosine to
-1e-6, effective batch 4096 as 64 micro-batches). Resolved where the plan is in doubt:
+Without a variant: the specification's recipe (SigLIP so400m and DINOv2 large, frozen; Llama-2 7B; AdamW at 1e-5 with a
+cosine to 1e-6, effective batch 4096 as 64 micro-batches). Resolved where the specification is in doubt:
 
-  - 224 pixels are 256 tokens from both towers (the plan counts 576, which is 336 pixels: set data.image_size)
+  - 224 pixels are 256 tokens from both towers (the specification counts 576, which is 336 pixels: set data.image_size)
   - towers give the features before their last block, as OpenVLA takes them
   - instructions in OpenVLA's words; "bytes" stands for the tokenizer until data.text_tokenizer names Llama's
 
@@ -24,8 +24,8 @@ from lapa_jax.core.config import with_variants
 from . import common
 
 
-def plan() -> ml_collections.ConfigDict:
-    """The plan's sizes."""
+def published() -> ml_collections.ConfigDict:
+    """The specification's sizes."""
     config = ml_collections.ConfigDict()
     config.name = "vla_latent"
     config.seed = 0
@@ -81,4 +81,4 @@ VARIANTS = {"lapa": lapa, "1b": one_billion, "small": small, "tiny": tiny, "test
 
 
 def get_config(variants: str = "") -> ml_collections.ConfigDict:
-    return with_variants(plan(), variants, VARIANTS, one_of=(("1b", *common.SIZES),))
+    return with_variants(published(), variants, VARIANTS, one_of=(("1b", *common.SIZES),))

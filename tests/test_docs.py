@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import importlib
 import pathlib
+import pkgutil
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from lapa_jax.core import config as config_lib
 from lapa_jax.data import pipeline
 from lapa_jax.inference import kinds
+from lapa_jax.models.policies import heads
 from tests import docs_code, test_floors
 
 
@@ -212,6 +214,9 @@ def test_overrides_in_the_pages_exist(root):
     for kind in pipeline.kinds():
         options = importlib.import_module(f"lapa_jax.data.samples.{kind}").Options
         known |= {f"data.{field.name}" for field in dataclasses.fields(options)}
+    for module in pkgutil.iter_modules(heads.__path__, f"{heads.__name__}."):  # of which a config names one
+        head = getattr(importlib.import_module(module.name), "Model", None)
+        known |= {f"model.head.{field}" for field in getattr(head, "__dataclass_fields__", ())}
     unknown = set()
     for page in pages(root):
         text = page.read_text()

@@ -35,7 +35,7 @@ class Recipe(NamedTuple):
     pretrained: bool
 
 
-# "codes" is the plan's plain network on latent actions, which sees nothing else.
+# "codes" is the specification's plain network on latent actions, which sees nothing else.
 HEADS = {
     "bins": ("vla_action.py:small", ()),
     "latent": ("vla_action.py:small+latent", ()),

@@ -4,6 +4,7 @@ import importlib.util
 import re
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 
@@ -21,8 +22,11 @@ def bench(root):
     return module
 
 
+HEAD = ml_collections.FrozenConfigDict({"name": "policies.heads.latent", "width": 16, "heads": 2})
+
+
 def test_the_pieces_one_by_one_are_the_policy():
-    policy = served.policy(CAMERAS, True, head={"name": "policies.heads.latent", "width": 16, "heads": 2})
+    policy = served.policy(CAMERAS, True, head=HEAD)
     batch = policy.model.example(2)
     batch["image"] = np.random.default_rng(0).integers(0, 256, batch["image"].shape).astype(np.uint8)
     piece = lambda method: jax.jit(lambda v, *given: policy.model.apply(v, *given, method=method))  # noqa: E731

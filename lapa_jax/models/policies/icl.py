@@ -2,7 +2,7 @@
 
 Demonstrations and the steps so far are one sequence, state, action, state, action, ...; the action of a step is read
 off at its state's token, which sees the prompt and what came before, and never the step's own action. After ICRT (Fu et
-al. 2024), with the sizes of the plan.
+al. 2024), with the sizes of the specification.
 """
 
 import flax.linen as nn
@@ -25,7 +25,7 @@ TRANSLATION = 3
 
 
 def action_losses(prediction: jax.Array, target: jax.Array, weight: jax.Array) -> dict[str, jax.Array]:
-    """The plan's losses, each a mean over the weighted steps and all dimensions.
+    """The specification's losses, each a mean over the weighted steps and all dimensions.
 
     "l2" is the squared error; "smooth_l1" e^2 / 2 for errors under 1 and |e| - 1/2 above; "cosine" 1 minus the cosine
     between the first three numbers, the translation, of steps that have one.

@@ -95,9 +95,9 @@ class Projector(nn.Module):
 
     Attributes:
       dim: of the result.
-      kind: "layernorm": norm, linear, GELU, linear, norm (the plan's). Prismatic's: "openvla" for two towers, linear to
-        four times the features' width, GELU, linear, GELU, linear; for one tower "gelu-mlp", linear, GELU, linear, and
-        "linear".
+      kind: "layernorm": norm, linear, GELU, linear, norm (the specification's). Prismatic's: "openvla" for two towers,
+        linear to four times the features' width, GELU, linear, GELU, linear; for one tower "gelu-mlp", linear, GELU,
+        linear, and "linear".
       dtype: of the computation.
     """
 

@@ -77,8 +77,8 @@ class Model(VisionLanguageModel, base.LatentPolicy):
 
     Attributes, besides those of `VisionLanguageModel`:
       code_length: N, codes of a latent action. codebook_size: K, how many there are. None is taken from the labels.
-      decode: "parallel": N learned queries predict all codes at once (the plan's); "autoregressive": each code sees
-        those before it (LAPA's), in training the true ones.
+      decode: "parallel": N learned queries predict all codes at once (the specification's); "autoregressive": each
+        code sees those before it (LAPA's), in training the true ones.
     """
 
     code_length: FromData = None
