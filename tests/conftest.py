@@ -27,6 +27,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 SLOWEST = (
     "tests/train/test_every_config.py",
+    "tests/docs/test_add_pages.py",
     "tests/train/test_loop.py",
     "tests/models/test_laq_features.py",
     "tests/models/policies/test_icl.py",

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -32,7 +33,7 @@ def run_commands(page, root, folder) -> list[str]:
     """Runs the lines of the page's bash blocks; what each prints."""
     printed = []
     for line in (line for block in blocks(page) if block.language == "bash" for line in block.text.splitlines()):
-        python, script, *arguments = line.split()
+        python, script, *arguments = shlex.split(line)
         assert python == "python"
         done = run([str(root / script), *arguments], folder)
         assert done.returncode == 0, done.stderr
@@ -41,8 +42,8 @@ def run_commands(page, root, folder) -> list[str]:
 
 
 def run_calls(page, folder, check: str) -> None:
-    """Runs the page's Python blocks that are no files, and a check behind them, in one process."""
-    code = [block.text for block in blocks(page) if block.language == "python" and block.file is None]
+    """Runs the page's Python blocks that begin with `import lapa_jax`, and a check behind them, in one process."""
+    code = [block.text for block in blocks(page) if block.text.startswith("import lapa_jax")]
     done = run(["-c", "\n".join([*code, check])], folder)
     assert done.returncode == 0, done.stderr
 
@@ -93,3 +94,26 @@ def test_the_tokenizer_of_the_page_is_trained_and_loaded(root, tree):
     metrics = json.loads((tree / "runs/linear_fsq/eval/metrics.json").read_text())["metrics"]
     assert metrics["action_r2"] > 0.8, metrics
     run_calls(page, tree, "assert codes.shape == (4,) and actions.shape == (8, 2) and abs(actions).max() < 0.06")
+
+
+def test_the_head_of_the_page_is_trained_and_acts(root, tree):
+    page = root / "docs/howto/add_a_head.md"
+    assert write_files(page, tree) == ["lapa_jax/models/policies/heads/mixture.py"]
+    shutil.copytree(root / "configs", tree / "configs", ignore=shutil.ignore_patterns("__pycache__"))
+    run_commands(page, root, tree)
+    metrics = json.loads((tree / "runs/mixture/eval/metrics.json").read_text())["metrics"]
+    assert np.isfinite(metrics["action_mse"])
+    run_calls(page, tree, "assert chunk.shape == (4, 2) and np.isfinite(chunk).all()")
+
+
+def test_the_variant_of_the_head_page_is_a_variant(root, tree):
+    """The function that the page adds to a config, added."""
+    page = root / "docs/howto/add_a_head.md"
+    write_files(page, tree)
+    shutil.copytree(root / "configs", tree / "configs", ignore=shutil.ignore_patterns("__pycache__"))
+    config = tree / "configs/vla_action.py"
+    variant = next(block.text for block in blocks(page) if block.text.startswith("def mixture("))
+    text = config.read_text().replace("HEADS = {", f"{variant}\n\nHEADS = {{\"mixture\": mixture, ")
+    config.write_text(text)
+    done = run([str(root / "launch/train.py"), "--config", "configs/vla_action.py:test+mixture", "--dry_run"], tree)
+    assert done.returncode == 0 and "act/out/kernel" in done.stdout, done.stderr
