@@ -138,7 +138,7 @@ def _heading(setup: Setup, goal: Target) -> Iterator[str]:
     yield f"{count(trained):,} parameters trained, {count(frozen):,} frozen"
     if setup.data is None:
         yield "config.data names no data: batches have the shapes that the model says"
-    fresh = [n for n in tree.flatten(frozen) if f"params/{n}" not in setup.taken.names]
+    fresh = [n for n in tree.flatten(frozen) if f"params/{n}" not in setup.loaded.names]
     if fresh:
         yield f"config.init_from names no weights for {len(fresh)} frozen parameters: they are assumed to come"
     yield from setup.notes

@@ -17,7 +17,7 @@ from lapa_jax.core import tree
 from lapa_jax.core.config import ConfigError
 from lapa_jax.data.loader import loader
 from lapa_jax.data.training import TrainingData, names_data, open_training
-from lapa_jax.train import ema, init_from, origins, sharding
+from lapa_jax.train import ema, pretrained_init, sharding
 from lapa_jax.train.flops import count_flops
 from lapa_jax.train.optim import Optimizer, make_optimizer
 from lapa_jax.train.run import LOG
@@ -38,7 +38,7 @@ class Setup:
       config: the run's config, with what the model took from the data filled in. task: model and losses. mesh: the
         devices.
       from_data: {field of config.model: value} of what was filled in.
-      taken: which variables begin as those of other runs; empty where the run goes on from its own checkpoint.
+      loaded: which variables begin as those of other runs; empty where the run goes on from its own checkpoint.
       init_from: {prefix: {"path", "step"}} of where they came from when the run began.
       notes: lines for the log about these, and about parameters that are trained later.
       data: what it learns from and is judged by; None in a plan without data.
@@ -49,7 +49,7 @@ class Setup:
 
     config: ml_collections.ConfigDict
     from_data: dict
-    taken: origins.Taken
+    loaded: pretrained_init.Loaded
     init_from: dict
     notes: tuple[str, ...]
     task: Task
@@ -85,7 +85,7 @@ class Setup:
 
     def init(self, batch) -> State:
         """Fresh state on the devices, sharded as it is made; what other runs give is read, and never made."""
-        make, wanted = _init(self.config, self.task), set(self.taken.names)
+        make, wanted = _init(self.config, self.task), set(self.loaded.names)
         if not wanted:
             return jax.jit(make, out_shardings=_shardings(self.abstract))(batch)
         averages = {n: a for n, a in ema.averages_of(self.abstract.variables).items() if n in wanted}
@@ -93,15 +93,15 @@ class Setup:
         places = _shardings(_without(self.abstract, left))
         own = jax.jit(lambda batch: _without(make(batch), left), out_shardings=places)
         state, shapes = own(batch), tree.flatten(self.abstract.variables)
-        read = self.taken.read({name: shapes[name] for name in wanted})
+        read = self.loaded.read({name: shapes[name] for name in wanted})
         copy = jax.jit(ema.start, out_shardings={average: shapes[average].sharding for average in averages.values()})
         read |= copy({average: read[name] for name, average in averages.items()})
         return state.replace(variables=tree.unflatten({**state.variables, **read}))
 
     def meta(self) -> dict:
         """What a checkpoint must carry for inference, besides the step."""
-        begun = {"init_from": self.init_from} if self.init_from else {}
-        return {"config": config_lib.to_json(self.config), **self.data.meta, **begun}
+        init_sources = {"init_from": self.init_from} if self.init_from else {}
+        return {"config": config_lib.to_json(self.config), **self.data.meta, **init_sources}
 
 
 def prepare(
@@ -119,7 +119,7 @@ def prepare(
     make_patience(config.train)
 
     # 1. What other runs give to begin with: the model's fields that come from them, later their weights.
-    config, sources, begun, notes = _begin(config, saved)
+    config, sources, init_sources, notes = _begin(config, saved)
 
     # 2. The devices, and that the batches can be split among them.
     mesh = sharding.make_mesh(config.mesh, devices)
@@ -130,7 +130,7 @@ def prepare(
     data = None
     if devices is None or names_data(config.data):
         data = open_training(config.data, batch_size=config.train.batch_size, saved=saved)
-        notes += init_from.check_scales(sources, config, data.train, MODELS)
+        notes += pretrained_init.check_scales(sources, config, data.train, MODELS)
 
     # 4. The model, completed by what only the data can tell, and its shapes; nothing is allocated.
     config, from_data = _complete(config, data and data.train)
@@ -141,15 +141,15 @@ def prepare(
 
     # 5. Who is trained, who begins with the values of other runs, and where everything lies.
     optimizer = make_optimizer(config.optim, config.train.steps, abstract.variables["params"])
-    taken = origins.match(sources, abstract.variables, origins.exceptions(config))
+    loaded = pretrained_init.match(sources, abstract.variables, pretrained_init.exceptions(config))
     if saved is None and devices is None:
-        init_from.check_frozen(abstract.variables["params"], optimizer, taken.names)
+        pretrained_init.check_frozen(abstract.variables["params"], optimizer, loaded.names)
     sharding.check_replication(abstract, mesh, config.mesh.rules)
     places = sharding.shardings(abstract, mesh, config.mesh.rules)
     placed = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
                           abstract, places)  # fmt: skip
-    notes = (*notes, *taken.lines, *_group_lines(optimizer, config.train.steps))
-    return Setup(config, from_data, taken, begun, notes, task, mesh, data, batch, optimizer, placed)
+    notes = (*notes, *loaded.lines, *_group_lines(optimizer, config.train.steps))
+    return Setup(config, from_data, loaded, init_sources, notes, task, mesh, data, batch, optimizer, placed)
 
 
 def make_patience(train: Mapping) -> Patience:
@@ -224,17 +224,17 @@ def _begin(config: ml_collections.ConfigDict, saved: Mapping | None) -> tuple:
 
     A run that goes on from its checkpoint has them all there.
     """
-    paths = origins.paths_of(config)
+    paths = pretrained_init.paths_of(config)
     if saved is None:
-        sources = tuple(origins.open_origin(prefix, path) for prefix, path in paths.items())
-        specs = {origin.prefix: (origin, origin.meta["config"]["model"]) for origin in sources}
-        begun = {origin.prefix: {"path": str(origin.path), "step": origin.step} for origin in sources}
+        sources = tuple(pretrained_init.open_source(prefix, path) for prefix, path in paths.items())
+        specs = {source.prefix: (source, source.meta["config"]["model"]) for source in sources}
+        init_sources = {source.prefix: {"path": str(source.path), "step": source.step} for source in sources}
     else:
         model = saved.get("config", {}).get("model", {})
-        sources, begun = (), saved.get("init_from", {})
+        sources, init_sources = (), saved.get("init_from", {})
         specs = {prefix: ("this run's checkpoint", model[prefix]) for prefix in paths if prefix in model}
-    config, lines = init_from.fill_model(config, specs)
-    return config, sources, begun, lines
+    config, lines = pretrained_init.fill_model(config, specs)
+    return config, sources, init_sources, lines
 
 
 def _complete(config: ml_collections.ConfigDict, train_data) -> tuple[ml_collections.ConfigDict, dict]:

@@ -44,7 +44,7 @@ def setup_of(root, variant, folder, *overrides):
 
 def fresh(setup) -> set[str]:
     return {name.removeprefix("params/") for name in tree.flatten(setup.abstract.variables)
-            if name not in setup.taken.names}  # fmt: skip
+            if name not in setup.loaded.names}  # fmt: skip
 
 
 @pytest.mark.parametrize(("variant", "kept"), [("tiny", False), ("tiny+chunk", False), ("tiny+latent", True)])
@@ -54,7 +54,7 @@ def test_the_body_goes_on_and_the_head_is_new(root, stage_two, variant, kept):
     ours = tree.flatten(setup.abstract.variables["params"])
     new = {name for name in ours if HEAD.fullmatch(name)}
     assert fresh(setup) == new and (CODES <= set(ours)) == kept
-    read = setup.taken.read(tree.flatten(setup.abstract.variables))
+    read = setup.loaded.read(tree.flatten(setup.abstract.variables))
     for name in ("siglip/patches/kernel", "projector/out/kernel", *(CODES if kept else ())):
         assert f"params/{name}" in read or name not in ours, name
     for name, value in read.items():

@@ -4,14 +4,14 @@ import jax
 import numpy as np
 
 from lapa_jax.core import tree
-from lapa_jax.train import origins
+from lapa_jax.train import pretrained_init
 from tests.golden.imported import imported
 
 
 def test_a_tower_becomes_a_part_of_a_model_in_pieces(tmp_path):
     _, variables, _ = imported("siglip", tmp_path / "siglip")
     mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
-    origin = origins.open_origin("vision", str(tmp_path / "siglip"))
+    origin = pretrained_init.open_source("vision", str(tmp_path / "siglip"))
     assert tree.diff(variables, origin.shapes) == ""
     assert origin.meta["config"]["model"]["name"] == "vision.siglip" and origin.meta["config"]["model"]["dim"] == 16
 
@@ -22,7 +22,7 @@ def test_a_tower_becomes_a_part_of_a_model_in_pieces(tmp_path):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
 
     abstract = {"params": {"vision": jax.tree.map(placed, variables["params"])}}
-    taken = origins.match((origin,), abstract, ())
+    taken = pretrained_init.match((origin,), abstract, ())
     read = taken.read(tree.flatten(abstract))
     kernel = read["params/vision/layers/attention/query/kernel"]
     assert kernel.addressable_shards[3].data.shape == (2, 16, 2)

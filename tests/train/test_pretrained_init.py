@@ -14,9 +14,11 @@ from lapa_jax.core.config import ConfigError
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.metrics import read_metrics
 from lapa_jax.inference import load as restore
-from lapa_jax.train import init_from, origins
+from lapa_jax.train import pretrained_init
 from lapa_jax.train.checkpoint import load_for_inference
 from lapa_jax.train.loop import train
+from lapa_jax.train.pretrained_init import InitSource
+from lapa_jax.train.pretrained_init import match as match_sources
 from lapa_jax.train.setup import prepare
 from lapa_jax.train.sharding import shard_batch
 from tests import toys
@@ -91,8 +93,9 @@ def test_a_part_begins_as_that_run_and_the_rest_afresh(tokenizer, data):
 
 def test_only_what_is_taken_is_read_and_it_is_sharded_as_the_state(tokenizer, data, monkeypatch):
     read = []
-    load = origins.load_some
-    monkeypatch.setattr(origins, "load_some", lambda f, tree_: read.append(tree.flatten(tree_)) or load(f, tree_))
+    load = pretrained_init.load_some
+    record = lambda folder, wanted: read.append(tree.flatten(wanted)) or load(folder, wanted)  # noqa: E731
+    monkeypatch.setattr(pretrained_init, "load_some", record)
     rules = ((r"params/tokenizer/encoder/kernel", (None, "fsdp")),)
     config = policy(data, {"tokenizer": str(tokenizer)}, mesh={"data": 2, "fsdp": 4, "rules": rules})
     kernel = start(prepare(config)).variables["params"]["tokenizer"]["encoder"]["kernel"]
@@ -203,11 +206,11 @@ def test_a_part_computes_as_the_config_says_and_is_what_the_other_run_says():
     given = {"name": "llama", "dim": 8, "dtype": "bfloat16", "remat": "full", "heads": None}
     config = ml_collections.ConfigDict({"model": {"name": "policy", "llm": given}})
     spec = {"name": "llama", "dim": 8, "heads": 2, "remat": "none", "sizes": [1, 2]}
-    found, lines = init_from.fill_model(config, {"llm": ("weights/llama", spec)})
+    found, lines = pretrained_init.fill_model(config, {"llm": ("weights/llama", spec)})
     want = {**spec, "dtype": "bfloat16", "remat": "full", "sizes": (1, 2)}
     assert found.model.llm.to_dict() == want and len(lines) == 1
     with pytest.raises(ConfigError, match="config.model.llm.dim is 8, weights/llama has 16"):
-        init_from.fill_model(config, {"llm": ("weights/llama", {**spec, "dim": 16})})
+        pretrained_init.fill_model(config, {"llm": ("weights/llama", {**spec, "dim": 16})})
 
 
 def shape(*sizes, dtype="float32"):
@@ -217,7 +220,7 @@ def shape(*sizes, dtype="float32"):
 def test_adapters_stay_fresh_where_the_other_run_has_none(tmp_path):
     theirs = {"llm": {"query": {"kernel": shape(4, 4)}, "out": {"kernel": shape(4, 4, dtype="bfloat16")}}}
     ours = {"llm": {**theirs["llm"], "query": {"kernel": shape(4, 4, dtype="bfloat16"), "lora_a": shape(4, 2)}}}
-    match = lambda own, other: origins.match((origins.Origin("", tmp_path, 3, {}, {"params": other}),),  # noqa: E731
+    match = lambda own, other: match_sources((InitSource("", tmp_path, 3, {}, {"params": other}),),  # noqa: E731
                                              {"params": own, "ema": {"llm": own["llm"]}}, ())  # fmt: skip
     taken = match(ours, theirs)
     assert sorted(taken.names) == ["params/llm/out/kernel", "params/llm/query/kernel"]
@@ -237,7 +240,7 @@ def test_a_part_that_takes_actions_was_trained_on_the_same_scale(tokenizer, data
     with pytest.raises(UserError, match="data.normalize is 'min_max', there 'q01_q99'"):
         prepare(policy({"path": str(data), "normalize": "min_max"}, run))
     copy = shutil.copytree(data, tmp_path / "copy")
-    assert prepare(policy(copy, run)).taken.names, "the same data under another name"
+    assert prepare(policy(copy, run)).loaded.names, "the same data under another name"
     both = ({"path": str(data), "weight": 1.0}, {"path": str(other), "weight": 1.0})
     with pytest.raises(UserError, match="data set 'other'"):
         prepare(policy({"mixture": both}, run))
