@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lapa_jax.core import tree
 from lapa_jax.core.config import to_json
-from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.core.errors import UserError
 from lapa_jax.data import pipeline
 from lapa_jax.data.normalize import Normalizer
 from lapa_jax.inference.kinds import Kind, kind_of
@@ -134,8 +134,8 @@ class ColumnModel(TrainedModel):
             raise UserError("this model was trained on several datasets, each with its own scaling; say whose "
                             f"units are meant with dataset=... (--dataset; one of {names})")  # fmt: skip
         if name is not None and name not in self.datasets:
-            raise UserError(f"dataset '{name}' is none that this model was trained on"
-                            f"{did_you_mean(name, self.datasets)}")
+            names = ", ".join(self.datasets) or "none"
+            raise UserError(f"unknown dataset '{name}'; this model was trained on: {names}")
         return name or next(iter(self.datasets), None)
 
     def dataset_of(self, fingerprint: str, name: str | None = None) -> str | None:

@@ -1,4 +1,5 @@
-"""Temporal ensembling: one action from all chunks that speak of a step. Numpy only, for robots' computers."""
+"""Temporal ensembling (ACT): averages the overlapping chunks' predictions for the current step. Numpy only, so that a
+robot's computer needs no jax."""
 
 import numpy as np
 

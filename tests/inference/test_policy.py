@@ -125,7 +125,7 @@ def test_each_dataset_has_its_units_and_its_dimensions():
     pictures, texts, states = seen()
     with pytest.raises(UserError, match="trained on several datasets"):
         policy.chunk(pictures, texts, states)
-    with pytest.raises(UserError, match="did you mean 'lab'"):
+    with pytest.raises(UserError, match="this model was trained on: table, lab"):
         policy.chunk(pictures, texts, states, dataset="labs")
     table, lab = (policy.chunk(pictures, texts, states, dataset=name) for name in ("table", "lab"))
     assert table.shape == (4, T, A) and lab.shape == (4, T, 2)
