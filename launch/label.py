@@ -52,8 +52,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _describe(split: str, figures: dict, codebook_size) -> str:
     """A split's code usage in a few lines."""
-    if "places" in figures:
-        return _describe_places(split, figures)
+    if "positions" in figures:
+        return _describe_positions(split, figures)
     lines = [
         f"{split}: {figures['steps']} steps, {figures['clipped']} of them (an episode's last) with a clipped pair",
         f"  perplexity {figures['perplexity']:.2f} of {codebook_size} per position, "
@@ -66,14 +66,14 @@ def _describe(split: str, figures: dict, codebook_size) -> str:
     return "\n".join(lines)
 
 
-def _describe_places(split: str, figures: dict) -> str:
+def _describe_positions(split: str, figures: dict) -> str:
     remarks = ""
     if "padded" in figures:
         remarks = f", {figures['without_action']} of them without an action, {figures['padded']} padded"
     lines = [f"{split}: {figures['steps']} steps{remarks}"]
-    for place in figures["places"]:
-        used = f"{place['used']} of {place['size']} codes occur"
-        lines.append(f"  {place['name']}: {used}, perplexity {place['perplexity']:.1f}")
+    for position in figures["positions"]:
+        used = f"{position['used']} of {position['size']} codes occur"
+        lines.append(f"  {position['name']}: {used}, perplexity {position['perplexity']:.1f}")
     return "\n".join(lines)
 
 

@@ -3,6 +3,9 @@
 import flax.struct
 import jax
 
+COLLAPSED = 0.9
+"""A code position whose most frequent code takes more than this share of all examples has collapsed."""
+
 
 @flax.struct.dataclass
 class Output:

@@ -23,14 +23,6 @@ class Evaluation(ColumnEvaluation):
         decoded = tokenizer.decode(codes, *steps, dataset=dataset)
         return true, decoded, mask, codes, batch["episode_id"], batch["step"]
 
-    def _usage(self, rows: Sequence[Rows], codes: Sequence[Mapping]) -> dict[str, float]:
-        metrics = super()._usage(rows, codes)
-        if self.tokenizer.chunk_length is None:
-            return metrics
-        # the places of a chunk share their codes: what counts is which of them occur anywhere
-        size, used = max(self.tokenizer.codebook_sizes), len(np.unique(code_rows(rows)))
-        return {**metrics, "codebook_utilization": used / size, "dead_codes": float(size - used)}
-
     def sections(self, rows: Sequence[Rows], arrays: Mapping[str, np.ndarray], result: Mapping) -> list[Section]:
         """Trajectories of each dataset, and code usage."""
         sections = []
@@ -42,6 +34,6 @@ class Evaluation(ColumnEvaluation):
                      "sequences with the least, the median and the largest error.")  # fmt: skip
             sections.append(Section(f"Trajectories of {part.name}", words + drawn, (file,)))
         tokenizers.usage(self.out / "usage.png", code_rows(rows), result["codes"])
-        words = ("How often each code occurs at each place, the most frequent first; dotted: all codes equally often. "
-                 "Usage is not meaning.")  # fmt: skip
+        words = ("How often each code occurs at each code position, the most frequent first; dotted: all codes equally "
+                 "often. Usage is not meaning.")  # fmt: skip
         return [*sections, Section("Code usage", words, ("usage.png",), tokenizers.usage_table(result["codes"]))]

@@ -69,8 +69,8 @@ class Evaluation(ColumnEvaluation):
 
     def _usage_section(self, rows: Sequence[Rows], result: Mapping) -> list[Section]:
         tokenizers.usage(self.out / "usage.png", code_rows(rows), result["codes"])
-        words = ("How often each code occurs at each place, the most frequent first; dotted: all codes equally often. "
-                 "Usage is not meaning.")  # fmt: skip
+        words = ("How often each code occurs at each code position, the most frequent first; dotted: all codes equally "
+                 "often. Usage is not meaning.")  # fmt: skip
         return [Section("Code usage", words, ("usage.png",), tokenizers.usage_table(result["codes"]))]
 
 

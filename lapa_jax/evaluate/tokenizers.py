@@ -8,6 +8,7 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.metrics import read_metrics
+from lapa_jax.core.output import COLLAPSED
 from lapa_jax.data import pipeline
 from lapa_jax.data.samples.padded import as_wide_as
 from lapa_jax.data.statistics import kinds
@@ -86,7 +87,7 @@ class ColumnEvaluation(BaseEvaluation):
         metrics, arrays = self.measure(self.tokenizer.variables)
         rows = self.decode()
         datasets = {part.name: self._dataset(part) for part in rows}
-        codes = usage.places(code_rows(rows), self.tokenizer.codebook_sizes, self.code_names())
+        codes = usage.positions(code_rows(rows), self.tokenizer.codebook_sizes, self.code_names())
         measured = _mean([entry["measured"] for entry in datasets.values()]) | self._usage(rows, codes)
         result = self.save({
             **self.about(), "samples": self.count, "metrics": dict(sorted(metrics.items())), "measured": measured,
@@ -125,7 +126,7 @@ class ColumnEvaluation(BaseEvaluation):
         raise NotImplementedError
 
     def code_names(self) -> tuple[str, ...]:
-        """What the places of a row of codes are called."""
+        """What the code positions are called."""
         return tuple(self.tokenizer.model.code_names)
 
     def _dataset(self, part: Rows) -> dict:
@@ -157,9 +158,9 @@ class ColumnEvaluation(BaseEvaluation):
 
     def _usage(self, rows: Sequence[Rows], codes: Sequence[Mapping]) -> dict[str, float]:
         return {
-            "perplexity": _average(place["perplexity"] for place in codes),
-            "codebook_utilization": min(place["utilization"] for place in codes),
-            "dead_codes": float(sum(place["dead"] for place in codes)),
+            "perplexity": _average(position["perplexity"] for position in codes),
+            "codebook_utilization": min(position["utilization"] for position in codes),
+            "dead_codes": float(sum(position["dead"] for position in codes)),
         }
 
     def _error_sections(self, result: Mapping) -> list[Section]:
@@ -261,9 +262,12 @@ def judge_column(measured: Mapping, metrics: Mapping, codes: Sequence[Mapping], 
             lines.append(Verdict(name, shape.format(value), level, f"{words} (the bar is {shape.format(bar)})"))
     used, few = measured["codebook_utilization"], [c for c in codes if c["rows"] < ROWS_PER_CODE * c["size"]]
     level = GOOD if used >= MIN_UTILIZATION else NOTE if few else POOR
-    words = f"share of the codes that occur (the bar is {MIN_UTILIZATION:.0%})"
+    words = f"share of the codes that occur, the least of all code positions (the bar is {MIN_UTILIZATION:.0%})"
     words += f"; {codes[0]['rows']} rows are too few to miss a code by" if level == NOTE else ""
     lines.append(Verdict("codebook_utilization", f"{used:.0%}", level, words))
+    if collapsed := [code["name"] for code in codes if code["largest_share"] > COLLAPSED]:
+        words = f"one code takes more than {COLLAPSED:.0%} there"
+        lines.append(Verdict("collapse", ", ".join(collapsed), POOR, words))
     judged = {line.metric for line in lines}
     for name, value in {**metrics, **measured}.items():
         if name not in judged and value is not None:

@@ -110,7 +110,7 @@ class ColumnCodes:
 
     def _summary(self, split: str, codes: np.ndarray) -> dict:
         tokenizer, names = self.tokenizer, tuple(self.tokenizer.model.code_names)
-        return {"steps": len(self.splits[split]), "places": usage.places(codes, tokenizer.codebook_sizes, names)}
+        return {"steps": len(self.splits[split]), "positions": usage.positions(codes, tokenizer.codebook_sizes, names)}
 
 
 class ActionCodes(ColumnCodes):

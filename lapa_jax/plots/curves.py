@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from lapa_jax.plots import frames
 
 COLUMNS, MOST = 4, 16
-LESS = ("perplexity_position", "mse_", "mae_", "r2_", "collapse")
+LESS = ("perplexity_position", "codebook_utilization_", "largest_code_share_", "mse_", "mae_", "r2_", "collapse")
 """Metrics that are not drawn, by how they begin: what they say of one position or dimension another says of all."""
 
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from lapa_jax.plots import frames
 
-DIMENSIONS, PLACES = 8, 24
+DIMENSIONS, POSITIONS = 8, 24
 TRUE = {"color": frames.MUTED, "lw": 2.4, "alpha": 0.6, "label": "true"}
 DECODED = {"color": frames.ACCENT, "lw": 1.1, "label": "decoded"}
 
@@ -70,32 +70,32 @@ def trajectories(path, rows, scale: np.ndarray, names: Sequence[str]) -> str:
     return f" The {left} dimensions that move least are left out." if left else ""
 
 
-def usage(path, codes: np.ndarray, places: Sequence[Mapping]) -> pathlib.Path:
-    """Draws the share of each code at each place, in order of frequency.
+def usage(path, codes: np.ndarray, positions: Sequence[Mapping]) -> pathlib.Path:
+    """Draws the share of each code at each code position, in order of frequency.
 
     Args:
       path: the PNG to write. codes: int[M, N].
-      places: of `lapa_jax.nn.quantizers.usage.places`; the first 24 are drawn.
+      positions: of `lapa_jax.nn.quantizers.usage.positions`; the first 24 are drawn.
     """
-    places = places[:PLACES]
-    columns = min(6, len(places))
-    rows = -(-len(places) // columns)
+    positions = positions[:POSITIONS]
+    columns = min(6, len(positions))
+    rows = -(-len(positions) // columns)
     with matplotlib.rc_context(frames.STYLE):
         figure = Figure(figsize=(2.4 * columns, 1.9 * rows), layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
-        for unused in panels[len(places) :]:
+        for unused in panels[len(positions) :]:
             unused.set_visible(False)
-        for i, (panel, place) in enumerate(zip(panels, places)):
-            share = np.sort(np.bincount(codes[:, i], minlength=place["size"]))[::-1] / len(codes)
+        for i, (panel, position) in enumerate(zip(panels, positions)):
+            share = np.sort(np.bincount(codes[:, i], minlength=position["size"]))[::-1] / len(codes)
             panel.fill_between(np.arange(len(share)), share, step="mid", color=frames.BAR, lw=0)
-            panel.axhline(1 / place["size"], color=frames.MUTED, lw=0.8, ls=":")
-            panel.set_title(f"{place['name']}: {place['perplexity']:.1f} of {place['size']}", loc="left")
+            panel.axhline(1 / position["size"], color=frames.MUTED, lw=0.8, ls=":")
+            panel.set_title(f"{position['name']}: {position['perplexity']:.1f} of {position['size']}", loc="left")
             panel.set_ylim(bottom=0)
         return frames.save(figure, path)
 
 
-def usage_table(places: Sequence[Mapping]) -> tuple[tuple[str, ...], ...]:
+def usage_table(positions: Sequence[Mapping]) -> tuple[tuple[str, ...], ...]:
     """Code usage as a table with its head."""
     rows = [(p["name"], str(p["size"]), str(p["used"]), str(p["dead"]), f"{p['utilization']:.0%}",
-             f"{p['perplexity']:.1f}") for p in places]  # fmt: skip
-    return (("place", "codes", "used", "dead", "utilisation", "perplexity"), *rows)
+             f"{p['perplexity']:.1f}") for p in positions]  # fmt: skip
+    return (("code position", "codes", "used", "dead", "utilisation", "perplexity"), *rows)

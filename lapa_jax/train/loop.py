@@ -5,6 +5,7 @@ import os
 import pathlib
 import textwrap
 import time
+from collections.abc import Mapping
 
 import jax
 import ml_collections
@@ -14,6 +15,7 @@ from lapa_jax.core import progress
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.core.files import read_json, write_json
 from lapa_jax.core.metrics import MetricsWriter, read_metrics
+from lapa_jax.core.output import COLLAPSED
 from lapa_jax.train.checkpoint import Checkpointer, latest_meta
 from lapa_jax.train.distributed import StopRequests
 from lapa_jax.train.evaluate import Evaluator
@@ -27,6 +29,8 @@ BASELINES = ("action_probe_r2",)
 # What the log shows of an evaluation, besides the best metric; of a model that has none of these, the first few.
 SHOWN = ("psnr_gain", "swap_gap", "action_mse", "perplexity", "codebook_utilization", "action_probe_r2")
 FEW, WIDE = 5, 160
+# What models with codes call the share of the most frequent code at a position: "largest_code_share_position_2".
+SHARE_OF_LARGEST = "largest_code_share_"
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike, *, dry_run: bool = False) -> None:
@@ -183,9 +187,9 @@ class Loop:
         named = {f"val/{name}": value for name, value in metrics.items()}
         self._write(step, named)
         LOG.info("step %d: %s", step, ", ".join(f"{n} {metrics[n]:.3f}" for n in self._shown(metrics)))
-        if step and metrics.get("collapse"):
-            LOG.warning("the codebook has collapsed: one code takes more than 90 %% of the held-out samples; see "
-                        "docs/howto/troubleshooting.md")
+        if step and (collapsed := collapsed_positions(metrics)):
+            LOG.warning("the codes have collapsed at %s: one code takes more than %.0f %% of the held-out samples; see "
+                        "docs/howto/troubleshooting.md", ", ".join(collapsed), 100 * COLLAPSED)
         best = self._config.best_metric
         if best is not None:
             if best not in named:
@@ -218,6 +222,12 @@ class Loop:
 
     def _reset_clock(self) -> None:
         self._waited, self._since = 0.0, time.perf_counter()
+
+
+def collapsed_positions(metrics: Mapping[str, float]) -> list[str]:
+    """The code positions where one code takes nearly everything, "position 2"; of a dataset "bridge/position 2"."""
+    shares = {name: share for name, share in metrics.items() if SHARE_OF_LARGEST in name}
+    return [name.replace(SHARE_OF_LARGEST, "").replace("_", " ") for name, share in shares.items() if share > COLLAPSED]
 
 
 def _peak_flops() -> float | None:

@@ -52,6 +52,14 @@ def test_collapse_is_named():
     assert "COLLAPSE" in " ".join(verdicts.warnings({"perplexity": 1.0}, 8))
 
 
+def test_verdicts_name_the_positions():
+    of_each = {"codebook_utilization_position_0": 1.0, "codebook_utilization_position_3": 0.25,
+               "largest_code_share_position_0": 0.5, "largest_code_share_position_3": 0.95}  # fmt: skip
+    found = {v.metric: v for v in verdicts.judge({**GOOD, "codebook_utilization": 0.625, **of_each}, 8)}
+    assert found["codebook_utilization"].level == "poor" and "position 3: 25%" in found["codebook_utilization"].words
+    assert found["collapse"].shown == "position 3" and found["collapse"].level == "poor"
+
+
 def test_high_usage_without_meaning_is_poor():
     found = verdicts.judge({**GOOD, "perplexity": 7.9, "action_probe_r2": -0.02}, 8)
     words = {v.metric: v for v in found}

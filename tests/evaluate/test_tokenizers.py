@@ -106,7 +106,7 @@ def test_errors_of_chunks_are_in_the_units_of_the_data(evaluated, data):
     np.testing.assert_allclose(result["measured"]["action_mse"], ((error / scale) ** 2).mean(), rtol=1e-4)
     codes = np.stack(codes)
     assert [place["used"] for place in result["codes"]] == [len(np.unique(c)) for c in codes.T]
-    assert result["measured"]["codebook_utilization"] == len(np.unique(codes)) / 8
+    assert result["measured"]["codebook_utilization"] == min(len(np.unique(c)) for c in codes.T) / 8
 
 
 def test_errors_of_steps_and_rows(evaluated, data):
@@ -161,12 +161,13 @@ def test_dimensions_tell_kinds_apart():
     assert found[2]["r2"] is None and found[2]["mse_normalized"] == 0 and found[2]["name"] == "still"
 
 
-def test_usage_of_places():
+def test_usage_of_code_positions():
     codes = np.array([[0, 3], [0, 1], [1, 3], [0, 2]])
-    first, second = usage.places(codes, (4, 5), ("z", "q"))
+    first, second = usage.positions(codes, (4, 5), ("z", "q"))
     assert first["used"] == 2 and first["dead"] == 2 and first["utilization"] == 0.5 and first["name"] == "z"
     np.testing.assert_allclose(first["perplexity"], np.exp(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25))))
     assert second["size"] == 5 and second["rows"] == 4
+    assert first["largest_share"] == 0.75 and second["largest_share"] == 0.5
 
 
 def test_best_median_and_worst():
@@ -192,7 +193,7 @@ def test_curves_belong_together(tmp_path):
 
 
 def test_verdicts():
-    codes = [{"rows": 100, "size": 8}]
+    codes = [{"rows": 100, "size": 8, "largest_share": 0.9, "name": "q"}]
 
     def levels(**measured):
         measured = {"codebook_utilization": 1.0, **measured}
@@ -203,3 +204,6 @@ def test_verdicts():
     assert levels(codebook_utilization=0.5)["codebook_utilization"] == POOR
     codes[0]["rows"] = 79
     assert levels(codebook_utilization=0.5)["codebook_utilization"] == NOTE
+    codes.append({"rows": 100, "size": 8, "largest_share": 0.91, "name": "z"})
+    collapse = next(v for v in judge_column({"codebook_utilization": 1.0}, {}, codes, "action") if v.level == POOR)
+    assert collapse.metric == "collapse" and collapse.shown == "z"

@@ -78,7 +78,7 @@ def test_every_step_gets_the_codes_of_its_actions(tokenizers, data, tmp_path, mo
         assert figures["padded"] == flags.sum() and figures["steps"] == len(source)
         assert figures["without_action"] == len(source.episodes) + (split == "train")
         real = codes[[source.has(i, "action.npy") for i in range(len(source))]]
-        assert [p["used"] for p in figures["places"]] == [len(np.unique(column)) for column in real.T]
+        assert [p["used"] for p in figures["positions"]] == [len(np.unique(column)) for column in real.T]
     info = read_label_info(tmp_path / "labels")
     assert info["dataset"] == "arm" and info["column"] == "action" and info["gap_frames"] is None
     assert info["codebook_size"] == {"chunks": 8, "steps": [8, 4]}[toy] and info["code_length"] == 2

@@ -282,6 +282,9 @@ def test_the_summary_against_numpy():
     sizes = np.ravel(model.codebook_sizes)
     used = np.array([len(set(column)) for column in arrays["codes"].T])
     assert found["codebook_utilization"] == pytest.approx(used.sum() / sizes.sum())
+    largest = [np.bincount(column).max() / len(column) for column in arrays["codes"].T]
+    assert found["largest_code_share_category_1_level_0"] == largest[3] and found["largest_code_share"] == max(largest)
+    assert found["collapse"] == (max(largest) > 0.9)
     assert found["utilization_level_1"] == pytest.approx((used[1] + used[4]) / (sizes[1] + sizes[4]))
     weighed = sum(metrics.WEIGHTS[name] * found[f"loss_{name}"] for name in LOSSES)
     assert found["composite"] == pytest.approx(0.5 * found["topo_post"] + 0.5 * found["quality"] - weighed)

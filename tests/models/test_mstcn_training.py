@@ -79,7 +79,8 @@ def test_training_uses_its_codes():
     held_out = batch(1000, 64)
     arrays = jax.device_get(jax.jit(task.evaluate)(state.variables, held_out))
     summary = task.summarize({name: np.asarray(value) for name, value in arrays.items()})
-    assert summary["codebook_utilization_z"] > 0.8 and summary["codebook_utilization_q"] > 0.8
+    # Motions go eight ways: codes that are told apart less than these would be in use to no end.
+    assert summary["perplexity_z"] > 8 and summary["codebook_utilization_q"] > 0.8
     assert summary["r2"] > 0.8 and summary["collapse"] == 0
 
 
@@ -181,4 +182,4 @@ def test_one_code_for_everything_is_called_a_collapse():
     arrays = {"action": np.ones((2, 3, 1)), "reconstruction": np.ones((2, 3, 1)), "action_mask": np.ones((2, 3)),
               "codes": np.zeros((2, 3, 2), np.int32)}  # fmt: skip
     found = mstcn_summary.summarize(arrays, {"z": 8, "q": 4})
-    assert found["collapse"] == 1 and found["codebook_utilization"] == 0.125
+    assert found["collapse"] == found["largest_code_share_z"] == 1 and found["codebook_utilization"] == 0.125

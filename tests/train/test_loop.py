@@ -15,7 +15,7 @@ from lapa_jax.core.config import ConfigError
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.metrics import read_metrics
 from lapa_jax.train.checkpoint import load_for_inference
-from lapa_jax.train.loop import train
+from lapa_jax.train.loop import collapsed_positions, train
 
 SMALL = ["image_size=32", "patch_size=8", "dim=16", "heads=2", "dim_head=8", "quant_dim=8", "spatial_depth=1",
          "temporal_depth=1", "decoder_depth=1"]  # fmt: skip
@@ -126,3 +126,9 @@ def test_launcher_ends_bad_input_in_one_line_and_code_2(root, tmp_path):
         done = launch(root, "--workdir", str(tmp_path / "run"), "--config", *arguments)
         assert done.returncode == 2 and done.stderr.startswith("error: ") and words in done.stderr, done.stderr
         assert done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+def test_the_warning_of_a_collapse_names_the_positions():
+    metrics = {"collapse": 1.0, "largest_code_share": 1.0, "largest_code_share_position_0": 0.9,
+               "largest_code_share_position_2": 0.91, "bridge/largest_code_share_z": 1.0}  # fmt: skip
+    assert collapsed_positions(metrics) == ["position 2", "bridge/z"]

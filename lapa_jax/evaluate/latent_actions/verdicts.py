@@ -7,6 +7,7 @@ say about the action; reconstruction alone never passes (a decoder that sees the
 import math
 from collections.abc import Mapping
 
+from lapa_jax.core.output import COLLAPSED
 from lapa_jax.evaluate.report import GOOD, NOTE, POOR, Verdict
 
 MIN_SWAP_GAP = 0.15
@@ -98,8 +99,17 @@ def _usage(m, size):
             level, words = GOOD, "the codes are in use, which alone says nothing about their meaning"
         yield Verdict("perplexity", f"{effective:.2f} of {size}", level, words)
     if (share := m.get("codebook_utilization")) is not None:
-        level = GOOD if share >= 1 else POOR
-        yield Verdict("codebook_utilization", f"{share:.0%}", level, "share of the codes that occur at all")
+        level, words = GOOD if share >= 1 else POOR, "share of the codes that occur, the mean over the code positions"
+        missing = [f"{name}: {used:.0%}" for name, used in _positions(m, "codebook_utilization_") if used < 1]
+        yield Verdict("codebook_utilization", f"{share:.0%}", level, "; ".join([words, *missing]))
+    if collapsed := [name for name, share in _positions(m, "largest_code_share_") if share > COLLAPSED]:
+        words = f"COLLAPSE: one code takes more than {COLLAPSED:.0%} there"
+        yield Verdict("collapse", ", ".join(collapsed), POOR, words)
+
+
+def _positions(m, prefix: str) -> list[tuple[str, float]]:
+    """("position 0", value), ... of the metrics of each code position."""
+    return [(name.removeprefix(prefix).replace("_", " "), m[name]) for name in sorted(m) if name.startswith(prefix)]
 
 
 _PLAIN = {
@@ -109,7 +119,8 @@ _PLAIN = {
 
 
 def _rest(m):
-    judged = {"action_probe_r2", "swap_gap", "psnr_gain", "feature_gain", "perplexity", "codebook_utilization"}
+    judged = {"action_probe_r2", "swap_gap", "psnr_gain", "feature_gain", "perplexity", "codebook_utilization",
+              "collapse"}  # fmt: skip
     for name, (shape, words) in _PLAIN.items():
         if name in m:
             yield Verdict(name, shape.format(m[name]), NOTE, words)

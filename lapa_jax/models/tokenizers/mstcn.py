@@ -16,7 +16,7 @@ from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.core.output import Output
 from lapa_jax.models import base, fifa
 from lapa_jax.nn.norm import LayerNorm
-from lapa_jax.nn.quantizers.usage import perplexity
+from lapa_jax.nn.quantizers.usage import largest_shares, perplexity
 from lapa_jax.nn.quantizers.vq import VQ, straight_through, unit
 from lapa_jax.nn.tcn import MultiStage, check_context, reach, receptive_field
 
@@ -34,7 +34,7 @@ def summarize(arrays: dict[str, np.ndarray], sizes: dict[str, int]) -> dict[str,
       "perplexity_z", "perplexity_q", "codebook_utilization_z", "codebook_utilization_q" (share of codes that occur);
       "perplexity", that of z; "codebook_utilization", the lower one; "bits_per_step", the entropy of z, from which q
       follows.
-      "collapse": 1.0 when one code of a level takes more than 90 % of the steps.
+      "largest_code_share_z", "largest_code_share_q", "largest_code_share" and "collapse", see `usage.largest_shares`.
     """
     real = arrays["action_mask"] > 0
     codes = arrays["codes"][real]
@@ -65,15 +65,13 @@ def _usage(codes: np.ndarray, sizes: dict[str, int]) -> dict[str, float]:
     counts = {level: np.bincount(codes[:, i], minlength=sizes[level]) for i, level in enumerate(("z", "q"))}
     found = {f"perplexity_{level}": perplexity(row) for level, row in counts.items()}
     used = {f"codebook_utilization_{level}": float(np.mean(row > 0)) for level, row in counts.items()}
-    largest = max(float(row.max() / row.sum()) for row in counts.values())
     return {
         **found,
         **used,
         "perplexity": found["perplexity_z"],
         "codebook_utilization": min(used.values()),
         "bits_per_step": float(np.log2(found["perplexity_z"])),
-        "largest_code_share": largest,
-        "collapse": float(largest > 0.9),
+        **largest_shares(counts),
     }
 
 

@@ -1,10 +1,12 @@
 """How a codebook is used: on the device for a batch, and on the host for a whole data set."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from lapa_jax.core.output import COLLAPSED
 
 
 def batch_usage(codes: jax.Array, codebook_size: int) -> dict[str, jax.Array]:
@@ -15,12 +17,18 @@ def batch_usage(codes: jax.Array, codebook_size: int) -> dict[str, jax.Array]:
       codebook_size: K.
 
     Returns:
-      f32 scalars: "perplexity", exp of the entropy of the codes at one position, averaged over positions, in 1..K; and
-      "codebook_utilization", the share of the K codes that occur at all.
+      f32 scalars: "perplexity", exp of the entropy of the codes at one position, averaged over positions, in 1..K;
+      "codebook_utilization_position_<i>", the share of the K codes that occur at a position, and their mean
+      "codebook_utilization".
     """
     share = jnp.mean(jax.nn.one_hot(codes, codebook_size), axis=0)
     entropy = -jnp.sum(share * jnp.log(jnp.maximum(share, 1e-12)), axis=-1)
-    return {"perplexity": jnp.mean(jnp.exp(entropy)), "codebook_utilization": jnp.mean(jnp.any(share > 0, axis=0))}
+    used = jnp.mean(share > 0, axis=1)
+    return {
+        "perplexity": jnp.mean(jnp.exp(entropy)),
+        "codebook_utilization": jnp.mean(used),
+        **{f"codebook_utilization_position_{i}": value for i, value in enumerate(used)},
+    }
 
 
 def perplexity(counts: np.ndarray) -> float:
@@ -37,22 +45,42 @@ def dataset_usage(codes: np.ndarray, codebook_size: int) -> dict[str, float]:
       codebook_size: K.
 
     Returns:
-      "perplexity_position_<i>" and their mean "perplexity"; "codebook_utilization", the share of codes that occur
-      anywhere; "sequences_used" of the K^N, and "sequence_perplexity"; "largest_code_share", the share of all tokens
-      that the most frequent code takes, and "collapse", 1.0 when that is over 90 %.
+      "perplexity_position_<i>" and their mean "perplexity"; "codebook_utilization_position_<i>", the share of the codes
+      that occur at a position, and their mean "codebook_utilization"; "sequences_used" of the K^N, and
+      "sequence_perplexity"; and what `largest_shares` tells of the positions. A code that every position has of its own
+      says nothing when only one of them varies: so all is counted for each position.
     """
-    counts = np.stack([np.bincount(column, minlength=codebook_size) for column in codes.T])
+    counts = histogram(codes, codebook_size)
     per_position = [perplexity(row) for row in counts]
+    used = (counts > 0).mean(1)
     _, sequences = np.unique(codes, axis=0, return_counts=True)
-    largest = float(counts.sum(0).max() / counts.sum())
     return {
         **{f"perplexity_position_{i}": value for i, value in enumerate(per_position)},
         "perplexity": float(np.mean(per_position)),
-        "codebook_utilization": float(np.mean(counts.sum(0) > 0)),
+        **{f"codebook_utilization_position_{i}": float(value) for i, value in enumerate(used)},
+        "codebook_utilization": float(used.mean()),
         "sequences_used": float(len(sequences)),
         "sequence_perplexity": perplexity(sequences),
+        **largest_shares({f"position_{i}": row for i, row in enumerate(counts)}),
+    }
+
+
+def largest_shares(counts: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """How much the most frequent code of each code position takes.
+
+    Args:
+      counts: {name of a code position, "position_0": histogram [K]}.
+
+    Returns:
+      "largest_code_share_<position>", its share of all codes there; "largest_code_share", the largest of these; and
+      "collapse", 1.0 when that is over 90 %: one position or more says nothing.
+    """
+    shares = {name: float(row.max() / row.sum()) for name, row in counts.items()}
+    largest = max(shares.values())
+    return {
+        **{f"largest_code_share_{name}": share for name, share in shares.items()},
         "largest_code_share": largest,
-        "collapse": float(largest > 0.9),
+        "collapse": float(largest > COLLAPSED),
     }
 
 
@@ -89,23 +117,23 @@ def summarize(codes: np.ndarray, codebook_size: int) -> dict:
     }
 
 
-def places(codes: np.ndarray, sizes: Sequence[int], names: Sequence[str] = ()) -> list[dict]:
-    """Code usage at each place of rows of codes, as JSON values.
+def positions(codes: np.ndarray, sizes: Sequence[int], names: Sequence[str] = ()) -> list[dict]:
+    """Code usage at each code position, as JSON values.
 
     Args:
-      codes: int `[M, N]`. sizes: how many codes there are at each place. names: of the places; numbered if empty.
+      codes: int `[M, N]`. sizes: how many codes each position has. names: of the positions; numbered if empty.
 
     Returns:
-      For each place "name", "size", "used" and "dead" (codes that occur, and that do not), "utilization" (used / size),
-      "perplexity" (effective number of codes), "rows" (M).
+      For each position "name", "size", "used" and "dead" (codes that occur, and that do not), "utilization" (used /
+      size), "perplexity" (effective number of codes), "largest_share" (of the most frequent code), "rows" (M).
     """
     found = []
     for i, (size, column) in enumerate(zip(sizes, codes.T, strict=True)):
         counts = np.bincount(column, minlength=size)
         used = int((counts > 0).sum())
-        about = {"name": names[i] if names else f"place {i}", "size": int(size), "rows": len(codes)}
+        about = {"name": names[i] if names else f"position {i}", "size": int(size), "rows": len(codes)}
         about |= {"used": used, "dead": int(size) - used, "utilization": used / size}
-        found.append({**about, "perplexity": perplexity(counts)})
+        found.append({**about, "perplexity": perplexity(counts), "largest_share": float(counts.max() / len(codes))})
     return found
 
 

@@ -20,7 +20,7 @@ def test_sequences_come_most_frequent_first():
 def test_summary():
     summary = usage.summarize(CODES, 4)
     assert summary["most_frequent_sequence"] == [0, 1] and summary["most_frequent_share"] == 0.5
-    assert summary["codebook_utilization"] == 1.0 and summary["sequences_used"] == 3 and summary["steps"] == 4
+    assert summary["codebook_utilization"] == 0.5 and summary["sequences_used"] == 3 and summary["steps"] == 4
     assert summary["histogram"] == [[3, 0, 1, 0], [0, 3, 0, 1]]
     np.testing.assert_allclose(summary["sequence_perplexity"], np.exp(1.5 * np.log(2)))
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from lapa_jax.models.tokenizers.feature_vq.categories import correlations, orthogonality
 from lapa_jax.models.tokenizers.feature_vq.layout import LEVELS, TOPO_WEIGHTS, Layout
-from lapa_jax.nn.quantizers.usage import perplexity
+from lapa_jax.nn.quantizers.usage import largest_shares, perplexity
 
 WEIGHTS = {"reconstruction": 1.0, "commitment": 0.5, "orthogonality": 0.1, "informativeness": 0.1, "topographic": 0.45}
 """Weights of the losses in "loss", which "composite" uses; the defaults of the config. They stay when the config's
@@ -27,8 +27,8 @@ def summarize(arrays: Mapping[str, np.ndarray], layout: Layout) -> dict[str, flo
     Returns:
       "mse" of the standardised features, "quality": 1 - mse within [0, 1], and "quality_worst_category".
       "codebook_utilization": the share of all codes that occur, and the same per level; "perplexity", the mean over
-        codebooks, "perplexity_share", that of perplexity / size; "collapse", 1.0 when the most frequent code of a
-        codebook takes over 90 % on average.
+        codebooks, "perplexity_share", that of perplexity / size; "largest_code_share_category_<c>_level_<l>",
+        "largest_code_share" and "collapse", see `nn.quantizers.usage.largest_shares`.
       "orthogonality": the largest |correlation| of two categories' centroids; "latent_orthogonality", the root of the
         mean squared correlation between latents of different categories.
       "topo_pre" and "topo_post": Spearman's correlation of distances between features and latents, and between latents
@@ -73,7 +73,7 @@ def usage(codes: np.ndarray, layout: Layout) -> dict[str, float]:
         **{f"utilization_level_{i}": float(share) for i, share in enumerate(per_level)},
         "perplexity": float(effective.mean()),
         "perplexity_share": float(np.mean(effective / sizes)),
-        "collapse": float(np.mean([count.max() / count.sum() for count in counts]) > 0.9),
+        **largest_shares({"category_{}_level_{}".format(*divmod(i, LEVELS)): row for i, row in enumerate(counts)}),
     }
 
 
