@@ -4,6 +4,8 @@
   python tools/import_weights.py llama --input Llama-2-7b-hf --out weights/llama [--no_head] [--dtype bfloat16]
   python tools/import_weights.py siglip --input siglip-so400m-patch14-224 --out weights/siglip [--layer -2]
   python tools/import_weights.py dinov2 --input dinov2-with-registers-large --out weights/dinov2 [--layer -2]
+  python tools/import_weights.py univla_lam --input lam-stage-2.ckpt --out runs/univla_lam
+  python tools/import_weights.py lapa7b --input params --vqgan vqgan --tokenizer tokenizer.model --out runs/lapa7b
 
 write run folders with the checkpoint of step 0: `lapa_jax.load` takes those that act or encode, `config.init_from` all,
 each device reading its own part. `.safetensors` files need nothing else; old `.pt` files of LAQ need torch. Tensors
@@ -12,9 +14,13 @@ Nothing of a checkpoint is executed, and one with missing, unexpected or misshap
 """
 
 import argparse
+import contextlib
 import math
 import pathlib
+import re
 import shutil
+import tempfile
+import textwrap
 import zipfile
 from collections.abc import Callable
 from typing import NamedTuple
@@ -27,7 +33,7 @@ from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.files import arrays_on_disk, placeholder, read_json
 from lapa_jax.core.torch_file import Tensor, TorchFile
 from lapa_jax.models.official_laq import convert, unwrap
-from lapa_jax.models.released import base, hugging_face, openvla, prismatic
+from lapa_jax.models.released import base, hugging_face, lapa7b, openvla, prismatic, univla
 from lapa_jax.models.released.prismatic_parts import Chosen
 from lapa_jax.models.released.tensors import SafetensorsFolder, aligned
 from lapa_jax.train.checkpoint import check_unused, write_weights
@@ -53,14 +59,20 @@ def write_release(release: base.Release, out: pathlib.Path, wanted: dict[str, tu
 
     Args:
       release: what its reader found. out: the folder to write. wanted: {path: shape} of the model's parameters.
-      dtype: what numbers are stored as.
+      dtype: what numbers are stored as, if the release does not say.
 
     Raises:
       UserError: lists the tensors that are missing, unexpected or of a wrong shape; nothing is written then.
     """
     left = base.check(release, wanted)
     meta = {"source": {"kind": release.kind, "folder": release.source.resolve().name}, **release.meta}
-    with arrays_on_disk(out, wanted, jnp.dtype(dtype)) as arrays:
+    dtype = release.stored or dtype
+    dtypes = {path: "float32" if re.fullmatch(release.float32, path) else dtype for path in wanted}
+    with contextlib.ExitStack() as stack:
+        arrays = {}
+        for stored in sorted(set(dtypes.values())):
+            shapes = {path: shape for path, shape in wanted.items() if dtypes[path] == stored}
+            arrays |= stack.enter_context(arrays_on_disk(out, shapes, jnp.dtype(stored)))
         for name, places in release.places.items():
             tensor = release.tensors.read(name)
             for place in places:
@@ -74,7 +86,8 @@ def write_release(release: base.Release, out: pathlib.Path, wanted: dict[str, tu
               f"{', ...' if len(left) > 3 else ''}")  # fmt: skip
     for line in release.notes:
         print(line)
-    fields = ", ".join(f"{key}={value}" for key, value in release.config["model"].items() if key != "name")
+    fields = ", ".join(textwrap.shorten(f"{key}={value}", 300) for key, value in release.config["model"].items()
+                       if key != "name")  # fmt: skip
     count = sum(math.prod(shape) for shape in wanted.values())
     print(f"{release.source.name}: {len(release.places)} tensors, {count:,} numbers, {dtype} -> {out}\n{fields}")
 
@@ -130,14 +143,17 @@ def _to_numpy(value, path: pathlib.Path):
     return value.float().numpy() if hasattr(value, "numpy") and hasattr(value, "float") else value
 
 
-def import_laq(source: pathlib.Path, out: pathlib.Path, image_size: int) -> None:
-    """Converts an official LAQ file into a run folder and says what was done."""
+def import_laq(
+    source: pathlib.Path, out: pathlib.Path, image_size: int, gap_seconds: float = 0.6, gap_frames: int | None = None
+) -> None:  # fmt: skip
+    """Converts an official LAQ file into a run folder and says what was done. The gap is that of pairs to label."""
     state = read_state_dict(source)
     if not isinstance(state, dict):
         raise UserError(f"{source} holds a {type(state).__name__}, not a state dict")
     plain, notes = unwrap(state)
     spec, variables, dropped = convert(plain, image_size)
-    write_weights(out, {"model": spec}, variables, {"source": {"kind": "official LAQ", "file": source.name}})
+    config = {"name": "laq", "model": spec, "data": _pairs(image_size, gap_seconds, gap_frames)}
+    write_weights(out, config, variables, {"source": {"kind": "official LAQ", "file": source.name}})
     for line in (*notes, *dropped):
         print(line)
     count = sum(np.size(leaf) for leaf in plain.values())
@@ -166,8 +182,21 @@ def _stored_as(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="float32", choices=tree.STORED, help="what the numbers are stored as")
 
 
+def _pairs(image_size: int | None, gap_seconds: float, gap_frames: int | None) -> dict:
+    """`config.data` of a tokenizer of frame pairs: labels are of pairs with this gap."""
+    return {"samples": "pairs", "camera": "image", "image_size": image_size, "gap_seconds": gap_seconds,
+            "gap_frames": gap_frames}  # fmt: skip
+
+
+def _pairs_options(parser: argparse.ArgumentParser, image_size: int | None, gap_seconds: float) -> None:
+    parser.add_argument("--image_size", type=int, default=image_size, help="side of the frames in pixels; the released "
+                        "model's by default")  # fmt: skip
+    parser.add_argument("--gap_seconds", type=float, default=gap_seconds, help="between the frames of pairs to label")
+    parser.add_argument("--gap_frames", type=int, help="the same in frames, in place of --gap_seconds")
+
+
 def _laq_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--image_size", type=int, default=256, help="side of the frames in pixels")
+    _pairs_options(parser, 256, 0.6)
 
 
 def _llama_options(parser: argparse.ArgumentParser) -> None:
@@ -226,6 +255,46 @@ def _prismatic_options(parser: argparse.ArgumentParser) -> None:
                             "checkpoint does not hold it; by default looked for in the run folder")  # fmt: skip
 
 
+def _lapa7b_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--vqgan", type=pathlib.Path, required=True, help="the image tokenizer: pickle or safetensors")
+    parser.add_argument("--tokenizer", help="tokenizer.model, a folder with tokenizer.json, or 'bytes'")
+    parser.add_argument("--bins", type=pathlib.Path, help="CSV of the bins of actions, of a checkpoint with actions")
+    parser.add_argument("--existing_bins", action="store_true",
+                        help="choose among the bins that a dimension has; else, as the official code, among all, and a "
+                        "bin that it has not is the action 1")  # fmt: skip
+    parser.add_argument("--heads", type=int, help="heads of the decoder; by default as many of 128 as it is wide, or "
+                        "like the following what sizes.json beside params says")  # fmt: skip
+    parser.add_argument("--rotary", type=float, help="base of the rotary positions; 5e7 by default")
+    parser.add_argument("--eps", type=float, help="of the decoder's norms; 1e-6 by default")
+    parser.add_argument("--image_size", type=int, help="side of the images in pixels; 256 by default")
+    parser.add_argument("--code_length", type=int, default=4, help="codes of a latent action")
+    parser.add_argument("--text_length", type=int, default=128, help="tokens that prompts are padded to")
+    parser.add_argument("--dtype", default="float32", choices=tree.STORED,
+                        help="of the decoder's computation; bfloat16 files are stored as bfloat16 anyway")  # fmt: skip
+
+
+def import_lapa7b(source: pathlib.Path, out: pathlib.Path, tokenizer: str | None, **options) -> None:
+    """Writes LAPA-7B's released files as a run folder and says what was done."""
+    with tempfile.TemporaryDirectory() as temporary:
+        words = lapa7b.tokenizer(tokenizer, pathlib.Path(temporary))
+        release = lapa7b.read(source, words=words, **options)
+        write_release(release, out, base.parameters(release.config["model"]), options["dtype"])
+
+
+def _univla_lam_options(parser: argparse.ArgumentParser) -> None:
+    _pairs_options(parser, None, 1.0)
+    parser.add_argument("--heads", type=int, help="of the blocks; by default the checkpoint's own, or heads of 64")
+    parser.add_argument("--tower_heads", type=int, help="of DINOv2; by default heads of 64")
+    parser.add_argument("--dtype", default="float32", choices=tree.STORED, help="of the computation")
+
+
+def import_univla_lam(source: pathlib.Path, out: pathlib.Path, **options) -> None:
+    """Writes UniVLA's latent action model as a run folder and says what was done."""
+    data = _pairs(options.pop("image_size"), options.pop("gap_seconds"), options.pop("gap_frames"))
+    release = univla.read_lam(source, data=data, **options)
+    write_release(release, out, base.parameters(release.config["model"]), "float32")
+
+
 COMMANDS = {
     "laq": Command("an official LAQ state dict", ".pt or .safetensors file", _laq_options, import_laq),
     "llama": _hugging_face("llama", _llama_options),
@@ -235,6 +304,9 @@ COMMANDS = {
                        "folder with config.json, safetensors and the other files", _openvla_options, import_openvla),
     "prismatic": Command("a run of Prismatic, or of OpenVLA's training code", "run folder, or a .pt file in it",
                          _prismatic_options, import_prismatic),
+    "univla_lam": Command("UniVLA's latent action model", "lam-stage-2.ckpt, or safetensors with its names",
+                          _univla_lam_options, import_univla_lam),
+    "lapa7b": Command("LAPA-7B's released files", "the streaming checkpoint, params", _lapa7b_options, import_lapa7b),
 }
 """By the first word of the command line. To add one: a reader in `lapa_jax/models/released/`, and an entry here."""
 

@@ -5,9 +5,12 @@ A tokenizer is called with a list of instructions and gives padded ids and a mas
 """
 
 import importlib.util
+import json
 import os
 import pathlib
+import shutil
 import socket
+import tempfile
 import unicodedata
 import urllib.parse
 import urllib.request
@@ -35,8 +38,12 @@ TEMPLATES = {
     "lapa": Template(
         f"<s> You are a helpful assistant. USER: What action should the robot take to `{PLACE}` ASSISTANT:"
     ),
+    "lapa_7b": Template(
+        f"<s> You are a helpful assistant. USER: What action should the robot take to `{PLACE}` ASSISTANT: <vision>"
+    ),
 }
-"""By name; the strings are those that the models were trained with. "<s>" is part of LAPA's, besides the bos token."""
+"""By name; the strings are those that the models were trained with. "<s>" is part of LAPA's, besides the bos token;
+"lapa_7b" is what the released model sees before an image."""
 
 
 def plain(text: str) -> str:
@@ -143,6 +150,14 @@ class Tokenizer:
         """The text of ids, without special tokens and padding. An id outside the vocabulary is a ValueError."""
         raise NotImplementedError
 
+    def instruction(self, ids: Sequence[int]) -> str:
+        """The instruction in the ids of a prompt, or the whole text where the words of the template are not found."""
+        text, (before, _, after) = self.decode(ids), _template(self.template).text.partition(PLACE)
+        start, end = text.find(before[-12:]), text.rfind(after[:12])
+        if min(start, end) < 0:
+            return text
+        return text[start + len(before[-12:]) : end if after else None].strip()
+
     def _check_ids(self, ids: Sequence[int]) -> list[int]:
         ids = [int(i) for i in np.asarray(ids).ravel()]
         if wrong := [i for i in ids if not 0 <= i < self.vocab_size]:
@@ -216,6 +231,42 @@ def build(config: Mapping) -> Tokenizer:
     if not name:
         raise UserError('a tokenizer needs a name: "bytes", or the name or folder of one of Hugging Face')
     return ByteTokenizer(**options) if name == "bytes" else HuggingFaceTokenizer(name, **options)
+
+
+def convert_sentencepiece(source: pathlib.Path, folder: pathlib.Path) -> None:
+    """Writes a Llama tokenizer of SentencePiece, `tokenizer.model`, as files that do not need it; bos goes first.
+
+    Args:
+      source: the file. folder: an existing one, for `tokenizer.json` and `tokenizer_config.json`.
+
+    Raises:
+      UserError: no such file, the package is missing, or the result would give other ids than SentencePiece itself.
+    """
+    if not source.is_file():
+        raise UserError(f"{source} does not exist")
+    try:
+        import sentencepiece
+    except ImportError:
+        raise UserError(f"{source} needs a package: pip install 'lapa_jax[sentencepiece]'") from None
+    from transformers import AutoTokenizer
+
+    try:
+        original = sentencepiece.SentencePieceProcessor(model_file=str(source))
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"{source} is no model of SentencePiece ({_shorten(str(error))})") from None
+    with tempfile.TemporaryDirectory() as temporary:
+        shutil.copyfile(source, pathlib.Path(temporary) / "tokenizer.model")
+        tokens = {f"{name}_token": original.id_to_piece(i) for name, i in (("unk", 0), ("bos", 1), ("eos", 2))}
+        options = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False, **tokens}
+        (pathlib.Path(temporary) / "tokenizer_config.json").write_text(json.dumps(options))
+        AutoTokenizer.from_pretrained(temporary, local_files_only=True).save_pretrained(folder)
+    converted = HuggingFaceTokenizer(str(folder))
+    for words in ("pick up the red cup", "</vision> <delta>", "Öffne  die Schublade, 3 cm!", "a `b` </s-> x\ty"):
+        for text in (words, f"{converted._tokenizer.bos_token} {words}"):
+            expected = [1, *([1] if text != words else []), *original.encode(words)]
+            if converted.encode(text) != expected:
+                raise UserError(f"{source} cannot be converted: '{text}' becomes {converted.encode(text)}, in place of "
+                                f"{expected}; give a folder with tokenizer.json")  # fmt: skip
 
 
 def _from_pretrained(name: str):

@@ -11,6 +11,8 @@ from lapa_jax.data import pipeline
 from lapa_jax.evaluate import report
 from lapa_jax.evaluate.base import REPORT_FILE, BaseEvaluation, data_config
 from lapa_jax.evaluate.report import GOOD, NOTE, POOR, Section, Verdict
+from lapa_jax.inference import imagine
+from lapa_jax.inference.load import load
 from lapa_jax.plots import curves, latent_policy
 
 MIN_GAIN, MIN_USE = 0.15, 0.01
@@ -18,16 +20,17 @@ SHUFFLED = {"text": ("text", "text_mask"), "image": ("image",)}
 """What is exchanged between samples: instructions, or pictures."""
 EXAMPLES = 8
 CONFUSION_FILE, EXAMPLES_FILE, CURVES_FILE = "confusion.png", "examples.png", "curves.png"
+IMAGINED_FILE = "imagined.png"
 
 
 class Evaluation(BaseEvaluation):
     """One evaluation of a `LatentPolicy`."""
 
-    OPTIONS = ("labels",)
+    OPTIONS = ("labels", "tokenizer")
 
     def __init__(
-        self, policy, *, run, out, data=None, split: str | None = None, pairs: int = 2048, labels=None
-    ):
+        self, policy, *, run, out, data=None, split: str | None = None, pairs: int = 2048, labels=None, tokenizer=None
+    ):  # fmt: skip
         """Opens the held-out steps.
 
         Args:
@@ -35,10 +38,15 @@ class Evaluation(BaseEvaluation):
           data: a folder of step shards; the run's own if None. split: of it; the run's own ("val") if None.
           pairs: how many steps at most, chosen pseudo-randomly, always the same ones.
           labels: the latents of `data`, by the tokenizer of the run's own; None for those that `data` hold.
+          tokenizer: the run of the latent action tokenizer whose codes the policy predicts, to show where they lead.
 
         Raises:
-          UserError: data or labels that do not exist or do not fit.
+          UserError: data, labels or a tokenizer that do not exist or do not fit.
         """
+        self._decoder = None
+        if tokenizer is not None:
+            self._decoder = load(tokenizer)
+            imagine.check(policy, self._decoder)
         config = data_config(policy.config, data, split)
         if data is not None:
             config["val_labels"] = config["labels"] = labels
@@ -93,9 +101,26 @@ class Evaluation(BaseEvaluation):
         words = "Losses, and the validation metrics." if drawn else "This folder keeps no metrics.jsonl."
         return [
             Section("What it sees and predicts", _EXAMPLES, (EXAMPLES_FILE,)),
+            *self._imagined(arrays, samples),
             Section("Right and wrong codes", _CONFUSION, (CONFUSION_FILE,)),
             Section("The course of training", words, (CURVES_FILE,) if drawn else ()),
         ]
+
+    def _imagined(self, arrays: Mapping[str, np.ndarray], samples: list[dict]) -> list[Section]:
+        """The frames that the predicted and the true codes lead to, where their tokenizer is known."""
+        if self._decoder is None:
+            return []
+        rows = self._examples(arrays, samples)
+        images = np.stack([row["image"] for row in rows])
+        columns = {"what the policy sees": self.tokenizer.seen(images)} if self.tokenizer.model.cameras == 1 else {}
+        for title, name in (("predicted", "predicted"), ("true codes", "codes")):
+            codes = np.stack([row[name] for row in rows])
+            columns[title] = imagine.frames(self._decoder, images, codes)
+        shown = [{"image": row["image"], "instruction": row["instruction"]} for row in rows]
+        for name, drawn in columns.items():
+            shown = [{**row, name: image} for row, image in zip(shown, drawn)]
+        latent_policy.imagined(self.out / IMAGINED_FILE, shown)
+        return [Section("Where the codes lead", _IMAGINED, (IMAGINED_FILE,))]
 
     def _examples(self, arrays: Mapping[str, np.ndarray], samples: list[dict]) -> list[dict]:
         """The best and the worst predicted ones, each of another episode."""
@@ -108,8 +133,8 @@ class Evaluation(BaseEvaluation):
             for row in side[arrays["latent_mask"][side] > 0].tolist():
                 seen.setdefault(int(episode[row]), row)
             chosen += list(seen.values())[: EXAMPLES // 2]
-        decode = self.tokenizer.tokenizer.decode
-        return [{"image": images[i] if images.ndim == 4 else images[i, 0], "instruction": decode(texts[i]),
+        instruction = self.tokenizer.tokenizer.instruction
+        return [{"image": images[i] if images.ndim == 4 else images[i, 0], "instruction": instruction(texts[i]),
                  "codes": arrays["codes"][i], "predicted": arrays["predicted"][i]} for i in chosen]  # fmt: skip
 
 
@@ -151,6 +176,8 @@ def partners(kinds: np.ndarray, seed: int = 0) -> np.ndarray:
 _NOTE = "Held-out episodes. Steps whose frame pair was cut short by the end of the episode do not count."
 _EXAMPLES = ("Of different episodes, first those whose true codes the policy thought the most likely, then those that "
              "it thought the least likely. Wrong codes are red.")  # fmt: skip
+_IMAGINED = ("The same examples: the image, what is left of it for the policy, and the next frame that the tokenizer "
+             "draws from the image and codes, those that the policy predicts and the true ones.")  # fmt: skip
 _CONFUSION = ("For each place: of the steps with a code (row), the share for which each code was predicted (column). A "
               "dark diagonal is good, a dark column is a code that is given whatever is seen.")  # fmt: skip
 _WORDS = {

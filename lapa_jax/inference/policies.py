@@ -9,6 +9,7 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.data import text
 from lapa_jax.inference.base import ColumnModel, TrainedModel, finite
 from lapa_jax.inference.observations import pictures
+from lapa_jax.models.policies import lapa
 
 
 class Instructed:
@@ -47,6 +48,26 @@ class Instructed:
         ids, mask = self.tokenizer(texts, model.text_length)
         return {"image": batch, "text": ids, "text_mask": mask.astype(np.float32)}, single
 
+    def seen(self, image, *, dataset: str | None = None) -> np.ndarray:
+        """What is left of images for the model, such as those that the codes of LAPA-7B's image tokenizer stand for.
+
+        Args:
+          image, dataset: as of `observed`.
+
+        Returns:
+          f32 [B, (V,) side, side, 3] in [0, 1], without B for a single image.
+        """
+        image, model = np.asarray(image), self.model
+        single = image.ndim == 3 + (model.cameras > 1)
+        batch = image[None] if single else image
+        batch = pictures(batch, "image", batch.shape[:1], model.cameras, model.image_size, self, dataset)
+        shown = self.run(self._seen, batch)
+        return shown[0] if single else shown
+
+    @functools.cached_property
+    def _seen(self):
+        return jax.jit(lambda variables, images: self.model.apply(variables, images, method="seen"))
+
 
 class LatentPolicy(Instructed, TrainedModel):
     """A trained vision-language model that predicts latent actions. Attributes as of `TrainedModel`."""
@@ -61,13 +82,16 @@ class LatentPolicy(Instructed, TrainedModel):
         labels = [about.get("labels") for about in self.datasets.values()]
         return labels[0] if labels else None
 
-    def predict(self, image, instruction, *, dataset: str | None = None) -> np.ndarray:
+    def predict(
+        self, image, instruction, *, dataset: str | None = None, official_sampler: bool = False
+    ) -> np.ndarray:  # fmt: skip
         """The most likely codes.
 
         Args:
           image: uint8 [B, (V,) H, W, 3] or a single one without B; any H and W, resized as in training.
           instruction: B texts, or one for all.
           dataset: of a policy trained on several: as whose images they are resized.
+          official_sampler: what LAPA's released sampler makes of the codes, for comparison: all behind a 2 are 0.
 
         Returns:
           int32 [B, N], or [N] for a single picture.
@@ -75,7 +99,8 @@ class LatentPolicy(Instructed, TrainedModel):
         Raises:
           UserError: another shape or type, or an instruction that is longer than those of training could be.
         """
-        return self.logits(image, instruction, dataset=dataset).argmax(-1).astype(np.int32)
+        codes = self.logits(image, instruction, dataset=dataset).argmax(-1).astype(np.int32)
+        return lapa.official_sampler(codes) if official_sampler else codes
 
     def logits(self, image, instruction, *, dataset: str | None = None) -> np.ndarray:
         """f32 [B, N, K] or [N, K], arguments as of `predict`; of a model that gives codes one after the other those of

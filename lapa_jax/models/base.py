@@ -122,14 +122,22 @@ class FeatureTokenizer(ColumnTokenizer):
         """Which feature belongs to which category, a `feature_vq.layout.Layout`; None without categories."""
 
 
-class LatentPolicy(Model):
+class ImagePolicy(Model):
+    """Policies that see images. Batches hold "image" uint8 [B, (V,) H, W, 3]."""
+
+    def seen(self, images: jax.Array) -> jax.Array:
+        """Images uint8 [B, (V,) H, W, 3] -> what is left of them for the model, f32 in [0, 1]; by default all."""
+        return images.astype("float32") / 255
+
+
+class LatentPolicy(ImagePolicy):
     """Stage 2: latent actions from "image" uint8 [B, (V,) H, W, 3], "text" i32 [B, L] and "text_mask" f32 [B, L].
     Training adds "latent" i32 [B, N]. `predict` gives "codes" i32 [B, N] and "logits" f32 [B, N, K]."""
 
     kind = "latent_policy"
 
 
-class ActionPolicy(Model):
+class ActionPolicy(ImagePolicy):
     """Stage 3: actions from the same and perhaps "state" f32 [B, S]; learns from, and predicts, "action" f32 [B, T, A],
     normalised. Fields: state_dim, action_dim, chunk_length, and those of the images and texts."""
 

@@ -40,7 +40,7 @@ class Attention(nn.Module):
       kv_heads: heads of keys and values, a divisor of `heads` that share one each (grouped queries, Ainslie et al.
         2023); None for as many as `heads`.
       rotary: base of the rotary positions (see `position.rotate`) of queries and keys, such as 10000; None for none.
-      use_bias: whether the four projections have biases.
+      use_bias: whether the four projections have biases. out_bias: the same of the last one alone; None for `use_bias`.
       flash: use cuDNN's fused attention (Dao et al. 2022), on NVIDIA GPUs in half precision; no `bias` on the logits.
       dtype: dtype of the computation; the softmax and the norms are float32. Parameters are float32.
     """
@@ -52,6 +52,7 @@ class Attention(nn.Module):
     kv_heads: int | None = None
     rotary: float | None = None
     use_bias: bool = False
+    out_bias: bool | None = None
     flash: bool = False
     dtype: jnp.dtype = jnp.float32
 
@@ -98,7 +99,8 @@ class Attention(nn.Module):
         kernel = "cudnn" if self.flash else "xla"
         out = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=scale, implementation=kernel)
         out = einops.rearrange(out, "... heads d -> ... (heads d)")
-        out = Linear(x.shape[-1], use_bias=self.use_bias, dtype=self.dtype, name="out")(out)
+        use_bias = self.use_bias if self.out_bias is None else self.out_bias
+        out = Linear(x.shape[-1], use_bias=use_bias, dtype=self.dtype, name="out")(out)
         return out if cache is None else (out, cache)
 
     def _split(self, name: str, x: jax.Array, heads: int) -> jax.Array:

@@ -36,6 +36,28 @@ def confusion(path, codes: np.ndarray, predicted: np.ndarray, size: int) -> path
         return frames.save(figure, path)
 
 
+def imagined(path, rows: Sequence[Mapping]) -> pathlib.Path:
+    """What codes lead to: a line for each example, its image, as the policy sees it, and the frames of the codes.
+
+    Args:
+      path: the PNG to write. rows: "image" uint8 [H, W, 3], "instruction", and under further names, the titles of their
+        columns, images f32 [H, W, 3] in [0, 1].
+    """
+    titles = [name for name in rows[0] if name not in ("image", "instruction")]
+    with matplotlib.rc_context(frames.STYLE):
+        figure = Figure(figsize=(2.2 * (1 + len(titles)), 2.5 * len(rows)), layout="constrained")
+        panels = figure.subplots(len(rows), 1 + len(titles), squeeze=False)
+        for line, row in zip(panels, rows):
+            for axes, name in zip(line, ("image", *titles)):
+                axes.set_axis_off()
+                axes.imshow(row[name])
+            words = textwrap.wrap(row["instruction"], 34)[:2]
+            line[0].set_title("\n".join(words), fontsize=8, loc="left")
+            for axes, title in zip(line[1:], titles):
+                axes.set_title(title, fontsize=8, loc="left")
+        return frames.save(figure, path)
+
+
 def examples(path, rows: Sequence[Mapping]) -> pathlib.Path:
     """Pictures with their instruction, the true and the predicted codes.
 

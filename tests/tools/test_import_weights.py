@@ -63,3 +63,13 @@ def test_a_wrong_file_writes_nothing(tmp_path):
     with pytest.raises(UserError, match=r"missing .* extra \(1\): weight"):
         run(tmp_path / "other.safetensors", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_imported_tokenizer_labels_with_the_gap_that_it_is_given(golden, tmp_path):
+    import lapa_jax
+    from lapa_jax.label.labeller import Labeller
+
+    run(golden / "laq_seq4.safetensors", tmp_path / "laq", "--image_size", "64", "--gap_frames", "3")
+    labeller = Labeller(lapa_jax.load(tmp_path / "laq"), "sample", tmp_path / "labels", splits=["val"])
+    summary = labeller.run(progress=False)
+    assert summary["labels"]["gap"] == {"seconds": 0.6, "frames": 3} and summary["labels"]["gap_frames"] == 3

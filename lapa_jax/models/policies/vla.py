@@ -108,7 +108,7 @@ class Model(VisionLanguageModel, base.LatentPolicy):
             logits, codes = self._teacher_forced_logits(batch), batch["latent"]
         weight = batch["latent_mask"] / jnp.maximum(jnp.mean(batch["latent_mask"]), 1e-6)
         right = (jnp.argmax(logits, -1) == codes).mean(-1)
-        return Output(losses={"latent": weight * _cross_entropy(logits, codes).mean(-1)},
+        return Output(losses={"latent": weight * cross_entropy(logits, codes).mean(-1)},
                       metrics={"latent_accuracy": weight * right})  # fmt: skip
 
     def predict(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -122,16 +122,9 @@ class Model(VisionLanguageModel, base.LatentPolicy):
         """Per example: "loss" f32 [B, N], given the true codes before; "codes" and "predicted" i32 [B, N]; "top3"
         bool [B, N], whether the code is among the three most likely; "latent_mask" f32 [B]."""
         codes, logits = batch["latent"], self.predict(batch)["logits"]
-        best = jax.lax.top_k(logits, min(3, self.codebook_size))[1]
         with self.adapters():
             taught = logits if self.decode == "parallel" else self._teacher_forced_logits(batch)
-        return {
-            "loss": _cross_entropy(taught, codes),
-            "codes": codes,
-            "predicted": best[..., 0],
-            "top3": (best == codes[..., None]).any(-1),
-            "latent_mask": batch["latent_mask"],
-        }
+        return measures(logits, taught, codes, batch["latent_mask"])
 
     @nn.nowrap
     def summarize(self, arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -166,6 +159,23 @@ class Model(VisionLanguageModel, base.LatentPolicy):
         return self.to_codes(self.codes_norm(hidden))
 
 
-def _cross_entropy(logits: jax.Array, codes: jax.Array) -> jax.Array:
+def measures(logits: jax.Array, taught: jax.Array, codes: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    """What `evaluate` of models of latent actions gives.
+
+    Args:
+      logits: f32 [B, N, K], given the model's own codes before. taught: the same, given the true ones.
+      codes: i32 [B, N], the true ones. mask: f32 [B], 0 for examples that do not count.
+    """
+    best = jax.lax.top_k(logits, min(3, logits.shape[-1]))[1]
+    return {
+        "loss": cross_entropy(taught, codes),
+        "codes": codes,
+        "predicted": best[..., 0],
+        "top3": (best == codes[..., None]).any(-1),
+        "latent_mask": mask,
+    }
+
+
+def cross_entropy(logits: jax.Array, codes: jax.Array) -> jax.Array:
     """f32 [B, N, K] and i32 [B, N] -> f32 [B, N], in nats."""
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), codes[..., None], axis=-1)[..., 0]

@@ -53,6 +53,8 @@ class Release:
       meta: what else the checkpoint keeps, JSON values: {"datasets": ...}.
       files: {name within the run folder: file to copy}, such as those of a tokenizer.
       notes: lines for the user: what was chosen where the checkpoint says nothing.
+      stored: what numbers are stored as, "float32" or "bfloat16"; None for what the user asks for.
+      float32: regular expression of parameters that are stored as float32 whatever the others are.
     """
 
     kind: str
@@ -64,6 +66,8 @@ class Release:
     meta: dict = dataclasses.field(default_factory=dict)
     files: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
     notes: Sequence[str] = ()
+    stored: str | None = None
+    float32: str = ""
 
 
 def parameters(spec: Mapping) -> dict[str, tuple[int, ...]]:

@@ -9,15 +9,13 @@ import pathlib
 import re
 from collections.abc import Mapping
 
-import numpy as np
-
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.core.files import read_json
-from lapa_jax.core.torch_file import Tensor, TorchFile
+from lapa_jax.core.torch_file import TorchFile
 from lapa_jax.models.released import prismatic_parts, statistics, timm
 from lapa_jax.models.released.base import Release, Tensors
 from lapa_jax.models.released.prismatic_parts import Chosen
-from lapa_jax.models.released.tensors import Renamed, SafetensorsFile
+from lapa_jax.models.released.tensors import Renamed, SafetensorsFile, TorchTensors
 
 DINOV2, SO400M = "vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip"
 VISION = {
@@ -135,18 +133,6 @@ def _about(path: pathlib.Path) -> dict:
     return {"arch_specifier": "gelu-mlp", "image_resize_strategy": "resize-naive", **about}
 
 
-class _Part:
-    """Some tensors of a `.pt` file, as of `base.Tensors`."""
-
-    def __init__(self, file: TorchFile, tensors: Mapping[str, Tensor]):
-        self._file, self._tensors = file, dict(tensors)
-        self.shapes = {name: tensor.shape for name, tensor in tensors.items()}
-
-    def read(self, name: str) -> np.ndarray:
-        """One tensor as float32."""
-        return np.asarray(self._file.read(self._tensors[name]), np.float32)
-
-
 def _checkpoint(path: pathlib.Path) -> dict[str, tuple[Tensors, str]]:
     """{name of Hugging Face's port: (tensors, name there)} of a `.pt` file."""
     file = TorchFile(path)
@@ -157,7 +143,7 @@ def _checkpoint(path: pathlib.Path) -> dict[str, tuple[Tensors, str]]:
             file.content, Mapping) else type(file.content).__name__  # fmt: skip
         raise UserError(f"{path} is no checkpoint of Prismatic: it holds {held}, expected is 'model' with projector, "
                         "llm_backbone and perhaps vision_backbone")  # fmt: skip
-    part = _Part(file, file.tensors({"model": state}))
+    part = TorchTensors(file, file.tensors({"model": state}))
     return {_port_name(name.removeprefix("model.")): (part, name) for name in part.shapes}
 
 

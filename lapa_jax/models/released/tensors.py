@@ -7,8 +7,10 @@ from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 
+from lapa_jax.core import torch_file
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import placeholder, read_json
+from lapa_jax.core.torch_file import TorchFile
 from lapa_jax.models.released.base import Tensors
 
 FLOATS = ("F32", "F16", "BF16")
@@ -147,3 +149,15 @@ def _weight_map(index: pathlib.Path) -> dict[str, str]:
     if away := sorted({name for name in found.values() if pathlib.PurePath(name).name != name}):
         raise UserError(f"{index} names files outside of its folder: {', '.join(away)}")
     return dict(found)
+
+
+class TorchTensors:
+    """Tensors of a file of `torch.save`, by name. shapes: {name: shape}."""
+
+    def __init__(self, file: TorchFile, tensors: Mapping[str, torch_file.Tensor]):
+        self._file, self._tensors = file, dict(tensors)
+        self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor as float32."""
+        return np.asarray(self._file.read(self._tensors[name]), np.float32)

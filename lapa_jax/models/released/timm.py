@@ -96,11 +96,12 @@ def tower(
     # transformers renames every "gamma" on loading, so OpenVLA's port has another name for what timm calls so
     scale = "scale_factor" if any(name.endswith(".scale_factor") for name in shapes) else "gamma"
     for layer in range(depth - 1):
-        places |= _block(f"blocks.{layer}", layer, scale if kind == "dinov2" else None)
+        places |= block(f"blocks.{layer}", layer, scale if kind == "dinov2" else None)
     return Tower(kind, spec, places, rf"{UNUSED}|blocks\.{depth - 1}\..*")
 
 
-def _block(name: str, layer: int, scale: str | None) -> dict[str, tuple[Place, ...]]:
+def block(name: str, layer: int, scale: str | None) -> dict[str, tuple[Place, ...]]:
+    """The places of the block `name`, as layer `layer`. scale: what its factors of layer scale are called, if any."""
     places = {}
     for theirs, ours in BLOCK.items():
         weight = (f"{ours}/scale", same) if ours.endswith("norm") else (f"{ours}/kernel", np.transpose)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lapa_jax.core.errors import UserError
+from lapa_jax.core.fields import Count
 from lapa_jax.models import base
 
 GROUPS = 32
@@ -151,10 +152,10 @@ class Model(base.Part):
     """
 
     widths: tuple[int, ...] = (128, 256, 256, 512, 768)
-    blocks: int = 2
-    latent: int = 64
-    codebook_size: int = 8192
-    code_width: int = 64
+    blocks: Count = 2
+    latent: Count = 64
+    codebook_size: Count = 8192
+    code_width: Count = 64
 
     def setup(self):
         self.encoder = Encoder(self.widths, self.blocks, self.latent)
@@ -168,9 +169,6 @@ class Model(base.Part):
         """Raises UserError for fields that cannot work, with what to change."""
         if not self.widths or any(width < 1 or width % GROUPS for width in self.widths):
             raise UserError(f"widths are {self.widths}; they must be multiples of {GROUPS}, the groups of the norms")
-        for name, least in (("blocks", 1), ("latent", 1), ("codebook_size", 2), ("code_width", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
     @property
     def cell(self) -> int:

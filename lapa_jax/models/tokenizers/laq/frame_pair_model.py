@@ -159,7 +159,12 @@ class FramePairModel(FramePairTokenizer):
         else:
             named = self._losses(view, action, frames)
         measured = measured | batch_usage(codes, self.codebook_size)
-        return Output(losses=named | quantizer_losses, metrics=measured, codes=codes)
+        return Output(losses=named | quantizer_losses | self.further_losses(view), metrics=measured, codes=codes)
+
+    @nn.nowrap
+    def further_losses(self, view: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Named losses f32 [B] of what a model put into its view besides."""
+        return {}
 
     def _losses(self, view: dict[str, jax.Array], action: jax.Array, frames: jax.Array) -> dict[str, jax.Array]:
         """The named losses f32 [B] of predicting `frames[:, 1]` from a view of `frames[:, 0]` and actions."""
