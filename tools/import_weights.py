@@ -256,7 +256,7 @@ def _prismatic_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _lapa7b_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--vqgan", type=pathlib.Path, required=True, help="the image tokenizer: pickle or safetensors")
+    parser.add_argument("--vqgan", type=pathlib.Path, required=True, help="image tokenizer, as released or safetensors")
     parser.add_argument("--tokenizer", help="tokenizer.model, a folder with tokenizer.json, or 'bytes'")
     parser.add_argument("--bins", type=pathlib.Path, help="CSV of the bins of actions, of a checkpoint with actions")
     parser.add_argument("--existing_bins", action="store_true",

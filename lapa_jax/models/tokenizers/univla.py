@@ -27,7 +27,7 @@ from lapa_jax.nn.linear import Linear
 from lapa_jax.nn.norm import LayerNorm
 from lapa_jax.nn.patches import patch_grid
 from lapa_jax.nn.quantizers.vq import VQ
-from lapa_jax.nn.transformer import stacked
+from lapa_jax.nn.transformer import run_stack
 from lapa_jax.nn.vit import VisionTower
 
 
@@ -76,8 +76,8 @@ class Stack(nn.Module):
         x = Linear(self.dim, dtype=self.dtype, name="embed")(LayerNorm(dtype=self.dtype, name="norm_in")(x))
         x = LayerNorm(dtype=self.dtype, name="norm_embed")(x)
         x = x + jnp.asarray(waves(x.shape[2], self.dim), self.dtype)
-        block = stacked(Block, self.depth, self.remat, in_axes=())
-        return block(self.heads, self.temporal, self.dtype, name="layers")(x)[0]
+        block = Block(self.heads, self.temporal, self.dtype, name="layers")
+        return run_stack(block, self.depth, self.remat, x)[0]
 
 
 def waves(count: int, dim: int) -> np.ndarray:
