@@ -78,9 +78,11 @@ def main(argv: list[str]) -> None:
     print(f"{args.output} {done}: {summary(report)}")
     for error in report["errors"][:10]:
         print(f"  unreadable: {error['path']}: {error['error']}")
-    for what in ("missing", "left_out", "fields_left_out", "steps_dropped", "blank_pictures"):
+    for what in ("missing", "left_out", "fields_left_out", "steps_dropped", "blank_pictures", "remarks"):
         if report[what]:
             print(f"  {what.replace('_', ' ')}: {_counts(report[what])}")
+    if missing := report["notes"].get("frame_numbers_missing"):
+        print(f"  frame numbers missing between those that are there: {missing}")
     if report["notes"].get("captions"):
         print(f"  instructions from {report['notes']['captions']}: {_counts(report['notes'])}")
     print(f"  the whole report is {args.output / REPORT}")

@@ -35,39 +35,6 @@ def decode_into(data: bytes, out: np.ndarray) -> None:
         raise ValueError(f"it is {shape[0]} x {shape[1]}, expected {out.shape[0]} x {out.shape[1]}")
 
 
-def open_frame(frame: np.ndarray | bytes) -> np.ndarray:
-    """uint8[H, W, 3] of a frame that is an array already, or the bytes of a JPEG, PNG or other picture file.
-
-    Raises:
-      ValueError: the array is no picture, or the bytes are damaged.
-    """
-    if isinstance(frame, np.ndarray):
-        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
-            raise ValueError(f"a picture is {frame.dtype}{list(frame.shape)}, expected uint8[H, W, 3]")
-        return frame
-    if is_colour_jpeg(frame):
-        return decode(frame)
-    import io
-
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(frame)) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"a picture is damaged ({str(error).split('<')[0].strip()})") from None
-
-
-def is_colour_jpeg(data: bytes) -> bool:
-    """Whether bytes are a JPEG with three colour channels, as the shards hold them; damaged headers are none."""
-    if data[:2] != b"\xff\xd8":
-        return False
-    try:
-        return simplejpeg.decode_jpeg_header(data)[2] == "YCbCr"
-    except ValueError:
-        return False
-
-
 def check_resize(mode) -> None:
     """Raises UserError for a value of `data.resize` that is None, no mode, and no group of `PrismaticResize`."""
     if mode is not None and not isinstance(mode, str):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.data import formats, images
+from lapa_jax.data import formats, image_files
 from lapa_jax.data.convert.options import Options
 from lapa_jax.data.convert.plan import make_plan
 from lapa_jax.data.convert.run import _with_captions, convert
@@ -78,10 +78,10 @@ def check_picture(data: StepShards, i: int, name: str, frame, *, full: bool) -> 
     """A stored picture against the source's: the same bytes where it is a JPEG, else within the error of JPEG."""
     if frame is None:
         assert not data.has(i, f"{name}.jpg")
-    elif isinstance(frame, bytes) and images.is_colour_jpeg(frame):
+    elif isinstance(frame, bytes) and image_files.is_plain_jpeg(frame):
         assert data.read(i, [f"{name}.jpg"])[f"{name}.jpg"] == frame
     elif full:
-        expected = images.open_frame(frame).astype(np.float64)
+        expected = image_files.open_frame(frame).astype(np.float64)
         error = np.square(data.image(i, name) - expected).mean()
         assert 10 * np.log10(255**2 / max(error, 1e-9)) > PSNR
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lapa_jax.core.files import atomic_path, placeholder, write_json
-from lapa_jax.data import formats, images
+from lapa_jax.data import formats, image_files, images
 from lapa_jax.data.convert.plan import item_of, place_of
 from lapa_jax.data.formats.base import COLUMNS, MAIN, Episode, folder_of
 from lapa_jax.data.formats.reading import missing_download
@@ -92,9 +92,12 @@ def _write(job: Job) -> None:
                 file.write(step_shards.sample_bytes(step_shards.step_key(entry["id"], step), members))
             size = file.tell()
     shown = Counter(member for step in pictures for member in step)
-    blank = {member: steps - shown[member] for member in episode.cameras if shown[member] < steps}
-    summary = {"steps": steps, "bytes": size, "fps": episode.fps, "left_out": sorted(episode.left_out)}
+    cameras = set(episode.cameras) - set(plan["not_colour"])
+    blank = {member: steps - shown[member] for member in sorted(cameras) if shown[member] < steps}
+    left_out = {f"camera {m} ({plan['not_colour'][m]} beside colour)" for m in set(episode.cameras) - cameras}
+    summary = {"steps": steps, "bytes": size, "fps": episode.fps, "left_out": sorted({*episode.left_out, *left_out})}
     summary |= {"dropped": dict(episode.dropped), "blank": blank, "text": any(texts)}
+    summary |= {"remarks": dict(sorted(episode.remarks.items()))}
     write_json(meta_path(job.parts, entry["id"]), summary)
 
 
@@ -121,17 +124,18 @@ def _columns(found: Mapping[str, np.ndarray], planned: Mapping[str, list[int]]) 
 def _pictures(episode: Episode, plan: Mapping, options: Mapping) -> Iterator[dict[str, bytes]]:
     """{member: JPEG} of each step, all cameras in step."""
     planned = plan["cameras"]
-    if unknown := sorted(set(episode.cameras) - set(planned)):
+    cameras = {name: frames for name, frames in episode.cameras.items() if name not in plan["not_colour"]}
+    if unknown := sorted(set(cameras) - set(planned)):
         raise ValueError(f"it has a camera '{unknown[0]}', which the first episode lacks{_APART}")
-    if MAIN in planned and MAIN not in episode.cameras:
+    if MAIN in planned and MAIN not in cameras:
         raise ValueError(f"it has no pictures of the main camera, the first episode has{_APART}")
-    names, blank = list(episode.cameras), 0
-    for step, frames in enumerate(itertools.zip_longest(*episode.cameras.values(), fillvalue=_END)):
+    names, blank = list(cameras), 0
+    for step, frames in enumerate(itertools.zip_longest(*cameras.values(), fillvalue=_END)):
         if any(frame is _END for frame in frames):
             short = names[[frame is _END for frame in frames].index(True)]
             raise ValueError(f"its camera '{short}' ends at frame {step}, before the others")
         try:
-            stored = {name: _jpeg(frame, plan, options, name) for name, frame in zip(names, frames)}
+            stored = {name: _jpeg(frame, plan, options, name, episode.remarks) for name, frame in zip(names, frames)}
         except ValueError as error:
             raise ValueError(f"frame {step}: {error}") from None
         stored = {name: jpeg for name, jpeg in stored.items() if jpeg is not None}
@@ -144,12 +148,14 @@ def _pictures(episode: Episode, plan: Mapping, options: Mapping) -> Iterator[dic
 _END = object()
 
 
-def _jpeg(frame: np.ndarray | bytes | None, plan: Mapping, options: Mapping, camera: str) -> bytes | None:
+def _jpeg(
+    frame: np.ndarray | bytes | None, plan: Mapping, options: Mapping, camera: str, remarks: Counter
+) -> bytes | None:
     """A frame as it is stored. A JPEG that already fits is stored as it is: no second loss."""
     if frame is None:
         return None
     try:
-        picture = images.open_frame(frame)
+        picture = image_files.open_frame(frame, remarks)
     except ValueError as error:
         raise ValueError((isinstance(frame, bytes) and placeholder(frame)) or str(error)) from None
     if options["size"] is not None:
@@ -159,7 +165,7 @@ def _jpeg(frame: np.ndarray | bytes | None, plan: Mapping, options: Mapping, cam
         if plan["cameras"][camera] is not None and list(picture.shape[:2]) != plan["cameras"][camera]:
             shapes = f"{list(picture.shape[:2])}, the first episode has {plan['cameras'][camera]}"
             raise ValueError(f"a picture of '{camera}' is {shapes}: give a --size for all")
-    if resized is picture and isinstance(frame, bytes) and images.is_colour_jpeg(frame):
+    if resized is picture and isinstance(frame, bytes) and image_files.is_plain_jpeg(frame):
         return frame
     return images.encode(resized, plan["options"]["quality"])
 
@@ -191,7 +197,7 @@ def meta_path(parts: str | os.PathLike, episode: str) -> pathlib.Path:
 
 
 def read_part(parts: str | os.PathLike, episode: str) -> dict | None:
-    """{"steps", "bytes", "fps", "left_out", "dropped", "blank", "text"} of a whole part, None where it is not there."""
+    """{"steps", "bytes", "fps", "left_out", "dropped", "blank", "text", "remarks"} of a whole part; None without it."""
     try:
         return json.loads(meta_path(parts, episode).read_text())
     except FileNotFoundError:

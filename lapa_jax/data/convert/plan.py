@@ -10,7 +10,7 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import read_json, write_json
-from lapa_jax.data import formats, images
+from lapa_jax.data import formats, image_files
 from lapa_jax.data.convert.options import Options
 from lapa_jax.data.formats.base import MAIN, Episode, Item, Listing
 from lapa_jax.data.formats.reading import missing_downloads
@@ -25,8 +25,8 @@ def make_plan(source: pathlib.Path, out: pathlib.Path, options: Options) -> dict
 
     Returns:
       {"options", "format", "episodes": [{"id", "name", "path", "at", "size", "split", "text"}], "missing": [[path,
-      why]], "left_out", "notes", "cameras": {member: [H, W]}, "columns": {name: [A]}, "names": {name: [...]}} as JSON;
-      episodes in the order of the source's listing.
+      why]], "left_out", "notes", "cameras": {member: [H, W]}, "not_colour": {member: why it is left out}, "columns":
+      {name: [A]}, "names": {name: [...]}} as JSON; episodes in the order of the source's listing.
     """
     try:
         name, listing = _list(source, out, options)
@@ -48,7 +48,7 @@ def _list(source: pathlib.Path, out: pathlib.Path, options: Options) -> tuple[st
     name = formats.detect(source) if options.format == "auto" else options.format
     if options.action not in ("all", "none") and name in _ONE_ACTION:
         raise UserError(f"--action {options.action}: {name} data have one action, which is all or none")
-    if options.fps is not None and name != "video":
+    if options.fps is not None and name not in ("video", "webdataset"):
         raise UserError(f"--fps resamples videos; {name} data keep their own rate: leave it at native")
     return name, formats.open_format(name).find(source, options.for_readers(), out.resolve())
 
@@ -131,22 +131,42 @@ def _shapes(name: str, source: pathlib.Path, listing: Listing, options: Options)
     for item in listing.items:
         try:
             episode = formats.read_episode(name, source, item, options.for_readers())
-            cameras = {member: _picture_shape(frames, options.size) for member, frames in episode.cameras.items()}
+            first = {member: _first_frame(frames) for member, frames in episode.cameras.items()}
+            not_colour = _not_colour(first) if options.cameras == "all" else {}
+            cameras = {
+                member: [options.size] * 2 if options.size else _image_shape(frame)
+                for member, frame in first.items()
+                if member not in not_colour
+            }
         except ValueError:
             continue  # it is reported as unreadable when its turn comes
         check_essentials(source, listing, item, episode, options)
         columns = {key: list(np.shape(rows)[1:]) for key, rows in episode.columns.items()}
         names = {key: list(value) for key, value in episode.names.items()}
-        return {"cameras": cameras, "columns": columns, "names": names}
-    return {"cameras": {MAIN: None}, "columns": {}, "names": {}}
+        return {"cameras": cameras, "not_colour": not_colour, "columns": columns, "names": names}
+    return {"cameras": {MAIN: None}, "not_colour": {}, "columns": {}, "names": {}}
 
 
-def _picture_shape(frames, size: int | None) -> list[int] | None:
-    """[H, W] that the pictures of a camera will have; None where it shows nothing in this episode."""
-    if size is not None:
-        return [size, size]
-    frame = next((frame for frame in frames if frame is not None), None)
-    return None if frame is None else list(images.open_frame(frame).shape[:2])
+def _first_frame(frames) -> np.ndarray | bytes | None:
+    """The first frame that is not blank; None where the camera shows nothing in this episode."""
+    return next((frame for frame in frames if frame is not None), None)
+
+
+def _image_shape(frame: np.ndarray | bytes | None) -> list[int] | None:
+    """[H, W] of a frame; None where there is none."""
+    return None if frame is None else list(image_files.open_frame(frame).shape[:2])
+
+
+def _not_colour(first: dict) -> dict[str, str]:
+    """{camera: kind of its images} of those that hold depth or masks beside colour, by their first frames."""
+    kinds = {member: image_files.kind_of(frame) for member, frame in first.items() if frame is not None}
+    if image_files.COLOUR not in kinds.values():
+        return {}
+    others = {m: kind for m, kind in kinds.items() if kind in (image_files.INDEXED, image_files.DEEP)}
+    if MAIN in others:
+        raise UserError(f"the main camera holds {others[MAIN]} images, which are depth or masks, beside cameras of "
+                        "colour images: name the cameras with --cameras, the main one first")  # fmt: skip
+    return others
 
 
 def digest(plan: dict) -> str:
@@ -176,8 +196,8 @@ def compare(old: dict, new: dict, fixed: set[str]) -> str:
     for name, value in new["options"].items():
         if old["options"].get(name) != value:
             return f"--{name} was {old['options'].get(name)}, now {value}"
-    for what in ("format", "columns", "cameras"):
-        if old[what] != new[what] and (fixed or what == "format"):
+    for what in ("format", "columns", "cameras", "not_colour"):
+        if old.get(what) != new[what] and (fixed or what == "format"):
             return f"{what} were {old[what]}, now {new[what]}"
     before = {e["id"]: e for e in old["episodes"]}
     now = {e["id"]: e for e in new["episodes"]}

@@ -132,7 +132,7 @@ class _Conversion:
     def run(self, workers: int, max_errors: int, patience: float) -> dict:
         settled = set().union(*(packer.settled() for packer in self.packers))
         waiting = [e for e in self.plan["episodes"] if e["id"] not in settled and not read_part(self.parts, e["id"])]
-        shared = {key: self.plan[key] for key in ("format", "options", "columns", "cameras")}
+        shared = {key: self.plan[key] for key in ("format", "options", "columns", "cameras", "not_colour")}
         jobs = (Job(str(self.source), str(self.parts), shared, self.options, e) for e in waiting)
         total = len(self.plan["episodes"])
         with bar(total=total, initial=total - len(waiting), desc="convert", unit="episode") as progress:
@@ -179,6 +179,7 @@ class _Conversion:
             "fields_left_out": sorted(totals.left_out),
             "steps_dropped": dict(sorted(totals.dropped.items())),
             "blank_pictures": dict(sorted(totals.blank.items())),
+            "remarks": dict(sorted(totals.remarks.items())),
         }
 
     def _totals(self) -> Totals:

@@ -4,6 +4,8 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 
+_COUNTERS = ("dropped", "blank", "remarks")
+
 
 @dataclasses.dataclass
 class Totals:
@@ -12,6 +14,7 @@ class Totals:
     Attributes:
       episodes, steps: how many. left_out: fields of the source that stayed behind.
       dropped: {why: steps left out on purpose}. blank: {camera: steps without a picture of it}.
+      remarks: {what was done or noticed: how many}.
       text: whether any step has an instruction.
       fps: [slowest, fastest] of the episodes with a clock. clockless: episodes without one.
     """
@@ -21,6 +24,7 @@ class Totals:
     left_out: set[str] = dataclasses.field(default_factory=set)
     dropped: Counter = dataclasses.field(default_factory=Counter)
     blank: Counter = dataclasses.field(default_factory=Counter)
+    remarks: Counter = dataclasses.field(default_factory=Counter)
     text: bool = False
     fps: list[float] = dataclasses.field(default_factory=list)
     clockless: int = 0
@@ -29,19 +33,20 @@ class Totals:
     def of_part(cls, part: Mapping) -> "Totals":
         """Of one episode, see `parts.read_part`."""
         fps = [] if part["fps"] is None else [part["fps"]] * 2
-        counts = Counter(part["dropped"]), Counter(part["blank"])
+        counts = (Counter(part[name]) for name in _COUNTERS)
         return cls(1, part["steps"], set(part["left_out"]), *counts, part["text"], fps, int(part["fps"] is None))
 
     def add(self, other: "Totals | Mapping") -> None:
         """Adds other episodes."""
         if isinstance(other, Mapping):
-            counters = {name: Counter(other[name]) for name in ("dropped", "blank")}
+            counters = {name: Counter(other[name]) for name in _COUNTERS}
             other = Totals(**{**other, **counters, "left_out": set(other["left_out"])})
         self.episodes += other.episodes
         self.steps += other.steps
         self.left_out |= other.left_out
         self.dropped += other.dropped
         self.blank += other.blank
+        self.remarks += other.remarks
         self.text |= other.text
         self.clockless += other.clockless
         both = [*self.fps, *other.fps]
@@ -50,7 +55,7 @@ class Totals:
     def to_json(self) -> dict:
         """As JSON; `add` takes it."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return values | {"left_out": sorted(self.left_out), "dropped": dict(self.dropped), "blank": dict(self.blank)}
+        return values | {"left_out": sorted(self.left_out), **{name: dict(values[name]) for name in _COUNTERS}}
 
     def common_fps(self) -> float | None:
         """The frame rate, where all episodes share it to 0.1 %."""

@@ -23,9 +23,8 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.data.formats import array_images, hdf5, npz
 from lapa_jax.data.formats.base import Episode, Item, Listing, choose_cameras, choose_vectors, folder_of
 from lapa_jax.data.formats.instructions import like_instruction
-from lapa_jax.data.formats.reading import numeric_rows, reading, whole_source
+from lapa_jax.data.formats.reading import natural_key, numeric_rows, reading, whole_source
 from lapa_jax.data.formats.robomimic import is_robomimic
-from lapa_jax.data.formats.video import natural_key
 
 FEATURES = {
     "image": "arrays of images, [T, H, W, 3] or files of JPEG or PNG; the first by name is the main camera",

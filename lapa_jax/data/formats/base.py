@@ -13,12 +13,14 @@ A format is one module of this package with
 
 import dataclasses
 import pathlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from lapa_jax.core.errors import did_you_mean
+from lapa_jax.data import modalities
 
 COLUMNS = {"action": np.float32, "state": np.float32, "feature": np.float32, "latent": np.int32}
 """Numeric members of step shards and their dtypes."""
@@ -72,8 +74,8 @@ class Episode:
 
     Attributes:
       cameras: {"image": frames, "image_wrist": frames, ...}; each an iterable that is read once, a frame at a time:
-        uint8[H, W, 3], or the bytes of a JPEG or PNG file. None stands for a frame that the source leaves blank.
-        Empty for data without pictures.
+        an array or the bytes of an image file, as `image_files.open_frame` takes it. None stands for a frame that the
+        source leaves blank. Empty for data without images.
       columns: {"action": [T or T - 1, A], "state": [T, S], ...}, see `COLUMNS`; row t belongs to frame t.
       text: the instruction, one for the episode or one a step; "" where there is none.
       task: what episodes of the same task share; the instruction where the source knows nothing better ("").
@@ -83,6 +85,7 @@ class Episode:
       dropped: {why: how many} steps of the source that are left out on purpose.
       unread: {"images", "actions" or "instructions": what the source holds of them that is in none of the above, and
         the remedy}. Conversion refuses a source whose shards would have none of what it clearly holds.
+      remarks: {what: how many} things that were done or noticed, for the report; complete once the frames are read.
     """
 
     cameras: Mapping[str, Iterable[np.ndarray | bytes | None]] = dataclasses.field(default_factory=dict)
@@ -94,6 +97,7 @@ class Episode:
     left_out: Sequence[str] = ()
     dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
     unread: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    remarks: Counter = dataclasses.field(default_factory=Counter)
 
 
 def folder_of(source: pathlib.Path) -> pathlib.Path:
@@ -106,7 +110,8 @@ def choose_cameras(names: Sequence[str], wanted: str, main: str | None = None) -
 
     Args:
       names: of the source's cameras, in its order.
-      wanted: option `--cameras`: "all", "none", or names separated by commas; the first of them is the main camera.
+      wanted: option `--cameras`: "all" (but depth and masks, by their names, beside colour), "none", or names separated
+        by commas; the first of them is the main camera.
       main: the main camera where `wanted` is "all"; the first where None.
 
     Returns:
@@ -118,8 +123,9 @@ def choose_cameras(names: Sequence[str], wanted: str, main: str | None = None) -
     if wanted == "none":
         return {}
     if wanted == "all":
-        first = main if main in names else next(iter(names), None)
-        chosen = [name for name in (first, *names) if name is not None]
+        colour = [name for name in names if not modalities.is_depth(name)] or names
+        first = main if main in colour else next(iter(colour), None)
+        chosen = [name for name in (first, *colour) if name is not None]
     else:
         chosen = [name.strip() for name in wanted.split(",")]
     chosen = list(dict.fromkeys(chosen))

@@ -160,3 +160,9 @@ def join_names(parts: dict[str, tuple[int, list[str]]]) -> list[str]:
         inner = names if len(names) == width else range(width)
         joined += [f"{vector}.{name}" for name in inner]
     return joined
+
+
+def natural_key(name: str) -> tuple:
+    """Sorts frame2 before frame10: numbers in a name count as numbers. Different names have different keys."""
+    parts = [(int(part), "") if part.isdecimal() else (-1, part.lower()) for part in re.split(r"(\d+)", name) if part]
+    return parts, name

@@ -14,8 +14,7 @@ import numpy as np
 from lapa_jax.data.formats import array_images, hdf5
 from lapa_jax.data.formats.base import Episode, Item, Listing, choose_cameras, choose_vectors, folder_of
 from lapa_jax.data.formats.instructions import as_instruction, like_instruction
-from lapa_jax.data.formats.reading import numeric_rows, reading, whole_source
-from lapa_jax.data.formats.video import natural_key
+from lapa_jax.data.formats.reading import natural_key, numeric_rows, reading, whole_source
 
 FEATURES = {
     "image": "obs/<camera>_image or obs/<camera>_rgb, RGB: agentview where there is one, or what --cameras names",

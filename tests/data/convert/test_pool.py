@@ -22,7 +22,8 @@ def jobs(folder, names):
     work = folder / "parts"
     work.mkdir()
     options = {"fps": None, "size": 16, "resize": "squash", "quality": 95, "captions": None}
-    plan = {"format": "video", "options": options, "columns": {}, "cameras": {"image": [16, 16]}}
+    plan = {"format": "video", "options": options, "columns": {}, "not_colour": {}}
+    plan["cameras"] = {"image": [16, 16]}
     for name in names:
         videos.write(folder / name, 4)
         item = {"name": name, "path": name, "at": {"kind": "video"}, "size": 1, "split": "train", "text": ""}

@@ -5,15 +5,16 @@ from lapa_jax.data.convert.totals import Totals
 
 
 def part(steps, fps, **changes):
-    nothing = {"left_out": [], "dropped": {}, "blank": {}, "text": False}
+    nothing = {"left_out": [], "dropped": {}, "blank": {}, "text": False, "remarks": {}}
     return {"steps": steps, "fps": fps, "bytes": 1, **nothing, **changes}
 
 
 def test_sums_do_not_depend_on_order_and_survive_json():
+    again = {"frames repeated": 1}
     parts = [
         part(3, 10.0, left_out=["reward"], dropped={"first step": 1}),
-        part(4, 10.001, blank={"image_wrist": 4}, text=True),
-        part(5, 9.999, left_out=["reward", "done"], dropped={"first step": 1}, blank={"image_wrist": 1}),
+        part(4, 10.001, blank={"image_wrist": 4}, text=True, remarks={"frames repeated": 2}),
+        part(5, 9.999, left_out=["reward", "done"], dropped={"first step": 1}, blank={"image_wrist": 1}, remarks=again),
     ]
     seen = []
     for order in itertools.permutations(parts):
@@ -27,6 +28,7 @@ def test_sums_do_not_depend_on_order_and_survive_json():
     totals = seen[0]
     assert (totals.episodes, totals.steps, totals.text) == (3, 12, True) and totals.left_out == {"reward", "done"}
     assert totals.dropped == {"first step": 2} and totals.blank == {"image_wrist": 5}
+    assert totals.remarks == {"frames repeated": 3}
     assert totals.common_fps() == 9.999
     totals.add(Totals.of_part(part(1, 11.0)))
     assert totals.common_fps() is None, "rates differ"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.data import formats, images
+from lapa_jax.data import formats, image_files
 from lapa_jax.data.convert.options import Options
 from lapa_jax.data.convert.pool import worker_pool
 from lapa_jax.data.formats.base import COLUMNS, Episode
@@ -62,7 +62,7 @@ def _digest(episode: Episode) -> str:
     digest = hashlib.sha256(repr((episode.text, episode.task, episode.fps)).encode())
     for name, frames in sorted(episode.cameras.items()):
         for frame in frames:
-            digest.update(name.encode() + (b"-" if frame is None else images.open_frame(frame).tobytes()))
+            digest.update(name.encode() + (b"-" if frame is None else image_files.open_frame(frame).tobytes()))
     for name, rows in sorted(episode.columns.items()):
         rows = np.asarray(rows).astype(COLUMNS[name])
         if not np.isfinite(rows).all():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.data import images
+from lapa_jax.data import image_files
 from lapa_jax.data.convert.options import Options
 from lapa_jax.data.convert.run import convert
 from lapa_jax.data.formats import lapa, video
@@ -129,7 +129,7 @@ def test_frame_folders_go_out_and_come_back(tmp_path):
     frames = list(video.standardize(root, item, OPTIONS).cameras["image"])
     assert len(frames) == e.length
     for t, frame in enumerate(frames):
-        shown = images.open_frame(frame).astype(int)
+        shown = image_files.open_frame(frame).astype(int)
         assert np.abs(shown - data.image(e.start + t)).max() <= 2, "the same JPEG by another decoder"
 
 

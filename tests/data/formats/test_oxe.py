@@ -7,7 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.data import images
+from lapa_jax.data import image_files
 from lapa_jax.data.formats import rlds
 from lapa_jax.data.formats.rlds import conventions
 from lapa_jax.data.formats.rlds.oxe import CONVENTIONS
@@ -257,8 +257,8 @@ def test_every_convention(tmp_path, name):
     units = CONVENTIONS[name].action_units
     assert len(units) == action.shape[1] and (gripper is None or episode.names["action"][gripper] == "gripper")
     assert list(episode.cameras) == CAMERAS[name]
-    frames = [images.open_frame(frame) for frame in episode.cameras["image"]]
-    stored = [images.open_frame(step["observation"][MAIN[name]]) for step in steps[dropped:]]
+    frames = [image_files.open_frame(frame) for frame in episode.cameras["image"]]
+    stored = [image_files.open_frame(step["observation"][MAIN[name]]) for step in steps[dropped:]]
     np.testing.assert_array_equal(frames, stored)
 
 

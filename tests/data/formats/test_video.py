@@ -6,14 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lapa_jax.data.formats.video import Frames, find, natural_key, resample
+from lapa_jax.data.formats.image_folders import ImageFolder
+from lapa_jax.data.formats.reading import natural_key
+from lapa_jax.data.formats.video import find
+from lapa_jax.data.video import Video, resample
 from tests.data import videos
 
 
 @pytest.mark.parametrize("ending", ["mp4", "webm", "avi", "mkv", "gif"])
 def test_every_container(tmp_path, ending):
     path = videos.write(tmp_path / f"v.{ending}", 12)
-    frames = Frames(path, "video", None)
+    frames = Video(path)
     images = list(frames)
     assert [videos.number_of(image) for image in images] == list(range(12))
     assert images[0].shape == (48, 64, 3) and images[0].dtype == np.uint8
@@ -40,21 +43,21 @@ def test_resampling_takes_the_frame_on_screen(source, target, count, start):
 
 def test_target_rate_of_a_video(tmp_path):
     path = videos.write(tmp_path / "v.mp4", 24, rate=30)
-    frames = Frames(path, "video", 10)
+    frames = Video(path, 10)
     assert [videos.number_of(image) for image in frames] == list(range(0, 24, 3)) and frames.fps == 10
     with pytest.raises(ValueError, match="30 frames per second, less than --fps 60"):
-        list(Frames(path, "video", 60))
+        list(Video(path, 60))
 
 
 def test_varying_frame_rate_follows_the_clock(tmp_path):
     times = [0.0, 0.1, 0.2, 0.5, 0.52, 0.54, 0.56, 0.6, 0.7, 0.8]
     path = videos.write(tmp_path / "v.mkv", len(times), rate=10, times=times)
-    assert [videos.number_of(i) for i in Frames(path, "video", 10)] == [0, 1, 2, 2, 2, 4, 7, 8, 9]
+    assert [videos.number_of(i) for i in Video(path, 10)] == [0, 1, 2, 2, 2, 4, 7, 8, 9]
 
 
 @pytest.mark.parametrize("turn, corner", [(90, (-1, 0)), (180, (-1, -1)), (-90, (0, -1))])
 def test_rotation_of_phones_is_applied(tmp_path, turn, corner):
-    image = next(iter(Frames(videos.write(tmp_path / "v.mp4", 3, turn=turn), "video", None)))
+    image = next(iter(Video(videos.write(tmp_path / "v.mp4", 3, turn=turn))))
     assert image.shape == ((48, 64, 3) if turn == 180 else (64, 48, 3))
     assert image[corner].mean() > 230 and image[-corner[0] - 1, -corner[1] - 1].mean() < 60
 
@@ -64,21 +67,21 @@ def test_truncated_and_foreign_files(tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="truncated|damaged|Invalid"):
-        list(Frames(path, "video", None))
+        list(Video(path))
     path.write_bytes(b"this is no video")
     with pytest.raises(ValueError, match="Invalid"):
-        list(Frames(path, "video", None))
+        list(Video(path))
     path.write_bytes(b"")
     with pytest.raises(ValueError):
-        list(Frames(path, "video", None))
+        list(Video(path))
 
 
 def test_messages_do_not_tell_where_the_data_lie(tmp_path):
     (tmp_path / "v.mp4").write_bytes(b"x")
     (tmp_path / "1.png").write_bytes(b"x")
-    for path, kind in ((tmp_path / "v.mp4", "video"), (tmp_path, "pictures")):
+    for frames in (Video(tmp_path / "v.mp4"), ImageFolder(tmp_path, None)):
         with pytest.raises(ValueError) as error:
-            list(Frames(path, kind, None))
+            list(frames)
         assert str(tmp_path) not in str(error.value)
 
 
@@ -87,9 +90,9 @@ def test_pictures_are_sorted_by_number(tmp_path):
     for number, name in enumerate(order):
         Image.fromarray(videos.frame(number)).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("x")
-    frames = Frames(tmp_path, "pictures", 5)
+    frames = ImageFolder(tmp_path, 5)
     assert [videos.number_of(i) for i in frames] == [0, 1, 2, 3, 4] and frames.fps == 5
-    assert Frames(tmp_path, "pictures", None).fps is None
+    assert ImageFolder(tmp_path, None).fps is None
     Image.fromarray(videos.frame(0)).convert("L").save(tmp_path / "f0.png")
     assert next(iter(frames)).shape == (48, 64, 3), "grey pictures become RGB"
 

@@ -7,6 +7,7 @@ episode table says at what times of a video an episode begins and ends.
 import math
 import os
 import pathlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -131,13 +132,13 @@ def standardize(source: pathlib.Path, item: Item, options: Mapping) -> Episode:
         for column, keys in (("action", actions), ("state", states)):
             if keys:
                 columns[column], names[column] = _column(rows, keys, info)
-    frames = {}
+    frames, remarks = {}, Counter()
     if item.at["videos"] and "timestamp" not in rows:
         raise ValueError("the table has no column 'timestamp', which its videos need")
     for key, member in cameras.items():
         if key in item.at["videos"]:
             file, start, end = item.at["videos"][key]
-            frames[member] = VideoSlice(source / file, rows["timestamp"], info.fps, start, end)
+            frames[member] = VideoSlice(source / file, rows["timestamp"], info.fps, start, end, remarks)
         else:
             frames[member] = _Pictures(path, episode, key, length)
     used = {*cameras, *actions, *states, *tables.BOOKKEEPING}
@@ -148,6 +149,7 @@ def standardize(source: pathlib.Path, item: Item, options: Mapping) -> Episode:
         fps=info.fps,
         names={column: known for column, known in names.items() if known},
         left_out=[key for key in (*info.features, *extra) if key not in used],
+        remarks=remarks,
     )
 
 

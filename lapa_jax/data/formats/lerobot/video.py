@@ -1,12 +1,13 @@
 """The frames of one episode out of a video that may hold many."""
 
 import pathlib
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 
 from lapa_jax.data.formats.reading import reading
-from lapa_jax.data.formats.video import frames_as_arrays
+from lapa_jax.data.video import choose_film, opened, shown, whole_frames
 
 TOLERANCE = 1e-4
 """Seconds that a frame may lie beside the time stamp of its row; what lerobot uses."""
@@ -25,28 +26,28 @@ class VideoSlice:
       fps: frames per second.
       start: where in the video the episode starts, in seconds.
       end: where it ends; None where the video holds this episode only.
+      remarks: where it is counted which streams of the file were left out.
 
     Raises:
       ValueError: while iterating; the video is damaged, or its frames are not those of the rows.
     """
 
-    def __init__(self, path: pathlib.Path, timestamps: np.ndarray, fps: float, start: float, end: float | None):
-        self.path, self.fps, self.start, self.end = path, fps, start, end
+    def __init__(
+        self, path: pathlib.Path, timestamps: np.ndarray, fps: float, start: float, end: float | None, remarks: Counter
+    ):
+        self.path, self.fps, self.start, self.end, self.remarks = path, fps, start, end, remarks
         # the writer rounds time stamps to float32
         self.tolerance = TOLERANCE + float(np.spacing(np.float32(np.max(timestamps))))
         self.times = start + timestamps.astype(np.float64)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        import av
-
-        with reading(f"video {self.path.name}"), av.open(str(self.path)) as container:
-            if not container.streams.video:
-                raise ValueError("it has no video stream")
-            stream = container.streams.video[0]
-            stream.thread_count = 1  # episodes run side by side, one process each
+        with reading(f"video {self.path.name}"), opened(self.path) as container:
+            stream, left_out = choose_film(container)
+            self.remarks.update(f"left out of videos: {what}" for what in left_out)
             if self.end is not None:
                 container.seek(int(max(0.0, self.times[0] - 0.25 / self.fps) / stream.time_base), stream=stream)
-            yield from frames_as_arrays(self._match(_sound(container.decode(stream))))
+            for frame in self._match(_timed(whole_frames(container.decode(stream)))):
+                yield shown(frame, stream.sample_aspect_ratio)
 
     def _match(self, frames: Iterator) -> Iterator:
         """The frames of the rows, in order; a frame too many, too few or beside its time is a ValueError."""
@@ -72,11 +73,9 @@ class VideoSlice:
             raise ValueError(f"the episode ends after {row} frames, it has {len(self.times)} rows")
 
 
-def _sound(frames: Iterator) -> Iterator:
-    """Frames, as long as they are whole and have a time."""
+def _timed(frames: Iterator) -> Iterator:
+    """Frames, as long as they have a time."""
     for number, frame in enumerate(frames):
-        if frame.is_corrupt:
-            raise ValueError(f"frame {number} is damaged")
         if frame.time is None:
             raise ValueError(f"frame {number} has no time stamp")
         yield frame

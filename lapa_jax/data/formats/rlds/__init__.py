@@ -20,7 +20,7 @@ from lapa_jax.data.formats.rlds import features as rlds_features
 from lapa_jax.data.formats.rlds import shards as rlds_shards
 from lapa_jax.data.formats.rlds.conventions import Convention, openness
 from lapa_jax.data.formats.rlds.oxe import CONVENTIONS
-from lapa_jax.data.images import open_frame
+from lapa_jax.data.image_files import open_frame
 
 FEATURES = {
     "image": "the convention's first camera; the others are image_<name>",

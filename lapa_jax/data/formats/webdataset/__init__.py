@@ -12,6 +12,7 @@ beside `.txt` (the instruction) and `.json`; those of the key `{episode}` alone 
 samples of one kind. Tars are never unpacked, their indexes are built in memory, and nothing is written beside them.
 """
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -23,12 +24,15 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.formats.base import COLUMNS, MAIN, Episode, Item, Listing, choose_cameras, folder_of
-from lapa_jax.data.formats.video import PICTURES, VIDEOS, Frames
+from lapa_jax.data.formats.image_folders import missing_numbers
 from lapa_jax.data.formats.webdataset import names as member_names
 from lapa_jax.data.formats.webdataset import tar_samples as samples
 from lapa_jax.data.formats.webdataset.members import Window
 from lapa_jax.data.formats.webdataset.tar_samples import ARRAY, KINDS, NONE, PAIR, STEP, VIDEO, Tar, camera_of
+from lapa_jax.data.image_files import ENDINGS as IMAGES
 from lapa_jax.data.shards.index import build_index
+from lapa_jax.data.video import ENDINGS as VIDEOS
+from lapa_jax.data.video import Video
 
 FEATURES = {
     "image": "pictures (.jpg, .png, .webp, ...) or the frames of a video; other cameras by the name before the ending",
@@ -70,13 +74,17 @@ def find(source: pathlib.Path, options: Mapping, exclude: pathlib.Path | None = 
         member_names.check_dots(tar, kinds[name])
         tar.close()  # there may be more tars than a process may have open files
     kind = _one_kind(tars, kinds, source)
+    if options["fps"] is not None and kind != VIDEO:
+        raise UserError(f"--fps resamples videos, and {source} holds {KINDS[kind]}: leave it at native")
     rows = {name: np.flatnonzero(kinds[name] == kind) for name in tars}
     notes, told = {"samples": KINDS[kind]}, 0
     if kind == STEP:
-        items, gaps = _steps(tars, rows)
+        items, missing = _steps(tars, rows)
         items = _with_texts(items, tars, kinds)
         told = sum("about" in item.at for item in items)
-        notes |= {"episodes_with_gaps_in_their_numbers": gaps} if gaps else {}
+        if any(missing):
+            notes |= {"episodes_with_gaps_in_their_numbers": sum(count > 0 for count in missing)}
+            notes |= {"frame_numbers_missing": sum(missing)}
         notes |= {"texts of whole episodes": told} if told else {}
     else:
         items = [_item(name, tars[name], int(row), kind) for name in tars for row in rows[name]]
@@ -164,8 +172,8 @@ class _Part:
         self.rows: list[int] = []
 
 
-def _steps(tars: Mapping[str, Tar], rows: Mapping[str, np.ndarray]) -> tuple[list[Item], int]:
-    """Episodes from steps, which may lie in several tars and in any order; and how many have gaps in their numbers."""
+def _steps(tars: Mapping[str, Tar], rows: Mapping[str, np.ndarray]) -> tuple[list[Item], list[int]]:
+    """Episodes from steps, which may lie in several tars and in any order; and how many numbers each of them lacks."""
     groups: dict[tuple[bool, str], dict[str, _Part]] = {}
     for name, tar in tars.items():
         for row, place in zip(rows[name].tolist(), _places(tar, rows[name])):
@@ -183,14 +191,14 @@ def _steps(tars: Mapping[str, Tar], rows: Mapping[str, np.ndarray]) -> tuple[lis
         # each tar counts its episodes anew
         episodes = [(episode, {name: part}) for episode, parts in episodes for name, part in parts.items()]
     names = Counter(episode for episode, _ in episodes)
-    items, gaps = [], 0
+    items, lacking = [], []
     for episode, parts in episodes:
         name = episode if names[episode] == 1 else f"{next(iter(parts)).removesuffix('.tar')}/{episode}"
-        item, whole = _step_item(name, parts, tars)
+        item, missing = _step_item(name, parts, tars)
         items.append(item)
-        gaps += not whole
+        lacking.append(missing)
     order = {name: i for i, name in enumerate(tars)}
-    return sorted(items, key=lambda item: (order[item.path], item.at["runs"][0][1])), gaps
+    return sorted(items, key=lambda item: (order[item.path], item.at["runs"][0][1])), lacking
 
 
 def _with_texts(items: list[Item], tars: Mapping[str, Tar], kinds: Mapping[str, np.ndarray]) -> list[Item]:
@@ -224,8 +232,8 @@ def _places(tar: Tar, rows: np.ndarray) -> Iterator[samples.Place]:
         yield samples.check_place(tar, row, place)
 
 
-def _step_item(name: str, parts: Mapping[str, _Part], tars: Mapping[str, Tar]) -> tuple[Item, bool]:
-    """The item of an episode whose steps lie in one or more tars, and whether its numbers have no gaps."""
+def _step_item(name: str, parts: Mapping[str, _Part], tars: Mapping[str, Tar]) -> tuple[Item, int]:
+    """The item of an episode whose steps lie in one or more tars, and how many numbers are missing between them."""
     steps = sorted((n, tar, row) for tar, part in parts.items() for n, row in zip(part.numbers, part.rows))
     runs: list[list] = []
     for _, tar, row in steps:
@@ -234,8 +242,7 @@ def _step_item(name: str, parts: Mapping[str, _Part], tars: Mapping[str, Tar]) -
         else:
             runs.append([tar, row, 1])
     size = sum(tars[tar].bytes_of(part.rows) for tar, part in parts.items())
-    whole = steps[-1][0] - steps[0][0] == len(steps) - 1
-    return Item(name, runs[0][0], {"kind": STEP, "runs": runs}, size), whole
+    return Item(name, runs[0][0], {"kind": STEP, "runs": runs}, size), missing_numbers([(n,) for n, _, _ in steps])
 
 
 def standardize(source: pathlib.Path, item: Item, options: Mapping) -> Episode:
@@ -257,20 +264,23 @@ def _video(tar: Tar, row: int, options: Mapping) -> Episode:
     fields = _cameras([(tar, row)], VIDEOS)
     chosen = choose_cameras(list(fields), options["cameras"], MAIN)
     values = samples.values_of(tar, row, 2)
-    cameras = {}
+    if options["fps"] is not None and values.columns:
+        raise ValueError(f"{tar.key(row)} has arrays of a row a frame, and --fps would drop frames: leave it at native")
+    images = {f".{field}" for field in tar.fields(row) if camera_of(field, IMAGES)}
+    left = values.left_out | images | _left_cameras(fields, chosen)
+    cameras, remarks = {}, Counter()
     for camera, member in (chosen or choose_cameras(list(fields), "all", MAIN)).items():
-        cameras[member] = Frames(Window(tar.path, *tar.place(row, fields[camera][0])), "video", None)
-        cameras[member].open()
-    fps = values.fps or cameras[MAIN].fps
-    pictures = {f".{field}" for field in tar.fields(row) if camera_of(field, PICTURES)}
-    left = values.left_out | pictures | _left_cameras(fields, chosen)
-    return _episode(cameras, values.columns, values.text, values.task, fps, left)
+        window = Window(tar.path, *tar.place(row, fields[camera][0]))
+        cameras[member] = Video(window, options["fps"], None if options["fps"] else values.fps, remarks).open()
+        left |= {f"{what} of .{fields[camera][0]}" for what in cameras[member].left_out}
+    episode = _episode(cameras, values.columns, values.text, values.task, cameras[MAIN].fps, left)
+    return dataclasses.replace(episode, remarks=remarks)
 
 
 def _pair(tar: Tar, row: int, options: Mapping) -> Episode:
     """What belongs to a pair belongs to its first frame: its action and codes lead to the second."""
     choose_cameras([MAIN], options["cameras"])
-    fields = _cameras([(tar, row)], PICTURES)
+    fields = _cameras([(tar, row)], IMAGES)
     values = samples.values_of(tar, row, 1)
     columns = {name: rows[None] for name, rows in values.columns.items()}
     left = values.left_out | _left_cameras(fields, ("t", "t1")) | ({"fps (json)"} if values.fps else set())
@@ -320,7 +330,7 @@ def _left_cameras(fields: Mapping, chosen) -> set[str]:
 def _step_episode(
     places: Sequence[tuple[Tar, int]], about: tuple[Tar, int] | None, options: Mapping
 ) -> Episode:
-    fields = _cameras(places, PICTURES)
+    fields = _cameras(places, IMAGES)
     chosen = choose_cameras(list(fields), options["cameras"], MAIN) if fields else {}
     values = [samples.values_of(tar, row, 1) for tar, row in places]
     keys = [tar.key(row) for tar, row in places]

@@ -8,9 +8,10 @@ import re
 import numpy as np
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.data.formats.video import PICTURES, VIDEOS
 from lapa_jax.data.formats.webdataset.tar_samples import NONE, Tar, camera_of
+from lapa_jax.data.image_files import ENDINGS as IMAGES
 from lapa_jax.data.shards.index import TarIndex
+from lapa_jax.data.video import ENDINGS as VIDEOS
 
 _CLASSIC = re.compile(r"(.+)_(t|t1|image(?:_[A-Za-z]\w*?)?|action|state|latent|feature)", re.DOTALL)
 _SUSPICIOUS = re.compile(r"^[0-9]+$|[_-][0-9]{3,}$|\.")
@@ -57,7 +58,7 @@ def check_dots(source: Tar, kind: np.ndarray) -> None:
     A camera's name is suspicious where it is a number, ends in a long one, or has a dot itself. Numbers are cameras
     only where the key is one of leading zeros; the others where no more of them occur than samples that have them.
     """
-    fields = [f for f in source.index.fields if _SUSPICIOUS.search(camera_of(f, VIDEOS + PICTURES) or "")]
+    fields = [f for f in source.index.fields if _SUSPICIOUS.search(camera_of(f, VIDEOS + IMAGES) or "")]
     if not fields:
         return
     columns = [source.index.fields.index(field) for field in fields]
@@ -67,7 +68,7 @@ def check_dots(source: Tar, kind: np.ndarray) -> None:
     key, field = source.key(rows[0]), next(f for f in source.fields(rows[0]) if f in fields)
     number = re.search(r"([0-9]*)$", key)[1]
     counted = len(number) >= 4 and number.startswith("0")
-    cameras = {f: camera_of(f, VIDEOS + PICTURES) for f in fields}
+    cameras = {f: camera_of(f, VIDEOS + IMAGES) for f in fields}
     if (any(name.isdigit() for name in cameras.values()) and not counted) or len(fields) > min(len(rows), _CAMERAS):
         raise UserError(
             f"{source.path}: '{key}.{field}' would be camera '{cameras[field]}' of sample '{key}', "

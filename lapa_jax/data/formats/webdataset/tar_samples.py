@@ -10,11 +10,12 @@ import numpy as np
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.formats.base import COLUMNS, MAIN
 from lapa_jax.data.formats.instructions import as_instruction, like_instruction
-from lapa_jax.data.formats.video import PICTURES, VIDEOS
 from lapa_jax.data.formats.webdataset import members
+from lapa_jax.data.image_files import ENDINGS as IMAGES
 from lapa_jax.data.shards import tar
 from lapa_jax.data.shards.files import Files
 from lapa_jax.data.shards.index import TarIndex
+from lapa_jax.data.video import ENDINGS as VIDEOS
 
 NONE, STEP, ARRAY, PAIR, VIDEO = range(5)
 KINDS = ("nothing known", "single frames or steps", "arrays without pictures", "frame pairs", "videos")
@@ -29,7 +30,7 @@ STEP_FIELDS = ("step", "step_index", "frame_index", "frame_idx")
 
 _IMAGES = (".heic", ".avif", ".jp2", ".jxl", ".exr", ".image.npy", ".rgb.npy", ".jpg.npy")
 _REMEDIES = {
-    "images": f"images are {', '.join(PICTURES)}, and videos {', '.join(VIDEOS)}",
+    "images": f"images are {', '.join(IMAGES)}, and videos {', '.join(VIDEOS)}",
     "actions": "they are read from .action.npy, or `action` in .npz or .json",
     "instructions": "they are read from .txt, or in .json from " + ", ".join(TEXT_FIELDS),
 }
@@ -125,13 +126,13 @@ class Tar:
 def kinds(source: Tar) -> np.ndarray:
     """int8[N], the kind of each sample of a tar. Half a pair is a `UserError`."""
     video = source.having(lambda field: camera_of(field, VIDEOS))
-    halves = [source.having(lambda field, n=name: camera_of(field, PICTURES) == n) for name in ("t", "t1")]
+    halves = [source.having(lambda field, n=name: camera_of(field, IMAGES) == n) for name in ("t", "t1")]
     halves = [half & ~video for half in halves]
     lonely = np.flatnonzero(halves[0] != halves[1])
     if len(lonely):
         lacking = f"sample '{source.key(lonely[0])}' lacks one of its two frames, .t.jpg and .t1.jpg"
         raise UserError(f"{source.path}: {lacking}")
-    picture = source.having(lambda field: camera_of(field, PICTURES))
+    picture = source.having(lambda field: camera_of(field, IMAGES))
     npz = source.having(lambda field: field.lower() == "npz")
     numbers = source.having(_is_column)
     kind = np.select([video, halves[0], picture, npz], [VIDEO, PAIR, STEP, ARRAY], NONE).astype(np.int8)
@@ -181,7 +182,7 @@ def values_of(source: Tar, row: int, ndim: int) -> Values:
             texts["txt"] = source.parse(row, field, members.load_text)
         elif plain == "json" and isinstance(value := source.parse(row, field, members.load_json), dict):
             facts = value
-        elif camera_of(field, VIDEOS + PICTURES) is None:
+        elif camera_of(field, VIDEOS + IMAGES) is None:
             left.add(f".{field}")
     for name, value in facts.items():
         if name in ALIASES and isinstance(value, list):

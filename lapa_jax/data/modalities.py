@@ -1,0 +1,69 @@
+"""Depth maps, masks and the like, told from colour images by their names."""
+
+import re
+from collections.abc import Iterable
+
+DEPTH = frozenset(
+    "depth depths depthmap depthmaps disparity disparities mask masks seg segs segm segmap segmaps segmentation "
+    "segmentations semantic semantics annotations normals".split()
+)
+"""Words that name images which are no colours: depth, masks, surface normals."""
+
+COLOUR = frozenset(
+    "rgb color colors colour colours image images img imgs frame frames picture pictures photo photos video videos jpg "
+    "jpeg png jpegimages".split()
+)
+"""Words that only say that something is an image."""
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_a-zA-Z]+")
+
+
+def words(name: str) -> list[str]:
+    """The words of a file's or camera's name in lower case: "wristDepth_01" has wrist and depth."""
+    return [word.lower() for word in _WORD.findall(name)]
+
+
+def is_depth(name: str) -> bool:
+    """Whether a name says that something holds depth, masks or normals."""
+    return not DEPTH.isdisjoint(words(name))
+
+
+def is_all_depth(name: str) -> bool:
+    """Whether a name says nothing but that."""
+    found = words(name)
+    return bool(found) and set(found) <= DEPTH | COLOUR and not DEPTH.isdisjoint(found)
+
+
+def subject(name: str) -> tuple[str, ...]:
+    """What a name says beside the kind of its images, numbers included: that of colour and depth of one thing is equal.
+
+    "clip_3_depth" and "clip_3_rgb" both give ("clip", "3").
+    """
+    parts = re.findall(rf"\d+|{_WORD.pattern}", name)
+    return tuple(part.lower() for part in parts if part.lower() not in DEPTH | COLOUR)
+
+
+def beside_colour(paths: Iterable[str]) -> list[str]:
+    """Of files and folders those that hold depth or masks of what another of them shows in colour.
+
+    A path is one where a part of it says depth or mask, and there is another path that does not and has the same
+    subject ("depth/clip1" and "rgb/clip1", "clip1_mask" and "clip1"), or lies in the same folder as the part that
+    says nothing else ("clip1/depth" and "clip1/left").
+
+    Args:
+      paths: relative, with "/" between their parts and without endings.
+    """
+    parts = {path: [part for part in path.split("/") if part != "."] for path in paths}
+    colour = {path: own for path, own in parts.items() if not any(map(is_depth, own))}
+    subjects = {_subject(own) for own in colour.values()}
+    folders = {tuple(own[:depth]) for own in colour.values() for depth in range(len(own))}
+    found = []
+    for path, own in parts.items():
+        alone = any(is_all_depth(part) and tuple(own[:i]) in folders for i, part in enumerate(own))
+        if path not in colour and (alone or _subject(own) in subjects):
+            found.append(path)
+    return found
+
+
+def _subject(parts: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+    return tuple(own for own in map(subject, parts) if own)
