@@ -5,9 +5,9 @@ from collections.abc import Iterable
 
 DEPTH = frozenset(
     "depth depths depthmap depthmaps disparity disparities mask masks seg segs segm segmap segmaps segmentation "
-    "segmentations semantic semantics annotations normals".split()
+    "segmentations semantic semantics annotations normals flow points pointcloud pointmap xyz heatmap heatmaps".split()
 )
-"""Words that name images which are no colours: depth, masks, surface normals."""
+"""Words that name what has the shape of images and shows no colours."""
 
 COLOUR = frozenset(
     "rgb color colors colour colours image images img imgs frame frames picture pictures photo photos video videos jpg "
@@ -24,7 +24,7 @@ def words(name: str) -> list[str]:
 
 
 def is_depth(name: str) -> bool:
-    """Whether a name says that something holds depth, masks or normals."""
+    """Whether a name says that something holds depth, masks, normals, points or flow."""
     return not DEPTH.isdisjoint(words(name))
 
 

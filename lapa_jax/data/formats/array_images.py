@@ -6,15 +6,14 @@ or of varying length.
 """
 
 import math
-import re
 from collections.abc import Iterator
 
 import numpy as np
 
+from lapa_jax.data import modalities
+
 LAST, FIRST, FILES = "channels last", "channels first", "encoded"
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n")
-_OTHER = re.compile(r"depth|disparity|segm|mask|normal|flow|point|xyz|heat")
-"""In names of arrays that have the shape of images and show something else; only asked where the dtype is not uint8."""
 _BLOCK = 32 << 20
 _SMALLEST = 8
 """Pixels a side; a 4-d array of fewer is no image."""
@@ -32,7 +31,7 @@ def layout(name: str, array) -> str | None:
         kind = LAST if shape[3] in (3, 4) else FIRST if shape[1] == 3 else None
         # keypoints and poses have four axes and a last one of 3 as well: only bytes are images whatever their size
         sides = shape[1:3] if kind == LAST else shape[2:]
-        return kind if dtype == np.uint8 or (min(sides) >= _SMALLEST and not _OTHER.search(name.lower())) else None
+        return kind if dtype == np.uint8 or (min(sides) >= _SMALLEST and not modalities.is_depth(name)) else None
     # rows of bytes of one length, or a text or a vector of bytes a row; h5py marks the latter, pickled objects are none
     rows = len(shape) == 2 and dtype == np.uint8 or len(shape) == 1 and (dtype.kind in "SV" or bool(dtype.metadata))
     return FILES if rows and shape[0] and _row_bytes(array[0]).startswith(_MAGIC) else None
@@ -112,7 +111,7 @@ def describe(name: str, array) -> str:
 def like_images(name: str, array) -> bool:
     """Whether an array looks like images, whatever keeps it from being read as such; depth maps and masks do not."""
     shape = array.shape or ()
-    if _OTHER.search(name.lower()) or array.dtype.kind not in "uif" or min(shape, default=0) < 1:
+    if modalities.is_depth(name) or array.dtype.kind not in "uif" or min(shape, default=0) < 1:
         return False
     if len(shape) == 3:
         return array.dtype == np.uint8 and min(shape[1:]) >= _SMALLEST
