@@ -207,9 +207,9 @@ def smallest_vision_language_model(config: ml_collections.ConfigDict) -> None:
 # Variants for tests
 
 
-def shortest(config: ml_collections.ConfigDict, steps: int = 8) -> None:
-    """A run of a few steps on a few samples, which still logs, evaluates and saves in between."""
+def shortest(config: ml_collections.ConfigDict) -> None:
+    """A run of four steps on a few samples, which still logs, evaluates and saves in between."""
     config.data.update({"eval_examples": 32, "threads": 1, "prefetch": 2})
-    config.train.update({"steps": steps, "batch_size": 8, "eval_batch_size": 16, "log_every": 1,
-                         "eval_every": steps // 2, "save_every": steps // 2, "tensorboard": False})  # fmt: skip
+    config.train.update({"steps": 4, "batch_size": 8, "eval_batch_size": 16, "log_every": 1, "eval_every": 2,
+                         "save_every": 2, "tensorboard": False})  # fmt: skip
     config.optim.warmup_steps = 0

@@ -83,7 +83,7 @@ def test(config: ml_collections.ConfigDict) -> None:
     tiny(config)
     common.shortest(config)
     config.model.update({"hidden_dim": 16, "embedding_dim": 16, "decoder_dim": 16, "partial_dim": 16,
-                         "topo_samples": 8, "discovery_rows": 400, "max_clusters": 4})  # fmt: skip
+                         "topo_samples": 8, "discovery_rows": 400, "max_clusters": 2})  # fmt: skip
 
 
 VARIANTS = {"small": small, "tiny": tiny, "test": test}

@@ -110,7 +110,7 @@ def test(config: ml_collections.ConfigDict) -> None:
     tiny(config)
     common.shortest(config)
     config.model.update({"dim": 32, "heads": 2, "dim_head": 16, "spatial_depth": 1, "decoder_depth": 1,
-                         "view_shift": 0, "codebook_init": "normal", "replacement_schedule": ((6, 2),)})  # fmt: skip
+                         "view_shift": 0, "codebook_init": "normal", "replacement_schedule": ((4, 2),)})  # fmt: skip
 
 
 VARIANTS = {"features": features, "cosine": cosine, "small": small, "tiny": tiny, "test": test}

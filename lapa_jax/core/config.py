@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import json
 import pathlib
+import re
 import sys
 import textwrap
 import types
@@ -203,7 +204,8 @@ def complete(package: str, spec: Mapping, source, seed: int) -> dict:
       ConfigError: an unknown model or field.
     """
     plain = to_json(ml_collections.ConfigDict(dict(spec)))
-    module, _ = _resolve(package, plain)
+    module, given = _resolve(package, plain)
+    fields.check_values(module.Model, {key: _freeze(value) for key, value in given.items() if value is not None})
     if not hasattr(module, "from_data"):
         return dict(from_json(plain))
     found = {**plain, **module.from_data(dict(plain), source, seed)}
@@ -222,13 +224,19 @@ def build(package: str, spec: Mapping, **extra):
       **extra: further fields that do not come from the config.
 
     Returns:
-      The object, whose values its declared fields (`core.fields`) and its `check()` have accepted.
+      The object, after `check` has accepted it.
     """
     module, given = _resolve(package, {**dict(spec), **extra})
     built = module.Model(**{key: _field(package, value) for key, value in given.items()})
-    fields.check(built)
-    built.check()
+    check(built)
     return built
+
+
+def check(model) -> None:
+    """Refuses a model whose fields hold what they do not declare (`core.fields`), or do not fit together (its own
+    `check()`)."""
+    fields.check(model)
+    model.check()
 
 
 def _resolve(package: str, spec: Mapping):
@@ -262,9 +270,10 @@ def _freeze(value):
 
 
 def _modules(package: str) -> list[str]:
-    """The modules of a package that define a `Model`, by their source: what only helps a model is not offered."""
+    """The modules of a package that define a `Model` that is not abstract, by their source: others are not offered."""
     root = pathlib.Path(next(iter(importlib.import_module(package).__path__)))
-    files = [path.relative_to(root) for path in root.rglob("*.py") if "\nclass Model(" in path.read_text("utf-8")]
+    defined = re.compile(r"^class Model\((?!.*\bABC\b)", re.MULTILINE)
+    files = [path.relative_to(root) for path in root.rglob("*.py") if defined.search(path.read_text("utf-8"))]
     return sorted(".".join(f.parent.parts if f.stem == "__init__" else f.with_suffix("").parts) for f in files)
 
 

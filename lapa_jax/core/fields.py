@@ -15,6 +15,7 @@ import math
 import re
 import types
 import typing
+from collections.abc import Mapping
 from typing import Annotated, Literal, NamedTuple
 
 from lapa_jax.core.errors import UserError, did_you_mean
@@ -43,6 +44,10 @@ Count = Annotated[int, Range(1)]
 """A whole number of at least 1."""
 Share = Annotated[float, Range(0, below=1)]
 """A number of at least 0 and less than 1."""
+Dtype = Literal["float32", "bfloat16"]
+"""What a model computes in; its parameters are float32."""
+Remat = Literal["none", "dots", "full"]
+"""What the backward pass keeps, see `nn.transformer.REMAT_POLICIES`."""
 FILLED = "filled in"
 """Marks a field that may be None in a config, and is filled in from the data before the model is built."""
 FromData = Annotated[int | None, Range(1), FILLED]
@@ -50,15 +55,21 @@ FromData = Annotated[int | None, Range(1), FILLED]
 
 
 def check(instance) -> None:
-    """Refuses values that the fields of a dataclass do not declare.
+    """`check_values` of all fields of a dataclass."""
+    names = [field.name for field in dataclasses.fields(instance)]
+    check_values(type(instance), {name: getattr(instance, name) for name in names})
+
+
+def check_values(cls: type, values: Mapping[str, object]) -> None:
+    """Refuses values of fields that these do not declare.
 
     Checked are `Literal`, numbers annotated with a `Range`, and tuples of these; other types are not.
 
     Raises:
       UserError: a value that is none of the choices, no whole number where one is declared, or out of its bounds.
     """
-    for field in dataclasses.fields(instance):
-        if wrong := _problem(field.name, field.type, getattr(instance, field.name)):
+    for field in dataclasses.fields(cls):
+        if field.name in values and (wrong := _problem(field.name, field.type, values[field.name])):
             raise UserError(wrong)
 
 
@@ -91,7 +102,9 @@ def describe(cls: type) -> dict[str, str]:
     found = {}
     for base in reversed(cls.__mro__):
         text = inspect.cleandoc(base.__dict__.get("__doc__") or "")
-        text = re.sub(r"\s+", " ", re.split(r"Attributes[^:\n]*:", text, maxsplit=1)[-1])
+        # "Attributes:", or "Attributes: those of `Base`, and"
+        text = re.split(r"\bAttributes(?:: those of .*$|[^:\n]*:)", text, maxsplit=1, flags=re.MULTILINE)[-1]
+        text = re.sub(r"\s+", " ", text)
         entries = [match for match in re.finditer(r"(?:(?<=[.;] )|(?<=^ ))(\w+(?:, \w+)*): ", text)
                    if set(match[1].split(", ")) <= names]  # fmt: skip
         for entry, following in zip(entries, [*entries[1:], None]):
@@ -115,7 +128,7 @@ def _problem(name: str, annotation, value) -> str | None:
         return None
     types_ = typing.get_args(arguments[0]) or (arguments[0],)
     if value is None and types.NoneType in types_:
-        return f"{name} is not set; the data tell it, where there are some" if FILLED in arguments else None
+        return f"{name} is None; the data tell it, where there are some" if FILLED in arguments else None
     whole = float not in types_
     number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if number and bounds.holds(value):

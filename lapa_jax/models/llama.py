@@ -1,18 +1,18 @@
 """Llama (Touvron et al. 2023), by default Llama-2 7B: tokens or embeddings to hidden states and to logits."""
 
+from typing import Annotated, Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.core.errors import UserError
+from lapa_jax.core.fields import Count, Dtype, Range, Remat
 from lapa_jax.models import base
 from lapa_jax.nn.attention import Cache
 from lapa_jax.nn.decoder import Decoder
 from lapa_jax.nn.linear import Linear
-from lapa_jax.nn.transformer import REMAT_POLICIES
 
-HEADS = ("own", "tied", "none")
-DTYPES = ("float32", "bfloat16")
 # `config.mesh.rules` for a model whose decoder is "llm": kernels [layers, in, out] are split over "fsdp" and over
 # "tensor" in such a way that a block adds up its devices' parts twice, behind attention and behind feed-forward
 # (Shoeybi et al. 2019). The embedding is split by features: every device then looks up its part of all tokens.
@@ -29,27 +29,29 @@ class Model(base.Part):
     """A text decoder.
 
     Attributes:
-      vocab: number of tokens. dim, depth, heads, hidden, eps: sizes and the norms' eps.
-      kv_heads: heads of keys and values, a divisor of `heads`; None for as many. dim_head: None for dim / heads.
+      vocab: number of tokens. dim: width of a token. depth: blocks. heads: of the attention. hidden: width of the
+        feed-forward. eps: of the norms.
+      kv_heads: heads of keys and values, a divisor of `heads`; None for as many. dim_head: width of a head;
+        None for dim / heads.
       rotary: base of the rotary positions ("rope theta").
       head: where logits come from: a matrix of their own ("own"), the embedding's ("tied"), or there are none ("none").
       flash: cuDNN's fused attention; needs an NVIDIA GPU and dtype "bfloat16".
       dtype: "float32" or "bfloat16", of the computation; parameters are float32. remat: see `REMAT_POLICIES`.
     """
 
-    vocab: int = 32000
-    dim: int = 4096
-    depth: int = 32
-    heads: int = 32
-    hidden: int = 11008
-    kv_heads: int | None = None
-    dim_head: int | None = None
+    vocab: Count = 32000
+    dim: Count = 4096
+    depth: Count = 32
+    heads: Count = 32
+    hidden: Count = 11008
+    kv_heads: Annotated[int | None, Range(1)] = None
+    dim_head: Annotated[int | None, Range(1)] = None
     rotary: float = 10000.0
     eps: float = 1e-5
-    head: str = "own"
+    head: Literal["own", "tied", "none"] = "own"
     flash: bool = False
-    dtype: str = "float32"
-    remat: str = "none"
+    dtype: Dtype = "float32"
+    remat: Remat = "none"
 
     def setup(self):
         self.embedding = self.param("embedding", nn.initializers.normal(0.02), (self.vocab, self.dim))
@@ -60,19 +62,13 @@ class Model(base.Part):
 
     @nn.nowrap
     def check(self) -> None:
-        """Raises UserError for fields that cannot work, with what to change."""
-        for name in ("vocab", "dim", "depth", "heads", "hidden"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)!r}; it must be a whole number, at least 1")
+        """Raises UserError for fields that do not fit together, with what to change."""
         if self.dim_head is None and self.dim % self.heads:
             raise UserError(f"dim {self.dim} is not a multiple of the heads, {self.heads}; change one or give dim_head")
         if self._sizes()["dim_head"] % 2:
             raise UserError(f"heads of {self._sizes()['dim_head']} features; rotary positions turn pairs of them")
-        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
+        if self.kv_heads is not None and self.heads % self.kv_heads:
             raise UserError(f"kv_heads {self.kv_heads} does not divide the heads, {self.heads}")
-        for name, choices in (("head", HEADS), ("dtype", DTYPES), ("remat", REMAT_POLICIES)):
-            if getattr(self, name) not in choices:
-                raise UserError(f"{name} is '{getattr(self, name)}'{did_you_mean(getattr(self, name), choices)}")
         if self.flash and self.dtype != "bfloat16":
             raise UserError(f"flash attention computes in bfloat16, dtype is '{self.dtype}'; set one of them otherwise")
 

@@ -11,19 +11,19 @@ class GEGLU(nn.Module):
     """Linear to 2 x hidden, value times gelu(gate), linear back; no biases. Normalising the input is the caller's part.
 
     Attributes:
-      multiple: the hidden width is `int(multiple * 2/3 * dim)`, which keeps the parameter count of a plain
-        feed-forward of `multiple * dim`. 4 is the official value: 2730 for dim 1024.
+      mlp_ratio: the hidden width is `int(mlp_ratio * 2/3 * dim)`, which keeps the parameter count of a plain
+        feed-forward of `mlp_ratio * dim`. 4 is the official value: 2730 for dim 1024.
       dtype: dtype of the computation; parameters are float32.
     """
 
-    multiple: int = 4
+    mlp_ratio: float = 4.0
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [..., D] -> [..., D] in `dtype`."""
         dim = x.shape[-1]
-        hidden = int(self.multiple * 2 / 3 * dim)
+        hidden = int(self.mlp_ratio * 2 / 3 * dim)
         up = Linear(2 * hidden, use_bias=False, dtype=self.dtype, name="up")
         down = Linear(dim, use_bias=False, dtype=self.dtype, name="down")
         value, gate = jnp.split(up(x), 2, axis=-1)

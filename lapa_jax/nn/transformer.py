@@ -32,6 +32,7 @@ class Block(nn.Module):
     axes: tuple[int, int, int]
     cross: bool
     raw_kv: bool
+    mlp_ratio: float
     dtype: jnp.dtype
 
     @nn.compact
@@ -50,7 +51,7 @@ class Block(nn.Module):
             attention = Attention(self.heads, self.dim_head, cosine=True, null_kv=2, dtype=self.dtype, name="cross")
             x = x + attention(y, context)
         y = LayerNorm(dtype=self.dtype, name="feedforward_norm")(x)
-        return x + GEGLU(dtype=self.dtype, name="feedforward")(y), None
+        return x + GEGLU(self.mlp_ratio, dtype=self.dtype, name="feedforward")(y), None
 
 
 def run_stack(block: nn.Module, depth: int, remat: str, x: jax.Array, *rest, in_axes: Sequence = ()):
@@ -102,6 +103,7 @@ class Transformer(nn.Module):
       axes: where (time, rows, columns) lie in that view, counted with the leading axis: (1, 2, 3) for view (T, H, W).
       cross: whether blocks attend to a context after attending to themselves, with two learned null keys.
       raw_kv: keys and values of the self-attention come from the block's input before its norm (official weights).
+      mlp_ratio: width of the feed-forward relative to that of the tokens, see `GEGLU`.
       dtype: dtype of the computation; parameters, norms' statistics and softmax are float32.
       remat: "none", "dots" (keep matrix products) or "full" (keep block inputs only): memory against recomputation.
     """
@@ -113,6 +115,7 @@ class Transformer(nn.Module):
     axes: tuple[int, int, int] = (1, 2, 3)
     cross: bool = False
     raw_kv: bool = False
+    mlp_ratio: float = 4.0
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
 
@@ -134,6 +137,7 @@ class Transformer(nn.Module):
           [N, L, D] in `dtype`.
         """
         view = None if self.view is None else tuple(self.view)
-        block = Block(self.heads, self.dim_head, view, self.axes, self.cross, self.raw_kv, self.dtype, name="layers")
+        block = Block(self.heads, self.dim_head, view, self.axes, self.cross, self.raw_kv, self.mlp_ratio, self.dtype,
+                      name="layers")  # fmt: skip
         x, _ = run_stack(block, self.depth, self.remat, x.astype(self.dtype), bias, context, mask)
         return LayerNorm(use_bias=False, dtype=self.dtype, name="norm_out")(x)

@@ -2,23 +2,23 @@
 that are interpolated to other image sizes."""
 
 import functools
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.core.errors import UserError
+from lapa_jax.core.fields import Count, Dtype, Range, Remat
 from lapa_jax.nn.attention import Attention
 from lapa_jax.nn.feedforward import exact_gelu
 from lapa_jax.nn.linear import Linear
 from lapa_jax.nn.norm import LayerNorm
 from lapa_jax.nn.patches import patch_grid, to_patches
-from lapa_jax.nn.transformer import REMAT_POLICIES, run_stack
+from lapa_jax.nn.transformer import run_stack
 
 GELU = {"exact": exact_gelu, "tanh": functools.partial(jax.nn.gelu, approximate=True)}
-DTYPES = ("float32", "bfloat16")
 
 
 class VitBlock(nn.Module):
@@ -74,20 +74,20 @@ class VisionTower(nn.Module):
       LAYER_SCALE, CLASS_TOKEN: the block's scales; whether a class token goes first.
     """
 
-    image_size: int
-    patch: int
-    dim: int
-    depth: int
-    heads: int
-    hidden: int
+    image_size: Count
+    patch: Count
+    dim: Count
+    depth: Count
+    heads: Count
+    hidden: Count
     eps: float = 1e-6
-    registers: int = 0
+    registers: Annotated[int, Range(0)] = 0
     layer: int = -1
-    gelu: str | None = None
+    gelu: Literal[None, "exact", "tanh"] = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
-    dtype: str = "float32"
-    remat: str = "none"
+    dtype: Dtype = "float32"
+    remat: Remat = "none"
 
     MEAN: ClassVar[tuple[float, float, float]]
     STD: ClassVar[tuple[float, float, float]]
@@ -97,10 +97,7 @@ class VisionTower(nn.Module):
 
     @nn.nowrap
     def check(self) -> None:
-        """Raises UserError for fields that cannot work, with what to change."""
-        for name, least in (("dim", 1), ("depth", 1), ("heads", 1), ("hidden", 1), ("patch", 1), ("registers", 0)):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)!r}; it must be a whole number, at least {least}")
+        """Raises UserError for fields that do not fit together, with what to change."""
         patch_grid((self.image_size, self.image_size), self.patch)
         if self.dim % self.heads:
             raise UserError(f"dim {self.dim} is not a multiple of the heads, {self.heads}")
@@ -108,9 +105,6 @@ class VisionTower(nn.Module):
             raise UserError(f"layer is {self.layer} with {self.depth} blocks; give -1 (last) or -2 (second to last)")
         if self.registers and not self.CLASS_TOKEN:
             raise UserError(f"registers is {self.registers}; this model has none")
-        for name, choices in (("gelu", (None, *GELU)), ("dtype", DTYPES), ("remat", REMAT_POLICIES)):
-            if getattr(self, name) not in choices:
-                raise UserError(f"{name} is '{getattr(self, name)}'{did_you_mean(getattr(self, name), choices)}")
         for name in ("mean", "std"):
             if (value := getattr(self, name)) is not None and (len(value) != 3 or (name == "std" and min(value) <= 0)):
                 raise UserError(f"{name} is {value!r}; three numbers are needed, one a channel, above 0 for std")

@@ -15,7 +15,7 @@ VARIANTS = {"laq": ("features", "cosine", "small", "tiny", "test"), "laq_conv": 
             "fsq": ("small", "tiny", "test"), "mstcn": ("small", "lift", "tiny", "test"),
             "feature_vq": ("small", "tiny", "test"), "icl": ("image", "frozen", "tokens", "small", "tiny", "test"),
             "vla_latent": ("lapa", "1b", "small", "tiny", "test"),
-            "vla_action": ("latent", "chunk", "small", "tiny", "test")}  # fmt: skip
+            "vla_action": ("bins", "latent", "chunk", "flow", "small", "tiny", "test")}  # fmt: skip
 SITES, DATA = (sorted(folder.glob("*.yaml")) for folder in (FOLDER / "site", FOLDER / "data"))
 
 
@@ -56,10 +56,11 @@ def test_features_and_cosine_keep_what_each_sets():
 
 
 def test_heads_and_sizes_of_a_policy_combine_in_any_order():
-    for head, size in itertools.product(("latent", "chunk"), ("tiny", "small", "test")):
+    for head, size in itertools.product(("bins", "latent", "chunk", "flow"), ("tiny", "small", "test")):
         one, two = load(f"vla_action.py:{head}+{size}"), load(f"vla_action.py:{size}+{head}")
         assert {**one.to_dict(), "name": ""} == {**two.to_dict(), "name": ""}
-        assert one.model.head == head and one.model.chunk_length == (8 if head == "chunk" else 1)
+        assert one.model.head.name == f"policies.heads.{head}"
+        assert one.model.chunk_length == (8 if head in ("chunk", "flow") else 1)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

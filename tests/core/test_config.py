@@ -299,3 +299,7 @@ def test_build_refuses_unknown_names_and_fields():
         config_lib.build("lapa_jax.models", {"name": "tokenizers.laqq"})
     with pytest.raises(ConfigError, match="no field 'dimm'; did you mean 'dim'"):
         config_lib.build("lapa_jax.models", {"name": "tokenizers.laq", "dimm": 3})
+    for helper in ("base", "tokenizers.laq.metrics", "policies.vision_language"):
+        with pytest.raises(ConfigError, match=f"'{helper}' is no model of lapa_jax.models") as error:
+            config_lib.build("lapa_jax.models", {"name": helper})
+        assert "metrics'" not in str(error.value).partition(";")[2] and "base" not in str(error.value).partition(";")[2]

@@ -27,7 +27,6 @@ def test_every_recipe_is_a_model_that_can_be_built(root, shards, recipe, steps):
     loaded = config_lib.load(f"{root}/configs/{config}", given)
     source = pipeline.build(loaded.data.to_dict(), "train")
     built = config_lib.build("lapa_jax.models", config_lib.complete("lapa_jax.models", loaded.model, source, 0))
-    built.check()
     assert built.example(1)["action"].shape == (1, steps, 4)
     if recipe.startswith("fsq"):
         share = {"fsq_eighth": 8, "fsq_quarter": 4, "fsq_half": 2}.get(recipe, 1)

@@ -1,5 +1,7 @@
 """Models that compute in bfloat16 neither read nor write their numbers on its grid, whose steps are 0.004 near 1."""
 
+import typing
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -84,7 +86,7 @@ WRITTEN = {
         normal(3, 4, 32), normal(3, 4, 8), jnp.zeros((2, 4, 4))),
     **{f"laq_conv, {pooling}": lambda pooling=pooling: made_and_called(
         laq_conv.PairEncoder((16, 32), 1, 8, 4, 8, pooling, HALF), normal(3, 2, 16, 16, 3))
-       for pooling in laq_conv.POOLINGS},
+       for pooling in typing.get_args(laq_conv.Pooling)},
     "mstcn": lambda: made_and_called(
         MultiStage(2, 2, 16, 7, dtype=HALF), normal(4, 10, 7), jnp.ones((4, 10)), train=False),
     "fsq": lambda: made_and_called(Resampler(6, 5, 16, 1, 2, 8, HALF), normal(4, 6, 4)),

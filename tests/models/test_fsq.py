@@ -282,7 +282,7 @@ def test_bfloat16_computes_in_half_and_quantises_in_single_precision():
         ({"tokens": 7}, "tokens is 7 for chunks of 6 steps"),
         ({"tokens": 0}, "tokens is 0"),
         ({"patch": 4}, "patch 4 does not divide chunk_length 6"),
-        ({"action_dim": None}, "action_dim is not set; the data tell it"),
+        ({"action_dim": None}, "action_dim is None; the data tell it"),
         ({"low": None}, "low has 0 numbers for 3"),
         ({"high": (1.0,)}, "high has 1 numbers for 3"),
         ({"grippers": (3,)}, "gripper dimension 3 does not exist"),

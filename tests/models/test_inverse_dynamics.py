@@ -59,7 +59,7 @@ def test_the_encoder_is_laq_s_own():
 
 
 @pytest.mark.parametrize(("fields", "message"), [({"action_mean": (0.0,)}, "1 values for 2"),
-                                                 ({"action_std": (1.0, 0.0)}, "must be positive")])  # fmt: skip
+                                                 ({"action_std": (1.0, 0.0)}, "give more than 0")])  # fmt: skip
 def test_statistics_that_cannot_be_used_are_refused(fields, message):
     with pytest.raises(UserError, match=message):
         build(**fields)

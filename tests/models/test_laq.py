@@ -218,6 +218,13 @@ def test_bfloat16_computes_near_float32_and_keeps_parameters_and_deltas():
     assert np.abs(got - exact).max() < 0.25 * np.abs(exact).max()
 
 
+def test_the_width_of_the_feed_forward_is_that_of_all_three_stacks():
+    model = build(mlp_ratio=3)
+    shapes = jax.eval_shape(functools.partial(model.init, train=True), jax.random.key(0), model.example(1))
+    widths = {name: leaf.shape[-1] for name, leaf in tree.flatten(shapes["params"]).items() if "feedforward/up" in name}
+    assert len(widths) == 3 and set(widths.values()) == {2 * 2 * 16}, widths
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -233,6 +240,8 @@ def test_bfloat16_computes_near_float32_and_keeps_parameters_and_deltas():
         ({"view_shift": 9}, "view_shift is 9"),
         ({"view_shift": 2, "decoder_context": "encoder"}, "view_shift 2 needs"),
         ({"replacement_schedule": ((10, 20), (5, 1))}, "replacement_schedule"),
+        ({"mlp_ratio": 0}, "mlp_ratio is 0; give more than 0"),
+        ({"mlp_ratio": 0.01}, "mlp_ratio 0.01 leaves no feature"),
         ({"image_sise": 16}, "image_sise"),
     ],
 )

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lapa_jax.core import config as config_lib
 from lapa_jax.core import tree
 from lapa_jax.core.errors import UserError
 from lapa_jax.models.llama import Model
@@ -121,4 +122,4 @@ def test_a_model_without_head_has_no_matrix_for_it(tmp_path):
 )
 def test_fields_that_cannot_work_are_named(fields, message):
     with pytest.raises(UserError, match=message):
-        Model(**fields).check()
+        config_lib.check(Model(**fields))

@@ -136,7 +136,7 @@ def test_data_that_do_not_fit_are_refused(fields, shapes, message):
         ({"layers": 4}, "set layers to 3 or less"),
         ({"action_dim": None}, "action_dim is None"),
         ({"state_dim": -1}, "state_dim is -1"),
-        ({"context": 1}, "at least 2 steps"),
+        ({"context": 1}, "context is 1; it must be a whole number of at least 2"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"decoder_input": "zq"}, "did you mean"),
         ({"dtype": "float16"}, "dtype is 'float16'"),

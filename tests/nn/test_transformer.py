@@ -27,7 +27,7 @@ def test_the_scan_equals_blocks_one_after_another(raw_kv):
     expected = x
     for layer in range(3):
         own = jax.tree.map(lambda p, layer=layer: p[layer], params["params"]["layers"])
-        block = Block(2, 4, (1, 2, 3), (1, 2, 3), True, raw_kv, jnp.float32)
+        block = Block(2, 4, (1, 2, 3), (1, 2, 3), True, raw_kv, 4.0, jnp.float32)
         run = jax.jit(lambda p, y: block.apply({"params": p}, y, inputs["bias"], inputs["context"])[0])  # noqa: B023
         expected = run(own, expected)
     expected = LayerNorm(use_bias=False).apply({"params": params["params"]["norm_out"]}, expected)
@@ -76,3 +76,11 @@ def test_without_a_view_masked_tokens_influence_no_other():
     np.testing.assert_array_equal(np.where(mask[..., None], got, 0), np.where(mask[..., None], other, 0))
     short = jax.jit(lambda y: module.apply(params, y))(x[:1, :4])
     np.testing.assert_allclose(got[:1, :4], short, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("mlp_ratio", "hidden"), [(4.0, 21), (3.0, 16), (0.5, 2)])
+def test_the_width_of_the_feed_forward(mlp_ratio, hidden):
+    """Two thirds of the ratio, since the gate takes half as much again."""
+    module = Transformer(1, 2, 4, view=None, mlp_ratio=mlp_ratio)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 3, 8)))["params"]["layers"]["feedforward"]
+    assert shapes["up"]["kernel"].shape == (1, 8, 2 * hidden) and shapes["down"]["kernel"].shape == (1, hidden, 8)

@@ -5,12 +5,15 @@ off at its state's token, which sees the prompt and what came before, and never 
 al. 2024), with the sizes of the specification.
 """
 
+from typing import Annotated, Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.core.errors import UserError
+from lapa_jax.core.fields import FILLED, Count, Dtype, FromData, Range, Remat, Share
 from lapa_jax.core.output import Output
 from lapa_jax.models import base
 from lapa_jax.models.policies import action_measures, icl_data
@@ -18,7 +21,6 @@ from lapa_jax.models.policies.icl_tokens import LEVELS, ActionEncoder, Observati
 from lapa_jax.nn.attention import Cache
 from lapa_jax.nn.decoder import Decoder
 from lapa_jax.nn.linear import Linear
-from lapa_jax.nn.transformer import REMAT_POLICIES
 
 TRANSLATION = 3
 """The first numbers of an action, whose direction the cosine loss compares."""
@@ -92,8 +94,6 @@ def by_task(task: np.ndarray, chosen: np.ndarray) -> list[np.ndarray]:
     return [(task == number) & chosen for number in np.unique(task[chosen])]
 
 
-SOURCES = ("raw", *LEVELS)
-DTYPES = ("float32", "bfloat16")
 
 from_data = icl_data.from_data
 
@@ -106,9 +106,9 @@ class Model(base.InContextPolicy):
     and those of a tokenizer that is trained along, with "tokenizer_" before their names.
 
     Attributes:
-      action_dim, state_dim, cameras, image_size: A, S, V and the pictures' side; None is taken from the data, 0 means
-        none.
-      context: T, steps of a window. prompts: P. prompt_length: L.
+      action_dim: A, numbers of an action. state_dim: S, numbers of a state. cameras: V, images a step. image_size: side
+        of the images in pixels. None is taken from the data, 0 means none.
+      context: T, steps of a window. prompts: P, demonstrations in a sample. prompt_length: L, steps of each.
       future: F, actions that each step predicts, its own and those after it.
       dim, depth, heads, hidden: of the transformer; hidden is the width of its feed-forward.
       patch, vit_dim, vit_depth, vit_heads: of the encoder of pictures.
@@ -127,33 +127,33 @@ class Model(base.InContextPolicy):
       dtype: "float32" or "bfloat16" computation. remat: see `nn.transformer.REMAT_POLICIES`.
     """
 
-    action_dim: int | None = None
-    state_dim: int | None = None
-    cameras: int | None = None
-    image_size: int | None = None
-    context: int = 10
-    prompts: int = 1
-    prompt_length: int = 10
-    future: int = 1
-    dim: int = 512
-    depth: int = 6
-    heads: int = 8
-    hidden: int = 2048
-    patch: int = 16
-    vit_dim: int = 192
-    vit_depth: int = 4
-    vit_heads: int = 3
-    actions: str = "raw"
+    action_dim: FromData = None
+    state_dim: Annotated[int | None, Range(0), FILLED] = None
+    cameras: Annotated[int | None, Range(0), FILLED] = None
+    image_size: Annotated[int | None, Range(0), FILLED] = None
+    context: Count = 10
+    prompts: Annotated[int, Range(0)] = 1
+    prompt_length: Count = 10
+    future: Count = 1
+    dim: Count = 512
+    depth: Count = 6
+    heads: Count = 8
+    hidden: Count = 2048
+    patch: Count = 16
+    vit_dim: Count = 192
+    vit_depth: Count = 4
+    vit_heads: Count = 3
+    actions: Literal["raw", "z", "q", "z+q"] = "raw"
     tokenizer: nn.Module | None = None
     train_tokenizer: bool = False
     fifa_temperature: float | None = None
     causal: bool = True
     supervise_all_steps: bool = True
     prompt_loss: bool = False
-    prompt_dropout: float = 0.1
-    state_noise: float = 0.005
-    dtype: str = "float32"
-    remat: str = "none"
+    prompt_dropout: Share = 0.1
+    state_noise: Annotated[float, Range(0)] = 0.005
+    dtype: Dtype = "float32"
+    remat: Remat = "none"
 
     def setup(self):
         dtype = jnp.dtype(self.dtype)
@@ -168,21 +168,12 @@ class Model(base.InContextPolicy):
 
     @nn.nowrap
     def check(self) -> None:
-        """Raises UserError for fields that cannot work, with what to change."""
-        for name in ("action_dim", "context", "prompt_length", "future", "dim", "depth", "heads", "hidden"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)!r}; it must be a whole number, at least 1")
+        """Raises UserError for fields that do not fit together, with what to change."""
         if self.dim % (2 * self.heads):
             raise UserError(f"dim {self.dim} is not a multiple of twice the heads, {self.heads}; rotary positions turn "
                             "pairs of features")
         if not (self.state_dim or self.cameras):
             raise UserError("there is nothing to observe: give data.fields with 'state', 'image' or both")
-        for name, choices in (("actions", SOURCES), ("dtype", DTYPES), ("remat", REMAT_POLICIES)):
-            if getattr(self, name) not in choices:
-                raise UserError(f"{name} is '{getattr(self, name)}'{did_you_mean(getattr(self, name), choices)}")
-        for name, below in (("prompt_dropout", 1), ("state_noise", float("inf"))):
-            if not 0 <= getattr(self, name) < below:
-                raise UserError(f"{name} is {getattr(self, name)}; give at least 0 and less than {below}")
         if self.future > 1 and not self.supervise_all_steps:
             raise UserError(f"future is {self.future} and supervise_all_steps False: chunks of actions are learned at "
                             "every step; set supervise_all_steps=True or future=1")

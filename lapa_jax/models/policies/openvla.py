@@ -6,20 +6,22 @@ kind by `tools/import_weights.py openvla` and `prismatic`, and are finetuned wit
 """
 
 from collections.abc import Mapping
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.core.errors import UserError
+from lapa_jax.core.fields import FromData, Range
 from lapa_jax.core.output import Output
 from lapa_jax.models import base
 from lapa_jax.models.policies import action_measures, vision_language
 from lapa_jax.models.policies.vision_language import Prefix, VisionLanguageModel
 from lapa_jax.nn.linear import INT8_KERNEL, Linear, fan_in_uniform
 
-CHOICES = ("all", "actions")
+Choose = Literal["all", "actions"]
 
 
 def from_data(spec: dict, source, seed: int) -> dict:
@@ -72,10 +74,10 @@ class Model(VisionLanguageModel, base.ActionPolicy):
       end: the id that follows the action in training, Llama's `</s>`; None leaves it out of the loss.
     """
 
-    action_dim: int | None = None
+    action_dim: FromData = None
     action_end: int = 32000
-    edges: int = 256
-    choose: str = "all"
+    edges: Annotated[int, Range(2)] = 256
+    choose: Choose = "all"
     end: int | None = 2
 
     kind = "token_policy"
@@ -88,16 +90,11 @@ class Model(VisionLanguageModel, base.ActionPolicy):
 
     @nn.nowrap
     def check(self) -> None:
-        """Raises UserError for fields that cannot work, with what to change."""
+        """Raises UserError for fields that do not fit together, with what to change."""
         super().check()
-        for name, least in (("action_dim", 1), ("edges", 2)):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)!r}; it must be a whole number, at least {least}")
         if not self.edges <= self.action_end <= self.llm.vocab:
             raise UserError(f"action_end is {self.action_end}; with {self.edges} edges and a vocabulary of "
                             f"{self.llm.vocab} it lies between the two")
-        if self.choose not in CHOICES:
-            raise UserError(f"choose is '{self.choose}'{did_you_mean(self.choose, CHOICES)}")
 
     @nn.nowrap
     def _check_patches(self) -> None:

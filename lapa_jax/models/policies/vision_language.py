@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.core.fields import FromData, Range
+from lapa_jax.core.fields import Dtype, FromData, Range
 from lapa_jax.nn import lora
 from lapa_jax.nn.attention import Cache
 from lapa_jax.nn.linear import Linear
@@ -129,10 +129,11 @@ class VisionLanguageModel(nn.Module):
         projection for one tower only one of them.
       vision: one tower in place of the two, which also sees the instruction: `vision.film_conv`.
       llm: `llama` with head "none".
-      image_size: side of the pictures, a multiple of the patches' side. cameras: V. None is taken from the data.
+      image_size: side of the images in pixels, a multiple of the patches' side; None is taken from the data.
+      cameras: V, images a step; None is taken from the data.
       text_length: L, tokens that instructions are padded to; None is taken from the data. The first one is the
         tokenizer's bos.
-      projection: kind of `Projector`.
+      projection: kind of `Projector`, "layernorm", "openvla", or of one tower "gelu-mlp" or "linear".
       image_attention: whether the tokens of pictures see those behind them too: "causal" or "bidirectional".
       lora_rank: rank of the low-rank adapters (Hu et al. 2021) on linear layers; 0 for none. lora_alpha: their
         strength. lora_modules: regular expression of the layers' names.
@@ -151,14 +152,14 @@ class VisionLanguageModel(nn.Module):
     lora_rank: Annotated[int, Range(0)] = 0
     lora_alpha: float = 16.0
     lora_modules: str = "llm/decoder/layers/.*"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
 
     def setup(self):
         self.projector = Projector(self.llm.dim, self.projection, jnp.dtype(self.dtype))
 
     @nn.nowrap
     def check(self) -> None:
-        """Raises UserError for fields that cannot work, with what to change."""
+        """Raises UserError for fields that do not fit together, with what to change."""
         given = [name for name in ("siglip", "dinov2", "vision") if getattr(self, name) is not None]
         possible = (["siglip"], ["dinov2"]) if self.projection in OF_ONE_TOWER else (["siglip", "dinov2"], ["vision"])
         if self.llm is None or given not in possible:

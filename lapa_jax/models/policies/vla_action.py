@@ -82,7 +82,7 @@ class Model(VisionLanguageModel, base.ActionPolicy):
 
     @nn.nowrap
     def check(self) -> None:
-        """Raises UserError for fields that cannot work, with what to change."""
+        """Raises UserError for fields that do not fit together, with what to change."""
         super().check()
         if self.head is None:
             raise UserError('head is None; name one, such as model.head = {"name": "policies.heads.bins"}')

@@ -7,6 +7,7 @@ codes decode to a chunk. Learned queries read the chunk, so that N is chosen wit
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
@@ -14,15 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from lapa_jax.core.errors import UserError
+from lapa_jax.core.fields import Count, Dtype, FromData, Range, Remat
 from lapa_jax.core.output import Output
 from lapa_jax.data.normalize import Normalizer
 from lapa_jax.data.statistics import kinds
 from lapa_jax.models import base
-from lapa_jax.models.tokenizers.laq.modules import DTYPES, check_choice
 from lapa_jax.nn.linear import Linear
 from lapa_jax.nn.quantizers.fsq import FSQ
 from lapa_jax.nn.quantizers.usage import batch_usage, dataset_usage
-from lapa_jax.nn.transformer import REMAT_POLICIES, Transformer
+from lapa_jax.nn.transformer import Transformer
 
 
 def summarize(
@@ -230,9 +231,6 @@ def with_fields(spec: Mapping, found: Mapping) -> dict:
     return {**spec, **found, **given}
 
 
-ERRORS = ("absolute", "squared")
-
-
 def from_data(spec: dict, source, seed: int) -> dict:
     """The fields of `Model` with those filled in that the data tell; see `fsq_modules.action_fields`."""
     return with_fields(spec, action_fields(source))
@@ -265,23 +263,23 @@ class Model(base.ActionTokenizer):
       remat: "none", "dots" or "full": what the backward pass recomputes to save memory.
     """
 
-    action_dim: int | None = None
+    action_dim: FromData = None
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
     grippers: tuple[int, ...] | None = None
-    chunk_length: int = 16
-    tokens: int = 8
+    chunk_length: Count = 16
+    tokens: Count = 8
     levels: tuple[int, ...] = (8, 5, 5, 5)
-    patch: int = 1
-    dim: int = 512
-    encoder_depth: int = 4
-    decoder_depth: int = 4
-    heads: int = 8
-    dim_head: int = 64
-    error: str = "squared"
-    search: int = 0
-    dtype: str = "float32"
-    remat: str = "none"
+    patch: Count = 1
+    dim: Count = 512
+    encoder_depth: Count = 4
+    decoder_depth: Count = 4
+    heads: Count = 8
+    dim_head: Count = 64
+    error: Literal["squared", "absolute"] = "squared"
+    search: Annotated[int, Range(0)] = 0
+    dtype: Dtype = "float32"
+    remat: Remat = "none"
 
     def setup(self):
         self.quantizer = FSQ(self.levels)
@@ -292,20 +290,8 @@ class Model(base.ActionTokenizer):
 
     @nn.nowrap
     def check(self) -> None:
-        """Raises UserError for fields that cannot work, with what to change."""
+        """Raises UserError for fields that do not fit together, with what to change."""
         FSQ(self.levels).check()
-        check_choice("error", self.error, ERRORS)
-        check_choice("dtype", self.dtype, DTYPES)
-        check_choice("remat", self.remat, REMAT_POLICIES)
-        if self.action_dim is None:
-            raise UserError("action_dim is not set; the data tell it, where there are some")
-        for field in ("action_dim", "chunk_length", "tokens", "patch", "dim", "encoder_depth", "decoder_depth", "heads",
-                      "dim_head"):  # fmt: skip
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"{field} is {value!r}; it must be a whole number of at least 1")
-        if isinstance(self.search, bool) or not isinstance(self.search, int) or self.search < 0:
-            raise UserError(f"search is {self.search!r}; give a whole number of sweeps, 0 or more")
         if self.tokens > self.chunk_length:
             raise UserError(f"tokens is {self.tokens} for chunks of {self.chunk_length} steps; give at most one a step")
         if self.chunk_length % self.patch:

@@ -5,20 +5,23 @@ first frame: from the codes alone, a dozen bits, no frame could be drawn.
 """
 
 import math
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from lapa_jax.core.errors import UserError
+from lapa_jax.core.fields import Count
 from lapa_jax.models.tokenizers.laq.frame_pair_model import FramePairModel
-from lapa_jax.models.tokenizers.laq.modules import check_choice, check_whole_numbers, image_shape
+from lapa_jax.models.tokenizers.laq.modules import image_shape
+from lapa_jax.models.tokenizers.laq.quantizers import CodebookInit, Quantizer, Replacement
 from lapa_jax.nn.attention import Attention
 from lapa_jax.nn.conv import GridMaps
 from lapa_jax.nn.linear import Linear, fan_in_uniform
 from lapa_jax.nn.norm import LayerNorm
 
-POOLINGS = ("projection", "average", "attention")
+Pooling = Literal["projection", "average", "attention"]
 
 
 class Norm(nn.Module):
@@ -215,15 +218,15 @@ class Model(FramePairModel):
     """
 
     image_size: int | tuple[int, int] = 224
-    quant_dim: int = 256
-    quantizer: str = "vq"
-    codebook_init: str = "data"
-    replacement: str = "share"
+    quant_dim: Count = 256
+    quantizer: Quantizer = "vq"
+    codebook_init: CodebookInit = "data"
+    replacement: Replacement = "share"
     channels: tuple[int, ...] = (64, 128, 256, 512)
-    blocks: int = 2
-    groups: int = 32
-    pooling: str = "projection"
-    embed: int = 512
+    blocks: Count = 2
+    groups: Count = 32
+    pooling: Pooling = "projection"
+    embed: Count = 512
 
     def setup(self):
         dtype = jnp.dtype(self.dtype)
@@ -236,8 +239,6 @@ class Model(FramePairModel):
     @nn.nowrap
     def check(self) -> None:
         """Raises UserError for fields that cannot work, with what to change."""
-        check_choice("pooling", self.pooling, POOLINGS)
-        check_whole_numbers(self, ("blocks", "groups", "embed"))
         self._check_channels()
         self.check_common()
         height, width = image_shape(self.image_size)

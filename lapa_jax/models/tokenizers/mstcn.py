@@ -6,13 +6,15 @@ the HVQ of Spurio et al. (AAAI 2025) with MS-TCN stages (Abu Farha and Gall, CVP
 """
 
 from collections.abc import Mapping
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.core.errors import UserError
+from lapa_jax.core.fields import FILLED, Count, Dtype, FromData, Range, Share
 from lapa_jax.core.output import Output
 from lapa_jax.models import base, fifa
 from lapa_jax.nn.norm import LayerNorm
@@ -75,7 +77,6 @@ def _usage(codes: np.ndarray, sizes: dict[str, int]) -> dict[str, float]:
     }
 
 
-INPUTS = ("z", "q", "z+q")
 PASSED_ON = ("perplexity", "codebook_utilization", "codes_replaced")
 """Metrics of each codebook that are logged, with its letter behind."""
 
@@ -173,7 +174,6 @@ class TwoLevels(nn.Module):
         return vectors.shape[-1] ** 0.5
 
 
-DTYPES = ("float32", "bfloat16")
 KEPT = ("episode_id", "step", "dataset_id", "action_dims")
 """What evaluation hands on of a batch."""
 
@@ -213,9 +213,9 @@ class Model(base.ActionTokenizer):
     "commitment_q", see `TwoLevels`.
 
     Attributes:
-      action_dim: A; None in a config is taken from the data.
-      state_dim: S, or 0 for a tokenizer of actions alone; likewise. The state tells the encoder more to cluster by; the
-        decoder never sees it, so codes decode without one.
+      action_dim: A, numbers of an action; None is taken from the data.
+      state_dim: S, numbers of a state, or 0 for a tokenizer of actions alone; None is taken from the data. The state
+        tells the encoder more to cluster by; the decoder never sees it, so codes decode without one.
       context: T, steps of a window in training; encoding and decoding take any number of steps.
       embed_dim: D, of embeddings and codes.
       width: features within the stages.
@@ -224,28 +224,30 @@ class Model(base.ActionTokenizer):
       causal: the codes of a step depend on the actions up to it, and decoded actions on the codes up to theirs: what a
         policy needs whose input are codes of its own past.
       dropout: rate, in the layers.
-      subclusters, clusters, decoder_input, decay, dead_share, dead_age, codebook_init: of the codebooks, see
-        `TwoLevels`.
+      subclusters: codes of the fine codebook, z. clusters: codes of the coarse codebook, q.
+      decoder_input: which vectors the decoder reads, "z", "q", or their sum "z+q".
+      decay: of the codebooks' moving averages. dead_share: a code with under this share of the mean use is replaced.
+        dead_age: steps before that may happen. codebook_init: "data", k-means centres of the first batch, or "normal".
       dtype: "float32" or "bfloat16" computation of the stages; parameters, norm and quantisation are float32.
     """
 
-    action_dim: int | None = None
-    state_dim: int | None = 0
-    context: int = 10
-    embed_dim: int = 512
-    width: int = 512
-    layers: int = 4
-    stages: int = 2
+    action_dim: FromData = None
+    state_dim: Annotated[int | None, Range(0), FILLED] = 0
+    context: Annotated[int, Range(2)] = 10
+    embed_dim: Count = 512
+    width: Count = 512
+    layers: Count = 4
+    stages: Count = 2
     causal: bool = False
-    dropout: float = 0.0
-    subclusters: int = 128
-    clusters: int = 32
-    decoder_input: str = "z"
-    decay: float = 0.8
-    dead_share: float = 0.1
-    dead_age: int = 20
-    codebook_init: str = "data"
-    dtype: str = "float32"
+    dropout: Share = 0.0
+    subclusters: Annotated[int, Range(2)] = 128
+    clusters: Annotated[int, Range(2)] = 32
+    decoder_input: Literal["z", "q", "z+q"] = "z"
+    decay: Share = 0.8
+    dead_share: Share = 0.1
+    dead_age: Count = 20
+    codebook_init: Literal["data", "normal"] = "data"
+    dtype: Dtype = "float32"
 
     two_level = True
 
@@ -263,18 +265,7 @@ class Model(base.ActionTokenizer):
 
     @nn.nowrap
     def check(self) -> None:
-        """Raises UserError for fields that cannot work, with what to change."""
-        for name in ("action_dim", "embed_dim", "width", "layers", "stages"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)!r}; it must be a whole number, at least 1")
-        if not isinstance(self.state_dim, int) or self.state_dim < 0 or self.context < 2:
-            raise UserError(f"state_dim is {self.state_dim!r} and context {self.context}; give 0 or the width of the "
-                            "state, and at least 2 steps")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout is {self.dropout}; give a rate of at least 0 and less than 1")
-        for name, choices in (("decoder_input", INPUTS), ("dtype", DTYPES)):
-            if getattr(self, name) not in choices:
-                raise UserError(f"{name} is '{getattr(self, name)}'{did_you_mean(getattr(self, name), choices)}")
+        """Raises UserError for fields that do not fit together, with what to change."""
         check_context(self.layers, self.stages, self.context)
         self._levels().check()
 

@@ -3,6 +3,7 @@
 
 from typing import ClassVar
 
+from lapa_jax.core.fields import Count
 from lapa_jax.models import base
 from lapa_jax.nn.vit import VisionTower
 
@@ -10,12 +11,12 @@ from lapa_jax.nn.vit import VisionTower
 class Model(VisionTower, base.Part):
     """Features of patches, 1024 each by default; class token and registers are dropped. Fields: `VisionTower`."""
 
-    image_size: int = 518
-    patch: int = 14
-    dim: int = 1024
-    depth: int = 24
-    heads: int = 16
-    hidden: int = 4096
+    image_size: Count = 518
+    patch: Count = 14
+    dim: Count = 1024
+    depth: Count = 24
+    heads: Count = 16
+    hidden: Count = 4096
 
     MEAN: ClassVar[tuple[float, float, float]] = (0.485, 0.456, 0.406)
     STD: ClassVar[tuple[float, float, float]] = (0.229, 0.224, 0.225)

@@ -9,12 +9,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.core.errors import UserError
+from lapa_jax.core.fields import Count, Dtype
 from lapa_jax.models import base
 from lapa_jax.nn.linear import Linear, fan_in_uniform
 from lapa_jax.nn.norm import LayerNorm
 
-DTYPES = ("float32", "bfloat16")
 UNIT = 3**0.5
 """Scale of kernels that keeps the variance of what goes through them, so that the instruction is heard at once."""
 
@@ -43,23 +43,17 @@ class Model(base.Part):
       dtype: "float32" or "bfloat16", of the computation; parameters are float32.
     """
 
-    widths: tuple[int, ...] = (24, 48, 64)
-    condition: int = 128
-    tokens: int = 8
-    dim: int = 64
-    dtype: str = "float32"
+    widths: tuple[Count, ...] = (24, 48, 64)
+    condition: Count = 128
+    tokens: Count = 8
+    dim: Count = 64
+    dtype: Dtype = "float32"
 
     @nn.nowrap
     def check(self) -> None:
-        """Raises UserError for fields that cannot work, with what to change."""
+        """Raises UserError for fields that do not fit together, with what to change."""
         if not self.widths:
             raise UserError("widths is (); a tower needs at least one convolution")
-        for name, value in (*((f"widths[{i}]", width) for i, width in enumerate(self.widths)),
-                            ("condition", self.condition), ("tokens", self.tokens), ("dim", self.dim)):  # fmt: skip
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"{name} is {value!r}; it must be a whole number, at least 1")
-        if self.dtype not in DTYPES:
-            raise UserError(f"dtype is '{self.dtype}'{did_you_mean(self.dtype, DTYPES)}")
 
     @nn.compact
     def __call__(self, images: jax.Array, words: jax.Array, real: jax.Array) -> jax.Array:

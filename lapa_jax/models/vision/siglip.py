@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+from lapa_jax.core.fields import Count
 from lapa_jax.models import base
 from lapa_jax.nn.vit import VisionTower
 
@@ -9,12 +10,12 @@ from lapa_jax.nn.vit import VisionTower
 class Model(VisionTower, base.Part):
     """Features of patches, 1152 each by default; without the pooling head and the text tower. Fields: `VisionTower`."""
 
-    image_size: int = 224
-    patch: int = 14
-    dim: int = 1152
-    depth: int = 27
-    heads: int = 16
-    hidden: int = 4304
+    image_size: Count = 224
+    patch: Count = 14
+    dim: Count = 1152
+    depth: Count = 27
+    heads: Count = 16
+    hidden: Count = 4304
 
     MEAN: ClassVar[tuple[float, float, float]] = (0.5, 0.5, 0.5)
     STD: ClassVar[tuple[float, float, float]] = (0.5, 0.5, 0.5)

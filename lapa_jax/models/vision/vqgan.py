@@ -166,7 +166,7 @@ class Model(base.Part):
 
     @nn.nowrap
     def check(self) -> None:
-        """Raises UserError for fields that cannot work, with what to change."""
+        """Raises UserError for fields that do not fit together, with what to change."""
         if not self.widths or any(width < 1 or width % GROUPS for width in self.widths):
             raise UserError(f"widths are {self.widths}; they must be multiples of {GROUPS}, the groups of the norms")
 

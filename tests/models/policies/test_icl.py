@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from lapa_jax.core import config as config_lib
 from lapa_jax.core.errors import UserError
 from lapa_jax.models import fifa
 from lapa_jax.models.policies import icl, icl_data
@@ -31,7 +32,7 @@ def build(**changes):
     if changes.get("actions", "raw") != "raw" and "tokenizer" not in changes:
         changes["tokenizer"] = tokenizer()
     model = icl.Model(**{**SMALL, **changes})
-    model.check()
+    config_lib.check(model)
     return model
 
 
@@ -113,7 +114,7 @@ def test_the_leak_test_finds_the_leak_of_a_tokenizer_that_looks_ahead():
     found = first_changes(predictor(model), model, random_batch(model))
     assert found != [1, 2, 3, 4, 5, 6]
     with pytest.raises(UserError, match="would depend on the actions after it"):
-        model.check()
+        config_lib.check(model)
 
 
 @pytest.mark.parametrize("setting", [{}, {"actions": "z+q"}, {"prompt_loss": True}], ids=str)

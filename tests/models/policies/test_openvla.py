@@ -1,5 +1,7 @@
 """OpenVLA against the numbers of the official code, and its tokens of actions against formulas of their own."""
 
+import typing
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,7 +111,7 @@ def test_the_part_of_the_head_that_holds_actions_chooses_the_best_of_them(import
     def chooser(choose):
         return jax.jit(lambda v, b: model.clone(choose=choose).apply(v, b, method="predict")["tokens"])
 
-    choices = {choose: chooser(choose) for choose in openvla.CHOICES}
+    choices = {choose: chooser(choose) for choose in typing.get_args(openvla.Choose)}
     np.testing.assert_array_equal(*(choose(variables, batches[0]) for choose in choices.values()))
     # a text's token that beats all actions is chosen by the one and not by the other
     kernel = variables["params"]["lm_head"]["kernel"]

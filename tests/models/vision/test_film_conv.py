@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from lapa_jax.core import config as config_lib
 from lapa_jax.core import tree
 from lapa_jax.core.errors import UserError
 from lapa_jax.models.vision.film_conv import Model
@@ -97,4 +98,4 @@ def test_in_bfloat16_all_but_parameters_are_short(variables):
 )
 def test_fields_that_cannot_work_are_refused(change, message):
     with pytest.raises(UserError, match=message):
-        Model(**change).check()
+        config_lib.check(Model(**change))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lapa_jax.core import config as config_lib
 from lapa_jax.core.errors import UserError
 from lapa_jax.models.vision import dinov2, siglip
 from tests.golden.imported import imported
@@ -59,7 +60,7 @@ def test_floats_leading_axes_and_options_of_the_computation_keep_the_features(tm
 )  # fmt: skip
 @pytest.mark.parametrize("side", [224, 336])
 def test_the_defaults_are_the_released_models_on_one_grid(model, count, dim, side):
-    model.check()
+    config_lib.check(model)
     image = jnp.zeros((1, side, side, 3))
     features, shapes = jax.eval_shape(lambda k: model.init_with_output(k, image), jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count
@@ -79,7 +80,7 @@ def test_the_defaults_are_the_released_models_on_one_grid(model, count, dim, sid
 )
 def test_fields_that_cannot_work_are_named(fields, message):
     with pytest.raises(UserError, match=message):
-        siglip.Model(**fields).check()
+        config_lib.check(siglip.Model(**fields))
 
 
 def test_a_picture_that_the_patches_do_not_fill_is_refused(golden):

@@ -6,6 +6,7 @@ coarse and fine: level 0 has the shortest vectors and the most codes.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import flax.linen as nn
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lapa_jax.core.errors import UserError
+from lapa_jax.core.fields import Count, Range, Share
 from lapa_jax.core.output import Output
 from lapa_jax.models import base
 from lapa_jax.models.tokenizers.feature_vq import categories
@@ -30,7 +32,6 @@ from lapa_jax.models.tokenizers.feature_vq.layout import (
 from lapa_jax.nn import losses
 from lapa_jax.nn.linear import Linear
 from lapa_jax.nn.norm import LayerNorm, RunningNorm
-from lapa_jax.nn.quantizers.vq import VQ
 
 
 def cross_correlation(latents: jax.Array, owner: np.ndarray) -> jax.Array:
@@ -236,8 +237,10 @@ class Model(base.FeatureTokenizer):
       hidden_dim, embedding_dim: of the encoders. decoder_dim, partial_dim: hidden width of the decoders.
       dropout: in encoders and decoder.
       clip: standardised features beyond this are cut; "clipped" tells how many are.
-      ema_decay, dead_share, dead_age: of the codebooks, see `VQ`; dead_age is in training steps.
-      topo_samples: examples of a batch whose distances "topographic" compares, at most.
+      ema_decay: of the codebooks' moving averages.
+      dead_share: a code with under this share of the mean use is replaced. dead_age: training steps before that may
+        happen, see `VQ`.
+      topo_samples: examples of a batch whose distances "topographic" compares, at most; three at least.
     """
 
     feature_dim: int | None = None
@@ -252,21 +255,21 @@ class Model(base.FeatureTokenizer):
     latent_dims: tuple[tuple[int, ...], ...] | None = None
     codebook_sizes: tuple[tuple[int, ...], ...] | None = None
     compression_ratios: str = "0.5:1:1.5"
-    num_categories: int | None = None
-    max_clusters: int = 50
-    min_features: int = 3
-    discovery_rows: int = 20_000
-    orthogonality_target: float = 0.25
-    hidden_dim: int = 256
-    embedding_dim: int = 126
-    decoder_dim: int = 256
-    partial_dim: int = 128
-    dropout: float = 0.1
-    clip: float = 10.0
-    ema_decay: float = 0.995
-    dead_share: float = 0.1
-    dead_age: int = 10_000
-    topo_samples: int = 1024
+    num_categories: Annotated[int | None, Range(1)] = None
+    max_clusters: Annotated[int, Range(2)] = 50
+    min_features: Count = 3
+    discovery_rows: Count = 20_000
+    orthogonality_target: Annotated[float, Range(0, 1)] = 0.25
+    hidden_dim: Count = 256
+    embedding_dim: Count = 126
+    decoder_dim: Count = 256
+    partial_dim: Count = 128
+    dropout: Share = 0.1
+    clip: Annotated[float, Range(above=0)] = 10.0
+    ema_decay: Share = 0.995
+    dead_share: Share = 0.1
+    dead_age: Count = 10_000
+    topo_samples: Annotated[int, Range(3)] = 1024
 
     def setup(self):
         layout = self.layout()
@@ -289,7 +292,7 @@ class Model(base.FeatureTokenizer):
 
     @nn.nowrap
     def check(self) -> None:
-        """Raises UserError for fields that cannot work, with what to change."""
+        """Raises UserError for fields that do not fit together, with what to change."""
         filled = ("feature_dim", "groups", "center", "scale", "latent_dims", "codebook_sizes")
         if missing := [name for name in filled if getattr(self, name) is None]:
             raise UserError(f"{', '.join(missing)} must be filled in from data by from_data, as training does")
@@ -297,16 +300,6 @@ class Model(base.FeatureTokenizer):
         for name in ("center", "scale"):
             if len(getattr(self, name)) != self.feature_dim:
                 raise UserError(f"{name} has {len(getattr(self, name))} numbers for {self.feature_dim} features")
-        for name in ("hidden_dim", "embedding_dim", "decoder_dim", "partial_dim"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; at least 1 is needed")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout is {self.dropout}; give a share of at least 0 and less than 1")
-        if self.clip <= 0:
-            raise UserError(f"clip is {self.clip}; give a positive number of deviations, such as 10")
-        if self.topo_samples < 3:
-            raise UserError(f"topo_samples is {self.topo_samples}; distances of at least 3 examples can be compared")
-        VQ(2, decay=self.ema_decay, dead_share=self.dead_share, dead_age=self.dead_age).check()
 
     @nn.nowrap
     def example(self, batch_size: int) -> dict[str, np.ndarray]:

@@ -8,18 +8,18 @@ With `target="features"` a vision tower looks at the frames first, as in UniVLA 
 features takes the place of the pixels on both sides.
 """
 
+from typing import Annotated, Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from lapa_jax.core.errors import UserError
+from lapa_jax.core.fields import Count, Range, Remat
 from lapa_jax.models.tokenizers.laq.frame_pair_model import FramePairModel
-from lapa_jax.models.tokenizers.laq.modules import FrameDecoder, PairEncoder, check_choice, check_encoder, image_shape
+from lapa_jax.models.tokenizers.laq.modules import FrameDecoder, PairEncoder, check_encoder, image_shape
 from lapa_jax.nn.patches import patch_grid
 from lapa_jax.nn.vit import VisionTower
-
-CONTEXTS = ("patch_embedding", "encoder")
-TARGETS = ("pixels", "features")
 
 
 class Model(FramePairModel):
@@ -30,7 +30,9 @@ class Model(FramePairModel):
       dim: width of a token.
       code_seq_len: codes per pair, N; they cover the image as a grid (4 is 2x2).
       spatial_depth, temporal_depth, decoder_depth: blocks of the three stacks.
-      heads, dim_head: of every attention.
+      heads: of every attention. dim_head: width of each of them.
+      mlp_ratio: width of the feed-forward relative to that of a token, as if it had no gate; 4 is the published one,
+        see `nn.feedforward.GEGLU`.
       layout: "fixed", or "official" as released weights need it, with three quirks of the official code: the temporal
         stack's neighbour convolution sees time and place scrambled, the quantised vectors reach the decoder with
         tokens and features interleaved, and keys and values come from un-normalised tokens.
@@ -46,18 +48,19 @@ class Model(FramePairModel):
         pixels. No gradient reaches it; `config.init_from.tower` gives its weights.
     """
 
-    patch_size: int = 32
-    dim: int = 1024
-    spatial_depth: int = 8
-    temporal_depth: int = 8
-    decoder_depth: int = 8
-    heads: int = 16
-    dim_head: int = 64
-    layout: str = "fixed"
-    decoder_context: str = "patch_embedding"
-    pooling: str = "conv"
-    remat: str = "none"
-    target: str = "pixels"
+    patch_size: Count = 32
+    dim: Count = 1024
+    spatial_depth: Count = 8
+    temporal_depth: Count = 8
+    decoder_depth: Count = 8
+    heads: Count = 16
+    dim_head: Count = 64
+    mlp_ratio: Annotated[float, Range(above=0)] = 4.0
+    layout: Literal["fixed", "official"] = "fixed"
+    decoder_context: Literal["patch_embedding", "encoder"] = "patch_embedding"
+    pooling: Literal["conv", "maps"] = "conv"
+    remat: Remat = "none"
+    target: Literal["pixels", "features"] = "pixels"
     tower: VisionTower | None = None
 
     def setup(self):
@@ -68,16 +71,13 @@ class Model(FramePairModel):
         self.setup_codes()
         self.decoder = FrameDecoder(
             self.grid, patch_size, self.dim, self.decoder_depth, self.heads, self.dim_head, self.layout,
-            0.1 if self.output == "residual" else 1.0, self.dtype, self.remat, channels,
+            0.1 if self.output == "residual" else 1.0, self.dtype, self.remat, channels, self.mlp_ratio,
         )  # fmt: skip
 
     @nn.nowrap
     def check(self) -> None:
-        """Raises UserError for fields that cannot work, with what to change."""
+        """Raises UserError for fields that do not fit together, with what to change."""
         check_encoder(self)
-        check_choice("decoder_context", self.decoder_context, CONTEXTS)
-        if self.decoder_depth < 1:
-            raise UserError(f"decoder_depth is {self.decoder_depth}; at least 1 block is needed")
         self.check_common()
         if self.view_shift and self.decoder_context != "patch_embedding":
             raise UserError(f"view_shift {self.view_shift} needs decoder_context 'patch_embedding': the decoder's view "
@@ -86,7 +86,6 @@ class Model(FramePairModel):
 
     @nn.nowrap
     def _check_target(self) -> None:
-        check_choice("target", self.target, TARGETS)
         if self.pictures != (self.tower is None):
             raise UserError("target 'features' and a tower go together; set both, or target 'pixels' and tower None")
         if self.pictures:

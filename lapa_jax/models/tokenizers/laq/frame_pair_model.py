@@ -4,22 +4,22 @@ Such a model turns two frames into a delta of a few vectors, quantises each, and
 first one and these codes alone. How frames become a delta and codes a frame is each model's own (`laq`, `laq_conv`).
 """
 
+from typing import Annotated, Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lapa_jax.core.errors import UserError
+from lapa_jax.core.fields import Count, Dtype, Range
 from lapa_jax.core.output import Output
 from lapa_jax.models.base import FramePairTokenizer
 from lapa_jax.models.tokenizers.laq import metrics, quantizers
 from lapa_jax.models.tokenizers.laq.modules import (
-    DTYPES,
     IMAGENET_MEAN,
     IMAGENET_STD,
-    check_choice,
     check_image_size,
-    check_whole_numbers,
     image_shape,
     to_unit_range,
 )
@@ -28,10 +28,6 @@ from lapa_jax.nn.norm import RunningNorm
 from lapa_jax.nn.quantizers import replacement as rules
 from lapa_jax.nn.quantizers.usage import batch_usage
 from lapa_jax.nn.views import shift_clips
-
-OUTPUTS = ("linear", "residual", "tanh")
-NORMALIZATIONS = ("none", "imagenet")
-DELTA_NORMS = ("none", "running", "running_per_position")
 
 
 class FramePairModel(FramePairTokenizer):
@@ -76,26 +72,26 @@ class FramePairModel(FramePairTokenizer):
     """
 
     image_size: int | tuple[int, int] = 256
-    quant_dim: int = 32
-    codebook_size: int = 8
-    code_seq_len: int = 4
-    quantizer: str = "nsvq"
-    codebook_update: str = "ema"
+    quant_dim: Count = 32
+    codebook_size: Annotated[int, Range(2)] = 8
+    code_seq_len: Count = 4
+    quantizer: quantizers.Quantizer = "nsvq"
+    codebook_update: Literal["ema", "gradient"] = "ema"
     codebook_decay: float = 0.99
     codebook_per_position: bool = False
     levels: tuple[int, ...] = ()
-    codebook_init: str = "normal"
-    delta_norm: str = "none"
-    replacement: str = "official"
+    codebook_init: quantizers.CodebookInit = "normal"
+    delta_norm: Literal["none", "running", "running_per_position"] = "none"
+    replacement: quantizers.Replacement = "official"
     replacement_schedule: tuple[tuple[int, int], ...] = rules.OFFICIAL_SCHEDULE
     replacement_min_hits: int = rules.OFFICIAL_MIN_HITS
     replacement_min_share: float = 0.01
     view_shift: int = 0
-    view_share: float = 0.5
-    output: str = "linear"
-    normalization: str = "none"
-    motion_threshold: float = 0.04
-    dtype: str = "float32"
+    view_share: Annotated[float, Range(above=0, below=1)] = 0.5
+    output: Literal["linear", "residual", "tanh"] = "linear"
+    normalization: Literal["none", "imagenet"] = "none"
+    motion_threshold: Annotated[float, Range(0, 1)] = 0.04
+    dtype: Dtype = "float32"
 
     @nn.nowrap
     def setup_codes(self) -> None:
@@ -127,18 +123,12 @@ class FramePairModel(FramePairTokenizer):
 
     @nn.nowrap
     def check_common(self) -> None:
-        """Raises UserError for fields of this class that cannot work, with what to change."""
-        choices = {"delta_norm": DELTA_NORMS, "output": OUTPUTS, "normalization": NORMALIZATIONS, "dtype": DTYPES}
-        for field, known in choices.items():
-            check_choice(field, getattr(self, field), known)
+        """Raises UserError for fields of this class that do not fit together, with what to change."""
         check_image_size(self.image_size)
-        check_whole_numbers(self, ("quant_dim", "code_seq_len"))
         quantizers.check(self)
         limit = min(image_shape(self.image_size)) // 2
         if not isinstance(self.view_shift, int) or not 0 <= self.view_shift <= limit:
             raise UserError(f"view_shift is {self.view_shift!r}; give whole pixels from 0 to half the image, {limit}")
-        if not 0 < self.view_share < 1:
-            raise UserError(f"view_share is {self.view_share}; give a share between 0 and 1, both excluded")
         if self.output == "tanh" and self.normalization == "imagenet":
             raise UserError("output 'tanh' cannot reach targets of normalization 'imagenet': they span -2.1 to 2.6 and "
                             "tanh ends at 1; use output 'linear' or normalization 'none'")

@@ -5,17 +5,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.core.errors import UserError
 from lapa_jax.nn.conv import Downsample, GridMaps, code_grid
 from lapa_jax.nn.linear import Linear
 from lapa_jax.nn.norm import LayerNorm
 from lapa_jax.nn.patches import from_patches, patch_grid, to_patches
 from lapa_jax.nn.position import ContinuousPositionBias
-from lapa_jax.nn.transformer import REMAT_POLICIES, Transformer
+from lapa_jax.nn.transformer import Transformer
 
-LAYOUTS = ("fixed", "official")
-POOLINGS = ("conv", "maps")
-DTYPES = ("float32", "bfloat16")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -40,40 +37,20 @@ def to_unit_range(frames: jax.Array, expected: tuple[int, ...]) -> jax.Array:
     raise UserError(f"frames have dtype {frames.dtype}; give uint8 in 0..255 or floats in [0, 1]")
 
 
-def check_choice(field: str, value, choices) -> None:
-    """Raises UserError where a field holds none of its choices."""
-    if value not in choices:
-        raise UserError(f"{field} is '{value}'{did_you_mean(value, choices)}")
-
-
 def check_image_size(size) -> None:
     """Raises UserError unless the size is one number or a pair, of at least 1."""
     if not isinstance(size, int) and len(size) != 2:
         raise UserError(f"image_size is {size}; give one number or (height, width)")
     for side in image_shape(size):
-        _check_whole_number("image_size", side)
-
-
-def check_whole_numbers(model, fields: tuple[str, ...]) -> None:
-    """Raises UserError where one of these fields of a model is no whole number of at least 1."""
-    for field in fields:
-        _check_whole_number(field, getattr(model, field))
-
-
-def _check_whole_number(field: str, value) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise UserError(f"{field} is {value!r}; it must be a whole number of at least 1")
+        if not isinstance(side, int) or side < 1:
+            raise UserError(f"image_size is {side!r}; it must be a whole number of at least 1")
 
 
 def check_encoder(model) -> None:
     """Refuses sizes that the encoder cannot have; `model` has the fields of `PairEncoder`, by the same names."""
-    check_choice("layout", model.layout, LAYOUTS)
-    check_choice("pooling", model.pooling, POOLINGS)
-    check_choice("dtype", model.dtype, DTYPES)
-    check_choice("remat", model.remat, REMAT_POLICIES)
     check_image_size(model.image_size)
-    check_whole_numbers(model, ("patch_size", "dim", "quant_dim", "code_seq_len", "spatial_depth", "temporal_depth",
-                                "heads", "dim_head"))  # fmt: skip
+    if model.mlp_ratio * 2 / 3 * model.dim < 1:
+        raise UserError(f"mlp_ratio {model.mlp_ratio} leaves no feature of {model.dim} to the feed-forward; give more")
     code_grid(patch_grid(image_shape(model.image_size), model.patch_size), model.code_seq_len)
 
 
@@ -112,12 +89,13 @@ class PairEncoder(nn.Module):
     pooling: str
     dtype: str
     remat: str
+    mlp_ratio: float = 4.0
 
     @classmethod
     def of(cls, model, **other) -> "PairEncoder":
         """The encoder of a model that has these fields by the same names, but for `other`."""
         fields = ("image_size", "patch_size", "dim", "quant_dim", "code_seq_len", "spatial_depth", "temporal_depth",
-                  "heads", "dim_head", "layout", "pooling", "dtype", "remat")  # fmt: skip
+                  "heads", "dim_head", "layout", "pooling", "mlp_ratio", "dtype", "remat")  # fmt: skip
         return cls(**{field: getattr(model, field) for field in fields} | other)
 
     def setup(self):
@@ -125,7 +103,7 @@ class PairEncoder(nn.Module):
         dtype, (rows, columns) = jnp.dtype(self.dtype), self.grid
         official = self.layout == "official"
         common = {"heads": self.heads, "dim_head": self.dim_head, "raw_kv": official, "dtype": dtype}
-        common["remat"] = self.remat
+        common |= {"mlp_ratio": self.mlp_ratio, "remat": self.remat}
         self.patch_embedding = PatchEmbedding(self.patch_size, self.dim, dtype)
         self.position_bias = ContinuousPositionBias(self.dim, self.heads)
         self.spatial = Transformer(self.spatial_depth, view=(2, rows, columns), **common)
@@ -181,6 +159,7 @@ class FrameDecoder(nn.Module):
     dtype: str
     remat: str
     channels: int = 3
+    mlp_ratio: float = 4.0
 
     @nn.compact
     def __call__(self, tokens: jax.Array, action: jax.Array, bias: jax.Array) -> jax.Array:
@@ -196,8 +175,8 @@ class FrameDecoder(nn.Module):
             # of codes. (In the official layout the mixing above happens to tell positions apart.)
             context = context + self.param("positions", nn.initializers.normal(1.0), (count, self.dim)).astype(dtype)
         stack = Transformer(
-            self.depth, self.heads, self.dim_head, view=(1, *self.grid), cross=True, raw_kv=official, dtype=dtype,
-            remat=self.remat, name="stack",
+            self.depth, self.heads, self.dim_head, view=(1, *self.grid), cross=True, raw_kv=official,
+            mlp_ratio=self.mlp_ratio, dtype=dtype, remat=self.remat, name="stack",
         )  # fmt: skip
         x = stack(tokens, bias=bias, context=context)
         x = Linear(self.channels * self.patch_size**2, scale=self.output_scale, name="to_pixels")(x)

@@ -1,20 +1,21 @@
 """The quantisers that a latent action model of frame pairs (`FramePairModel`) may have, chosen by its fields."""
 
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.models.tokenizers.laq.modules import check_choice
-from lapa_jax.nn.quantizers import codebook
 from lapa_jax.nn.quantizers import replacement as rules
 from lapa_jax.nn.quantizers.fsq import FSQ
 from lapa_jax.nn.quantizers.nsvq import NSVQ
-from lapa_jax.nn.quantizers.vq import UPDATES, VQ
+from lapa_jax.nn.quantizers.vq import VQ
 
-QUANTIZERS = ("nsvq", "vq", "fsq")
 CODEBOOK = "quantizer/codebook"
+Quantizer = Literal["nsvq", "vq", "fsq"]
+CodebookInit = Literal["normal", "data"]
+Replacement = Literal["official", "share", "residual", "none"]
 
 
 def build(model, name: str | None = None) -> NSVQ | FSQ | VQ:
@@ -58,12 +59,6 @@ def replace_dead(model, variables, *, step: jax.Array, rng: jax.Array):
 
 def check(model) -> None:
     """Raises UserError for fields that make no quantiser, with what to change."""
-    choices = {"quantizer": QUANTIZERS, "codebook_init": codebook.INITS, "replacement": rules.REPLACEMENTS,
-               "codebook_update": UPDATES}  # fmt: skip
-    for field, known in choices.items():
-        check_choice(field, getattr(model, field), known)
-    if model.codebook_size < 2:
-        raise UserError(f"codebook_size is {model.codebook_size}; at least 2 codes are needed")
     rules.check_schedule(model.replacement_schedule)
     _check_levels(model)
     if model.quantizer != "vq" and model.codebook_per_position:
