@@ -29,6 +29,7 @@ def data(samples: str, **fields) -> ml_collections.ConfigDict:
     group.workers = 0
     group.prefetch = 16
     group.max_bad_samples = 0
+    group.max_normalized = 20.0
     for name, value in fields.items():
         group[name] = value
     return group

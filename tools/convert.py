@@ -83,6 +83,12 @@ def main(argv: list[str]) -> None:
             print(f"  {what.replace('_', ' ')}: {_counts(report[what])}")
     if missing := report["notes"].get("frame_numbers_missing"):
         print(f"  frame numbers missing between those that are there: {missing}")
+    for column, dimensions in report["far_values"].items():
+        print(f"  warning: values far out in '{column}', as data.normalize=q01_q99 scales it:")
+        for text in dimensions[:10]:
+            print(f"    {text}")
+    if report["far_values"]:
+        print("    tools/inspect_data.py tells the choices")
     if report["notes"].get("captions"):
         print(f"  instructions from {report['notes']['captions']}: {_counts(report['notes'])}")
     print(f"  the whole report is {args.output / REPORT}")

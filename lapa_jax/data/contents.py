@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lapa_jax.core.files import read_json
+from lapa_jax.data.far_values import choices, far_values
+from lapa_jax.data.samples.meta import dimension_names
 from lapa_jax.data.samples.pair_shards import PairShards
 from lapa_jax.data.shards.step_shards import StepShards, read_dataset
 from lapa_jax.data.statistics import PER_DIMENSION, kinds
@@ -154,13 +156,12 @@ def _column(name: str, shards: StepShards) -> str:
         rows.append((label, word, *(f"{summary[key][i]:.4g}" for key in columns)))
     table = _table(("dimension", "kind", *columns), rows)
     more = f"\n\n... and {len(names) - DIMENSIONS} more dimensions" if len(names) > DIMENSIONS else ""
+    told = far_values(summary, "q01_q99", names) if len(columns) == len(PER_DIMENSION) else []
+    if told:
+        more += "\n\nValues far out:\n\n" + "\n".join(f"- {one.text}" for one in told[:EXAMPLES])
+        more += f"\n- ... and {len(told) - EXAMPLES} more" if len(told) > EXAMPLES else ""
+        more += f"\n\nChoices: {choices('q01_q99', max(one.largest for one in told))}."
     return f"### {name}, {summary['count']} rows\n\n{table}{more}"
-
-
-def dimension_names(feature: Mapping, count: int) -> list[str]:
-    """The names of a column's dimensions; their numbers where it has none."""
-    names = list(feature.get("names", ()))
-    return names if len(names) == count else [str(i) for i in range(count)]
 
 
 def _value(value) -> str:

@@ -5,7 +5,8 @@ What a dimension is like (`statistics.kinds`) goes before the mode, except in mo
   constant  becomes 0, and comes back as the constant whatever a model says
   binary    two values, as of a gripper, become -1 and 1
   sparse    minimum and maximum become -1 and 1: the percentiles of a dimension that hardly ever moves coincide, and
-            its deviation is so small that its few movements would explode
+            its deviation is so small that its few movements would explode. Mode "q01_q99_clip", in which nothing can
+            explode, keeps to the percentiles of those that merely have a few values very far out
 Mode "openvla" is OpenVLA's: q01 and q99 become -1 and 1 in the dimensions that the summary's "mask" names, whatever
 they are like, and the others stay as they are. Without a mask it names those that are continuous or constant.
 """
@@ -15,9 +16,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from lapa_jax.core.errors import UserError, did_you_mean
-from lapa_jax.data.statistics import kinds, values
+from lapa_jax.data.statistics import far, kinds, values
 
-MODES = ("none", "mean_std", "q01_q99", "min_max", "openvla")
+MODES = ("none", "mean_std", "q01_q99", "q01_q99_clip", "min_max", "openvla")
 
 
 class Normalizer:
@@ -25,19 +26,17 @@ class Normalizer:
 
     Args:
       summary: the column's statistics; see `lapa_jax.data.statistics`.
-      mode: "none"; "mean_std", mean 0 and deviation 1; "q01_q99", those percentiles become -1 and 1; "min_max"; and
-        "openvla", see above.
-      clip: limit the results to [-1, 1], for the two modes with bounds. What lies outside is then lost, 2 % of the rows
-        in mode "q01_q99"; without it (the default) `unnormalize(normalize(x))` is x, inside the range and outside, to
-        float32 rounding, but for dimensions that are constant.
+      mode: "none"; "mean_std", mean 0 and deviation 1; "q01_q99", those percentiles become -1 and 1; "q01_q99_clip",
+        and what lies beyond becomes -1 or 1 as well, so 2 % of the rows are lost; "min_max"; and "openvla", see above.
+        But for what is clipped and for constant dimensions `unnormalize(normalize(x))` is x, to float32 rounding.
 
     Attributes:
-      mode, clip: as given. offset, scale: f64[A]; a scale of 0 marks a constant dimension.
+      mode: as given. offset, scale: f64[A]; a scale of 0 marks a constant dimension.
     """
 
-    def __init__(self, summary: Mapping, mode: str, *, clip: bool = False):
-        _check(mode, clip)
-        self.mode, self.clip = mode, clip
+    def __init__(self, summary: Mapping, mode: str):
+        _check(mode)
+        self.mode = mode
         low, high, q01, q99, mean, std = values(summary, "min", "max", "q01", "q99", "mean", "std")
         self.offset, self.scale = np.zeros_like(low), np.ones_like(low)
         if mode == "none":
@@ -49,10 +48,12 @@ class Normalizer:
         if mode == "mean_std":
             self.offset, self.scale = mean, std
         else:
-            bounds = (q01, q99) if mode == "q01_q99" else (low, high)
+            bounds = (q01, q99) if mode.startswith("q01_q99") else (low, high)
             self.offset, self.scale = _middle(*bounds)
         words = np.array(kinds(summary))
         by_range = np.isin(words, ("binary", "sparse"))
+        if mode == "q01_q99_clip":
+            by_range &= ~far(summary) | (words == "binary")
         middle, half = _middle(low, high)
         self.offset = np.where(by_range, middle, self.offset)
         self.scale = np.where(by_range, half, self.scale)
@@ -64,7 +65,7 @@ class Normalizer:
         constant = self.scale == 0
         result = (self._rows(rows) - self.offset) / np.where(constant, 1.0, self.scale)
         result[..., constant] = 0.0
-        if self.clip:
+        if self.mode == "q01_q99_clip":
             result = np.clip(result, -1.0, 1.0)
         return result.astype(np.float32)
 
@@ -84,26 +85,24 @@ class Normalizer:
 
     def to_json(self) -> dict:
         """The normaliser as JSON values; `from_json` makes an equal one, without the statistics."""
-        return {"mode": self.mode, "clip": self.clip, "offset": self.offset.tolist(), "scale": self.scale.tolist()}
+        return {"mode": self.mode, "offset": self.offset.tolist(), "scale": self.scale.tolist()}
 
     @classmethod
     def from_json(cls, saved: Mapping) -> "Normalizer":
         """The inverse of `to_json`."""
-        _check(saved["mode"], saved["clip"])
+        _check(saved["mode"])
         normalizer = cls.__new__(cls)
-        normalizer.mode, normalizer.clip = saved["mode"], saved["clip"]
+        normalizer.mode = saved["mode"]
         normalizer.offset, normalizer.scale = values(saved, "offset", "scale")
         return normalizer
 
     def __repr__(self) -> str:
-        return f"Normalizer({self.mode}, {len(self.offset)} dimensions{', clipped' if self.clip else ''})"
+        return f"Normalizer({self.mode}, {len(self.offset)} dimensions)"
 
 
-def _check(mode: str, clip: bool) -> None:
+def _check(mode: str) -> None:
     if mode not in MODES:
         raise UserError(f"normalisation mode '{mode}' does not exist{did_you_mean(mode, MODES)}")
-    if clip and mode not in ("q01_q99", "min_max"):
-        raise UserError(f"normalisation mode '{mode}' has no bounds to clip to; set clip=False or use q01_q99, min_max")
 
 
 def _mask(summary: Mapping, width: int) -> np.ndarray:

@@ -9,17 +9,19 @@ from collections.abc import Mapping, Sequence
 
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.data import samples
-from lapa_jax.data.samples.meta import check_statistics, statistics_of
+from lapa_jax.data.far_values import LIMIT, choices, far_values
+from lapa_jax.data.samples.meta import check_statistics, dimension_names, statistics_of
 from lapa_jax.data.samples.mixture import Mixture
 from lapa_jax.data.samples.pair_shards import PairShards
 from lapa_jax.data.shards.step_shards import StepShards, dataset_folder, read_dataset
 from lapa_jax.data.transforms import PICTURES, Augment, check_augment
 
+_SHOWN = 4
 PLACES = ("path", "val_path", "val_labels", "split_train", "split_val")
 """Fields of `config.data`, and of a part of a mixture, that say where the data lie."""
 
 GENERAL = ("samples", "mixture", "augment", "eval_examples", "shuffle", "window", "workers", "threads", "prefetch",
-           "max_bad_samples")  # fmt: skip
+           "max_bad_samples", "max_normalized")  # fmt: skip
 """Fields of `config.data` that are the same for all kinds of samples; what is left belongs to the kind."""
 
 
@@ -112,13 +114,36 @@ def eval_fields(data: Mapping) -> tuple[str, ...] | None:
     return ("frames", "net_action") if has_actions(data, "val") else ("frames",)
 
 
-def check_trainable(source) -> None:
-    """Refuses training on numeric columns without usable statistics: a policy could not undo what they scale."""
-    meta = source.meta()
+def check_trainable(source, limit: float | None = LIMIT) -> list[str]:
+    """Refuses training on numeric columns without usable statistics, which a policy could not undo, and on values that
+    would explode.
+
+    Args:
+      source: of training samples. limit: `data.max_normalized`, the largest normalised value; None is any.
+
+    Returns:
+      Lines for the log: dimensions that are scaled otherwise, or clipped, because of values far out.
+
+    Raises:
+      UserError: names what is missing, or the dimensions with values beyond the limit, and the choices.
+    """
+    meta, notes = source.meta(), []
     parts = source.sources.values() if isinstance(source, Mixture) else [source]
     for part, (name, summaries) in zip(parts, statistics_of(meta).items(), strict=True):
         for column, width in part.numeric.items():
             check_statistics(summaries, column, width, f"data set '{name}'")
+            mode, names = part.options.normalize, dimension_names(part.shards.features[column], width)
+            found = far_values(summaries[column], mode, names, LIMIT if limit is None else limit)
+            beyond = [one for one in found if limit is not None and one.largest > limit]
+            if beyond:
+                told = "; ".join(one.text for one in beyond[:_SHOWN]) + ("; ..." if len(beyond) > _SHOWN else "")
+                raise UserError(
+                    f"data set '{name}' has values far out in {len(beyond)} dimensions of '{column}', more than "
+                    f"data.max_normalized={limit:g}: {told}. {choices(mode, max(one.largest for one in beyond))}"
+                )
+            where = f"warning: data set '{name}', '{column}'"
+            notes += [f"{where}, {one.text}. {choices(mode, one.largest)}" for one in found]
+    return notes
 
 
 def augmentation(data: Mapping, source) -> Augment | None:

@@ -30,9 +30,10 @@ PER_DIMENSION = ("mean", "std", "min", "q01", "q99", "max")
 _BLOCK = 1 << 21
 _LARGEST = float(np.finfo(np.float32).max)
 
-NARROW, NOISE, BETWEEN = 1e-4, 1e-6, 1e-2
-"""Of `kinds`: the least q99 - q01 that percentiles are used for, the least max - min that is no rounding, and the share
-of the largest possible variance that a two-valued dimension may lack."""
+NOISE, BETWEEN, FAR = 2.0**-20, 1e-2, 50.0
+"""Of `kinds`: the least max - min that is no rounding, as a share of the largest value (eight steps of float32); the
+share of the largest possible variance that a two-valued dimension may lack; and how many times as far as its
+percentiles a continuous dimension may reach."""
 
 
 class ColumnStatistics:
@@ -168,16 +169,18 @@ def kinds(summary: Mapping, binary: Sequence[int] | None = None) -> list[str]:
 
     Returns:
       One word a dimension:
-      "constant": max - min < 1e-6, or less than two steps of float32: nothing but rounding.
+      "constant": max - min below a millionth of the largest value, which is eight steps of float32: nothing but
+        rounding. Or what float64 loses beside the largest value of all dimensions. Values in small units are none.
       "binary": two values, as of a gripper. Told by the variance, which is (max - mean)(mean - min) if and only if no
         row lies between; 1 % less is allowed, for a few steps on the way from one to the other.
-      "sparse": q99 - q01 < 1e-4 although max - min is not small, as of a rotation that is hardly ever used: percentiles
-        would divide by nothing. Or q01 or q99 is the median while there are numbers beyond, as of a robot that mostly
-        stands still and hardly ever moves left: percentiles would cut that direction off. Minimum and maximum serve.
+      "sparse": q01 and q99 coincide, as of a rotation that is hardly ever used: percentiles would divide by nothing. Or
+        one of them is the median while there are numbers beyond, as of a robot that mostly stands still and hardly ever
+        moves left: percentiles would cut that direction off. Or see `far`. Minimum and maximum serve.
       "continuous": all others.
     """
-    low, high, q01, q99, mean, std = values(summary, "min", "max", "q01", "q99", "mean", "std")
-    step = 2 * np.spacing(np.maximum(np.abs(low), np.abs(high)).astype(np.float32)).astype(np.float64)
+    low, high, mean, std = values(summary, "min", "max", "mean", "std")
+    largest = np.maximum(np.abs(low), np.abs(high))
+    rounding = np.maximum(NOISE * largest, 4 * np.spacing(largest.max(initial=0.0)))
     if binary is None:
         possible = (high - mean) * (mean - low)
         two_valued = (possible > 0) & (std**2 >= (1 - BETWEEN) * possible)
@@ -186,13 +189,27 @@ def kinds(summary: Mapping, binary: Sequence[int] | None = None) -> list[str]:
         if wrong := [i for i in binary if not -len(low) <= i < len(low)]:
             raise UserError(f"binary dimension {wrong[0]} does not exist; the column has {len(low)} dimensions")
         two_valued[list(binary)] = True
-    sparse = q99 - q01 < np.maximum(NARROW, step)
+    words = np.where(resting(summary) | far(summary), "sparse", "continuous")
+    words = np.where(two_valued, "binary", words)
+    return [str(word) for word in np.where((high - low < rounding) | (high == low), "constant", words)]
+
+
+def resting(summary: Mapping) -> np.ndarray:
+    """bool[A]: dimensions that mostly have one value, which their percentiles, or one of them, do not leave."""
+    low, high, q01, q99 = values(summary, "min", "max", "q01", "q99")
+    found = q99 - q01 < 2 * np.spacing(np.maximum(np.abs(low), np.abs(high)).astype(np.float32))
     if "quantiles" in summary:
         median = values(summary, "quantiles")[0][:, BINS // 2]
-        sparse |= ((q01 == median) & (low < q01)) | ((q99 == median) & (high > q99))
-    words = np.where(sparse, "sparse", "continuous")
-    words = np.where(two_valued, "binary", words)
-    return [str(word) for word in np.where(high - low < np.maximum(NOISE, step), "constant", words)]
+        found |= ((q01 == median) & (low < q01)) | ((q99 == median) & (high > q99))
+    return found
+
+
+def far(summary: Mapping) -> np.ndarray:
+    """bool[A]: dimensions that reach more than `FAR` times as far from the middle of their percentiles as these do: a
+    joint that hardly moves and at times is reported as 0, or a sensor with glitches."""
+    low, high, q01, q99 = values(summary, "min", "max", "q01", "q99")
+    middle, half = (q01 + q99) / 2, (q99 - q01) / 2
+    return ~resting(summary) & (np.maximum(high - middle, middle - low) > FAR * half)
 
 
 def _of_block(rows: np.ndarray, start: int, sample: int) -> ColumnStatistics:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from lapa_jax.core.config import ConfigError
 from lapa_jax.core.errors import UserError
 from lapa_jax.data import pipeline
+from lapa_jax.data.far_values import LIMIT
 from lapa_jax.data.samples.meta import statistics_of
 from lapa_jax.data.samples.padded import as_wide_as
 from lapa_jax.data.transforms import Augment
@@ -19,12 +20,14 @@ class TrainingData:
       train, validation: sources of samples (random access), alike in fields and shapes.
       augment: the random change of a training sample; None where there is none.
       meta: what a checkpoint must carry of the data: "data_fingerprint", and per dataset normalisation and features.
+      notes: lines for the log.
     """
 
     train: object
     validation: object
     augment: Augment | None
     meta: Mapping
+    notes: tuple[str, ...] = ()
 
 
 def open_training(data: Mapping, *, batch_size: int, saved: Mapping | None = None) -> TrainingData:
@@ -40,7 +43,7 @@ def open_training(data: Mapping, *, batch_size: int, saved: Mapping | None = Non
         samples; held-out samples of another kind.
     """
     train = pipeline.build(data, "train", statistics=statistics_of(saved) if saved else None)
-    pipeline.check_trainable(train)
+    notes = pipeline.check_trainable(train, data.get("max_normalized", LIMIT))
     meta = train.meta()
     before = (saved or {}).get("data_fingerprint")
     if before is not None and meta["data_fingerprint"] != before:
@@ -52,7 +55,8 @@ def open_training(data: Mapping, *, batch_size: int, saved: Mapping | None = Non
     # Held-out samples are scaled by the statistics of training, or a policy would be judged in other units.
     fields = pipeline.eval_fields(data)
     validation = pipeline.build(data, "val", fields=fields, statistics=statistics_of(meta))
-    return TrainingData(train, _like_training(train, validation), pipeline.augmentation(data, train), meta)
+    validation = _like_training(train, validation)
+    return TrainingData(train, validation, pipeline.augmentation(data, train), meta, tuple(notes))
 
 
 def names_data(data: Mapping) -> bool:

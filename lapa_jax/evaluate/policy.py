@@ -9,7 +9,7 @@ import numpy as np
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.metrics import read_metrics
 from lapa_jax.data import pipeline
-from lapa_jax.data.contents import dimension_names
+from lapa_jax.data.samples.meta import dimension_names
 from lapa_jax.data.samples.padded import as_wide_as
 from lapa_jax.data.statistics import kinds
 from lapa_jax.evaluate import replay, report

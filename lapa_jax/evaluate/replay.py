@@ -9,8 +9,7 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.data import pipeline
-from lapa_jax.data.contents import dimension_names
-from lapa_jax.data.samples.meta import statistics_of
+from lapa_jax.data.samples.meta import dimension_names, statistics_of
 from lapa_jax.data.samples.padded import as_wide_as
 from lapa_jax.data.shards.step_shards import read_dataset
 from lapa_jax.evaluate.base import unscaled

@@ -12,7 +12,7 @@ import numpy as np
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import atomic_path, write_json
 from lapa_jax.data import pipeline
-from lapa_jax.data.contents import dimension_names
+from lapa_jax.data.samples.meta import dimension_names
 from lapa_jax.models import fifa
 
 SEGMENTS_FILE, ARRAYS_FILE = "segments.json", "segments.npz"

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lapa_jax.data.action_bins import ActionBins
-from lapa_jax.data.contents import dimension_names
+from lapa_jax.data.samples.meta import dimension_names
 from lapa_jax.data.samples.pair_shards import PairShards
 from lapa_jax.data.shards.step_shards import Episode, StepShards
 from lapa_jax.data.statistics import PER_DIMENSION, kinds

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import lapa_jax
 from lapa_jax.data import images
-from lapa_jax.data.contents import dimension_names
+from lapa_jax.data.samples.meta import dimension_names
 from lapa_jax.inference.policies import Policy
 
 

@@ -25,7 +25,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 # What a resumed run may change: how long and how often, where and how fast, never what is learned from what.
 MAY_CHANGE = ("train.steps", "train.log_every", "train.eval_every", "train.save_every", "train.keep_last",
               "train.best_metric", "train.patience", "train.min_delta", "train.tensorboard", "mesh.", "data.threads",
-              "data.workers", "data.prefetch", "data.max_bad_samples")  # fmt: skip
+              "data.workers", "data.prefetch", "data.max_bad_samples", "data.max_normalized")  # fmt: skip
 
 
 def check_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:

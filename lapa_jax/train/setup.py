@@ -130,6 +130,7 @@ def prepare(
     data = None
     if devices is None or names_data(config.data):
         data = open_training(config.data, batch_size=config.train.batch_size, saved=saved)
+        notes += [*data.notes]
         notes += pretrained_init.check_scales(sources, config, data.train, MODELS)
 
     # 4. The model, completed by what only the data can tell, and its shapes; nothing is allocated.

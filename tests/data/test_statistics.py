@@ -153,7 +153,11 @@ def test_kinds_of_dimensions():
         "limited": np.minimum(rng.normal(size=n), 0.0), "pressed": np.where(rng.random(n) < 0.6, 0.0, rng.random(n)),
         "constant": np.full(n, 0.3), "rounding": 0.3 + rng.normal(size=n) * 1e-8,
         "rounding, large": 1e6 + rng.integers(0, 2, n) * 0.0625, "small but real": rng.normal(size=n) * 1e-3,
-        "clipped": np.clip(rng.normal(size=n) * 3, -1, 1),
+        "clipped": np.clip(rng.normal(size=n) * 3, -1, 1), "in small units": rng.normal(size=n) * 1e-7,
+        "narrow": 0.3 + rng.normal(size=n) * 1e-5, "rounding of float64 about zero": rng.normal(size=n) * 1e-16,
+        "hardly moves, with zeros": np.where(np.arange(n) % 500 == 0, 0.0, rng.normal(1.5692, 2e-4, n)),
+        "heavy tails": rng.standard_t(2, n).clip(-30, 30),
+        "glitches": np.where(np.arange(n) % 999, rng.normal(size=n), 1e3),
     }  # fmt: skip
     got = dict(zip(columns, kinds(column_statistics([np.stack(list(columns.values()), 1).astype(np.float32)]))))
     assert got == {
@@ -161,8 +165,20 @@ def test_kinds_of_dimensions():
         "gripper with a few steps between": "binary", "three values": "continuous", "half-way often": "continuous",
         "hardly used": "sparse", "hardly ever left": "sparse", "limited": "continuous", "pressed": "continuous",
         "constant": "constant", "rounding": "constant", "rounding, large": "constant",
-        "small but real": "continuous", "clipped": "continuous",
+        "small but real": "continuous", "clipped": "continuous", "in small units": "continuous", "narrow": "continuous",
+        "rounding of float64 about zero": "constant", "hardly moves, with zeros": "sparse", "heavy tails": "continuous",
+        "glitches": "sparse",
     }  # fmt: skip
+
+
+def test_kinds_do_not_depend_on_the_unit():
+    """But for the rounding of the unit itself: powers of two leave none."""
+    rng = np.random.default_rng(1)
+    wide, rarely = rng.normal(size=5000), (rng.random(5000) < 1e-3) * rng.normal(size=5000)
+    rows = np.stack([wide, rng.random(5000) < 0.1, np.full(5000, 0.7), 3 + wide * 1e-8, rarely], 1)
+    expected = ["continuous", "binary", "constant", "constant", "sparse"]
+    for power in (-60, -30, 0, 30):
+        assert kinds(column_statistics([(rows * 2.0**power).astype(np.float32)])) == expected, power
 
 
 def test_kinds_can_be_told_which_are_binary():

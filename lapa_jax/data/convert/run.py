@@ -20,7 +20,9 @@ from lapa_jax.data.convert.pack import Packer
 from lapa_jax.data.convert.parts import Job, read_part, remove_part
 from lapa_jax.data.convert.pool import PATIENCE, call, run_jobs
 from lapa_jax.data.convert.totals import Totals
+from lapa_jax.data.far_values import far_values
 from lapa_jax.data.formats.base import COLUMNS
+from lapa_jax.data.samples.meta import dimension_names
 from lapa_jax.data.shards import step_shards
 from lapa_jax.data.shards.index import open_index
 from lapa_jax.data.statistics import column_statistics
@@ -102,6 +104,16 @@ def _lock(work: pathlib.Path) -> Iterator[None]:
         yield
 
 
+def _far_values(features: dict, statistics: dict) -> dict[str, list[str]]:
+    """{column: dimensions with values far out, in words}, under the scaling that configs have."""
+    found = {}
+    for name, summary in statistics.items():
+        names = dimension_names(features[name], len(summary["mean"]))
+        if told := far_values(summary, "q01_q99", names):
+            found[name] = [one.text for one in told]
+    return found
+
+
 class _Conversion:
     def __init__(self, source: pathlib.Path, out: pathlib.Path, options: Options, plan: dict):
         self.source, self.out, self.work, self.plan = source, out, out / step_shards.WORK, plan
@@ -146,8 +158,7 @@ class _Conversion:
         report = self._report()
         write_json(self.out / REPORT, report)
         self._judge(report, max_errors)
-        self._finish()
-        return {**report, "finished": False}
+        return {**self._finish(report), "finished": False}
 
     def _pack(self, max_errors: int) -> None:
         for packer in self.packers:
@@ -180,6 +191,7 @@ class _Conversion:
             "steps_dropped": dict(sorted(totals.dropped.items())),
             "blank_pictures": dict(sorted(totals.blank.items())),
             "remarks": dict(sorted(totals.remarks.items())),
+            "far_values": {},
         }
 
     def _totals(self) -> Totals:
@@ -192,8 +204,12 @@ class _Conversion:
             totals.add(Totals.of_part(read_part(self.parts, path.stem)))
         return totals
 
-    def _finish(self) -> None:
-        """Index and check every shard, compute the statistics, write `dataset.json`, remove the state."""
+    def _finish(self, report: dict) -> dict:
+        """Index and check every shard, compute the statistics, write `dataset.json`, remove the state.
+
+        Returns:
+          The report, with what the statistics tell.
+        """
         splits, totals = {}, self._totals()
         for packer in self.packers:
             entries = [entry for entry in packer.journal if entry["episodes"]]
@@ -205,15 +221,14 @@ class _Conversion:
             splits[packer.split] = {"episodes": episodes, "steps": steps, "shards": [e["shard"] for e in entries]}
         source = {"name": self.source.resolve().name, "format": self.plan["format"]}
         source |= {"options": self.plan["options"], "plan": planning.digest(self.plan)}
+        features, statistics = self._features(totals), self._statistics(splits)
+        report = {**report, "far_values": _far_values(features, statistics)}
+        write_json(self.out / REPORT, report)
         step_shards.write_dataset(
-            self.out,
-            features=self._features(totals),
-            fps=totals.common_fps(),
-            source=source,
-            splits=splits,
-            statistics=self._statistics(splits),
+            self.out, features=features, fps=totals.common_fps(), source=source, splits=splits, statistics=statistics
         )
         shutil.rmtree(self.work)
+        return report
 
     def _features(self, totals: Totals) -> dict:
         features = {}

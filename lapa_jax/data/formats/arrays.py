@@ -21,7 +21,16 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.formats import array_images, hdf5, npz
-from lapa_jax.data.formats.base import Episode, Item, Listing, choose_cameras, choose_vectors, folder_of
+from lapa_jax.data.formats.base import (
+    Episode,
+    Item,
+    Listing,
+    choose_cameras,
+    choose_vectors,
+    folder_of,
+    parse_key,
+    take_part,
+)
 from lapa_jax.data.formats.instructions import like_instruction
 from lapa_jax.data.formats.reading import natural_key, numeric_rows, reading, whole_source
 from lapa_jax.data.formats.robomimic import is_robomimic
@@ -274,7 +283,7 @@ def _trajectory(store: _Store, path: pathlib.Path, item: Item, options: Mapping)
             standard = nested if len(nested) == 1 else []
         if chosen := choose_vectors(vectors, options[column], option, standard):
             columns[column] = _joined(store, chosen)
-            used |= set(chosen)
+            used |= {parse_key(key)[0] for key in chosen}
     if not columns and not cameras:
         raise ValueError("it has no arrays action or state")
     counts = {name: len(column) for name, column in columns.items()}
@@ -320,11 +329,11 @@ class _Images:
             yield from array_images.frames(self._name, array)
 
 
-def _joined(store: _Store, names: Sequence[str]) -> np.ndarray:
+def _joined(store: _Store, keys: Sequence[str]) -> np.ndarray:
     """float32[T, A] of arrays side by side."""
-    rows = [numeric_rows(store.read(name), name) for name in names]
+    rows = [take_part(numeric_rows(store.read(name), name), key) for key in keys for name in [parse_key(key)[0]]]
     if len({len(part) for part in rows}) > 1:
-        counts = ", ".join(f"{len(part)} rows of {name}" for name, part in zip(names, rows))
+        counts = ", ".join(f"{len(part)} rows of {name}" for name, part in zip(keys, rows))
         raise ValueError(f"it has {counts}: they cannot be joined")
     return np.concatenate(rows, axis=1)
 

@@ -13,6 +13,7 @@ A format is one module of this package with
 
 import dataclasses
 import pathlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -140,7 +141,7 @@ def choose_vectors(names: Sequence[str], wanted: str, option: str, standard: Seq
 
     Args:
       names: of the vectors. They may be paths: the last part is enough where it is the only one of its name.
-      wanted: "all", "none", or names separated by commas.
+      wanted: "all", "none", or names separated by commas; `name[a:b]` is a part of a vector, see `parse_key`.
       option: "--state" or "--action", for errors.
       standard: those of "all".
 
@@ -150,15 +151,30 @@ def choose_vectors(names: Sequence[str], wanted: str, option: str, standard: Seq
     if wanted in ("all", "none"):
         return list(standard) if wanted == "all" else []
     chosen = []
-    for word in (part.strip() for part in wanted.split(",")):
+    for key in (part.strip() for part in wanted.split(",")):
+        word = parse_key(key)[0]
         fits = [name for name in names if word in (name, name.removeprefix("observation."))]
         fits = fits or [name for name in names if name.rpartition("/")[2] == word]
         if len(fits) != 1:
             short = [name.removeprefix("observation.") for name in names]
             many = f": it has {' and '.join(fits)}" if fits else did_you_mean(word, short)
             raise ValueError(f"it has no vector '{word}' ({option}){many}")
-        chosen.append(fits[0])
+        chosen.append(fits[0] + key.removeprefix(word))
     return list(dict.fromkeys(chosen))
+
+
+def parse_key(key: str) -> tuple[str, slice]:
+    """`key[a:b]` as (key, slice(a, b)); without brackets everything."""
+    match = re.fullmatch(r"(.*)\[(\d+):(\d+)\]", key)
+    return (match[1], slice(int(match[2]), int(match[3]))) if match else (key, slice(None))
+
+
+def take_part(rows: np.ndarray, key: str) -> np.ndarray:
+    """The columns of [T, A] that a key asks for; those that do not exist are a ValueError."""
+    part = parse_key(key)[1]
+    if part.stop is not None and not part.start < part.stop <= rows.shape[1]:
+        raise ValueError(f"'{key}' is outside of its {rows.shape[1]} values")
+    return rows[:, part]
 
 
 def member_name(camera: str) -> str:

@@ -12,7 +12,16 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from lapa_jax.data.formats import array_images, hdf5
-from lapa_jax.data.formats.base import Episode, Item, Listing, choose_cameras, choose_vectors, folder_of
+from lapa_jax.data.formats.base import (
+    Episode,
+    Item,
+    Listing,
+    choose_cameras,
+    choose_vectors,
+    folder_of,
+    parse_key,
+    take_part,
+)
 from lapa_jax.data.formats.instructions import as_instruction, like_instruction
 from lapa_jax.data.formats.reading import natural_key, numeric_rows, reading, whole_source
 
@@ -157,7 +166,8 @@ def _actions(demo, options: Mapping) -> dict:
     if options["action"] == "all" and "actions" not in fields:
         like = [array_images.describe(name, data) for name, data in hdf5.datasets(demo).items() if "action" in name]
         raise ValueError(f"it has no actions{f', but {like[0]}: name them with --action' if like else ''}")
-    return {name: fields[name] for name in choose_vectors(list(fields), options["action"], "--action", ["actions"])}
+    chosen = choose_vectors(list(fields), options["action"], "--action", ["actions"])
+    return {key: fields[parse_key(key)[0]] for key in chosen}
 
 
 def standardize(source: pathlib.Path, item: Item, options: Mapping) -> Episode:
@@ -172,20 +182,22 @@ def standardize(source: pathlib.Path, item: Item, options: Mapping) -> Episode:
         members = choose_cameras(list(cameras), options["cameras"], main="agentview")
         chosen = {"action": _actions(demo, options)}
         states = choose_vectors(list(vectors), options["state"], "--state", list(vectors))
-        chosen["state"] = {state: vectors[state] for state in states}
+        chosen["state"] = {key: vectors[parse_key(key)[0]] for key in states}
         _check_lengths(demo, [*chosen["action"].values(), *chosen["state"].values(), *(cameras[c] for c in members)])
         columns, names = {}, {}
         for column, datasets in chosen.items():
-            rows = {name: _rows(dataset) for name, dataset in datasets.items()}
+            rows = {key: take_part(_rows(dataset), key) for key, dataset in datasets.items()}
             if rows:
                 columns[column] = np.concatenate(list(rows.values()), axis=1)
             if column == "state" or len(rows) > 1:
-                names[column] = [f"{name}.{i}" for name, values in rows.items() for i in range(values.shape[1])]
+                names[column] = [f"{parse_key(key)[0]}.{i + (parse_key(key)[1].start or 0)}"
+                                 for key, values in rows.items() for i in range(values.shape[1])]  # fmt: skip
         text, task, fps = _about(data, demo)
         images = {members[camera]: _Images(path, cameras[camera].name) for camera in members}
-        used = {cameras[camera].name for camera in members} | {vectors[state].name for state in states}
+        used = {cameras[camera].name for camera in members} | {data.name for data in chosen["state"].values()}
         left_out = [f"obs/{n}" for n in demo["obs"] if f"{demo.name}/obs/{n}" not in used]
-        left_out += [field for field in demo if field not in (*chosen["action"], "obs")]
+        acts = {data.name for data in chosen["action"].values()}
+        left_out += [field for field in demo if field != "obs" and f"{demo.name}/{field}" not in acts]
         unread = _unread(data, demo, not_read)
     names = {column: known for column, known in names.items() if known}
     return Episode(images, columns, text, task, fps, names, sorted(left_out), unread=unread)

@@ -37,7 +37,7 @@ class StepOptions:
       labels_tokenizer: fingerprint of the tokenizer that must have made the labels; None takes any.
       text_tokenizer: {"name": ..., ...} of `lapa_jax.data.text.build`; None leaves instructions as they are.
       text_length: tokens that an instruction is padded to; a longer one is an error unless the tokenizer may cut it.
-      normalize: "none", "q01_q99", "mean_std" or "min_max", see `lapa_jax.data.normalize`.
+      normalize: "none", "q01_q99", "q01_q99_clip", "mean_std" or "min_max", see `lapa_jax.data.normalize`.
     """
 
     fields: tuple[str, ...] = ("image",)

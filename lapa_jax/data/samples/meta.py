@@ -75,5 +75,11 @@ def check_statistics(statistics: Mapping, column: str, width: int, dataset: str)
             raise UserError(f"{dataset}: the {name} of '{column}' is not finite: {remedy}")
 
 
+def dimension_names(feature: Mapping, count: int) -> list[str]:
+    """The names of a column's dimensions, of its entry in `dataset.json`; their numbers where it has none."""
+    names = list(feature.get("names", ()))
+    return names if len(names) == count else [str(i) for i in range(count)]
+
+
 def _digest(value) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

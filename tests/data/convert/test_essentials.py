@@ -166,9 +166,15 @@ def test_named_actions_and_none_of_them(tmp_path):
     with pytest.raises(UserError, match="--action arm: video data have one action"):
         clips(tmp_path / "clips")
         go(tmp_path / "clips", tmp_path / "b", action="arm")
+    shards = go(tmp_path / "lerobot", tmp_path / "parts", action="action.arm[1:3],action.grip[0:1]")
+    np.testing.assert_array_equal(shards.array(0, "action"), made[0][[1, 2, 0]])
+    names = shards.features["action"]["names"]
+    assert [name.rpartition(".")[2] for name in names] == ["y", "grip", "x"]
     robomimic(tmp_path / "robomimic")
     with h5py.File(tmp_path / "robomimic/demos.hdf5", "r+") as file:
         expected = file["data/demo_0/rewards"][()]
+    shards = go(tmp_path / "robomimic", tmp_path / "part", action="actions[1:3]", state="robot0_arm[2:3]")
+    assert shards.features["action"]["shape"] == [2] and shards.features["state"]["names"] == ["robot0_arm.2"]
     shards = go(tmp_path / "robomimic", tmp_path / "c", action="rewards", cameras="none", state="none")
     assert set(shards.features) == {"action", "instruction"}
     assert [float(shards.array(i, "action")[0]) for i in range(5)] == expected.tolist()

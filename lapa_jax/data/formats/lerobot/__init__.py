@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.data.formats.base import Episode, Item, Listing, choose_cameras, choose_vectors
+from lapa_jax.data.formats.base import Episode, Item, Listing, choose_cameras, choose_vectors, parse_key, take_part
 from lapa_jax.data.formats.instructions import like_instruction
 from lapa_jax.data.formats.lerobot import tables
 from lapa_jax.data.formats.lerobot.video import VideoSlice
@@ -126,7 +126,8 @@ def standardize(source: pathlib.Path, item: Item, options: Mapping) -> Episode:
     path, episode, length = source / item.path, item.at["episode"], item.at["length"]
     cameras, actions, states = _cameras(info, options), *(_vectors(info, options, c) for c in ("action", "state"))
     with reading("rows"):
-        rows, told, extra = _read_rows(path, episode, [*actions, *states], info)
+        vectors = list(dict.fromkeys(parse_key(name)[0] for name in (*actions, *states)))
+        rows, told, extra = _read_rows(path, episode, vectors, info)
         _check_rows(rows, length, info.fps)
         columns, names = {}, {}
         for column, keys in (("action", actions), ("state", states)):
@@ -141,7 +142,7 @@ def standardize(source: pathlib.Path, item: Item, options: Mapping) -> Episode:
             frames[member] = VideoSlice(source / file, rows["timestamp"], info.fps, start, end, remarks)
         else:
             frames[member] = _Pictures(path, episode, key, length)
-    used = {*cameras, *actions, *states, *tables.BOOKKEEPING}
+    used = {*cameras, *vectors, *tables.BOOKKEEPING}
     return Episode(
         cameras=frames,
         columns=columns,
@@ -248,14 +249,16 @@ def _check_rows(rows: Mapping[str, np.ndarray], length: int, fps: float) -> None
 def _column(rows: Mapping[str, np.ndarray], keys: list[str], info: tables.Info) -> tuple[np.ndarray, list[str]]:
     """float32[T, dimensions] of the vectors, and the names of the dimensions."""
     vectors, parts = [], {}
-    for key in keys:
+    for name in keys:
+        key, part = parse_key(name)
         vector = numeric_rows(rows[key], key)
         width = math.prod(info.features[key]["shape"])
         if vector.shape[1] != width:
             raise ValueError(f"'{key}' has {vector.shape[1]} dimensions, {tables.INFO} says {width}")
-        vectors.append(vector)
+        vectors.append(take_part(vector, name))
         names = flat_names(info.features[key].get("names"))
-        parts[key.removeprefix("observation.")] = (vector.shape[1], names)
+        names = names[part] if len(names) == width else []
+        parts[name.removeprefix("observation.")] = (vectors[-1].shape[1], names)
     return np.concatenate(vectors, axis=1), join_names(parts)
 
 

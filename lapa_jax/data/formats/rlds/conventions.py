@@ -17,6 +17,7 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.core.files import read_json
+from lapa_jax.data.formats.base import parse_key
 from lapa_jax.data.formats.instructions import like_instruction
 
 
@@ -194,12 +195,6 @@ def _value(field: dataclasses.Field, value, where: str):
             raise UserError(f"{where} must be a list of strings; it is {json.dumps(value)}")
         return tuple(value)
     return value
-
-
-def parse_key(key: str) -> tuple[str, slice]:
-    """`key[a:b]` as (key, slice(a, b)); without brackets everything."""
-    match = re.fullmatch(r"(.*)\[(\d+):(\d+)\]", key)
-    return (match[1], slice(int(match[2]), int(match[3]))) if match else (key, slice(None))
 
 
 def width(key: str, fields: Mapping[str, Field]) -> int:
