@@ -70,6 +70,7 @@ def training(
     group.save_every = every
     group.keep_last = 2
     group.best_metric = best_metric
+    group.best_mode = "max"
     group.patience = config_dict.placeholder(int)
     group.min_delta = 0.0
     group.tensorboard = True

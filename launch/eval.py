@@ -10,6 +10,7 @@ import functools
 import pathlib
 import re
 
+from lapa_jax.core.checkpoint_step import parse_step
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.sim import flags
 
@@ -143,7 +144,7 @@ def _closed_loop_only(args) -> dict:
     return {name: getattr(args, name) for name in names}
 
 
-def default_out(run: pathlib.Path, step: int | None) -> pathlib.Path:
+def default_out(run: pathlib.Path, step: int | str | None) -> pathlib.Path:
     """`eval` in the run folder, with the step where one checkpoint was asked for."""
     if run.parent.name == "checkpoints":
         return run.parent.parent / f"eval_{run.name}"
@@ -163,7 +164,7 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     parser.add_argument("--out", help="folder to write; RUN/eval, or RUN/eval_ENV, by default")
     parser.add_argument("--pairs", type=int, help="how many samples (pairs, chunks, windows) at most; 2048 by default")
     parser.add_argument("--dataset", help="of a run on several datasets: the one whose scaling applies to --data")
-    parser.add_argument("--step", type=int, help="checkpoint step; the newest by default")
+    parser.add_argument("--step", type=parse_step, help="checkpoint step, or best; the newest by default")
     words = "training steps of latent actions' supervised upper bound, 600 by default; 0 leaves it out"
     parser.add_argument("--supervised_steps", type=int, help=words)
     add = parser.add_argument_group("in a simulated environment").add_argument

@@ -8,6 +8,7 @@ Adapters are merged into their kernels. The folder appears whole, at the end, or
 import argparse
 import pathlib
 
+from lapa_jax.core.checkpoint_step import parse_step
 from lapa_jax.core.errors import UserError, did_you_mean, run_main
 from lapa_jax.core.files import atomic_folder, check_new_folder, write_json
 
@@ -94,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="safetensors (weights and config, default), stablehlo or int8")  # fmt: skip
     parser.add_argument("--dtype",
                         help="bfloat16: kernels and tokens' embedding in half the room; else as stored")  # fmt: skip
-    parser.add_argument("--step", type=int, help="checkpoint step; the newest by default")
+    parser.add_argument("--step", type=parse_step, help="checkpoint step, or best; the newest by default")
     stablehlo = parser.add_argument_group("stablehlo")
     stablehlo.add_argument("--platform", action="append",
                            help="cpu, cuda, rocm or tpu; may be repeated; cpu and cuda by default")  # fmt: skip

@@ -7,6 +7,7 @@ The same command goes on after an interruption: it writes what is missing. Sever
 
 import argparse
 
+from lapa_jax.core.checkpoint_step import parse_step
 from lapa_jax.core.errors import UserError, run_main
 
 
@@ -46,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", action="append", help="a split to label; may be repeated; all of them by default")
     parser.add_argument("--batch_size", type=int, default=64, help="frame pairs per batch over all devices of a host")
     parser.add_argument("--dataset", help="of a run on several datasets: the one whose scaling applies to --data")
-    parser.add_argument("--step", type=int, help="checkpoint step; the newest by default")
+    parser.add_argument("--step", type=parse_step, help="checkpoint step, or best; the newest by default")
     return parser
 
 

@@ -8,6 +8,7 @@ Writes segments.json, segments.npz, overview.png and episodes/<id>.png.
 import argparse
 import pathlib
 
+from lapa_jax.core.checkpoint_step import parse_step
 from lapa_jax.core.errors import UserError, run_main
 
 
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="what a change of cluster costs in nats; more gives fewer, longer segments")  # fmt: skip
     parser.add_argument("--temperature", type=float, default=0.1, help="of the distances to the clusters")
     parser.add_argument("--dataset", help="whose units the actions have, for a tokenizer of several data sets")
-    parser.add_argument("--step", type=int, help="checkpoint step; the newest by default")
+    parser.add_argument("--step", type=parse_step, help="checkpoint step, or best; the newest by default")
     return parser
 
 

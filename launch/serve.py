@@ -10,6 +10,7 @@ import functools
 import logging
 import pathlib
 
+from lapa_jax.core.checkpoint_step import parse_step
 from lapa_jax.core.errors import UserError, run_main
 
 
@@ -79,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--message_mb", type=float, default=16.0, help="MiB of a message at most")
     parser.add_argument("--picture_side", type=int, default=2048, help="pixels of a picture's longer side at most")
     parser.add_argument("--instruction_characters", type=int, default=1000, help="characters of an instruction at most")
-    parser.add_argument("--step", type=int, help="checkpoint step; the newest by default")
+    parser.add_argument("--step", type=parse_step, help="checkpoint step, or best; the newest by default")
     return parser
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from lapa_jax.core.checkpoint_step import parse_step
 from lapa_jax.core.errors import UserError, run_main
 
 WARM = 5
@@ -214,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", default="1,8", help="batch sizes: 1,8")
     parser.add_argument("--rounds", type=int, default=200, help="measurements of each stage")
     parser.add_argument("--side", type=int, default=256, help="pixels of the pictures' sides")
-    parser.add_argument("--step", type=int, help="checkpoint step; the newest by default")
+    parser.add_argument("--step", type=parse_step, help="checkpoint step, or best; the newest by default")
     return parser
 
 

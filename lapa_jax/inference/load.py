@@ -6,6 +6,7 @@ import ml_collections
 
 from lapa_jax.core import config as config_lib
 from lapa_jax.core import tree
+from lapa_jax.core.checkpoint_step import split_best
 from lapa_jax.core.errors import UserError
 from lapa_jax.inference import kinds
 from lapa_jax.inference.base import TrainedModel
@@ -16,12 +17,13 @@ MODELS = "lapa_jax.models"
 IN_RUN = "{run}"
 
 
-def load(path, step: int | None = None, devices=None) -> TrainedModel:
+def load(path, step: int | str | None = None, devices=None) -> TrainedModel:
     """Loads a trained model from its folder alone.
 
     Args:
       path: a run folder, one `checkpoints/<step>` folder, or an exported folder (`config.json` + `model.safetensors`).
-      step: which checkpoint of a run folder; the newest whole one if None.
+      step: which checkpoint of a run folder, a number or "best", by the run's `train.best_metric`; the newest whole one
+        if None. `path` "RUN/checkpoints/best" asks for the best one too.
       devices: the devices to run on; all local ones if None.
 
     Returns:
@@ -30,7 +32,7 @@ def load(path, step: int | None = None, devices=None) -> TrainedModel:
     Raises:
       UserError: nothing loadable there, or weights that do not fit the model of the config.
     """
-    folder = pathlib.Path(path)
+    folder, step = split_best(pathlib.Path(path), step)
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist; give a run folder, a checkpoint folder or an exported folder")
     config, meta, variables = _read(folder, step)
@@ -46,7 +48,7 @@ def load(path, step: int | None = None, devices=None) -> TrainedModel:
     )
 
 
-def _read(folder: pathlib.Path, step: int | None) -> tuple[ml_collections.ConfigDict, dict, dict]:
+def _read(folder: pathlib.Path, step: int | str | None) -> tuple[ml_collections.ConfigDict, dict, dict]:
     """Config, metadata and variables of a folder; imported weights have a config with nothing but the model."""
     if (folder / pretrained.WEIGHTS_FILE).is_file():
         if step is not None:

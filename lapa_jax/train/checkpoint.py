@@ -6,11 +6,15 @@ when it is whole. Where a run averages its parameters, whoever reads the checkpo
 with the run gets the averages, under the parameters' names.
 """
 
+import contextlib
 import dataclasses
 import functools
+import json
+import math
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import ml_collections
@@ -21,13 +25,13 @@ from orbax.checkpoint import v1 as ocp
 
 from lapa_jax.core import config as config_lib
 from lapa_jax.core import tree
+from lapa_jax.core.checkpoint_step import BEST, FOLDER, split_best
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import read_json, write_json
 from lapa_jax.train import ema
 from lapa_jax.train.state import State
 
-FOLDER = "checkpoints"
-CONFIG_FILE = "config.json"
+CONFIG_FILE, BEST_FILE = "config.json", "best.json"
 CHUNK = 2**26  # bytes of the pieces that imported weights are stored in: a device reads those that it holds a part of
 # Orbax takes any folder with a number for a name as a checkpoint. Writing ends in a rename, but removing an old one
 # does not begin with one: a step that lacks any of these was being removed when its run was killed.
@@ -51,22 +55,35 @@ class Checkpoint:
     path: pathlib.Path
 
 
+class Best(NamedTuple):
+    """The best checkpoint of a run: `value` of `metric` at `step`; `mode` "max" where higher values are better."""
+
+    metric: str
+    mode: str
+    value: float
+    step: int
+
+
 class Checkpointer:
     """Writes checkpoints in the background, keeps the last ones and the best one, restores the newest."""
 
-    def __init__(self, workdir: pathlib.Path, *, keep_last: int, best_metric: str | None):
+    def __init__(self, workdir: pathlib.Path, *, keep_last: int, best_metric: str | None, best_mode: str = "max"):
         """Opens (or creates) `workdir/checkpoints`; leftovers of a killed writer are removed.
 
         Args:
           workdir: the run folder.
           keep_last: how many of the newest checkpoints stay.
-          best_metric: the validation metric (higher is better) whose best checkpoint stays besides; None keeps none.
+          best_metric: the validation metric whose best checkpoint stays besides; None keeps none.
+          best_mode: "max" where higher values are better, or "min".
         """
+        self._workdir, self._metric, self._mode = workdir, best_metric, best_mode
         absl_logging.set_verbosity(absl_logging.ERROR)
         _remove_broken(workdir / FOLDER)
         policies = [ocp.training.preservation_policies.LatestN(keep_last)]
         if best_metric is not None:
-            policies.append(_best(best_metric))
+            policies.append(ocp.training.preservation_policies.BestN(
+                get_metric_fn=functools.partial(_score, best_metric, best_mode), n=1,
+                keep_checkpoints_without_metrics=False))  # fmt: skip
         self._manager = ocp.training.Checkpointer(
             (workdir / FOLDER).absolute(),
             save_decision_policy=_always(),
@@ -86,6 +103,7 @@ class Checkpointer:
             return
         items = {"params": state.variables, "state": _rest(state), "meta": dict(meta)}
         self._manager.save_checkpointables_async(step, items, metrics=dict(metrics) if metrics else None)
+        self._write_best()
 
     def restore(self, abstract: State) -> State:
         """The newest checkpoint, placed as the shardings of `abstract` say; strict on names and shapes."""
@@ -101,6 +119,14 @@ class Checkpointer:
     def close(self) -> None:
         """Waits for the last write."""
         self._manager.close()
+        self._write_best()
+
+    def _write_best(self) -> None:
+        """Writes `best.json`, for people and their scripts, about the checkpoints that are whole by now."""
+        if self._metric is None or jax.process_index() > 0:
+            return
+        if (best := _best(self._workdir, self._metric, self._mode)) is not None:
+            write_json(self._workdir / BEST_FILE, best._asdict())
 
 
 def write_weights(folder: pathlib.Path, config: Mapping, variables: Mapping, meta: Mapping) -> None:
@@ -135,15 +161,15 @@ def check_unused(folder: pathlib.Path) -> None:
         raise UserError(f"{folder} holds a run or an import already; choose another folder, or remove it first")
 
 
-def load_for_inference(path: str | pathlib.Path, step: int | None = None) -> Checkpoint:
+def load_for_inference(path: str | pathlib.Path, step: int | str | None = None) -> Checkpoint:
     """Reads config, metadata and variables of a run or of one checkpoint; never the optimizer.
 
     Args:
-      path: a run folder or one of its `checkpoints/<step>` folders.
-      step: which step of a run folder; the newest whole one if None.
+      path: a run folder or one of its `checkpoints/<step>` folders; `checkpoints/best` is the best one.
+      step: which step of a run folder, or "best"; the newest whole one if None.
 
     Raises:
-      UserError: no run, no checkpoint, or not that step.
+      UserError: no run, no checkpoint, or not that step; a run without a best metric.
     """
     folder, meta, shapes = describe(path, step)
     abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
@@ -151,7 +177,7 @@ def load_for_inference(path: str | pathlib.Path, step: int | None = None) -> Che
     return Checkpoint(config, meta, load_some(folder, abstract), int(folder.name), folder)
 
 
-def describe(path: str | pathlib.Path, step: int | None = None) -> tuple[pathlib.Path, dict, dict]:
+def describe(path: str | pathlib.Path, step: int | str | None = None) -> tuple[pathlib.Path, dict, dict]:
     """What a checkpoint holds, without its arrays.
 
     Args:
@@ -196,13 +222,32 @@ def steps(path: str | pathlib.Path) -> list[int]:
     return sorted(int(p.name) for p in names if _is_whole(p))
 
 
+def best_checkpoint(path: str | pathlib.Path) -> Best:
+    """The best whole checkpoint of a run, by `train.best_metric` and `train.best_mode` of its config.
+
+    Raises:
+      UserError: the run keeps no best one, or none of its checkpoints was evaluated.
+    """
+    path = pathlib.Path(path)
+    train = read_json(path / CONFIG_FILE).get("train", {})
+    metric, mode = train.get("best_metric"), train.get("best_mode") or "max"
+    if metric is None:
+        raise UserError(f"run {path} has no best checkpoint: its config.train.best_metric is None; it has the steps "
+                        f"{steps(path)}")
+    if (best := _best(path, metric, mode)) is None:
+        raise UserError(f"run {path} has no checkpoint with a value of '{metric}', its best_metric; it has the steps "
+                        f"{steps(path)}")
+    return best
+
+
 def latest_meta(path: str | pathlib.Path) -> dict | None:
     """The metadata of a run's newest whole checkpoint; None where there is none yet."""
     found = steps(path)
     return _load_meta(pathlib.Path(path).absolute() / FOLDER / str(found[-1])) if found else None
 
 
-def _checkpoint_folder(path: pathlib.Path, step: int | None) -> pathlib.Path:
+def _checkpoint_folder(path: pathlib.Path, step: int | str | None) -> pathlib.Path:
+    path, step = split_best(path, step)
     if path.name.isdigit() and path.parent.name == FOLDER:
         if not _is_whole(path):
             raise UserError(f"{path} is no whole checkpoint; steps of this run: {steps(path.parent.parent)}")
@@ -213,6 +258,8 @@ def _checkpoint_folder(path: pathlib.Path, step: int | None) -> pathlib.Path:
     found = steps(path)
     if not found:
         raise UserError(f"run {path} has no checkpoint yet; the same train command goes on with it")
+    if step == BEST:
+        step = best_checkpoint(path).step
     if step is not None and step not in found:
         raise UserError(f"run {path} has no checkpoint of step {step}; it has {found}")
     return path / FOLDER / str(found[-1] if step is None else step)
@@ -253,14 +300,28 @@ def _context() -> ocp.Context:
     return context
 
 
-def _best(metric: str):
-    return ocp.training.preservation_policies.BestN(
-        get_metric_fn=functools.partial(_metric, metric), n=1, keep_checkpoints_without_metrics=False
-    )
+def _best(run: pathlib.Path, metric: str, mode: str) -> Best | None:
+    """The best of the whole checkpoints that have a finite value of the metric; of equals the earliest."""
+    values = {}
+    for step in steps(run):
+        # Orbax keeps what it was given as metrics beside the arrays. A checkpoint between evaluations has none, and one
+        # that is being removed may lose them at any time.
+        with contextlib.suppress(FileNotFoundError):
+            value = json.loads((run / FOLDER / str(step) / "metrics" / "metrics").read_text()).get(metric)
+            if value is not None and math.isfinite(value):
+                values[step] = value
+    if not values:
+        return None
+    step = max(values, key=lambda step: (_score(metric, mode, {metric: values[step]}), -step))
+    return Best(metric, mode, values[step], step)
 
 
-def _metric(name: str, metrics: Mapping[str, float]) -> float:
-    return metrics.get(name, float("-inf"))
+def _score(metric: str, mode: str, metrics: Mapping[str, float]) -> float:
+    """What is highest for the best checkpoint; a value that is no number is worse than any."""
+    value = metrics.get(metric)
+    if value is None or math.isnan(value):
+        return -math.inf
+    return value if mode == "max" else -value
 
 
 def _always() -> ocp.training.save_decision_policies.SaveDecisionPolicy:

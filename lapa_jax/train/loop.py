@@ -86,8 +86,9 @@ class Loop:
             LOG.info(line)
         LOG.info("validation data: %s", setup.data.validation.summary())
         self._step, self._flops = compile_step(setup)
-        best, keep = self._config.best_metric, self._config.keep_last
-        self._checkpoints = Checkpointer(workdir, keep_last=keep, best_metric=best)
+        train = self._config
+        self._checkpoints = Checkpointer(workdir, keep_last=train.keep_last, best_metric=train.best_metric,
+                                         best_mode=train.get("best_mode") or "max")  # fmt: skip
         self._evaluator = Evaluator(setup.task, setup.mesh, setup.val_datasets)
         self._meta = setup.meta()
         self._state = self._start()

@@ -20,6 +20,7 @@ import numpy as np
 
 from lapa_jax.core import config as config_lib
 from lapa_jax.core import pretrained, tree
+from lapa_jax.core.checkpoint_step import split_best
 from lapa_jax.core.config import ConfigError
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.data import pipeline
@@ -123,16 +124,18 @@ def exceptions(config: ml_collections.ConfigDict) -> tuple[re.Pattern, ...]:
 def open_source(prefix: str, path: str) -> InitSource:
     """Reads what a run folder, one of its `checkpoints/<step>` or an exported folder holds, without its arrays.
 
+    `checkpoints/best` of a run is its best checkpoint.
+
     Raises:
       UserError: nothing there that can be read.
     """
-    folder = pathlib.Path(path).absolute()
+    folder, step = split_best(pathlib.Path(path).absolute(), None)
     try:
         if not folder.is_dir():
             raise UserError(f"{path} does not exist; give a run folder, a checkpoint folder or an exported folder")
         if (folder / pretrained.WEIGHTS_FILE).is_file():
             return _exported(prefix, folder)
-        found, meta, shapes = describe(folder)
+        found, meta, shapes = describe(folder, step)
         return InitSource(prefix, found, int(found.name), meta, shapes)
     except UserError as error:
         raise UserError(f"config.init_from.{prefix}: {error}") from None

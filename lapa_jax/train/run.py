@@ -24,8 +24,9 @@ LOG_FILE, ENV_FILE, UNTRAINED_FILE = "log.txt", "env.json", "untrained.json"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # What a resumed run may change: how long and how often, where and how fast, never what is learned from what.
 MAY_CHANGE = ("train.steps", "train.log_every", "train.eval_every", "train.save_every", "train.keep_last",
-              "train.best_metric", "train.patience", "train.min_delta", "train.tensorboard", "mesh.", "data.threads",
-              "data.workers", "data.prefetch", "data.max_bad_samples", "data.max_normalized")  # fmt: skip
+              "train.best_metric", "train.best_mode", "train.patience", "train.min_delta", "train.tensorboard",
+              "mesh.", "data.threads", "data.workers", "data.prefetch", "data.max_bad_samples",
+              "data.max_normalized")  # fmt: skip
 
 
 def check_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:

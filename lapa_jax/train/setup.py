@@ -155,7 +155,8 @@ def prepare(
 
 def make_patience(train: Mapping) -> Patience:
     """Early stopping as `config.train` asks for it; configs of runs from before it existed do not."""
-    return Patience(train.get("best_metric"), train.get("patience"), train.get("min_delta") or 0.0)
+    mode = train.get("best_mode") or "max"
+    return Patience(train.get("best_metric"), train.get("patience"), train.get("min_delta") or 0.0, mode)
 
 
 def lower_step(setup: Setup) -> tuple[jax.stages.Lowered, float]:

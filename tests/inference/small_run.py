@@ -14,17 +14,21 @@ SMALL = ["image_size=32", "patch_size=8", "dim=16", "heads=2", "dim_head=8", "qu
 DATASETS = {"table": {"statistics": {"action": {"count": 3, "mean": [0.5, -0.5]}}, "features": {}, "weight": 1.0}}
 
 
-def write(run, root, data, *, steps=(1, 2)):
-    """Writes checkpoints of the given steps, each with other random weights; returns the run folder."""
+def write(run, root, data, *, steps=(1, 2), best=None):
+    """Writes checkpoints of the given steps, each with other random weights; returns the run folder.
+
+    best: the step whose checkpoint is the best; None without evaluations.
+    """
     overrides = [f"--config.model.{o}" for o in SMALL] + [f"--config.data.path={data}", "--config.data.gap_frames=3"]
     config = config_lib.load(f"{root}/configs/laq.py:tiny", overrides)
     values = config_lib.to_json(config)
     write_json(run / CONFIG_FILE, values)
     shapes = expected_variables(config_lib.build("lapa_jax.models", config.model))
-    checkpoints = Checkpointer(run, keep_last=len(steps), best_metric=None)
+    checkpoints = Checkpointer(run, keep_last=len(steps), best_metric=config.train.best_metric)
     for step in steps:
         state = State(np.array(step, np.int32), _random(shapes, step), {"slots": np.zeros(2)})
-        checkpoints.save(state, step, {"config": values, "datasets": DATASETS, "step": step}, None)
+        checkpoints.save(state, step, {"config": values, "datasets": DATASETS, "step": step},
+                         best and {config.train.best_metric: float(step == best)})  # fmt: skip
     checkpoints.close()
     return run
 

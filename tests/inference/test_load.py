@@ -19,7 +19,7 @@ FRAMES = RNG.integers(0, 256, (5, 2, 32, 32, 3), np.uint8)
 @pytest.fixture(scope="module")
 def run(root, tmp_path_factory):
     data = step_shards.write(tmp_path_factory.mktemp("data"))
-    return small_run.write(tmp_path_factory.mktemp("run") / "laq", root, data)
+    return small_run.write(tmp_path_factory.mktemp("run") / "laq", root, data, best=1)
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +125,13 @@ def test_bad_frames_are_refused(laq, frames, words):
 def test_bad_codes_are_refused(laq, codes, words):
     with pytest.raises(UserError, match=words):
         laq.decode(FRAMES[:, 0], codes)
+
+
+def test_the_best_checkpoint_can_be_loaded(run, laq):
+    best = lapa_jax.load(run, step="best")
+    assert best.step == 1 and laq.step == 2
+    for again in (lapa_jax.load(run, step=1), lapa_jax.load(run / "checkpoints/best")):
+        assert again.fingerprint == best.fingerprint
 
 
 def test_folders_that_hold_no_model_are_refused(run, laq, tmp_path):

@@ -1,11 +1,15 @@
+import json
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lapa_jax.core.checkpoint_step import parse_step
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import write_json
-from lapa_jax.train import checkpoint, sharding
+from lapa_jax.train import checkpoint, pretrained_init, sharding
 from lapa_jax.train.checkpoint import Checkpointer, load_for_inference
 from lapa_jax.train.optim import make_optimizer
 from lapa_jax.train.state import init_state
@@ -13,7 +17,7 @@ from lapa_jax.train.task import Task
 from tests.train import toy
 
 OPTIM = {"learning_rate": 0.01, "clip_norm": None, "groups": ((".*", {}),)}
-META = {"config": {"model": {"sizes": [1, 2]}}, "statistics": {}}
+META = {"config": {"model": {"sizes": [1, 2]}, "train": {"best_metric": "val/x"}}, "statistics": {}}
 
 
 def make_state(step=0):
@@ -45,6 +49,44 @@ def run(tmp_path):
 def test_best_and_last_are_kept(run):
     assert checkpoint.steps(run) == [2, 4, 5]
     assert (run / "checkpoints/5/meta/data.json").is_file() and (run / "checkpoints/5/params").is_dir()
+
+
+def test_the_best_can_be_asked_for(run):
+    assert json.loads((run / "best.json").read_text()) == {"metric": "val/x", "mode": "max", "value": 0.0, "step": 2}
+    assert load_for_inference(run, step="best").step == 2
+    assert load_for_inference(run / "checkpoints" / "best").step == 2
+    source = pretrained_init.open_source("tokenizer", f"{run}/checkpoints/best")
+    assert source.step == 2 and source.path == run / "checkpoints" / "2"
+
+
+def test_lower_values_may_be_better_and_numbers_better_than_none(tmp_path):
+    write_json(tmp_path / "config.json", {"train": {"best_metric": "val/x", "best_mode": "min"}})
+    values = {1: 5.0, 2: math.nan, 3: 2.0, 4: None, 5: 2.0, 6: 7.0}
+    writer = Checkpointer(tmp_path, keep_last=1, best_metric="val/x", best_mode="min")
+    for step, value in values.items():
+        writer.save(make_state(step), step, {**META, "step": step}, None if value is None else {"val/x": value})
+    writer.close()
+    assert checkpoint.steps(tmp_path) in ([3, 6], [5, 6])
+    best = checkpoint.best_checkpoint(tmp_path)
+    assert best.value == 2.0 and best.step == checkpoint.steps(tmp_path)[0]
+    assert load_for_inference(tmp_path, "best").step == best.step
+
+
+def test_a_run_without_a_best_checkpoint_says_so(run, tmp_path_factory):
+    write_json(run / "config.json", {"train": {"best_metric": "val/y"}})
+    with pytest.raises(UserError, match=r"no checkpoint with a value of 'val/y', its best_metric; .*\[2, 4, 5\]"):
+        load_for_inference(run, "best")
+    write_json(run / "config.json", {"train": {"best_metric": None}})
+    with pytest.raises(UserError, match="no best checkpoint: its config.train.best_metric is None"):
+        load_for_inference(run, "best")
+    with pytest.raises(UserError, match="config.init_from.tokenizer: .* no best checkpoint"):
+        pretrained_init.open_source("tokenizer", f"{run}/checkpoints/best")
+
+
+def test_commands_take_a_number_or_best():
+    assert parse_step("600") == 600 and parse_step("best") == "best"
+    with pytest.raises(UserError, match="--step newest is no step; give a number of training steps, or best"):
+        parse_step("newest")
 
 
 def test_restore_is_bit_equal_on_another_mesh(run):

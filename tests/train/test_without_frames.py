@@ -18,6 +18,7 @@ from lapa_jax.train.optim import make_optimizer
 from lapa_jax.train.setup import prepare
 from lapa_jax.train.state import init_state
 from lapa_jax.train.step import make_train_step
+from lapa_jax.train.stopping import Patience
 from lapa_jax.train.task import Task
 from tests import toys
 from tests.data.samples import make
@@ -130,12 +131,20 @@ def test_early_stopping_survives_an_interruption(data, tmp_path, monkeypatch):
     assert load_for_inference(tmp_path / "b").step == 7
 
 
+def test_lower_values_of_the_metric_may_be_better():
+    patience = Patience("val/mse", 2, 0.1, "min")
+    for step, value in enumerate([5.0, 4.0, 3.95, 3.95, 1.0]):
+        patience.update(step, value)
+    assert patience.best == (1.0, 4) and patience.stale == 0 and not patience.exhausted
+
+
 @pytest.mark.parametrize(
     "wrong, words",
     [
         ({"patience": 0, "best_metric": "val/quality"}, "patience is 0"),
         ({"patience": 2}, "patience needs config.train.best_metric"),
         ({"patience": 2, "best_metric": "val/quality", "min_delta": -1.0}, "min_delta is -1.0"),
+        ({"best_metric": "val/quality", "best_mode": "lowest"}, "best_mode is 'lowest'; known: max, min"),
     ],
 )
 def test_bad_stopping_rules_are_refused(data, wrong, words):
