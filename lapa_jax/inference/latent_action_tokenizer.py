@@ -89,9 +89,9 @@ class LatentActionTokenizer(TrainedModel):
         return frames[0] if single else frames
 
     @property
-    def pictures(self) -> bool:
+    def predicts_images(self) -> bool:
         """Whether the model predicts frames; otherwise features of their patches."""
-        return self.model.pictures
+        return self.model.predicts_images
 
     def observe(self, frames, *, dataset: str | None = None) -> np.ndarray:
         """What the model predicts of frames `[B, H, W, 3]`, as in `encode`: their pixels as float32 in [0, 1], or the

@@ -70,7 +70,7 @@ class FramePairTokenizer(Model):
     kind = "frame_pair_tokenizer"
 
     @property
-    def pictures(self) -> bool:
+    def predicts_images(self) -> bool:
         """Whether images are predicted; otherwise features of their patches."""
         return True
 

@@ -1,10 +1,11 @@
-"""FIFA: segments by gradient on their lengths (Souri et al., "Fast Inference for Fully-supervised temporal Action
-segmentation", GCPR 2022), over the clusters of a two-level codebook as HVQ uses it (Spurio et al., AAAI 2025).
+"""FIFA: segments found by gradient descent on their lengths (Souri et al., "Fast Inference for Fully-supervised
+temporal Action segmentation", GCPR 2022), over the clusters of a two-level codebook as in HVQ (Spurio et al.,
+AAAI 2025).
 
 How likely each cluster is at each step follows from distances to both codebooks. Which clusters follow each other, the
-transcript, is not known without labels: here it is the sequence of the most likely clusters, found by Viterbi's
-algorithm with a price for each change, so that single odd steps make no segment. FIFA then moves the borders. All of it
-is float32 on the device, for many episodes at once: padding is masked.
+transcript, is not known without labels: here it is the most likely sequence of clusters, found by Viterbi's algorithm
+with a cost for each change, so that single odd steps make no segment. FIFA then moves the borders. Everything runs in
+float32 on the device, for many episodes at once: padding is masked.
 """
 
 from typing import NamedTuple
@@ -22,12 +23,12 @@ FARTHEST = 4.0
 
 class Settings(NamedTuple):
     """Attributes:
-      temperature: of the distances in the softmax; smaller is surer.
+      temperature: of the softmax over distances; smaller is sharper.
       switch_cost: what a change of cluster costs in the search for the transcript, in nats.
       sharpness: s, of the borders of a plateau, per mean segment length; it grows from the first to the second value.
         (The published 0.1 per frame is 33 per mean segment of the published videos, and a blur over any segment of a
         robot's. Blunt first, borders far off still feel a slope.)
-      length_weight: w, of the deviation from the expected lengths.
+      length_weight: w, of the difference to the expected lengths.
       learning_rate: of Adam.
       iterations: steps of it.
     """
@@ -98,6 +99,8 @@ def viterbi(cost: jax.Array, mask: jax.Array, switch_cost: float) -> jax.Array:
 
     def forward(total, step):
         cost, real = step
+        # The cheapest label to come from is the same for all labels, since every change costs the same: O(K), not
+        # O(K^2), a step.
         best = jnp.argmin(total)
         change = total[best] + switch_cost < total
         came_from = jnp.where(change & real, best, stay)
@@ -108,6 +111,7 @@ def viterbi(cost: jax.Array, mask: jax.Array, switch_cost: float) -> jax.Array:
     def back(label, came_from):
         return came_from[label], label
 
+    # Backtracking: the scan runs from the last step to the first, and its final carry is the label of step 0.
     first, rest = jax.lax.scan(back, jnp.argmin(total), came_from, reverse=True)
     return jnp.concatenate([first[None], rest]).astype(jnp.int32)
 
@@ -130,6 +134,7 @@ def plateaus(shares: jax.Array, steps: jax.Array, sharpness: jax.Array, length: 
     t = jnp.arange(length) + 0.5
     half = (shares * steps / 2)[:, None]
     centre = (jnp.cumsum(shares) * steps)[:, None] - half
+    # The same as the quotient above, in the form that does not overflow for sharp borders.
     return jax.nn.sigmoid(-sharpness * (t - centre - half)) * jax.nn.sigmoid(-sharpness * (centre - t - half))
 
 
@@ -147,6 +152,7 @@ def energy(
       mask: f32 [T]. sharpness: s, per step. weight: w.
     """
     steps = jnp.maximum(mask.sum(), 1)
+    # A segment of length 0 still has a plateau of height 1/4 at its border, hence the factor.
     inside = plateaus(shares, steps, sharpness, len(mask)) * (shares > 0)[:, None]
     observed = jnp.sum(jnp.sum(cost * inside.T, 1) * mask) / steps
     return observed + weight * jnp.sum(jnp.abs(shares - expected))
@@ -166,6 +172,7 @@ def optimise(
       The lengths f32 [N], as shares.
     """
     real = start > 0
+    # The settings count sharpness per mean segment length; `plateaus` takes it per step.
     per_step = jnp.sum(real) / jnp.maximum(mask.sum(), 1)
     blunt, sharp = settings.sharpness
     adam = optax.adam(settings.learning_rate)
@@ -182,6 +189,7 @@ def optimise(
         change, state = adam.update(gradient, state)
         return (logs + change, state), None
 
+    # Entries of segments that do not exist are masked in `shares_of`; here they only have to be finite.
     logs = jnp.log(jnp.where(real, start, 1.0))
     progress = jnp.linspace(0.0, 1.0, settings.iterations)
     (logs, _), _ = jax.lax.scan(step, (logs, adam.init(logs)), progress)

@@ -52,6 +52,7 @@ def convert(state: Mapping[str, Array], image_size: int) -> tuple[dict, dict, li
     single, dropped = _entries(state, depths)
     _check_names(state, single, dropped)
     for name in dropped:
+        # The official layer norm keeps its bias as a buffer of zeros. Any other value would be lost without notice.
         if np.any(state[name]) and name.endswith("beta"):
             raise UserError(f"'{name}' is not zero; the official layer norm has no learned bias, so this is no "
                             "official LAQ file")
@@ -59,6 +60,7 @@ def convert(state: Mapping[str, Array], image_size: int) -> tuple[dict, dict, li
     params: dict[str, list[Array] | Array] = {}
     for name, (path, transform) in single.items():
         value = transform(np.asarray(state[name], np.float32))
+        # Our stacks are scanned: the layers' tensors are stacked on a leading axis, in the order in which they come.
         if "/layers/" in path:
             params.setdefault(path, []).append(value)
         else:
@@ -66,6 +68,7 @@ def convert(state: Mapping[str, Array], image_size: int) -> tuple[dict, dict, li
     params = {path: _stack(path, value) if isinstance(value, list) else value for path, value in params.items()}
     variables = {"params": tree.unflatten(_split_attention(params))}
     model = config.build("lapa_jax.models", spec)
+    # The file has no usage counts of the codebook: they start at zero.
     expected = expected_variables(model)
     variables["codebook"] = {k: _zeros(v) for k, v in expected["codebook"].items()}
     if wrong := tree.diff(expected, variables):
@@ -111,6 +114,8 @@ def _entries(state, depths) -> tuple[dict[str, Entry], list[str]]:
         entries |= {f"{official}.weight": (f"{ours}/kernel", np.transpose), f"{official}.bias": (f"{ours}/bias", _same)}
     for official, ours in (("1", "norm_in"), ("3", "norm_out")):
         entries |= _norm(f"to_patch_emb_first_frame.{official}", f"encoder/patch_embedding/{ours}")
+    # Convolutions are entries 0 and 2 of the official Sequential; entry 1 is the activation. Some code lengths need one
+    # only.
     for index in (0, 2) if "vq.cnn_encoder.2.weight" in state or "vq.cnn_encoder.2.bias" in state else (0,):
         ours = f"encoder/downsample/conv_{index // 2}"
         entries[f"vq.cnn_encoder.{index}.weight"] = (f"{ours}/kernel", lambda x: x.transpose(2, 3, 1, 0))
@@ -134,11 +139,13 @@ def _block(entries: dict[str, Entry], dropped: list[str], official: str, ours: s
             entries[f"{official}.{index}.{linear}.weight"] = (f"{ours}/{name}/{to}/kernel", np.transpose)
         entries[f"{official}.{index}.norm.gamma"] = (f"{ours}/{name}_norm/scale", _same)
         dropped += [f"{official}.{index}.norm.beta", f"{official}.{index}.context_norm.beta"]
+    # Self-attention of the official code carries an unused context norm and null keys of size 0.
     dropped += [f"{official}.1.null_kv", f"{official}.1.context_norm.gamma"]
     if cross:
         entries[f"{official}.2.context_norm.gamma"] = (f"{ours}/context_norm/scale", _same)
         entries[f"{official}.2.null_kv"] = (f"{ours}/cross/null_key_value", lambda x: x.transpose(1, 0, 2))
     entries |= _norm(f"{official}.3.0", f"{ours}/feedforward_norm")
+    # Entries 2 and 3 of the official feed-forward are the activation and dropout, which have no tensors.
     entries[f"{official}.3.1.weight"] = (f"{ours}/feedforward/up/kernel", np.transpose)
     entries[f"{official}.3.4.weight"] = (f"{ours}/feedforward/down/kernel", np.transpose)
 
@@ -174,13 +181,13 @@ def _split_attention(params: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def _depth(state: Mapping[str, Array], stack: str) -> int:
-    found = [int(m[1]) for name in state if (m := re.match(rf"{stack}\.layers\.(\d+)\.", name))]
-    return max(found, default=0) + 1
+    indices = [int(m[1]) for name in state if (m := re.match(rf"{stack}\.layers\.(\d+)\.", name))]
+    return max(indices, default=0) + 1
 
 
 def _check_names(state, entries, dropped) -> None:
-    known = {*entries, *dropped}
-    missing, extra = sorted(known - set(state)), sorted(set(state) - known)
+    expected = {*entries, *dropped}
+    missing, extra = sorted(expected - set(state)), sorted(set(state) - expected)
     if missing or extra:
         raise UserError("this is no official LAQ state dict; "
                         f"missing ({len(missing)}): {', '.join(missing) or 'none'}; "
@@ -208,6 +215,7 @@ def _spec(state: Mapping[str, Array], depths: Mapping[str, int], image_size: int
 
 def _code_length(kernels, image_size: int, patch: int) -> int:
     """The number of codes for which the official code has these kernels and this grid gives that many codes."""
+    # Several code lengths share the same kernels, so that the grid has to decide between them.
     fits = lambda side: [  # noqa: E731
         length
         for length, layers in OFFICIAL_LAYERS.items()
@@ -215,8 +223,8 @@ def _code_length(kernels, image_size: int, patch: int) -> int:
         and length in valid_lengths((side, side))
         and downsample_specs((side, side), code_grid((side, side), length)) == layers
     ]
-    if image_size % patch == 0 and (found := fits(image_size // patch)):
-        return found[0]
+    if image_size % patch == 0 and (lengths := fits(image_size // patch)):
+        return lengths[0]
     sizes = [f"{side * patch} ({fits(side)[0]} codes)" for side in range(1, 33) if fits(side)]
     raise UserError(f"image_size {image_size} does not fit the convolutions of the file (patches of {patch} pixels); "
                     f"sizes that do: {', '.join(sizes) or 'none'}")

@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+# One-hot codes and standardised deltas differ in size. Both penalties matter only where episodes are few: they keep the
+# solution unique, since the one-hot features of a position sum to 1 and deltas can be nearly dependent.
 CODES_PENALTY = 1.0
 DELTA_PENALTY = 10.0
 
@@ -34,6 +36,7 @@ def probe_codes(codes: np.ndarray, action: np.ndarray, episode: np.ndarray, code
 def probe_delta(delta: np.ndarray, action: np.ndarray, episode: np.ndarray) -> Probe | None:
     """Ridge from standardised continuous deltas [M, N, Q] to actions [M, A]; see `probe`."""
     x = delta.reshape(len(delta), -1).astype(np.float64)
+    # One penalty for all features is fair only if all have the same spread.
     x = (x - x.mean(0)) / (x.std(0) + 1e-6)
     return probe(x, action, episode, DELTA_PENALTY)
 
@@ -51,6 +54,7 @@ def probe(features: np.ndarray, action: np.ndarray, episode: np.ndarray, penalty
       The probe; None where one half is empty or no dimension varies in the scored half, so that there is no score.
     """
     x, y = features.astype(np.float64), action.astype(np.float64)
+    # By episode, not by step: neighbouring steps are nearly copies, and the fit would be scored on what it has seen.
     scored = episode % 2 == 1
     if scored.all() or not scored.any():
         return None
@@ -69,5 +73,6 @@ def r2_score(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Coefficient of determination per dimension of [M, A]; NaN where the target does not vary."""
     residual = np.sum((target - prediction) ** 2, axis=0)
     total = np.sum((target - target.mean(0)) ** 2, axis=0)
+    # A constant target leaves rounding in `total`, and the score would be a quotient of rounding.
     varies = total > 1e-10 * len(target)
     return np.where(varies, 1 - residual / np.where(varies, total, 1.0), np.nan)

@@ -161,7 +161,7 @@ def test_an_exported_model_gives_the_same(run, tmp_path):
     laq.save_pretrained(tmp_path / "out")
     again = load(tmp_path / "out")
     frames = np.stack([square(0, 0), square(0, 3)])
-    assert again.fingerprint == laq.fingerprint and not laq.pictures
+    assert again.fingerprint == laq.fingerprint and not laq.predicts_images
     codes = laq.encode(frames)
     np.testing.assert_array_equal(again.encode(frames), codes)
     assert laq.decode(frames[0], codes).shape == (4, 4, 16) == laq.observe(frames[:1])[0].shape

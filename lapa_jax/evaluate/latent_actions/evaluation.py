@@ -56,7 +56,7 @@ class Evaluation(BaseEvaluation):
             metrics |= self._untrained()
             if supervised_steps:
                 metrics["action_probe_r2_supervised"] = self._supervised(supervised_steps)
-        if self.tokenizer.pictures:
+        if self.tokenizer.predicts_images:
             metrics |= transfer.measure(self.tokenizer, self.batches())
         result = self.save({**self.about(), "pairs": self.count, "metrics": dict(sorted(metrics.items()))})
         self._report(result["metrics"], arrays)

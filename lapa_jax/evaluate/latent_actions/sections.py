@@ -44,7 +44,7 @@ def choose_examples(tokenizer, source, count: int = EXAMPLES) -> Examples:
     change = np.abs(plots.to_float(frames[:, 1]) - plots.to_float(frames[:, 0])).mean(axis=(1, 2, 3))
     most = np.sort(np.argsort(-change, kind="stable")[:count])
     frames = frames[most]
-    view = tokenizer if tokenizer.pictures else Coloured(tokenizer, frames.reshape(-1, *frames.shape[2:]))
+    view = tokenizer if tokenizer.predicts_images else Coloured(tokenizer, frames.reshape(-1, *frames.shape[2:]))
     shown = np.stack([view.observe(frames[:, i]) for i in range(2)], axis=1)
     return Examples(view, frames, shown, view.decode(frames[:, 0], view.encode(frames)))
 

@@ -1,4 +1,4 @@
-"""What predicted actions are worth over a data set. Plain numpy, on the host."""
+"""Metrics of predicted actions over a data set. Plain numpy, on the host."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 def summarize(arrays: Mapping[str, np.ndarray], binary: Sequence[int]) -> dict[str, float]:
-    """Scalars of actions f32 [..., A], normalised; what has the weight 0 does not count.
+    """Scalars of normalised actions f32 [..., A]; entries of weight 0 do not count.
 
     Args:
-      arrays: "prediction", "action" and "weight", and where they are known "loss" and of bins "near" bool [..., A].
+      arrays: "prediction", "action" and "weight"; optionally "loss" and, of bins, "near" bool [..., A].
       binary: dimensions of two values, -1 and 1.
 
     Returns:
@@ -17,21 +17,22 @@ def summarize(arrays: Mapping[str, np.ndarray], binary: Sequence[int]) -> dict[s
       means. "gripper_accuracy" of dimensions of two values: share on the right side of 0. "bin_accuracy" of the others:
       share whose bin is right or next to it. "loss": the mean.
     """
-    there = arrays["weight"] > 0
-    counts = [i for i in range(there.shape[-1]) if there[..., i].any()]
-    column = lambda name, i: arrays[name][..., i][there[..., i]]  # noqa: E731
-    told = {i: dimension(column("prediction", i), column("action", i)) for i in counts}
-    found = {name: float(np.mean([of[name] for of in told.values() if name in of]))
-             for name in dict.fromkeys(name for of in told.values() for name in of)}  # fmt: skip
-    found |= {f"{name}_{i}": value for i, of in told.items() for name, value in of.items()}
+    weighted = arrays["weight"] > 0
+    counts = [i for i in range(weighted.shape[-1]) if weighted[..., i].any()]
+    column = lambda name, i: arrays[name][..., i][weighted[..., i]]  # noqa: E731
+    per_dimension = {i: dimension(column("prediction", i), column("action", i)) for i in counts}
+    # Means over the dimensions that have a metric: one that does not vary has no r2, and must not make the mean NaN.
+    metrics = {name: float(np.mean([values[name] for values in per_dimension.values() if name in values]))
+               for name in dict.fromkeys(name for values in per_dimension.values() for name in values)}  # fmt: skip
+    metrics |= {f"{name}_{i}": value for i, values in per_dimension.items() for name, value in values.items()}
     if two := [i for i in counts if i in binary]:
         right = [(column("prediction", i) > 0) == (column("action", i) > 0) for i in two]
-        found["gripper_accuracy"] = float(np.mean([rows.mean() for rows in right]))
+        metrics["gripper_accuracy"] = float(np.mean([steps.mean() for steps in right]))
     if "near" in arrays and (fine := [i for i in counts if i not in binary]):
-        found["bin_accuracy"] = float(np.mean([column("near", i).mean() for i in fine]))
+        metrics["bin_accuracy"] = float(np.mean([column("near", i).mean() for i in fine]))
     if "loss" in arrays and counts:
-        found["loss"] = float(arrays["loss"][there].mean())
-    return found
+        metrics["loss"] = float(arrays["loss"][weighted].mean())
+    return metrics
 
 
 def errors(prediction: np.ndarray, action: np.ndarray) -> dict[str, float]:
@@ -44,6 +45,7 @@ def errors(prediction: np.ndarray, action: np.ndarray) -> dict[str, float]:
 def r2(prediction: np.ndarray, action: np.ndarray) -> float:
     """Mean coefficient of determination of rows f32 [N, A] over the dimensions that vary; NaN where none does."""
     spread = np.square(action - action.mean(0)).mean(0)
+    # Below this the variance is rounding of float32, and r2 would divide by noise.
     varies = spread > 1e-8
     error = np.square(prediction - action).mean(0)
     return float((1 - error[varies] / spread[varies]).mean()) if varies.any() else float("nan")
@@ -52,18 +54,21 @@ def r2(prediction: np.ndarray, action: np.ndarray) -> float:
 def dimension(prediction: np.ndarray, action: np.ndarray) -> dict[str, float]:
     """Of numbers f32 [N]: "action_mse" and "action_mae", and where the actions vary "action_r2", 1 - squared error over
     that of always giving their mean, and "action_distance", see `distance`."""
+    # float32 sums over a million steps lose the digits that r2 of a nearly perfect prediction is made of.
     prediction, action = prediction.astype(np.float64), action.astype(np.float64)
     mse = float(np.square(prediction - action).mean())
-    found = {"action_mse": mse, "action_mae": float(np.abs(prediction - action).mean())}
+    metrics = {"action_mse": mse, "action_mae": float(np.abs(prediction - action).mean())}
     if (variance := float(action.var())) > 1e-8:
-        found |= {"action_r2": 1 - mse / variance, "action_distance": distance(prediction, action)}
-    return found
+        metrics |= {"action_r2": 1 - mse / variance, "action_distance": distance(prediction, action)}
+    return metrics
 
 
 def distance(prediction: np.ndarray, action: np.ndarray) -> float:
-    """How far apart the distributions of numbers [N] are: Wasserstein's distance, over the actions' deviation.
+    """How far apart the distributions of numbers [N] are: Wasserstein's distance, divided by
+    the actions' standard deviation.
 
     0 for the same numbers in any order; 0.8 for always giving the mean of numbers with a normal distribution.
     """
+    # In one dimension Wasserstein's distance pairs the sorted values, so that no transport problem has to be solved.
     prediction, action = np.sort(prediction.astype(np.float64)), np.sort(action.astype(np.float64))
     return float(np.abs(prediction - action).mean() / action.std())

@@ -42,6 +42,7 @@ def action_losses(prediction: jax.Array, target: jax.Array, weight: jax.Array) -
     size = jnp.abs(error)
     smooth = jnp.where(size < 1, 0.5 * jnp.square(error), size - 0.5)
     a, b = prediction[..., :TRANSLATION], target[..., :TRANSLATION]
+    # A step without translation has no direction to compare: below 1e-6 it gets the weight 0 further down.
     length = jnp.linalg.norm(b, axis=-1)
     # under the root, so that a prediction of exactly 0 has a gradient
     cosine = jnp.sum(a * b, -1) / (jnp.sqrt(jnp.sum(a * a, -1) + 1e-12) * jnp.maximum(length, 1e-6))
@@ -67,20 +68,20 @@ def summarize(arrays: dict[str, np.ndarray]) -> dict[str, float]:
     """
     mask = arrays["action_mask"] > 0
     squared = per_window(arrays, "prediction")
-    found = action_measures.errors(arrays["prediction"][mask], arrays["action"][mask])
+    metrics = action_measures.errors(arrays["prediction"][mask], arrays["action"][mask])
     if "prediction_none" not in arrays:
-        return found
+        return metrics
     none, wrong = per_window(arrays, "prediction_none"), per_window(arrays, "prediction_wrong")
-    steps, there = mask.sum(1), arrays["has_wrong"] > 0
+    steps, has_wrong = mask.sum(1), arrays["has_wrong"] > 0
     without = float(np.average(none, weights=steps))
-    found["action_mse_no_prompt"] = without
+    metrics["action_mse_no_prompt"] = without
     if without > 0:
-        found["prompt_gain"] = 1 - found["action_mse"] / without
-    if there.any():
-        better = [squared[rows].mean() < wrong[rows].mean() for rows in by_task(arrays["task_id"], there)]
-        found["action_mse_wrong_prompt"] = float(np.average(wrong[there], weights=steps[there]))
-        found["prompt_wins"] = float(np.mean(better))
-    return found
+        metrics["prompt_gain"] = 1 - metrics["action_mse"] / without
+    if has_wrong.any():
+        better = [squared[rows].mean() < wrong[rows].mean() for rows in by_task(arrays["task_id"], has_wrong)]
+        metrics["action_mse_wrong_prompt"] = float(np.average(wrong[has_wrong], weights=steps[has_wrong]))
+        metrics["prompt_wins"] = float(np.mean(better))
+    return metrics
 
 
 def per_window(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
@@ -102,7 +103,7 @@ class Model(base.InContextPolicy):
     """The policy.
 
     Batches are those of `data.samples = "sequences"`: windows of T steps with P prompts of L steps each, normalised.
-    Losses, each f32 [B], over the supervised steps: "l2", "smooth_l1" and "cosine" (see `icl_losses.action_losses`),
+    Losses, each f32 [B], over the supervised steps: "l2", "smooth_l1" and "cosine" (see `action_losses`),
     and those of a tokenizer that is trained along, with "tokenizer_" before their names.
 
     Attributes:
@@ -111,7 +112,7 @@ class Model(base.InContextPolicy):
       context: T, steps of a window. prompts: P, demonstrations in a sample. prompt_length: L, steps of each.
       future: F, actions that each step predicts, its own and those after it.
       dim, depth, heads, hidden: of the transformer; hidden is the width of its feed-forward.
-      patch, vit_dim, vit_depth, vit_heads: of the encoder of pictures.
+      patch, vit_dim, vit_depth, vit_heads: of the image encoder.
       actions: what the policy sees of past actions: "raw" numbers, or the code vectors "z", "q" or "z+q" of the
         tokenizer.
       tokenizer: None, or a causal `tokenizers.mstcn`; it must be causal, or tokens would know later actions.
@@ -182,11 +183,11 @@ class Model(base.InContextPolicy):
                             "nothing to learn; leave one of them out")
         if self.prompt_loss and not self.prompts:
             raise UserError("prompt_loss needs prompts; prompts is 0")
-        self._check_pictures()
+        self._check_images()
         self._check_tokenizer()
 
     @nn.nowrap
-    def _check_pictures(self) -> None:
+    def _check_images(self) -> None:
         if self.cameras and self.image_size % self.patch:
             raise UserError(f"patch {self.patch} does not divide image_size {self.image_size}; change one of them")
         if self.cameras and self.vit_dim % self.vit_heads:
@@ -195,8 +196,8 @@ class Model(base.InContextPolicy):
     @nn.nowrap
     def _check_tokenizer(self) -> None:
         if (self.actions == "raw") != (self.tokenizer is None):
-            given = "None" if self.tokenizer is None else "given"
-            raise UserError(f"actions is '{self.actions}' and tokenizer {given}; codes need a tokenizer "
+            state = "None" if self.tokenizer is None else "set"
+            raise UserError(f"actions is '{self.actions}' and tokenizer is {state}; codes need a tokenizer "
                             "(init_from.tokenizer=RUN of tokenizers.mstcn), raw actions none")
         if self.tokenizer is None:
             if self.train_tokenizer or self.fifa_temperature is not None:
@@ -248,11 +249,11 @@ class Model(base.InContextPolicy):
 
     @nn.nowrap
     def summarize(self, arrays: dict[str, np.ndarray]) -> dict[str, float]:
-        """Scalars from the arrays of `evaluate` over a data set; see `icl_losses.summarize`."""
+        """Scalars from the arrays of `evaluate` over a data set; see `summarize`."""
         return summarize(arrays)
 
     def start(self, batch) -> tuple[Cache, jax.Array]:
-        """The prompts of a batch, seen.
+        """Prefills the cache with the prompts of a batch.
 
         Args:
           batch: of which what begins with "prompt_" counts; without prompts "action" alone, for the number of rows.
@@ -278,9 +279,9 @@ class Model(base.InContextPolicy):
         Args:
           cache, valid: of `start` or `extend`.
           observation: of N steps in a row, {"state" f32 [B, N, S], "image" [B, N, (V,) H, W, 3]}, normalised.
-          action: f32 [B, T, A], the actions of the window up to the last of the steps, normalised; what is in the
-            places of that step and later ones counts for nothing.
-          first: the place of the first of the steps in the window, i32.
+          action: f32 [B, T, A], the actions of the window up to the last of the steps, normalised; entries
+            of that step and later ones are ignored.
+          first: i32, position of the first of these steps in the window.
           begin: the window begins with them; else the action before them enters the cache as well.
 
         Returns:
@@ -288,15 +289,18 @@ class Model(base.InContextPolicy):
         """
         states = self.observe(observation) + self.kinds[1, 0]
         count = states.shape[1]
-        known = jnp.broadcast_to(jnp.arange(self.context) < first + count - 1, action.shape[:2]).astype(jnp.float32)
-        action = action * known[..., None]
-        actions = self.embed_action(action, self._tokenized(action, known)) + self.kinds[1, 1]
+        is_past = jnp.broadcast_to(jnp.arange(self.context) < first + count - 1, action.shape[:2]).astype(jnp.float32)
+        action = action * is_past[..., None]
+        actions = self.embed_action(action, self._tokenized(action, is_past)) + self.kinds[1, 1]
+        # Before each state stands the action of the step before it: shifted by one, and of step -1, which there is not,
+        # zeros.
         before = jax.lax.dynamic_slice_in_dim(jnp.pad(actions, ((0, 0), (1, 0), (0, 0))), first, count, 1)
         x = interleave(before, states)[:, 1 if begin else 0 :]
         at = self._prefix + 2 * first - (0 if begin else 1)
         positions = _positions(x, at)
         slots = jnp.arange(valid.shape[1])
         valid = valid | ((slots >= at) & (slots < at + x.shape[1]))
+        # Slots of padded prompt steps stay invalid for good: later tokens must not see them either.
         mask = valid[:, None] & (slots <= positions[..., None])
         hidden, cache = self.decoder(x, positions=positions, mask=mask, cache=cache, at=at)
         return self._act(hidden[:, -1:])[:, 0], cache, valid
@@ -328,15 +332,16 @@ class Model(base.InContextPolicy):
             parts.insert(0, (batch["prompt_action"], batch["prompt_action_mask"]))
         # prompts and windows in one pass: a batch moves the codebooks once
         action, mask = (jnp.concatenate([_padded(part[i], length) for part in parts], 1) for i in (0, 1))
-        found, named, metrics = self._pass(_merged(action, 2), _merged(mask, 2), train=train)
-        found = {name: x.reshape(rows, -1, length, x.shape[-1]) for name, x in found.items()}
-        window = {name: x[:, -1, : self.context] for name, x in found.items()}
-        prompt = {name: _merged(x[:, :-1, : self.prompt_length], 2, 1) for name, x in found.items()}
+        vectors, named, metrics = self._pass(_merged(action, 2), _merged(mask, 2), train=train)
+        vectors = {name: x.reshape(rows, -1, length, x.shape[-1]) for name, x in vectors.items()}
+        window = {name: x[:, -1, : self.context] for name, x in vectors.items()}
+        prompt = {name: _merged(x[:, :-1, : self.prompt_length], 2, 1) for name, x in vectors.items()}
         return (prompt, window), {name: x.reshape(rows, -1).mean(1) for name, x in named.items()}, metrics
 
     def _pass(self, action: jax.Array, mask: jax.Array, *, train: bool) -> tuple[dict, dict, dict]:
         """The tokenizer on sequences [N, W, A]: code vectors by level [N, W, E], its losses [N] and metrics."""
         sequences = {"action": action, "action_mask": mask}
+        # Its variables are made by a training pass alone; the lines below only read them.
         if self.is_initializing():
             self.tokenizer(sequences, train=True)
         # before the codebooks move: by what they become, the code of a step would know the actions after it
@@ -353,6 +358,7 @@ class Model(base.InContextPolicy):
         vectors = self.tokenizer.vectors(self.tokenizer.encode({"action": action, "action_mask": mask})["codes"])
         if soft and self.fifa_temperature is not None:
             vectors["q"] = self.tokenizer.soft_clusters(action, mask, self.fifa_temperature)
+        # The policy must not bend the codes to its own loss, see `train_tokenizer`.
         return jax.lax.stop_gradient(vectors)
 
     @nn.nowrap
@@ -366,6 +372,7 @@ class Model(base.InContextPolicy):
         if self.prompts:
             before, seen_before = self._tokens(icl_data.prompt_of(batch), vectors[0], segment=0)
             x, seen = jnp.concatenate([before, x], 1), jnp.concatenate([seen_before, seen], 1)
+        # Even tokens are states, and a step's action is read at its state.
         return self._act(self.decoder(x, positions=_positions(x, 0), mask=self._sees(seen))[:, ::2])
 
     def _tokens(self, part, vectors: dict | None, *, segment: int) -> tuple[jax.Array, jax.Array]:
@@ -380,15 +387,16 @@ class Model(base.InContextPolicy):
 
     def _sees(self, seen: jax.Array) -> jax.Array:
         """Which tokens each token sees, bool [B, N, N], of those that there are, bool [B, N]; itself always."""
-        place = jnp.arange(seen.shape[1])
-        visible = place <= place[:, None]
+        position = jnp.arange(seen.shape[1])
+        visible = position <= position[:, None]
         if not self.causal:
-            visible = visible | ((place < self._prefix) & (place[:, None] < self._prefix))
-        return (visible & seen[:, None]) | (place == place[:, None])
+            visible = visible | ((position < self._prefix) & (position[:, None] < self._prefix))
+        # Every token sees itself, or the softmax of a masked one would be over nothing and give NaN.
+        return (visible & seen[:, None]) | (position == position[:, None])
 
 
 def _positions(x: jax.Array, at) -> jax.Array:
-    """i32 [B, N]: places `at`, `at` + 1, ... of the tokens [B, N, D]."""
+    """i32 [B, N]: positions `at`, `at` + 1, ... of the tokens [B, N, D]."""
     return jnp.broadcast_to(at + jnp.arange(x.shape[1]), x.shape[:2])
 
 

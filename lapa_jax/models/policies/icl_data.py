@@ -1,4 +1,4 @@
-"""What the in-context policy takes of the data: the dimensions, the parts of a batch, other prompts."""
+"""What the in-context policy takes from the data: dimensions, parts of a batch, and other prompts."""
 
 from collections.abc import Mapping
 
@@ -26,32 +26,33 @@ def from_data(spec: Mapping, source, seed: int) -> dict:
     if len(shapes.get("action", ())) != 2 or "step_mask" not in shapes:
         raise UserError(f"policies.icl learns from sequences of steps, the samples hold {sorted(shapes)}: set "
                         "data.samples=sequences")
+    # [T, (V,) H, W, 3]: with one camera the axis of views is left out.
     image = shapes.get("image", ())
-    found = {
+    fields = {
         "action_dim": shapes["action"][1],
         "state_dim": shapes["state"][1] if "state" in shapes else 0,
         "cameras": (image[1] if len(image) == 5 else 1) if image else 0,
         "image_size": image[-2] if image else 0,
     }
     if image and image[-2] != image[-3]:
-        raise UserError(f"the pictures are {image[-3]}x{image[-2]}; the policy takes square ones: set data.image_size")
-    for name, value in found.items():
+        raise UserError(f"the images are {image[-3]}x{image[-2]}; the policy takes square ones: set data.image_size")
+    for name, value in fields.items():
         if spec.get(name) not in (None, value):
             raise UserError(f"model.{name} is {spec[name]}, the data have {value}; leave it None")
     _check_lengths(spec, shapes)
     tokenizer = spec.get("tokenizer")
     if isinstance(tokenizer, Mapping) and tokenizer.get("action_dim") is None:
-        found["tokenizer"] = {**tokenizer, "action_dim": found["action_dim"], "state_dim": 0}
-    return {**spec, **found}
+        fields["tokenizer"] = {**tokenizer, "action_dim": fields["action_dim"], "state_dim": 0}
+    return {**spec, **fields}
 
 
 def _check_lengths(spec: Mapping, shapes: Mapping) -> None:
     prompt = shapes.get("prompt_action", (0, spec["prompt_length"]))
     ahead = shapes.get("future_action", (0, 1))[1]
-    there = {"length": shapes["action"][0], "prompts": prompt[0], "prompt_length": prompt[1], "future": ahead}
+    lengths = {"length": shapes["action"][0], "prompts": prompt[0], "prompt_length": prompt[1], "future": ahead}
     for ours, theirs in SAME.items():
-        if spec[theirs] != there[ours]:
-            raise UserError(f"model.{theirs} is {spec[theirs]} and data.{ours} {there[ours]}; set both to the same")
+        if spec[theirs] != lengths[ours]:
+            raise UserError(f"model.{theirs} is {spec[theirs]} and data.{ours} {lengths[ours]}; set both to the same")
 
 
 def example(model, batch_size: int) -> dict[str, np.ndarray]:
@@ -81,8 +82,8 @@ def _zeros(model, lead: tuple[int, ...]) -> dict[str, np.ndarray]:
 
 def prompt_of(batch) -> dict[str, jax.Array]:
     """The prompts of a batch as one row of steps each: "state" f32 [B, P L, S] and the like."""
-    own = {name.removeprefix(PROMPT): x for name, x in batch.items() if name.startswith(PROMPT)}
-    return {name: x.reshape(x.shape[0], -1, *x.shape[3:]) for name, x in own.items() if x.ndim >= 3}
+    prompt = {name.removeprefix(PROMPT): x for name, x in batch.items() if name.startswith(PROMPT)}
+    return {name: x.reshape(x.shape[0], -1, *x.shape[3:]) for name, x in prompt.items() if x.ndim >= 3}
 
 
 def without_prompt(batch, keep: jax.Array | None = None) -> dict[str, jax.Array]:
@@ -99,6 +100,7 @@ def of_another_task(batch) -> tuple[dict[str, jax.Array], jax.Array]:
       The batch, and f32 [B], 1 where there is such a row.
     """
     task, rows = batch["task_id"], jnp.arange(len(batch["task_id"]))
+    # How far behind each row every other one comes, around the end of the batch, so that no row is favoured.
     behind = (rows[None] - rows[:, None]) % len(rows)
     distance = jnp.where(task[None] != task[:, None], behind, len(rows))
     other = jnp.argmin(distance, 1)
@@ -120,15 +122,16 @@ def supervised(model, batch, prediction: jax.Array) -> tuple[jax.Array, jax.Arra
         target, mask = batch["future_action"], batch["future_mask"]
     mask = mask * batch["step_mask"][..., None]
     if not model.supervise_all_steps:
-        place = jnp.arange(model.context)
-        last = jnp.max(jnp.where(mask[..., 0] > 0, place, -1), 1)
-        mask = mask * (place == last[:, None])[..., None]
+        position = jnp.arange(model.context)
+        # Where the episode ends within the window the last real step counts, not the last of the padding.
+        last = jnp.max(jnp.where(mask[..., 0] > 0, position, -1), 1)
+        mask = mask * (position == last[:, None])[..., None]
     window = prediction[:, -model.context :]
     if not model.prompt_loss:
         return window, target, mask
     prompt = prompt_of(batch)
     # a step of a prompt stands for itself: the steps after it may have been left out
     ahead = jnp.arange(model.future) == 0
-    own = (prompt["action_mask"] * prompt["step_mask"])[..., None] * ahead
-    actions = jnp.broadcast_to(prompt["action"][:, :, None], (*own.shape, model.action_dim))
-    return prediction, jnp.concatenate([actions, target], 1), jnp.concatenate([own, mask], 1)
+    prompt_mask = (prompt["action_mask"] * prompt["step_mask"])[..., None] * ahead
+    actions = jnp.broadcast_to(prompt["action"][:, :, None], (*prompt_mask.shape, model.action_dim))
+    return prediction, jnp.concatenate([actions, target], 1), jnp.concatenate([prompt_mask, mask], 1)

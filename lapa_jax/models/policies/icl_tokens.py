@@ -1,4 +1,4 @@
-"""What the in-context policy makes of observations and actions: one embedding each per step."""
+"""Embeddings of the in-context policy: one of the observation and one of the action per step."""
 
 import flax.linen as nn
 import jax
@@ -47,6 +47,7 @@ class ImageEncoder(nn.Module):
         if image.dtype == jnp.uint8:
             image = image.astype(jnp.float32) / 255
         *lead, height, width, channels = image.shape
+        # [0, 1] to [-1, 1]: mean near 0, as the first linear layer is initialised for.
         x = to_patches((image - 0.5) * 2, self.patch).reshape(-1, height * width // self.patch**2,
                                                                self.patch**2 * channels)  # fmt: skip
         x = Linear(self.width, dtype=self.dtype, name="patches")(x)
@@ -57,9 +58,9 @@ class ImageEncoder(nn.Module):
 
 
 class ObservationEncoder(nn.Module):
-    """State and pictures of a step as one embedding: each has its encoder, a linear layer joins them.
+    """State and images of a step as one embedding: each has its encoder, a linear layer joins them.
 
-    Cameras share the encoder of pictures, and keep their places in the joint.
+    Cameras share the image encoder, and keep their order in the joint vector, by which they are told apart.
 
     Attributes:
       dim: D. state_dim: S, 0 for none. cameras: V, 0 for none.
@@ -84,6 +85,7 @@ class ObservationEncoder(nn.Module):
             parts.append(StateEncoder(self.dim, self.dtype, name="state")(observation["state"]))
         if self.cameras:
             image = observation["image"]
+            # One camera comes without the axis of views.
             image = image[:, :, None] if image.ndim == 5 else image
             encoder = ImageEncoder(self.patch, self.width, self.depth, self.heads, self.dim, self.dtype, self.remat,
                                    name="image")  # fmt: skip

@@ -1,8 +1,8 @@
 """FSQ tokenizer of action chunks: T actions become N codes, and N codes become T actions.
 
 A transformer auto-encoder with finite scalar quantisation (Mentzer et al. 2024, arXiv 2309.15505) between its halves,
-as QueST has it (arXiv 2407.15840): there is no codebook to learn, to collapse or to keep equal on all devices, and any
-codes decode to a chunk. Learned queries read the chunk, so that N is chosen without regard to T.
+as in QueST (arXiv 2407.15840). There is no codebook to learn, to collapse or to keep equal on all devices, and any
+codes decode to a chunk. Learned queries read the chunk, so that N does not depend on T.
 """
 
 import math
@@ -46,14 +46,14 @@ def summarize(
       the mean over the features; "bits_per_chunk" and "tokens_per_chunk".
     """
     real = arrays["action_mask"] > 0
-    there = np.broadcast_to(moving, (len(real), len(moving))) & (arrays.get("action_dims", moving) > 0)
-    there = np.broadcast_to(there[:, None], arrays["action"].shape)[real]
+    counted = np.broadcast_to(moving, (len(real), len(moving))) & (arrays.get("action_dims", moving) > 0)
+    counted = np.broadcast_to(counted[:, None], arrays["action"].shape)[real]
     action, guess = (arrays[name][real].astype(np.float64) for name in ("action", "reconstruction"))
     codes, size = arrays["codes"], int(np.prod(levels))
-    result = _errors(action, guess, there)
-    if any(there[:, i].any() for i in grippers):
+    result = _errors(action, guess, counted)
+    if any(counted[:, i].any() for i in grippers):
         right = ((action > middle) == (guess > middle))[:, list(grippers)]
-        result["gripper_accuracy"] = float(right[there[:, list(grippers)]].mean())
+        result["gripper_accuracy"] = float(right[counted[:, list(grippers)]].mean())
     return {
         **result,
         **dataset_usage(codes, size),
@@ -68,16 +68,17 @@ def level_utilization(codes: np.ndarray, levels: Sequence[int]) -> float:
     used, rest = [], np.asarray(codes)
     for level in levels:
         used.append(len(np.unique(rest % level)) / level)
+        # Mixed radix, the first feature changes fastest.
         rest = rest // level
     return float(np.mean(used))
 
 
-def _errors(action: np.ndarray, guess: np.ndarray, there: np.ndarray) -> dict[str, float]:
+def _errors(action: np.ndarray, guess: np.ndarray, counted: np.ndarray) -> dict[str, float]:
     """Of steps f64[M, A]; `there` bool[M, A] marks what counts."""
     squared, absolute = np.square(action - guess), np.abs(action - guess)
-    result = {"action_mse": float(squared[there].mean()), "action_mae": float(absolute[there].mean())}
+    result = {"action_mse": float(squared[counted].mean()), "action_mae": float(absolute[counted].mean())}
     scores = {}
-    for i, rows in enumerate(there.T):
+    for i, rows in enumerate(counted.T):
         if not rows.any():
             continue
         error, variance = float(squared[rows, i].mean()), float(action[rows, i].var())
@@ -112,12 +113,13 @@ class Resampler(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """x: [B, L, F], mask: bool[B, L], False for vectors that nothing may read -> f32[B, M, features]."""
         batch, length, _ = x.shape
-        place = nn.initializers.normal(0.5)
-        tokens = Linear(self.dim, name="embed")(x) + self.param("positions", place, (length, self.dim))
+        initializer = nn.initializers.normal(0.5)
+        tokens = Linear(self.dim, name="embed")(x) + self.param("positions", initializer, (length, self.dim))
         tokens = tokens.astype(self.dtype)
-        queries = self.param("queries", place, (self.outputs, self.dim)).astype(self.dtype)
+        queries = self.param("queries", initializer, (self.outputs, self.dim)).astype(self.dtype)
         tokens = jnp.concatenate([tokens, jnp.broadcast_to(queries, (batch, *queries.shape))], axis=1)
         if mask is not None:
+            # Queries are never masked, or a chunk without a step would attend to nothing.
             mask = jnp.pad(mask, ((0, 0), (0, self.outputs)), constant_values=True)
         stack = Transformer(self.depth, self.heads, self.dim_head, view=None, dtype=self.dtype, remat=self.remat,
                             name="stack")  # fmt: skip
@@ -138,18 +140,20 @@ def refine(codes: jax.Array, levels: Sequence[int], sweeps: int, cost: Callable[
       i32[B, N], of at most the cost of `codes`.
     """
     sizes = jnp.asarray(levels, jnp.int32)
+    # A code is a number in mixed radix: a step of one level of feature i changes it by the product of the levels
+    # before.
     basis = jnp.asarray([math.prod(levels[:i]) for i in range(len(levels))], jnp.int32)
 
     def one_feature(i, state):
-        place, feature = i // len(levels) % codes.shape[1], i % len(levels)
+        position, feature = i // len(levels) % codes.shape[1], i % len(levels)
         for step in (-1, 1):
-            found, least = state
-            level = found[:, place] // basis[feature] % sizes[feature] + step
+            best, least = state
+            level = best[:, position] // basis[feature] % sizes[feature] + step
             inside = (level >= 0) & (level < sizes[feature])
-            other = found.at[:, place].add(jnp.where(inside, step * basis[feature], 0))
+            other = best.at[:, position].add(jnp.where(inside, step * basis[feature], 0))
             costs = cost(other)
             better = costs < least
-            state = jnp.where(better[:, None], other, found), jnp.where(better, costs, least)
+            state = jnp.where(better[:, None], other, best), jnp.where(better, costs, least)
         return state
 
     return jax.lax.fori_loop(0, sweeps * codes.shape[1] * len(levels), one_feature, (codes, cost(codes)))[0]
@@ -167,15 +171,16 @@ def action_fields(source) -> dict:
       where they move.
     """
     parts = list(getattr(source, "sources", {"": source}).values())
-    found = [_of_dataset(part) for part in parts]
-    width = max(len(low) for low, _, _ in found)
-    low, high, words = np.full(width, np.inf), np.full(width, -np.inf), [set() for _ in range(width)]
-    for part_low, part_high, part_words in found:
-        own = slice(len(part_low))
-        low[own], high[own] = np.minimum(low[own], part_low), np.maximum(high[own], part_high)
-        for i, word in enumerate(part_words):
-            words[i].add(word)
-    grippers = [i for i, seen in enumerate(words) if seen - {"constant"} == {"gripper"}]
+    datasets = [_of_dataset(part) for part in parts]
+    width = max(len(low) for low, _, _ in datasets)
+    low, high, seen_kinds = np.full(width, np.inf), np.full(width, -np.inf), [set() for _ in range(width)]
+    for part_low, part_high, part_kinds in datasets:
+        dims = slice(len(part_low))
+        low[dims], high[dims] = np.minimum(low[dims], part_low), np.maximum(high[dims], part_high)
+        for i, kind in enumerate(part_kinds):
+            seen_kinds[i].add(kind)
+    # A gripper in every dataset in which it moves: where another dataset has a number there, a logit cannot express it.
+    grippers = [i for i, seen in enumerate(seen_kinds) if seen - {"constant"} == {"gripper"}]
     return {"action_dim": width, "low": low.tolist(), "high": high.tolist(), "grippers": grippers}
 
 
@@ -185,11 +190,11 @@ def _of_dataset(source) -> tuple[np.ndarray, np.ndarray, list[str]]:
     names = source.shards.features["action"].get("names") or [""] * len(summary["mean"])
     normalizer = Normalizer(summary, source.options.normalize)
     low, high = (normalizer.normalize(np.asarray(summary[end])) for end in ("min", "max"))
-    words = []
+    dimension_kinds = []
     for kind, name in zip(kinds(summary), names, strict=True):
         gripper = kind == "binary" or "gripper" in str(name).lower()
-        words.append("constant" if kind == "constant" else "gripper" if gripper else "other")
-    return low, high, words
+        dimension_kinds.append("constant" if kind == "constant" else "gripper" if gripper else "other")
+    return low, high, dimension_kinds
 
 
 def check_width(name: str, values, width: int) -> None:
@@ -222,17 +227,17 @@ def moving(low, high) -> np.ndarray:
     return np.asarray(high, np.float32) > np.asarray(low, np.float32)
 
 
-def with_fields(spec: Mapping, found: Mapping) -> dict:
+def with_fields(spec: Mapping, fields: Mapping) -> dict:
     """`spec` with what it leaves open; its own values win. Another width than that of the data is refused."""
-    given = {name: value for name, value in spec.items() if value is not None}
-    if given.get("action_dim", found["action_dim"]) != found["action_dim"]:
-        raise UserError(f"model.action_dim is {given['action_dim']} and the data's actions have {found['action_dim']} "
-                        "dimensions; leave it None")
-    return {**spec, **found, **given}
+    chosen = {name: value for name, value in spec.items() if value is not None}
+    if chosen.get("action_dim", fields["action_dim"]) != fields["action_dim"]:
+        raise UserError(f"model.action_dim is {chosen['action_dim']} and the data's actions have "
+                        f"{fields['action_dim']} dimensions; leave it None")
+    return {**spec, **fields, **chosen}
 
 
 def from_data(spec: dict, source, seed: int) -> dict:
-    """The fields of `Model` with those filled in that the data tell; see `fsq_modules.action_fields`."""
+    """The fields of `Model` with those filled in that the data tell; see `action_fields`."""
     return with_fields(spec, action_fields(source))
 
 
@@ -309,7 +314,7 @@ class Model(base.ActionTokenizer):
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """Number of codes at each of the N places."""
+        """Number of codes at each of the N positions."""
         return (FSQ(self.levels).size,) * self.tokens
 
     def __call__(self, batch, *, train: bool) -> Output:
@@ -345,13 +350,13 @@ class Model(base.ActionTokenizer):
         [B, N]; "action_dims" and "episode_id" where the batch has them."""
         actions, mask = self._chunks(batch)
         predicted = self.predict(batch)
-        found = {"action": actions, "action_mask": mask, "reconstruction": predicted["actions"]}
+        arrays = {"action": actions, "action_mask": mask, "reconstruction": predicted["actions"]}
         also = {name: batch[name] for name in ("action_dims", "episode_id") if name in batch}
-        return {**found, "codes": predicted["codes"], **also}
+        return {**arrays, "codes": predicted["codes"], **also}
 
     @nn.nowrap
     def summarize(self, arrays: dict[str, np.ndarray]) -> dict[str, float]:
-        """Scalars from the arrays of `evaluate` over a data set; see `fsq_summary.summarize`."""
+        """Scalars from the arrays of `evaluate` over a data set; see `summarize`."""
         low, high = (np.asarray(ends, np.float64) for ends in (self.low, self.high))
         return summarize(
             arrays, levels=self.levels, moving=moving(low, high), grippers=self.grippers or (), middle=(low + high) / 2
@@ -395,6 +400,7 @@ class Model(base.ActionTokenizer):
         """The named losses f32 [B]. mask: f32 [B, T], dims: f32 [B or 1, A]: what counts."""
         low, high, gripper = self._ends()
         error = outputs - actions
+        # Decoding clips, so that beyond an end there is no error left to lower.
         beyond = ((actions >= high) & (error > 0)) | ((actions <= low) & (error < 0))
         cost = self._cost(jnp.where(beyond, 0.0, error))
         share = jnp.clip((actions - low) / jnp.maximum(high - low, 1e-6), 0, 1)

@@ -1,7 +1,7 @@
 """Supervised inverse dynamics: the LAQ encoder with a linear head that predicts the true action.
 
-It answers how much of the action two frames show at all to a network of this size: the upper bound for what LAQ's codes
-can say, which never see an action.
+How much of the action can a network of this size see in two frames at all? This is the upper bound for LAQ's codes,
+which are learned without actions.
 """
 
 from typing import Annotated, Literal

@@ -40,6 +40,7 @@ class Norm(nn.Module):
         if condition is not None:
             factors = Linear(2 * x.shape[-1], dtype=self.dtype, name="condition")(condition)[:, None, None]
             scale, shift = jnp.split(factors, 2, axis=-1)
+            # 1 + scale: with small initial weights the block starts as if there were no condition.
             x = x * (1 + scale) + shift
         return nn.silu(x)
 
@@ -132,16 +133,17 @@ class PairEncoder(nn.Module):
         x = x.reshape(batch, -1, channels)
         x = x + self.param("positions", nn.initializers.normal(1.0), x.shape[1:]).astype(x.dtype)
         queries = self.param("queries", nn.initializers.normal(1.0), (self.count, channels)).astype(x.dtype)
+        # One head over all channels: each code is one weighted mean of the cells.
         pool = Attention(1, channels, cosine=True, dtype=self.dtype, name="pool")
-        found = pool(jnp.broadcast_to(queries, (batch, *queries.shape)), LayerNorm(dtype=self.dtype, name="cells")(x))
-        return LayerNorm(dtype=self.dtype, name="pooled")(found)
+        pooled = pool(jnp.broadcast_to(queries, (batch, *queries.shape)), LayerNorm(dtype=self.dtype, name="cells")(x))
+        return LayerNorm(dtype=self.dtype, name="pooled")(pooled)
 
 
 class FrameDecoder(nn.Module):
-    """The first frame, halved and doubled again, with the action told to every block on the way up.
+    """A U-Net over the first frame whose upward blocks are conditioned on the action.
 
     The action scales and shifts the channels of all cells alike: where something happens is for the first frame to
-    say, what happens for the codes. What the way down found at each size is added on the way up. At full size there
+    say, what happens for the codes. Grids of the way down are added on the way up at the same size. At full size there
     are half as many channels as after the first halving, and no blocks.
 
     Attributes: channels, blocks, groups, dtype: as of `Down`; embed: width of the embedded action; output_scale: factor
@@ -214,7 +216,7 @@ class Model(FramePairModel):
       groups: of group norm; divides all channels.
       pooling: how the last grid becomes N vectors: "projection", by learned maps over the whole grid; "average" over N
         equal parts of it, which forgets where within a part; or "attention" of N learned queries.
-      embed: width of the action that the decoder's blocks are told.
+      embed: width of the action's embedding, on which the decoder's blocks are conditioned.
     """
 
     image_size: int | tuple[int, int] = 224

@@ -41,17 +41,17 @@ def summarize(arrays: dict[str, np.ndarray], sizes: dict[str, int]) -> dict[str,
     real = arrays["action_mask"] > 0
     codes = arrays["codes"][real]
     dims = arrays.get("action_dims", np.ones((len(real), arrays["action"].shape[-1])))
-    there = np.broadcast_to(dims[:, None], arrays["action"].shape)[real] > 0
+    present = np.broadcast_to(dims[:, None], arrays["action"].shape)[real] > 0
     action, guess = (arrays[name][real].astype(np.float64) for name in ("action", "reconstruction"))
-    return {**_errors(action, guess, there), **_usage(codes, sizes)}
+    return {**_errors(action, guess, present), **_usage(codes, sizes)}
 
 
-def _errors(action: np.ndarray, guess: np.ndarray, there: np.ndarray) -> dict[str, float]:
+def _errors(action: np.ndarray, guess: np.ndarray, present: np.ndarray) -> dict[str, float]:
     """Of steps f64 [M, A]; `there` bool [M, A] marks the dimensions that a step's data set has."""
     squared, absolute = np.square(action - guess), np.abs(action - guess)
-    result = {"mse": float(squared[there].mean()), "mae": float(absolute[there].mean())}
+    result = {"mse": float(squared[present].mean()), "mae": float(absolute[present].mean())}
     scores = []
-    for i, rows in enumerate(there.T):
+    for i, rows in enumerate(present.T):
         if not rows.any():
             continue
         result |= {f"mse_{i}": float(squared[rows, i].mean()), f"mae_{i}": float(absolute[rows, i].mean())}
@@ -65,20 +65,20 @@ def _errors(action: np.ndarray, guess: np.ndarray, there: np.ndarray) -> dict[st
 def _usage(codes: np.ndarray, sizes: dict[str, int]) -> dict[str, float]:
     """Of codes [M, 2]."""
     counts = {level: np.bincount(codes[:, i], minlength=sizes[level]) for i, level in enumerate(("z", "q"))}
-    found = {f"perplexity_{level}": perplexity(row) for level, row in counts.items()}
+    perplexities = {f"perplexity_{level}": perplexity(row) for level, row in counts.items()}
     used = {f"codebook_utilization_{level}": float(np.mean(row > 0)) for level, row in counts.items()}
     return {
-        **found,
+        **perplexities,
         **used,
-        "perplexity": found["perplexity_z"],
+        "perplexity": perplexities["perplexity_z"],
         "codebook_utilization": min(used.values()),
-        "bits_per_step": float(np.log2(found["perplexity_z"])),
+        "bits_per_step": float(np.log2(perplexities["perplexity_z"])),
         **largest_shares(counts),
     }
 
 
 PASSED_ON = ("perplexity", "codebook_utilization", "codes_replaced")
-"""Metrics of each codebook that are logged, with its letter behind."""
+"""Metrics of each codebook that are logged, with its letter as a suffix."""
 
 
 class TwoLevels(nn.Module):
@@ -137,12 +137,14 @@ class TwoLevels(nn.Module):
         hard = jax.lax.stop_gradient(z)
         q, q_codes, _, q_metrics = self.q(hard, mask, train=train)
         direction = unit(embedding)
+        # Towards the cluster itself, as `q` was quantised from the subcluster, which has no gradient.
         distance = jnp.sum(jnp.square(direction - jax.lax.stop_gradient(q)), -1)
         real = jnp.maximum(jnp.sum(mask, 1), 1)
+        # VQ gives the mean over features; on the unit sphere the sum is the squared distance, 0 to 4.
         named = {"commitment_z": losses["commitment"] * embedding.shape[-1],
                  "commitment_q": jnp.sum(distance * mask, 1) / real}  # fmt: skip
-        metrics = {f"{name}_{level}": found[name]
-                   for level, found in (("z", z_metrics), ("q", q_metrics)) for name in PASSED_ON}  # fmt: skip
+        metrics = {f"{name}_{level}": level_metrics[name]
+                   for level, level_metrics in (("z", z_metrics), ("q", q_metrics)) for name in PASSED_ON}  # fmt: skip
         vectors = straight_through(direction, self._combined(hard, q))
         codes = jnp.stack([z_codes, q_codes], -1)
         return {"vectors": vectors * self._scale(embedding), "codes": codes, "losses": named, "metrics": metrics}
@@ -175,7 +177,7 @@ class TwoLevels(nn.Module):
 
 
 KEPT = ("episode_id", "step", "dataset_id", "action_dims")
-"""What evaluation hands on of a batch."""
+"""Columns of a batch that `evaluate` returns unchanged."""
 
 
 def from_data(spec: Mapping, source, seed: int) -> dict:
@@ -197,11 +199,11 @@ def from_data(spec: Mapping, source, seed: int) -> dict:
     length, width = shapes["action"]
     if spec.get("context", length) != length:
         raise UserError(f"model.context is {spec['context']} and the samples have {length} steps; set both to the same")
-    found = {"action_dim": width, "state_dim": shapes["state"][0] if "state" in shapes else 0}
-    for name, value in found.items():
+    fields = {"action_dim": width, "state_dim": shapes["state"][0] if "state" in shapes else 0}
+    for name, value in fields.items():
         if spec.get(name) not in (None, value):
             raise UserError(f"model.{name} is {spec[name]}, the data have {value}; leave it None")
-    return {**spec, **found}
+    return {**spec, **fields}
 
 
 class Model(base.ActionTokenizer):
@@ -271,7 +273,7 @@ class Model(base.ActionTokenizer):
 
     @property
     def codebook_sizes(self) -> tuple[int, int]:
-        """How many codes there are at each place of a code pair."""
+        """Number of codes at each position of a code pair."""
         return self.subclusters, self.clusters
 
     @property
@@ -290,11 +292,11 @@ class Model(base.ActionTokenizer):
         """Losses, metrics and codes i32 [B, T, 2] of a batch; with `train` the codebooks move and dropout acts."""
         mask = batch["action_mask"]
         embedding = self._embed(batch["action"], mask, batch.get("state"), train=train)
-        found = self.codes(embedding, mask, train=train)
-        prediction = self.decoder(found["vectors"], mask, train=train)
+        quantized = self.codes(embedding, mask, train=train)
+        prediction = self.decoder(quantized["vectors"], mask, train=train)
         error = jnp.square(prediction - batch["action"])
-        named = {"reconstruction": _mean(error, mask, batch.get("action_dims")), **found["losses"]}
-        return Output(losses=named, metrics=found["metrics"], codes=found["codes"])
+        named = {"reconstruction": _mean(error, mask, batch.get("action_dims")), **quantized["losses"]}
+        return Output(losses=named, metrics=quantized["metrics"], codes=quantized["codes"])
 
     def encode(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Normalised "action" f32 [B, T, A], of any T, and "action_mask" [B, T] -> "codes" i32 [B, T, 2] and
@@ -321,7 +323,7 @@ class Model(base.ActionTokenizer):
 
     @nn.nowrap
     def summarize(self, arrays: dict[str, np.ndarray]) -> dict[str, float]:
-        """Scalars from the arrays of `evaluate` over a data set; see `mstcn_summary.summarize`."""
+        """Scalars from the arrays of `evaluate` over a data set; see `summarize`."""
         sizes = {"z": self.subclusters, "q": self.clusters}
         steps = min(receptive_field(self.layers, self.stages), self.context)
         return {**summarize(arrays, sizes), "receptive_field": float(steps)}
@@ -354,6 +356,7 @@ class Model(base.ActionTokenizer):
                             "came with the actions; give data.fields with the state, or train without it")
         inputs = action.astype(jnp.float32)
         if state is not None:
+            # The state is that of the window's first step, and is repeated at every step.
             everywhere = jnp.broadcast_to(state[:, None], (*action.shape[:2], self.state_dim))
             inputs = jnp.concatenate([inputs, everywhere], -1)
         return self.norm(self.encoder(inputs, mask, train=train))

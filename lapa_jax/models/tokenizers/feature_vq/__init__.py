@@ -1,6 +1,6 @@
 """Categorical hierarchical VQ-VAE of feature vectors: categories of features x three levels of codes.
 
-Features that correlate form a category (`feature_vq_categories`). Each category has an encoder of its own and three
+Features that correlate form a category (`feature_vq.categories`). Each category has an encoder of its own and three
 codebooks of different widths and sizes, side by side; one decoder reads all codes. The levels are numbered, not called
 coarse and fine: level 0 has the shortest vectors and the most codes.
 """
@@ -17,8 +17,7 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.core.fields import Count, Range, Share
 from lapa_jax.core.output import Output
 from lapa_jax.models import base
-from lapa_jax.models.tokenizers.feature_vq import categories
-from lapa_jax.models.tokenizers.feature_vq import metrics as feature_vq_summary
+from lapa_jax.models.tokenizers.feature_vq import categories, metrics
 from lapa_jax.models.tokenizers.feature_vq.codebooks import Codebooks
 from lapa_jax.models.tokenizers.feature_vq.layout import (
     LEVELS,
@@ -84,6 +83,7 @@ def topographic(features: jax.Array, latents: jax.Array, quantized: jax.Array) -
       latents: f32 [P, n, D].
       quantized: the codes' vectors for `latents`, with their straight-through gradient.
     """
+    # Three tables of distances: of the features, of the latents made from them, and of the codes' vectors.
     near, middle, far = map(pairwise_distances, (features, latents, quantized))
     before, after = TOPO_WEIGHTS
     loss = before * (1 - distance_correlation(near, middle)) + after * (1 - distance_correlation(middle, far))
@@ -113,6 +113,7 @@ class CategoryEncoder(nn.Module):
         x = LayerNorm(name="norm")(nn.relu(Linear(self.embedding, name="embedding_layer")(x)))
         heads = [drop(Linear(width, name=f"level_{i}")(x)) for i, width in enumerate(self.dims)]
         norms = [RunningNorm(name=f"norm_{i}") for i in range(len(self.dims))]
+        # RunningNorm takes vectors by position; a category has a single one.
         return [norm(head[:, None], train=train)[:, 0] for norm, head in zip(norms, heads)]
 
 
@@ -159,29 +160,30 @@ def from_data(spec: Mapping, source, seed: int) -> dict:
     defaults = {name: field.default for name, field in Model.__dataclass_fields__.items()}
     spec = {**{name: defaults[name] for name in _DISCOVERY}, **spec}
     ratios = parse_ratios(spec["compression_ratios"])
-    found = categories.discover(
+    discovered = categories.discover(
         sample_rows(source, spec["discovery_rows"], seed), count=spec["num_categories"],
         max_clusters=spec["max_clusters"], min_features=spec["min_features"], groups=spec.get("groups"),
         orthogonality_target=spec["orthogonality_target"],
     )  # fmt: skip
-    copies = {feature for feature, _, _ in found.duplicates}
-    inputs = [[i for i in group if i not in copies] for group in found.groups]
-    per_category = [ratios or auto_ratios(found.correlation[np.ix_(group, group)]) for group in inputs]
+    copies = {feature for feature, _, _ in discovered.duplicates}
+    # A copy has nothing to add for the network, and would count twice in the sizes below.
+    inputs = [[i for i in group if i not in copies] for group in discovered.groups]
+    per_category = [ratios or auto_ratios(discovered.correlation[np.ix_(group, group)]) for group in inputs]
     dims = [latent_dims(len(group), r) for group, r in zip(inputs, per_category)]
     sizes = [codebook_sizes(len(group), len(source)) for group in inputs]
     filled = {
-        "feature_dim": len(found.center),
-        "groups": found.groups,
-        "constants": found.constants,
-        "duplicates": found.duplicates,
-        "orphans": found.orphans,
-        "center": found.center.tolist(),
-        "scale": found.scale.tolist(),
-        "silhouette": found.silhouette,
-        "centroid_correlation": found.orthogonality,
+        "feature_dim": len(discovered.center),
+        "groups": discovered.groups,
+        "constants": discovered.constants,
+        "duplicates": discovered.duplicates,
+        "orphans": discovered.orphans,
+        "center": discovered.center.tolist(),
+        "scale": discovered.scale.tolist(),
+        "silhouette": discovered.silhouette,
+        "centroid_correlation": discovered.orthogonality,
     }
-    own = {"latent_dims": dims, "codebook_sizes": sizes}
-    return {**spec, **filled, **{name: spec.get(name) or value for name, value in own.items()}}
+    proposed = {"latent_dims": dims, "codebook_sizes": sizes}
+    return {**spec, **filled, **{name: spec.get(name) or value for name, value in proposed.items()}}
 
 
 _DISCOVERY = ("compression_ratios", "discovery_rows", "num_categories", "max_clusters", "min_features",
@@ -192,10 +194,12 @@ def sample_rows(source, limit: int, seed: int) -> np.ndarray:
     """Up to `limit` rows f64[N, F] of a source, in order; which ones is a function of the seed."""
     column = _column(source.batch([]))
     width = source.batch([])[column].shape[-1]
+    # Correlation takes rows x features numbers at once: wide data give fewer rows.
     limit = max(2, min(limit, DISCOVERY_VALUES // max(width, 1)))
     chosen = np.arange(len(source))
     if len(source) > limit:
         chosen = np.sort(np.random.default_rng(seed).choice(len(source), limit, replace=False))
+    # In parts, to bound memory: a batch of the source may hold further columns.
     parts = np.array_split(chosen, -(-len(chosen) // 4096))
     return np.concatenate([source.batch(part)[column].astype(np.float64) for part in parts])
 
@@ -214,7 +218,7 @@ class Model(base.FeatureTokenizer):
     Batches hold "feature", or "state" in its place: f32 [B, F], in the data's units. Losses: "reconstruction", mean
     squared error of the standardised features; "commitment" of the vectors to their codes; "orthogonality", mean
     squared correlation between latents of different categories; "informativeness", mean squared error of the partial
-    decoders, each of which must tell all features from one code; "topographic", see `feature_vq_losses`. Orthogonality
+    decoders, each of which must tell all features from one code; "topographic", see `topographic`. Orthogonality
     and topographic compare the examples of a batch, and are the same number for each of them.
 
     What the data tell is filled in by `from_data` and kept in the run's config, so that loading needs no data.
@@ -223,10 +227,11 @@ class Model(base.FeatureTokenizer):
       feature_dim: F. groups: per category, the indices of its features. constants: features that never change: nothing
         encodes them, decoding returns their value. duplicates: (feature, original, sign): features that are others in
         other units; decoding computes them from the original. orphans: features of no cluster, which joined the closest
-        category. center, scale: per feature, robust mean and deviation. None (of groups, center, scale) is filled in.
+        category. center, scale: per feature, robust mean and standard
+        deviation. None (of groups, center, scale) is filled in.
       silhouette, centroid_correlation: what became of the search, for the record: how well features part into
         categories, at most 1, and the largest |correlation| of two category centroids.
-      latent_dims, codebook_sizes: per category, three numbers; None follows `feature_vq_layout`.
+      latent_dims, codebook_sizes: per category, three numbers; None follows `feature_vq.layout`.
       compression_ratios: width of the three levels' vectors relative to a category's number of features, as
         "0.5:1:1.5", or "auto" by the spectrum of each category.
       num_categories: how many categories; None chooses by silhouette. max_clusters: from 2 to so many.
@@ -287,7 +292,7 @@ class Model(base.FeatureTokenizer):
 
     @property
     def code_names(self) -> tuple[str, ...]:
-        """What the places of a row of codes are called: category and level."""
+        """What the positions of a row of codes are called: category and level."""
         return tuple(f"category {c} level {level}" for c in range(len(self.groups)) for level in range(LEVELS))
 
     @nn.nowrap
@@ -314,6 +319,7 @@ class Model(base.FeatureTokenizer):
         prediction = self.decoder(self._joined(quantized), train)
         target = target[:, np.array(layout.singles)]
         few = slice(0, self.topo_samples)
+        # Distances between all pairs: the first rows of the batch are enough, and order in a batch is random.
         tables = self._features_of_latents(target[few]), latents[few].swapaxes(0, 1), quantized[few].swapaxes(0, 1)
         batched = jnp.ones(len(target), jnp.float32)
         named = {
@@ -329,7 +335,8 @@ class Model(base.FeatureTokenizer):
         """Features f32 [B, F] of a batch, in the data's units -> "codes" i32 [B, C * 3] and "latent" f32 [B, D], what
         was quantised to them.
 
-        Codes stand category after category, the three levels of each; code i is below `codebook_sizes` of its place.
+        Codes stand category after category, the three levels of each; code i is below `codebook_sizes` of its
+        position.
         """
         latents = self._encode(self._standardized(batch[_column(batch)]), train=False)
         return {"codes": self.codebooks.nearest(latents), "latent": self._joined(latents)}
@@ -358,6 +365,7 @@ class Model(base.FeatureTokenizer):
         codes = self.codebooks.nearest(latents)
         quantized = self.codebooks.lookup(codes)
         distance = jnp.sum(jnp.square(latents - quantized), axis=2) / np.array(layout.flat_dims)
+        # Of an empty tuple numpy makes floats, which index nothing: hence the dtype.
         constants = np.array(layout.constants, int)
         fixed = jnp.asarray(self.center, jnp.float32)[constants]
         return {
@@ -374,14 +382,15 @@ class Model(base.FeatureTokenizer):
 
     @nn.nowrap
     def summarize(self, arrays: dict[str, np.ndarray]) -> dict[str, float]:
-        """Scalars from the arrays of `evaluate` over a data set; see `feature_vq_summary.summarize`."""
-        return feature_vq_summary.summarize(arrays, self.layout())
+        """Scalars from the arrays of `evaluate` over a data set; see `metrics.summarize`."""
+        return metrics.summarize(arrays, self.layout())
 
     def _scaled(self, rows: jax.Array) -> jax.Array:
         """Standardised rows; constants are 0."""
         if rows.shape[-1] != self.feature_dim:
             raise UserError(f"rows of {rows.shape[-1]} features; this model is of {self.feature_dim}")
         scale = np.asarray(self.scale)
+        # Constants have the scale 0; they become 0 instead of infinite.
         inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
         return (rows.astype(jnp.float32) - jnp.asarray(self.center, jnp.float32)) * jnp.asarray(inverse, jnp.float32)
 
@@ -400,7 +409,7 @@ class Model(base.FeatureTokenizer):
 
     def _joined(self, vectors: jax.Array) -> jax.Array:
         """Padded vectors f32 [B, P, D] one after the other, without their padding: f32 [B, sum of widths]."""
-        return vectors.reshape(len(vectors), -1)[:, self.layout().places]
+        return vectors.reshape(len(vectors), -1)[:, self.layout().padded_positions]
 
     def _features_of_latents(self, seen: jax.Array) -> jax.Array:
         """For every category-level the features of its category f32 [P, B, n], padded with zeros; from f32 [B, S]."""
@@ -416,10 +425,10 @@ class Model(base.FeatureTokenizer):
     def _decode(self, vectors: jax.Array) -> jax.Array:
         """Vectors f32 [B, P, D] -> standardised features f32 [B, F]; constants are 0."""
         layout, seen = self.layout(), self.decoder(self._joined(vectors), False)
-        place = {feature: i for i, feature in enumerate(layout.singles)}
+        position = {feature: i for i, feature in enumerate(layout.singles)}
         source, sign = np.zeros(self.feature_dim, int), np.zeros(self.feature_dim, np.float32)
         for feature in layout.singles:
-            source[feature], sign[feature] = place[feature], 1.0
+            source[feature], sign[feature] = position[feature], 1.0
         for feature, original, direction in layout.duplicates:
-            source[feature], sign[feature] = place[original], direction
+            source[feature], sign[feature] = position[original], direction
         return seen[:, source] * sign

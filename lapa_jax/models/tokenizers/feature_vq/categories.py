@@ -1,9 +1,9 @@
 """Which features of a table belong together: robust scaling, and clustering by correlation. Plain numpy and scipy.
 
 Features are clustered by average linkage on 1 - |correlation|. (Ward's linkage wants Euclidean distances, which these
-are not.) Features that are alone or in too small a cluster are nobody's, and join the category that they correlate with
-most. Of all cuts of the tree whose categories are as orthogonal as they should be, that one is taken whose silhouette
-(Rousseeuw 1987; those who are nobody's count 0) is best; of all cuts, where none is.
+are not.) Features alone or in too small a cluster are orphans, and join the category that they correlate with most. Of
+all cuts of the tree whose categories are as orthogonal as they should be, the one with the best silhouette (Rousseeuw
+1987; orphans count 0) is taken; of all cuts, where no cut is.
 """
 
 import dataclasses
@@ -18,7 +18,8 @@ DUPLICATE = 1 - 1e-6
 """|correlation| from which on a feature is another one in other units."""
 
 REACH, TAIL = 10.0, 0.005
-"""Values beyond 10 robust deviations are outliers, unless more than half a per cent of the rows come half as far."""
+"""Values beyond 10 robust standard deviations are outliers, unless more than half a per cent of the rows come half as
+far."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +76,8 @@ def discover(
         copies = {feature for feature, _, _ in duplicates}
         single = np.array([i for i in np.flatnonzero(scale > 0) if i not in copies])
         limits = count, max_clusters, min_features, orthogonality_target
-        found, orphans, score = cluster(correlation[np.ix_(single, single)], *limits)
-        groups = _with_duplicates([single[list(group)] for group in found], duplicates)
+        clusters, orphans, score = cluster(correlation[np.ix_(single, single)], *limits)
+        groups = _with_duplicates([single[list(group)] for group in clusters], duplicates)
         orphans = tuple(int(single[i]) for i in orphans)
     else:
         duplicates, orphans, score = (), (), 0.0
@@ -100,7 +101,7 @@ def _checked(rows: np.ndarray) -> np.ndarray:
 
 
 def robust_scaling(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean and deviation per feature after outliers have been pulled in.
+    """Mean and standard deviation per feature after outliers have been pulled in.
 
     An outlier is further from the median than `REACH` times 1.4826 median absolute deviations, and twice as far as all
     but `TAIL` of the rows on the further side: the median deviation alone would call it an outlier whenever something
@@ -114,9 +115,11 @@ def robust_scaling(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
       with their outliers moved to the limits. Center and scale follow any shift and rescaling of a feature.
     """
     low, high = rows.min(0), rows.max(0)
+    # Data are stored as float32: what changes by less than two of its steps is a constant with rounding.
     step = 2 * np.spacing(np.maximum(np.abs(low), np.abs(high)).astype(np.float32)).astype(np.float64)
     constant = high - low < step
     median = np.median(rows, 0)
+    # 1.4826: the median absolute deviation of a normal distribution times this is its standard deviation.
     spread = 1.4826 * np.median(np.abs(rows - median), 0)
     tail = np.abs(np.quantile(rows, (TAIL, 1 - TAIL), axis=0) - median).max(0)
     limit = np.maximum(REACH * spread, 2 * tail)
@@ -127,23 +130,24 @@ def robust_scaling(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def correlations(standard: np.ndarray, varies: np.ndarray) -> np.ndarray:
-    """Pearson correlations f64[F, F] of columns of mean 0 and deviation 1; 0 where a column does not vary."""
-    found = np.clip(standard.T @ standard / len(standard), -1.0, 1.0)
-    found = np.where(varies[:, None] & varies[None, :], (found + found.T) / 2, 0.0)
-    np.fill_diagonal(found, varies.astype(np.float64))
-    return found
+    """Pearson correlations f64[F, F] of columns of mean 0 and standard deviation 1; 0 where a column does not vary."""
+    correlation = np.clip(standard.T @ standard / len(standard), -1.0, 1.0)
+    # A matrix product need not be symmetric to the last bit, and the clustering below asks for symmetry.
+    correlation = np.where(varies[:, None] & varies[None, :], (correlation + correlation.T) / 2, 0.0)
+    np.fill_diagonal(correlation, varies.astype(np.float64))
+    return correlation
 
 
 def find_duplicates(correlation: np.ndarray) -> tuple[tuple[int, int, int], ...]:
     """(feature, the first one it copies, sign) of every feature that is an earlier one in other units."""
-    found, copies = [], set()
+    duplicates, copies = [], set()
     for feature in range(len(correlation)):
         same = np.flatnonzero(np.abs(correlation[feature, :feature]) > DUPLICATE)
         same = [int(i) for i in same if i not in copies]
         if same:
             copies.add(feature)
-            found.append((feature, same[0], 1 if correlation[feature, same[0]] > 0 else -1))
-    return tuple(found)
+            duplicates.append((feature, same[0], 1 if correlation[feature, same[0]] > 0 else -1))
+    return tuple(duplicates)
 
 
 def cluster(correlation: np.ndarray, count: int | None, max_clusters: int, min_features: int, target: float):
@@ -163,17 +167,17 @@ def cluster(correlation: np.ndarray, count: int | None, max_clusters: int, min_f
     distance = 1 - np.abs(correlation)
     np.fill_diagonal(distance, 0.0)
     allowed = range(2, max_clusters + 1) if count is None else (count,)
-    found = sorted(cuts(distance, min_features, allowed), key=lambda cut: -cut[1])
-    if not found:
+    candidates = sorted(cuts(distance, min_features, allowed), key=lambda cut: -cut[1])
+    if not candidates:
         if count is None:
             return everything
         raise UserError(f"num_categories {count} cannot be had: no cut of {features} features has so many clusters of "
                         f"at least {min_features}; give fewer, a smaller min_features, or None")
-    for labels, score in found:
+    for labels, score in candidates:
         groups, orphans = _adopt(correlation, labels, min_features)
         if orthogonality(correlation, groups) < target:
             return groups, orphans, score
-    return *_adopt(correlation, found[0][0], min_features), found[0][1]
+    return *_adopt(correlation, candidates[0][0], min_features), candidates[0][1]
 
 
 def _adopt(correlation: np.ndarray, labels: np.ndarray, min_features: int):
@@ -200,27 +204,29 @@ def cuts(distance: np.ndarray, min_features: int, allowed) -> list[tuple[np.ndar
     features = len(distance)
     labels, sums = np.arange(features), distance.copy()  # sums[i, k]: distances from feature i to cluster k
     sizes, column = np.ones(features, int), dict(enumerate(range(features)))
-    found = []
+    allowed_cuts = []
     for step, (first, second) in enumerate(tree[:, :2].astype(int)):
         keep, gone = column.pop(int(first)), column.pop(int(second))
         column[features + step] = keep
+        # Average linkage merges two clusters a step, so that the sums of distances follow by one addition of columns.
         sums[:, keep] += sums[:, gone]
         sizes[keep] += sizes[gone]
         sizes[gone] = 0
         labels[labels == gone] = keep
         if np.sum(sizes >= min_features) in allowed:
-            found.append((labels.copy(), _silhouette(sums, sizes, labels, min_features)))
-    return found[::-1]
+            allowed_cuts.append((labels.copy(), _silhouette(sums, sizes, labels, min_features)))
+    return allowed_cuts[::-1]
 
 
 def _silhouette(sums: np.ndarray, sizes: np.ndarray, labels: np.ndarray, min_features: int) -> float:
     """Mean over all features of (b - a) / max(a, b): a to the own cluster, b to the nearest other one."""
     alive = np.flatnonzero(sizes)
-    own = np.searchsorted(alive, labels)
+    own_cluster = np.searchsorted(alive, labels)
     mean = sums[:, alive] / sizes[alive]
     rows = np.arange(len(labels))
+    # The distance of a feature to itself is 0 and not counted, hence size - 1.
     inner = sums[rows, labels] / np.maximum(sizes[labels] - 1, 1)
-    mean[rows, own] = np.inf
+    mean[rows, own_cluster] = np.inf
     outer = mean.min(1)
     width = (outer - inner) / np.maximum(np.maximum(outer, inner), 1e-12)
     return float(np.mean(np.where(sizes[labels] >= max(min_features, 2), width, 0.0)))
@@ -232,15 +238,16 @@ def orthogonality(correlation: np.ndarray, groups) -> float:
     A centroid is the mean of a group's standardised features, each with the sign of its correlation to the one that
     the group resembles most: without that, features of opposite sign would cancel.
     """
+    # Centroids are never formed: their covariance follows from the features' correlations and these weights.
     weights = np.zeros((len(groups), len(correlation)))
     for weight, group in zip(weights, groups):
         within = correlation[np.ix_(group, group)]
         medoid = int(np.argmax(np.abs(within).sum(1)))
         weight[list(group)] = np.where(within[medoid] < 0, -1.0, 1.0)
     covariance = weights @ correlation @ weights.T
-    deviation = np.sqrt(np.maximum(np.diag(covariance), 1e-12))
-    found = np.abs(covariance / deviation[:, None] / deviation)
-    return float(found[np.triu_indices(len(groups), 1)].max(initial=0.0))
+    std = np.sqrt(np.maximum(np.diag(covariance), 1e-12))
+    between = np.abs(covariance / std[:, None] / std)
+    return float(between[np.triu_indices(len(groups), 1)].max(initial=0.0))
 
 
 def adjusted_rand_index(first: np.ndarray, second: np.ndarray) -> float:
@@ -251,6 +258,7 @@ def adjusted_rand_index(first: np.ndarray, second: np.ndarray) -> float:
     np.add.at(table, (first, second), 1)
     pairs = lambda n: float(np.sum(n * (n - 1) / 2))  # noqa: E731
     both, a, b = pairs(table), pairs(table.sum(1)), pairs(table.sum(0))
+    # Agreement of random labellings with the same cluster sizes, which the index subtracts.
     expected = a * b / max(pairs(np.array(len(first))), 1.0)
     largest = (a + b) / 2
     return 1.0 if largest == expected else (both - expected) / (largest - expected)

@@ -46,6 +46,7 @@ class Codebooks(nn.Module):
         vectors = jax.lax.stop_gradient(x).swapaxes(0, 1)
         start = lambda: masked_kmeans(self.make_rng("params"), vectors, self._real(), self._inside())  # noqa: E731
         book = self.variable(COLLECTION, "codes", start).value
+        # The averages start as if every code had taken its share of the first batch.
         mean = len(x) / np.asarray(self.sizes)[:, None]
         counts = self.variable(COLLECTION, "counts", lambda: jnp.asarray(mean * self._real(), jnp.float32)).value
         self.variable(COLLECTION, "sums", lambda: book * counts[..., None])
@@ -109,6 +110,7 @@ class Codebooks(nn.Module):
 def nearest(vectors: jax.Array, book: jax.Array, real: np.ndarray) -> jax.Array:
     """Index i32 [P, B] of the nearest existing code: vectors f32 [P, B, D], book f32 [P, K, D], real bool [P, K]."""
     distance = jax.vmap(squared_distances)(vectors, book)
+    # Padded codes are zero vectors and would be the nearest to any short vector.
     return jnp.argmin(jnp.where(real[:, None], distance, jnp.inf), axis=2).astype(jnp.int32)
 
 
@@ -125,6 +127,7 @@ def masked_kmeans(rng: jax.Array, vectors: jax.Array, real: np.ndarray, inside: 
     pick, jitter = jax.random.split(rng)
     parts, rows, _ = vectors.shape
     order = jnp.argsort(jax.random.uniform(pick, (parts, rows)), axis=1)
+    # Rows are taken again from the start where a codebook has more codes than the batch has rows.
     book = take(vectors, order[:, np.arange(real.shape[1]) % rows])
     spread = jnp.mean(jnp.std(vectors, axis=1), axis=1)[:, None, None] + 1e-6
     book = book + 0.01 * spread * jax.random.normal(jitter, book.shape)
@@ -133,6 +136,7 @@ def masked_kmeans(rng: jax.Array, vectors: jax.Array, real: np.ndarray, inside: 
         members = jax.nn.one_hot(nearest(vectors, book, real), real.shape[1])
         count = jnp.sum(members, axis=1)[..., None]
         sums = jnp.einsum("pbk,pbd->pkd", members, vectors, precision="highest")
+        # A centre without members stays where it is.
         return jnp.where(count > 0, sums / jnp.maximum(count, 1), book)
 
     return jax.lax.fori_loop(0, KMEANS_ITERATIONS, improve, book) * real[..., None] * inside

@@ -38,11 +38,13 @@ def auto_ratios(correlation: np.ndarray) -> tuple[float, ...]:
     """
     spectrum = np.sort(np.maximum(np.linalg.eigvalsh(correlation), 0))[::-1]
     explained = np.cumsum(spectrum) / spectrum.sum()
+    # 1e-9 for the rounding of the sum: components that explain 0.95 exactly shall count as enough.
     return tuple(float(np.searchsorted(explained, share - 1e-9) + 1) / len(spectrum) for share in AUTO_SHARES)
 
 
 def latent_dims(features: int, ratios) -> tuple[int, ...]:
     """Widths of the levels' vectors: features x ratio, rounded up to a multiple of 4, at least 4."""
+    # round() first: a product a rounding error above a whole number would be given 4 more.
     return tuple(max(4, 4 * math.ceil(round(features * ratio / 4, 9))) for ratio in ratios)
 
 
@@ -66,7 +68,7 @@ class Layout:
     """Features, categories and codes of a feature tokenizer.
 
     Attributes:
-      features: F. groups, constants, duplicates: as of `feature_vq_categories.Categories`.
+      features: F. groups, constants, duplicates: as of `feature_vq.categories.Categories`.
       dims, sizes: per category, the width of the vectors and the number of codes of each level.
     """
 
@@ -111,8 +113,8 @@ class Layout:
         return list(zip([0, *ends[:-1]], ends))
 
     @functools.cached_property
-    def places(self) -> np.ndarray:
-        """int[D]: where the numbers of the joined vectors stand among the padded ones, flattened."""
+    def padded_positions(self) -> np.ndarray:
+        """int[D]: index of each number of the joined vectors among the padded ones, flattened."""
         width = max(self.flat_dims)
         return np.concatenate([np.arange(dim) + i * width for i, dim in enumerate(self.flat_dims)])
 

@@ -1,4 +1,4 @@
-"""What a data set's worth of `evaluate` arrays says about a feature tokenizer. Plain numpy and scipy, on the host."""
+"""Metrics of a feature tokenizer from the arrays of `evaluate` over a data set. Plain numpy and scipy, on the host."""
 
 from collections.abc import Mapping
 
@@ -79,6 +79,7 @@ def usage(codes: np.ndarray, layout: Layout) -> dict[str, float]:
 
 def distances(x: np.ndarray) -> np.ndarray:
     """Euclidean distances between the rows of [n, D], each pair once."""
+    # scipy is imported where it is needed: loading a model should not wait for it.
     from scipy.spatial.distance import pdist
 
     return pdist(x.astype(np.float64))
@@ -118,6 +119,7 @@ def _topographic(arrays, layout: Layout) -> tuple[dict[str, float], float]:
     feature, latent, code = (arrays[name][:TOPO_ROWS] for name in ("feature", "latent", "quantized"))
     before, after, loss = [], [], []
     for i, (start, end) in enumerate(layout.spans):
+        # All levels of a category are made from the same features.
         near = distances(feature[:, layout.inputs[i // LEVELS]])
         middle, far = distances(latent[:, start:end]), distances(code[:, start:end])
         before.append(spearman(near, middle))

@@ -1,8 +1,8 @@
 """LAQ: discrete latent actions from frame pairs (LAPA, arXiv 2410.11758).
 
 A spatial and a temporal transformer turn two frames into a delta of a few vectors; each is quantised with one shared
-codebook (NSVQ), and a decoder predicts the second frame from the first one and these codes alone. What the codes must
-say is hence what changed: the latent action.
+codebook (NSVQ), and a decoder predicts the second frame from the first one and these codes alone. The codes must
+therefore say what changed: the latent action.
 
 With `target="features"` a vision tower looks at the frames first, as in UniVLA (arXiv 2505.06111): a grid of its
 features takes the place of the pixels on both sides.
@@ -34,7 +34,7 @@ class Model(FramePairModel):
       mlp_ratio: width of the feed-forward relative to that of a token, as if it had no gate; 4 is the published one,
         see `nn.feedforward.GEGLU`.
       layout: "fixed", or "official" as released weights need it, with three quirks of the official code: the temporal
-        stack's neighbour convolution sees time and place scrambled, the quantised vectors reach the decoder with
+        stack's neighbour convolution sees time and space scrambled, the quantised vectors reach the decoder with
         tokens and features interleaved, and keys and values come from un-normalised tokens.
       decoder_context: what the decoder knows of the first frame: its "patch_embedding", without gradient; or the
         "encoder" output, a trap kept for comparison: that has seen the second frame, so the codes are left unused. In
@@ -64,9 +64,9 @@ class Model(FramePairModel):
     tower: VisionTower | None = None
 
     def setup(self):
-        # To encoder and decoder a grid of features is a picture of many channels, with patches of one pixel.
-        sizes = {} if self.pictures else {"image_size": self.grid, "patch_size": 1}
-        patch_size, channels = (self.patch_size, 3) if self.pictures else (1, self.tower.dim)
+        # To encoder and decoder a grid of features is an image of many channels, with patches of one pixel.
+        sizes = {} if self.predicts_images else {"image_size": self.grid, "patch_size": 1}
+        patch_size, channels = (self.patch_size, 3) if self.predicts_images else (1, self.tower.dim)
         self.encoder = PairEncoder.of(self, **sizes)
         self.setup_codes()
         self.decoder = FrameDecoder(
@@ -86,9 +86,9 @@ class Model(FramePairModel):
 
     @nn.nowrap
     def _check_target(self) -> None:
-        if self.pictures != (self.tower is None):
+        if self.predicts_images != (self.tower is None):
             raise UserError("target 'features' and a tower go together; set both, or target 'pixels' and tower None")
-        if self.pictures:
+        if self.predicts_images:
             return
         if self.patch_size != self.tower.patch:
             raise UserError(f"patch_size is {self.patch_size}, the tower's patch {self.tower.patch}; give the tower's")
@@ -108,13 +108,14 @@ class Model(FramePairModel):
         return self.patch_size
 
     @property
-    def pictures(self) -> bool:
+    def predicts_images(self) -> bool:
         return self.target == "pixels"
 
     def observe(self, frames: jax.Array) -> jax.Array:
-        if self.pictures:
+        if self.predicts_images:
             return frames
         x = jax.lax.stop_gradient(self.tower(frames)).astype(jnp.float32)
+        # Towers' features differ in size from model to model; 1e-6 is for a patch whose features are all equal.
         x = (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + 1e-6)
         return x.reshape(*frames.shape[:-3], *self.grid, -1)
 

@@ -39,8 +39,8 @@ class FramePairModel(FramePairTokenizer):
     where it has none: "codebook" and "commitment" (see `nn.quantizers.vq`), whose weights are in the config alone.
 
     A model of this kind calls `setup_codes` in its `setup` and defines `cell`, `raw_delta`, `context` and `pixels`. One
-    that predicts features of the second frame instead of its pixels defines `pictures` and `observe` too; its losses
-    are "reconstruction" and those of the quantiser, and wherever frames are given or predicted below, features are.
+    that predicts features of the second frame instead of its pixels defines `predicts_images` and `observe` too; its
+    losses are "reconstruction" and those of the quantiser, and "frames" below are features.
 
     Attributes:
       image_size: side of the frames in pixels, or (height, width).
@@ -66,7 +66,8 @@ class FramePairModel(FramePairTokenizer):
         first alone; one that says how it moves serves both. 0 is off.
       view_share: share of the shifted copy in the loss, in (0, 1).
       output: "linear" pixels, "residual" to the first frame, or "tanh", which maps (-1, 1) to the pixel range.
-      normalization: "none", or "imagenet": the network works on pixels standardised with ImageNet's mean and deviation.
+      normalization: "none", or "imagenet": the network works on pixels standardised with ImageNet's mean and standard
+        deviation.
       motion_threshold: change of a pixel, in [0, 1], that "motion" does not count.
       dtype: "float32" or "bfloat16" computation; parameters, norms, softmax and quantisation are float32.
     """
@@ -160,7 +161,7 @@ class FramePairModel(FramePairTokenizer):
         """The named losses f32 [B] of predicting `frames[:, 1]` from a view of `frames[:, 0]` and actions."""
         prediction, first, second = self._decode(view, action), frames[:, 0], frames[:, 1]
         reconstruction = {"reconstruction": losses.mean_squared_error(prediction, second)}
-        if not self.pictures:
+        if not self.predicts_images:
             return reconstruction
         cells = tuple(max(1, self.cell // parts) for parts in (4, 2))
         return reconstruction | {
@@ -171,10 +172,10 @@ class FramePairModel(FramePairTokenizer):
     def _two_view_losses(self, view: dict[str, jax.Array], action: jax.Array, frames: jax.Array):
         """Losses of decoding the pair itself, which is what evaluation asks for, and a shifted copy of it."""
         shifted = shift_clips(frames, self.make_rng("noise"), self.view_shift)
-        own = self._losses(view, action, frames)
-        other = self._losses(self._context(shifted[:, 0]), action, shifted)
+        original = self._losses(view, action, frames)
+        moved = self._losses(self._context(shifted[:, 0]), action, shifted)
         share = self.view_share
-        return {name: (1 - share) * value + share * other[name] for name, value in own.items()}
+        return {name: (1 - share) * value + share * moved[name] for name, value in original.items()}
 
     def encode(self, frames: jax.Array) -> dict[str, jax.Array]:
         """Frame pairs [B, 2, H, W, 3] -> "codes" i32 [B, N] and "delta" f32 [B, N, Q], what was quantised."""
@@ -197,7 +198,7 @@ class FramePairModel(FramePairTokenizer):
 
         Returns:
           "mse" of the prediction, "mse_copy" of the first frame, "mse_swapped" of the prediction with the codes of the
-          next example, "ssim" of pictures, "cycle": share of codes found again in (first frame, prediction),
+          next example, "ssim" of images, "cycle": share of codes found again in (first frame, prediction),
           "identical_mse" and "identical_codes" for the pair (first frame, first frame), "codes", "delta"; "net_action"
           and "episode_id" where the batch has them.
         """
@@ -207,8 +208,10 @@ class FramePairModel(FramePairTokenizer):
         view = self._encode(frames, train=False)
         codes = nearest(view["delta"])
         prediction = self._decode(view, lookup(codes))
+        # Another example's codes: a decoder that predicts as well with these does not use them.
         swapped = self._decode(view, lookup(jnp.roll(codes, 1, axis=0)))
-        clipped = jnp.clip(prediction, 0, 1) if self.pictures else prediction
+        # Images are shown and encoded within [0, 1]; features have no such range.
+        clipped = jnp.clip(prediction, 0, 1) if self.predicts_images else prediction
         again = nearest(self._encode(jnp.stack([first, clipped], 1), train=False)["delta"])
         still = self._encode(jnp.stack([first, first], 1), train=False)
         still_codes = nearest(still["delta"])
@@ -217,7 +220,7 @@ class FramePairModel(FramePairTokenizer):
             "mse": losses.mean_squared_error(prediction, second),
             "mse_copy": losses.mean_squared_error(first, second),
             "mse_swapped": losses.mean_squared_error(swapped, second),
-            **({"ssim": losses.ssim(clipped, second)} if self.pictures else {}),
+            **({"ssim": losses.ssim(clipped, second)} if self.predicts_images else {}),
             "cycle": jnp.mean(again == codes, axis=-1, dtype=jnp.float32),
             "identical_mse": losses.mean_squared_error(still_frame, first),
             "identical_codes": still_codes,
@@ -266,6 +269,7 @@ class FramePairModel(FramePairTokenizer):
             return (jnp.tanh(pixels) + 1) / 2
         if self.normalization == "imagenet":
             pixels = pixels * jnp.asarray(IMAGENET_STD)
+            # A residual is a difference of two standardised images, whose means cancel.
             pixels = pixels + jnp.asarray(IMAGENET_MEAN) if self.output == "linear" else pixels
         return pixels + view["first"] if self.output == "residual" else pixels
 

@@ -1,4 +1,4 @@
-"""What a data set's worth of `evaluate` arrays says about a latent action tokenizer. Plain numpy, on the host."""
+"""Metrics of a latent action tokenizer from the arrays of `evaluate` over a data set. Plain numpy, on the host."""
 
 import numpy as np
 
@@ -15,7 +15,7 @@ def summarize(arrays: dict[str, np.ndarray], codebook_size: int) -> dict[str, fl
       codebook_size: K.
 
     Returns:
-      "mse"; of pictures "psnr": dB, of the mean squared error over all examples, "psnr_gain" over copying the first
+      "mse"; of images "psnr": dB, of the mean squared error over all examples, "psnr_gain" over copying the first
         frame, "ssim" and "identical_frame_psnr"; of features "feature_gain", the same gain in dB.
       "swap_gap": error with the codes of another example, relative to that with the own ones, minus 1: 0 means that the
         decoder ignores the codes.
@@ -57,5 +57,5 @@ def _probes(arrays: dict[str, np.ndarray], codebook_size: int) -> dict[str, floa
         "action_probe_r2": probe_codes(arrays["codes"], action, episode, codebook_size),
         "action_probe_r2_delta": probe_delta(arrays["delta"], action, episode),
     }
-    scores = {name: found.r2 for name, found in probes.items() if found is not None}
+    scores = {name: result.r2 for name, result in probes.items() if result is not None}
     return scores | {"action_probe_pairs": float(np.sum(episode % 2 == 0))} if scores else {}

@@ -108,7 +108,7 @@ class PairEncoder(nn.Module):
         self.position_bias = ContinuousPositionBias(self.dim, self.heads)
         self.spatial = Transformer(self.spatial_depth, view=(2, rows, columns), **common)
         # The temporal stack sees tokens as [B * rows * columns, 2, D]. The official convolution reads this memory as
-        # (2, rows, columns), which scrambles time and place.
+        # (2, rows, columns), which scrambles time and space.
         view, axes = ((2, rows, columns), (1, 2, 3)) if official else ((rows, columns, 2), (3, 1, 2))
         self.temporal = Transformer(self.temporal_depth, view=view, axes=axes, **common)
         # float32: a delta is the difference of two frames' vectors, in which the rounding of bfloat16 would remain.
@@ -138,6 +138,7 @@ class PairEncoder(nn.Module):
         batch = mixed.shape[0]
         x = self.downsample(self.project(mixed).reshape(batch * 2, *self.grid, -1))
         x = x.reshape(batch, 2, self.code_seq_len, self.quant_dim)
+        # Equal frames have the delta 0, whatever they show: appearance cancels, change remains.
         return x[:, 1] - x[:, 0]
 
 
@@ -179,5 +180,6 @@ class FrameDecoder(nn.Module):
             mlp_ratio=self.mlp_ratio, dtype=dtype, remat=self.remat, name="stack",
         )  # fmt: skip
         x = stack(tokens, bias=bias, context=context)
+        # Small initial weights, where the output is added to the first frame: training starts at copying it.
         x = Linear(self.channels * self.patch_size**2, scale=self.output_scale, name="to_pixels")(x)
         return from_patches(x, self.grid, self.patch_size)

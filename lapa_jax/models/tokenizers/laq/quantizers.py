@@ -24,6 +24,7 @@ def build(model, name: str | None = None) -> NSVQ | FSQ | VQ:
         return NSVQ(model.codebook_size, model.codebook_init, name=name)
     if model.quantizer == "fsq":
         return FSQ(model.levels)
+    # VQ counts its share relative to the mean of all codes, the field to all vectors.
     dead_share = model.replacement_min_share * model.codebook_size if model.replacement == "share" else 0.0
     return VQ(
         model.codebook_size, update=model.codebook_update, decay=model.codebook_decay,
@@ -54,6 +55,7 @@ def replace_dead(model, variables, *, step: jax.Array, rng: jax.Array):
     )  # fmt: skip
     params = {**variables["params"], "quantizer": {**quantizer, "codebook": codes}}
     state = {**variables["codebook"], "quantizer": counts}
+    # Optimizer moments of a replaced code belong to the code that was there, hence the mask.
     return {**variables, "params": params, "codebook": state}, {CODEBOOK: replaced[:, None]}
 
 
