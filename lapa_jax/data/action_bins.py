@@ -50,10 +50,10 @@ class ActionBins:
         binary: Sequence[int] | None = None,
     ):
         _check(kind, bins)
-        words = kinds(summary, binary)
-        laid = [_lay(summary, i, word, kind, bins) for i, word in enumerate(words)]
+        dimension_kinds = kinds(summary, binary)
+        laid = [_lay(summary, i, of_dimension, kind, bins) for i, of_dimension in enumerate(dimension_kinds)]
         edges, right = [edges for edges, _ in laid], [right for _, right in laid]
-        self._set(kind, bins, edges, [word == "constant" for word in words], right)
+        self._set(kind, bins, edges, [of_dimension == "constant" for of_dimension in dimension_kinds], right)
 
     def _set(self, kind: str, bins: int, edges: Sequence, constant: Sequence[bool], right: Sequence[bool]) -> None:
         self.kind, self.bins = kind, bins
@@ -77,13 +77,14 @@ class ActionBins:
         """Bins of actions f[..., A] as int32[..., A]; what lies outside the range goes to the nearest bin.
 
         Raises:
-          ValueError: for a number that is not finite, naming its place.
+          ValueError: for a number that is not finite, naming its position.
         """
+        # A float64 beyond float32 becomes infinite, and is refused below with its position instead of a warning.
         with np.errstate(over="ignore"):
             actions = self._rows(actions).astype(np.float32)
         if not np.isfinite(actions).all():
-            place = np.argwhere(~np.isfinite(actions))[0]
-            raise ValueError(f"the action at {place[:-1].tolist()}, dimension {place[-1]} is {actions[tuple(place)]}")
+            at = np.argwhere(~np.isfinite(actions))[0]
+            raise ValueError(f"the action at {at[:-1].tolist()}, dimension {at[-1]} is {actions[tuple(at)]}")
         codes = np.zeros(actions.shape, np.int32)
         for i, (edges, right) in enumerate(zip(self.edges, self._right)):
             codes[..., i] = np.searchsorted(edges[1:-1], actions[..., i], side="left" if right else "right")
@@ -94,10 +95,10 @@ class ActionBins:
         codes = self._whole(codes)
         wrong = (codes < 0) | (codes >= self.counts)
         if wrong.any():
-            place = np.argwhere(wrong)[0]
-            i = place[-1]
+            at = np.argwhere(wrong)[0]
+            i = at[-1]
             raise ValueError(
-                f"bin {codes[tuple(place)]} at {place[:-1].tolist()}: dimension {i} has bins 0 to {self.counts[i] - 1}"
+                f"bin {codes[tuple(at)]} at {at[:-1].tolist()}: dimension {i} has bins 0 to {self.counts[i] - 1}"
             )
         actions = np.empty(codes.shape, np.float32)
         for i, centres in enumerate(self._centres):
@@ -124,7 +125,7 @@ class ActionBins:
           ValueError: a bin that does not exist.
         """
         codes = self._whole(codes)
-        self.decode(codes)
+        self.decode(codes)  # for its refusals
         return self._ids(codes, vocab_size, layout).astype(np.int32)
 
     def from_token_ids(self, ids: np.ndarray, vocab_size: int, layout: str = "append") -> np.ndarray:
@@ -137,12 +138,12 @@ class ActionBins:
         codes = self._ids(ids, vocab_size, layout, inverse=True)
         wrong = (codes < 0) | (codes >= self.counts)
         if wrong.any():
-            place = np.argwhere(wrong)[0]
-            i = place[-1]
+            at = np.argwhere(wrong)[0]
+            i = at[-1]
             ends = self._ids(np.stack([0 * self.counts, self.counts - 1]), vocab_size, layout)[:, i]
             expected = f"{ends.min()} to {ends.max()}"
             raise ValueError(
-                f"token {ids[tuple(place)]} at {place[:-1].tolist()} is no action: dimension {i} has ids {expected}"
+                f"token {ids[tuple(at)]} at {at[:-1].tolist()} is no action: dimension {i} has ids {expected}"
             )
         return codes.astype(np.int32)
 
@@ -185,17 +186,19 @@ class ActionBins:
         return f"ActionBins({self.kind}, {self.counts.tolist()})"
 
 
-def _lay(summary: Mapping, i: int, word: str, kind: str, bins: int) -> tuple[Sequence[float], bool]:
+def _lay(summary: Mapping, i: int, dimension_kind: str, kind: str, bins: int) -> tuple[Sequence[float], bool]:
     """The edges of dimension i, and whether its bins are (a, b] and not [a, b)."""
     low, high, q01, q99, mean = (array[i] for array in values(summary, "min", "max", "q01", "q99", "mean"))
-    if word == "constant":
+    if dimension_kind == "constant":
         return [mean, mean], False
-    if word == "binary":
+    if dimension_kind == "binary":
+        # Edges half way, so that the bins' centres are exactly the two values.
         half = (high - low) / 2
         return [low - half, low + half, high + half], False
-    if word == "continuous" and kind == "uniform_quantile":
+    if dimension_kind == "continuous" and kind == "uniform_quantile":
         return np.linspace(q01, q99, bins + 1), False
-    if word == "continuous" and kind == "equal_frequency":
+    if dimension_kind == "continuous" and kind == "equal_frequency":
+        # Equal edges are one bin: what the dimension often is would otherwise fill several empty ones.
         edges = np.unique(values(summary, "quantiles")[0][i][:: BINS // bins].astype(np.float32))
         if len(edges) - 1 >= max(2, min(FEWEST, bins // 4)):
             return edges, True

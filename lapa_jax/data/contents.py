@@ -1,4 +1,4 @@
-"""What a folder of shards holds, told in Markdown: where it came from, features, splits, texts, losses, statistics."""
+"""A folder of shards described in Markdown: origin, features, splits, instructions, conversion report, statistics."""
 
 import pathlib
 from collections import Counter
@@ -18,11 +18,11 @@ REPORT = "report.json"
 _QUARTILES = (0, 25, 50, 75, 100)
 
 
-def choose_split(folder, wanted: str | None = None) -> str:
-    """The split to look at: `wanted`, else "train", else the first that has steps."""
-    if wanted or PairShards.is_one(folder):
-        return wanted or "train"
-    full = [name for name, split in sorted(read_dataset(folder)["splits"].items()) if split["steps"]]
+def choose_split(folder, split: str | None = None) -> str:
+    """The split to look at: `split`, else "train", else the first that has steps."""
+    if split or PairShards.is_one(folder):
+        return split or "train"
+    full = [name for name, entry in sorted(read_dataset(folder)["splits"].items()) if entry["steps"]]
     return "train" if "train" in full or not full else full[0]
 
 
@@ -64,8 +64,8 @@ def describe_pairs(pairs: PairShards) -> str:
 
 def _head(shards: StepShards, dataset: Mapping) -> str:
     rates = shards.episode_fps()
-    known = rates[np.isfinite(rates)]
-    fps = f"{shards.fps:g}" if shards.fps else "none" if not len(known) else f"{known.min():g} to {known.max():g}"
+    finite = rates[np.isfinite(rates)]
+    fps = f"{shards.fps:g}" if shards.fps else "none" if not len(finite) else f"{finite.min():g} to {finite.max():g}"
     source = dict(dataset["source"])
     rows = [("folder", str(shards.folder)), ("format", f"{dataset['format']}, version {dataset['version']}")]
     rows += [("fingerprint", shards.fingerprint), ("frames per second", fps)]
@@ -73,8 +73,8 @@ def _head(shards: StepShards, dataset: Mapping) -> str:
     rows += [(f"labels: {key}", _value(value)) for key, value in sorted(labels.items())]
     options = source.pop("options", {})
     rows += [(f"source: {key}", _value(value)) for key, value in sorted(source.items())]
-    told = ", ".join(f"{key} {_value(value)}" for key, value in sorted(options.items()) if value is not None)
-    rows += [("converted with", told)] if told else []
+    used_options = ", ".join(f"{key} {_value(value)}" for key, value in sorted(options.items()) if value is not None)
+    rows += [("converted with", used_options)] if used_options else []
     return f"# {shards.folder.resolve().name}\n\n" + _table(("", ""), rows)
 
 
@@ -116,6 +116,7 @@ def _texts(shards: StepShards) -> str:
     lines = [f"{len(texts)} instructions, {without} episodes without one" + (":" if texts else ".")]
     lines += [f"- {count} x {_value(text)}" for text, count in texts.most_common(EXAMPLES)]
     lines += [f"- ... and {len(texts) - EXAMPLES} more"] if len(texts) > EXAMPLES else []
+    # Where each task is its instruction, the list above says it all.
     if tasks and set(tasks) != set(texts):
         lines += ["", f"{len(tasks)} tasks:"]
         lines += [f"- {count} x {_value(task)}" for task, count in tasks.most_common(EXAMPLES)]
@@ -150,10 +151,10 @@ def _column(name: str, shards: StepShards) -> str:
     summary = shards.statistics[name]
     names = dimension_names(shards.features.get(name, {}), len(summary["mean"]))
     columns = [key for key in PER_DIMENSION if key in summary]
-    words = kinds(summary) if len(columns) == len(PER_DIMENSION) else [""] * len(names)
+    dimension_kinds = kinds(summary) if len(columns) == len(PER_DIMENSION) else [""] * len(names)
     rows = []
-    for i, (label, word) in list(enumerate(zip(names, words)))[:DIMENSIONS]:
-        rows.append((label, word, *(f"{summary[key][i]:.4g}" for key in columns)))
+    for i, (label, dimension_kind) in list(enumerate(zip(names, dimension_kinds)))[:DIMENSIONS]:
+        rows.append((label, dimension_kind, *(f"{summary[key][i]:.4g}" for key in columns)))
     table = _table(("dimension", "kind", *columns), rows)
     more = f"\n\n... and {len(names) - DIMENSIONS} more dimensions" if len(names) > DIMENSIONS else ""
     told = far_values(summary, "q01_q99", names) if len(columns) == len(PER_DIMENSION) else []

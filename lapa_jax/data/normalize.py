@@ -5,7 +5,7 @@ What a dimension is like (`statistics.kinds`) goes before the mode, except in mo
   constant  becomes 0, and comes back as the constant whatever a model says
   binary    two values, as of a gripper, become -1 and 1
   sparse    minimum and maximum become -1 and 1: the percentiles of a dimension that hardly ever moves coincide, and
-            its deviation is so small that its few movements would explode. Mode "q01_q99_clip", in which nothing can
+            its standard deviation is so small that its few movements would explode. Mode "q01_q99_clip", in which nothing can
             explode, keeps to the percentiles of those that merely have a few values very far out
 Mode "openvla" is OpenVLA's: q01 and q99 become -1 and 1 in the dimensions that the summary's "mask" names, whatever
 they are like, and the others stay as they are. Without a mask it names those that are continuous or constant.
@@ -26,8 +26,8 @@ class Normalizer:
 
     Args:
       summary: the column's statistics; see `lapa_jax.data.statistics`.
-      mode: "none"; "mean_std", mean 0 and deviation 1; "q01_q99", those percentiles become -1 and 1; "q01_q99_clip",
-        and what lies beyond becomes -1 or 1 as well, so 2 % of the rows are lost; "min_max"; and "openvla", see above.
+      mode: "none"; "mean_std", mean 0 and standard deviation 1; "q01_q99", those percentiles become -1 and 1;
+        "q01_q99_clip", and what lies beyond becomes -1 or 1 as well, so 2 % of the rows are lost; "min_max"; and "openvla", see above.
         But for what is clipped and for constant dimensions `unnormalize(normalize(x))` is x, to float32 rounding.
 
     Attributes:
@@ -50,19 +50,20 @@ class Normalizer:
         else:
             bounds = (q01, q99) if mode.startswith("q01_q99") else (low, high)
             self.offset, self.scale = _middle(*bounds)
-        words = np.array(kinds(summary))
-        by_range = np.isin(words, ("binary", "sparse"))
+        dimension_kinds = np.array(kinds(summary))
+        by_range = np.isin(dimension_kinds, ("binary", "sparse"))
         if mode == "q01_q99_clip":
-            by_range &= ~far(summary) | (words == "binary")
+            by_range &= ~far(summary) | (dimension_kinds == "binary")
         middle, half = _middle(low, high)
         self.offset = np.where(by_range, middle, self.offset)
         self.scale = np.where(by_range, half, self.scale)
-        constant = words == "constant"
+        constant = dimension_kinds == "constant"
         self.offset, self.scale = np.where(constant, mean, self.offset), np.where(constant, 0.0, self.scale)
 
     def normalize(self, rows: np.ndarray) -> np.ndarray:
         """Numbers f[..., A] in the data's units as f32[..., A]. NaN stays NaN."""
         constant = self.scale == 0
+        # In float64, rounded once at the end: a small movement about a large offset would lose its digits in float32.
         result = (self._rows(rows) - self.offset) / np.where(constant, 1.0, self.scale)
         result[..., constant] = 0.0
         if self.mode == "q01_q99_clip":
@@ -71,6 +72,7 @@ class Normalizer:
 
     def unnormalize(self, rows: np.ndarray) -> np.ndarray:
         """Normalised numbers f[..., A] in the data's units: f64[..., A] of f64, else f32[..., A]."""
+        # Models give float32; a caller who keeps float64 wants an exact inverse.
         dtype = np.float64 if np.asarray(rows).dtype == np.float64 else np.float32
         result = self._rows(rows) * self.scale + self.offset
         constant = self.scale == 0
@@ -107,12 +109,12 @@ def _check(mode: str) -> None:
 
 def _mask(summary: Mapping, width: int) -> np.ndarray:
     """bool[A]: which dimensions mode "openvla" scales."""
-    given = summary.get("mask")
-    if given is None:
+    stated = summary.get("mask")
+    if stated is None:
         return np.isin(kinds(summary), ("continuous", "constant"))
-    mask = np.asarray(given)
+    mask = np.asarray(stated)
     if mask.dtype != bool or mask.shape != (width,):
-        raise UserError(f"these statistics are damaged: their mask is {given!r}, not {width} times true or false")
+        raise UserError(f"these statistics are damaged: their mask is {stated!r}, not {width} times true or false")
     return mask
 
 

@@ -14,11 +14,11 @@ from lapa_jax.data.samples.meta import check_statistics, dimension_names, statis
 from lapa_jax.data.samples.mixture import Mixture
 from lapa_jax.data.samples.pair_shards import PairShards
 from lapa_jax.data.shards.step_shards import StepShards, dataset_folder, read_dataset
-from lapa_jax.data.transforms import PICTURES, Augment, check_augment
+from lapa_jax.data.transforms import IMAGES, Augment, check_augment
 
 _SHOWN = 4
-PLACES = ("path", "val_path", "val_labels", "split_train", "split_val")
-"""Fields of `config.data`, and of a part of a mixture, that say where the data lie."""
+LOCATION = ("path", "val_path", "val_labels", "split_train", "split_val")
+"""Fields of `config.data`, and of a part of a mixture, that say where the data are."""
 
 GENERAL = ("samples", "mixture", "augment", "eval_examples", "shuffle", "window", "workers", "threads", "prefetch",
            "max_bad_samples", "max_normalized")  # fmt: skip
@@ -48,21 +48,22 @@ def build(
     """
     if split not in ("train", "val"):
         raise UserError(f"split '{split}' is not 'train' or 'val'")
-    own = {name: value for name, value in data.items() if name not in (*GENERAL, *PLACES)}
-    given = {"image_size": image_size, "fields": None if fields is None else tuple(fields)}
-    given = {name: value for name, value in given.items() if value is not None}
+    shared = {name: value for name, value in data.items() if name not in (*GENERAL, *LOCATION)}
+    overrides = {"image_size": image_size, "fields": None if fields is None else tuple(fields)}
+    overrides = {name: value for name, value in overrides.items() if value is not None}
     kind, parts = _kind(data.get("samples") or "pairs"), data.get("mixture")
     if not parts or (split == "val" and data.get("val_path")):
         name = None if parts else _name(data)
-        return _open(kind, data, split, {**own, **given}, _pick(statistics, name, own))
+        return _open(kind, data, split, {**shared, **overrides}, _pick(statistics, name, shared))
     sources, weights = {}, []
     for part in parts:
-        name, weight, places, options = _part(kind, part, data, own)
-        if split == "val" and places["split_val"] is None:
+        name, weight, location, options = _part(kind, part, data, shared)
+        # A part may be for training only: its "split_val" is None.
+        if split == "val" and location["split_val"] is None:
             continue
         if name in sources:
             raise UserError(f"data.mixture has two parts '{name}': give them different values of \"name\"")
-        sources[name] = _open(kind, places, split, {**options, **given}, _pick(statistics, name, options))
+        sources[name] = _open(kind, location, split, {**options, **overrides}, _pick(statistics, name, options))
         weights.append(weight)
     if not sources:
         raise UserError("no part of data.mixture has a split_val: nothing to evaluate on")
@@ -94,8 +95,8 @@ def normalization_of(data: Mapping, dataset: str | None) -> str:
 def fields_of(data: Mapping) -> tuple[str, ...]:
     """The fields of the samples that `config.data` asks for, as given or those that its kind has by default."""
     kind = _kind(data.get("samples") or "pairs")
-    given = data.get("fields") or next(f.default for f in dataclasses.fields(kind) if f.name == "fields")
-    return (given,) if isinstance(given, str) else tuple(given)
+    fields = data.get("fields") or next(f.default for f in dataclasses.fields(kind) if f.name == "fields")
+    return (fields,) if isinstance(fields, str) else tuple(fields)
 
 
 def has_actions(data: Mapping, split: str) -> bool:
@@ -151,12 +152,12 @@ def augmentation(data: Mapping, source) -> Augment | None:
     augment = Augment.from_config(data.get("augment"))
     if augment is None:
         return None
-    shapes = {name: values.shape[1:] for name, values in source.batch([]).items() if name in PICTURES}
+    shapes = {name: values.shape[1:] for name, values in source.batch([]).items() if name in IMAGES}
     if not shapes:
-        raise UserError(f"these samples ({', '.join(source.fields)}) have no pictures: set data.augment=None")
+        raise UserError(f"these samples ({', '.join(source.fields)}) have no images: set data.augment=None")
     for shape in shapes.values():
         if augment.crop_area < 1 and shape[-3] != shape[-2]:
-            raise UserError(f"augment.crop_area needs square pictures, these are {shape[-3:-1]}: set data.image_size")
+            raise UserError(f"augment.crop_area needs square images, these are {shape[-3:-1]}: set data.image_size")
     texts_used = "text" in source.fields
     check_augment(augment, texts_used, source.instructions() if texts_used else (), source.fields)
     return augment
@@ -175,39 +176,40 @@ def _kind(name: str) -> type:
     return importlib.import_module(f"{samples.__name__}.{name}").Options
 
 
-def _part(kind: type, part: Mapping, data: Mapping, own: Mapping) -> tuple[str, object, dict, dict]:
-    """(name, weight, places, fields of the kind) of a part: its own values before those of `config.data`."""
-    known = {*PLACES, "name", "weight", *(field.name for field in dataclasses.fields(kind))}
+def _part(kind: type, part: Mapping, data: Mapping, shared: Mapping) -> tuple[str, object, dict, dict]:
+    """(name, weight, location, fields of the kind) of a part: its own values before those of `config.data`."""
+    allowed = {*LOCATION, "name", "weight", *(field.name for field in dataclasses.fields(kind))}
     for key in part:
-        if key not in known:
-            raise UserError(f"a part of data.mixture has no field '{key}'{did_you_mean(key, known)}")
+        if key not in allowed:
+            raise UserError(f"a part of data.mixture has no field '{key}'{did_you_mean(key, allowed)}")
     for key in ("path", "weight"):
         if part.get(key) is None:
             raise UserError(f'a part of data.mixture lacks its "{key}": {dict(part)}')
-    options = _with_own_gap(own, {k: value for k, value in part.items() if k not in (*PLACES, "name", "weight")})
+    options = _with_own_gap(shared, {k: value for k, value in part.items() if k not in (*LOCATION, "name", "weight")})
     splits = {key: data.get(key) or key.removeprefix("split_") for key in ("split_train", "split_val")}
     return part.get("name") or _name(part), part["weight"], {**splits, **part}, options
 
 
 def _with_own_gap(options: Mapping, part: Mapping) -> dict:
     """The values of a part before others; its own gap in seconds also before another gap in frames, which would win."""
-    own = {"gap_frames": None} if "gap_seconds" in part and "gap_frames" not in part else {}
-    return {**options, **own, **part}
+    cleared = {"gap_frames": None} if "gap_seconds" in part and "gap_frames" not in part else {}
+    return {**options, **cleared, **part}
 
 
-def _open(kind: type, places: Mapping, split: str, options: Mapping, statistics: Mapping | None):
-    known = [field.name for field in dataclasses.fields(kind)]
+def _open(kind: type, location: Mapping, split: str, options: Mapping, statistics: Mapping | None):
+    allowed = [field.name for field in dataclasses.fields(kind)]
     for key in options:
-        if key not in known:
+        if key not in allowed:
             of = kind.__module__.rpartition(".")[2]
-            hint = did_you_mean(key, [*known, *PLACES, *GENERAL])
+            hint = did_you_mean(key, [*allowed, *LOCATION, *GENERAL])
             raise UserError(f"config.data has no field '{key}' for samples of kind '{of}'{hint}")
-    path, name = _where(places, split)
+    path, name = _where(location, split)
     options = dict(options)
-    if split == "val" and places.get("val_path") and "labels" in known:
-        options["labels"] = places.get("val_labels")
+    if split == "val" and location.get("val_path") and "labels" in allowed:
+        # Labels belong to one folder, and another validation folder has its own.
+        options["labels"] = location.get("val_labels")
     chosen = kind(**{key: _plain(value) for key, value in options.items()})
-    if split == "val" and "tasks_val" in known:
+    if split == "val" and "tasks_val" in allowed:
         chosen = dataclasses.replace(chosen, tasks=chosen.tasks_val)
     if PairShards.is_one(path):
         if chosen.fields != ("frames",):
@@ -235,16 +237,16 @@ def _pick(statistics: Mapping[str, Mapping] | None, name: str | None, options: M
                     "none of them: evaluate on the parts of the mixture")  # fmt: skip
 
 
-def _name(places: Mapping) -> str | None:
+def _name(location: Mapping) -> str | None:
     """What a dataset is called: its folder."""
-    return pathlib.Path(dataset_folder(places["path"])).resolve().name if places.get("path") else None
+    return pathlib.Path(dataset_folder(location["path"])).resolve().name if location.get("path") else None
 
 
-def _where(places: Mapping, split: str) -> tuple[str, str]:
+def _where(location: Mapping, split: str) -> tuple[str, str]:
     """(folder, name of the split in it)."""
-    path = places.get("path")
-    if split == "val" and places.get("val_path"):
-        path = places.get("val_path")
+    path = location.get("path")
+    if split == "val" and location.get("val_path"):
+        path = location.get("val_path")
     if not path:
         raise UserError("config.data.path is not set: give a folder of step shards, --config.data.path=FOLDER")
-    return str(dataset_folder(path)), str(places.get(f"split_{split}") or split)
+    return str(dataset_folder(path)), str(location.get(f"split_{split}") or split)

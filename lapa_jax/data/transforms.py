@@ -1,4 +1,4 @@
-"""Augmentation of pictures. Clip-consistent: one draw serves all of a sample, so it never looks like motion."""
+"""Augmentation of images. Clip-consistent: one draw serves all of a sample, so it never looks like motion."""
 
 import dataclasses
 import re
@@ -10,18 +10,19 @@ from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.data.images import resize_box
 
 DIRECTIONAL = re.compile(r"\b(left|right|clockwise|counterclockwise|anticlockwise)(most|wards?|hand)?\b", re.IGNORECASE)
-PICTURES = ("frames", "image", "prompt_image")
-"""Fields of samples that are pictures: uint8[..., H, W, 3]."""
+IMAGES = ("frames", "image", "prompt_image")
+"""Fields of samples that are images: uint8[..., H, W, 3]."""
 
 MIRRORED = ("net_action", "action", "state", "latent", "feature")
-"""Fields that a flip of the pictures would have to change."""
+"""Fields that a flip of the images would have to change."""
 
+# Weights of red, green and blue in grey (ITU-R BT.601), as image libraries take them.
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """Random changes of a sample's pictures, each off at its default.
+    """Random changes of a sample's images, each off at its default.
 
     Attributes:
       shift: at most this many pixels left, right, up and down; the border is repeated.
@@ -51,31 +52,31 @@ class Augment:
         """The augmentation of a config group; None for None or for one that changes nothing."""
         if config is None:
             return None
-        known = [field.name for field in dataclasses.fields(cls)]
+        names = [field.name for field in dataclasses.fields(cls)]
         for key in config:
-            if key not in known:
-                raise UserError(f"augment has no field '{key}'{did_you_mean(key, known)}")
+            if key not in names:
+                raise UserError(f"augment has no field '{key}'{did_you_mean(key, names)}")
         augment = cls(**dict(config))
         return None if augment == cls() else augment
 
     def __call__(self, sample: Mapping, rng: np.random.Generator) -> dict:
-        """The sample with its `PICTURES` changed, all by the same draw; everything else as it was."""
+        """The sample with its `IMAGES` changed, all by the same draw; everything else as it was."""
         # every draw is made whatever is on, so that switching one change on leaves the others as they were
         shift, crop = rng.integers(-self.shift, self.shift + 1, size=2), rng.random(3)
         flip, factors = rng.random(), rng.uniform(-1, 1, size=3)
         colours = 1 + factors * (self.brightness, self.contrast, self.saturation)
-        changed = {name: self._change(sample[name], shift, crop, flip, colours) for name in PICTURES if name in sample}
+        changed = {name: self._change(sample[name], shift, crop, flip, colours) for name in IMAGES if name in sample}
         return {**sample, **changed}
 
-    def _change(self, pictures: np.ndarray, shift, crop, flip: float, colours: np.ndarray) -> np.ndarray:
-        frames = pictures.reshape(-1, *pictures.shape[-3:])
+    def _change(self, images: np.ndarray, shift, crop, flip: float, colours: np.ndarray) -> np.ndarray:
+        frames = images.reshape(-1, *images.shape[-3:])
         if self.crop_area < 1:
             frames = _crop(frames, self.crop_area, crop)
         if self.shift:
             frames = _shift(frames, *shift)
         if flip < self.flip:
             frames = frames[:, :, ::-1]
-        return np.ascontiguousarray(_colour(frames, colours)).reshape(pictures.shape)
+        return np.ascontiguousarray(_colour(frames, colours)).reshape(images.shape)
 
 
 def _crop(frames: np.ndarray, least: float, draw: np.ndarray) -> np.ndarray:
@@ -100,6 +101,7 @@ def _colour(frames: np.ndarray, factors: np.ndarray) -> np.ndarray:
         return frames
     values = frames.astype(np.float32) * brightness
     if contrast != 1:
+        # The first frame's mean for all: a mean per frame would make a change of contrast look like motion.
         grey = (values[0] @ _LUMA).mean()
         values = (values - grey) * contrast + grey
     if saturation != 1:
@@ -127,4 +129,4 @@ def check_augment(
                 raise UserError(f"augment.flip would make the instruction '{text}' wrong: set data.augment.flip=0")
     moving = sorted(set(MIRRORED) & set(fields))
     if moving:
-        raise UserError(f"augment.flip mirrors the pictures but not {', '.join(moving)}: set data.augment.flip=0")
+        raise UserError(f"augment.flip mirrors the images but not {', '.join(moving)}: set data.augment.flip=0")

@@ -36,13 +36,13 @@ def write_tokenizer(folder: pathlib.Path, instructions: Iterable[str]) -> int:
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-    known = vocabulary(instructions)
-    if len(known) == len(SPECIAL):
+    ids = vocabulary(instructions)
+    if len(ids) == len(SPECIAL):
         raise UserError("the data have no instructions, so there are no words to know")
-    tokenizer = Tokenizer(models.WordLevel(known, unk_token="<unk>"))
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", known["<s>"])])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", ids["<s>"])])
     with atomic_folder(folder) as temporary:
         tokenizer.save(str(temporary / "tokenizer.json"))
         write_json(temporary / "tokenizer_config.json", CONFIG)
-    return len(known)
+    return len(ids)

@@ -15,7 +15,7 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import read_json, write_json
 from lapa_jax.core.progress import bar
 from lapa_jax.data.samples.pairs import FramePairSource, Gap
-from lapa_jax.data.samples.reading import Pictures
+from lapa_jax.data.samples.reading import CameraImages
 from lapa_jax.data.shards.step_shards import (
     ShardWriter,
     StepShards,
@@ -78,7 +78,7 @@ class PseudoActions:
         """For every step f32 [steps, A]: the mean action from it to `gap` frames later. Steps nearer the end of their
         episode get the mean over its last `gap`: a network that knows one gap only is asked of no other."""
         gap, size = self.options.gap, self.options.size
-        pictures = Pictures(shards, camera, size)
+        pictures = CameraImages(shards, camera, size)
         begin, last = (np.concatenate([np.full(e.length, e.start + end(e.length)) for e in shards.episodes])
                        for end in (lambda length: 0, lambda length: length - 1))  # fmt: skip
         first = np.clip(np.arange(len(shards)), begin, np.maximum(last - gap, begin))

@@ -181,7 +181,7 @@ def test_augmentation_of_other_samples(folders):
     flip = {**data, "augment": {"flip": 0.5}}
     with pytest.raises(UserError, match="'push it left' wrong"):
         pipeline.augmentation(flip, pipeline.build(flip, "train"))
-    for fields, words in ((("image", "action"), "but not action"), (("action",), "have no pictures")):
+    for fields, words in ((("image", "action"), "but not action"), (("action",), "have no images")):
         chosen = {**flip, "fields": fields}
         with pytest.raises(UserError, match=words):
             pipeline.augmentation(chosen, pipeline.build(chosen, "train"))

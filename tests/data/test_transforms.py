@@ -90,5 +90,5 @@ def test_all_pictures_of_a_sample_change_alike(sample, augment):
     for name in ("image", "prompt_image"):
         assert (changed[name].reshape(-1, 24, 24, 3) == pair[0]).all(), "as the same draw changes a pair"
     assert changed["state"] is whole["state"]
-    with pytest.raises(UserError, match="mirrors the pictures but not latent"):
+    with pytest.raises(UserError, match="mirrors the images but not latent"):
         check_augment(Augment(flip=0.5), False, fields=("image", "latent"))

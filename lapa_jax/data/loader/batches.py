@@ -24,7 +24,7 @@ class Rows(NamedTuple):
     """The rows of one host in one batch.
 
     Attributes:
-      positions: int64[rows], where they stand in the global stream.
+      positions: int64[rows], in the global stream.
       samples: int64[rows], their numbers in the source.
     """
 
@@ -74,6 +74,7 @@ class Plan:
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict:
+        # A lock cannot be pickled, and the cache is cheaper to fill than to send to a worker.
         return {name: value for name, value in vars(self).items() if name not in ("_groups", "_lock")}
 
     def __setstate__(self, state: dict) -> None:
@@ -81,14 +82,15 @@ class Plan:
         self._cache()
 
     def __getitem__(self, k: int) -> Rows:
-        group, place = divmod(k, self._together)
+        group, index = divmod(k, self._together)
         with self._lock:
             if group not in self._groups:
                 self._groups[group] = self._look_up(group)
+                # Threads and prefetching look a few batches ahead and seldom back: four groups serve them.
                 if len(self._groups) > 4:
                     self._groups.popitem(last=False)
             positions, samples = self._groups[group]
-        return Rows(positions[place], samples[place])
+        return Rows(positions[index], samples[index])
 
     def _look_up(self, group: int) -> Rows:
         batches = np.arange(group * self._together, (group + 1) * self._together, dtype=np.int64)
@@ -126,6 +128,7 @@ class Assembler:
         if self.augment is not None:
             self._change(arrays, rows.positions.tolist())
         if self.real is not None:
+            # A substitute fills the row of an evaluation, and must not count.
             lost = np.isin(rows.samples, list(damaged))
             arrays = {**arrays, "mask": ((rows.positions < self.real) & ~lost).astype(np.float32)}
         return Batch(arrays, damaged)
@@ -151,6 +154,8 @@ class Assembler:
         ends = np.cumsum(getattr(self.source, "lengths", (len(self.source),)))
         part = int(np.searchsorted(ends, sample, side="right"))
         length = int(ends[part]) - (first := int(ends[part - 1]) if part else 0)
+        # Raw bits of Philox, whose stream no version of numpy may change; the counter keeps them apart from
+        # augmentation's.
         draws = np.random.Philox(key=[self.seed, sample], counter=[0, 0, 0, 1]).random_raw(_SUBSTITUTES)
         return (first + (draws % np.uint64(length)).astype(np.int64)).tolist()
 

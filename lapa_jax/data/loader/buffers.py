@@ -1,4 +1,4 @@
-"""Memory for batches: fresh pages cost as much as decoding a small picture, so memory is used again.
+"""Memory for batches: fresh pages cost as much as decoding a small image, so memory is used again.
 
 A source allocates what it decodes into with `empty(shape, dtype)`, as if it were `numpy.empty`. While the loader
 assembles a batch, that memory comes from the loader: from a `Pool` of this process or, in a worker process, from memory
@@ -53,6 +53,7 @@ class Pool:
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if size < SMALL:
             return np.empty(shape, dtype)
+        # Batches repeat the same few sizes, so that pieces of exactly this size are what comes back.
         free = self._free[size]
         try:
             block = free.pop()
@@ -75,6 +76,7 @@ def lease(memory: memoryview, give_back: Callable, *args) -> np.ndarray:
 def aligned(size: int) -> np.ndarray:
     """uint8[size] that begins at a multiple of `ALIGNMENT`."""
     block = np.empty(size + ALIGNMENT, np.uint8)
+    # numpy promises 16 bytes only, hence the allocation of `ALIGNMENT` bytes more.
     start = -block.ctypes.data % ALIGNMENT
     return block[start : start + size]
 

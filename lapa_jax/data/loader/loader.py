@@ -106,6 +106,7 @@ def _held_out(source, limit: int | None, seed: int) -> np.ndarray:
         return order[:limit]
     if limit < len(lengths):
         raise UserError(f"data.eval_examples={limit} is fewer than the {len(lengths)} parts of the mixture; raise it")
+    # From the shortest part to the longest: what a short one cannot give is shared by those that follow.
     part_of, left, kept = np.searchsorted(np.cumsum(lengths), order, side="right"), limit, []
     for done, part in enumerate(np.argsort(lengths, kind="stable").tolist()):
         kept.append(np.flatnonzero(part_of == part)[: left // (len(lengths) - done)])
@@ -120,17 +121,18 @@ class _Damage:
     """
 
     def __init__(self, most: int):
-        self._most, self._known = most, {}
+        self._most, self._damaged = most, {}
 
     def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
         for sample, what in batch.damaged.items():
-            if sample not in self._known:
-                self._known[sample] = what
-                LOG.warning("damaged sample %d of at most %d replaced: %s", len(self._known), self._most, what)
-        if len(self._known) > self._most:
-            listed = "; ".join(list(self._known.values())[:_LISTED])
-            more = f"; and {len(self._known) - _LISTED} more, see the log" if len(self._known) > _LISTED else ""
-            raise UserError(f"{len(self._known)} damaged samples, data.max_bad_samples is {self._most}: {listed}{more}")
+            if sample not in self._damaged:
+                self._damaged[sample] = what
+                LOG.warning("damaged sample %d of at most %d replaced: %s", len(self._damaged), self._most, what)
+        if len(self._damaged) > self._most:
+            listed = "; ".join(list(self._damaged.values())[:_LISTED])
+            more = f"; and {len(self._damaged) - _LISTED} more, see the log" if len(self._damaged) > _LISTED else ""
+            raise UserError(f"{len(self._damaged)} damaged samples, data.max_bad_samples is {self._most}: "
+                            f"{listed}{more}")
         return batch.arrays
 
 

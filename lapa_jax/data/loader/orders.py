@@ -1,4 +1,4 @@
-"""Which sample stands where in the endless stream, as pure functions of the position: no state, no shuffle buffer.
+"""Which sample comes at which position of the endless stream, as pure functions: no state, no shuffle buffer.
 
 An order maps positions int64[n] of the global stream to sample numbers int64[n]. Every epoch is a permutation of its
 own. What is cached is a function of the arguments too, so threads, hosts and restarts see the same stream.
@@ -38,6 +38,7 @@ def train_order(source, seed: int, shuffle: str = "full", window: int = WINDOW) 
     make = FullShuffle if shuffle == "full" else functools.partial(WindowShuffle, window=window)
     if not hasattr(source, "weights"):
         return make(len(source), seed)
+    # A seed for each part, or parts of the same length would be shuffled alike.
     seeds = [int(np.random.SeedSequence((seed, part)).generate_state(1)[0]) for part in range(len(source.lengths))]
     return Mixed([make(n, s) for n, s in zip(source.lengths, seeds)], source.lengths, source.weights)
 
@@ -66,6 +67,7 @@ class FullShuffle:
     def __init__(self, length: int, seed: int):
         self.length, self.seed = length, seed
         self._word = max(8, (int(length - 1).bit_length() + 1) // 2)
+        # A cache per object: at the end of an epoch threads read from two epochs at once.
         self._epoch = functools.lru_cache(4)(self._table)
 
     def __getstate__(self) -> dict:
@@ -75,28 +77,31 @@ class FullShuffle:
         self.__init__(**state)
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
-        epochs, places = np.divmod(np.asarray(positions, np.int64), self.length)
+        epochs, offsets = np.divmod(np.asarray(positions, np.int64), self.length)
         distinct, which = np.unique(epochs, return_inverse=True)
         if self.length == 1:
-            return places
+            return offsets
+        # Few samples: 65,536 numbers are enciphered at once and kept, cheaper than repeated ciphers of few at a time.
         if self._word == 8:
             for number, epoch in enumerate(distinct.tolist()):
                 here = which == number
-                places[here] = self._epoch(epoch)[places[here]]
-            return places
+                offsets[here] = self._epoch(epoch)[offsets[here]]
+            return offsets
         keys = self._keys(distinct)[which]
-        values, todo = places.copy(), np.arange(len(places))
+        values, todo = offsets.copy(), np.arange(len(offsets))
+        # Cycle walking: a cipher that falls outside is enciphered again until it is inside, and stays a permutation.
         while len(todo):
             values = self._encipher(values, keys[todo])
             inside = values < self.length
-            places[todo[inside]] = values[inside]
+            offsets[todo[inside]] = values[inside]
             values, todo = values[~inside], todo[~inside]
-        return places
+        return offsets
 
     def _table(self, epoch: int) -> np.ndarray:
         """The permutation of an epoch of few samples, most of whose ciphers fall outside: all at once, in leaps."""
         every = np.arange(1 << 2 * self._word, dtype=np.int32)
         values = self._encipher(every, self._keys(np.array([epoch])).astype(np.int32))
+        # Pointer jumping: each round doubles how far a number outside has walked.
         while values[: self.length].max() >= self.length:
             values = np.where(values < self.length, values, values.take(values))
         return values[: self.length].copy()
@@ -126,7 +131,7 @@ def _seed_sequence(seeds: np.ndarray) -> np.ndarray:
     mix = lambda x: x ^ x >> np.uint32(27)  # noqa: E731
     for k in range(4):
         first = np.uint32(1664525) * mix(b[k] ^ b[(k + 1) % 4] ^ b[k - 1])
-        # the number of seeds in the first turn, then the place and, in the second, the one seed there is
+        # the number of seeds in the first turn, then the index and, in the second, the one seed there is
         second = first + (np.uint32(1) if k == 0 else np.uint32(k) + (seeds if k == 1 else np.uint32(0)))
         b[(k + 1) % 4] += first
         b[(k + 2) % 4] += second
@@ -164,22 +169,22 @@ class WindowShuffle:
         self.__init__(**state)
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
-        epochs, places = np.divmod(np.asarray(positions, np.int64), self.length)
-        out = np.empty_like(places)
+        epochs, offsets = np.divmod(np.asarray(positions, np.int64), self.length)
+        out = np.empty_like(offsets)
         for epoch in np.unique(epochs).tolist():
             rows = np.flatnonzero(epochs == epoch)
-            windows, starts = self._windows_of(epoch, places[rows])
+            windows, starts = self._windows_of(epoch, offsets[rows])
             for window in np.unique(windows).tolist():
                 here = windows == window
-                out[rows[here]] = self._samples(epoch, window)[places[rows][here] - starts[here]]
+                out[rows[here]] = self._samples(epoch, window)[offsets[rows][here] - starts[here]]
         return out
 
-    def _windows_of(self, epoch: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The window of each place of an epoch, and where that window begins: all are whole but the short block's."""
+    def _windows_of(self, epoch: int, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The window of each offset in an epoch, and where that window begins: all are whole but the short block's."""
         whole = BLOCKS * self.block
         short = int(np.flatnonzero(self._order_of_blocks(epoch) == self._blocks - 1)[0]) // BLOCKS
-        after = places >= (short + 1) * whole - self._lacking
-        windows = (places + after * self._lacking) // whole
+        after = offsets >= (short + 1) * whole - self._lacking
+        windows = (offsets + after * self._lacking) // whole
         return windows, windows * whole - after * self._lacking
 
     def _permuted_blocks(self, epoch: int) -> np.ndarray:
@@ -218,30 +223,31 @@ class Mixed:
         self._tree = _join(np.maximum(1, np.rint(weights / weights.sum() * 2**30)).astype(np.int64).tolist())
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
-        parts, places = self.split(positions)
-        out = np.empty_like(places)
+        parts, offsets = self.split(positions)
+        out = np.empty_like(offsets)
         for part in np.unique(parts).tolist():
             here = parts == part
-            out[here] = self._starts[part] + self._orders[part](places[here])
+            out[here] = self._starts[part] + self._orders[part](offsets[here])
         return out
 
     def split(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(part, position within the stream of that part) of each position of the mixture."""
-        places = np.array(positions, np.int64)
-        parts = np.zeros_like(places)
-        self._descend(self._tree, np.arange(len(places)), places, parts)
-        return parts, places
+        offsets = np.array(positions, np.int64)
+        parts = np.zeros_like(offsets)
+        self._descend(self._tree, np.arange(len(offsets)), offsets, parts)
+        return parts, offsets
 
-    def _descend(self, node, rows: np.ndarray, places: np.ndarray, parts: np.ndarray) -> None:
+    def _descend(self, node, rows: np.ndarray, offsets: np.ndarray, parts: np.ndarray) -> None:
         if isinstance(node, int):
             parts[rows] = node
             return
         (light, heavy), weight, total = node
-        before, after = (_rounded_share(places[rows] + step, weight, total) for step in (0, 1))
+        before, after = (_rounded_share(offsets[rows] + step, weight, total) for step in (0, 1))
+        # The light part is chosen exactly where its rounded share grows by one.
         chosen = after > before
-        places[rows] = np.where(chosen, before, places[rows] - before)
-        self._descend(light, rows[chosen], places, parts)
-        self._descend(heavy, rows[~chosen], places, parts)
+        offsets[rows] = np.where(chosen, before, offsets[rows] - before)
+        self._descend(light, rows[chosen], offsets, parts)
+        self._descend(heavy, rows[~chosen], offsets, parts)
 
 
 def _rounded_share(n: np.ndarray, weight: int, total: int) -> np.ndarray:

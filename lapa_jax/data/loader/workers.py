@@ -53,6 +53,7 @@ class WorkerBatches:
 
     def __init__(self, assembler: Assembler, plan: Plan, start: int, workers: int, prefetch: int):
         self._assembler, self._plan, self._next, self._asked = assembler, plan, start, start
+        # With fewer batches ahead than workers some would never have anything to do.
         self._depth = max(prefetch, workers)
         self._memory: _Memory | None = None
         self._answers: dict[int, tuple[int, object]] = {}
@@ -127,6 +128,8 @@ class WorkerBatches:
         if isinstance(answer, Exception):
             raise answer
         pending = len(self._answers) + sum(len(worker.tasks) for worker in self._workers)
+        # What is neither free nor pending is still seen by somebody. Too much of that, and asking would find no free
+        # slot.
         in_use = self._depth + SPARE - len(self._memory.free) - pending - 1
         return self._memory.take(slot, answer, copy=in_use >= SPARE)
 
@@ -143,6 +146,7 @@ class WorkerBatches:
         replacement = _Worker()
         self._workers[self._workers.index(worker)] = replacement
         replacement.begin(self._pickle(), self._memory)
+        # The slots are written again from the start, so that half a batch of the dead worker does no harm.
         for k, slot in worker.tasks.items():
             replacement.ask(k, slot)
 
@@ -166,6 +170,7 @@ class _Worker:
     """
 
     def __init__(self):
+        # Not fork: jax's threads and locks do not survive it.
         context = multiprocessing.get_context("spawn")
         self.tasks: dict[int, int] = {}
         self.connection, theirs = context.Pipe()
@@ -193,6 +198,7 @@ class _Worker:
     def end(self) -> str:
         """Kills it, if it lives, and says how it died. A worker keeps nothing that could be lost."""
         self.connection.close()
+        # A worker whose pipe is closed ends by itself; one that crashed should be able to leave its exit code.
         self._process.join(0.01)
         self._process.kill()
         self._process.join()
@@ -223,11 +229,11 @@ class _Memory:
         lease = np.frombuffer(memory, np.uint8).copy() if copy else buffers.lease(memory, self.free.append, slot)
         if copy:
             self.free.append(slot)
-        return Batch({name: value.view(lease) if isinstance(value, _Place) else value
+        return Batch({name: value.view(lease) if isinstance(value, _ArrayInSlot) else value
                       for name, value in arrays.items()}, damaged)  # fmt: skip
 
 
-class _Place:
+class _ArrayInSlot:
     """Where in its slot an array lies."""
 
     def __init__(self, start: int, array: np.ndarray):
@@ -254,18 +260,18 @@ class _Slot:
         start, self._used = self._used, self._used + buffers.round_up(size)
         return self._bytes[start : start + size].view(dtype).reshape(shape)
 
-    def place(self, value) -> object:
+    def store(self, value) -> object:
         """Where an array lies, after copying it here if need be; the value itself if it cannot lie here."""
         if not isinstance(value, np.ndarray):
             return value
         start = value.ctypes.data - self._bytes.ctypes.data
         if not (0 <= start < len(self._bytes) and value.flags.c_contiguous):
-            here = self.empty(value.shape, value.dtype)
-            start = here.ctypes.data - self._bytes.ctypes.data
+            copy = self.empty(value.shape, value.dtype)
+            start = copy.ctypes.data - self._bytes.ctypes.data
             if not 0 <= start < len(self._bytes):
                 return value
-            here[...] = value
-        return _Place(start, value)
+            copy[...] = value
+        return _ArrayInSlot(start, value)
 
 
 def _map(file: int, size: int) -> memoryview:
@@ -278,6 +284,7 @@ def _serve(parent: connection.Connection) -> None:
         pickled, count, size = parent.recv()
         file = reduction.recv_handle(parent)
         memory = _map(file, count * size)
+        # The map keeps the memory alive without the descriptor.
         os.close(file)
         make = None
         while True:
@@ -294,7 +301,7 @@ def _serve(parent: connection.Connection) -> None:
 def _answer(assembler: Assembler, plan: Plan, k: int, slot: _Slot) -> tuple[dict, dict]:
     with buffers.allocator(slot.empty):
         batch = assembler(plan[k])
-    return {name: slot.place(value) for name, value in batch.arrays.items()}, batch.damaged
+    return {name: slot.store(value) for name, value in batch.arrays.items()}, batch.damaged
 
 
 def _portable(error: Exception) -> Exception:
@@ -302,6 +309,7 @@ def _portable(error: Exception) -> Exception:
     if not isinstance(error, UserError):
         error.add_note("in a data worker:\n" + traceback.format_exc())
     try:
+        # Tried here, since an error that cannot be pickled would kill the worker while it sends.
         return ForkingPickler.loads(ForkingPickler.dumps(error))
     except Exception:
         return RuntimeError("".join(traceback.format_exception(error)))

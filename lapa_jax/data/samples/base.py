@@ -10,7 +10,7 @@ from lapa_jax.data.images import check_resize
 from lapa_jax.data.loader.buffers import empty
 from lapa_jax.data.normalize import MODES, Normalizer
 from lapa_jax.data.samples.meta import check_statistics, describe
-from lapa_jax.data.samples.reading import DTYPES, Column, Pictures, Texts
+from lapa_jax.data.samples.reading import DTYPES, CameraImages, Column, Texts
 from lapa_jax.data.shards.labels import open_labels
 from lapa_jax.data.shards.step_shards import StepShards
 
@@ -20,7 +20,7 @@ NORMALIZED = ("action", "state", "feature")
 
 Rows = Mapping[str, Sequence[np.ndarray]]
 NOWHERE: Rows = {}
-"""Where pictures are decoded to: {field: an array for each sample}; see `StepSource.batch`."""
+"""Arrays to decode images into: {field: one for each sample}; see `StepSource.batch`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class StepOptions:
 
     Attributes:
       fields: what a sample holds, of "image", "text", "state", "action", "latent", "feature".
-      camera: member name of a camera, or several names; then pictures have an axis of views.
+      camera: member name of a camera, or several names; then images have an axis of views.
       image_size: side in pixels; None keeps the stored size.
       resize: how images come to that size, one of `images.RESIZE_MODES` or the fields of
         `prismatic_images.PrismaticResize`; None: as the data say, else squashed.
@@ -98,7 +98,7 @@ class StepSource:
     def batch(self, indices: Sequence[int], into: Rows = NOWHERE) -> dict[str, np.ndarray]:
         """Several samples, stacked. An empty batch is legal: it tells shapes and dtypes.
 
-        Pictures of a field that `into` names are decoded into its arrays, one a sample, and missing from the result.
+        Images of a field that `into` names are decoded into its arrays, one a sample, and missing from the result.
         """
         raise NotImplementedError
 
@@ -129,12 +129,13 @@ class StepSource:
     def meta(self) -> dict:
         """What a checkpoint keeps of its data, see `lapa_jax.data.samples.meta`."""
         shards, gap = self.shards, None if self.gaps is None else int(self.gaps.max())
-        told = {"fingerprint": shards.fingerprint, "features": shards.features, "fps": shards.fps, "gap_frames": gap}
-        return describe(self.name, **told, statistics=self.statistics, labels=self.label_info)
+        entries = {"fingerprint": shards.fingerprint, "features": shards.features, "fps": shards.fps, "gap_frames": gap}
+        return describe(self.name, **entries, statistics=self.statistics, labels=self.label_info)
 
     def _begin_at(self, possible: np.ndarray) -> None:
         """Sets the samples: one for each step at which bool[steps] is True."""
         first = np.flatnonzero(possible)
+        # Half the memory, where there are fewer than 2^31 steps.
         self._first = first.astype(np.int32) if len(possible) < 2**31 else first
 
     def _first_of(self, indices: Sequence[int]) -> np.ndarray:
@@ -173,14 +174,14 @@ class FieldSource(StepSource):
         self.options = options
         for name in self.fields:
             if name in NORMALIZED and name not in shards.features:
-                known = sorted(shards.features)
-                raise UserError(f"{shards.folder} has no {name} (features: {known}); take it out of data.fields")
+                stored = sorted(shards.features)
+                raise UserError(f"{shards.folder} has no {name} (features: {stored}); take it out of data.fields")
         self._latents = shards
         if "latent" in self.fields:
             self._latents, self.label_info = open_labels(options.labels, shards, options.labels_tokenizer)
-        self._pictures = None
+        self._images = None
         if "image" in self.fields:
-            self._pictures = Pictures(shards, options.camera, options.image_size, options.resize)
+            self._images = CameraImages(shards, options.camera, options.image_size, options.resize)
         self._texts = Texts(shards, options.text_tokenizer, options.text_length) if "text" in self.fields else None
         self._columns = {name: self._open_column(name) for name in self.fields if name in DTYPES}
 
@@ -202,38 +203,39 @@ class FieldSource(StepSource):
 
     def _available(self) -> dict[str, np.ndarray]:
         """{field: bool[steps]}: where each can be read. A field that no step has is refused."""
-        found = {}
+        masks = {}
         for name in self.fields:
             if name == "image":
-                found[name] = self._pictures.available()
+                masks[name] = self._images.available()
             else:
-                found[name] = self._texts.available() if name == "text" else self._columns[name].present
-            if not found[name].any():
+                masks[name] = self._texts.available() if name == "text" else self._columns[name].present
+            if not masks[name].any():
                 where = f"{self.shards.folder} ({self.shards.split})"
                 raise UserError(f"no step of {where} has '{name}': take it out of data.fields, or give other data")
-        return found
+        return masks
 
     def _read(self, name: str, steps: np.ndarray, **how) -> dict[str, np.ndarray]:
         """A field at steps int[...]: {name: [..., D], or [..., H, W, 3]}, instructions as `Texts.read` gives them.
 
-        Numbers are zeros where the step has none. `how`: see `_read_pictures`.
+        Numbers are zeros where the step has none. `how`: see `_read_images`.
         """
         if name == "text":
             return self._texts.read(steps)
-        return self._read_pictures(name, steps, **how) if name == "image" else {name: self._columns[name].take(steps)}
+        return self._read_images(name, steps, **how) if name == "image" else {name: self._columns[name].take(steps)}
 
-    def _read_pictures(
-        self, name: str, steps: np.ndarray, rows: Sequence[np.ndarray] | None = None, wanted: np.ndarray | None = None
+    def _read_images(
+        self, name: str, steps: np.ndarray, rows: Sequence[np.ndarray] | None = None, mask: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
-        """Pictures of steps int[B, ...] as {name: uint8[B, ..., H, W, 3]}, zeros where `wanted` bool[B, ...] is False.
+        """Images of steps int[B, ...] as {name: uint8[B, ..., H, W, 3]}, zeros where `mask` bool[B, ...] is False.
 
         With `rows` they are decoded into these arrays, one for each of B, and the result is empty.
         """
-        batch = empty((*steps.shape, *self._pictures.shape), np.uint8) if rows is None else rows
-        wanted = np.broadcast_to(True, steps.shape) if wanted is None else wanted
-        views = [view for row in batch for view in row.reshape(-1, *self._pictures.shape)]
-        for number in np.flatnonzero(~wanted.ravel()).tolist():
+        batch = empty((*steps.shape, *self._images.shape), np.uint8) if rows is None else rows
+        mask = np.broadcast_to(True, steps.shape) if mask is None else mask
+        # Views into the batch: images are decoded to where they belong, without a copy.
+        views = [view for row in batch for view in row.reshape(-1, *self._images.shape)]
+        for number in np.flatnonzero(~mask.ravel()).tolist():
             views[number][:] = 0
-        chosen = np.flatnonzero(wanted.ravel())
-        self._pictures.into([views[number] for number in chosen.tolist()], steps.ravel()[chosen].tolist())
+        chosen = np.flatnonzero(mask.ravel())
+        self._images.into([views[number] for number in chosen.tolist()], steps.ravel()[chosen].tolist())
         return {name: batch} if rows is None else {}

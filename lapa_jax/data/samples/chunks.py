@@ -47,7 +47,7 @@ class Chunks(FieldSource):
         for name in OBSERVED:
             if name in available:
                 available[name] = self._through_history(available[name])
-        self._without = {name: int((~there).sum()) for name, there in available.items()}
+        self._without = {name: int((~present).sum()) for name, present in available.items()}
         self._begin_at(np.all(list(available.values()), axis=0))
         if len(self) == 0:
             lacking = ", ".join(f"{count} lack '{name}'" for name, count in self._without.items())
@@ -79,6 +79,7 @@ class Chunks(FieldSource):
         actions = self._columns["action"].take(inside) * mask[..., None]
         batch = {"action": actions, "action_mask": mask.astype(np.float32), **where}
         back = steps[:, None] + np.arange(-self.options.history, 1)
+        # Before the episode its first step is repeated, and "history_mask" tells.
         seen = np.maximum(back, first) if self.options.history else steps
         for name in self.fields:
             if name != "action":
@@ -91,6 +92,7 @@ class Chunks(FieldSource):
         """How many episodes, steps and chunks; how many are padded; how many steps lack each field."""
         where = self._where(self._first.astype(np.int64))
         left = self._lengths[where["episode_id"]] - where["step"]
+        # ahead[i]: actions from step i to the end of the split, so that a difference counts those within a chunk.
         ahead = np.concatenate([np.cumsum(self._columns["action"].present[::-1])[::-1], [0]])
         actions = ahead[self._first] - ahead[self._first + np.minimum(left, self.options.chunk_length)]
         counts = {"episodes": len(self._lengths), "steps": len(self.shards), "chunks": len(self)}

@@ -33,8 +33,8 @@ def describe(
     entry = {"statistics": dict(statistics), "features": dict(features), "fps": fps, "fingerprint": fingerprint}
     entry |= {"gap_frames": gap_frames, "labels": dict(labels) if labels else None, "weight": 1.0}
     # a set that is labelled again by another tokenizer is other data
-    told = fingerprint if not labels else _digest([fingerprint, entry["labels"]])
-    return {"data_fingerprint": told, "gap_frames": gap_frames, "datasets": {name: entry}}
+    digest = fingerprint if not labels else _digest([fingerprint, entry["labels"]])
+    return {"data_fingerprint": digest, "gap_frames": gap_frames, "datasets": {name: entry}}
 
 
 def join(parts: Mapping[str, Mapping], weights: Sequence[float]) -> dict:

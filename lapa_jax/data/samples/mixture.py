@@ -7,7 +7,7 @@ import numpy as np
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.loader.buffers import empty
 from lapa_jax.data.samples.meta import join
-from lapa_jax.data.transforms import PICTURES
+from lapa_jax.data.transforms import IMAGES
 
 PADDED = ("action", "state", "net_action", "future_action", "prompt_action", "prompt_state")
 """Fields whose last axis differs between robots: filled up with zeros to the largest."""
@@ -56,8 +56,9 @@ class Mixture:
     def _common(self, field: str, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
         padded = field in PADDED
         for name, shape in zip(self.names, shapes):
+            # Fields that are padded may differ in their last axis alone.
             if (shape[:-1] if padded else shape) != (shapes[0][:-1] if padded else shapes[0]):
-                remedy = "; set data.image_size" if field in PICTURES else ""
+                remedy = "; set data.image_size" if field in IMAGES else ""
                 raise UserError(f"data.mixture: '{field}' has shape {shapes[0]} in '{self.names[0]}' and {shape} in "
                                 f"'{name}': they cannot be stacked{remedy}")  # fmt: skip
         return (*shapes[0][:-1], max(shape[-1] for shape in shapes)) if padded else shapes[0]
@@ -74,10 +75,10 @@ class Mixture:
     def label_info(self) -> Mapping | None:
         """The "labels" entry of the first part's latents; all must be of one tokenizer."""
         infos = [part.label_info for part in self._parts]
-        made = {(info or {}).get("tokenizer") for info in infos}
-        if len(made) > 1:
-            raise UserError(f"the parts of data.mixture have latents of {len(made)} different tokenizers; label them "
-                            "all with one")
+        tokenizers = {(info or {}).get("tokenizer") for info in infos}
+        if len(tokenizers) > 1:
+            raise UserError(f"the parts of data.mixture have latents of {len(tokenizers)} different tokenizers; "
+                            "label them all with one")
         return infos[0]
 
     def __repr__(self) -> str:
@@ -107,15 +108,15 @@ class Mixture:
           "dataset_id" int32[B], "action_dims" f32[B, A] and "state_dims" f32[B, S]: 1 for dimensions that the sample's
           dataset has.
         """
-        places = [self.part_of(int(i)) for i in indices]
-        part_of = np.array([part for part, _ in places], np.int32)
-        batch = {name: _make(name, (len(places), *v.shape[1:]), v.dtype) for name, v in self._empty.items()}
+        locations = [self.part_of(int(i)) for i in indices]
+        part_of = np.array([part for part, _ in locations], np.int32)
+        batch = {name: _make(name, (len(locations), *v.shape[1:]), v.dtype) for name, v in self._empty.items()}
         batch |= self._dimensions(part_of)
-        pictures = [name for name in PICTURES if name in batch]
+        images = [name for name in IMAGES if name in batch]
         for number in np.unique(part_of).tolist():
             rows = np.flatnonzero(part_of == number)
-            into = {name: [batch[name][row] for row in rows] for name in pictures}
-            for name, values in self._parts[number].batch([places[row][1] for row in rows], into).items():
+            into = {name: [batch[name][row] for row in rows] for name in images}
+            for name, values in self._parts[number].batch([locations[row][1] for row in rows], into).items():
                 if values.dtype.kind == "U" and values.dtype.itemsize > batch[name].dtype.itemsize:
                     batch[name] = batch[name].astype(values.dtype)  # the longest text decides the width
                 batch[name][(rows, ..., slice(values.shape[-1])) if name in PADDED else rows] = values
@@ -145,5 +146,5 @@ class Mixture:
 
 
 def _make(name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
-    """Room for a field: the parts write every picture, but not every dimension of the rest."""
-    return empty(shape, dtype) if name in PICTURES else np.zeros(shape, dtype)
+    """Room for a field: the parts write every image, but not every dimension of the rest."""
+    return empty(shape, dtype) if name in IMAGES else np.zeros(shape, dtype)

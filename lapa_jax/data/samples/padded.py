@@ -19,6 +19,7 @@ class Padded:
         self.source, self.widths = source, dict(widths)
 
     def __getattr__(self, name: str):
+        # Copying and pickling look for special methods before `source` is set, and would recurse.
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.__dict__["source"], name)
@@ -38,13 +39,14 @@ class Padded:
         batch = self.source.batch(indices, into) if into else self.source.batch(indices)
         dims = {}
         for name, width in self.widths.items():
-            values, own = batch[name], batch[name].shape[-1]
-            batch[name] = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, width - own)])
+            values, width_before = batch[name], batch[name].shape[-1]
+            batch[name] = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, width - width_before)])
             if name in ("action", "state"):
-                there = np.broadcast_to((np.arange(width) < own).astype(np.float32), (len(values), width))
-                given = batch.get(f"{name}_dims")
-                known = there if given is None else np.pad(given, [(0, 0), (0, width - own)])
-                dims[f"{name}_dims"] = known.copy()
+                own_dims = np.broadcast_to((np.arange(width) < width_before).astype(np.float32), (len(values), width))
+                source_dims = batch.get(f"{name}_dims")
+                padded = own_dims if source_dims is None else np.pad(source_dims, [(0, 0), (0, width - width_before)])
+                # broadcast_to gives a read-only view of one row; batches are written to.
+                dims[f"{name}_dims"] = padded.copy()
         return {**batch, **dims}
 
 
@@ -56,9 +58,9 @@ def as_wide_as(source, shapes: Mapping[str, Sequence[int]]):
     """
     widths = {}
     for name, values in source.batch([]).items():
-        own, wanted = values.shape[1:], tuple(shapes.get(name, ()))
-        if name in PADDED and len(own) == len(wanted) and own[:-1] == wanted[:-1] and own[-1] <= wanted[-1]:
+        shape, target = values.shape[1:], tuple(shapes.get(name, ()))
+        if name in PADDED and len(shape) == len(target) and shape[:-1] == target[:-1] and shape[-1] <= target[-1]:
             missing = f"{name}_dims" in shapes and f"{name}_dims" not in source.batch([])
-            if own[-1] < wanted[-1] or missing:
-                widths[name] = wanted[-1]
+            if shape[-1] < target[-1] or missing:
+                widths[name] = target[-1]
     return Padded(source, widths) if widths else source

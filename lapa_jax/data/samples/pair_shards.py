@@ -36,11 +36,11 @@ class PairShards:
         self._paths, self._indexes, self._files = paths, indexes, Files()
         self._first_shape: tuple[int, int, int] | None = None
         self._before = np.cumsum([0] + [len(index) for index in indexes])
-        places = []
+        locations = []
         for index in indexes:
             columns = [index.fields.index(self.FIRST), index.fields.index(self.SECOND)]
-            places.append(np.stack([index.offsets[:, columns], index.sizes[:, columns]], axis=-1))
-        self._places = np.concatenate(places)
+            locations.append(np.stack([index.offsets[:, columns], index.sizes[:, columns]], axis=-1))
+        self._locations = np.concatenate(locations)
 
     @classmethod
     def is_one(cls, folder) -> bool:
@@ -72,7 +72,7 @@ class PairShards:
             raise UserError(f"{path}: sample '{index.keys[lacking[0]].decode()}' lacks one of its two frames")
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._locations)
 
     def __repr__(self) -> str:
         return f"PairShards({self.split}, {len(self)} pairs, {self.image_size})"
@@ -87,35 +87,37 @@ class PairShards:
 
     def batch(self, indices: Sequence[int], into: Rows = NOWHERE) -> dict[str, np.ndarray]:
         """{"frames": uint8[B, 2, H, W, 3], "episode_id", "step": int32[B]}; `into`: see `StepSource.batch`."""
-        given = into.get("frames")
-        frames = empty((len(indices), 2, *self._shape), np.uint8) if given is None else given
+        rows = into.get("frames")
+        frames = empty((len(indices), 2, *self._shape), np.uint8) if rows is None else rows
         for pair, i in zip(frames, indices):
             self._decode(int(i), pair)
         where = {"episode_id": np.array(indices, np.int32), "step": np.zeros(len(indices), np.int32)}
-        return {**({"frames": frames} if given is None else {}), **where}
+        return {**({"frames": frames} if rows is None else {}), **where}
 
     def _decode(self, i: int, pair: np.ndarray) -> None:
         if not 0 <= i < len(self):
             raise IndexError(f"pair {i} of {len(self)}")
         path = self._paths[int(np.searchsorted(self._before, i, side="right")) - 1]
-        for out, (offset, size) in zip(pair, self._places[i]):
+        for out, (offset, size) in zip(pair, self._locations[i]):
             try:
-                picture = images.decode(self._files.read(path, int(offset), int(size)))
+                image = images.decode(self._files.read(path, int(offset), int(size)))
             except ValueError as error:
                 raise DamagedSample(f"{path} at byte {offset}: damaged JPEG ({error}); write the shard again") from None
-            picture = picture if self.image_size is None else images.resize(picture, self.image_size)
-            if picture.shape != out.shape:
-                words = f"a frame of {picture.shape[:2]}, the first pair has {out.shape[:2]}: set data.image_size"
+            image = image if self.image_size is None else images.resize(image, self.image_size)
+            if image.shape != out.shape:
+                words = f"a frame of {image.shape[:2]}, the first pair has {out.shape[:2]}: set data.image_size"
                 raise DamagedSample(f"{path} at byte {offset}: {words}")
-            out[:] = picture
+            out[:] = image
 
     @property
     def _shape(self) -> tuple[int, int, int]:
         """Of a frame: the first one's, where no size is given."""
         if self._first_shape is None:
-            size, place = self.image_size, self._places[0][0]
-            known = (size, size, 3) if size else images.decode(self._files.read(self._paths[0], *map(int, place))).shape
-            self._first_shape = known
+            size, location = self.image_size, self._locations[0][0]
+            if size:
+                self._first_shape = (size, size, 3)
+            else:
+                self._first_shape = images.decode(self._files.read(self._paths[0], *map(int, location))).shape
         return self._first_shape
 
     def instructions(self) -> list[str]:
@@ -128,8 +130,8 @@ class PairShards:
         for path, index in zip(self._paths, self._indexes):
             digest.update(path.name.encode() + index.keys.tobytes() + index.sizes.tobytes())
         features = {"image": {"shape": list(self._shape), "codec": "jpeg"}}
-        told = {"fingerprint": digest.hexdigest(), "features": features, "fps": None, "statistics": {}}
-        return describe(self.folder.resolve().name, **told)
+        entries = {"fingerprint": digest.hexdigest(), "features": features, "fps": None, "statistics": {}}
+        return describe(self.folder.resolve().name, **entries)
 
     def summary(self) -> dict[str, int]:
         """How many pairs, and members of the tars that are none of them."""

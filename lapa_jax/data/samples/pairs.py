@@ -8,7 +8,7 @@ import numpy as np
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.loader.buffers import empty
 from lapa_jax.data.samples.base import NOWHERE, Rows, StepSource
-from lapa_jax.data.samples.reading import Column, Pictures
+from lapa_jax.data.samples.reading import CameraImages, Column
 from lapa_jax.data.shards.step_shards import StepShards
 
 FIELDS = ("frames", "net_action")
@@ -71,13 +71,13 @@ class FramePairSource(StepSource):
 
     A pair never crosses an episode's end: the last `gap` frames of an episode start no pair (they are second frames
     only), and an episode of `gap` frames or fewer gives none. `summary()` counts both, and the pairs that fall away
-    because a step in them has no picture or no action.
+    because a step in them has no image or no action.
 
     Args:
       shards: the steps.
       gap: the distance; seconds are turned into frames with each episode's own frame rate.
       fields: "frames", and "net_action" for the sum of the actions t .. t + gap - 1, in the data's units.
-      image_size: side in pixels; stored pictures of another size are resized to it. None keeps the stored size.
+      image_size: side in pixels; stored images of another size are resized to it. None keeps the stored size.
       camera: the member name of the camera.
       statistics: see `StepSource`.
     """
@@ -95,7 +95,7 @@ class FramePairSource(StepSource):
             raise UserError(f"pairs are of one camera, data.camera names {tuple(camera)}; {words}")
         if "net_action" in fields and "action" not in shards.features:
             raise UserError(f"{shards.folder} has no actions (features: {sorted(shards.features)}): no net_action")
-        self._pictures = Pictures(shards, camera, image_size)
+        self._images = CameraImages(shards, camera, image_size)
         self._actions = Column(shards, "action") if "net_action" in fields else None
         self.gaps = gap.of_episodes(shards)
         self._choose()
@@ -104,11 +104,13 @@ class FramePairSource(StepSource):
         steps, _, last = self._every_step()
         second = steps + np.repeat(self.gaps, self._lengths)
         possible = second <= last
+        # Only so that the index below exists; `possible` excludes these.
         second = np.minimum(second, last)
-        pictured = self._pictures.available()
-        seen = possible & pictured & pictured[second]
+        has_image = self._images.available()
+        seen = possible & has_image & has_image[second]
         whole = seen
         if self._actions is not None:
+            # before[i]: actions before step i. A net action needs all of the steps between its two frames.
             before = np.concatenate([[0], np.cumsum(self._actions.present)])
             whole = seen & (before[second] - before[steps] == second - steps)
         self._begin_at(whole)
@@ -117,7 +119,7 @@ class FramePairSource(StepSource):
             raise UserError(
                 f"no pair fits into {self.shards.folder} ({self.shards.split}): the longest of its "
                 f"{len(self._lengths)} episodes has {self._lengths.max()} frames and the gap is {self.gaps.min()} "
-                f"(lost for want of a picture: {self._lost[0]}, of an action: {self._lost[1]}); choose a smaller gap"
+                f"(lost for want of an image: {self._lost[0]}, of an action: {self._lost[1]}); choose a smaller gap"
             )
 
     def __repr__(self) -> str:
@@ -129,7 +131,7 @@ class FramePairSource(StepSource):
         return episode, step, int(self.gaps[episode])
 
     def batch(self, indices: Sequence[int], into: Rows = NOWHERE) -> dict[str, np.ndarray]:
-        """Several pairs, stacked. Pictures are decoded to where they belong in the result, without a copy.
+        """Several pairs, stacked. Images are decoded to where they belong in the result, without a copy.
 
         Returns:
           {"frames": uint8[B, 2, H, W, 3], "episode_id": int32[B], "step": int32[B]} and "net_action" f32[B, A] where
@@ -138,11 +140,11 @@ class FramePairSource(StepSource):
         """
         first = self._first_of(indices)
         second = first + self.gaps[self._episode_of(first)]
-        given = into.get("frames")
-        frames = empty((len(first), 2, *self._pictures.shape), np.uint8) if given is None else given
+        rows = into.get("frames")
+        frames = empty((len(first), 2, *self._images.shape), np.uint8) if rows is None else rows
         both = np.stack([first, second], axis=1)
-        self._pictures.into([view for pair in frames for view in pair], both.ravel().tolist())
-        batch = {**({"frames": frames} if given is None else {}), **self._where(first)}
+        self._images.into([view for pair in frames for view in pair], both.ravel().tolist())
+        batch = {**({"frames": frames} if rows is None else {}), **self._where(first)}
         if self._actions is not None:
             actions = np.empty((len(first), self._actions.width), np.float32)
             for row, (a, b) in zip(actions, both.tolist()):

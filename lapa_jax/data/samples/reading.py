@@ -1,4 +1,4 @@
-"""What the kinds of samples read from step shards: numeric columns in memory, pictures of cameras, instructions."""
+"""What the kinds of samples read from step shards: numeric columns in memory, images of cameras, instructions."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ class Column:
     """A numeric column of a split, read once: a batch is then one indexing operation.
 
     Args:
-      shards: the steps that hold it. For a sidecar of labels these are not the shards with the pictures.
+      shards: the steps that hold it. For a sidecar of labels these are not the shards with the images.
       name: "action", "state", "feature" or "latent".
       normalizer: with `normalize(f32[N, D])`, applied to what is stored; None leaves it.
 
@@ -43,6 +43,7 @@ class Column:
         self._read(shards, shape)
         if normalizer is not None:
             whole = self.present.copy()
+            # What could not be read is zeros in no unit; it is refused when it is taken.
             whole[list(self._damaged)] = False
             self.values[whole] = normalizer.normalize(self.values[whole])
 
@@ -90,13 +91,13 @@ def _parse(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
     return row
 
 
-class Pictures:
+class CameraImages:
     """Reads one camera, or several, at one size.
 
     Args:
       shards: the steps.
       camera: the member name of a camera ("image", "image_wrist"), or several of them.
-      size: side in pixels; stored pictures of another size are resized. None keeps the stored size.
+      size: side in pixels; stored images of another size are resized. None keeps the stored size.
       mode: how, see `images.resize`; None: as the data say, squashed where they say nothing.
 
     Attributes:
@@ -106,29 +107,29 @@ class Pictures:
 
     def __init__(self, shards: StepShards, camera: str | Sequence[str], size: int | None, mode=None):
         self.cameras = (camera,) if isinstance(camera, str) else tuple(camera)
-        known = cameras_of(shards.features)
+        cameras = cameras_of(shards.features)
         for name in self.cameras:
-            if not known:
-                raise UserError(f"{shards.folder} has no pictures (features: {sorted(shards.features)})")
-            if name not in known:
-                raise UserError(f"{shards.folder} has no camera '{name}' (data.camera){did_you_mean(name, known)}")
+            if not cameras:
+                raise UserError(f"{shards.folder} has no images (features: {sorted(shards.features)})")
+            if name not in cameras:
+                raise UserError(f"{shards.folder} has no camera '{name}' (data.camera){did_you_mean(name, cameras)}")
         if not self.cameras or len(set(self.cameras)) < len(self.cameras):
             raise UserError(f"data.camera {camera!r} must name one camera, or several different ones")
         self._shards, self._size, self._mode = shards, size, mode
         self._stored_modes = [shards.features[name].get(images.RESIZE) for name in self.cameras]
-        # data whose pictures differ in size list no shape
+        # data whose images differ in size list no shape
         self._stored = [tuple(shards.features[name].get("shape", ())[:2]) for name in self.cameras]
         if size is None and (len(set(self._stored)) > 1 or not self._stored[0]):
-            raise UserError(f"{shards.folder}: pictures of {self.cameras} differ in size; set data.image_size for all")
+            raise UserError(f"{shards.folder}: images of {self.cameras} differ in size; set data.image_size for all")
         frame = (*(self._stored[0] if size is None else (size, size)), 3)
         self.shape = frame if isinstance(camera, str) else (len(self.cameras), *frame)
 
     def available(self) -> np.ndarray:
-        """bool[steps]: where every camera has a picture."""
+        """bool[steps]: where every camera has an image."""
         return np.all([steps_with(self._shards, f"{name}.jpg") for name in self.cameras], axis=0)
 
     def into(self, outs: Sequence[np.ndarray], steps: Sequence[int]) -> None:
-        """Decodes the pictures of each step to where they belong: one of `outs`, uint8 of `shape`."""
+        """Decodes the images of each step to where they belong: one of `outs`, uint8 of `shape`."""
         for number, (name, stored, how) in enumerate(zip(self.cameras, self._stored, self._stored_modes)):
             views = [out[number] for out in outs] if len(self.shape) == 4 else outs
             if stored == self.shape[-3:-1] and (self._size is None or images.keeps_size(self._mode)):
@@ -153,7 +154,7 @@ class Texts:
     def __init__(self, shards: StepShards, tokenizer: Mapping | None, length: int):
         self._shards, self._length = shards, length
         self._tokenizer = None if tokenizer is None else text.build(tokenizer)
-        self._known: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._cache: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         if self._tokenizer is not None:
             for instruction in shards.instructions():
                 self._tokens(instruction)
@@ -179,10 +180,10 @@ class Texts:
 
     def _tokens(self, instruction: str) -> tuple[np.ndarray, np.ndarray]:
         # the same few instructions come again and again
-        if instruction not in self._known:
+        if instruction not in self._cache:
             ids, mask = self._tokenizer([instruction], self._length)
-            self._known[instruction] = ids[0], mask[0]
-        return self._known[instruction]
+            self._cache[instruction] = ids[0], mask[0]
+        return self._cache[instruction]
 
 
 def cameras_of(features: Mapping) -> list[str]:

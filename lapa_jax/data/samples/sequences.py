@@ -56,10 +56,10 @@ class Options(StepOptions):
             whole_number(name, getattr(self, name), 1)
         whole_number("prompts", self.prompts, 0)
         whole_number("seed", self.seed, 0)
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
                 raise UserError(f"data.{name} '{getattr(self, name)}' does not exist"
-                                f"{did_you_mean(getattr(self, name), known)}")  # fmt: skip
+                                f"{did_you_mean(getattr(self, name), choices)}")  # fmt: skip
         if "action" not in self.fields:
             raise UserError(f"data.fields {self.fields} must hold 'action': sequences are of actions")
 
@@ -83,7 +83,7 @@ class Sequences(FieldSource):
         available = self._available()
         self._actions = available["action"]
         everywhere = np.ones(len(shards), bool)
-        self._told = available.pop("text", everywhere)
+        self._has_instruction = available.pop("text", everywhere)
         self._observed = np.all([everywhere, *(available[n] for n in available if n != "action")], axis=0)
         self._used = self._steps_in_use()
         names = task_names(shards) if options.prompts or options.held_out_tasks else [""] * len(shards.episodes)
@@ -101,6 +101,7 @@ class Sequences(FieldSource):
     def _steps_in_use(self) -> np.ndarray:
         """int64[episodes]: steps up to the last one with an action."""
         steps, first, _ = self._every_step()
+        # reduceat takes the maximum from each episode's start to the next one's.
         return np.maximum.reduceat(np.where(self._actions, steps - first + 1, 0), self._starts)
 
     def _may_stand_alone(self, chosen: np.ndarray, names: Sequence[str]) -> np.ndarray:
@@ -131,12 +132,13 @@ class Sequences(FieldSource):
         episode = self._episode_of(steps)
         at, last = steps - first, np.maximum(self._used - self.options.length, 0)[episode]
         begins = chosen[episode] & (at <= last) & ((at % self.options.stride == 0) | (at == last))
+        # before[i]: actions before step i. A window without a single action has nothing to learn.
         before = np.concatenate([[0], np.cumsum(self._actions)])
         acts = before[np.minimum(steps + self.options.length, first + self._used[episode])] > before[steps]
-        self._begin_at(begins & acts & self._told)
+        self._begin_at(begins & acts & self._has_instruction)
         used = np.bincount(episode[self._first], minlength=len(self._starts)) > 0
         self._counts |= {"episodes_used": int(used.sum()), "windows": len(self),
-                         "windows_without_text": int((begins & acts & ~self._told).sum()),
+                         "windows_without_text": int((begins & acts & ~self._has_instruction).sum()),
                          "windows_padded": int((self._used[episode[self._first]] < self.options.length).sum()),
                          "tasks": len(self.tasks)}  # fmt: skip
         if len(self) == 0:
@@ -185,7 +187,7 @@ class Sequences(FieldSource):
         window = {"action": action, "action_mask": action_mask, "step_mask": seen.astype(np.float32)}
         for name in self.fields:
             if name == "image":
-                window |= self._read(name, at, rows=rows, wanted=seen)
+                window |= self._read(name, at, rows=rows, mask=seen)
             elif name not in ("action", "text"):
                 values = self._columns[name].take(at)
                 window[name] = values * seen[..., None].astype(values.dtype)

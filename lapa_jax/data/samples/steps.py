@@ -1,4 +1,4 @@
-"""Single steps: picture(s), instruction, latent, action, state; what a vision-language-action model learns from."""
+"""Single steps: image(s), instruction, latent, action, state; what a vision-language-action model learns from."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ class Steps(FieldSource):
     def __init__(self, shards: StepShards, options: Options, statistics: Mapping | None = None):
         super().__init__(shards, options, statistics)
         available = self._available()
-        self._without = {name: int((~there).sum()) for name, there in available.items()}
+        self._without = {name: int((~present).sum()) for name, present in available.items()}
         self._begin_at(np.all(list(available.values()), axis=0))
         self._whole = self._whole_pairs() if "latent" in self.fields else None
         if len(self) == 0:

@@ -14,8 +14,8 @@ def task_names(shards: StepShards) -> list[str]:
 
 
 def _task(shards: StepShards, step: int) -> str:
-    told = shards.meta(step).get("task") if shards.has(step, "json") else None
-    return str(told) if told else shards.text(step)
+    task = shards.meta(step).get("task") if shards.has(step, "json") else None
+    return str(task) if task else shards.text(step)
 
 
 def chosen_episodes(names: Sequence[str], held_out: Sequence[str], which: str, folder) -> np.ndarray:
@@ -80,12 +80,15 @@ class Prompts:
         numbers = np.random.Philox(key=np.array([self.seed, sample], np.uint64)).random_raw(2 * self.count)
         members, others = self._members[self._task_of[episode]], self.others(episode)
         chosen, taken = np.full(self.count, -1, np.int64), []
-        own = int(np.searchsorted(members, episode)) if self._usable[episode] else len(members)
+        own_index = int(np.searchsorted(members, episode)) if self._usable[episode] else len(members)
         for k in range(self.count if others else 0):
+            # All others have been drawn: they come again.
             taken = taken if len(taken) < others else []
-            place = int(numbers[k] % np.uint64(others - len(taken)))
+            index = int(numbers[k] % np.uint64(others - len(taken)))
+            # Draws without replacement: the index counts over those that are left, and skips each one taken before it.
             for earlier in sorted(taken):
-                place += place >= earlier
-            taken.append(place)
-            chosen[k] = members[place + (place >= own)]
+                index += index >= earlier
+            taken.append(index)
+            # The episode itself is no prompt: indices from it on are one further.
+            chosen[k] = members[index + (index >= own_index)]
         return chosen, numbers[self.count :]

@@ -1,5 +1,6 @@
 """Positioned reads from many files: open files are shared by threads, and left behind by pickling."""
 
+import errno
 import os
 import pathlib
 import threading
@@ -25,10 +26,11 @@ class Files:
             descriptor = self._open(path)
         parts = []
         while size > 0:
+            # pread may return less than was asked for, on network file systems and above 2 GiB.
             part = os.pread(descriptor, size, offset)
             if not part:
-                wanted = f"{size} more were expected"
-                raise DamagedSample(f"{path} ends at byte {offset}, {wanted}: copy or convert it again")
+                missing = f"{size} more were expected"
+                raise DamagedSample(f"{path} ends at byte {offset}, {missing}: copy or convert it again")
             parts.append(part)
             offset, size = offset + len(part), size - len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -39,11 +41,12 @@ class Files:
                 try:
                     self._descriptors[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 except OSError as error:
-                    hint = "; raise the limit with `ulimit -n`" if error.errno == 24 else ""
+                    hint = "; raise the limit with `ulimit -n`" if error.errno == errno.EMFILE else ""
                     raise UserError(f"cannot read {path}: {error.strerror}{hint}") from None
             return self._descriptors[path]
 
     def __getstate__(self) -> dict:
+        # Descriptors are of this process; another opens its own when it first reads.
         return {}
 
     def __setstate__(self, state: dict) -> None:

@@ -54,6 +54,7 @@ def open_index(path: str | os.PathLike) -> TarIndex:
         status = path.stat()
     except OSError as error:
         raise UserError(f"cannot read shard {path}: {error.strerror}") from None
+    # Size and time of change stand for the contents: hashing a shard would cost as much as reading it.
     stamp = np.array([VERSION, status.st_size, status.st_mtime_ns], np.int64)
     saved = path.with_name(path.name + ".index.npz")
     index = _load(saved, stamp)
@@ -64,7 +65,7 @@ def open_index(path: str | os.PathLike) -> TarIndex:
 
 
 def build_index(path: str | os.PathLike) -> TarIndex:
-    """Scans a tar. Damage and unsafe, double or nameless members are `UserError`s that name file and place."""
+    """Scans a tar. Damage and unsafe, double or nameless members are `UserError`s that name file and position."""
     samples: dict[str, dict[str, tuple[int, int, int]]] = {}
     ignored = 0
     for name, offset, size, crc in tar.scan(path):
@@ -82,8 +83,8 @@ def build_index(path: str | os.PathLike) -> TarIndex:
     table = np.full((len(samples), len(fields), 3), -1, np.int64)
     column = {field: i for i, field in enumerate(fields)}
     for row, members in enumerate(samples.values()):
-        for field, place in members.items():
-            table[row, column[field]] = place
+        for field, location in members.items():
+            table[row, column[field]] = location
     keys = np.array([key.encode() for key in samples], dtype=np.bytes_)
     return TarIndex(keys, fields, *(table[..., k].copy() for k in range(3)), ignored)
 

@@ -2,7 +2,7 @@
 
 A labelled set is step shards whose `dataset.json` has, under "source", a "labels" entry:
   {"tokenizer": fingerprint, "source": fingerprint of the labelled data, "gap_frames": of frame pairs an int, None where
-   episodes differ and for other codes, "codebook_size": K, or N numbers where places differ, "code_length": N,
+   episodes differ and for other codes, "codebook_size": K, or N numbers where code positions differ, "code_length": N,
    "format": "sidecar" | "full", "splits": [...]}
 and of frame pairs "gap": {"seconds", "frames"}; of other codes "column", what was encoded, and "dataset", whose scaling
 was applied; of actions "chunk_length", None where each step has codes of its own.
@@ -69,7 +69,7 @@ def open_labels(folder, source: StepShards, tokenizer=None) -> tuple[StepShards,
     """The shards that hold the latents of `source`: a labelled set, or `source` itself.
 
     Args:
-      folder: a labelled set, or None for latents that lie beside the pictures.
+      folder: a labelled set, or None for latents that lie beside the images.
       source: the opened split.
       tokenizer: the fingerprint of the tokenizer that must have made them; None takes any.
 
@@ -83,8 +83,8 @@ def open_labels(folder, source: StepShards, tokenizer=None) -> tuple[StepShards,
         words = "label it with launch/label.py and set data.labels to what that wrote"
         raise UserError(f"{source.folder} holds no latent labels; {words}")
     if folder is None:
-        known = "labels" in read_dataset(source.folder)["source"]
-        return source, check_labels(source.folder, tokenizer) if known or tokenizer else None
+        has_labels = "labels" in read_dataset(source.folder)["source"]
+        return source, check_labels(source.folder, tokenizer) if has_labels or tokenizer else None
     info = check_labels(folder, tokenizer, source=source)
     labels = StepShards(folder, source.split)
     check_same_steps(labels, source)

@@ -28,7 +28,7 @@ FORMAT, VERSION = "lapa_jax.step_shards", 1
 DATASET, STATISTICS = "dataset.json", "statistics.json"
 WORK = ".convert"
 """Where an unfinished conversion keeps its state."""
-_NOWHERE = (-1, -1, -1)
+_NO_LOCATION = (-1, -1, -1)
 
 
 class Episode(NamedTuple):
@@ -75,6 +75,7 @@ class ShardWriter:
 
     def __enter__(self) -> "ShardWriter":
         self._atomic = atomic_path(self.path)
+        # Entered by hand, as the block is this writer's own and not that of one function.
         self._file = open(self._atomic.__enter__(), "wb")
         return self
 
@@ -120,6 +121,7 @@ def write_dataset(
       statistics: {"action": summary, ...}, see `lapa_jax.data.statistics`.
     """
     folder = pathlib.Path(folder)
+    # The fingerprint leaves out "source" and statistics: the same steps converted elsewhere are the same data.
     shards = [[s["name"], s["sha256"]] for name in sorted(splits) for s in splits[name]["shards"]]
     fingerprint = hashlib.sha256(json_bytes([FORMAT, VERSION, dict(features), shards])).hexdigest()
     values = {"format": FORMAT, "version": VERSION, "features": dict(features), "fps": fps, "source": dict(source)}
@@ -164,8 +166,8 @@ class StepShards:
         self.folder, self.split = dataset_folder(folder), split
         dataset = read_dataset(folder)
         if split not in dataset["splits"] or not dataset["splits"][split]["steps"]:
-            known = {name: s["steps"] for name, s in dataset["splits"].items()}
-            raise UserError(f"{folder} has no steps in split '{split}'; steps by split: {known}")
+            splits = {name: s["steps"] for name, s in dataset["splits"].items()}
+            raise UserError(f"{folder} has no steps in split '{split}'; steps by split: {splits}")
         self.features: dict = dataset["features"]
         self.fps: float | None = dataset["fps"]
         self.fingerprint: str = dataset["fingerprint"]
@@ -177,6 +179,8 @@ class StepShards:
         indexes, self.episodes, start = [], [], 0
         for shard in split["shards"]:
             path = self.folder / shard["name"]
+            # Cheaper than the SHA-256, and enough for a copy that was cut short; a member's checksum is compared when
+            # it is read.
             if path.exists() and path.stat().st_size != shard["bytes"]:
                 wrong = f"has {path.stat().st_size} bytes, {DATASET} says {shard['bytes']}"
                 raise UserError(placeholder(path) or f"{path} {wrong}: it is damaged; copy or convert the folder again")
@@ -190,18 +194,18 @@ class StepShards:
         lengths = [len(index) for index in indexes]
         self._shard_of = np.repeat(np.arange(len(indexes), dtype=np.int32), lengths)
         self._fields = tuple(sorted({field for index in indexes for field in index.fields}))
-        self._places = np.full((start, len(self._fields), 3), -1, np.int64)
+        self._locations = np.full((start, len(self._fields), 3), -1, np.int64)
         self._columns = {field: number for number, field in enumerate(self._fields)}
         for first, index in zip(np.cumsum([0, *lengths]), indexes):
             columns = [self._columns[field] for field in index.fields]
-            self._places[first : first + len(index), columns, 0] = index.offsets
-            self._places[first : first + len(index), columns, 1] = index.sizes
-            self._places[first : first + len(index), columns, 2] = index.checksums
+            self._locations[first : first + len(index), columns, 0] = index.offsets
+            self._locations[first : first + len(index), columns, 1] = index.sizes
+            self._locations[first : first + len(index), columns, 2] = index.checksums
         self._starts = np.array([e.start for e in self.episodes], np.int64)
 
     def __len__(self) -> int:
         """Steps of the split."""
-        return len(self._places)
+        return len(self._locations)
 
     def __repr__(self) -> str:
         return f"StepShards({self.split}, {len(self)} steps, {self.fingerprint[:16]})"
@@ -217,7 +221,7 @@ class StepShards:
 
     def has(self, i: int, field: str) -> bool:
         """Whether step i has the member `field`, e.g. "action.npy"."""
-        return field in self._columns and self._places[i, self._columns[field], 0] >= 0
+        return field in self._columns and self._locations[i, self._columns[field], 0] >= 0
 
     def read(self, i: int, fields: Sequence[str] | None = None) -> dict[str, bytes]:
         """The raw members of step i as {"image.jpg": bytes, ...}; `fields` restricts them, and must then be there."""
@@ -229,11 +233,11 @@ class StepShards:
 
     def _read(self, i: int, field: str) -> bytes:
         column = self._columns.get(field)
-        place = _NOWHERE if column is None else self._places[i, column].tolist()
-        return self._member(i, field, place, self._path(i))
+        location = _NO_LOCATION if column is None else self._locations[i, column].tolist()
+        return self._member(i, field, location, self._path(i))
 
-    def _member(self, i: int, field: str, place: Sequence[int], path: pathlib.Path) -> bytes:
-        offset, size, checksum = place
+    def _member(self, i: int, field: str, location: Sequence[int], path: pathlib.Path) -> bytes:
+        offset, size, checksum = location
         if offset < 0:
             raise UserError(f"{self.folder}: step {self.key(i)} has no .{field}; its dataset has {self._fields}")
         data = self._files.read(path, offset, size)
@@ -245,21 +249,21 @@ class StepShards:
         return self._paths[self._shard_of[i]]
 
     def image(self, i: int, name: str = "image") -> np.ndarray:
-        """The picture of step i, uint8[H, W, 3]."""
+        """The image of step i, uint8[H, W, 3]."""
         try:
             return images.decode(self._read(i, f"{name}.jpg"))
         except ValueError as error:
             raise self._bad(i, f"{name}.jpg", error) from None
 
     def images_into(self, steps: Sequence[int], outs: Sequence[np.ndarray], name: str = "image") -> None:
-        """Decodes the picture of each step into one of `outs` uint8[H, W, 3], which must have its size."""
+        """Decodes the image of each step into one of `outs` uint8[H, W, 3], which must have its size."""
         field = f"{name}.jpg"
-        # all places at once: one by one, the lookup would cost a tenth of decoding a small picture
-        known = field in self._columns
-        places = self._places[steps, self._columns[field]].tolist() if known else [_NOWHERE] * len(steps)
-        for i, place, shard, out in zip(steps, places, self._shard_of[steps].tolist(), outs):
+        # all locations at once: one by one, the lookup would cost a tenth of decoding a small image
+        stored = field in self._columns
+        locations = self._locations[steps, self._columns[field]].tolist() if stored else [_NO_LOCATION] * len(steps)
+        for i, location, shard, out in zip(steps, locations, self._shard_of[steps].tolist(), outs):
             try:
-                images.decode_into(self._member(i, field, place, self._paths[shard]), out)
+                images.decode_into(self._member(i, field, location, self._paths[shard]), out)
             except ValueError as error:
                 raise self._bad(i, field, error) from None
 
@@ -309,8 +313,8 @@ def column(paths: Sequence[pathlib.Path], name: str, numbers: int = 1 << 20) -> 
     for path in paths:
         index = open_index(path)
         at = index.fields.index(f"{name}.npy") if f"{name}.npy" in index.fields else None
-        places = [] if at is None else np.stack([index.offsets, index.sizes, index.checksums], -1)[:, at].tolist()
-        for offset, size, checksum in places:
+        locations = [] if at is None else np.stack([index.offsets, index.sizes, index.checksums], -1)[:, at].tolist()
+        for offset, size, checksum in locations:
             if offset >= 0:
                 data = files.read(path, offset, size)
                 if checksum >= 0 and tar.checksum(data) != checksum:

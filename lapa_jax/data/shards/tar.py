@@ -28,7 +28,7 @@ of our shards uses and every other tool ignores."""
 
 
 class Member(NamedTuple):
-    """A regular file of a tar: name, place and size of its data in bytes, and their CRC-32C where the header has it."""
+    """A regular file of a tar: its name, offset and bytes of its data, and their CRC-32C where the header has it."""
 
     name: str
     offset: int
@@ -93,6 +93,7 @@ def _scan(path: pathlib.Path, file, size: int) -> Iterator[Member]:
         offset = data + length + -length % BLOCK
         if kind in (_LONG_NAME, _PAX):
             try:
+                # A pax header without a path leaves an earlier GNU long name as it is.
                 long_name = _long_name(kind, file.read(length)) or long_name
             except ValueError:
                 raise _damage(path, data - BLOCK, "the long name here is damaged") from None
@@ -124,6 +125,7 @@ def _header(path: pathlib.Path, offset: int, header: bytes, errors: str) -> tupl
         else:
             length = int(header[124:136].split(b"\0")[0].strip() or b"0", 8)
         name = header[:100].split(b"\0")[0].decode(errors=errors)
+        # POSIX ustar splits names of more than 100 bytes; GNU's magic "ustar  " has other fields there.
         if header[257:262] == b"ustar" and header[262:263] == b"\0" and header[345]:
             name = header[345:500].split(b"\0")[0].decode() + "/" + name
     except ValueError:

@@ -159,7 +159,7 @@ def test_what_the_data_lack_is_refused_and_what_is_not_asked_for_may_lack(tmp_pa
     features = Steps(bare, Options(fields=("feature",)))
     rows = [step["feature.npy"] for episode in make.decoded(bare.folder) for step in episode]
     np.testing.assert_array_equal(features.batch(range(7))["feature"], rows)
-    for name, words in (("image", "no pictures"), ("text", "no step of .* has 'text'"), ("action", "no action"),
+    for name, words in (("image", "no images"), ("text", "no step of .* has 'text'"), ("action", "no action"),
                         ("latent", "no latent labels; label it with launch/label.py")):  # fmt: skip
         with pytest.raises(UserError, match=words):
             Steps(bare, Options(fields=("feature", name)))
