@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     segmentation.write(out, segmenter, episodes, found, args.run)
     names = segmenter.action_names()
     for episode, segments in list(zip(episodes, found, strict=True))[: args.pictures]:
-        segment_plots.episode_picture(out / "episodes" / f"{episode.id}.png", episode, segments, names)
+        segment_plots.draw_episode(out / "episodes" / f"{episode.id}.png", episode, segments, names)
     if args.pictures:
         title = f"{args.data} ({args.split}): segments of {args.run}"
         segment_plots.overview(out / "overview.png", episodes[: args.pictures], found[: args.pictures], title)

@@ -1,4 +1,4 @@
-"""Measures a trained action tokenizer on held-out actions: `metrics.json`, pictures and `report.html`."""
+"""Measures a trained action tokenizer on held-out actions: `metrics.json`, images and `report.html`."""
 
 from collections.abc import Mapping, Sequence
 

@@ -33,7 +33,7 @@ class BaseEvaluation:
       source: the samples. count: how many at most, chosen pseudo-randomly, always the same ones.
 
     Attributes:
-      FILES: what it writes besides pictures, the most important last.
+      FILES: what it writes besides images, the most important last.
       OPTIONS: options of `launch/eval.py` that it takes besides those of all.
     """
 
@@ -52,6 +52,7 @@ class BaseEvaluation:
 
     def batches(self, source=None):
         """The chosen samples of the source, or the same ones of another reading of it, in batches with "mask"."""
+        # The next multiple of the devices, which share each batch evenly.
         size = -(-BATCH // self.tokenizer.mesh.size) * self.tokenizer.mesh.size
         return loader.eval_batches(self.source if source is None else source, batch_size=size, limit=self.count)
 
@@ -62,14 +63,14 @@ class BaseEvaluation:
 
     def about(self) -> dict:
         """What was evaluated on what; the head of `metrics.json`."""
-        places = [self.data.get("val_path") or self.data.get("path")]
+        paths = [self.data.get("val_path") or self.data.get("path")]
         if self.data.get("mixture") and not self.data.get("val_path"):
-            places = [part["path"] for part in self.data["mixture"] if part.get("split_val", "val") is not None]
+            paths = [part["path"] for part in self.data["mixture"] if part.get("split_val", "val") is not None]
         return {
             "run": str(self.run),
             "step": self.tokenizer.step,
             "tokenizer": self.tokenizer.fingerprint,
-            "data": ", ".join(map(str, places)),
+            "data": ", ".join(map(str, paths)),
             "data_fingerprint": self.source.meta()["data_fingerprint"],
             "split": str(self.data["split_val"]),
         }

@@ -1,4 +1,4 @@
-"""What closed-loop evaluation found, written down: `metrics.json`, pictures and `report.html`."""
+"""What closed-loop evaluation found, written down: `metrics.json`, images and `report.html`."""
 
 import pathlib
 import textwrap
@@ -103,9 +103,9 @@ def draw_rates(path, results: Mapping[str, Mapping]) -> pathlib.Path:
             parts = [*(result["tasks"][task] for task in tasks), result["overall"]]
             rates = np.array([part["success_rate"] for part in parts])
             ends = np.array([[part["low"], part["high"]] for part in parts]).T
-            places = np.arange(len(parts)) + (i - (len(results) - 1) / 2) * width
-            axes.bar(places, rates, width * 0.9, color=COLOURS[i % len(COLOURS)], label=name)
-            axes.errorbar(places, rates, np.abs(ends - rates), fmt="none", ecolor=plots.INK, elinewidth=0.8, capsize=2)
+            x = np.arange(len(parts)) + (i - (len(results) - 1) / 2) * width
+            axes.bar(x, rates, width * 0.9, color=COLOURS[i % len(COLOURS)], label=name)
+            axes.errorbar(x, rates, np.abs(ends - rates), fmt="none", ecolor=plots.INK, elinewidth=0.8, capsize=2)
         axes.set_xticks(np.arange(len(tasks) + 1), [*tasks, "all"], rotation=20 if len(tasks) > 3 else 0)
         axes.set_ylim(0, 1.02)
         axes.set_ylabel("success rate")
@@ -118,6 +118,7 @@ def _sheets(out: pathlib.Path, episodes: Sequence[Mapping], shown: pathlib.Path)
     sections = []
     for success, file, title in ((False, FAILURES_FILE, "Failures"), (True, SUCCESSES_FILE, "Successes")):
         chosen = choose([e for e in episodes if e["success"] is success and strip(shown, e["number"]).exists()])
+        # An earlier evaluation's sheet would stand beside a page that does not mention it.
         (out / file).unlink(missing_ok=True)
         if chosen:
             draw_sheet(out / file, chosen, shown)
@@ -144,12 +145,12 @@ def choose(episodes: Sequence[Mapping], count: int = ROWS) -> list[Mapping]:
 
 
 def strip(shown: pathlib.Path, number: int) -> pathlib.Path:
-    """Where pictures of an episode lie, side by side."""
+    """Where images of an episode lie, side by side."""
     return shown / "strips" / f"{number:06d}.jpg"
 
 
 def draw_sheet(path, episodes: Sequence[Mapping], shown: pathlib.Path) -> pathlib.Path:
-    """A row an episode, named by number and instruction; pictures spread evenly over it."""
+    """A row an episode, named by number and instruction; images spread evenly over it."""
     strips = [images.decode(strip(shown, episode["number"]).read_bytes()) for episode in episodes]
     side = strips[0].shape[0]
     frames = np.stack([einops.rearrange(row, "h (steps w) c -> steps h w c", w=side) for row in strips])

@@ -1,4 +1,4 @@
-"""Measures a trained feature tokenizer on held-out rows: `metrics.json`, pictures and `report.html`."""
+"""Measures a trained feature tokenizer on held-out rows: `metrics.json`, images and `report.html`."""
 
 from collections.abc import Mapping, Sequence
 

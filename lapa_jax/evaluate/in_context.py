@@ -1,5 +1,5 @@
 """Measures a trained in-context policy on held-out episodes: does its prompt help, on which tasks? `metrics.json`,
-pictures and `report.html`."""
+images and `report.html`."""
 
 from collections.abc import Mapping, Sequence
 
@@ -105,9 +105,9 @@ class Evaluation(BaseEvaluation):
                  "episodes": len(np.unique(arrays["episode_id"]))}  # fmt: skip
         for kind, key in CONDITIONS.items():
             if key in arrays:
-                entry[kind] = self.errors(arrays, key, dataset, source) if _there(arrays, kind).any() else None
+                entry[kind] = self.errors(arrays, key, dataset, source) if _has_prompt(arrays, kind).any() else None
         for kind in ("none", "wrong"):
-            rows = _there(arrays, kind) if CONDITIONS[kind] in arrays else np.zeros(0, bool)
+            rows = _has_prompt(arrays, kind) if CONDITIONS[kind] in arrays else np.zeros(0, bool)
             better = _mse(arrays, "prediction", rows) < _mse(arrays, CONDITIONS[kind], rows) if rows.any() else None
             entry[f"beats_{kind}"] = better
         return entry
@@ -121,7 +121,7 @@ class Evaluation(BaseEvaluation):
           "gripper_accuracy", how often the nearer of the two is the right one.
         """
         kind = next(kind for kind, array_name in CONDITIONS.items() if array_name == key)
-        rows = _there(arrays, kind)
+        rows = _has_prompt(arrays, kind)
         width = self.tokenizer.width_of(dataset)
         mask = arrays["action_mask"][rows] > 0
         true, guess = (arrays[name][rows][mask][:, :width].astype(np.float64) for name in ("action", key))
@@ -133,7 +133,7 @@ class Evaluation(BaseEvaluation):
         return metrics | ({"gripper_accuracy": float(np.mean(two))} if two else {})
 
     def _about(self, dataset: str | None, width: int) -> dict:
-        """What the dimensions of actions are like, for `columns.dimensions`."""
+        """What the dimensions of actions are like, for `tokenizers.dimensions`."""
         entry = self.tokenizer.datasets.get(dataset, {}).get("statistics", {}).get("action")
         if entry is None:
             return {"kind": ["continuous"] * width, "scale": np.ones(width), "low": np.zeros(width),
@@ -232,7 +232,7 @@ _WORDS = {
 }
 
 
-def _there(arrays: Mapping[str, np.ndarray], kind: str) -> np.ndarray:
+def _has_prompt(arrays: Mapping[str, np.ndarray], kind: str) -> np.ndarray:
     """bool[N]: the windows that have a prompt of the kind."""
     return arrays["has_wrong"] > 0 if kind == "wrong" else np.ones(len(arrays["action"]), bool)
 
@@ -256,15 +256,15 @@ def _group(tasks: Sequence[Mapping]) -> dict:
 
 
 def _task_table(tasks: Sequence[Mapping]) -> tuple[tuple[str, ...], ...]:
-    kinds_there = [kind for kind in CONDITIONS if any(task.get(kind) for task in tasks)]
+    kinds_measured = [kind for kind in CONDITIONS if any(task.get(kind) for task in tasks)]
     head = ["task", "windows", "episodes"]
     columns = [("action_mse", "MSE"), ("action_r2", "R²")]
     if any("gripper_accuracy" in task["right"] for task in tasks):
         columns.append(("gripper_accuracy", "gripper"))
-    head += [f"{word}, {episodes.PROMPTS[kind][0]}" for key, word in columns for kind in kinds_there]
+    head += [f"{word}, {episodes.PROMPTS[kind][0]}" for key, word in columns for kind in kinds_measured]
     rows = []
     for task in tasks:
-        cells = [(task.get(kind) or {}).get(key) for key, _ in columns for kind in kinds_there]
+        cells = [(task.get(kind) or {}).get(key) for key, _ in columns for kind in kinds_measured]
         rows.append((episodes.label(task), str(task["windows"]), str(task["episodes"]),
                      *("" if value is None else f"{value:.3g}" for value in cells)))  # fmt: skip
     return (tuple(head), *rows)

@@ -1,5 +1,5 @@
 """Measures a stage-2 policy on held-out steps: how often it gives the right codes, and whether it looks and listens.
-`metrics.json`, pictures and `report.html`."""
+`metrics.json`, images and `report.html`."""
 
 from collections.abc import Iterator, Mapping
 
@@ -17,7 +17,7 @@ from lapa_jax.plots import curves, latent_policy
 
 MIN_GAIN, MIN_USE = 0.15, 0.01
 SHUFFLED = {"text": ("text", "text_mask"), "image": ("image",)}
-"""What is exchanged between samples: instructions, or pictures."""
+"""What is exchanged between samples: instructions, or images."""
 EXAMPLES = 8
 CONFUSION_FILE, EXAMPLES_FILE, CURVES_FILE = "confusion.png", "examples.png", "curves.png"
 IMAGINED_FILE = "imagined.png"
@@ -59,7 +59,7 @@ class Evaluation(BaseEvaluation):
         """Measures, draws and writes; returns the content of `metrics.json`.
 
         Its "metrics" are those that training logs under "val/", and "latent_accuracy_shuffled_text" and
-        "..._shuffled_image": with the instruction of a sample that has another one, and with the picture of another
+        "..._shuffled_image": with the instruction of a sample that has another one, and with the image of another
         episode. "text_use" and "image_use" are what that costs.
         """
         metrics, arrays = self.measure(self.tokenizer.variables)
@@ -178,16 +178,16 @@ _EXAMPLES = ("Of different episodes, first those whose true codes the policy tho
              "it thought the least likely. Wrong codes are red.")  # fmt: skip
 _IMAGINED = ("The same examples: the image, what is left of it for the policy, and the next frame that the tokenizer "
              "draws from the image and codes, those that the policy predicts and the true ones.")  # fmt: skip
-_CONFUSION = ("For each place: of the steps with a code (row), the share for which each code was predicted (column). A "
-              "dark diagonal is good, a dark column is a code that is given whatever is seen.")  # fmt: skip
+_CONFUSION = ("For each code position: of the steps with a code (row), the share for which each code was predicted "
+              "(column). A dark diagonal is good, a dark column is a code that is given whatever is seen.")  # fmt: skip
 _WORDS = {
-    "accuracy_gain": "points over always giving the most frequent code of each place",
+    "accuracy_gain": "points over always giving the most frequent code of each position",
     "latent_accuracy": "of the codes are predicted",
     "majority_accuracy": "would be right by always giving the most frequent code",
     "latent_accuracy_top3": "of the codes are among the three most likely",
     "majority_accuracy_top3": "would be among the three most frequent ones",
     "text_use": "points are lost with the instruction of another sample: how much it listens",
-    "image_use": "points are lost with the picture of another episode: how much it looks",
+    "image_use": "points are lost with the image of another episode: how much it looks",
     "latent_accuracy_all": "of the steps have every code right",
     "loss": "nats a code",
     "loss_unigram": "nats a code, for the frequencies of the codes alone",

@@ -1,5 +1,5 @@
 """Measures a stage-3 policy on held-out steps: predicted against recorded actions, in physical units. `metrics.json`,
-pictures and `report.html`."""
+images and `report.html`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ class Rows:
 
     Attributes:
       name: of the part. dataset: whose scaling the policy used. names: of the dimensions.
-      recorded, predicted: f32[M, T, A]. there: bool[M, T], which actions exist.
+      recorded, predicted: f32[M, T, A]. mask: bool[M, T], which actions exist.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Rows:
     names: tuple[str, ...]
     recorded: np.ndarray
     predicted: np.ndarray
-    there: np.ndarray
+    mask: np.ndarray
 
 
 class Evaluation(BaseEvaluation):
@@ -74,7 +74,7 @@ class Evaluation(BaseEvaluation):
         """Measures, draws and writes; returns the content of `metrics.json`.
 
         Its "metrics" are those that training logs under "val/"; "datasets" has the errors of every dimension in the
-        units of the data, see `columns.dimensions`, and its "distance", see `action_measures.distance`.
+        units of the data, see `tokenizers.dimensions`, and its "distance", see `action_measures.distance`.
         """
         metrics, arrays = self.measure(self.tokenizer.variables)
         recorded, worst = self._collect_recorded(_worst(arrays))
@@ -111,9 +111,9 @@ class Evaluation(BaseEvaluation):
             real = np.flatnonzero(batch["mask"] > 0)
             actions.append(batch["action"][real])
             for row in worst[(worst >= start) & (worst < start + len(real))].tolist():
-                place = real[row - start]
-                seen[row] = {"image": batch["image"][place], "instruction": str(batch["text"][place]),
-                             "step": int(batch["step"][place]), "row": row}  # fmt: skip
+                index = real[row - start]
+                seen[row] = {"image": batch["image"][index], "instruction": str(batch["text"][index]),
+                             "step": int(batch["step"][index]), "row": row}  # fmt: skip
             start += len(real)
         return np.concatenate(actions), [seen[row] for row in worst.tolist()]
 
@@ -134,7 +134,7 @@ class Evaluation(BaseEvaluation):
         scaler = self.tokenizer.normalizer(part.dataset)
         scale = np.ones(len(part.names)) if scaler is None else scaler.scale
         about = {"kind": kinds(entry), "scale": scale, "low": np.array(entry["min"]), "high": np.array(entry["max"])}
-        true, guess = part.recorded[part.there], part.predicted[part.there]
+        true, guess = part.recorded[part.mask], part.predicted[part.mask]
         metrics = dimensions(true, guess, about, part.names)
         return [{**entry, "distance": None if entry["r2"] is None else distance(guess[:, i], true[:, i])}
                 for i, entry in enumerate(metrics)]  # fmt: skip
@@ -143,11 +143,11 @@ class Evaluation(BaseEvaluation):
         """The worst samples with both actions of their first step and the names of the dimensions."""
         samples = []
         for number, (name, _, _) in enumerate(self.parts):
-            place = {int(row): i for i, row in enumerate(np.flatnonzero(_rows_of(arrays, number)))}
+            index_of = {int(row): i for i, row in enumerate(np.flatnonzero(_rows_of(arrays, number)))}
             part = next((part for part in parts if part.name == name), None)
             samples += [{**sample, "names": part.names, "recorded": part.recorded[i, 0],
                          "predicted": part.predicted[i, 0]}
-                     for sample in worst if (i := place.get(sample["row"])) is not None]  # fmt: skip
+                     for sample in worst if (i := index_of.get(sample["row"])) is not None]  # fmt: skip
         return samples
 
     def _sections(self, result: Mapping, parts: list[Rows], worst: list[dict]) -> list[Section]:
@@ -156,7 +156,7 @@ class Evaluation(BaseEvaluation):
             end = f"_{number + 1}.png" if number else ".png"
             replays = replay.episodes(self.tokenizer, sources[part.name], EPISODES, part.dataset)
             episodes.episodes(self.out / f"episodes{end}", replays, part.names)
-            policy_plots.spread(self.out / f"spread{end}", part.recorded[part.there], part.predicted[part.there],
+            policy_plots.spread(self.out / f"spread{end}", part.recorded[part.mask], part.predicted[part.mask],
                                 part.names)  # fmt: skip
             sections += [
                 Section(f"Dimensions of {part.name}", _DIMENSIONS, (), _table(result["datasets"][part.name])),

@@ -15,9 +15,9 @@ from lapa_jax.data.shards.step_shards import read_dataset
 from lapa_jax.evaluate.base import unscaled
 from lapa_jax.inference.policies import Policy
 from lapa_jax.models.policies.action_measures import dimension
-from lapa_jax.plots import episodes as in_context_plots
+from lapa_jax.plots import episodes as episode_plots
 
-LONGEST = 400
+LONGEST = 200
 """Steps of an episode that are replayed at most."""
 
 
@@ -30,13 +30,14 @@ def replay(policy, source, episode: int, dataset: str | None) -> tuple[np.ndarra
       dataset: whose units these are.
 
     Returns:
-      Recorded and predicted actions f32[N, A], of the steps up to the first that lacks something, 400 at most; None
+      Recorded and predicted actions f32[N, A], of the steps up to the first that lacks something, 200 at most; None
       where the source has no window at the episode's beginning.
     """
     first = _index(source, episode, 0)
     if first == len(source) or source.locate(first) != (episode, 0):
         return None
     steps, complete = _steps(source, first, _index(source, episode + 1, 0))
+    # argmin of a bool array is its first False; the one appended stands for an episode without a gap.
     count = min(LONGEST, int(np.argmin(np.append(complete, False))))
     policy.reset(_prompt(source[first]), dataset=dataset)
     predicted = []
@@ -55,6 +56,7 @@ def _steps(source, first: int, end: int) -> tuple[dict[str, np.ndarray], np.ndar
     """The steps of an episode, put together of its windows, samples `first` to `end` - 1: fields [N, ...], and which
     steps are whole, bool[N]."""
     length = len(source[first]["action"])
+    # Windows side by side cover every step; the last one is taken too, as it ends with the episode.
     chosen = [*range(first, end - 1, length), end - 1]
     chosen = chosen[: -(-LONGEST // length) + 1]
     samples = [source[i] for i in chosen]
@@ -63,27 +65,27 @@ def _steps(source, first: int, end: int) -> tuple[dict[str, np.ndarray], np.ndar
              for name in ("action", "state", "image") if name in samples[0]}  # fmt: skip
     complete = np.zeros(total, bool)
     for sample in samples:
-        place = slice(int(sample["step"]), int(sample["step"]) + length)
+        span = slice(int(sample["step"]), int(sample["step"]) + length)
         for name, values in steps.items():
-            values[place] = sample[name]
-        complete[place] = (sample["action_mask"] > 0) & (sample["step_mask"] > 0)
+            values[span] = sample[name]
+        complete[span] = (sample["action_mask"] > 0) & (sample["step_mask"] > 0)
     return steps, complete
 
 
 def _prompt(sample: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     """The demonstrations of a sample, without those that are empty."""
     demonstrations = []
-    for place in range(len(sample.get("prompt_action", ()))):
-        rows = (sample["prompt_action_mask"][place] > 0) & (sample["prompt_step_mask"][place] > 0)
+    for number in range(len(sample.get("prompt_action", ()))):
+        rows = (sample["prompt_action_mask"][number] > 0) & (sample["prompt_step_mask"][number] > 0)
         if rows.any():
-            demonstrations.append({name: sample[f"prompt_{name}"][place][rows] for name in ("action", "state", "image")
+            demonstrations.append({name: sample[f"prompt_{name}"][number][rows] for name in ("action", "state", "image")
                           if f"prompt_{name}" in sample})  # fmt: skip
     return demonstrations
 
 
-EPISODES, LONGEST, CHECKED = 3, 200, 64
+EPISODES, CHECKED = 3, 64
 ROUNDING = 1e-4
-"""Of a deviation: differences that large are float32's."""
+"""In standard deviations: differences up to this are float32's rounding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,21 +113,21 @@ class Replay:
     Attributes:
       trained: the samples as training reads them. Their scaling is that of the data where the policy was trained on
         these data, else the policy's own.
-      raw: the same as a robot would give them: pictures as stored, texts, the units of the data.
-      dataset: whose units these are. known: whether the policy was trained on these data.
+      raw: the same as a robot would give them: images as stored, texts, the units of the data.
+      dataset: whose units these are. in_training: whether the policy was trained on these data.
     """
 
     def __init__(self, policy: Policy, folder, split: str):
         """Args: policy: of the run. folder, split: of step shards. Raises UserError: they lack what it sees."""
         self.policy = policy
         fingerprint = read_dataset(folder)["fingerprint"]
-        self.known = any(entry.get("fingerprint") == fingerprint for entry in policy.datasets.values())
+        self.in_training = any(entry.get("fingerprint") == fingerprint for entry in policy.datasets.values())
         self.dataset = policy.dataset_of(fingerprint)
         mode = pipeline.normalization_of(policy.config.data, self.dataset)
         data = {**policy.config.data, "path": str(folder), "val_path": None, "mixture": None, "split_train": split,
                 "normalize": mode}  # fmt: skip
         statistics = {self.dataset: statistics_of({"datasets": policy.datasets})[self.dataset]}
-        self.trained = pipeline.build(data, "train", statistics=None if self.known else statistics)
+        self.trained = pipeline.build(data, "train", statistics=None if self.in_training else statistics)
         self.raw = pipeline.build(observed(data), "train")
 
     def differences(self, count: int = CHECKED) -> list[Difference]:
@@ -141,8 +143,10 @@ class Replay:
         action_mask = theirs["action_mask"] > 0
         back, recorded = self.policy.to_units(theirs["action"][action_mask], self.dataset), raw["action"][action_mask]
         scale = np.maximum(recorded.std(0), 1e-6)
+        # Large numbers with a small spread lose more: an offset of 1e6 standard deviations leaves one of them to
+        # float32.
         allowed = ROUNDING + float((np.abs(recorded).max(0) * 1e-6 / scale).max())
-        return [*differences, _difference("action", back / scale, recorded / scale, allowed, "deviations")]
+        return [*differences, _difference("action", back / scale, recorded / scale, allowed, "standard deviations")]
 
     def check(self, differences: Sequence[Difference]) -> None:
         """Raises a `UserError` that names what of `differences` is more than rounding."""
@@ -159,8 +163,8 @@ class Replay:
         replays = episodes(self.policy, self.raw, EPISODES, self.dataset)
         true, guess = (np.concatenate([replay[kind] for replay in replays]) for kind in ("recorded", "predicted"))
         names = dimension_names(self.raw.shards.features["action"], true.shape[1])
-        in_context_plots.episodes(path, replays, names)
-        training = "trained on these data" if self.known else f"trained on other data, scaled as '{self.dataset}'"
+        episode_plots.episodes(path, replays, names)
+        training = "trained on these data" if self.in_training else f"trained on other data, scaled as '{self.dataset}'"
         lines = [f"## Replay through {run}", "", f"Step {self.policy.step}, {training}. What training and the policy "
                  f"make of the same {min(CHECKED, len(self.raw))} samples:", "", "| field | largest difference | |",
                  "|---|---|---|"]  # fmt: skip
@@ -169,13 +173,13 @@ class Replay:
         lines += ["", f"Predicted against recorded actions of {len(replays)} episodes, {len(true)} steps ({path}):", "",
                   "| dimension | MAE | R² |", "|---|---|---|"]  # fmt: skip
         for i, name in enumerate(names):
-            of = dimension(guess[:, i], true[:, i])
-            lines.append(f"| {name} | {of['action_mae']:.3g} | {of.get('action_r2', float('nan')):.3g} |")
+            metrics = dimension(guess[:, i], true[:, i])
+            lines.append(f"| {name} | {metrics['action_mae']:.3g} | {metrics.get('action_r2', float('nan')):.3g} |")
         return "\n".join(lines) + "\n"
 
 
 def observed(data: Mapping) -> dict:
-    """A `config.data` that gives the same samples as a robot would: stored pictures, texts, the units of the data."""
+    """A `config.data` that gives the same samples as a robot would: stored images, texts, the units of the data."""
     return {**unscaled(data), "text_tokenizer": None, "image_size": None, "resize": None}
 
 
@@ -204,9 +208,9 @@ def episodes(policy: Policy, source, count: int, dataset: str | None) -> list[di
 
 def _difference(name: str, ours: np.ndarray, theirs: np.ndarray, allowed: float, unit: str) -> Difference:
     away = np.abs(ours.astype(np.float64) - theirs.astype(np.float64))
-    place = np.unravel_index(int(away.argmax()), away.shape)
-    return Difference(name, float(away.max()), allowed, unit, _place(name, place))
+    largest_at = np.unravel_index(int(away.argmax()), away.shape)
+    return Difference(name, float(away.max()), allowed, unit, _where(name, largest_at))
 
 
-def _place(name: str, place: Sequence[int]) -> str:
-    return f"dimension {place[-1]}" if name in ("state", "action") else f"sample {place[0]}"
+def _where(name: str, index: Sequence[int]) -> str:
+    return f"dimension {index[-1]}" if name in ("state", "action") else f"sample {index[0]}"

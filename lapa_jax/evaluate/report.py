@@ -47,12 +47,12 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A titled part of the page: a sentence or two, a table (its first row is the head), then pictures and videos (file
+    """A titled part of the page: a sentence or two, a table (its first row is the head), then images and videos (file
     names relative to the page)."""
 
     title: str
     text: str
-    pictures: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
     table: tuple[tuple[str, ...], ...] = ()
     videos: tuple[str, ...] = ()
 
@@ -64,7 +64,7 @@ def write(
     """Writes the page atomically.
 
     Args:
-      path: the HTML file; the pictures of `sections` lie in the same folder.
+      path: the HTML file; the images of `sections` lie in the same folder.
       title, subtitle: the head of the page (plain text; it is escaped).
       verdicts: the rows of the metrics table; those that are "poor" are repeated at the top.
       sections: what follows the table. note: a sentence above the table on what its numbers are measured on.
@@ -93,6 +93,7 @@ def _table(verdicts: Sequence[Verdict], note: str) -> str:
     rows = "".join(
         f'<tr><td class="{v.level}">{_MARKS[v.level]}</td><td><code>{html.escape(v.metric)}</code></td>'
         f'<td class="value">{html.escape(v.shown)}</td><td>{html.escape(v.words)}</td></tr>'
+        # Figures with a bar first; the sort is stable, so that each group keeps its order.
         for v in sorted(verdicts, key=lambda v: v.level == NOTE)
     )
     return f"<section><h2>Metrics</h2><p>{html.escape(note)}</p><table>{rows}</table></section>"
@@ -102,6 +103,6 @@ def _section(section: Section) -> str:
     rows = [f"<tr>{''.join(f'<{cell}>{html.escape(text)}</{cell}>' for text in row)}</tr>"
             for row, cell in zip(section.table, ["th", *["td"] * len(section.table)])]  # fmt: skip
     table = f"<table>{''.join(rows)}</table>" if rows else ""
-    images = "".join(f'<img src="{html.escape(p)}" alt="{html.escape(section.title)}">' for p in section.pictures)
-    images += "".join(f'<video src="{html.escape(p)}" controls loop muted></video>' for p in section.videos)
-    return f"<section><h2>{html.escape(section.title)}</h2><p>{html.escape(section.text)}</p>{table}{images}</section>"
+    media = "".join(f'<img src="{html.escape(p)}" alt="{html.escape(section.title)}">' for p in section.images)
+    media += "".join(f'<video src="{html.escape(p)}" controls loop muted></video>' for p in section.videos)
+    return f"<section><h2>{html.escape(section.title)}</h2><p>{html.escape(section.text)}</p>{table}{media}</section>"

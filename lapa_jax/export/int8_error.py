@@ -29,8 +29,8 @@ def compare(trained: TrainedModel, small: TrainedModel, **where) -> dict:
     Returns:
       JSON values: "samples", "data", "data_fingerprint", "split"; "bytes" of the parameters and the "metrics" that
       training logs under "val/", both "float" and "int8"; and "error", in percent. Of a `Policy` that is the mean
-      absolute difference of the actions, relative to the deviation of their dimension in the training data, of the
-      worst dimension; "datasets" has all of them, see `differences`. Of a `LatentPolicy` it is the share of codes that
+      absolute difference of the actions, relative to the standard deviation of their dimension in the training data, of
+      the worst dimension; "datasets" has all of them, see `differences`. Of a `LatentPolicy` it is the share of codes that
       differ, whatever the true ones are.
 
     Raises:
@@ -59,13 +59,13 @@ def differences(actions: np.ndarray, other: np.ndarray, statistics: Mapping) -> 
 
     Returns:
       "max" and "mean" of the absolute difference in the units of the data, and "max_percent", "mean_percent", the same
-      in percent of the deviation in `statistics`; None where the dimension is constant there.
+      in percent of the standard deviation in `statistics`; None where the dimension is constant there.
     """
     away = np.abs(actions.astype(np.float64) - other)
     entries = []
-    for index, (column, deviation) in enumerate(zip(away.T, statistics["std"], strict=False)):
+    for index, (column, std) in enumerate(zip(away.T, statistics["std"], strict=False)):
         figures = {"max": float(column.max()), "mean": float(column.mean())}
-        shares = {f"{name}_percent": 100 * value / deviation if deviation > 0 else None
+        shares = {f"{name}_percent": 100 * value / std if std > 0 else None
                   for name, value in figures.items()}  # fmt: skip
         entries.append({"index": index, **figures, **shares})
     return entries
@@ -98,7 +98,8 @@ def describe(report: Mapping) -> str:
     for name, entries in report.get("datasets", {}).items():
         for entry in entries:
             shares = "constant" if entry["mean_percent"] is None else \
-                f"{entry['mean_percent']:.3g} % of the deviation (at most {entry['max_percent']:.3g} %)"  # fmt: skip
+                f"{entry['mean_percent']:.3g} % of the standard deviation " \
+                f"(at most {entry['max_percent']:.3g} %)"  # fmt: skip
             lines.append(f"  {name} {entry['index']}: mean difference {entry['mean']:.4g}, at most {entry['max']:.4g}; "
                          f"{shares}")  # fmt: skip
     return "\n".join(lines)

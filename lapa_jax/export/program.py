@@ -70,6 +70,7 @@ def load(folder, devices=None) -> Policy | LatentPolicy:
         raise UserError(f"{folder / PROGRAM_JSON} does not describe a program of version {VERSION} that this release "
                         "reads; export it again")  # fmt: skip
     data = _whole(folder / PROGRAM_FILE, about["program_sha256"])
+    # The config names the model's fields and the scaling, and must be that of this program.
     _whole(folder / CONFIG_FILE, about["config_sha256"])
     devices = devices or jax.local_devices()
     _check_platform(devices[0], about["platforms"], folder)
@@ -90,6 +91,7 @@ def _whole(path: pathlib.Path, digest: str) -> bytes:
 
 def _check_platform(device: jax.Device, platforms, folder) -> None:
     version = getattr(device.client, "platform_version", "").lower()
+    # JAX calls both vendors' devices "gpu"; a program names which of the two it was made for.
     name = {"gpu": "rocm" if "rocm" in version else "cuda"}.get(device.platform, device.platform)
     if name not in platforms:
         raise UserError(f"the program in {folder} was made for {', '.join(platforms)}, these devices are {name}; "

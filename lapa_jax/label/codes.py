@@ -1,4 +1,4 @@
-"""Where the codes of steps come from: pairs of pictures, chunks or sequences of actions, rows of features.
+"""Where the codes of steps come from: pairs of images, chunks or sequences of actions, rows of features.
 
 Each class reads one data folder for one tokenizer and gives the codes of a range of steps of a split, whatever was
 asked before. `about` is what `labelling.json` tells of it; `flag` is a remark in the `.json` of each step.
@@ -51,7 +51,7 @@ class PairCodes:
 
     def __init__(self, tokenizer, splits: Mapping[str, StepShards], fingerprint: str, dataset: str | None):
         if dataset is not None:
-            raise UserError(f"--dataset {dataset} says how numbers are scaled; this tokenizer takes pictures: leave it "
+            raise UserError(f"--dataset {dataset} says how numbers are scaled; this tokenizer takes images: leave it "
                             "out")  # fmt: skip
         self.tokenizer, self.splits = tokenizer, splits
         seconds, frames = pipeline.gap_of(tokenizer.config.data, tokenizer.datasets, fingerprint)
@@ -72,12 +72,14 @@ class PairCodes:
                 nonlocal window
                 second = _second(source, gaps, np.array(steps))
                 needed = sorted({*steps, *second.tolist()})
+                # Neighbouring pairs share frames: only those of this batch and the last are kept.
                 window = {i: window.get(i) or pool.submit(_frame, source, i, self.tokenizer.side) for i in needed}
                 return steps, second, [window[i] for pair in zip(steps, second.tolist()) for i in pair]
 
             ready = prepare(batches[0])
             for upcoming in [*batches[1:], None]:
                 steps, second, frames = ready
+                # While the model encodes one batch the threads decode the next.
                 ready = prepare(upcoming) if upcoming is not None else None
                 pairs = np.stack([frame.result() for frame in frames])
                 codes = self.tokenizer.encode(pairs.reshape(len(steps), 2, *pairs.shape[1:]))
@@ -103,9 +105,9 @@ class ColumnCodes:
         if name not in shards.features:
             features = sorted(shards.features)
             raise UserError(f"{shards.folder} has no {name}, which this tokenizer encodes (features: {features})")
-        width, wanted = shards.features[name]["shape"][0], self.tokenizer.width_of(self.dataset, name)
-        if width != wanted:
-            raise UserError(f"{shards.folder} has {name}s of {width} numbers; the tokenizer was trained on {wanted}")
+        width, expected = shards.features[name]["shape"][0], self.tokenizer.width_of(self.dataset, name)
+        if width != expected:
+            raise UserError(f"{shards.folder} has {name}s of {width} numbers; the tokenizer was trained on {expected}")
         return Column(shards, name)
 
     def _summary(self, split: str, codes: np.ndarray) -> dict:
@@ -144,14 +146,14 @@ class ActionCodes(ColumnCodes):
 
     def _codes_of(self, split: str, episodes: Sequence[range], steps: range) -> Labelled:
         column, states = self._columns[split], self._states.get(split)
-        given = []
+        sequences = []
         for episode in episodes:
             rows, action_mask = np.array(episode), column.present[np.array(episode)]
-            given.append(
+            sequences.append(
                 (column.take(rows), action_mask.astype(np.float32), None if states is None else states.take(rows))
             )
-        codes = np.concatenate(self.tokenizer.encode_episodes(given, dataset=self.dataset))
-        flags = np.concatenate([self._padded(action_mask) for _, action_mask, _ in given])
+        codes = np.concatenate(self.tokenizer.encode_episodes(sequences, dataset=self.dataset))
+        flags = np.concatenate([self._padded(action_mask) for _, action_mask, _ in sequences])
         first, last = max(episodes[0].start, steps.start), min(episodes[-1].stop, steps.stop)
         chosen = slice(first - episodes[0].start, last - episodes[0].start)
         return range(first, last), codes[chosen], flags[chosen]
@@ -159,6 +161,7 @@ class ActionCodes(ColumnCodes):
     def _padded(self, action_mask: np.ndarray) -> np.ndarray:
         """bool[L] from f32[L], 1 where a step has an action: whose codes lack an action that they should stand for."""
         length = self.tokenizer.chunk_length or 1
+        # Behind the end of the episode there are no actions.
         full = np.concatenate([action_mask, np.zeros(length)])
         return np.min([full[k : k + len(action_mask)] for k in range(length)], axis=0) == 0
 
@@ -205,6 +208,6 @@ def _second(shards: StepShards, gaps: np.ndarray, steps: np.ndarray) -> np.ndarr
 
 
 def _frame(shards: StepShards, i: int, side: int | None) -> np.ndarray:
-    """The picture of a step, already of the model's size so that little is kept in memory."""
+    """The image of a step, already of the model's size so that little is kept in memory."""
     image, stored = shards.image(i), shards.features["image"].get(images.RESIZE)
     return image if side is None else images.to_side(image, side, stored, None)

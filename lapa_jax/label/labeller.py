@@ -1,6 +1,6 @@
 """Labels step shards with the codes of a tokenizer: one output shard for each input shard, whole or absent.
 
-What the codes of a step are, and what its `.json` remarks on them, is in `label_sources`. Every shard is a function of
+What the codes of a step are, and what its `.json` remarks on them, is in `label.codes`. Every shard is a function of
 its source shard and the tokenizer alone, so the same command finishes a run that was killed anywhere, hosts share the
 work, and whoever writes the last shard concludes.
 """
@@ -77,7 +77,7 @@ class Labeller:
         """Writes what is missing of this host's share.
 
         Args:
-          batch_size: pairs of pictures per batch, all devices together.
+          batch_size: pairs of images per batch, all devices together.
           host: this host's index and the number of hosts.
           progress: whether to show a progress bar.
 
@@ -89,6 +89,7 @@ class Labeller:
         self.out.mkdir(parents=True, exist_ok=True)
         write_json(self.out / SETTINGS_FILE, self.settings)
         mine = [shard for i, shard in enumerate(self.shards) if i % host[1] == host[0]]
+        # One host alone removes what belongs to no shard, or two would race for it.
         self._clear_leftovers(mine, everything_else=host[0] == 0)
         done = sum(len(shard.steps) for shard in mine if self._path(shard).is_file())
         total = sum(len(shard.steps) for shard in mine)
@@ -170,6 +171,7 @@ class Labeller:
         for name, source in self.splits.items():
             shards = [_summary(self._path(s), len(s.steps)) for s in self.shards if s.split == name]
             splits[name] = {"episodes": len(source.episodes), "steps": len(source), "shards": shards}
+        # Features, rate and statistics are of the folder and not of a split.
         any_split = next(iter(self.splits.values()))
         latent = {"latent": {"shape": [self.tokenizer.code_length], "dtype": "int32"}}
         full = self.format == "full"

@@ -1,5 +1,5 @@
 """Pseudo-actions: an inverse-dynamics model learns from few demonstrations which action lies between two frames, and
-says it of videos without actions (VPT, Baker et al. 2022, arXiv:2206.11795).
+predicts it for videos without actions (VPT, Baker et al. 2022, arXiv:2206.11795).
 
 The model is `models.tokenizers.inverse_dynamics`: the encoder of LAQ with a linear head. It sees the pair (t, t + gap)
 and predicts the sum of the actions in between; step t gets their mean.
@@ -39,7 +39,7 @@ class Options:
     """What decides the pseudo-actions, besides the data.
 
     Attributes:
-      gap: frames between the two of a pair. size: side of the pictures in pixels, a multiple of 4.
+      gap: frames between the two of a pair. size: side of the images in pixels, a multiple of 4.
       steps: of training, 32 pairs each. seed: of training.
     """
 
@@ -78,17 +78,18 @@ class PseudoActions:
         """For every step f32 [steps, A]: the mean action from it to `gap` frames later. Steps nearer the end of their
         episode get the mean over its last `gap`: a network that knows one gap only is asked of no other."""
         gap, size = self.options.gap, self.options.size
-        pictures = CameraImages(shards, camera, size)
+        images = CameraImages(shards, camera, size)
         begin, last = (np.concatenate([np.full(e.length, e.start + end(e.length)) for e in shards.episodes])
                        for end in (lambda length: 0, lambda length: length - 1))  # fmt: skip
         first = np.clip(np.arange(len(shards)), begin, np.maximum(last - gap, begin))
         second = np.minimum(first + gap, last)
         actions = np.zeros((len(shards), self._task.model.action_dim), np.float32)
         for start in bar(range(0, len(first), AT_ONCE), desc=f"pseudo-actions of {shards.split}", unit="batch"):
+            # The last batch repeats its last pair: one shape is compiled once.
             rows = np.minimum(np.arange(start, start + AT_ONCE), len(first) - 1)
             frames = np.empty((AT_ONCE, 2, size, size, 3), np.uint8)
             steps = np.stack([first[rows], second[rows]], 1)
-            pictures.into([view for pair in frames for view in pair], steps.ravel().tolist())
+            images.into([view for pair in frames for view in pair], steps.ravel().tolist())
             net = np.asarray(self._predict(self._variables, frames))
             actions[rows] = net / np.maximum(steps[:, 1] - steps[:, 0], 1)[:, None]
         return actions
@@ -101,7 +102,7 @@ def write(demonstrations, data, out, options: Options, split: str = "train") -> 
     """Writes a split of step shards again with pseudo-actions in place of what actions and states there are.
 
     Args:
-      demonstrations: folder to learn from. data: whose pictures and instructions are taken.
+      demonstrations: folder to learn from. data: whose images and instructions are taken.
       out: a new folder, or one to finish.
 
     Returns:
@@ -121,20 +122,22 @@ def write(demonstrations, data, out, options: Options, split: str = "train") -> 
     if existing is not None and "steps" in existing:
         return existing
     model = PseudoActions(demonstrations, options)
+    # Written before the shards, so that an interrupted run is recognised and finished; "steps" is added at the end.
     write_json(out / SUMMARY, {"labels": labels})
     actions = model.actions(shards)
     has_action = np.ones(len(shards), bool)
+    # The last frame of an episode has no action, as in all step shards.
     has_action[[e.start + e.length - 1 for e in shards.episodes]] = False
     summaries, start = [], 0
     for entry in described["splits"][split]["shards"]:
         with ShardWriter(out / entry["name"]) as writer:
             for i in range(start, start + entry["samples"]):
-                members = {name: value for name, value in shards.read(i).items() if name not in _OWN}
+                members = {name: value for name, value in shards.read(i).items() if name not in _REPLACED}
                 members_of_action = {"action.npy": array_bytes(actions[i])} if has_action[i] else {}
                 writer.add(shards.key(i), {**members, **members_of_action})
         summaries.append(writer.summary)
         start += entry["samples"]
-    features = {name: about for name, about in shards.features.items() if f"{name}.npy" not in _OWN}
+    features = {name: about for name, about in shards.features.items() if f"{name}.npy" not in _REPLACED}
     features["action"] = {"shape": [actions.shape[1]], "dtype": "float32"}
     splits = {split: {"episodes": len(shards.episodes), "steps": len(shards), "shards": summaries}}
     write_dataset(out, features=features, fps=shards.fps, source={"pseudo_actions": labels}, splits=splits,
@@ -144,7 +147,7 @@ def write(demonstrations, data, out, options: Options, split: str = "train") -> 
     return summary
 
 
-_OWN = ("action.npy", "state.npy", "latent.npy")
+_REPLACED = ("action.npy", "state.npy", "latent.npy")
 """What the new shards do not take over."""
 
 

@@ -1,4 +1,4 @@
-"""Pictures of segmented episodes: bars of clusters, with the actions above them."""
+"""Images of segmented episodes: bars of clusters, with the actions above them."""
 
 import colorsys
 import pathlib
@@ -13,7 +13,8 @@ from lapa_jax.plots.frames import BAR, INK, MUTED, STYLE, save
 
 
 def colour(cluster: int) -> tuple[float, float, float]:
-    """The colour of a cluster, the same in every picture; neighbours in number are far apart on the colour circle."""
+    """The colour of a cluster, the same in every image; neighbours in number are far apart on the colour circle."""
+    # The golden ratio: successive multiples are spread over the circle, however many there are.
     hue = cluster * 0.618034 % 1
     return colorsys.hsv_to_rgb(hue, 0.45 + 0.3 * (cluster % 2), 0.85 - 0.2 * (cluster // 2 % 2))
 
@@ -28,7 +29,7 @@ def draw_bars(axes, segments: Sequence[Segment], row: float = 0.0) -> None:
             axes.text((start + end) / 2, row, str(cluster), ha="center", va="center", fontsize=7, color=INK)
 
 
-def episode_picture(path, episode: Episode, segments: Sequence[Segment], names: Sequence[str]) -> pathlib.Path:
+def draw_episode(path, episode: Episode, segments: Sequence[Segment], names: Sequence[str]) -> pathlib.Path:
     """One episode: a panel per action dimension that moves, in the data's units, and the segments below.
 
     Args:
@@ -55,18 +56,18 @@ def episode_picture(path, episode: Episode, segments: Sequence[Segment], names: 
         return save(figure, path)
 
 
-def overview(path, episodes: Sequence[Episode], found: Sequence[Sequence[Segment]], title: str) -> pathlib.Path:
+def overview(path, episodes: Sequence[Episode], all_segments: Sequence[Sequence[Segment]], title: str) -> pathlib.Path:
     """The segments of several episodes, one bar each, below one another.
 
     Args:
       path: the PNG to write.
-      episodes, found: what to draw.
-      title: of the picture.
+      episodes, all_segments: what to draw.
+      title: of the image.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 0.32 * len(episodes) + 1.1), layout="constrained")
         axes = figure.subplots()
-        for row, segments in enumerate(found):
+        for row, segments in enumerate(all_segments):
             draw_bars(axes, segments, row)
         axes.set_yticks(range(len(episodes)), [episode.id for episode in episodes], fontsize=7)
         axes.invert_yaxis()

@@ -103,14 +103,14 @@ class Segmenter:
         As for its codes, the tokenizer sees the episode in overlapping windows of the length of training.
         """
         length = len(episode.mask)
-        starts, which, place = self.tokenizer.windows(length)
+        starts, which, offset = self.tokenizer.windows(length)
         rows = starts[:, None] + np.arange(self.model.context)
         inside = np.minimum(rows, length - 1)
         mask = episode.mask[inside] * (rows < length)
         batch = {"action": self._scaled("action", episode.actions)[inside] * mask[..., None], "mask": mask}
         if episode.states is not None:
             batch["state"] = self._scaled("state", episode.states)[starts]
-        distances = self.tokenizer.run(self._distances, batch)[which, place]
+        distances = self.tokenizer.run(self._distances, batch)[which, offset]
         return np.asarray(fifa.log_probabilities(distances, self.settings.temperature))
 
     def _scaled(self, name: str, rows: np.ndarray) -> np.ndarray:
@@ -138,7 +138,9 @@ class Segmenter:
         return all_segments
 
 
-def write(out, segmenter: Segmenter, episodes: Sequence[Episode], found: Sequence[Sequence[Segment]], run: str) -> None:
+def write(
+    out, segmenter: Segmenter, episodes: Sequence[Episode], all_segments: Sequence[Sequence[Segment]], run: str
+) -> None:
     """Writes `segments.json` and `segments.npz` into the folder `out`, each atomically.
 
     The arrays have a row per segment: "episode" (a number in "episode_ids"), "cluster", "start", "end" (exclusive),
@@ -151,22 +153,22 @@ def write(out, segmenter: Segmenter, episodes: Sequence[Episode], found: Sequenc
         "data_fingerprint": segmenter.source.meta()["data_fingerprint"], "clusters": segmenter.model.clusters,
         "settings": segmenter.settings._asdict(),
         "episodes": [{"episode": episode.id, "segments": [segment._asdict() for segment in segments]}
-                     for episode, segments in zip(episodes, found, strict=True)],
+                     for episode, segments in zip(episodes, all_segments, strict=True)],
     })  # fmt: skip
-    rows = [(number, *segment) for number, segments in enumerate(found) for segment in segments]
+    rows = [(number, *segment) for number, segments in enumerate(all_segments) for segment in segments]
     names, types = ("episode", *Segment._fields), (np.int32,) * 4 + (np.float32,)
     columns = {name: np.array([row[i] for row in rows], types[i]) for i, name in enumerate(names)}
     with atomic_path(out / ARRAYS_FILE) as temporary, open(temporary, "wb") as file:
         np.savez(file, episode_ids=np.array([episode.id for episode in episodes]), **columns)
 
 
-def summary(found: Sequence[Sequence[Segment]]) -> dict[str, float]:
+def summary(all_segments: Sequence[Sequence[Segment]]) -> dict[str, float]:
     """How many segments there are, how many clusters they have, their mean and median length and mean confidence."""
-    rows = [segment for segments in found for segment in segments]
+    rows = [segment for segments in all_segments for segment in segments]
     lengths = [segment.end - segment.start for segment in rows]
     return {
         "segments": len(rows),
-        "segments_per_episode": len(rows) / len(found),
+        "segments_per_episode": len(rows) / len(all_segments),
         "clusters_used": len({segment.cluster for segment in rows}),
         "mean_length": float(np.mean(lengths)),
         "median_length": float(np.median(lengths)),
@@ -188,6 +190,7 @@ def _in_groups(function, costs: Sequence[np.ndarray], *more: Sequence[np.ndarray
     results: list[np.ndarray] = [np.empty(0)] * len(costs)
     order = np.argsort([len(cost) for cost in costs], kind="stable")
     for group in np.split(order, range(_GROUP, len(order), _GROUP)):
+        # A last, smaller group repeats its episodes: the shape stays the same.
         rows = np.resize(group, _GROUP)
         mask = _stacked([np.ones(len(costs[i]), np.float32) for i in rows])
         first, *rest = (_stacked([part[i] for i in rows]) for part in (costs, *more))
@@ -203,7 +206,7 @@ def _stacked(parts: Sequence[np.ndarray]) -> jax.Array:
 
 
 def _spread(values: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Rows put at their places in an array of zeros."""
+    """Rows put at their positions in an array of zeros."""
     result = np.zeros((at[-1] + 1, *values.shape[1:]), np.float32)
     result[at] = values
     return result

@@ -1,7 +1,7 @@
 """Labels as plain tables: one npz or HDF5 file for each split, for readers that know no step shards.
 
 A file holds, row by row in the order of the data: "codes" int32 `[steps, N]`, "episode" (text, the episode's id),
-"step" int32 (within the episode) and, where the codes have a remark (see `label_sources`), a bool column of that name;
+"step" int32 (within the episode) and, where the codes have a remark (see `label.codes`), a bool column of that name;
 and "tokenizer", the fingerprint: a text of its own in an npz, an attribute in HDF5, where the settings stand beside it.
 """
 

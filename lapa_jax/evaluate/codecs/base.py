@@ -92,7 +92,7 @@ class Codec:
 
 
 class FixedLength(Codec):
-    """A codec whose chunks all have the same number of tokens. Places with one possible token are left out.
+    """A codec whose chunks all have the same number of tokens. Positions with one possible token are left out.
 
     What derives from it sets `_sizes` and `_groups`, int64[symbols], and turns chunks into symbols and back.
     """
@@ -109,26 +109,27 @@ class FixedLength(Codec):
         raise NotImplementedError
 
     @functools.cached_property
-    def _told(self) -> np.ndarray:
+    def _coded(self) -> np.ndarray:
+        # A position with one possible symbol costs no bits, and the decoder knows what stands there.
         return np.flatnonzero(self._sizes > 1)
 
     @functools.cached_property
     def _alphabets(self) -> tuple[np.ndarray, np.ndarray]:
-        return self._sizes[self._told], self._groups[self._told]
+        return self._sizes[self._coded], self._groups[self._coded]
 
     def alphabets(self, sequence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self._alphabets
 
     def _encode(self, chunks: np.ndarray) -> list[np.ndarray]:
-        return list(np.asarray(self._symbols(chunks), np.int32)[:, self._told])
+        return list(np.asarray(self._symbols(chunks), np.int32)[:, self._coded])
 
     def _is_chunk(self, sequence: np.ndarray) -> bool:
         sequence = np.asarray(sequence)
-        return sequence.shape == self._told.shape and bool(np.all((sequence >= 0) & (sequence < self._alphabets[0])))
+        return sequence.shape == self._coded.shape and bool(np.all((sequence >= 0) & (sequence < self._alphabets[0])))
 
     def _decode(self, tokens: Sequence[np.ndarray]) -> np.ndarray:
         symbols = np.zeros((len(tokens), len(self._sizes)), np.int32)
-        symbols[:, self._told] = tokens
+        symbols[:, self._coded] = tokens
         return self._actions(symbols)
 
 

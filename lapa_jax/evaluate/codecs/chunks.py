@@ -66,6 +66,7 @@ def read_chunks(
         raise UserError(f"{folder} has no actions (features: {sorted(train.features)})")
     length = _length(name, train, seconds) if length is None else length
     learned, held = _episodes(train), _episodes(val)
+    # By their bytes: some releases have the same episodes in both splits, under other names.
     trained_on = {values.tobytes() for values in learned}
     fresh = [values.tobytes() not in trained_on for values in held]
     if not any(fresh):
@@ -102,8 +103,8 @@ def gripper_levels(
     if wrong := [i for i in also if not -width <= i < width]:
         raise UserError(f"gripper dimension {wrong[0]} does not exist; actions have {width} dimensions")
     chosen = {i % width for i in also}
-    chosen |= {i for i, (word, name) in enumerate(zip(kinds(summary), names, strict=True))
-               if word == "binary" or "gripper" in str(name).lower()}  # fmt: skip
+    chosen |= {i for i, (kind, name) in enumerate(zip(kinds(summary), names, strict=True))
+               if kind == "binary" or "gripper" in str(name).lower()}  # fmt: skip
     levels_of = {}
     for i in sorted(chosen):
         values, counts = np.unique(rows[:, i], return_counts=True)
@@ -127,6 +128,7 @@ def _episodes(shards: StepShards) -> list[np.ndarray]:
     for episode in shards.episodes:
         steps = np.arange(episode.start, episode.start + episode.length)
         steps = steps[column.present[steps]]
+        # Chunks are windows of what is left, and would join steps that were apart.
         if len(steps) and steps[-1] - steps[0] >= len(steps):
             raise UserError(f"{shards.folder}: episode {episode.id} lacks actions in its middle; convert it in parts")
         actions.append(column.take(steps))

@@ -10,7 +10,7 @@ from lapa_jax.evaluate.codecs import report
 from lapa_jax.evaluate.codecs.base import Codec
 from lapa_jax.evaluate.codecs.bins import FAMILIES, Bins
 from lapa_jax.evaluate.codecs.chunks import ActionChunks
-from lapa_jax.evaluate.codecs.fast import DctBpe
+from lapa_jax.evaluate.codecs.fast import Fast
 from lapa_jax.evaluate.codecs.measures import measure
 from lapa_jax.evaluate.codecs.spline import Spline
 
@@ -23,7 +23,7 @@ POINT_BINS = (4, 8, 16, 32, 64, 256)
 def baselines(length: int) -> list[Codec]:
     """All of them, not yet fitted, for chunks of `length` steps."""
     codecs: list[Codec] = [Bins(kind, bins) for kind in FAMILIES for bins in BIN_COUNTS]
-    codecs += [DctBpe(scale, vocabulary) for scale in SCALES for vocabulary in VOCABULARIES]
+    codecs += [Fast(scale, vocabulary) for scale in SCALES for vocabulary in VOCABULARIES]
     half = max(1, length // 2)
     counts = sorted({n for n in (2, 4, 6, 8, half, 3 * length // 4, length) if 1 <= n <= length})
     return codecs + [Spline(n, bins, usual=(n, bins) == (half, 256)) for n in counts for bins in POINT_BINS]

@@ -4,7 +4,7 @@ arXiv 2501.09747: normalise q01..q99 to -1..1, transform each dimension over tim
 `scale * coefficient`, write lowest frequencies first, and let BPE merge what often stands together. Cosines are
 scipy's, BPE is Hugging Face's `tokenizers`, trained on the training chunks.
 
-A chunk has a fixed number of coefficients and a varying number of tokens, so a policy can utter sequences that stand
+A chunk has a fixed number of coefficients and a varying number of tokens, so a policy can produce sequences that stand
 for fewer or more coefficients than a chunk has: those are the malformed chunks that users of FAST report. Dimensions
 that are constant are left out. Coefficients beyond those of the training data become the largest or least of them.
 """
@@ -22,7 +22,7 @@ FIRST = 0x10000
 """The character of coefficient 0: beyond surrogates, and nothing there is a space or is normalised away."""
 
 
-class DctBpe(Codec):
+class Fast(Codec):
     """A varying number of tokens from one vocabulary.
 
     Args:
@@ -46,6 +46,7 @@ class DctBpe(Codec):
         whole = self.coefficients(chunks)
         self._least, self._most = int(whole.min(initial=0)), int(whole.max(initial=0))
         alphabet = self._most - self._least + 1
+        # Each coefficient needs a token of its own before anything is merged.
         self._bpe = _train(self._texts(whole), alphabet, max(self.vocabulary, 2 * alphabet))
         pieces = [self._bpe.id_to_token(i) for i in range(self._bpe.get_vocab_size())]
         self._pieces = [np.array([ord(c) - FIRST for c in piece], np.int64) + self._least for piece in pieces]
@@ -75,6 +76,7 @@ class DctBpe(Codec):
         return np.full(len(sequence), self.size), np.zeros(len(sequence), np.int64)
 
     def _texts(self, coefficients: np.ndarray) -> list[str]:
+        # Hugging Face's BPE takes text, so that each coefficient becomes a character.
         codes = (coefficients - self._least + FIRST).astype("<u4")
         return [row.tobytes().decode("utf-32-le") for row in codes]
 

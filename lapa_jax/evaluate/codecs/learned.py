@@ -17,7 +17,7 @@ NAMES = {"fsq": "FSQ", "mstcn": "MS-TCN"}
 class Learned(FixedLength):
     """A trained tokenizer. All its weights count as known to the decoder.
 
-    Of the pairs of codes of a two-level model one number tells all that its decoder reads (`decoder_input`): the
+    Of the code pairs of a two-level model one number is all that its decoder reads (`decoder_input`): the
     subcluster, from which the cluster follows, or for "q" the cluster alone. That number is the token.
 
     Args:

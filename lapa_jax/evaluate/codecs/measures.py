@@ -72,6 +72,7 @@ def coded_bits(codec: Codec, tokens: Sequence[np.ndarray], training: Sequence[np
     That is the sum of -log2 p, with p = (count + 1/2) / (tokens + size / 2) among the `training` tokens of the same
     alphabet: an upper bound of the entropy that can be reached, not an estimate that too few data make too small.
     """
+    # Laplace-Jeffreys counts of 1/2: a token that training never showed costs bits, and not infinitely many.
     symbols, groups, sizes = _flat(codec, tokens)
     learned, of, _ = _flat(codec, training)
     total = 0.0
@@ -94,10 +95,10 @@ def damaged_failures(codec: Codec, tokens: Sequence[np.ndarray], seed: int = 0) 
     rng, damaged = np.random.default_rng(seed), []
     for sequence in list(tokens) * max(1, DAMAGED // len(tokens)):
         sizes, _ = codec.alphabets(sequence)
-        places = np.flatnonzero(sizes > 1)
-        if len(places):
-            place, changed = rng.choice(places), np.array(sequence)
-            changed[place] = (changed[place] + rng.integers(1, sizes[place])) % sizes[place]
+        positions = np.flatnonzero(sizes > 1)
+        if len(positions):
+            position, changed = rng.choice(positions), np.array(sequence)
+            changed[position] = (changed[position] + rng.integers(1, sizes[position])) % sizes[position]
             damaged.append(changed)
     return float(codec.decode(damaged)[1].mean()) if damaged else 0.0
 
@@ -106,6 +107,7 @@ def times(codec: Codec, chunks: np.ndarray) -> dict[str, dict[str, float]]:
     """{"encode" and "decode": {"1" and "64", the size of a batch: microseconds a chunk}}, medians over calls."""
     microseconds = {"encode": {}, "decode": {}}
     for size in BATCHES:
+        # Repeats the chunks where there are fewer than the batch holds.
         batch = np.resize(chunks, (size, *chunks.shape[1:]))
         tokens = codec.encode(batch)
         microseconds["encode"][str(size)] = _median_seconds(lambda batch=batch: codec.encode(batch)) / size * 1e6
@@ -114,7 +116,7 @@ def times(codec: Codec, chunks: np.ndarray) -> dict[str, dict[str, float]]:
 
 
 def _median_seconds(call: Callable[[], object]) -> float:
-    call()
+    call()  # compiles, and warms caches up
     taken: list[float] = []
     while len(taken) < _LEAST_CALLS or (sum(taken) < _LEAST_SECONDS and len(taken) < _MOST_CALLS):
         start = time.perf_counter()
@@ -135,6 +137,7 @@ class Curve:
     """
 
     def __init__(self, points: Sequence[tuple[float, float]]):
+        # The Pareto front: with rising bits only what lowers the error is kept.
         kept: list[tuple[float, float]] = []
         for bits, error in sorted(points):
             if not kept or error < kept[-1][1]:

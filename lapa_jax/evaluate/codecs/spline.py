@@ -71,11 +71,13 @@ def operators(steps: int, points: int, degree: int) -> tuple[np.ndarray, np.ndar
     if steps == 1:
         return np.ones((1, 1)), np.ones((1, 1))
     if degree:
-        places = np.linspace(0.0, 1.0, points)
-        inner = np.array([places[j : j + degree].mean() for j in range(1, points - degree)])
+        spaced = np.linspace(0.0, 1.0, points)
+        # Greville's averages, as of the module's text: each control point has steps to be fitted to.
+        inner = np.array([spaced[j : j + degree].mean() for j in range(1, points - degree)])
     else:
         inner = np.linspace(0.0, 1.0, points + 1)[1:-1]
     knots = np.concatenate([np.zeros(degree + 1), inner, np.ones(degree + 1)])
     times = np.linspace(0.0, 1.0, steps)
+    # Fitting is linear: the fit of unit vectors is the matrix that fits any chunk.
     fit = make_lsq_spline(times, np.eye(steps), knots, k=degree).c
     return fit, BSpline.design_matrix(times, knots, degree).toarray()

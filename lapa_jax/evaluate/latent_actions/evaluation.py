@@ -1,4 +1,4 @@
-"""Measures a trained latent action model on held-out pairs: `metrics.json`, the pictures and `report.html`."""
+"""Measures a trained latent action model on held-out pairs: `metrics.json`, the images and `report.html`."""
 
 from collections.abc import Mapping
 
@@ -69,9 +69,12 @@ class Evaluation(BaseEvaluation):
     def _untrained(self) -> dict[str, float]:
         """The probes on the network as the run began, by its seed and with what others gave, on the same pairs."""
         first = next(iter(self.batches()))
+        # An untrained network gives random features, from which much can be read already: what the probe gains is
+        # measured against it.
         seed = self.tokenizer.config.get("seed", 0)
         init = jax.jit(self._task.init, out_shardings=self.tokenizer.replicated)
         variables = init(jax.random.key(seed), {"frames": first["frames"]})
+        # A pretrained tower was not trained by this run, and belongs to both sides.
         taken = {n for n, path in (self.tokenizer.config.get("init_from") or {}).items() if path is not None}
         params = {n: x for n, x in self.tokenizer.variables["params"].items() if n in taken}
         variables["params"] = {**variables["params"], **params}

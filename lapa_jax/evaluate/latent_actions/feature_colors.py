@@ -1,13 +1,13 @@
-"""Latent actions of features as pictures: three directions of the features become red, green and blue."""
+"""Latent actions of features as images: three directions of the features become red, green and blue."""
 
 import numpy as np
 
 
 class Coloured:
-    """A tokenizer that predicts features, as one that predicts pictures of them; for drawing.
+    """A tokenizer that predicts features, as one that predicts images of them; for drawing.
 
     The colours are the three principal components of the features of given frames, each cut at its 1st and 99th
-    percentile. A cell of features becomes a square, so that the picture has the size of a frame.
+    percentile. A cell of features becomes a square, so that the image has the size of a frame.
     """
 
     def __init__(self, tokenizer, frames: np.ndarray):
@@ -17,6 +17,7 @@ class Coloured:
         features = tokenizer.observe(frames)
         flat = features.reshape(-1, features.shape[-1]).astype(np.float64)
         self._mean = flat.mean(0)
+        # eigh sorts the eigenvalues upwards: the last three directions have the most variance.
         _, directions = np.linalg.eigh((flat - self._mean).T @ (flat - self._mean))
         self._directions = directions[:, ::-1][:, :3]
         low, high = np.quantile((flat - self._mean) @ self._directions, [0.01, 0.99], axis=0)
@@ -38,5 +39,5 @@ class Coloured:
         colours = ((features - self._mean) @ self._directions - self._low) / self._span
         height, width = self._tokenizer.image_size
         rows, columns = features.shape[-3:-1]
-        picture = np.repeat(np.repeat(colours, height // rows, axis=-3), width // columns, axis=-2)
-        return np.clip(picture, 0, 1).astype(np.float32)
+        image = np.repeat(np.repeat(colours, height // rows, axis=-3), width // columns, axis=-2)
+        return np.clip(image, 0, 1).astype(np.float32)

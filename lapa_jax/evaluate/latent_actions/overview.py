@@ -1,4 +1,4 @@
-"""One picture of a run: how training went, what the model reconstructs, what its codes do, and which are used."""
+"""One image of a run: how training went, what the model reconstructs, what its codes do, and which are used."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ CURVES = (
 
 
 def draw(path, examples: Examples, codes: np.ndarray, history: Sequence[Mapping]) -> pathlib.Path:
-    """Draws the picture.
+    """Draws the image.
 
     Args:
       path: the PNG to write.

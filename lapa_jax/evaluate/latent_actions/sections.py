@@ -1,4 +1,4 @@
-"""Which pictures a latent action model's report shows, and what each is there to tell."""
+"""Which images a latent action model's report shows, and what each is there to tell."""
 
 import dataclasses
 import pathlib
@@ -25,9 +25,9 @@ class Examples:
     """Frame pairs to show.
 
     Attributes:
-      view: the model, or what shows the features that it predicts as pictures.
+      view: the model, or what shows the features that it predicts as images.
       frames: uint8 `[B, 2, H, W, 3]`.
-      shown: f32 `[B, 2, H, W, 3]`, what the model sees of them: the same, or their features as pictures.
+      shown: f32 `[B, 2, H, W, 3]`, what the model sees of them: the same, or their features as images.
       reconstructions: f32 `[B, H, W, 3]`, the model's second frames from the first frames and the codes.
     """
 
@@ -145,9 +145,9 @@ def draw_actions(
     plots.probe_scatter(out / "probe.png", probe["predicted"], probe["true"], probe["r2"])
     means = usage.mean_action_per_code(codes, actions, codebook_size)
     plots.code_action_heatmap(out / "code_action.png", means)
-    pictures = ["code_action.png"]
+    images = ["code_action.png"]
     if actions.shape[1] >= 2:
-        pictures.append(_arrows(codes, actions, out))
+        images.append(_arrows(codes, actions, out))
     return [
         Section(
             "What the codes say about the action",
@@ -159,7 +159,7 @@ def draw_actions(
             "Codes against actions",
             "Mean net action of the pairs that carry each code, in standard deviations; white: like the average pair. "
             "Arrows: the most frequent sequences in the plane of the first two action dimensions, thicker if frequent.",
-            tuple(pictures),
+            tuple(images),
         ),
     ]
 

@@ -28,6 +28,7 @@ from lapa_jax.train.task import Task
 CACHE_FILE = "supervised.json"
 BATCH, SEED = 32, 0
 LEARNING_RATE = 1e-3
+# The sizes of configs/laq.py:small.
 OTHERWISE = {"dim": 128, "quant_dim": 4, "code_seq_len": 4, "spatial_depth": 2, "temporal_depth": 1, "heads": 4,
              "dim_head": 32, "pooling": "maps"}  # fmt: skip
 
@@ -98,7 +99,8 @@ def _train_and_score(source, spec: dict, mesh, steps: int, limit: int) -> float:
 
 
 def build_model(source, spec: dict) -> inverse_dynamics.Model:
-    """The model for pairs with "net_action", with the sizes `spec` and the mean and scale of the pairs' actions."""
+    """The model for pairs with "net_action", with the sizes `spec` and the mean and standard deviation of the
+    pairs' actions."""
     chosen = np.random.default_rng(SEED).permutation(len(source))[:2048]
     actions = np.stack([source[int(i)]["net_action"] for i in chosen]).astype(np.float64)
     std = np.where(actions.std(axis=0) > 1e-8, actions.std(axis=0), 1.0)
@@ -118,6 +120,7 @@ def train(task: Task, source, mesh, steps: int, *, words: str, seed: int = SEED)
     def make(params):
         return make_optimizer(settings, steps, params)
 
+    # Initialised within jit, so that the parameters are made on the devices where they are used.
     state = jax.jit(lambda batch: init_state(task, make, seed, batch))(first)
     step = jax.jit(make_train_step(task, make(state.variables["params"]), seed=seed), donate_argnums=0)
     for _ in bar(range(steps), desc=words, unit="step"):

@@ -17,7 +17,7 @@ def measure(tokenizer, batches: Iterable[Mapping[str, np.ndarray]], limit: int =
     """The metrics of transfer.
 
     Args:
-      tokenizer: a `LatentActionTokenizer` of pictures.
+      tokenizer: a `LatentActionTokenizer` of images.
       batches: of held-out pairs, with "frames", "episode_id", "mask" and perhaps "net_action".
       limit: how many pairs at most.
 
@@ -50,6 +50,7 @@ def partners(episodes: np.ndarray) -> np.ndarray | None:
     if 2 * most > len(episodes):
         return None
     partner = np.empty(len(episodes), np.int64)
+    # Sorted by episode and moved by the size of the largest one, no pair meets its own episode.
     partner[order] = np.roll(order, -most)
     return partner
 

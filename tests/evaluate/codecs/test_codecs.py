@@ -11,7 +11,7 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.data.statistics import column_statistics
 from lapa_jax.evaluate.codecs.bins import Bins
 from lapa_jax.evaluate.codecs.comparison import baselines
-from lapa_jax.evaluate.codecs.fast import DctBpe
+from lapa_jax.evaluate.codecs.fast import Fast
 from lapa_jax.evaluate.codecs.spline import Spline, operators
 from tests.evaluate.codecs.action_shards import episodes
 
@@ -61,7 +61,7 @@ def radix_read(number, sizes):
 
 
 @pytest.mark.parametrize(
-    "codec", [Bins("equal_frequency", 16), Bins("uniform_min_max", 5), Spline(3, 6), DctBpe(3, 64)], ids=str
+    "codec", [Bins("equal_frequency", 16), Bins("uniform_min_max", 5), Spline(3, 6), Fast(3, 64)], ids=str
 )
 def test_a_chunk_fits_into_its_bits_and_no_fewer(codec):
     """A bit writer and reader: tokens as digits of one number in ceil(bits) bits, which the largest number needs."""
@@ -106,7 +106,7 @@ def cosines(steps):
 
 
 def test_coefficients_are_those_of_the_cosine_matrix():
-    codec, data = fitted(DctBpe(10))
+    codec, data = fitted(Fast(10))
     rows = data.reshape(-1, 4).astype(np.float64)
     q01, q99 = np.quantile(rows, [0.01, 0.99], axis=0)
     low, high = np.where(np.arange(4) == 3, -1.0, q01), np.where(np.arange(4) == 3, 1.0, q99)
@@ -121,7 +121,7 @@ def test_coefficients_are_those_of_the_cosine_matrix():
 @pytest.mark.parametrize("scale", [1, 10])
 def test_rounding_of_coefficients_bounds_the_error(scale):
     """The transform is orthonormal: half a step in each coefficient is sqrt(T) / 2 in length, in normalised units."""
-    codec, data = fitted(DctBpe(scale))
+    codec, data = fitted(Fast(scale))
     decoded, _ = codec.decode(codec.encode(data))
     for i, half_range in ((0, None), (3, 1.0)):
         q01, q99 = np.quantile(data[..., i].astype(np.float64), [0.01, 0.99])
@@ -131,7 +131,7 @@ def test_rounding_of_coefficients_bounds_the_error(scale):
 
 
 def test_bpe_loses_nothing():
-    codec, data = fitted(DctBpe(5, 256))
+    codec, data = fitted(Fast(5, 256))
     rng = np.random.default_rng(3)
     seen = codec.coefficients(data)
     random = rng.integers(seen.min(), seen.max() + 1, (50, seen.shape[1]))
@@ -153,7 +153,7 @@ def merged_by_hand(text, merges):
 
 
 def test_tokens_are_those_of_the_merges():
-    codec, data = fitted(DctBpe(5, 128))
+    codec, data = fitted(Fast(5, 128))
     model = json.loads(codec._bpe.to_str())["model"]
     merges = {tuple(pair): rank for rank, pair in enumerate(model["merges"])}
     texts = codec._texts(codec.coefficients(data[:10]))
@@ -162,13 +162,13 @@ def test_tokens_are_those_of_the_merges():
 
 
 def test_training_bpe_gives_the_same_tokens_again():
-    first, data = fitted(DctBpe(5, 128))
-    second, _ = fitted(DctBpe(5, 128))
+    first, data = fitted(Fast(5, 128))
+    second, _ = fitted(Fast(5, 128))
     assert first._bpe.to_str() == second._bpe.to_str() and first.size <= 128
 
 
 def test_coefficients_beyond_the_training_data_are_cut_off():
-    codec, data = fitted(DctBpe(5))
+    codec, data = fitted(Fast(5))
     tokens = codec.encode(100 * data)
     assert all(len(codec.joined(sequence)) == STEPS * 3 for sequence in tokens)
     least, most = codec.coefficients(data).min(), codec.coefficients(data).max()
@@ -177,12 +177,12 @@ def test_coefficients_beyond_the_training_data_are_cut_off():
 
 
 def test_a_vocabulary_without_room_for_merges_grows():
-    codec, data = fitted(DctBpe(40, 16))
+    codec, data = fitted(Fast(40, 16))
     different = np.ptp(codec.coefficients(data)) + 1
     assert different > 16 and different < codec.size <= 2 * different
 
 
-@pytest.mark.parametrize("codec", [DctBpe(0.5), Spline(4), Bins("uniform_quantile", 2)], ids=str)
+@pytest.mark.parametrize("codec", [Fast(0.5), Spline(4), Bins("uniform_quantile", 2)], ids=str)
 def test_decoded_actions_stay_in_the_range_of_the_training_data(codec):
     codec, data = fitted(codec)
     decoded, _ = codec.decode(codec.encode(100 * data))
@@ -190,7 +190,7 @@ def test_decoded_actions_stay_in_the_range_of_the_training_data(codec):
 
 
 def test_malformed_chunks_are_counted_and_replaced():
-    codec, data = fitted(DctBpe(5, 128))
+    codec, data = fitted(Fast(5, 128))
     tokens = codec.encode(data[:20])
     rng = np.random.default_rng(0)
     damaged = [sequence.copy() for sequence in tokens]
@@ -280,7 +280,7 @@ def test_wrong_input_is_one_line():
         (lambda: codec.encode(data[:, :4]), "was fitted on chunks of shape"),
         (lambda: codec.encode(data[0]), "action chunks are"),
         (lambda: fitted(Spline(STEPS + 1)), "does not suit chunks of 8 steps"),
-        (lambda: DctBpe(0), "rounds everything to nothing"),
+        (lambda: Fast(0), "rounds everything to nothing"),
         (lambda: fitted(Bins("equal_frequency", 3)), "must divide 256"),
     ):
         with pytest.raises(UserError, match=told):

@@ -9,7 +9,7 @@ from lapa_jax.data.statistics import column_statistics
 from lapa_jax.evaluate.codecs import measures, report
 from lapa_jax.evaluate.codecs.bins import Bins
 from lapa_jax.evaluate.codecs.chunks import read_chunks
-from lapa_jax.evaluate.codecs.fast import DctBpe
+from lapa_jax.evaluate.codecs.fast import Fast
 from tests.evaluate.codecs.action_shards import episodes, write
 
 
@@ -49,7 +49,7 @@ def test_gripper_accuracy_counts_the_nearest_levels():
 
 
 def test_coded_bits_are_the_code_lengths_of_training_frequencies(walks):
-    for codec in (Bins("uniform_min_max", 8), DctBpe(3, 64)):
+    for codec in (Bins("uniform_min_max", 8), Fast(3, 64)):
         codec.fit(walks.train, walks.summary)
         training, tokens = codec.encode(walks.train_apart), codec.encode(walks.val)
         counts, seen, total = {}, {}, 0.0
@@ -74,7 +74,7 @@ def test_even_tokens_cannot_be_coded_shorter_and_a_single_one_nearly_vanishes():
 
 
 def test_damage_changes_one_token_and_breaks_what_has_no_fixed_length(walks):
-    codec = DctBpe(5, 64).fit(walks.train, walks.summary)
+    codec = Fast(5, 64).fit(walks.train, walks.summary)
     tokens, seen = codec.encode(walks.val), []
 
     class Spy:
