@@ -30,8 +30,8 @@ def compare(trained: TrainedModel, small: TrainedModel, **where) -> dict:
       JSON values: "samples", "data", "data_fingerprint", "split"; "bytes" of the parameters and the "metrics" that
       training logs under "val/", both "float" and "int8"; and "error", in percent. Of a `Policy` that is the mean
       absolute difference of the actions, relative to the standard deviation of their dimension in the training data, of
-      the worst dimension; "datasets" has all of them, see `differences`. Of a `LatentPolicy` it is the share of codes that
-      differ, whatever the true ones are.
+      the worst dimension; "datasets" has all of them, see `differences`. Of a `LatentPolicy` it is the share of codes
+      that differ, whatever the true ones are.
 
     Raises:
       UserError: data that do not exist or do not fit.
