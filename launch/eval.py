@@ -35,10 +35,10 @@ def main(argv: list[str]) -> None:
 
     model = lapa_jax.load(args.run, step=args.step)
     out = args.out or default_out(pathlib.Path(args.run), args.step)
-    given = {"run": args.run, "out": out, "data": args.data, "split": args.split, "pairs": args.pairs}
-    given |= options_of(model, {name: getattr(args, name) for name in ("dataset", "labels", "tokenizer")}, args.run)
+    arguments = {"run": args.run, "out": out, "data": args.data, "split": args.split, "pairs": args.pairs}
+    arguments |= options_of(model, {name: getattr(args, name) for name in ("dataset", "labels", "tokenizer")}, args.run)
     how = {name: getattr(args, name) for name in ("supervised_steps",) if name in evaluation_of(model).OPTIONS}
-    evaluation = evaluation_of(model)(model, **given)
+    evaluation = evaluation_of(model)(model, **arguments)
     for verdict in evaluation.judge(evaluation.write(**how)):
         if verdict.words:
             print(f"{verdict.level:5s} {verdict.metric:32s} {verdict.shown:>12s}  {verdict.words}")
@@ -56,8 +56,9 @@ def act(args: argparse.Namespace) -> None:
     size = args.size
     if size is None:
         size = (policy and _trained_size(policy, args.dataset)) or DEFAULT_SIZE
-    given = {name: value for name in args.env_options if (value := getattr(args, name)) not in (None, False)}
-    options = rollouts.Options(args.env, {**given, "size": size}, tuple(args.task or ()), args.seed, args.num_envs)
+    env_options = {name: value for name in args.env_options if (value := getattr(args, name)) not in (None, False)}
+    env_options["size"] = size
+    options = rollouts.Options(args.env, env_options, tuple(args.task or ()), args.seed, args.num_envs)
     if policy is None:
         controller = evaluation.control(args.policy, args.env)
         name, notes = controller.name, evaluation.interface(options).notes
@@ -89,7 +90,7 @@ def _policy(args):
 
 
 def _trained_size(policy, dataset: str | None) -> int | None:
-    """Pixels of the pictures that the policy was trained on; None of one that sees none."""
+    """Pixels of the images that the policy was trained on; None of one that sees none."""
     features = policy.datasets.get(policy.dataset(dataset), {}).get("features", {})
     camera = policy.config.get("data", {}).get("camera", "image")
     camera = camera if isinstance(camera, str) else camera[0]

@@ -77,9 +77,9 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--format '{args.format}' is not known{did_you_mean(args.format, FORMATS)}")
     if args.dtype not in (None, "bfloat16"):
         raise UserError(f"--dtype '{args.dtype}' is not bfloat16; leave it out to keep numbers as they are stored")
-    for option, wanted in OF_FORMAT.items():
-        if getattr(args, option) is not None and args.format != wanted:
-            raise UserError(f"--{option} goes with --format {wanted}, and this is {args.format}; leave it out")
+    for option, expected in OF_FORMAT.items():
+        if getattr(args, option) is not None and args.format != expected:
+            raise UserError(f"--{option} goes with --format {expected}, and this is {args.format}; leave it out")
     if args.samples is not None and args.samples < 2:
         raise UserError(f"--samples {args.samples} must be at least 2")
     if args.max_error is not None and not args.max_error > 0:
@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     int8.add_argument("--samples", type=int, help=f"how many samples at most; {SAMPLES} by default")
     int8.add_argument("--modules", help="regular expression of the layers that become int8; all by default")
     limit = (f"refuse an error of more percent; {MAX_ERROR:g} by default. Of actions it is the mean difference "
-             "relative to the deviation of the worst dimension, of codes the share that changes")  # fmt: skip
+             "relative to the standard deviation of the worst dimension, of codes the share that changes")  # fmt: skip
     int8.add_argument("--max_error", type=float, help=limit)
     return parser
 

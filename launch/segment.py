@@ -27,16 +27,16 @@ def main(argv: list[str]) -> None:
     tokenizer = lapa_jax.load(args.run, step=args.step)
     segmenter = segmentation.Segmenter(tokenizer, args.data, args.split, dataset=args.dataset, settings=settings)
     episodes = list(segmenter.episodes())
-    found = segmenter.segments(episodes)
+    all_segments = segmenter.segments(episodes)
     out = pathlib.Path(args.out)
-    segmentation.write(out, segmenter, episodes, found, args.run)
+    segmentation.write(out, segmenter, episodes, all_segments, args.run)
     names = segmenter.action_names()
-    for episode, segments in list(zip(episodes, found, strict=True))[: args.pictures]:
+    for episode, segments in list(zip(episodes, all_segments, strict=True))[: args.pictures]:
         segment_plots.draw_episode(out / "episodes" / f"{episode.id}.png", episode, segments, names)
     if args.pictures:
         title = f"{args.data} ({args.split}): segments of {args.run}"
-        segment_plots.overview(out / "overview.png", episodes[: args.pictures], found[: args.pictures], title)
-    for name, value in segmentation.summary(found).items():
+        segment_plots.overview(out / "overview.png", episodes[: args.pictures], all_segments[: args.pictures], title)
+    for name, value in segmentation.summary(all_segments).items():
         print(f"{name:22s} {value:g}")
     print(out / segmentation.SEGMENTS_FILE)
 

@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pending", type=int, default=256, help="requests that may be open, of all clients")
     parser.add_argument("--sockets", type=int, default=1024, help="websockets that may be open at a time")
     parser.add_argument("--message_mb", type=float, default=16.0, help="MiB of a message at most")
-    parser.add_argument("--picture_side", type=int, default=2048, help="pixels of a picture's longer side at most")
+    parser.add_argument("--picture_side", type=int, default=2048, help="pixels of an image's longer side at most")
     parser.add_argument("--instruction_characters", type=int, default=1000, help="characters of an instruction at most")
     parser.add_argument("--step", type=parse_step, help="checkpoint step, or best; the newest by default")
     return parser

@@ -75,7 +75,7 @@ def describe(args: argparse.Namespace, source: FramePairSource) -> str:
 
 def speed_table(source: FramePairSource, batches: Iterator, batch_size: int, count: int) -> str:
     """Loader and decoders in turns: medians of pairs per second and per CPU second, and of the loader's share."""
-    jpegs, rates, walls = pictures(source, 1000), {}, []
+    jpegs, rates, walls = jpegs_of(source, 1000), {}, []
     skip(batches, 4 * PREFETCH)
     for _ in range(ROUNDS):
         for name, decode in decoders().items():
@@ -112,12 +112,14 @@ def cpu_seconds() -> float:
     """CPU time of this process and its workers."""
     total = time.process_time()
     for worker in multiprocessing.active_children():
+        # The second field is the program's name in brackets, which may hold blanks: fields are counted behind it. 11
+        # and 12 are then user and system time.
         fields = pathlib.Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
         total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return total
 
 
-def pictures(source: FramePairSource, pairs: int) -> list[bytes]:
+def jpegs_of(source: FramePairSource, pairs: int) -> list[bytes]:
     """JPEGs of random steps, two for a pair."""
     steps = np.random.default_rng(0).integers(0, len(source.shards), 2 * pairs)
     return [source.shards.read(int(i), ["image.jpg"])["image.jpg"] for i in steps]
@@ -127,24 +129,24 @@ def decoders() -> dict[str, Callable[[bytes], np.ndarray]]:
     """The decoders that are installed, each from JPEG bytes to uint8[H, W, 3]."""
     from PIL import Image
 
-    found = {"simplejpeg": images.decode}
-    found["Pillow"] = lambda data: np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    decoders_by_name = {"simplejpeg": images.decode}
+    decoders_by_name["Pillow"] = lambda data: np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     try:
         import cv2
     except ImportError:
-        return found
+        return decoders_by_name
     cv2.setNumThreads(1)
-    found["OpenCV"] = lambda data: cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    return found
+    decoders_by_name["OpenCV"] = lambda data: cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    return decoders_by_name
 
 
 def decoder_rate(decode: Callable[[bytes], np.ndarray], jpegs: list[bytes], size: int | None) -> float:
     """Pairs per CPU second of this thread alone: the loader's may still be at work."""
     start = time.thread_time()
     for data in jpegs:
-        picture = decode(data)
+        image = decode(data)
         if size is not None:
-            images.resize(picture, size)
+            images.resize(image, size)
     return len(jpegs) / 2 / (time.thread_time() - start)
 
 

@@ -54,7 +54,7 @@ def measure(policy, run: str, size: int, rounds: int, side: int) -> dict[str, np
 
     jpegs = _jpegs(policy, size, side)
     stages, whole = Stages(policy, jpegs), Whole(policy, jpegs)
-    found: dict[str, list[float]] = {}
+    milliseconds: dict[str, list[float]] = {}
     options = Options(batch=size, limits=Limits(rate=1e6, message_bytes=2**26))
     with background(lambda: Service(policy, run, options)) as server, Clients(server.address, policy, jpegs) as clients:
         for number in range(WARM + rounds):
@@ -62,18 +62,19 @@ def measure(policy, run: str, size: int, rounds: int, side: int) -> dict[str, np
             for turn in (stages, whole, clients)[:: -1 if number % 2 else 1]:
                 for name, seconds in turn():
                     if number >= WARM:
-                        found.setdefault(name, []).append(1000 * seconds)
-    return {name: np.array(values) for name, values in found.items()}
+                        milliseconds.setdefault(name, []).append(1000 * seconds)
+    return {name: np.array(values) for name, values in milliseconds.items()}
 
 
-def table(size: int, found: dict[str, np.ndarray]) -> str:
+def table(size: int, milliseconds: dict[str, np.ndarray]) -> str:
     """The figures as Markdown."""
     lines = [f"| batch {size}, ms | p50 | p95 | p99 |", "|---|---|---|---|"]
-    total = np.sum([found[stage] for stage in STAGES], axis=0)
-    for name, values in (*((stage, found[stage]) for stage in STAGES), ("sum of these", total), (WHOLE, found[WHOLE]),
-                         (TRANSPORT, found[TRANSPORT]), (TRIP, found[TRIP])):  # fmt: skip
+    total = np.sum([milliseconds[stage] for stage in STAGES], axis=0)
+    stages = {stage: milliseconds[stage] for stage in STAGES}
+    rest = {name: milliseconds[name] for name in (WHOLE, TRANSPORT, TRIP)}
+    for name, values in {**stages, "sum of these": total, **rest}.items():
         lines.append(f"| {name} | {' | '.join(f'{np.percentile(values, p):.2f}' for p in PERCENTILES)} |")
-    share = np.median(total) / np.median(found[WHOLE])
+    share = np.median(total) / np.median(milliseconds[WHOLE])
     return "\n".join([*lines, "", f"The stages' sum is {share:.0%} of the policy as a whole (medians)."])
 
 
@@ -84,7 +85,7 @@ class Stages:
         import jax
 
         self._policy, self._jpegs = policy, jpegs
-        piece = lambda method: jax.jit(lambda v, *given: policy.model.apply(v, *given, method=method))  # noqa: E731
+        piece = lambda method: jax.jit(lambda v, *inputs: policy.model.apply(v, *inputs, method=method))  # noqa: E731
         self._encode, self._backbone, self._head = map(piece, ("encode_images", "backbone_states", "apply_head"))
 
     def __call__(self) -> Iterator[tuple[str, float]]:
@@ -93,9 +94,9 @@ class Stages:
         from lapa_jax.train.sharding import batch_sharding
 
         policy, place, variables = self._policy, batch_sharding(self._policy.mesh), self._policy.variables
-        seconds, picture = _timed(lambda: _decoded(policy, self._jpegs))
+        seconds, image = _timed(lambda: _decoded(policy, self._jpegs))
         yield "decode image", seconds
-        seconds, batch = _timed(lambda: _prepared(policy, picture))
+        seconds, batch = _timed(lambda: _prepared(policy, image))
         yield "text and state", seconds
         seconds, batch = _timed(lambda: jax.block_until_ready(jax.device_put(_padded(policy, batch), place)))
         yield "to the device", seconds
@@ -125,7 +126,7 @@ class Whole:
 
 
 class Clients:
-    """As many clients as pictures, which ask at once. Called, it yields (what, seconds) of the slowest one."""
+    """As many clients as images, which ask at once. Called, it yields (what, seconds) of the slowest one."""
 
     def __init__(self, address: str, policy, jpegs: list[list[bytes]]):
         from lapa_jax.serve.client import Client
@@ -133,9 +134,9 @@ class Clients:
         self._pool = concurrent.futures.ThreadPoolExecutor(len(jpegs))
         self._clients = [Client(address, timeout=600) for _ in jpegs]
         names = self._clients[0].metadata["cameras"]
-        pictures = [dict(zip(names, views, strict=True)) for views in jpegs]
+        images = [dict(zip(names, views, strict=True)) for views in jpegs]
         self._asked = [{"image": views, "instruction": _TEXT, "state": _state(policy), "dataset": _dataset(policy)}
-                       for views in pictures]  # fmt: skip
+                       for views in images]  # fmt: skip
 
     def __call__(self) -> Iterator[tuple[str, float]]:
         list(self._pool.map(lambda client, asked: client.chunk(**asked), self._clients, self._asked))
@@ -162,7 +163,7 @@ def _timed(function: Callable):
 
 
 def _jpegs(policy, size: int, side: int) -> list[list[bytes]]:
-    """[size][cameras] JPEGs: smooth pictures with some noise, which take about as many bytes as those of a camera."""
+    """[size][cameras] JPEGs: smooth images with some noise, which take about as many bytes as those of a camera."""
     from lapa_jax.data import images
 
     rng = np.random.default_rng(0)
@@ -185,10 +186,10 @@ def _decoded(policy, jpegs: list[list[bytes]]) -> np.ndarray:
     return views if policy.model.cameras > 1 else views[:, 0]
 
 
-def _prepared(policy, pictures: np.ndarray) -> dict[str, np.ndarray]:
+def _prepared(policy, images: np.ndarray) -> dict[str, np.ndarray]:
     state = _state(policy)
-    states = None if state is None else np.stack([state] * len(pictures))
-    return policy.prepare(pictures, _TEXT, states, dataset=_dataset(policy))[0]
+    states = None if state is None else np.stack([state] * len(images))
+    return policy.prepare(images, _TEXT, states, dataset=_dataset(policy))[0]
 
 
 def _padded(policy, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -214,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", required=True, help="run folder, checkpoint folder or exported folder of a policy")
     parser.add_argument("--batch", default="1,8", help="batch sizes: 1,8")
     parser.add_argument("--rounds", type=int, default=200, help="measurements of each stage")
-    parser.add_argument("--side", type=int, default=256, help="pixels of the pictures' sides")
+    parser.add_argument("--side", type=int, default=256, help="pixels of the images' sides")
     parser.add_argument("--step", type=parse_step, help="checkpoint step, or best; the newest by default")
     return parser
 

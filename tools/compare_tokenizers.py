@@ -1,4 +1,4 @@
-"""Compares action tokenizers on the same held-out chunks at equal bits: bins, DCT + BPE, B-splines and trained ones.
+"""Compares action tokenizers on held-out chunks at equal bits: bins, FAST (DCT + BPE), B-splines and trained ones.
 
 python tools/compare_tokenizers.py --data NAME=SHARDS ... [--runs NAME=RUN ...] --out DIR
     [--chunk_length 16 NAME=STEPS ... | --chunk_seconds 1 NAME=SECONDS ...] [--gripper NAME=DIMENSION ...]
@@ -64,7 +64,8 @@ def _pair(text: str, option: str, form: str) -> tuple[str, str]:
 
 def _values(texts: Sequence[str], option: str, names: Sequence[str], kind: type) -> dict[str, int | float]:
     """{data set: number} of texts "16" (for all) and "NAME=16" (for one)."""
-    found = {}
+    values = {}
+    # What is for all comes first, so that a data set's own value replaces it.
     for text in sorted(texts, key=lambda text: "=" in text):
         name, sign, number = text.rpartition("=")
         try:
@@ -73,21 +74,21 @@ def _values(texts: Sequence[str], option: str, names: Sequence[str], kind: type)
             raise UserError(f"{option} {text}: '{number}' is no number of {option.rpartition('_')[2]}") from None
         if not 0 < value < float("inf"):
             raise UserError(f"{option} {text}: chunks must be longer than 0")
-        found |= {_known(name, option, names): value} if sign else dict.fromkeys(names, value)
-    return found
+        values |= {_checked(name, option, names): value} if sign else dict.fromkeys(names, value)
+    return values
 
 
 def _grippers(texts: Sequence[str], names: Sequence[str]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
+    grippers: dict[str, list[int]] = {}
     for text in texts:
         name, number = _pair(text, "--gripper", "NAME=DIMENSION")
         if not number.removeprefix("-").isdigit():
             raise UserError(f"--gripper {text}: '{number}' is no dimension; the first is 0, the last -1")
-        found.setdefault(_known(name, "--gripper", names), []).append(int(number))
-    return found
+        grippers.setdefault(_checked(name, "--gripper", names), []).append(int(number))
+    return grippers
 
 
-def _known(name: str, option: str, names: Sequence[str]) -> str:
+def _checked(name: str, option: str, names: Sequence[str]) -> str:
     if name not in names:
         raise UserError(f"{option} names data set '{name}', which --data does not{did_you_mean(name, names)}")
     return name

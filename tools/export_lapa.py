@@ -1,6 +1,6 @@
 """Writes step shards as LAPA's own files: python tools/export_lapa.py SHARDS OUT --kind frames|latent|finetune.
 
-frames: the folders of pictures of stage 1. latent: the jsonl of stage 2, with codes from the shards or from --labels.
+frames: the folders of images of stage 1. latent: the jsonl of stage 2, with codes from the shards or from --labels.
 finetune: the json of finetuning, with actions and states. tools/convert.py --format lapa reads the last two back.
 """
 

@@ -19,16 +19,17 @@ def main(argv: list[str]) -> None:
     add("--out", type=pathlib.Path, required=True, help="a new or empty folder")
     add("--gap", type=int, default=4, help="frames between the two that the model sees")
     add("--steps", type=int, default=2000, help="of training")
-    add("--size", type=int, default=32, help="edge of the pictures in pixels")
+    add("--size", type=int, default=32, help="edge of the images in pixels")
     add("--seed", type=int, default=0)
     args = parser.parse_args(argv)
 
     from lapa_jax.label.pseudo_actions import Options, write
 
     options = Options(gap=args.gap, size=args.size, steps=args.steps, seed=args.seed)
-    found = write(args.demonstrations, args.data, args.out, options)
-    told = "" if found["action_r2"] is None else f", R² {found['action_r2']:.3f} against the actions that the data have"
-    print(f"{args.out}: pseudo-actions of {found['steps']} steps{told}")
+    summary = write(args.demonstrations, args.data, args.out, options)
+    r2 = summary["action_r2"]
+    against = "" if r2 is None else f", R² {r2:.3f} against the actions that the data have"
+    print(f"{args.out}: pseudo-actions of {summary['steps']} steps{against}")
 
 
 if __name__ == "__main__":

@@ -32,10 +32,11 @@ def main(argv: list[str]) -> None:
     add("--workers", type=int, default=default_workers(), help="processes; the result does not depend on it")
     env_options = flags.add_options(add, argv, skip=("size",))
     values = vars(parser.parse_args(argv))
-    given = {name: value for name in env_options if (value := values.pop(name)) not in (None, False)}
+    given_options = {name: value for name in env_options if (value := values.pop(name)) not in (None, False)}
     out, workers = values.pop("out"), values.pop("workers")
     columns = values.pop("columns")
-    options = Options(columns=() if columns == "none" else tuple(columns.split(",")), env_options=given, **values)
+    columns = () if columns == "none" else tuple(columns.split(","))
+    options = Options(columns=columns, env_options=given_options, **values)
     lines = record(options, out, workers)
     steps = sum(line["frames"] for line in lines)
     held_out = sum(line["split"] == "val" for line in lines)

@@ -1,4 +1,4 @@
-"""What all tokenizers are at inference: a model with its variables on the devices, run in padded batches."""
+"""What all trained models are at inference: a model with its variables on the devices, run in padded batches."""
 
 import functools
 import hashlib
@@ -64,12 +64,13 @@ class TrainedModel:
 
         The arrays are numpy arrays of one length, at least 1, or dicts of such; the function gives one array.
         """
-        parts, place = [], batch_sharding(self.mesh)
+        parts, sharding = [], batch_sharding(self.mesh)
         count = len(jax.tree.leaves(arrays)[0])
         size = self._padded_size(count)
         for start in range(0, count, size):
+            # The last row is repeated as padding: zeros could be no legal input of a model.
             rows = np.minimum(np.arange(start, start + size), count - 1)
-            padded = jax.device_put(jax.tree.map(lambda a, rows=rows: a[rows], arrays), place)
+            padded = jax.device_put(jax.tree.map(lambda a, rows=rows: a[rows], arrays), sharding)
             parts.append(np.asarray(function(self.variables, *padded))[: count - start])
         return np.concatenate(parts)
 
@@ -86,6 +87,7 @@ def fingerprint(model_config: dict, variables) -> str:
 
     Codebooks that moving averages update are variables, but no parameters: all collections count.
     """
+    # Sorted keys: configs that say the same in another order are the same model.
     digest = hashlib.sha256(json.dumps(model_config, sort_keys=True).encode())
     for name, leaf in tree.flatten(variables).items():
         value = np.asarray(jax.device_get(leaf), order="C")
@@ -121,6 +123,7 @@ class ColumnModel(TrainedModel):
           UserError: an unknown dataset, or none given where there are several.
         """
         key = name, column = self.dataset(dataset), column or self.column
+        # A policy is asked at each step; its normalisers do not change.
         if key not in self._normalizers:
             mode = pipeline.normalization_of(self.config.get("data", {}), name)
             normalizer = None if mode == "none" else Normalizer(self.datasets[name]["statistics"][column], mode)

@@ -13,7 +13,7 @@ from lapa_jax.sim.evaluation import Interface
 
 
 class Chunks:
-    """A stage-3 policy that does the first `execute` actions of each chunk before it looks again.
+    """A stage-3 policy that executes the first `execute` actions of each chunk before it is queried again.
 
     Args:
       policy: the policy. execute: from 1, a new chunk each step, to the length of the chunks; None is that.
@@ -40,7 +40,7 @@ class Chunks:
 
 
 class Ensembled:
-    """A stage-3 policy that is asked at each step and does the mean of all its chunks, see `ensemble.Ensemble`."""
+    """A stage-3 policy that is queried every step and executes the mean of its chunks, see `ensemble.Ensemble`."""
 
     name, sees = "policy", True
 

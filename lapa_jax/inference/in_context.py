@@ -1,4 +1,4 @@
-"""Policies at inference: demonstrations and observations in physical units to actions, step by step."""
+"""In-context policies at inference: demonstrations and observations in physical units to actions, step by step."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -26,6 +26,7 @@ class InContextPolicy(ColumnModel):
     def __init__(self, model, variables, **about):
         super().__init__(model, variables, **about)
         self._session: Session | None = None
+        # The cache is carried from step to step on one device; the copies on others serve nothing here.
         self._local = jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, self.variables)
         self._programs = {
             "start": jax.jit(functools.partial(model.apply, method="start")),
@@ -40,7 +41,7 @@ class InContextPolicy(ColumnModel):
         Args:
           prompt: demonstrations of the task: a `Demonstration` of any length, a list of up to P of them, or none (None
             or an empty list). Each is reduced to L steps as in training (`data.prompt_steps`; of windows the first),
-            pictures are brought to the model's size. With fewer than P the rest of the prompt is empty.
+            images are brought to the model's size. With fewer than P the rest of the prompt is empty.
           dataset: of a policy trained on several: whose units all numbers are in.
 
         Raises:
@@ -106,9 +107,9 @@ class InContextPolicy(ColumnModel):
         if self.model.state_dim:
             inputs["state"] = self.numbers(_field(rows, "state", what), f"{what} state", lead, dataset, "state")
         if self.model.cameras:
-            given, model = _field(rows, "image", what), self.model
+            image, model = _field(rows, "image", what), self.model
             about = (model.cameras, model.image_size, self, dataset)
-            inputs["image"] = observations.pictures(given, f"{what} image", lead, *about)
+            inputs["image"] = observations.model_images(image, f"{what} image", lead, *about)
         return inputs
 
     def numbers(self, rows, name: str, lead: tuple, dataset: str | None, column: str = "action") -> np.ndarray:
@@ -142,7 +143,7 @@ class Session:
 
         Args:
           observations: {"state": f32[B, S], "image": uint8[B, (V,) H, W, 3]}.
-          executed: f32[B, A], or None where all did as they were told.
+          executed: f32[B, A], or None where all executed what `act` gave.
 
         Returns:
           f32[B, A].
@@ -175,6 +176,8 @@ class Session:
     def _forget(self) -> None:
         """Lets go of the older half of the window and of what has been computed from it."""
         context = self._policy.model.context
+        # Half and not one step at a time: encoding anew costs a pass over the window, and is needed once in context //
+        # 2 steps.
         old = context - context // 2
         self._observations = self._observations[old:]
         self._actions = np.pad(self._actions[:, old:], ((0, 0), (0, old), (0, 0)))
@@ -187,10 +190,10 @@ class Session:
             return {"action": example["action"]}
         batch = {name: np.zeros_like(value) for name, value in example.items() if name.startswith("prompt_")}
         for row, prompt in enumerate(prompts):
-            for place, demonstration in enumerate(prompt):
-                where = f"demonstration {place}" if self._rows == 1 else f"demonstration {place} of prompt {row}"
+            for number, demonstration in enumerate(prompt):
+                where = f"demonstration {number}" if self._rows == 1 else f"demonstration {number} of prompt {row}"
                 for name, values in self._reduced(demonstration, where).items():
-                    batch[f"prompt_{name}"][row, place, : len(values)] = values
+                    batch[f"prompt_{name}"][row, number, : len(values)] = values
         return {"action": example["action"], **batch}
 
     def _reduced(self, demonstration: Demonstration, where: str) -> dict[str, np.ndarray]:

@@ -74,7 +74,7 @@ def kind_of(model) -> Kind | None:
     return KINDS.get(model.kind)
 
 
-def resolve(place: str):
+def resolve(path: str):
     """The class or function that "module:name" names."""
-    module, _, name = place.partition(":")
+    module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)

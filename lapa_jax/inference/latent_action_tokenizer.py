@@ -27,7 +27,7 @@ class LatentActionTokenizer(TrainedModel):
 
     @property
     def side(self) -> int | None:
-        """The side of the model's frames where they are square, which is what stored pictures are resized to."""
+        """The side of the model's frames where they are square, which is what stored images are resized to."""
         height, width = self.image_size
         return height if height == width else None
 
@@ -105,6 +105,7 @@ class LatentActionTokenizer(TrainedModel):
             return frames
         if height != width:
             raise UserError(f"frames are {frames.shape[-3]}x{frames.shape[-2]}; resize them to {height}x{width} first")
+        # Training resizes stored 8-bit images: floats are rounded first, so that both take the same path.
         eight_bit = frames if frames.dtype == np.uint8 else np.rint(frames * 255).astype(np.uint8)
         return resized(eight_bit, name, height, self, dataset)
 

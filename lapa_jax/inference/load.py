@@ -40,6 +40,7 @@ def load(path, step: int | str | None = None, devices=None) -> TrainedModel:
     kind = kinds.kind_of(model)
     if kind is None:
         raise UserError(f"{folder} holds a {config.model.name}, which has no inference object")
+    # 8-bit kernels have another dtype and scales besides, where the weights say so.
     expected = int8.expected(pretrained.expected_variables(model), variables)
     if wrong := tree.diff(expected, variables, tree.STORED):
         raise UserError(f"the weights in {folder} do not fit its config: {wrong}")

@@ -8,10 +8,10 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.data import images
 
 
-def pictures(
+def model_images(
     values, name: str, lead: tuple[int, ...], cameras: int, side: int, trained=None, dataset: str | None = None
 ) -> np.ndarray:
-    """Pictures as a model takes them, resized as in training.
+    """Images as a model takes them, resized as in training.
 
     Args:
       values: uint8 [*lead, (V,) H, W, 3], any H and W. name: for messages. lead: sizes of the first axes.
@@ -56,7 +56,7 @@ def resized(values: np.ndarray, name: str, side: int, trained=None, dataset: str
     return np.stack(small).reshape(*values.shape[:-3], side, side, 3)
 
 
-def _stored_mode(trained, dataset: str | None, mode: str | None, told: str) -> str | None:
+def _stored_mode(trained, dataset: str | None, mode: str | None, what: str) -> str | None:
     """How the images of a dataset became square; None where it does not say."""
     datasets = trained.datasets if trained else {}
     if dataset is not None and dataset not in datasets:
@@ -65,11 +65,11 @@ def _stored_mode(trained, dataset: str | None, mode: str | None, told: str) -> s
     modes = {key: images.stored_mode(entry.get("features") or {}) for key, entry in chosen.items()}
     if len(set(modes.values())) > 1:
         list_of_modes = ", ".join(f"{key}: {stored or 'not named'}" for key, stored in modes.items())
-        raise UserError(f"{told}, and those of the datasets of this model became square in different ways "
+        raise UserError(f"{what}, and those of the datasets of this model became square in different ways "
                         f"({list_of_modes}); say whose images these are with dataset=...")  # fmt: skip
     stored = next(iter(modes.values()), None)
     if stored is None and mode is None:
-        warnings.warn(f"{told} and is squashed to a square: the data that this model was trained on do not say "
+        warnings.warn(f"{what} and is squashed to a square: the data that this model was trained on do not say "
                       "whether theirs were squashed or cropped", stacklevel=4)  # fmt: skip
     return stored
 

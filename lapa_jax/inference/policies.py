@@ -1,4 +1,4 @@
-"""Policies that are told what to do: an image and an instruction to latent actions (stage 2) or actions (stage 3)."""
+"""Policies with instructions: an image and an instruction to latent actions (stage 2) or actions (stage 3)."""
 
 import functools
 
@@ -8,7 +8,7 @@ import numpy as np
 from lapa_jax.core.errors import UserError
 from lapa_jax.data import text
 from lapa_jax.inference.base import ColumnModel, TrainedModel, finite
-from lapa_jax.inference.observations import pictures
+from lapa_jax.inference.observations import model_images
 from lapa_jax.models.policies import lapa
 
 
@@ -26,7 +26,7 @@ class Instructed:
     def observed(
         self, image, instruction, dataset: str | None = None, resized: bool = False
     ) -> tuple[dict[str, np.ndarray], bool]:  # fmt: skip
-        """A batch as in training, and whether a single picture was given.
+        """A batch as in training, and whether a single image was given.
 
         Args:
           image: uint8 [B, (V,) H, W, 3] or a single one without B. instruction: B texts, or one for all.
@@ -41,10 +41,10 @@ class Instructed:
         batch = image[None] if single else image
         texts = [instruction] * len(batch) if isinstance(instruction, str) else list(instruction)
         if len(texts) != len(batch) or (single and not isinstance(instruction, str)):
-            raise UserError(f"{len(batch)} pictures and {len(texts)} instructions; give one text, or one for each of a "
-                            "batch of pictures")  # fmt: skip
+            raise UserError(f"{len(batch)} images and {len(texts)} instructions; give one text, or one for each of a "
+                            "batch of images")  # fmt: skip
         how = () if resized else (self, dataset)
-        batch = pictures(batch, "image", batch.shape[:1], model.cameras, model.image_size, *how)
+        batch = model_images(batch, "image", batch.shape[:1], model.cameras, model.image_size, *how)
         ids, mask = self.tokenizer(texts, model.text_length)
         return {"image": batch, "text": ids, "text_mask": mask.astype(np.float32)}, single
 
@@ -94,7 +94,7 @@ class LatentPolicy(Instructed, TrainedModel):
           official_sampler: what LAPA's released sampler makes of the codes, for comparison: all behind a 2 are 0.
 
         Returns:
-          int32 [B, N], or [N] for a single picture.
+          int32 [B, N], or [N] for a single image.
 
         Raises:
           UserError: another shape or type, or an instruction that is longer than those of training could be.
@@ -103,8 +103,8 @@ class LatentPolicy(Instructed, TrainedModel):
         return lapa.official_sampler(codes) if official_sampler else codes
 
     def logits(self, image, instruction, *, dataset: str | None = None) -> np.ndarray:
-        """f32 [B, N, K] or [N, K], arguments as of `predict`; of a model that gives codes one after the other those of
-        each place are given the most likely codes before."""
+        """f32 [B, N, K] or [N, K], arguments as of `predict`; of a model that gives codes one after the other those
+        of each position are conditioned on the most likely codes before it."""
         batch, single = self.observed(image, instruction, dataset)
         logits = self.run(self._logits, batch)
         return logits[0] if single else logits
@@ -120,7 +120,7 @@ class Policy(Instructed, ColumnModel):
         self._predict = jax.jit(lambda variables, batch: model.apply(variables, batch, method="predict")["action"])
 
     def act(self, image, instruction: str, state=None, *, dataset: str | None = None) -> np.ndarray:
-        """What to do now: the first action of `chunk`, f32 [A]. Arguments as of `chunk`, of a single picture."""
+        """What to do now: the first action of `chunk`, f32 [A]. Arguments as of `chunk`, of a single image."""
         chunk = self.chunk(image, instruction, state, dataset=dataset)
         if chunk.ndim == 3:
             raise UserError("act takes one observation; call chunk for a batch of them")
@@ -148,7 +148,7 @@ class Policy(Instructed, ColumnModel):
     def prepare(
         self, image, instruction, state=None, *, dataset: str | None = None, resized: bool = False
     ) -> tuple[dict, bool]:  # fmt: skip
-        """A batch for `predict`, and whether a single picture was given. Arguments and errors as of `chunk` and
+        """A batch for `predict`, and whether a single image was given. Arguments and errors as of `chunk` and
         `observed`."""
         dataset = self.dataset(dataset)
         batch, single = self.observed(image, instruction, dataset, resized)
@@ -167,7 +167,7 @@ class Policy(Instructed, ColumnModel):
         state = state[None] if single else state
         state = finite(self.check_rows(state, "state", (2,), self.width_of(dataset, "state")), "state")
         if len(state) != rows:
-            raise UserError(f"{rows} pictures and {len(state)} states; give one for each")
+            raise UserError(f"{rows} images and {len(state)} states; give one for each")
         return self.to_model(state, dataset, "state")
 
 

@@ -20,12 +20,12 @@ class ColumnTokenizer(ColumnModel):
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """How many codes there are at each place of a row of codes."""
+        """Number of codes at each code position."""
         return tuple(int(size) for size in jax.tree.leaves(self.model.codebook_sizes))
 
     @property
     def codebook_size(self) -> int | tuple[int, ...]:
-        """K where all places have the same number of codes, else `codebook_sizes`."""
+        """K where all positions have the same number of codes, else `codebook_sizes`."""
         sizes = self.codebook_sizes
         return sizes[0] if len(set(sizes)) == 1 else sizes
 
@@ -42,9 +42,9 @@ class ColumnTokenizer(ColumnModel):
                             f"the last of {len(sizes)}, are expected")  # fmt: skip
         flat = codes.reshape(-1, len(sizes))
         if wrong := np.flatnonzero((flat.min(0) < 0) | (flat.max(0) >= sizes)).tolist():
-            place = wrong[0]
-            raise UserError(f"codes holds {flat[:, place].min()}..{flat[:, place].max()} at place {place}, whose "
-                            f"codebook has 0..{sizes[place] - 1}")
+            position = wrong[0]
+            raise UserError(f"codes holds {flat[:, position].min()}..{flat[:, position].max()} at position {position}, "
+                            f"whose codebook has 0..{sizes[position] - 1}")
         return codes.astype(np.int32)
 
 
@@ -161,21 +161,22 @@ class ActionTokenizer(ColumnTokenizer):
         state = joined["state"] if self.takes_state else None
         codes = self.encode(joined["actions"], joined["mask"], state=state, dataset=dataset)
         codes_of_episodes, first = [], 0
-        for starts, which, place in windows:
+        for starts, which, offset in windows:
             window_codes = codes[first : first + len(starts)]
-            codes_of_episodes.append(window_codes if self.chunk_length else window_codes[which, place])
+            codes_of_episodes.append(window_codes if self.chunk_length else window_codes[which, offset])
             first += len(starts)
         return codes_of_episodes
 
     def windows(self, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """How an episode of so many steps is cut up: the first step of each window, int64[W]; and for each step the
-        window that its codes are taken from and its place there, int64[length] each."""
+        window that its codes are taken from and its offset there, int64[length] each."""
         steps = np.arange(length)
         if self.chunk_length:
             return steps, steps, np.zeros_like(steps)
         context = self.model.context
         back = context // 2 if self.model.causal else context // 4
         ahead = 0 if self.model.causal else context // 4
+        # More neighbours than the convolutions reach would change no code, and only add windows.
         if self.model.reach is not None:
             back, ahead = min(back, self.model.reach[0]), min(ahead, self.model.reach[1])
         hop = context - back - ahead
@@ -187,6 +188,7 @@ class ActionTokenizer(ColumnTokenizer):
     def _length(self, length: int) -> int:
         """The number of steps that the model is given for so many."""
         if self.chunk_length is None:
+            # The next power of two.
             return max(SHORTEST, 1 << (length - 1).bit_length())
         if length > self.chunk_length:
             raise UserError(f"actions has {length} steps; this tokenizer's chunks have {self.chunk_length}: cut them, "

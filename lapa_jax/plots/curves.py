@@ -1,4 +1,4 @@
-"""The course of training as one picture: losses and validation metrics over the steps."""
+"""The course of training as one image: losses and validation metrics over the steps."""
 
 import pathlib
 from collections.abc import Mapping, Sequence

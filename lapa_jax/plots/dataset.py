@@ -1,4 +1,4 @@
-"""Pictures of a data set: what its episodes look like, and how its numbers are distributed."""
+"""Images of a data set: what its episodes look like, and how its numbers are distributed."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -25,20 +25,20 @@ MANY = 12
 def contact_sheet(path, shards: StepShards) -> pathlib.Path:
     """A row of evenly spaced frames for each of some evenly spaced episodes and each camera, under the instruction.
 
-    Data without pictures: the columns of the episodes over time.
+    Data without images: the columns of the episodes over time.
     """
     cameras = [name for name, feature in shards.features.items() if feature.get("codec") == "jpeg"]
     cameras.sort(key=lambda name: (name != "image", name))
     if not cameras:
         return column_lines(path, shards)
     episodes = spread(shards.episodes, max(2, min(EPISODES, ROWS // len(cameras))))
-    pictures = [_frames(shards, episode, cameras) for episode in episodes]
-    height, width = _cell([frame for episode in pictures for row in episode for frame in row])
+    images = [_frames(shards, episode, cameras) for episode in episodes]
+    height, width = _cell([frame for episode in images for row in episode for frame in row])
     heights = [len(cameras) * INCHES * height / width + 0.55] * len(episodes)
     with matplotlib.rc_context(plots.STYLE):
         figure = Figure(figsize=(FRAMES * INCHES + 1.2, sum(heights)), layout="constrained")
         panels = figure.subplots(len(episodes), 1, squeeze=False)[:, 0]
-        for axes, episode, rows in zip(panels, episodes, pictures):
+        for axes, episode, rows in zip(panels, episodes, images):
             cells = np.stack([[thumbnail(frame, height, width) for frame in row] for row in rows])
             steps = [str(step) for step in _steps(episode)]
             names = [name.removeprefix("image_") for name in cameras] if len(cameras) > 1 else ()
@@ -93,6 +93,7 @@ def _draw_column(axes, shards: StepShards, episode: Episode, name: str) -> None:
         drawing = "steps-mid" if rows.dtype.kind in "iu" else "default"
         axes.plot(np.subtract(steps, episode.start), rows, lw=0.9, drawstyle=drawing)
         return
+    # Each dimension by its own mean and spread: raw values of one unit would hide those of another.
     standard = (rows - rows.mean(0)) / np.maximum(rows.std(0), 1e-9)
     axes.imshow(standard.T, aspect="auto", cmap="RdBu_r", vmin=-2.5, vmax=2.5, interpolation="nearest")
     axes.set_ylabel(f"{name}: {rows.shape[1]} dimensions")
@@ -143,7 +144,7 @@ def _mark(panels: Sequence, summary: Mapping | None) -> str:
     """Draws quantiles and every 16th bin edge: uniform below, of equal frequency above; returns the legend."""
     if summary is None or not set(PER_DIMENSION) <= set(summary):
         return ""
-    words, uniform = kinds(summary), ActionBins(summary)
+    dimension_kinds, uniform = kinds(summary), ActionBins(summary)
     equal = ActionBins(summary, "equal_frequency") if "quantiles" in summary else None
     for i, axes in enumerate(panels):
         for quantile in ("q01", "q99"):
@@ -153,7 +154,7 @@ def _mark(panels: Sequence, summary: Mapping | None) -> str:
                 continue
             edges = bins.edges[i][:: 16 if bins.counts[i] > 32 else 1]
             axes.vlines(edges, bottom, top, transform=axes.get_xaxis_transform(), color=plots.INK, lw=0.6)
-        axes.set_title(f"{axes.get_title(loc='left')}: {words[i]}", loc="left")
+        axes.set_title(f"{axes.get_title(loc='left')}: {dimension_kinds[i]}", loc="left")
     above = ", above: of equal frequency" if equal else ""
     return f"; dashed: 1 % and 99 %; ticks below: every 16th edge of uniform bins{above}"
 
@@ -174,7 +175,7 @@ def _steps(episode: Episode) -> list[int]:
 
 
 def _frames(shards: StepShards, episode: Episode, cameras: Sequence[str]) -> list[list[np.ndarray | None]]:
-    """[cameras][FRAMES] pictures; None for what is not there."""
+    """[cameras][FRAMES] images; None for what is not there."""
     rows = []
     for name in cameras:
         steps = [episode.start + step for step in _steps(episode)]
@@ -187,6 +188,7 @@ def caption(shards: StepShards, episode: Episode, limit: int = 100) -> str:
     """The episode in a line: its instruction, name and length."""
     text = shards.text(episode.start)
     text = f"“{text if len(text) <= limit else text[: limit - 1] + '…'}”  " if text else ""
+    # matplotlib reads text between dollar signs as mathematics.
     return f"{text}{episode.id}, {episode.length} steps".replace("$", r"\$")
 
 
@@ -198,7 +200,7 @@ def _cell(frames: Sequence[np.ndarray | None]) -> tuple[int, int]:
 
 
 def thumbnail(frame: np.ndarray | None, height: int, width: int) -> np.ndarray:
-    """A picture uint8[H, W, 3] as uint8[height, width, 3], its proportions kept, on white; None is all white."""
+    """An image uint8[H, W, 3] as uint8[height, width, 3], its proportions kept, on white; None is all white."""
     from PIL import Image
 
     cell = np.full((height, width, 3), 255, np.uint8)

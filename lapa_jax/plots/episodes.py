@@ -1,4 +1,4 @@
-"""Pictures of in-context policies: errors of each task by prompt, and whole episodes against what was recorded."""
+"""Images of in-context policies: errors of each task by prompt, and whole episodes against what was recorded."""
 
 import pathlib
 from collections.abc import Mapping, Sequence

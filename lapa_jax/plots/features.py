@@ -1,4 +1,4 @@
-"""Pictures of a feature tokenizer: its categories, what each level uses, maps of its codebooks, what comes back."""
+"""Images of a feature tokenizer: its categories, what each level uses, maps of its codebooks, what comes back."""
 
 from collections.abc import Mapping, Sequence
 
@@ -51,12 +51,12 @@ def level_utilization(path, codes: np.ndarray, layout: Layout) -> None:
     used, even = np.zeros((2, len(layout.groups), LEVELS))
     words = np.empty(used.shape, object)
     for i, size in enumerate(layout.flat_sizes):
-        place = divmod(i, LEVELS)
+        category_level = divmod(i, LEVELS)
         share = np.bincount(codes[:, i], minlength=size) / len(codes)
         real = share[share > 0]
-        used[place] = len(real) / size
-        even[place] = np.exp(-np.sum(real * np.log(real))) / size
-        words[place] = f"{len(real)}/{size}"
+        used[category_level] = len(real) / size
+        even[category_level] = np.exp(-np.sum(real * np.log(real))) / size
+        words[category_level] = f"{len(real)}/{size}"
     with matplotlib.rc_context(frames.STYLE):
         figure = Figure(figsize=(7.4, 1.3 + 0.3 * len(used)), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
@@ -91,6 +91,7 @@ def codebook_maps(path, arrays: Mapping[str, np.ndarray], books: np.ndarray, lay
         panels = figure.subplots(rows, LEVELS, squeeze=False)
         for i, axes in enumerate(panels.ravel()):
             (start, end), size = layout.spans[i], layout.flat_sizes[i]
+            # Vectors and codes are projected together, so that they share the plane.
             points, codes = arrays["latent"][:MAP_POINTS, start:end], books[i, :size, : end - start]
             flat, words = project(np.concatenate([points, codes]))
             counts = np.bincount(arrays["codes"][:, i], minlength=size)

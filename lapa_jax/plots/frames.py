@@ -1,4 +1,4 @@
-"""Pictures of a latent action model: numpy arrays in, one PNG out.
+"""Images of a latent action model: numpy arrays in, one PNG out.
 
 Frames are `[..., H, W, 3]`, uint8 or float in [0, 1] (clipped for display). Every function writes its file atomically
 and returns the path. Figures are made without pyplot: no window, no display, no global state.
@@ -41,7 +41,7 @@ def to_float(frames: np.ndarray) -> np.ndarray:
 
 
 def mosaic(frames: np.ndarray, gap: int) -> np.ndarray:
-    """Lays `[R, C, H, W, 3]` frames out as one white-ruled picture, float32 `[R*(H+gap)-gap, C*(W+gap)-gap, 3]`."""
+    """Lays `[R, C, H, W, 3]` frames out as one white-ruled image, float32 `[R*(H+gap)-gap, C*(W+gap)-gap, 3]`."""
     rows, columns, height, width, _ = frames.shape
     cells = np.ones((rows, height + gap, columns, width + gap, 3), np.float32)
     cells[:, :height, :, :width] = einops.rearrange(to_float(frames), "rows columns h w c -> rows h columns w c")
@@ -100,6 +100,7 @@ def what_changes(decoded: np.ndarray) -> tuple[np.ndarray, float]:
     """
     decoded = np.asarray(decoded, np.float32)
     difference = decoded - decoded.mean(axis=1, keepdims=True)
+    # 1e-3: codes that change nothing are drawn grey, and not as amplified rounding.
     scale = 0.5 / max(float(np.quantile(np.abs(difference), 0.995)), 1e-3)
     return np.clip(0.5 + scale * difference, 0, 1), scale
 
@@ -115,7 +116,7 @@ def code_gallery(
       decoded: `[R, C, H, W, 3]`, what becomes of `starts` under each code (or `what_changes` of that).
       names: the C column titles.
       rows: R row titles; none if empty.
-      title: of the picture.
+      title: of the image.
     """
     frames = np.concatenate([to_float(starts)[:, None], to_float(decoded)], axis=1)
     return frame_grid(path, frames, ["start", *names], rows, title)

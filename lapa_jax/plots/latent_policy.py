@@ -1,4 +1,4 @@
-"""Pictures of what a stage-2 policy predicts. Files are written as in `plots`."""
+"""Images of what a stage-2 policy predicts. Files are written as in `plots`."""
 
 import pathlib
 import textwrap
@@ -14,22 +14,22 @@ COLUMNS = 4
 
 
 def confusion(path, codes: np.ndarray, predicted: np.ndarray, size: int) -> pathlib.Path:
-    """One panel a place: rows are true codes, columns predicted ones, rows sum to 1.
+    """One panel a code position: rows are true codes, columns predicted ones, rows sum to 1.
 
     Args:
       path: the PNG to write. codes, predicted: int [M, N]. size: K.
     """
-    places = codes.shape[1]
+    positions = codes.shape[1]
     with matplotlib.rc_context(frames.STYLE):
-        figure = Figure(figsize=(2.5 * places + 0.6, 2.8), layout="constrained")
-        panels = figure.subplots(1, places, squeeze=False)[0]
-        for place, axes in enumerate(panels):
+        figure = Figure(figsize=(2.5 * positions + 0.6, 2.8), layout="constrained")
+        panels = figure.subplots(1, positions, squeeze=False)[0]
+        for position, axes in enumerate(panels):
             counts = np.zeros((size, size))
-            np.add.at(counts, (codes[:, place], predicted[:, place]), 1)
+            np.add.at(counts, (codes[:, position], predicted[:, position]), 1)
             shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
             shown = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
             right = np.trace(counts) / max(counts.sum(), 1)
-            axes.set_title(f"place {place}: {right:.0%} right", loc="left")
+            axes.set_title(f"position {position}: {right:.0%} right", loc="left")
             axes.set(xlabel="predicted", xticks=range(size), yticks=range(size))
         panels[0].set_ylabel("true")
         figure.colorbar(shown, ax=panels, shrink=0.8)
@@ -59,7 +59,7 @@ def imagined(path, rows: Sequence[Mapping]) -> pathlib.Path:
 
 
 def examples(path, rows: Sequence[Mapping]) -> pathlib.Path:
-    """Pictures with their instruction, the true and the predicted codes.
+    """Images with their instruction, the true and the predicted codes.
 
     Args:
       path: the PNG to write. rows: "image" uint8 [H, W, 3], "instruction", "codes" and "predicted" int [N].
@@ -76,9 +76,9 @@ def examples(path, rows: Sequence[Mapping]) -> pathlib.Path:
             rows_of_codes = {"true": row["codes"], "predicted": row["predicted"]}
             for line, (word, codes) in enumerate(rows_of_codes.items()):
                 axes.text(0.0, -0.07 - 0.09 * line, word, fontsize=8, transform=axes.transAxes)
-                for place, code in enumerate(codes.tolist()):
-                    wrong = code != row["codes"][place]
+                for position, code in enumerate(codes.tolist()):
+                    wrong = code != row["codes"][position]
                     color = frames.ACCENT if wrong else frames.INK
-                    axes.text(0.45 + 0.1 * place, -0.07 - 0.09 * line, str(code), fontsize=9, color=color,
+                    axes.text(0.45 + 0.1 * position, -0.07 - 0.09 * line, str(code), fontsize=9, color=color,
                               weight="bold" if wrong else "normal", transform=axes.transAxes)  # fmt: skip
         return frames.save(figure, path)

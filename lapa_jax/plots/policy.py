@@ -1,4 +1,4 @@
-"""Pictures of what a stage-3 policy does. Files are written as in `plots`."""
+"""Images of what a stage-3 policy does. Files are written as in `plots`."""
 
 import pathlib
 import textwrap
@@ -24,6 +24,7 @@ def spread(path, recorded: np.ndarray, predicted: np.ndarray, names: Sequence[st
         figure = Figure(figsize=(2.6 * len(shown) + 0.4, 2.2), layout="constrained")
         for i, axes in enumerate(figure.subplots(1, len(shown), squeeze=False)[0]):
             both = np.concatenate([recorded[:, i], predicted[:, i]]).astype(np.float64)
+            # A dimension that never moves has no range, and a histogram needs one.
             margin = 1e-3 * max(1e-3, np.ptp(both), abs(both).max())
             edges = np.linspace(both.min() - margin, both.max() + margin, BINS)
             axes.hist(recorded[:, i], edges, color=frames.MUTED, alpha=0.5, label="recorded")
@@ -35,7 +36,7 @@ def spread(path, recorded: np.ndarray, predicted: np.ndarray, names: Sequence[st
 
 
 def worst(path, rows: Sequence[Mapping]) -> pathlib.Path:
-    """Pictures with their instruction and both actions.
+    """Images with their instruction and both actions.
 
     Args:
       path: the PNG to write.

@@ -1,4 +1,4 @@
-"""Pictures of tokenizers of numeric columns: decoded against true sequences, and how the codes are used."""
+"""Images of tokenizers of numeric columns: decoded against true sequences, and how the codes are used."""
 
 import pathlib
 from collections.abc import Mapping, Sequence

@@ -39,6 +39,7 @@ class Background:
             http.application(self.service, token), access_log=None, shutdown_timeout=http.GRACE
         )
         await self._runner.setup()
+        # Port 0: the system picks a free one, so that tests do not meet.
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
         self.address = f"127.0.0.1:{self._runner.addresses[0][1]}"
 
@@ -53,5 +54,6 @@ class Background:
         if self._runner is not None:
             self.call(self._runner.cleanup())
             self.service.close()
+        # `stop` is not thread-safe: the loop has to be woken up from this thread.
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()

@@ -70,6 +70,7 @@ class Batcher:
 
     def _loop(self) -> None:
         while (requests := self._collect()) is not None:
+            # A client that went away cancelled its future: nobody waits for that action.
             requests = [request for request in requests if request.future.set_running_or_notify_cancel()]
             if requests:
                 self._answer(requests)
@@ -80,11 +81,13 @@ class Batcher:
         if first is None:
             return None
         requests, until = [first], time.perf_counter() + self._wait
+        # A held request (of another data set) is the first of the next batch, and should not wait for more of this one.
         while len(requests) < self.largest and not self._held:
             try:
                 request = self._queue.get(timeout=max(0.0, until - time.perf_counter()))
             except queue.Empty:
                 break
+            # The sign to stop goes back to the end: this batch is answered first.
             if request is None:
                 self._queue.put(None)
                 break

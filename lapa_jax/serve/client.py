@@ -76,7 +76,7 @@ class Client:
         """The next T actions.
 
         Args:
-          image: uint8 [H, W, 3] or the bytes of a JPEG; of several cameras {name: picture}.
+          image: uint8 [H, W, 3] or the bytes of a JPEG; of several cameras {name: image}.
           instruction: a text. state: [S], in the units of the data.
           dataset: of a policy trained on several: whose units all numbers are in.
 
@@ -120,12 +120,14 @@ class Client:
         try:
             status, data = self._once(connection, method, path, body)
         except (http.client.HTTPException, ConnectionError):
+            # A kept connection may have been closed by the server while idle; a new one that fails is a real failure.
             if fresh:
                 raise ConnectionError(f"{self._name} closed the connection without an answer") from None
             return self._ask(method, path, body)
         if status == 200:
             return data
         message = _error_in(data)
+        # 400 and 413 are the fault of the observation, and asking again would not help.
         raise UserError(message) if status in (400, 413) else ServerError(status, f"{self._name}: {message}")
 
     def _once(self, connection, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:

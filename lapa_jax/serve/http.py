@@ -119,13 +119,13 @@ class Front:
                 else functools.partial(_from_json, body, replies)
             )
             answer, timing = await self._service.act(read)
-        told = {"Server-Timing": ", ".join(f"{name.removesuffix('_ms')};dur={value:.3f}"
+        headers = {"Server-Timing": ", ".join(f"{name.removesuffix('_ms')};dur={value:.3f}"
                                            for name, value in timing.items() if name != "batch")}  # fmt: skip
         if packed:
             data = _packed(answer.actions, timing, replies)
-            return self._web.Response(body=data, content_type=MSGPACK[0], headers=told)
+            return self._web.Response(body=data, content_type=MSGPACK[0], headers=headers)
         actions = list(answer.actions) if replies["chunk"] else answer.actions[0]
-        return self._json(msgpack_numpy.to_json(actions) if replies["twice"] else actions, told)
+        return self._json(msgpack_numpy.to_json(actions) if replies["twice"] else actions, headers)
 
     async def root(self, request):
         """GET /: a websocket; for a browser where to look."""
@@ -191,8 +191,9 @@ class Front:
         """Bearer as of RFC 6750, and Api-Key, which openpi's clients send."""
         if self._token is None:
             return True
-        kind, _, given = header.partition(" ")
-        right = hmac.compare_digest(given.strip().encode(errors="surrogateescape"), self._token.encode())
+        kind, _, token = header.partition(" ")
+        # In constant time, so that a token cannot be guessed letter by letter from how long an answer takes.
+        right = hmac.compare_digest(token.strip().encode(errors="surrogateescape"), self._token.encode())
         return right and kind.lower() in ("bearer", "api-key")
 
     def _json(self, value, headers: Mapping[str, str] | None = None):

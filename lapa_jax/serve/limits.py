@@ -7,7 +7,7 @@ from collections.abc import Callable
 from lapa_jax.core.errors import UserError
 
 ADDRESSES = 4096
-"""How many are remembered; those that were silent the longest are forgotten first."""
+"""How many addresses are remembered; those that were silent the longest are forgotten first."""
 
 
 class Refused(Exception):
@@ -23,7 +23,7 @@ class Limits:
     """What a server accepts.
 
     Attributes:
-      message_bytes: of one message. picture_side: pixels of a picture's longer side. instruction_characters: of a text.
+      message_bytes: of one message. picture_side: pixels of an image's longer side. instruction_characters: of a text.
       rate: requests a second from one address, on the average; twice as many may come at once.
       pending: requests that may arrive, wait or be computed at a time, of all clients.
       sockets: websockets that may be open at a time.
@@ -51,15 +51,18 @@ class Rate:
 
     def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic):
         self._rate, self._most, self._clock = rate, max(1.0, 2 * rate), clock
-        self._known: dict[str, tuple[float, float]] = {}
+        self._buckets: dict[str, tuple[float, float]] = {}
 
     def count(self, address: str) -> None:
         """Counts one request; `Refused` with status 429 if there were too many."""
         now = self._clock()
-        left, since = self._known.pop(address, (self._most, now))
+        # Taken out and put back: a dict keeps the order of insertion, so that the first address is the one silent for
+        # longest.
+        left, since = self._buckets.pop(address, (self._most, now))
         left = min(self._most, left + (now - since) * self._rate)
-        self._known[address] = (left - 1 if left >= 1 else left, now)
-        if len(self._known) > ADDRESSES:
-            del self._known[next(iter(self._known))]
+        # Refused requests take nothing from the bucket: a client that is too fast is slowed down, not locked out.
+        self._buckets[address] = (left - 1 if left >= 1 else left, now)
+        if len(self._buckets) > ADDRESSES:
+            del self._buckets[next(iter(self._buckets))]
         if left < 1:
             raise Refused(429, f"more than {self._rate:g} requests a second from {address}; ask less often")

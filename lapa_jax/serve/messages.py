@@ -17,7 +17,7 @@ NOTHING = "nothing"
 PREFIX = "observation/"
 TEXT, STATE, DATASET = "instruction", "state", "dataset"
 GROUPS = ("image", "images", f"{PREFIX}images")
-"""Keys that may hold {camera: picture}."""
+"""Keys that may hold {camera: image}."""
 
 
 class Observation(NamedTuple):
@@ -31,7 +31,7 @@ class Reader:
     """Reads messages for a policy.
 
     Args:
-      policy: the policy. limits: of pictures and texts.
+      policy: the policy. limits: of images and texts.
       renamed: pairs (key of messages, own name): a camera, "instruction", "state", "dataset", or "nothing" for what is
         left out. Several keys of "state" are put behind each other, in this order.
 
@@ -50,7 +50,7 @@ class Reader:
                 raise UserError(f"--rename {key}={name}: '{name}' is nothing that the policy takes"
                                 f"{did_you_mean(name, [*self.keys, NOTHING])}")  # fmt: skip
         self._state_parts = [key for key, name in renamed if name == STATE]
-        self._meaning = {key: name for name, known in self.keys.items() for key in known} | dict(renamed)
+        self._meaning = {key: name for name, accepted in self.keys.items() for key in accepted} | dict(renamed)
         self.keys = {name: [key for key, means in self._meaning.items() if means == name] for name in self.keys}
 
     def read(self, message) -> Observation:
@@ -59,16 +59,16 @@ class Reader:
         Raises:
           UserError: a key that is missing, unknown or there twice; a value that the policy or the limits do not allow.
         """
-        found = self._sort(message)
-        dataset = self._policy.dataset(self._optional_text(found, DATASET))
-        sides = [self._picture(name, found, dataset) for name in self._cameras]
-        picture = sides[0] if self._policy.model.cameras == 1 else np.stack(sides)
-        state = self._state(found)
-        batch, _ = self._policy.prepare(picture, self._text(found), state, dataset=dataset, resized=True)
+        values = self._sort(message)
+        dataset = self._policy.dataset(self._optional_text(values, DATASET))
+        sides = [self._image(name, values, dataset) for name in self._cameras]
+        image = sides[0] if self._policy.model.cameras == 1 else np.stack(sides)
+        state = self._state(values)
+        batch, _ = self._policy.prepare(image, self._text(values), state, dataset=dataset, resized=True)
         return Observation(batch, dataset)
 
     def example(self) -> dict:
-        """A message of black pictures."""
+        """A message of black images."""
         message = {name: np.zeros((8, 8, 3), np.uint8) for name in self._cameras} | {TEXT: ""}
         if self._policy.datasets:
             message[DATASET] = next(iter(self._policy.datasets))
@@ -81,14 +81,14 @@ class Reader:
     def _sort(self, message) -> dict[str, dict[str, object]]:
         """{own name: {key: value}} of a message."""
         if not isinstance(message, Mapping):
-            raise UserError(f"a message is a {type(message).__name__}; a map is expected, with {self._wanted()}")
+            raise UserError(f"a message is a {type(message).__name__}; a map is expected, with {self._expected()}")
         found: dict[str, dict[str, object]] = {}
         for key, value in _flat(message):
             name = self._meaning.get(key) if isinstance(key, str) else None
             if name is None:
                 remedy = "--rename KEY=NAME of the server gives it a meaning, KEY=nothing leaves it out"
                 shown = repr(str(key)[:60])
-                raise UserError(f"nothing is known of the key {shown}; expected are {self._wanted()}. {remedy}")
+                raise UserError(f"nothing is known of the key {shown}; expected are {self._expected()}. {remedy}")
             if key in found.setdefault(name, {}):
                 raise UserError(f"{key} is there twice, alone and in a map of cameras; send it once")
             found[name][key] = value
@@ -97,60 +97,62 @@ class Reader:
                 raise UserError(f"{' and '.join(values)} both mean {name}; send one of them")
         return found
 
-    def _wanted(self) -> str:
+    def _expected(self) -> str:
         needed = [*self._cameras, TEXT, *((STATE,) if self._policy.model.state_dim else ())]
         if len(self._policy.datasets) > 1:
             needed.append(DATASET)
         return ", ".join(f"{name} (as {' or '.join(self.keys[name])})" if self.keys[name] != [name] else name
                          for name in needed)  # fmt: skip
 
-    def _one(self, found: Mapping[str, Mapping], name: str):
-        if name not in found:
-            raise UserError(f"the message has no {name}; expected are {self._wanted()}")
-        ((key, value),) = found[name].items()
+    def _one(self, values: Mapping[str, Mapping], name: str):
+        if name not in values:
+            raise UserError(f"the message has no {name}; expected are {self._expected()}")
+        ((key, value),) = values[name].items()
         return key, value
 
-    def _picture(self, name: str, found: Mapping[str, Mapping], dataset: str | None) -> np.ndarray:
+    def _image(self, name: str, values: Mapping[str, Mapping], dataset: str | None) -> np.ndarray:
         """uint8 [side, side, 3] of an array or a JPEG."""
-        key, value = self._one(found, name)
+        key, value = self._one(values, name)
         side, most = self._policy.model.image_size, self._limits.picture_side
         if isinstance(value, bytes):
             value = _jpeg(value, key, most)
         if not isinstance(value, np.ndarray):
             raise UserError(f"{key} is a {type(value).__name__}; uint8 [H, W, 3] or the bytes of a JPEG is expected")
+        # torch's order; the policy would see it as a very flat image.
         if value.ndim == 3 and value.shape[0] == 3 != value.shape[2]:
             raise UserError(f"{key} has shape {value.shape}, channels first; [H, W, 3] is expected")
         if max(value.shape, default=0) > most:
             raise UserError(f"{key} has shape {value.shape}; sides of at most {most} pixels are allowed")
-        return observations.pictures(value, key, (), 1, side, self._policy, dataset)
+        return observations.model_images(value, key, (), 1, side, self._policy, dataset)
 
-    def _text(self, found: Mapping[str, Mapping]) -> str:
-        key, value = self._one(found, TEXT)
+    def _text(self, values: Mapping[str, Mapping]) -> str:
+        key, value = self._one(values, TEXT)
         if not isinstance(value, str):
             raise UserError(f"{key} is a {type(value).__name__}; a text is expected")
         if len(value) > self._limits.instruction_characters:
             raise UserError(f"{key} has {len(value)} characters; {self._limits.instruction_characters} are allowed")
+        # JSON may hold half of a surrogate pair, which cannot be encoded as UTF-8 for the tokenizer.
         if any("\ud800" <= letter <= "\udfff" for letter in value):
             raise UserError(f"{key} holds half a character (a lone surrogate), which is no text")
         return value
 
-    def _optional_text(self, found: Mapping[str, Mapping], name: str) -> str | None:
-        value = next(iter(found.get(name, {}).values()), None)
+    def _optional_text(self, values: Mapping[str, Mapping], name: str) -> str | None:
+        value = next(iter(values.get(name, {}).values()), None)
         if value is not None and not isinstance(value, str):
             raise UserError(f"{name} is a {type(value).__name__}; a text is expected")
         return value
 
-    def _state(self, found: Mapping[str, Mapping]) -> np.ndarray | None:
+    def _state(self, values: Mapping[str, Mapping]) -> np.ndarray | None:
         """f32 [S]; None for a policy that takes none, whatever was sent."""
         if not self._policy.model.state_dim:
             return None
-        if STATE not in found:
-            self._one(found, STATE)
-        given = found[STATE]
-        if set(given) & set(self._state_parts) and len(given) < len(self._state_parts):
-            raise UserError(f"the state is {', '.join(self._state_parts)}; the message has {', '.join(given)} only")
-        ordered = self._state_parts if len(given) > 1 else given
-        return np.concatenate([_numbers(given[key], key) for key in ordered])
+        if STATE not in values:
+            self._one(values, STATE)
+        parts = values[STATE]
+        if set(parts) & set(self._state_parts) and len(parts) < len(self._state_parts):
+            raise UserError(f"the state is {', '.join(self._state_parts)}; the message has {', '.join(parts)} only")
+        ordered = self._state_parts if len(parts) > 1 else parts
+        return np.concatenate([_numbers(parts[key], key) for key in ordered])
 
 
 def _accepted(cameras: Sequence[str]) -> dict[str, list[str]]:
@@ -161,12 +163,13 @@ def _accepted(cameras: Sequence[str]) -> dict[str, list[str]]:
             swapped = f"{name.removeprefix('image_')}_image"
             keys[name] += [swapped, f"{PREFIX}{swapped}"]
     first = keys[cameras[0]]
+    # Single-camera clients say "image" or "full_image" whatever the camera is called here.
     first += [key for key in ("image", f"{PREFIX}image", "full_image") if not any(key in k for k in keys.values())]
     return keys | {TEXT: [TEXT, "prompt"], STATE: [STATE, f"{PREFIX}{STATE}"], DATASET: [DATASET, "unnorm_key"]}
 
 
 def _flat(message: Mapping):
-    """(key, value) of a message; maps of pictures by camera are laid open."""
+    """(key, value) of a message; maps of images by camera are laid open."""
     for key, value in message.items():
         if isinstance(value, Mapping) and key in GROUPS:
             yield from value.items()
@@ -175,8 +178,9 @@ def _flat(message: Mapping):
 
 
 def _jpeg(data: bytes, key: str, most: int) -> np.ndarray:
-    """A JPEG's picture, if it is not too large."""
+    """A JPEG's image, if it is not too large."""
     try:
+        # The header first: a small JPEG can claim a size whose pixels fill the memory.
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
         if max(height, width) > most:
             raise UserError(f"{key} is a JPEG of {width} x {height}; sides of at most {most} pixels are allowed")

@@ -34,7 +34,7 @@ def metadata(policy: Policy, run: str, keys: Mapping[str, list[str]]) -> dict:
         "text_tokens": model.text_length,
         "units": "those of the data set: see min and max",
         "datasets": {name: _dataset(policy, name) for name in policy.datasets},
-        "keys": {name: list(known) for name, known in keys.items()},
+        "keys": {name: list(accepted) for name, accepted in keys.items()},
     }
 
 
@@ -48,5 +48,5 @@ def _dataset(policy: Policy, name: str) -> dict:
 def _column(policy: Policy, dataset: str, column: str) -> dict:
     about, width = policy.datasets[dataset], policy.width_of(dataset, column)
     summary = about["statistics"].get(column, {})
-    found = {"names": dimension_names(about.get("features", {}).get(column, {}), width)}
-    return found | {key: [float(x) for x in summary[key]] for key in ("min", "max") if key in summary}
+    description = {"names": dimension_names(about.get("features", {}).get(column, {}), width)}
+    return description | {key: [float(x) for x in summary[key]] for key in ("min", "max") if key in summary}

@@ -37,6 +37,7 @@ async def _serve(service_of, host: str, port: int, token: str | None, say) -> No
         except OSError as error:
             raise UserError(f"cannot listen on {host}:{port} ({error.strerror}); choose another --port") from None
         address = f"{host}:{runner.addresses[0][1]}"
+        # Before compiling, which takes minutes: a signal in the meantime must not be lost.
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         if not _is_local(host) and token is None:

@@ -37,7 +37,7 @@ class Service:
 
     Attributes:
       ready: set when everything is compiled. stopping: set when nothing new is taken on.
-      metadata: see `contract.metadata`.
+      metadata: see `metadata.metadata`.
 
     Raises:
       UserError: something else than a policy that gives actions.
@@ -52,6 +52,8 @@ class Service:
         self.ready, self.stopping = asyncio.Event(), asyncio.Event()
         self._rate, self._open = Rate(options.limits.rate), 0
         self._batcher = Batcher(policy, options.batch, options.wait)
+        # One thread: JPEGs and tokens are read off the event loop, which keeps answering, and cores are left for the
+        # policy.
         self._reading = concurrent.futures.ThreadPoolExecutor(1, "reading")
 
     async def compile(self) -> Sequence[int]:
@@ -72,6 +74,7 @@ class Service:
         self._rate.count(address)
         if self.stopping.is_set() or not self.ready.is_set():
             raise Refused(503, "the server is stopping" if self.stopping.is_set() else "still compiling; see /readyz")
+        # A plain number is enough: the event loop runs this block in one thread.
         if self._open >= self.options.limits.pending:
             raise Refused(503, f"{self._open} requests are open already; ask again later")
         self._open += 1

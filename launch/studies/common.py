@@ -38,14 +38,15 @@ def train(run: pathlib.Path, config: str, settings: Sequence[str]) -> pathlib.Pa
     Raises:
       UserError: the training failed, or the folder holds a run with other settings.
     """
-    told = "\n".join([config, *settings])
+    described = "\n".join([config, *settings])
     if not (run / DONE).exists():
         changes = [f"--config.{setting}" for setting in settings]
         call(run.with_name(f"{run.name}.log"), "launch/train.py", "--config", str(ROOT / "configs" / config), *changes,
              "--workdir", str(run))  # fmt: skip
+        # Written when the training has ended: a run without it is continued, one with it is never trained again.
         with atomic_path(run / DONE) as temporary:
-            temporary.write_text(told, encoding="utf-8")
-    elif (run / DONE).read_text(encoding="utf-8") != told:
+            temporary.write_text(described, encoding="utf-8")
+    elif (run / DONE).read_text(encoding="utf-8") != described:
         raise UserError(f"{run} was trained with other settings ({run / DONE}); give another --out, or move it away")
     return run
 
@@ -72,15 +73,15 @@ def call(log: pathlib.Path, script: str, *arguments: str) -> None:
 
 def command_line(doc: str, seeds: int | None = None) -> argparse.ArgumentParser:
     """What every study asks: --out, --jobs, --overrides, and --seeds where there is a usual number of them."""
-    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
                                    allow_abbrev=False)  # fmt: skip
-    made.add_argument("--out", type=pathlib.Path, required=True, help="folder of the runs, and of what they need")
-    made.add_argument("--jobs", type=at_least_one, default=2, help="runs at the same time, one core each")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the runs, and of what they need")
+    parser.add_argument("--jobs", type=at_least_one, default=2, help="runs at the same time, one core each")
     changes = "config changes, key=value; of one data set NAME:key=value"
-    made.add_argument("--overrides", nargs="*", default=[], help=changes)
+    parser.add_argument("--overrides", nargs="*", default=[], help=changes)
     if seeds is not None:
-        made.add_argument("--seeds", type=at_least_one, default=seeds, help="of whatever names no number itself")
-    return made
+        parser.add_argument("--seeds", type=at_least_one, default=seeds, help="of whatever names no number itself")
+    return parser
 
 
 def grid_command_line(
@@ -92,11 +93,11 @@ def grid_command_line(
       doc: the study's docstring. data: form of an entry of --data. recipes: those that there are. usual: those that are
         trained where none is named. seeds: of each, where the command does not say.
     """
-    made = command_line(doc, seeds)
-    made.add_argument("--data", nargs="+", required=True, help=data)
-    known = ", ".join(recipes)
-    made.add_argument("--recipes", nargs="+", default=list(usual), help=f"RECIPE or RECIPE=SEEDS, of {known}")
-    return made
+    parser = command_line(doc, seeds)
+    parser.add_argument("--data", nargs="+", required=True, help=data)
+    names = ", ".join(recipes)
+    parser.add_argument("--recipes", nargs="+", default=list(usual), help=f"RECIPE or RECIPE=SEEDS, of {names}")
+    return parser
 
 
 def at_least_one(text: str) -> int:
@@ -117,20 +118,20 @@ def data_sets(entries: Iterable[str], form: str, make: Callable[..., Data]) -> l
       UserError: an entry is of another form, or two have the same name.
     """
     least, most = form.partition("[")[0].count(",") + 1, form.count(",") + 1
-    found = []
+    sets = []
     for entry in entries:
         name, _, rest = entry.partition("=")
         parts = rest.split(",")
         try:
             if not all([name, *parts]) or not least <= len(parts) <= most:
                 raise ValueError
-            found.append(make(name, *parts))
+            sets.append(make(name, *parts))
         except ValueError:
             raise UserError(f"--data {entry} is not of the form {form}") from None
-    for name, times in collections.Counter(data.name for data in found).items():
+    for name, times in collections.Counter(data.name for data in sets).items():
         if times > 1:
             raise UserError(f"--data has {times} data sets of the name {name}; give each its own")
-    return found
+    return sets
 
 
 class Run(NamedTuple):
@@ -159,12 +160,12 @@ def grid(args: argparse.Namespace, sets: Sequence[Data], recipes: Iterable[str])
             for data in sets for recipe, count in seeds.items() for seed in range(count)]  # fmt: skip
 
 
-def recipe_and_seeds(text: str, known: Iterable[str], usual: int = 1) -> tuple[str, int]:
+def recipe_and_seeds(text: str, recipes: Iterable[str], usual: int = 1) -> tuple[str, int]:
     """(name, number of seeds) of "RECIPE" or "RECIPE=SEEDS"."""
-    name, given, seeds = text.partition("=")
-    if name not in known:
-        raise UserError(f"unknown recipe '{name}'{did_you_mean(name, known)}")
-    if given and not (seeds.isdecimal() and int(seeds)):
+    name, sign, seeds = text.partition("=")
+    if name not in recipes:
+        raise UserError(f"unknown recipe '{name}'{did_you_mean(name, recipes)}")
+    if sign and not (seeds.isdecimal() and int(seeds)):
         raise UserError(f"--recipes {text} is not of the form RECIPE=SEEDS, with 1 seed at least")
     return name, int(seeds or usual)
 
@@ -189,31 +190,31 @@ Columns = Mapping[str, tuple[str, str]]
 
 def cells(metrics: Mapping, columns: Columns) -> list[str]:
     """The metrics of a row, empty where there is none, "nan" where metrics.json has null."""
-    return [form.format(_known(metrics[key])) if key in metrics else "" for key, form in columns.values()]
+    return [form.format(_number(metrics[key])) if key in metrics else "" for key, form in columns.values()]
 
 
 def mean(group: Sequence[Mapping], columns: Columns) -> dict[str, float]:
     """The means of the columns' metrics that all of the group have, words left out."""
     keys = [key for key, _ in columns.values() if all(not isinstance(m.get(key, ""), str) for m in group)]
-    return {key: statistics.mean(_known(metrics[key]) for metrics in group) for key in keys}
+    return {key: statistics.mean(_number(metrics[key]) for metrics in group) for key in keys}
 
 
-def _known(value):
+def _number(value):
     """A metric; NaN for null, which stands for what is not finite."""
     return math.nan if value is None else value
 
 
 def ranges(group: Sequence[Mapping], columns: Columns) -> list[str]:
     """The means of a group's metrics, with the least and the largest where it has several; empty where one has none."""
-    found = []
+    cells_of_group = []
     for key, form in columns.values():
-        values = [_known(metrics[key]) for metrics in group if key in metrics]
+        values = [_number(metrics[key]) for metrics in group if key in metrics]
         if len(values) < len(group):
-            found.append("")
+            cells_of_group.append("")
         else:
             least_to_most = f" ({form} to {form})".format(min(values), max(values)) if len(values) > 1 else ""
-            found.append(form.format(statistics.mean(values)) + least_to_most)
-    return found
+            cells_of_group.append(form.format(statistics.mean(values)) + least_to_most)
+    return cells_of_group
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

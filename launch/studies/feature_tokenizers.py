@@ -62,8 +62,8 @@ def main(argv: list[str]) -> None:
     print(common.table(["data", "seed", *COLUMNS], rows))
 
 
-def _data(*given: str) -> Data:
-    data = Data(*given)
+def _data(*parts: str) -> Data:
+    data = Data(*parts)
     if data.column not in ("feature", "state"):
         raise UserError(f"--data {data.name}: there is no column '{data.column}'; give feature or state")
     return data
@@ -74,10 +74,10 @@ def _run(args, overrides: list[str], data: Data, seed: int) -> dict:
     run = args.out / f"{data.name}_{args.variant}_{seed}"
     settings = [f"seed={seed}", f"data.path={data.shards}", f"data.fields=('{data.column}',)", *overrides]
     common.train(run, f"feature_vq.py:{args.variant}", settings)
-    found = common.evaluate(run)["metrics"]
+    metrics = common.evaluate(run)["metrics"]
     groups = json.loads((run / "config.json").read_text())["model"]["groups"]
-    levels = " ".join(f"{found[f'utilization_level_{level}']:.0%}" for level in range(3))
-    return {**found, "categories": len(groups), "levels": levels, **_planted(data.shards, groups)}
+    levels = " ".join(f"{metrics[f'utilization_level_{level}']:.0%}" for level in range(3))
+    return {**metrics, "categories": len(groups), "levels": levels, **_planted(data.shards, groups)}
 
 
 def _planted(shards: str, groups) -> dict[str, float]:

@@ -40,8 +40,8 @@ def main(argv: list[str]) -> None:
         if set(args.actions) - {"raw"}:
             list(pool.map(lambda seed: _tokenizer(args, seed), range(args.seeds)))
         results = list(pool.map(lambda run: _policy(args, *run), [*seen, *unseen]))
-    found = [(run, result) for run, result in zip(seen, results, strict=False)]
-    text = f"{by_actions(found)}\n{by_task([r for (actions, *_), r in found if actions == 'raw'], results[len(seen):])}"
+    runs = [(run, result) for run, result in zip(seen, results, strict=False)]
+    text = f"{by_actions(runs)}\n{by_task([r for (actions, *_), r in runs if actions == 'raw'], results[len(seen):])}"
     with atomic_path(args.out / "tables.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(text)
@@ -79,15 +79,15 @@ def _policy(args, actions: str, seed: int, left_out: tuple[str, ...]) -> dict:
     return common.evaluate(run)
 
 
-def by_actions(found: list[tuple[tuple, dict]]) -> str:
+def by_actions(runs: list[tuple[tuple, dict]]) -> str:
     """Markdown: for each way to see actions the mean and, in brackets, the range over the seeds."""
     columns = {"right prompt": "action_mse", "wrong": "action_mse_wrong_prompt", "none": "action_mse_no_prompt",
                "R²": "action_r2", "tasks won": "prompt_wins"}  # fmt: skip
     rows = []
-    for actions in dict.fromkeys(run[0] for run, _ in found):
-        own = [result["metrics"] for run, result in found if run[0] == actions]
-        cells = [_spread([metrics[key] for metrics in own]) for key in columns.values()]
-        rows.append([actions, str(len(own)), *cells])
+    for actions in dict.fromkeys(run[0] for run, _ in runs):
+        metrics_of_runs = [result["metrics"] for run, result in runs if run[0] == actions]
+        cells = [_spread([metrics[key] for metrics in metrics_of_runs]) for key in columns.values()]
+        rows.append([actions, str(len(metrics_of_runs)), *cells])
     return common.table(["actions", "seeds", *columns], rows)
 
 
@@ -106,13 +106,14 @@ def by_task(seen: list[dict], unseen: list[dict]) -> str:
     held_out = {task["name"]: task for result in unseen for task in result["tasks"] if task["status"] == "held out"}
     rows, wins = [], {"seen": [], "unseen": []}
     for name in names:
-        own = [task for result in seen for task in result["tasks"] if task["name"] == name]
-        rows.append([name, *_errors(own), *_errors([held_out[name]] if name in held_out else [])])
-        wins["seen"].append(_wins(own))
+        of_task = [task for result in seen for task in result["tasks"] if task["name"] == name]
+        rows.append([name, *_errors(of_task), *_errors([held_out[name]] if name in held_out else [])])
+        wins["seen"].append(_wins(of_task))
         wins["unseen"].append(_wins([held_out[name]]) if name in held_out else False)
     head = ["task", *(f"seen: {kind}" for kind in PROMPTS), *(f"unseen: {kind}" for kind in PROMPTS)]
-    told = "; ".join(f"{kind} {sum(won)} of {len(won)}" for kind, won in wins.items())
-    return common.table(head, rows) + f"\nThe right prompt has the smallest of the three errors: {told} tasks.\n"
+    wins_by_kind = "; ".join(f"{kind} {sum(won)} of {len(won)}" for kind, won in wins.items())
+    sentence = f"The right prompt has the smallest of the three errors: {wins_by_kind} tasks."
+    return f"{common.table(head, rows)}\n{sentence}\n"
 
 
 def _errors(tasks: list[dict]) -> list[str]:

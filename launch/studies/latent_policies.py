@@ -42,7 +42,7 @@ COLUMNS = {
     "nats": ("loss", "{:.3f}"),
     "nats, unigram": ("loss_unigram", "{:.3f}"),
     "other instruction": ("latent_accuracy_shuffled_text", "{:.1%}"),
-    "other picture": ("latent_accuracy_shuffled_image", "{:.1%}"),
+    "other image": ("latent_accuracy_shuffled_image", "{:.1%}"),
 }
 
 

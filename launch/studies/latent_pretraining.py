@@ -11,7 +11,7 @@ the same model, trained for the same steps on the demonstrations alone. What com
   vpt       the actions of the video as an inverse-dynamics model sees them that learned from the demonstrations
   actions   the true actions of the video: the upper bound
 
-The three pretrainings have the same body, pictures, instructions and steps. Then each policy drives, on instructions
+The three pretrainings have the same body, images, instructions and steps. Then each policy drives, on instructions
 like those of training (seen) and on combinations that were left out (unseen), beside the expert, random actions and a
 repeated first action. Every leg is one of our commands; a study that was interrupted goes on where it stopped.
 `tables.md` and `success.png` in --out, which also says how long each leg took.
@@ -91,10 +91,10 @@ def main(argv: list[str]) -> None:
         labelled = list(pool.map(study.labels, range(seeds))) if "lapa" in args.arms else []
         pseudo = list(pool.map(study.pseudo_actions, range(seeds))) if "vpt" in args.arms else []
         cells = [(arm, seed) for seed in range(seeds) for arm in args.arms]
-        found = dict(zip(cells, pool.map(lambda cell: study.policy(*cell), cells), strict=True))
+        policies = dict(zip(cells, pool.map(lambda cell: study.policy(*cell), cells), strict=True))
         probes = {"as recorded": [one for one, _ in labelled], "moving background": [moving.result()]}
-    results = pooled(found)
-    text = "\n".join([by_arm(results, found, study.sizes), verdict(results), by_video(probes), inverse(pseudo),
+    results = pooled(policies)
+    text = "\n".join([by_arm(results, policies, study.sizes), verdict(results), by_video(probes), inverse(pseudo),
                       study.times()])  # fmt: skip
     with atomic_path(args.out / "tables.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -176,14 +176,14 @@ class Study:
         if arm == "scratch":
             return []
         video = str(self._data("videos"))
-        config, own = "vla_action.py:small+chunk", [f"data.path={video}"]
+        config, changes = "vla_action.py:small+chunk", [f"data.path={video}"]
         if arm == "vpt":
-            own = [f"data.path={self._pseudo(seed)}", f"data.val_path={video}"]
+            changes = [f"data.path={self._pseudo(seed)}", f"data.val_path={video}"]
         if arm == "lapa":
             labels, config = self._labels(seed), "vla_latent.py:small"
-            made_by = read_label_info(labels)["tokenizer"]
-            own = [f"data.path={video}", f"data.labels={labels}", f"data.labels_tokenizer={made_by}"]
-        settings = [f"seed={seed}", *own, *_steps(self.sizes.pretrain), *self._of_policies]
+            tokenizer = read_label_info(labels)["tokenizer"]
+            changes = [f"data.path={video}", f"data.labels={labels}", f"data.labels_tokenizer={tokenizer}"]
+        settings = [f"seed={seed}", *changes, *_steps(self.sizes.pretrain), *self._of_policies]
         run = self._train(f"pretrain_{arm}_{seed}", config, settings)
         # of latent actions the head begins afresh, as the config says; of actions it goes on
         return [f"init_from.={run}", *([] if arm == "lapa" else ["init_from_except=()"])]
@@ -205,16 +205,17 @@ class Study:
         start = time.monotonic()
         result = leg()
         seconds, path = time.monotonic() - start, self.out / "times.json"
+        # Legs run in several threads, and each adds its time to the same file.
         with self._lock:
-            known = read_json(path) if path.is_file() else {}
-            write_json(path, {**known, name: round(known.get(name, 0.0) + seconds, 1)})
+            times = read_json(path) if path.is_file() else {}
+            write_json(path, {**times, name: round(times.get(name, 0.0) + seconds, 1)})
         return result
 
     def times(self) -> str:
         """Minutes of the legs, those of one kind together."""
-        known = read_json(self.out / "times.json")
+        seconds_of = read_json(self.out / "times.json")
         kinds: dict[str, float] = {}
-        for name, seconds in known.items():
+        for name, seconds in seconds_of.items():
             kind = " ".join(name.split()[:2]).rstrip("_0123456789") if name.startswith("train") else name.split()[0]
             kinds[kind] = kinds.get(kind, 0.0) + seconds / 60
         rows = [[kind, f"{minutes:.1f}"] for kind, minutes in sorted(kinds.items())]
@@ -240,7 +241,7 @@ def _steps(count: int) -> list[str]:
     return [f"train.steps={count}", f"train.eval_every={count}", f"train.save_every={count}"]
 
 
-def pooled(found: Mapping[tuple[str, int], Mapping]) -> dict[str, dict]:
+def pooled(policies: Mapping[tuple[str, int], Mapping]) -> dict[str, dict]:
     """{arm or control: {"tasks": {"seen": summary, "unseen": summary}, "overall": summary}}, all seeds together.
 
     The controls have the same episodes whatever the policy: they are counted once.
@@ -251,31 +252,31 @@ def pooled(found: Mapping[tuple[str, int], Mapping]) -> dict[str, dict]:
         return of_counts(sum(part["successes"] for part in parts), sum(part["episodes"] for part in parts))
 
     results = {}
-    for arm in dict.fromkeys(arm for arm, _ in found):
-        own = {split: [cell[split]["policies"]["policy"]["overall"] for (name, _), cell in found.items() if name == arm]
-               for split in SPLITS}  # fmt: skip
-        results[arm] = {"tasks": {split: together(parts) for split, parts in own.items()},
-                        "overall": together([part for parts in own.values() for part in parts])}  # fmt: skip
-    first = next(iter(found.values()))
+    for arm in dict.fromkeys(arm for arm, _ in policies):
+        seeds = [cell for (name, _), cell in policies.items() if name == arm]
+        summaries = {split: [cell[split]["policies"]["policy"]["overall"] for cell in seeds] for split in SPLITS}
+        results[arm] = {"tasks": {split: together(parts) for split, parts in summaries.items()},
+                        "overall": together([part for parts in summaries.values() for part in parts])}  # fmt: skip
+    first = next(iter(policies.values()))
     for name in [name for name in first["seen"]["policies"] if name != "policy"]:
         tasks = {split: first[split]["policies"][name]["overall"] for split in SPLITS}
         results[name] = {"tasks": tasks, "overall": together(list(tasks.values()))}
     return results
 
 
-def by_arm(results: Mapping[str, Mapping], found: Mapping[tuple[str, int], Mapping], sizes: Sizes) -> str:
+def by_arm(results: Mapping[str, Mapping], policies: Mapping[tuple[str, int], Mapping], sizes: Sizes) -> str:
     """The table of success rates; of each seed in brackets, and R² of actions on held-out video."""
     from lapa_jax.evaluate.closed_loop import cell
 
     rows = []
     for name, result in results.items():
-        own = [one for (arm, _), one in found.items() if arm == name]
+        of_arm = [one for (arm, _), one in policies.items() if arm == name]
         shown = [cell(result["tasks"][split]) for split in SPLITS]
         for i, split in enumerate(SPLITS):
-            if len(own) > 1:
-                rates = (f"{one[split]['metrics']['success_rate']:.0%}" for one in own)
+            if len(of_arm) > 1:
+                rates = (f"{one[split]['metrics']['success_rate']:.0%}" for one in of_arm)
                 shown[i] += f" [{', '.join(rates)}]"
-        rows.append([name, *shown, ", ".join(f"{one['action_r2']:.3f}" for one in own)])
+        rows.append([name, *shown, ", ".join(f"{one['action_r2']:.3f}" for one in of_arm)])
     head = ["", *(f"success, {split}" for split in SPLITS), "R² of held-out actions"]
     about = f"{sizes.videos} episodes of video, {sizes.demos} demonstrations, {sizes.episodes} episodes a cell."
     return f"{about}\n\n{common.table(head, rows)}"

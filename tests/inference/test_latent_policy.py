@@ -76,7 +76,7 @@ def test_an_exported_policy_is_the_same_to_the_bit(policy, steps, tmp_path):
     [
         (lambda p, t: (p.astype(np.float32), t), "uint8"),
         (lambda p, t: (p[..., :2], t), "uint8"),
-        (lambda p, t: (p, t[:3]), "5 pictures and 3 instructions"),
+        (lambda p, t: (p, t[:3]), "5 images and 3 instructions"),
         (lambda p, t: (p[0], t), "give one text"),
         (lambda p, t: (p, ["push " * 40] * 5), "tokens"),
     ],

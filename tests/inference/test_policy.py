@@ -91,9 +91,9 @@ def test_a_chunk_is_the_models_own_in_the_units_of_the_data(policy):
     ("change", "message"),
     [
         (lambda p, t, s: (p.astype(np.float32), t, s), "uint8"),
-        (lambda p, t, s: (p, t[:2], s), "4 pictures and 2 instructions"),
+        (lambda p, t, s: (p, t[:2], s), "4 images and 2 instructions"),
         (lambda p, t, s: (p, t, None), "give the state"),
-        (lambda p, t, s: (p, t, s[:2]), "4 pictures and 2 states"),
+        (lambda p, t, s: (p, t, s[:2]), "4 images and 2 states"),
         (lambda p, t, s: (p, t, s[:, :3]), "the last of 5"),
         (lambda p, t, s: (p, t, np.where(s > 3, np.nan, s)), "not finite"),
         (lambda p, t, s: (p[0], ["one", "two"], s[0]), "give one text"),

@@ -233,8 +233,8 @@ def test_the_fingerprint_sees_the_codebook(tokenizers):
         (lambda t: t.encode(ACTIONS, state=np.zeros(2)), "leave out the state"),
         (lambda t: t.decode(np.zeros((1, 3), int)), "the last of 2"),
         (lambda t: t.decode(np.zeros((1, 2))), "float64"),
-        (lambda t: t.decode(np.array([0, 8])), "8..8 at place 1.*0..7"),
-        (lambda t: t.decode(np.array([-1, 0])), "-1..-1 at place 0"),
+        (lambda t: t.decode(np.array([0, 8])), "8..8 at position 1.*0..7"),
+        (lambda t: t.decode(np.array([-1, 0])), "-1..-1 at position 0"),
     ],
 )
 def test_bad_arguments_are_refused(tokenizers, call, words):

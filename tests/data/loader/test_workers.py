@@ -126,7 +126,7 @@ def test_workers_end_with_their_iterator():
 SCRIPT = """
     import os, signal, sys
     from lapa_jax.data.loader.loader import train_batches
-    from lapa_jax.data import workers
+    from lapa_jax.data.loader import workers
     from tests.data.sources import Numbers
 
     if __name__ == "__main__":
