@@ -24,12 +24,14 @@ USUAL_ON_DATA = {"pairs": 2048, "supervised_steps": 600}
 def main(argv: list[str]) -> None:
     args = _parser(argv).parse_args(argv)
     _check(args)
+    # Defaults are filled in after the checks, which have to tell what the command says from what it leaves out.
     for name, value in (USUAL if args.env else USUAL_ON_DATA).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     if args.env:
         return act(args)
 
+    # After the checks: importing jax takes seconds, and a typing error should be told at once.
     import lapa_jax
     from lapa_jax.evaluate import evaluation_of, options_of
 

@@ -23,6 +23,7 @@ def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
     _check(args)
 
+    # After the checks: importing jax takes seconds, and a typing error should be told at once.
     import jax
 
     from lapa_jax.export import int8_error, stablehlo, variants

@@ -16,6 +16,7 @@ def main(argv: list[str]) -> None:
     if args.batch_size < 1:
         raise UserError(f"--batch_size {args.batch_size} must be at least 1")
 
+    # After the checks: importing jax takes seconds, and a typing error should be told at once.
     import jax
 
     import lapa_jax

@@ -17,6 +17,7 @@ def main(argv: list[str]) -> None:
     if args.pictures < 0:
         raise UserError(f"--pictures {args.pictures} must be 0 (none) or more")
 
+    # After the checks: importing jax takes seconds, and a typing error should be told at once.
     import lapa_jax
     from lapa_jax.label import segment_plots
     from lapa_jax.label import segments as segmentation

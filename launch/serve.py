@@ -23,6 +23,7 @@ def main(argv: list[str]) -> None:
     token = _token(args.token_file)
     renamed = tuple(_pair(text) for text in args.rename)
 
+    # After the checks: importing jax takes seconds, and a typing error should be told at once.
     import lapa_jax
     from lapa_jax.serve import http, run
     from lapa_jax.serve.limits import Limits

@@ -84,6 +84,7 @@ def speed_table(source: FramePairSource, batches: Iterator, batch_size: int, cou
         wall, cpu = loader_rate(batches, batch_size, count)
         walls.append(wall)
         rates.setdefault("loader", []).append(cpu)
+    # Ratios round by round: what slows the machine down slows both sides.
     floor = np.array(rates["simplejpeg"])
     rows = ["| | pairs/s | pairs per CPU second | of the simplejpeg floor |", "|---|---|---|---|"]
     for name in ("loader", *decoders()):

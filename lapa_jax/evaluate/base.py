@@ -111,6 +111,7 @@ def open_scaled(model, data, split: str | None, dataset: str | None) -> tuple[di
       UserError: data that do not exist, or scaling that does not go with them.
     """
     config, statistics = data_config(model.config, data, split), statistics_of({"datasets": model.datasets})
+    # One folder gets the scaling of one of the model's datasets; the parts of a mixture each have their own.
     one = data is not None or not config.get("mixture")
     if one:
         folder = config.get("val_path") or config.get("path")
@@ -119,6 +120,7 @@ def open_scaled(model, data, split: str | None, dataset: str | None) -> tuple[di
         statistics = {dataset: statistics[dataset]} if dataset in statistics else {}
     elif dataset is not None:
         raise UserError(f"--dataset {dataset} goes with --data; the run's own datasets are all evaluated")
+    # The statistics of training, not those of the evaluated data: the model knows its numbers in that scaling only.
     source = pipeline.build(config, "val", statistics=statistics or None)
     parts = getattr(source, "sources", None) or {source.name: source}
     return config, source, [(name, dataset if one else name, part) for name, part in parts.items()]
@@ -136,5 +138,6 @@ def _finite(value):
     if isinstance(value, (list, tuple)):
         return [_finite(inner) for inner in value]
     if isinstance(value, (float, np.floating)):
+        # JSON knows neither NaN nor infinity, and strict readers refuse a file that holds them.
         return float(value) if math.isfinite(value) else None
     return value

@@ -58,6 +58,7 @@ def metrics_of(results: Mapping[str, Mapping]) -> dict[str, float | None]:
     metrics = {"success_rate": policy["success_rate"], "success_rate_low": policy["low"]}
     metrics["success_rate_high"] = policy["high"]
     metrics |= {f"success_rate_{other}": results[other]["overall"]["success_rate"] for other in others}
+    # A share of an expert that never succeeds is undefined: 0 counts as absent.
     if ceiling := metrics.get("success_rate_expert"):
         metrics["of_expert"] = policy["success_rate"] / ceiling
     return metrics
@@ -70,6 +71,7 @@ def judge(metrics: Mapping[str, float]) -> list[Verdict]:
     words, level = f"of the episodes succeed (95 % interval {low:.0%} to {high:.0%})", NOTE
     if baselines:  # none beside random actions where there is no expert
         words += f", the best control in {max(baselines):.0%}"
+        # The lower end of the interval: with few episodes a higher rate alone may be luck.
         level = GOOD if low > max(baselines) else POOR
     lines = [Verdict("success_rate", f"{rate:.1%}", level, words)]
     notes = {"success_rate_expert": "the scripted expert: the ceiling", "success_rate_random": "random actions",
@@ -139,6 +141,7 @@ def choose(episodes: Sequence[Mapping], count: int = ROWS) -> list[Mapping]:
     seen: dict[str, int] = {}
     ranked = []
     for episode in episodes:
+        # Sorted by rank, the first episode of every task comes before the second of any.
         rank = seen[episode["task"]] = seen.get(episode["task"], -1) + 1
         ranked.append((rank, episode["number"], episode))
     return [episode for *_, episode in sorted(ranked, key=lambda entry: entry[:2])[:count]]

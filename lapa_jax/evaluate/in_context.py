@@ -57,6 +57,7 @@ class Evaluation(BaseEvaluation):
                 raise UserError(f"the policy takes '{name}' of shape {shape}, these data give {shapes.get(name)}: give "
                                 "data of the same robot and cameras as in training")  # fmt: skip
         super().__init__(policy, run=run, out=out, data=config, source=source, count=pairs)
+        # Replays go step by step, so that a window has to begin at each.
         raw = pipeline.build({**unscaled(config), "stride": 1}, "val")
         self._raw = list(getattr(raw, "sources", {"": raw}).values())
 
@@ -107,6 +108,7 @@ class Evaluation(BaseEvaluation):
             if key in arrays:
                 entry[kind] = self.errors(arrays, key, dataset, source) if _has_prompt(arrays, kind).any() else None
         for kind in ("none", "wrong"):
+            # On the same windows for both sides: not every window has another task's prompt in its batch.
             rows = _has_prompt(arrays, kind) if CONDITIONS[kind] in arrays else np.zeros(0, bool)
             better = _mse(arrays, "prediction", rows) < _mse(arrays, CONDITIONS[kind], rows) if rows.any() else None
             entry[f"beats_{kind}"] = better
@@ -204,6 +206,7 @@ class Evaluation(BaseEvaluation):
         """One recorded episode of each of a few tasks of the first part, held-out tasks among them."""
         name, dataset, source = self._parts[0]
         part_tasks = [task for task in tasks if task["dataset"] == name]
+        # Held-out tasks come last in the list, and would otherwise be cut off.
         new = [task for task in part_tasks if task["status"] == HELD_OUT][: EPISODES // 2]
         drawn, first = [], arrays.get("dataset_id", np.zeros(len(arrays["task_id"]), np.int32)) == 0
         for task in [*[task for task in part_tasks if task["status"] != HELD_OUT][: EPISODES - len(new)], *new]:

@@ -50,6 +50,7 @@ class Evaluation(BaseEvaluation):
         config = data_config(policy.config, data, split)
         if data is not None:
             config["val_labels"] = config["labels"] = labels
+            # Codes of another tokenizer are small integers too, and would be compared without an error.
             config["labels_tokenizer"] = (policy.labels or {}).get("tokenizer")
         elif labels is not None:
             raise UserError(f"--labels {labels} goes with --data; the run's own data have theirs")
@@ -131,6 +132,7 @@ class Evaluation(BaseEvaluation):
         for side in (order, order[::-1]):
             seen = {}
             for row in side[arrays["latent_mask"][side] > 0].tolist():
+                # One of each episode: neighbouring steps look alike.
                 seen.setdefault(int(episode[row]), row)
             chosen += list(seen.values())[: EXAMPLES // 2]
         instruction = self.tokenizer.tokenizer.instruction
@@ -167,6 +169,7 @@ def partners(kinds: np.ndarray, seed: int = 0) -> np.ndarray:
     if (sizes > 0).sum() < 2:
         return np.arange(len(kinds))
     rng = np.random.default_rng(seed)
+    # lexsort's last key is the first to sort by: kinds in random order, and within each its samples in random order.
     order = np.lexsort((rng.permutation(len(kinds)), rng.permutation(len(sizes))[kinds]))
     partner = np.empty(len(kinds), np.int64)
     partner[order] = order[(np.arange(len(kinds)) + sizes.max()) % len(kinds)]

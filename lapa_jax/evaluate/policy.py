@@ -107,6 +107,7 @@ class Evaluation(BaseEvaluation):
     def _collect_recorded(self, worst: np.ndarray) -> tuple[np.ndarray, list[dict]]:
         """The recorded actions f32[N, T, A] as they are stored, and what was seen at the samples `worst` int[W]."""
         actions, seen, start = [], {}, 0
+        # The same samples in the same order as the scaled ones: the order depends on the number of samples alone.
         for batch in self.batches(self._raw):
             real = np.flatnonzero(batch["mask"] > 0)
             actions.append(batch["action"][real])
@@ -125,6 +126,7 @@ class Evaluation(BaseEvaluation):
                 continue
             predicted = self.tokenizer.to_units(arrays["prediction"][rows], dataset)
             names = dimension_names(source.shards.features["action"], predicted.shape[-1])
+            # A step exists where any dimension counts; constant dimensions have the weight 0 everywhere.
             parts.append(Rows(name, dataset, tuple(names), recorded[rows][..., : predicted.shape[-1]],
                               predicted, arrays["weight"][rows].max(2) > 0))  # fmt: skip
         return parts
@@ -177,6 +179,7 @@ def _rows_of(arrays: Mapping[str, np.ndarray], number: int) -> np.ndarray:
 
 def _worst(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     """The samples int[W] whose first action is furthest off, normalised, the furthest first."""
+    # The first action of a chunk is the one that a robot executes in any case.
     off = np.square(arrays["prediction"] - arrays["action"])[:, 0] * arrays["weight"][:, 0]
     return np.argsort(-off.sum(1), kind="stable")[:WORST]
 

@@ -49,6 +49,7 @@ def replay(policy, source, episode: int, dataset: str | None) -> tuple[np.ndarra
 
 def _index(source, episode: int, step: int) -> int:
     """The first sample that begins at this step of the episode or later."""
+    # Samples are in the order of episodes and steps, so that a search by halves finds the first.
     return bisect.bisect_left(range(len(source)), (episode, step), key=source.locate)
 
 
@@ -127,6 +128,8 @@ class Replay:
         data = {**policy.config.data, "path": str(folder), "val_path": None, "mixture": None, "split_train": split,
                 "normalize": mode}  # fmt: skip
         statistics = {self.dataset: statistics_of({"datasets": policy.datasets})[self.dataset]}
+        # Of data that the policy was trained on, the folder's own statistics: if they have changed since, the
+        # comparison shows it.
         self.trained = pipeline.build(data, "train", statistics=None if self.in_training else statistics)
         self.raw = pipeline.build(observed(data), "train")
 

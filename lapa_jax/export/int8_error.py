@@ -85,6 +85,7 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
 
 def check_error(report: Mapping, limit: float) -> None:
     """Refuses an error beyond `limit` percent, and one that is no number."""
+    # "not <=" refuses NaN as well, which ">" would let pass.
     if not report["error"] <= limit:
         raise UserError(f"int8 changes what the policy does by {report['error']:.3g} %, --max_error is {limit:g} %; "
                         "leave layers as they are (--modules 'llm/decoder/layers/.*'), or allow more")  # fmt: skip

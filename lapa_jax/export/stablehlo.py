@@ -69,6 +69,7 @@ def _lower(trained: TrainedModel, platforms: Sequence[str]) -> jax.export.Export
     model = trained.model
     if model.llm.flash:
         model = model.clone(llm=model.llm.clone(flash=False))
+    # A symbol in place of a number: one program for every batch size.
     (rows,) = jax.export.symbolic_shape(BATCH)
     open_rows = lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype)  # noqa: E731
     batch = {name: open_rows(leaf) for name, leaf in _inputs(trained).items()}

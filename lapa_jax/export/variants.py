@@ -39,6 +39,8 @@ def in_bfloat16(trained: TrainedModel) -> TrainedModel:
     """
     layers = int8.linear_layers(trained.model)
     rounded = [name for name, dtype in layers.items() if dtype == jnp.bfloat16]
+    # A model that computes in float32 throughout has no layer in bfloat16: then all kernels are stored in half the
+    # room.
     kernels = {name + int8.KERNEL for name in rounded or layers}
 
     def store(name: str, leaf):

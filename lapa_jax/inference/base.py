@@ -159,6 +159,7 @@ class ColumnModel(TrainedModel):
         """Rows f[..., A] in a dataset's units as the model takes them, f32[..., width]."""
         normalizer = self.normalizer(dataset, column)
         rows = np.asarray(rows, np.float32) if normalizer is None else normalizer.normalize(rows)
+        # At the end, where a mixture's batches are padded too.
         return np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, self._model_width(column) - rows.shape[-1])])
 
     def to_units(self, rows: np.ndarray, dataset: str | None) -> np.ndarray:

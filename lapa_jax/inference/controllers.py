@@ -35,6 +35,7 @@ class Chunks:
     def act(self, observations: Mapping[str, np.ndarray], instructions: list[str]) -> np.ndarray:
         if not self._ahead:
             chunks = self._policy.chunk(*_seen(observations, instructions), dataset=self._dataset)
+            # All episodes are at the same step: one list of actions serves them all.
             self._ahead = [chunks[:, k] for k in range(self._execute)]
         return self._ahead.pop(0)
 

@@ -56,6 +56,7 @@ def _read(folder: pathlib.Path, step: int | str | None) -> tuple[ml_collections.
             raise UserError(f"{folder} is an exported model with one set of weights; leave out the step {step}")
         spec, variables, meta = pretrained.load_pretrained(folder)
         return config_lib.from_json({**meta.get("config", {}), "model": spec}), meta, variables
+    # Imported here: orbax takes seconds, and exported folders do without it.
     from lapa_jax.train.checkpoint import load_for_inference
 
     saved = load_for_inference(folder, step)

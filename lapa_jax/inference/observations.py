@@ -50,6 +50,7 @@ def resized(values: np.ndarray, name: str, side: int, trained=None, dataset: str
     mode = trained.config.get("data", {}).get("resize") if trained else None
     if height == width == side and images.keeps_size(mode):
         return values
+    # Squashing and cropping do the same to an image that is square already.
     stored = None if height == width else _stored_mode(trained, dataset, mode, f"{name} is {width} x {height} pixels")
     flat = values.reshape(-1, *values.shape[-3:])
     small = [images.to_side(one, side, stored, mode) for one in flat]

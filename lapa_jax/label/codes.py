@@ -154,6 +154,7 @@ class ActionCodes(ColumnCodes):
             )
         codes = np.concatenate(self.tokenizer.encode_episodes(sequences, dataset=self.dataset))
         flags = np.concatenate([self._padded(action_mask) for _, action_mask, _ in sequences])
+        # Episodes are encoded whole and cut afterwards: codes must not depend on which steps were asked for.
         first, last = max(episodes[0].start, steps.start), min(episodes[-1].stop, steps.stop)
         chosen = slice(first - episodes[0].start, last - episodes[0].start)
         return range(first, last), codes[chosen], flags[chosen]

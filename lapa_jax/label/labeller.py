@@ -87,7 +87,9 @@ class Labeller:
         if (self.out / SUMMARY_FILE).is_file() and self._all_there():
             return read_json(self.out / SUMMARY_FILE)
         self.out.mkdir(parents=True, exist_ok=True)
+        # Before the first shard, so that another labelling is never mixed into a half-finished folder.
         write_json(self.out / SETTINGS_FILE, self.settings)
+        # Hosts share the work without talking to each other: by the shards' numbers.
         mine = [shard for i, shard in enumerate(self.shards) if i % host[1] == host[0]]
         # One host alone removes what belongs to no shard, or two would race for it.
         self._clear_leftovers(mine, everything_else=host[0] == 0)

@@ -91,6 +91,7 @@ class PseudoActions:
             steps = np.stack([first[rows], second[rows]], 1)
             images.into([view for pair in frames for view in pair], steps.ravel().tolist())
             net = np.asarray(self._predict(self._variables, frames))
+            # An episode of a single frame has no pair: 1 keeps its quotient finite.
             actions[rows] = net / np.maximum(steps[:, 1] - steps[:, 0], 1)[:, None]
         return actions
 

@@ -124,6 +124,7 @@ class Segmenter:
         """
         steps_of = [np.flatnonzero(episode.mask) for episode in episodes]
         logs = [self.log_probabilities(episode)[steps] for episode, steps in zip(episodes, steps_of, strict=True)]
+        # Negative log-probabilities: nats, as `switch_cost` is counted.
         labels = _in_groups(self._viterbi, [-log for log in logs])
         transcripts = [_runs(row[: len(log)]) for row, log in zip(labels, logs, strict=True)]
         means = _mean_lengths(transcripts)
@@ -201,6 +202,7 @@ def _in_groups(function, costs: Sequence[np.ndarray], *more: Sequence[np.ndarray
 
 def _stacked(parts: Sequence[np.ndarray]) -> jax.Array:
     """Arrays [L, ...] of different lengths as one, filled up with zeros to a power of two of at least 8."""
+    # Powers of two: a program is compiled for each length that occurs.
     length = max(8, 1 << (max(map(len, parts)) - 1).bit_length())
     return jnp.stack([np.pad(part, [(0, length - len(part))] + [(0, 0)] * (part.ndim - 1)) for part in parts])
 
@@ -214,6 +216,7 @@ def _spread(values: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 def _runs(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The labels and the lengths, int[N], of the runs of equal labels."""
+    # Prepended is a label other than the first, so that a run begins at 0.
     begins = np.flatnonzero(np.diff(labels, prepend=labels[0] - 1))
     return labels[begins], np.diff([*begins, len(labels)])
 

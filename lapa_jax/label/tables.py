@@ -75,6 +75,7 @@ def _write_hdf5(path: pathlib.Path, columns: dict[str, np.ndarray], settings: di
     with h5py.File(path, "w") as file:
         for name, values in columns.items():
             if name == "episode":
+                # HDF5 has no type for numpy's fixed-width Unicode.
                 values = values.astype(h5py.string_dtype())
             file.create_dataset(name, data=values, compression="gzip")
         file.attrs["tokenizer"] = settings["tokenizer"]

@@ -51,6 +51,7 @@ def _panels(history: Sequence[Mapping], best: str | None = None) -> dict[str, di
     metrics = [name for name in names if name.startswith("val/") and name.count("/") == 1]
     metrics = [name for name in metrics if not name.removeprefix("val/").startswith(LESS)]
     panels = {}
+    # False sorts before True: the best metric comes first, and all others keep their order.
     for name in sorted([*losses, *metrics], key=lambda name: name != best)[:MOST]:
         of_datasets = [other for other in names if other.count("/") == 2 and other.split("/")[::2] == name.split("/")]
         lines = {other: _curve(history, other) for other in [name, *of_datasets]}

@@ -134,6 +134,7 @@ def _draw_histogram(axes, values: np.ndarray) -> None:
         margin = 0.02 * (high - low) or max(1e-3, abs(low) * 1e-3)
         counts, edges = np.histogram(values, bins=80, range=(low - margin, high + margin))
         axes.stairs(counts / len(values), edges, color=plots.BAR, fill=True)
+    # Room for the marks of bins at the top.
     axes.set_ylim(0, 1.15 * axes.dataLim.ymax)
     axes.set_xlim(axes.get_xlim())  # bins may reach farther than what there is to see
     axes.tick_params(labelsize=7)

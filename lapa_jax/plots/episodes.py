@@ -36,6 +36,7 @@ def task_errors(path, tasks: Sequence[Mapping]) -> str:
                       [shown[i][kind]["action_mse"] for i in measured], height, color=color, label=word)  # fmt: skip
         axes.set_yticks(np.arange(len(shown)), [label(task) for task in shown])
         axes.tick_params(axis="y", length=0)
+        # Downwards, so that the first task is on top.
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.set_xlabel("mean squared error of actions, normalised")
         axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))

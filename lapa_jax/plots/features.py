@@ -119,6 +119,7 @@ def project(points: np.ndarray) -> tuple[np.ndarray, str]:
         centered = points - points.mean(0)
         _, _, axes = np.linalg.svd(centered, full_matrices=False)
         return centered @ axes[:2].T, "The plane is that of the two largest principal components."
+    # A fixed seed, so that a report that is drawn again looks the same.
     return UMAP(random_state=0).fit_transform(points), "The plane is UMAP's: neighbours are kept, distances are not."
 
 

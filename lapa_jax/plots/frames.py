@@ -45,6 +45,7 @@ def mosaic(frames: np.ndarray, gap: int) -> np.ndarray:
     rows, columns, height, width, _ = frames.shape
     cells = np.ones((rows, height + gap, columns, width + gap, 3), np.float32)
     cells[:, :height, :, :width] = einops.rearrange(to_float(frames), "rows columns h w c -> rows h columns w c")
+    # Every cell brings its gap on the right and below; the last ones are cut off.
     whole = einops.rearrange(cells, "rows h columns w c -> (rows h) (columns w) c")
     return whole[: rows * (height + gap) - gap, : columns * (width + gap) - gap]
 
@@ -193,6 +194,7 @@ def code_action_heatmap(path, means: np.ndarray, names: Sequence[str] = ()) -> p
         panels = figure.subplots(1, positions, sharey=True, squeeze=False)[0]
         for i, axes in enumerate(panels):
             axes.set_facecolor("#e4e6ec")
+            # A range that is symmetric about 0: white is the average pair.
             image = axes.imshow(means[i], cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
             axes.set_title(f"position {i}", loc="left")
             axes.set_xticks(np.arange(dims), names or [str(d) for d in range(dims)])

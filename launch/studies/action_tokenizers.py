@@ -119,6 +119,7 @@ def usage_table(runs: list[common.Run], folders: list[pathlib.Path]) -> str:
     @functools.cache
     def read(data: Data) -> np.ndarray:
         chunks = read_chunks(data.name, data.shards, length=data.steps).train
+        # Evenly spaced and not the first ones, which are of few episodes.
         return chunks[:: -(-len(chunks) // MOST_CHUNKS)]
 
     lines = ["| data | recipe | seed | codes | in use | perplexity | tokens |", "|---" * 7 + "|"]

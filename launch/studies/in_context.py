@@ -38,6 +38,7 @@ def main(argv: list[str]) -> None:
     unseen = [("raw", 0, tasks) for tasks in left_out]
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         if set(args.actions) - {"raw"}:
+            # Tokenizers first: policies that see codes begin with the one of their seed.
             list(pool.map(lambda seed: _tokenizer(args, seed), range(args.seeds)))
         results = list(pool.map(lambda run: _policy(args, *run), [*seen, *unseen]))
     runs = [(run, result) for run, result in zip(seen, results, strict=False)]

@@ -87,6 +87,7 @@ def main(argv: list[str]) -> None:
     study = Study(args, SHORT if args.short else FULL)
     study.record()
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        # Independent of the policies: it runs beside them and is collected at the end.
         moving = pool.submit(study.latent_actions, "moving", 0)
         labelled = list(pool.map(study.labels, range(seeds))) if "lapa" in args.arms else []
         pseudo = list(pool.map(study.pseudo_actions, range(seeds))) if "vpt" in args.arms else []

@@ -32,6 +32,7 @@ class Bins(FixedLength):
         self._laid = ActionBins(summary, self.kind, self.bins)
         steps = self.shape[0]
         self._sizes = np.tile(self._laid.counts.astype(np.int64), steps)
+        # All steps of a dimension share its frequencies; dimensions do not share theirs.
         self._groups = np.tile(np.arange(len(self._laid)), steps)
 
     def _symbols(self, chunks: np.ndarray) -> np.ndarray:

@@ -58,6 +58,7 @@ def compare(
             measured.append({**measure(fitted, chunks), "learned": codec in learned.get(chunks.name, ())})
         results.append((chunks, measured, plot_file(chunks.name)))
         say(f"{chunks.name}: {len(measured)} codecs on {len(chunks.val)} chunks")
+    # Written when all is measured, so that an interrupted run leaves the last comparison whole.
     for chunks, measured, plot in results:
         written.append(report.plot(out / plot, chunks, measured))
     write_json(out / JSON_FILE, {chunks.name: _entry(chunks, measured) for chunks, measured, _ in results})

@@ -41,6 +41,7 @@ class Learned(FixedLength):
             self._clusters = np.asarray(self.tokenizer.model.apply(self.tokenizer.variables, method="hierarchy"))
         if self.tokenizer.chunk_length is None:
             sizes = np.tile(sizes, self.shape[0])
+        # Positions with the same number of codes share their frequencies.
         self._sizes, self._groups = sizes, np.unique(sizes, return_inverse=True)[1]
 
     @property

@@ -61,6 +61,7 @@ def gripper_accuracies(decoded: np.ndarray, true: np.ndarray, grippers: Mapping[
     """{dimension: share of the steps at which the level next to the decoded value is that next to the true one}."""
     accuracies = {}
     for i, levels in grippers.items():
+        # By the nearest level and not by a distance: a gripper is open or closed.
         said, was = (np.abs(values[..., i, None] - levels).argmin(-1) for values in (decoded, true))
         accuracies[i] = float((said == was).mean())
     return accuracies
@@ -98,6 +99,7 @@ def damaged_failures(codec: Codec, tokens: Sequence[np.ndarray], seed: int = 0) 
         positions = np.flatnonzero(sizes > 1)
         if len(positions):
             position, changed = rng.choice(positions), np.array(sequence)
+            # 1 to size - 1 further, around the end: never the same token, and all others equally likely.
             changed[position] = (changed[position] + rng.integers(1, sizes[position])) % sizes[position]
             damaged.append(changed)
     return float(codec.decode(damaged)[1].mean()) if damaged else 0.0

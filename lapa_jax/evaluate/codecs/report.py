@@ -148,6 +148,7 @@ def plot(path, chunks: ActionChunks, measured: Sequence[Mapping]) -> pathlib.Pat
 
 def _draw_family(axes, ours: Sequence[Mapping], curve: Curve, factor: float, colour, marker, name, learned) -> None:
     bits = np.array([one["bits_per_step"] for one in ours]) * factor
+    # A lossless codec has the error 0, which a logarithmic axis cannot show.
     errors = np.maximum([one["normalized_rmse"] for one in ours], 1e-6)
     axes.scatter(bits, errors, s=10, color=colour, alpha=0.25, linewidths=0, zorder=2)
     width, size = (2.4, 7) if learned else (1.3, 4)

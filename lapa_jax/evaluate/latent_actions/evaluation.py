@@ -52,6 +52,7 @@ class Evaluation(BaseEvaluation):
           supervised_steps: training steps of the supervised model that bounds the probe from above; 0 leaves it out.
         """
         metrics, arrays = self.measure(self.tokenizer.variables)
+        # Without a probe there is nothing that a baseline or a bound could be compared with.
         if "action_probe_r2" in metrics:
             metrics |= self._untrained()
             if supervised_steps:

@@ -39,6 +39,7 @@ class Examples:
 
 def choose_examples(tokenizer, source, count: int = EXAMPLES) -> Examples:
     """Of pairs spread evenly over the source those in which most changes, so that there is something to see."""
+    # Few candidates: to read every pair of a large set for eight to show would take minutes.
     picked = np.unique(np.linspace(0, len(source) - 1, min(CANDIDATES, len(source))).astype(int))
     frames = np.stack([source[int(i)]["frames"] for i in picked])
     change = np.abs(plots.to_float(frames[:, 1]) - plots.to_float(frames[:, 0])).mean(axis=(1, 2, 3))
@@ -113,6 +114,7 @@ def _positions(tokenizer, start: np.ndarray, codes: np.ndarray, out: pathlib.Pat
     size, length = tokenizer.codebook_size, tokenizer.code_length
     shown = np.arange(size) if size <= 16 else np.unique(np.linspace(0, size - 1, 16).astype(int))
     base = usage.sequences(codes)[0][0]
+    # All other positions keep the codes of the most frequent sequence.
     sequences = np.tile(base, (length, len(shown), 1))
     for position in range(length):
         sequences[position, :, position] = shown

@@ -70,6 +70,7 @@ def action_r2(source, tokenizer, *, steps: int, limit: int, cache) -> float:
     path = pathlib.Path(cache) / CACHE_FILE
     spec = _shared_fields(tokenizer.model)
     key = _key([spec, repr(source), steps, limit, BATCH, SEED, LEARNING_RATE])
+    # Training takes most of an evaluation's time, and nothing of it depends on the codes.
     if path.is_file() and (cached := read_json(path))["key"] == key:
         return _number(cached["action_r2"])
     score = _train_and_score(source, spec, tokenizer.mesh, steps, limit)
@@ -101,6 +102,7 @@ def _train_and_score(source, spec: dict, mesh, steps: int, limit: int) -> float:
 def build_model(source, spec: dict) -> inverse_dynamics.Model:
     """The model for pairs with "net_action", with the sizes `spec` and the mean and standard deviation of the
     pairs' actions."""
+    # Mean and standard deviation are known well enough from these.
     chosen = np.random.default_rng(SEED).permutation(len(source))[:2048]
     actions = np.stack([source[int(i)]["net_action"] for i in chosen]).astype(np.float64)
     std = np.where(actions.std(axis=0) > 1e-8, actions.std(axis=0), 1.0)

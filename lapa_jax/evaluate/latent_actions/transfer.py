@@ -47,6 +47,7 @@ def partners(episodes: np.ndarray) -> np.ndarray | None:
     """For each row int[M] the number of one of another episode, each once; None where that cannot be."""
     order = np.argsort(episodes, kind="stable")
     most = int(np.unique(episodes, return_counts=True)[1].max())
+    # With more than half of the pairs from one episode some would have to meet their own.
     if 2 * most > len(episodes):
         return None
     partner = np.empty(len(episodes), np.int64)
