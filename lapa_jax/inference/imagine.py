@@ -37,7 +37,7 @@ def check(policy: LatentPolicy, tokenizer) -> None:
     name = tokenizer.config.model.name
     if tokenizer.kind.name != "frame_pair_tokenizer":
         raise UserError(f"a {name} is no tokenizer of frame pairs; give the run whose codes the policy predicts")
-    if not tokenizer.pictures:
+    if not tokenizer.predicts_images:
         raise UserError(f"a {name} of features predicts no images; there is nothing to show")
     ours = policy.model.code_length, policy.model.codebook_size
     theirs = tokenizer.code_length, tokenizer.codebook_size

@@ -60,7 +60,7 @@ class Instructed:
         image, model = np.asarray(image), self.model
         single = image.ndim == 3 + (model.cameras > 1)
         batch = image[None] if single else image
-        batch = pictures(batch, "image", batch.shape[:1], model.cameras, model.image_size, self, dataset)
+        batch = model_images(batch, "image", batch.shape[:1], model.cameras, model.image_size, self, dataset)
         shown = self.run(self._seen, batch)
         return shown[0] if single else shown
 

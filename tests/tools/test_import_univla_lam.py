@@ -62,7 +62,7 @@ def test_the_labels_are_the_codes_of_the_task(golden, loaded):
     assert loaded.kind.name == "frame_pair_tokenizer" and (loaded.code_length, loaded.codebook_size) == (4, 16)
     np.testing.assert_array_equal(loaded.encode(g["videos"]), g["indices"])
     shown = loaded.decode(g["videos"][:, 0], g["indices"])
-    assert shown.shape == (4, 4, 4, 32) and not loaded.pictures
+    assert shown.shape == (4, 4, 4, 32) and not loaded.predicts_images
     still = loaded.decode(g["videos"][:, 0], np.roll(g["indices"], 1, axis=0))
     assert np.abs(shown - still).max() > 0, "other codes of the task lead elsewhere"
 
