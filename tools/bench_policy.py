@@ -93,12 +93,12 @@ class Stages:
 
         from lapa_jax.train.sharding import batch_sharding
 
-        policy, place, variables = self._policy, batch_sharding(self._policy.mesh), self._policy.variables
+        policy, sharding, variables = self._policy, batch_sharding(self._policy.mesh), self._policy.variables
         seconds, image = _timed(lambda: _decoded(policy, self._jpegs))
         yield "decode image", seconds
         seconds, batch = _timed(lambda: _prepared(policy, image))
         yield "text and state", seconds
-        seconds, batch = _timed(lambda: jax.block_until_ready(jax.device_put(_padded(policy, batch), place)))
+        seconds, batch = _timed(lambda: jax.block_until_ready(jax.device_put(_padded(policy, batch), sharding)))
         yield "to the device", seconds
         seconds, seen = _timed(lambda: jax.block_until_ready(self._encode(variables, batch)))
         yield "vision", seconds

@@ -157,13 +157,9 @@ def draw_sheet(path, episodes: Sequence[Mapping], shown: pathlib.Path) -> pathli
     strips = [images.decode(strip(shown, episode["number"]).read_bytes()) for episode in episodes]
     side = strips[0].shape[0]
     frames = np.stack([einops.rearrange(row, "h (steps w) c -> steps h w c", w=side) for row in strips])
-    rows = [f"{e['number']}: {_wrapped(e['instruction'])}\n{e['steps']} steps" for e in episodes]
+    rows = [f"{e['number']}: {textwrap.fill(e['instruction'], 26)}\n{e['steps']} steps" for e in episodes]
     columns = ["start", *[""] * (frames.shape[1] - 2), "end"]
     return plots.frame_grid(path, frames, columns, rows)
-
-
-def _wrapped(text: str, width: int = 26) -> str:
-    return "\n".join(textwrap.wrap(text, width))
 
 
 _RATES = "With the 95 % interval (Wilson), and successes over episodes. All policies have the same episodes."

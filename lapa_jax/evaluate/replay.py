@@ -212,8 +212,5 @@ def episodes(policy: Policy, source, count: int, dataset: str | None) -> list[di
 def _difference(name: str, ours: np.ndarray, theirs: np.ndarray, allowed: float, unit: str) -> Difference:
     away = np.abs(ours.astype(np.float64) - theirs.astype(np.float64))
     largest_at = np.unravel_index(int(away.argmax()), away.shape)
-    return Difference(name, float(away.max()), allowed, unit, _where(name, largest_at))
-
-
-def _where(name: str, index: Sequence[int]) -> str:
-    return f"dimension {index[-1]}" if name in ("state", "action") else f"sample {index[0]}"
+    where = f"dimension {largest_at[-1]}" if name in ("state", "action") else f"sample {largest_at[0]}"
+    return Difference(name, float(away.max()), allowed, unit, where)

@@ -48,6 +48,7 @@ def save_program(trained: TrainedModel, folder: pathlib.Path, platforms: Sequenc
       trained: a `Policy` or `LatentPolicy`. folder: to write to. platforms: of `PLATFORMS`.
     """
     program = _lower(trained, platforms)
+    outputs = jax.tree.unflatten(program.out_tree, program.out_avals)
     trained.save_pretrained(folder)
     data = bytes(program.serialize())
     with atomic_path(folder / PROGRAM_FILE) as temporary:
@@ -59,7 +60,7 @@ def save_program(trained: TrainedModel, folder: pathlib.Path, platforms: Sequenc
         "config_sha256": hashlib.sha256((folder / CONFIG_FILE).read_bytes()).hexdigest(),
         "attributes": {name: getattr(trained.model, name) for name in ATTRIBUTES[trained.kind.name]},
         "inputs": {name: _about(leaf) for name, leaf in _inputs(trained).items()},
-        "outputs": {name: _about(leaf) for name, leaf in _outputs(program).items()},
+        "outputs": {name: _about(leaf) for name, leaf in outputs.items()},
         "text_tokenizer": dict(trained.config.data.text_tokenizer), "scaling": _scaling(trained),
         "resize": {name: images.stored_mode(entry.get("features") or {}) for name, entry in trained.datasets.items()},
     })  # fmt: skip
@@ -86,10 +87,6 @@ def _lower(trained: TrainedModel, platforms: Sequence[str]) -> jax.export.Export
 def _inputs(trained: TrainedModel) -> dict:
     """What is read of a batch of one row; learning needs more."""
     return {name: leaf for name, leaf in trained.model.example(1).items() if name in INPUTS}
-
-
-def _outputs(program: jax.export.Exported) -> dict:
-    return jax.tree.unflatten(program.out_tree, program.out_avals)
 
 
 def _about(leaf) -> dict:

@@ -231,7 +231,7 @@ class FeatureTokenizer(ColumnTokenizer):
           dataset: whose units; needed for a tokenizer of several datasets.
 
         Returns:
-          int32 `[B, N]`, or `[N]` for a single row; place i holds 0..codebook_sizes[i]-1.
+          int32 `[B, N]`, or `[N]` for a single row; position i holds 0..codebook_sizes[i]-1.
 
         Raises:
           UserError: another shape or type, or numbers that are not finite.

@@ -64,7 +64,8 @@ class PseudoActions:
     """
 
     def __init__(self, demonstrations, options: Options):
-        pairs = self._pairs(demonstrations, "train", options)
+        gap = Gap(frames=options.gap)
+        pairs = FramePairSource(StepShards(demonstrations, "train"), gap, ("frames", "net_action"), options.size)
         spec = {**supervised_bound.OTHERWISE, "image_size": options.size, "patch_size": options.size // 4}
         self.options, words = options, "inverse dynamics"
         self._mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.local_devices()[:1])
@@ -94,9 +95,6 @@ class PseudoActions:
             # An episode of a single frame has no pair: 1 keeps its quotient finite.
             actions[rows] = net / np.maximum(steps[:, 1] - steps[:, 0], 1)[:, None]
         return actions
-
-    def _pairs(self, data, split: str, options: Options) -> FramePairSource:
-        return FramePairSource(StepShards(data, split), Gap(frames=options.gap), ("frames", "net_action"), options.size)
 
 
 def write(demonstrations, data, out, options: Options, split: str = "train") -> dict:

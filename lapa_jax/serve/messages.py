@@ -82,20 +82,20 @@ class Reader:
         """{own name: {key: value}} of a message."""
         if not isinstance(message, Mapping):
             raise UserError(f"a message is a {type(message).__name__}; a map is expected, with {self._expected()}")
-        found: dict[str, dict[str, object]] = {}
+        sorted_values: dict[str, dict[str, object]] = {}
         for key, value in _flat(message):
             name = self._meaning.get(key) if isinstance(key, str) else None
             if name is None:
                 remedy = "--rename KEY=NAME of the server gives it a meaning, KEY=nothing leaves it out"
                 shown = repr(str(key)[:60])
                 raise UserError(f"nothing is known of the key {shown}; expected are {self._expected()}. {remedy}")
-            if key in found.setdefault(name, {}):
+            if key in sorted_values.setdefault(name, {}):
                 raise UserError(f"{key} is there twice, alone and in a map of cameras; send it once")
-            found[name][key] = value
-        for name, values in found.items():
+            sorted_values[name][key] = value
+        for name, values in sorted_values.items():
             if len(values) > 1 and name != NOTHING and not (name == STATE and set(values) <= set(self._state_parts)):
                 raise UserError(f"{' and '.join(values)} both mean {name}; send one of them")
-        return found
+        return sorted_values
 
     def _expected(self) -> str:
         needed = [*self._cameras, TEXT, *((STATE,) if self._policy.model.state_dim else ())]

@@ -33,18 +33,18 @@ def pack(value) -> bytes:
     return msgpack.packb(value, default=_packed)
 
 
-def unpack(data: bytes, told: dict | None = None):
+def unpack(data: bytes, dialect: dict | None = None):
     """What `pack` or the package msgpack-numpy packed; arrays are read-only and share the message's memory.
 
     Args:
       data: the message.
-      told: gets "package": True where it holds arrays in the package's dialect.
+      dialect: gets "package": True where it holds arrays in the package's dialect.
 
     Raises:
       WireError: not msgpack, or arrays that do not hold what they say.
     """
     try:
-        hook = functools.partial(_unpacked, told={} if told is None else told)
+        hook = functools.partial(_unpacked, dialect={} if dialect is None else dialect)
         return msgpack.unpackb(data, object_hook=hook, max_array_len=MAX_ENTRIES, max_map_len=MAX_ENTRIES)
     except WireError:
         raise
@@ -79,27 +79,27 @@ def _packed(value) -> dict:
     return {b"__ndarray__": True, **about, b"shape": list(value.shape)}
 
 
-def _unpacked(found: dict, told: dict):
-    named = {key.encode() if isinstance(key, str) else key: value for key, value in found.items()}
+def _unpacked(entry: dict, dialect: dict):
+    named = {key.encode() if isinstance(key, str) else key: value for key, value in entry.items()}
     if {b"nd", b"type", b"data"} <= set(named):  # older msgpack gives its keys as texts
-        told["package"] = True
+        dialect["package"] = True
         return _of_package(named)
-    if b"__ndarray__" in found:
-        return _array(*(found.get(key) for key in (b"data", b"dtype", b"shape")))
-    if b"__npgeneric__" in found:
-        number = found.get(b"data")
+    if b"__ndarray__" in entry:
+        return _array(*(entry.get(key) for key in (b"data", b"dtype", b"shape")))
+    if b"__npgeneric__" in entry:
+        number = entry.get(b"data")
         if not isinstance(number, bool | int | float):
             raise WireError(f"a numpy number holds {_shown(number)}")
-        return _type(found.get(b"dtype")).type(number)
-    return found
+        return _type(entry.get(b"dtype")).type(number)
+    return entry
 
 
-def _of_package(found: dict):
+def _of_package(entry: dict):
     """An array or a number in the dialect of the package msgpack-numpy."""
-    if found.get(b"kind") not in (b"", "", None):
-        raise WireError(f"an array of kind {_shown(found[b'kind'])} of the package msgpack-numpy; numbers are expected")
-    array = _array(found[b"data"], found[b"type"], list(found.get(b"shape") or []))
-    return array if found[b"nd"] is True else array[()]
+    if entry.get(b"kind") not in (b"", "", None):
+        raise WireError(f"an array of kind {_shown(entry[b'kind'])} of the package msgpack-numpy; numbers are expected")
+    array = _array(entry[b"data"], entry[b"type"], list(entry.get(b"shape") or []))
+    return array if entry[b"nd"] is True else array[()]
 
 
 def _encoded(value) -> dict:
@@ -108,13 +108,13 @@ def _encoded(value) -> dict:
     return {"__numpy__": data, "dtype": value.dtype.str, "shape": list(value.shape)}
 
 
-def _decoded(found: dict):
-    if "__numpy__" not in found:
-        return found
-    text = found["__numpy__"]
+def _decoded(entry: dict):
+    if "__numpy__" not in entry:
+        return entry
+    text = entry["__numpy__"]
     if not isinstance(text, str):
         raise WireError(f"an array's data is {_shown(text)}; base64 is expected")
-    array = _array(base64.b64decode(text, validate=True), found.get("dtype"), found.get("shape"))
+    array = _array(base64.b64decode(text, validate=True), entry.get("dtype"), entry.get("shape"))
     return array if array.shape else array[()]
 
 
@@ -131,8 +131,8 @@ def _array(data, dtype, shape) -> np.ndarray:
     sizes = isinstance(shape, list) and len(shape) <= MAX_AXES and all(type(n) is int and 0 <= n < 2**31 for n in shape)
     if not sizes:
         raise WireError(f"an array's shape is {_shown(shape)}; a list of at most {MAX_AXES} sizes is expected")
-    if (wanted := math.prod(shape) * kind.itemsize) != len(data):
-        raise WireError(f"an array {dtype} {shape} takes {wanted} bytes, the message holds {len(data)}")
+    if (expected := math.prod(shape) * kind.itemsize) != len(data):
+        raise WireError(f"an array {dtype} {shape} takes {expected} bytes, the message holds {len(data)}")
     return np.frombuffer(data, kind).reshape(shape) if data else np.zeros(shape, kind)
 
 

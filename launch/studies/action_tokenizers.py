@@ -113,7 +113,7 @@ def _compare(out: pathlib.Path, sets: list[Data], runs: list[tuple[str, pathlib.
 
 def usage_table(runs: list[common.Run], folders: list[pathlib.Path]) -> str:
     """Markdown: of each run the share of codes in use and their perplexity on the training chunks, and over the seeds
-    the least share. Codes of chunks are counted over all places together, those of two levels apart."""
+    the least share. Codes of chunks are counted over all positions together, those of two levels apart."""
     from lapa_jax.evaluate.codecs.chunks import read_chunks
 
     @functools.cache

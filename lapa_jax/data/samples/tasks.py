@@ -40,7 +40,7 @@ def prompt_steps(used: np.ndarray, length: int, how: str, numbers: np.ndarray) -
     Args:
       used: int64[...], steps of each episode. length: L, steps of a prompt. how: `data.prompt_steps`, "even" or
         "window".
-      numbers: uint64[...], random; a window begins at the rest of dividing it by the places where one may. 0 is the
+      numbers: uint64[...], random; a window begins at this modulo the number of steps where one may begin. 0 is the
         episode's beginning.
 
     Returns:

@@ -56,7 +56,9 @@ class Evaluation(BaseEvaluation):
         if "action_probe_r2" in metrics:
             metrics |= self._untrained()
             if supervised_steps:
-                metrics["action_probe_r2_supervised"] = self._supervised(supervised_steps)
+                metrics["action_probe_r2_supervised"] = supervised_bound.action_r2(
+                    self.source, self.tokenizer, steps=supervised_steps, limit=self.count, cache=self.out
+                )
         if self.tokenizer.predicts_images:
             metrics |= transfer.measure(self.tokenizer, self.batches())
         result = self.save({**self.about(), "pairs": self.count, "metrics": dict(sorted(metrics.items()))})
@@ -81,9 +83,6 @@ class Evaluation(BaseEvaluation):
         variables["params"] = {**variables["params"], **params}
         metrics, _ = self.measure(variables)
         return {f"{name}_untrained": metrics[name] for name in BASELINES if name in metrics}
-
-    def _supervised(self, steps: int) -> float:
-        return supervised_bound.action_r2(self.source, self.tokenizer, steps=steps, limit=self.count, cache=self.out)
 
     def _report(self, metrics: Mapping[str, float | None], arrays: Mapping[str, np.ndarray]) -> None:
         codes, size = arrays["codes"], self.tokenizer.codebook_size

@@ -69,10 +69,11 @@ def action_r2(source, tokenizer, *, steps: int, limit: int, cache) -> float:
     """
     path = pathlib.Path(cache) / CACHE_FILE
     spec = _shared_fields(tokenizer.model)
-    key = _key([spec, repr(source), steps, limit, BATCH, SEED, LEARNING_RATE])
+    settings = json.dumps([spec, repr(source), steps, limit, BATCH, SEED, LEARNING_RATE], sort_keys=True)
+    key = hashlib.sha256(settings.encode()).hexdigest()
     # Training takes most of an evaluation's time, and nothing of it depends on the codes.
     if path.is_file() and (cached := read_json(path))["key"] == key:
-        return _number(cached["action_r2"])
+        return float("nan") if cached["action_r2"] is None else cached["action_r2"]
     score = _train_and_score(source, spec, tokenizer.mesh, steps, limit)
     write_json(path, {"key": key, "steps": steps, "action_r2": None if np.isnan(score) else score})
     return score
@@ -134,11 +135,3 @@ def train(task: Task, source, mesh, steps: int, *, words: str, seed: int = SEED)
 def batch_size(mesh) -> int:
     """Pairs a step: 32, or the next larger number that the devices share evenly."""
     return -(-BATCH // mesh.size) * mesh.size
-
-
-def _key(settings: list) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value
