@@ -5,8 +5,8 @@ What a dimension is like (`statistics.kinds`) goes before the mode, except in mo
   constant  becomes 0, and comes back as the constant whatever a model says
   binary    two values, as of a gripper, become -1 and 1
   sparse    minimum and maximum become -1 and 1: the percentiles of a dimension that hardly ever moves coincide, and
-            its standard deviation is so small that its few movements would explode. Mode "q01_q99_clip", in which nothing can
-            explode, keeps to the percentiles of those that merely have a few values very far out
+            its standard deviation is so small that its few movements would explode. Mode "q01_q99_clip", in which
+            nothing can explode, keeps to the percentiles of those that merely have a few values very far out
 Mode "openvla" is OpenVLA's: q01 and q99 become -1 and 1 in the dimensions that the summary's "mask" names, whatever
 they are like, and the others stay as they are. Without a mask it names those that are continuous or constant.
 """
@@ -27,8 +27,9 @@ class Normalizer:
     Args:
       summary: the column's statistics; see `lapa_jax.data.statistics`.
       mode: "none"; "mean_std", mean 0 and standard deviation 1; "q01_q99", those percentiles become -1 and 1;
-        "q01_q99_clip", and what lies beyond becomes -1 or 1 as well, so 2 % of the rows are lost; "min_max"; and "openvla", see above.
-        But for what is clipped and for constant dimensions `unnormalize(normalize(x))` is x, to float32 rounding.
+        "q01_q99_clip", and what lies beyond becomes -1 or 1 as well, so 2 % of the rows are lost; "min_max";
+        and "openvla", see above. But for what is clipped and for constant dimensions `unnormalize(normalize(x))` is
+        x, to float32 rounding.
 
     Attributes:
       mode: as given. offset, scale: f64[A]; a scale of 0 marks a constant dimension.

@@ -64,7 +64,7 @@ class Segmenter:
         self, tokenizer, data, split: str, *, dataset: str | None = None, settings: fifa.Settings = fifa.DEFAULTS
     ):
         model = tokenizer.model
-        if not model.two_level:
+        if model.kind != "action_tokenizer" or not model.two_level:
             raise UserError(f"a {tokenizer.config.model.name} has no clusters of actions; give a run of "
                             "configs/mstcn.py")
         self.tokenizer, self.model, self.settings, self.split = tokenizer, model, settings, split

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import types
 
 import jax
 import ml_collections
@@ -17,6 +18,7 @@ from lapa_jax.data.statistics import column_statistics
 from lapa_jax.inference.tokenizers import ActionTokenizer
 from lapa_jax.label import segments as segmentation
 from lapa_jax.models import fifa
+from lapa_jax.models.tokenizers import fsq, laq
 
 WAYS = np.float32([[1, 0], [0, 1], [-1, 0], [0, -1]])
 BORDERS = {"a": [0, 9, 20, 31], "b": [0, 14, 33], "c": [0, 5]}
@@ -155,10 +157,10 @@ def test_the_command_writes_and_draws(tokenizer, shards, tmp_path, root):
 
 
 def test_other_models_and_other_data_are_refused(tokenizer, shards, tmp_path):
-    class Other:
-        model, config = object(), ml_collections.ConfigDict({"model": {"name": "tokenizers.fsq"}})
-
-    with pytest.raises(UserError, match="tokenizers.fsq has no clusters"):
-        segmentation.Segmenter(Other(), shards, "val")
+    for kind in (fsq, laq):  # a tokenizer of actions in one level, and one of frame pairs
+        config = ml_collections.ConfigDict({"model": {"name": "other"}})
+        other = types.SimpleNamespace(model=kind.Model(), config=config)
+        with pytest.raises(UserError, match="other has no clusters"):
+            segmentation.Segmenter(other, shards, "val")
     with pytest.raises(UserError, match="val"):
         segmentation.Segmenter(tokenizer, shards, "test")
