@@ -52,6 +52,7 @@ def _token(file: str | None) -> str | None:
     path = pathlib.Path(file)
     if not path.is_file():
         raise UserError(f"--token_file {file} does not exist; write the token into it")
+    # In a file and not on the command line, which every user of the machine can list.
     token = path.read_text(encoding="utf-8", errors="replace").strip()
     if not token or not token.isascii() or len(token.split()) > 1:
         raise UserError(f"--token_file {file} must hold one word of ASCII characters")

@@ -52,6 +52,7 @@ def measure(policy, run: str, size: int, rounds: int, side: int) -> dict[str, np
     from lapa_jax.serve.background import background
     from lapa_jax.serve.service import Limits, Options, Service
 
+    # The same JPEGs for all: decoding takes as long in each.
     jpegs = _jpegs(policy, size, side)
     stages, whole = Stages(policy, jpegs), Whole(policy, jpegs)
     milliseconds: dict[str, list[float]] = {}

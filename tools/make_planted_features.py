@@ -37,6 +37,7 @@ def main(argv: list[str]) -> None:
 def make(out: pathlib.Path, rows: int, seed: int, categories: int, val_fraction: float) -> None:
     """Writes the shards by way of npz files, as anyone's features would come."""
     features, truth = planted_features(rows, seed, categories)
+    # Through the converter and not around it, so that the shards are like any user's.
     with tempfile.TemporaryDirectory() as folder:
         source = pathlib.Path(folder) / "planted"
         source.mkdir()

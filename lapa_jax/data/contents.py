@@ -101,6 +101,7 @@ def _lengths(shards: StepShards) -> str:
     seconds = lengths / shards.episode_fps()
     header = ("length", "shortest", "first quartile", "median", "third quartile", "longest", "mean")
     rows = [("steps", *(f"{v:g}" for v in np.percentile(lengths, _QUARTILES)), f"{lengths.mean():.1f}")]
+    # Episodes without a clock have steps, but no seconds.
     seconds = seconds[np.isfinite(seconds)]
     if len(seconds):
         rows.append(("seconds", *(f"{v:.1f}" for v in np.percentile(seconds, _QUARTILES)), f"{seconds.mean():.1f}"))

@@ -34,6 +34,7 @@ def write_tokenizer(folder: pathlib.Path, instructions: Iterable[str]) -> int:
     Raises:
       UserError: the folder is not empty, or there is no word.
     """
+    # Imported where it is needed: training on other tokenizers does without the package.
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     ids = vocabulary(instructions)

@@ -113,6 +113,7 @@ class ColumnEvaluation(BaseEvaluation):
         """The held-out samples through `encode` and `decode`, a part for each dataset that has any."""
         decoded: dict[int, list[tuple]] = {}
         for batch in self.batches(self.raw):
+            # Each dataset has its own scaling, so that a batch of a mixture is taken apart before encoding.
             which = np.asarray(batch.get("dataset_id", np.zeros(len(batch["mask"]), np.int32)))
             for number in np.unique(which[batch["mask"] > 0]).tolist():
                 chosen = (which == number) & (batch["mask"] > 0)
@@ -166,6 +167,7 @@ class ColumnEvaluation(BaseEvaluation):
     def _error_sections(self, result: Mapping) -> list[Section]:
         sections = []
         for name, entry in result["datasets"].items():
+            # Constant dimensions have no r2, and come last.
             listed = sorted(entry["dimensions"], key=lambda d: math.inf if d["r2"] is None else d["r2"])
             shown = sorted(listed[:WORST], key=lambda d: d["index"])
             head = ("dimension", "kind", "R²", "MAE", "MSE", "MAE normalised", "MSE normalised", "accuracy")

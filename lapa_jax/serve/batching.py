@@ -50,6 +50,7 @@ class Batcher:
 
     def compile(self) -> list[int]:
         """Runs batches of every size that can occur, so that no request waits for a compiler; returns the sizes."""
+        # Batches are padded to powers of two of the devices; the largest one may be none.
         sizes = sorted({self._policy.mesh.size} | {2**k for k in range(self.largest.bit_length())} | {self.largest})
         for size in sizes:
             example = self._policy.model.example(size)

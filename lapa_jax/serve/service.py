@@ -60,6 +60,7 @@ class Service:
         """Compiles for every size of batches, reads an example, then says ready; returns the sizes."""
         loop = asyncio.get_running_loop()
         sizes = await loop.run_in_executor(None, self._batcher.compile)
+        # The first message would otherwise wait for the tokenizer to be loaded.
         await loop.run_in_executor(self._reading, lambda: self.reader.read(self.reader.example()))
         self.ready.set()
         return sizes

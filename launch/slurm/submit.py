@@ -32,6 +32,7 @@ def main(argv: list[str]) -> None:
             if not isinstance(value, (str, int)) or isinstance(value, bool):
                 raise UserError(f"{file.path}: slurm.{name} is {value!r}; give a text or a number")
             options[str(name)] = f"--{name}={value}"
+    # The site files go on to the training too: the rest of them are its overrides.
     files = [argument for path in args.config_file for argument in ("--config_file", path)]
     command = ["sbatch", *options.values(), *args.sbatch, str(SCRIPT), *files, *rest]
     print(shlex.join(command))

@@ -71,6 +71,7 @@ def main(argv: list[str]) -> None:
 def _run(out: pathlib.Path, run: common.Run) -> dict:
     """Trains and evaluates one run unless that is done; returns the metrics."""
     data, recipe = run.data, RECIPES[run.recipe]
+    # The empty key stands for the whole model.
     begin = [f"init_from.={data.stage2}"] if recipe.pretrained else []
     settings = [f"seed={run.seed}", f"data.path={data.demos}", *begin, f"data.chunk_length={CHUNK_LENGTH}",
                 *recipe.changes, *run.overrides]  # fmt: skip

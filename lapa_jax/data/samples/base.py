@@ -234,6 +234,7 @@ class FieldSource(StepSource):
         mask = np.broadcast_to(True, steps.shape) if mask is None else mask
         # Views into the batch: images are decoded to where they belong, without a copy.
         views = [view for row in batch for view in row.reshape(-1, *self._images.shape)]
+        # The buffer's memory is used again and may hold another batch's images.
         for number in np.flatnonzero(~mask.ravel()).tolist():
             views[number][:] = 0
         chosen = np.flatnonzero(mask.ravel())

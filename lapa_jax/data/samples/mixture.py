@@ -110,6 +110,7 @@ class Mixture:
         """
         locations = [self.part_of(int(i)) for i in indices]
         part_of = np.array([part for part, _ in locations], np.int32)
+        # One allocation for all parts: images are decoded straight into their rows.
         batch = {name: _make(name, (len(locations), *v.shape[1:]), v.dtype) for name, v in self._empty.items()}
         batch |= self._dimensions(part_of)
         images = [name for name in IMAGES if name in batch]

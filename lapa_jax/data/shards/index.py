@@ -80,6 +80,7 @@ def build_index(path: str | os.PathLike) -> TarIndex:
             raise UserError(f"{path} at byte {offset}: member '{name}' occurs twice; write this shard again")
         members[field] = (offset, size, -1 if crc is None else crc)
     fields = tuple(sorted({field for members in samples.values() for field in members}))
+    # -1 marks a member that a sample lacks, and a checksum that the tar does not state.
     table = np.full((len(samples), len(fields), 3), -1, np.int64)
     column = {field: i for i, field in enumerate(fields)}
     for row, members in enumerate(samples.values()):

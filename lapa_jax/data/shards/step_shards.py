@@ -192,6 +192,7 @@ class StepShards:
             raise UserError(f"{self.folder}: the shards do not hold what {DATASET} says; convert the data again")
         self._paths = [self.folder / shard["name"] for shard in split["shards"]]
         lengths = [len(index) for index in indexes]
+        # Arrays over all steps in place of an object each, which would take many times the memory.
         self._shard_of = np.repeat(np.arange(len(indexes), dtype=np.int32), lengths)
         self._fields = tuple(sorted({field for index in indexes for field in index.fields}))
         self._locations = np.full((start, len(self._fields), 3), -1, np.int64)

@@ -90,6 +90,7 @@ def _scan(path: pathlib.Path, file, size: int) -> Iterator[Member]:
         data = offset + BLOCK
         if data + length > size:
             raise _damage(path, offset, f"member '{name}' is truncated ({length} bytes, {size - data} are there)")
+        # Data are padded to whole blocks.
         offset = data + length + -length % BLOCK
         if kind in (_LONG_NAME, _PAX):
             try:

@@ -102,6 +102,7 @@ def equal_bits_table(measured: Sequence[Mapping]) -> list[str]:
     rows = []
     for one in learned:
         error, bits = one["normalized_rmse"], one["bits_per_step"]
+        # Interpolated between settings: hardly any has exactly the bits of the learned one.
         at = {name: curve.error_at(bits) for name, curve in others.items()}
         least = min([error, *(value for value in at.values() if value is not None)])
         cells = [_against(value, others[name].bits_at(error), least) for name, value in at.items()]

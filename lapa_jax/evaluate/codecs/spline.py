@@ -39,7 +39,10 @@ class Spline(FixedLength):
             raise UserError(f"a B-spline of {self.points} control points does not suit chunks of {steps} steps")
         self._binary = np.array([word == "binary" for word in kinds(summary)])
         self._smooth = operators(steps, self.points, min(DEGREE, self.points - 1))
+        # Degree 0, a constant a piece: a smooth curve between two values would be wrong at most steps.
         self._stepwise = operators(steps, self.points, 0)
+        # Control points may lie outside of the actions' range, so that bins are laid over them and not over the
+        # actions.
         seen = column_statistics([self.control_points(chunks).reshape(-1, self.shape[1])])
         self._laid = ActionBins(seen, "uniform_min_max", self.bins, binary=np.flatnonzero(self._binary).tolist())
         self._sizes = np.tile(self._laid.counts.astype(np.int64), self.points)

@@ -39,5 +39,6 @@ class Coloured:
         colours = ((features - self._mean) @ self._directions - self._low) / self._span
         height, width = self._tokenizer.image_size
         rows, columns = features.shape[-3:-1]
+        # A cell of features covers a patch of pixels.
         image = np.repeat(np.repeat(colours, height // rows, axis=-3), width // columns, axis=-2)
         return np.clip(image, 0, 1).astype(np.float32)

@@ -36,6 +36,7 @@ def draw(path, examples: Examples, codes: np.ndarray, history: Sequence[Mapping]
       `path`.
     """
     curves = [(title, base, _curve(history, name)) for name, title, base in CURVES]
+    # Runs on data without actions have no probe, and models of features no PSNR.
     curves = [curve for curve in curves if len(curve[2])]
     counts = usage.histogram(codes, examples.view.codebook_size)
     with matplotlib.rc_context(frames.STYLE):

@@ -58,6 +58,7 @@ def dimension(prediction: np.ndarray, action: np.ndarray) -> dict[str, float]:
     prediction, action = prediction.astype(np.float64), action.astype(np.float64)
     mse = float(np.square(prediction - action).mean())
     metrics = {"action_mse": mse, "action_mae": float(np.abs(prediction - action).mean())}
+    # Of a dimension that does not vary r2 and distance would divide by zero: it has neither.
     if (variance := float(action.var())) > 1e-8:
         metrics |= {"action_r2": 1 - mse / variance, "action_distance": distance(prediction, action)}
     return metrics

@@ -67,6 +67,7 @@ def summarize(arrays: dict[str, np.ndarray]) -> dict[str, float]:
       there was one, and "prompt_wins", the share of tasks in which the right prompt does better than a wrong one.
     """
     mask = arrays["action_mask"] > 0
+    # Per window, since right and wrong prompts are compared on the same windows.
     squared = per_window(arrays, "prediction")
     metrics = action_measures.errors(arrays["prediction"][mask], arrays["action"][mask])
     if "prediction_none" not in arrays:

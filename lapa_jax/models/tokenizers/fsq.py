@@ -117,6 +117,7 @@ class Resampler(nn.Module):
         tokens = Linear(self.dim, name="embed")(x) + self.param("positions", initializer, (length, self.dim))
         tokens = tokens.astype(self.dtype)
         queries = self.param("queries", initializer, (self.outputs, self.dim)).astype(self.dtype)
+        # Queries behind the inputs: what they become is cut off at the end by their position.
         tokens = jnp.concatenate([tokens, jnp.broadcast_to(queries, (batch, *queries.shape))], axis=1)
         if mask is not None:
             # Queries are never masked, or a chunk without a step would attend to nothing.
@@ -213,6 +214,7 @@ def mean_over_chunk(values: jax.Array, mask: jax.Array, dims: jax.Array) -> jax.
     Args:
       values: f32[B, T, A]. mask: f32[B, T]. dims: f32[B or 1, A]. Both are 1 for what counts, 0 for what does not.
     """
+    # Dimensions that a dataset does not have are left out of both the sum and the number it is divided by.
     total = jnp.sum(values * mask[..., None] * dims[:, None], (1, 2))
     return total / jnp.maximum(mask.shape[1] * jnp.sum(dims, -1), 1e-6)
 
@@ -403,6 +405,7 @@ class Model(base.ActionTokenizer):
         # Decoding clips, so that beyond an end there is no error left to lower.
         beyond = ((actions >= high) & (error > 0)) | ((actions <= low) & (error < 0))
         cost = self._cost(jnp.where(beyond, 0.0, error))
+        # Where between its ends a gripper is, as a soft target: data may hold values in between.
         share = jnp.clip((actions - low) / jnp.maximum(high - low, 1e-6), 0, 1)
         entropy = binary_cross_entropy(outputs, share)
         return {

@@ -99,6 +99,7 @@ class Model(base.Model):
         frames = to_unit_range(batch["frames"], (2, *image_shape(self.image_size), 3))
         mixed = self.encoder.mix(self.encoder.embed(frames), self.encoder.bias())
         delta = self.encoder.delta(mixed)
+        # All codes' numbers side by side: the head may use each by itself, as the probe of codes does.
         return self.head(delta.reshape(delta.shape[0], -1))
 
     def _mean(self) -> jax.Array:

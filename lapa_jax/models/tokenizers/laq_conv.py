@@ -111,6 +111,7 @@ class PairEncoder(nn.Module):
         single = frames.reshape(-1, *frames.shape[2:])
         x = Down(self.channels, self.blocks, self.groups, self.dtype, name="down")(single)[-1]
         x = self._pool(Norm(self.groups, self.dtype, name="norm")(x))
+        # Frames went through the convolutions as one batch: every second one is the second of a pair.
         x = x.reshape(-1, 2, self.count, self.width)
         return x[:, 1] - x[:, 0]
 
@@ -182,6 +183,7 @@ class FrameDecoder(nn.Module):
         for skip, up, blocks in zip(grids[-2::-1], self.up[::-1], self.mix[::-1], strict=True):
             for block in blocks:
                 x = block(x, condition)
+            # Added and not stacked: the channels on both ways are as many at each size.
             x = up(x) + skip
         return self.to_pixels(self.norm(x).astype(jnp.float32))
 

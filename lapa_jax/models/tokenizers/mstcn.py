@@ -134,6 +134,7 @@ class TwoLevels(nn.Module):
           f32 [B], "commitment_z" and "commitment_q", mean squared distances (0 to 4) on the unit sphere; "metrics".
         """
         z, z_codes, losses, z_metrics = self.z(embedding, mask, train=train)
+        # The straight-through gradient is applied once, below, past both codebooks.
         hard = jax.lax.stop_gradient(z)
         q, q_codes, _, q_metrics = self.q(hard, mask, train=train)
         direction = unit(embedding)
@@ -325,6 +326,7 @@ class Model(base.ActionTokenizer):
     def summarize(self, arrays: dict[str, np.ndarray]) -> dict[str, float]:
         """Scalars from the arrays of `evaluate` over a data set; see `summarize`."""
         sizes = {"z": self.subclusters, "q": self.clusters}
+        # Within a window of training nothing further away can be seen, whatever the convolutions reach.
         steps = min(receptive_field(self.layers, self.stages), self.context)
         return {**summarize(arrays, sizes), "receptive_field": float(steps)}
 

@@ -47,6 +47,7 @@ def cross_correlation(latents: jax.Array, owner: np.ndarray) -> jax.Array:
     # A latent that stands still correlates with nothing, and must not divide by zero.
     standard = centered * jax.lax.rsqrt(jnp.mean(jnp.square(centered), axis=0) + 1e-6)
     correlation = jnp.matmul(standard.T, standard, precision="highest") / len(latents)
+    # Latents of one category may correlate: they are made from the same features.
     apart = owner[:, None] != owner[None, :]
     return jnp.sum(jnp.square(correlation) * apart) / max(int(apart.sum()), 1)
 
@@ -62,6 +63,7 @@ def pairwise_distances(x: jax.Array) -> jax.Array:
 
 def distance_correlation(a: jax.Array, b: jax.Array) -> jax.Array:
     """Pearson's correlation f32 [P] of two tables of distances [P, n, n], the diagonal left out; 0 if constant."""
+    # Distances to oneself are 0 in both tables, and would make them look alike.
     others = 1.0 - jnp.eye(a.shape[1])
 
     def centered(x):

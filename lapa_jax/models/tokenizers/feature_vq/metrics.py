@@ -39,6 +39,7 @@ def summarize(arrays: Mapping[str, np.ndarray], layout: Layout) -> dict[str, flo
     """
     error = np.square(arrays["feature"] - arrays["reconstruction"])
     mse = float(error[:, layout.varying].mean())
+    # A mean over all features hides a small category that is lost altogether.
     worst = max(float(error[:, list(group)].mean()) for group in layout.groups)
     result = {
         "mse": mse,

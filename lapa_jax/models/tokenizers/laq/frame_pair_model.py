@@ -212,7 +212,9 @@ class FramePairModel(FramePairTokenizer):
         swapped = self._decode(view, lookup(jnp.roll(codes, 1, axis=0)))
         # Images are shown and encoded within [0, 1]; features have no such range.
         clipped = jnp.clip(prediction, 0, 1) if self.predicts_images else prediction
+        # Codes of (first frame, prediction): they come back where the decoder did what they say.
         again = nearest(self._encode(jnp.stack([first, clipped], 1), train=False)["delta"])
+        # A pair in which nothing happens: its code should be the one for standing still.
         still = self._encode(jnp.stack([first, first], 1), train=False)
         still_codes = nearest(still["delta"])
         still_frame = self._decode(still, lookup(still_codes))
