@@ -56,9 +56,10 @@ def seen(rows: int = 4, size: int = 40):
     return pictures, [f"push block {i}" for i in range(rows)], (3 + rng.normal(size=(rows, S))).astype(np.float32)
 
 
-@pytest.fixture(scope="module", params=["bins", "chunk"])
+@pytest.fixture(scope="module", params=["bins", "chunk", "flow"])
 def policy(request):
-    fields = {"bins": {"bins": 16}, "chunk": {"width": 8}}
+    fields = {"bins": {"bins": 16}, "chunk": {"width": 8},
+              "flow": {"width": 8, "heads": 2, "depth": 1, "steps": 2}}  # fmt: skip
     return make(head={"name": f"policies.heads.{request.param}", **fields[request.param]})
 
 
