@@ -17,8 +17,8 @@ from lapa_jax.inference.policies import Policy
 from lapa_jax.models.policies.action_measures import dimension
 from lapa_jax.plots import episodes as episode_plots
 
-LONGEST = 200
-"""Steps of an episode that are replayed at most."""
+LONGEST, LONGEST_IN_CONTEXT = 200, 400
+"""Steps of an episode that are replayed at most, through policies of chunks and through in-context policies."""
 
 
 def replay(policy, source, episode: int, dataset: str | None) -> tuple[np.ndarray, np.ndarray] | None:
@@ -30,7 +30,7 @@ def replay(policy, source, episode: int, dataset: str | None) -> tuple[np.ndarra
       dataset: whose units these are.
 
     Returns:
-      Recorded and predicted actions f32[N, A], of the steps up to the first that lacks something, 200 at most; None
+      Recorded and predicted actions f32[N, A], of the steps up to the first that lacks something, 400 at most; None
       where the source has no window at the episode's beginning.
     """
     first = _index(source, episode, 0)
@@ -38,7 +38,7 @@ def replay(policy, source, episode: int, dataset: str | None) -> tuple[np.ndarra
         return None
     steps, complete = _steps(source, first, _index(source, episode + 1, 0))
     # argmin of a bool array is its first False; the one appended stands for an episode without a gap.
-    count = min(LONGEST, int(np.argmin(np.append(complete, False))))
+    count = min(LONGEST_IN_CONTEXT, int(np.argmin(np.append(complete, False))))
     policy.reset(_prompt(source[first]), dataset=dataset)
     predicted = []
     for t in range(count):
@@ -59,7 +59,7 @@ def _steps(source, first: int, end: int) -> tuple[dict[str, np.ndarray], np.ndar
     length = len(source[first]["action"])
     # Windows side by side cover every step; the last one is taken too, as it ends with the episode.
     chosen = [*range(first, end - 1, length), end - 1]
-    chosen = chosen[: -(-LONGEST // length) + 1]
+    chosen = chosen[: -(-LONGEST_IN_CONTEXT // length) + 1]
     samples = [source[i] for i in chosen]
     total = int(samples[-1]["step"]) + length
     steps = {name: np.zeros((total, *samples[0][name].shape[1:]), samples[0][name].dtype)
