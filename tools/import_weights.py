@@ -5,6 +5,7 @@
   python tools/import_weights.py siglip --input siglip-so400m-patch14-224 --out weights/siglip [--layer -2]
   python tools/import_weights.py dinov2 --input dinov2-with-registers-large --out weights/dinov2 [--layer -2]
   python tools/import_weights.py univla_lam --input lam-stage-2.ckpt --out runs/univla_lam
+  python tools/import_weights.py univla --input univla-7b --out runs/univla [--action_decoder action_decoder.pt]
   python tools/import_weights.py lapa7b --input params --vqgan vqgan --tokenizer tokenizer.model --out runs/lapa7b
 
 write run folders with the checkpoint of step 0: `lapa_jax.load` takes those that act or encode, `config.init_from` all,
@@ -33,7 +34,7 @@ from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.files import arrays_on_disk, placeholder, read_json
 from lapa_jax.core.torch_file import Tensor, TorchFile
 from lapa_jax.models.official_laq import convert, unwrap
-from lapa_jax.models.released import base, hugging_face, lapa7b, openvla, prismatic, univla
+from lapa_jax.models.released import base, hugging_face, lapa7b, openvla, prismatic, univla, univla_policy
 from lapa_jax.models.released.prismatic_parts import Chosen
 from lapa_jax.models.released.tensors import SafetensorsFolder, aligned
 from lapa_jax.train.checkpoint import check_unused, write_weights
@@ -295,6 +296,25 @@ def import_univla_lam(source: pathlib.Path, out: pathlib.Path, **options) -> Non
     write_release(release, out, base.parameters(release.config["model"]), "float32")
 
 
+def _univla_options(parser: argparse.ArgumentParser) -> None:
+    _openvla_options(parser)
+    parser.add_argument("--action_decoder", type=pathlib.Path, help="of a finetuned model: .pt or .safetensors")
+    parser.add_argument("--code_length", type=int, default=4, help="codes of a latent action")
+    parser.add_argument("--codebook_size", type=int, help="by default as many as the tokenizer has <ACT_0>, ..., or 16")
+    parser.add_argument("--decoder_heads", type=int, default=8, help="of the attention of the action decoder")
+
+
+def import_univla(
+    source: pathlib.Path, out: pathlib.Path, adapter: pathlib.Path | None, action_decoder: pathlib.Path | None,
+    code_length: int, codebook_size: int | None, decoder_heads: int, **chosen,
+) -> None:  # fmt: skip
+    """Writes UniVLA's policy as a run. Arguments: see `univla_policy.read`."""
+    release = univla_policy.read(source, decoder=action_decoder, adapter=adapter, chosen=Chosen(**chosen),
+                                 code_length=code_length, codebook_size=codebook_size,
+                                 decoder_heads=decoder_heads)  # fmt: skip
+    _write_policy(release, out, chosen["dtype"])
+
+
 COMMANDS = {
     "laq": Command("an official LAQ state dict", ".pt or .safetensors file", _laq_options, import_laq),
     "llama": _hugging_face("llama", _llama_options),
@@ -306,6 +326,8 @@ COMMANDS = {
                          _prismatic_options, import_prismatic),
     "univla_lam": Command("UniVLA's latent action model", "lam-stage-2.ckpt, or safetensors with its names",
                           _univla_lam_options, import_univla_lam),
+    "univla": Command("UniVLA's policy, a folder in OpenVLA's layout", "folder with config.json, safetensors and the "
+                      "other files", _univla_options, import_univla),
     "lapa7b": Command("LAPA-7B's released files", "the streaming checkpoint, params", _lapa7b_options, import_lapa7b),
 }
 """By the first word of the command line. To add one: a reader in `lapa_jax/models/released/`, and an entry here."""

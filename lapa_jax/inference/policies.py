@@ -1,5 +1,6 @@
 """Policies with instructions: an image and an instruction to latent actions (stage 2) or actions (stage 3)."""
 
+import copy
 import functools
 
 import jax
@@ -83,7 +84,7 @@ class LatentPolicy(Instructed, TrainedModel):
         return labels[0] if labels else None
 
     def predict(
-        self, image, instruction, *, dataset: str | None = None, official_sampler: bool = False
+        self, image, instruction, *, dataset: str | None = None, official_sampler: bool = False, history=None
     ) -> np.ndarray:  # fmt: skip
         """The most likely codes.
 
@@ -91,6 +92,7 @@ class LatentPolicy(Instructed, TrainedModel):
           image: uint8 [B, (V,) H, W, 3] or a single one without B; any H and W, resized as in training.
           instruction: B texts, or one for all.
           dataset: of a policy trained on several: as whose images they are resized.
+          history: int [N], of a single image: the codes of the step before, which UniVLA may be told; None for none.
           official_sampler: what LAPA's released sampler makes of the codes, for comparison: all behind a 2 are 0.
 
         Returns:
@@ -99,15 +101,30 @@ class LatentPolicy(Instructed, TrainedModel):
         Raises:
           UserError: another shape or type, or an instruction that is longer than those of training could be.
         """
-        codes = self.logits(image, instruction, dataset=dataset).argmax(-1).astype(np.int32)
+        codes = self.logits(image, instruction, dataset=dataset, history=history).argmax(-1).astype(np.int32)
         return lapa.official_sampler(codes) if official_sampler else codes
 
-    def logits(self, image, instruction, *, dataset: str | None = None) -> np.ndarray:
+    def logits(self, image, instruction, *, dataset: str | None = None, history=None) -> np.ndarray:
         """f32 [B, N, K] or [N, K], arguments as of `predict`; of a model that gives codes one after the other those
         of each position are conditioned on the most likely codes before it."""
         batch, single = self.observed(image, instruction, dataset)
+        if history is not None:
+            batch |= self._with_history(instruction, history, single)
         logits = self.run(self._logits, batch)
         return logits[0] if single else logits
+
+
+    def _with_history(self, instruction, history, single: bool) -> dict[str, np.ndarray]:
+        """"text" and "text_mask" of a prompt with the codes of the step before."""
+        if not single:
+            raise UserError("history goes with one observation; call predict for each image of a batch")
+        tokenizer = copy.copy(self.tokenizer)
+        tokenizer.template, needed = self.model.history_template(history)
+        ids, mask = tokenizer([instruction], self.model.text_length)
+        if needed != [number for number in ids[0].tolist() if number in needed]:
+            raise UserError(f"the tokenizer {tokenizer!r} makes no ids {needed} of the codes {list(history)}; give the "
+                            "run the one that was trained with the model")  # fmt: skip
+        return {"text": ids, "text_mask": mask.astype(np.float32)}
 
 
 class Policy(Instructed, ColumnModel):
@@ -172,7 +189,7 @@ class Policy(Instructed, ColumnModel):
 
 
 class TokenPolicy(Policy):
-    """A policy whose actions are tokens, decoded here in float64: OpenVLA's. Attributes as of `Policy`.
+    """A policy whose actions are tokens, decoded here in float64: OpenVLA, LAPA-7B. Attributes as of `Policy`.
 
     Its numbers are f64 where those of `Policy` are f32; they equal the official code's.
     """

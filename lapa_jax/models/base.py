@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from lapa_jax.core.errors import UserError
 from lapa_jax.core.output import Output
 
 Batch = Mapping[str, jax.Array]
@@ -135,6 +136,12 @@ class LatentPolicy(ImagePolicy):
     Training adds "latent" i32 [B, N]. `predict` gives "codes" i32 [B, N] and "logits" f32 [B, N, K]."""
 
     kind = "latent_policy"
+
+    @nn.nowrap
+    def history_template(self, codes: np.ndarray) -> tuple[str, list[int]]:
+        """The template of a prompt that holds the codes int [N] of the step before, and the ids of these; a model that
+        sees none refuses."""
+        raise UserError("this policy sees no codes of the step before; leave history out")
 
 
 class ActionPolicy(ImagePolicy):

@@ -76,6 +76,7 @@ class Model(Lapa, base.ActionPolicy):
     choose: Literal["all", "existing"] = "existing"
     action_prompt: tuple[int, ...] = ACTION_PROMPT
 
+    kind = "token_policy"
     state_dim = 0
 
     def setup(self):

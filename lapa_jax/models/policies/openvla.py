@@ -18,7 +18,7 @@ from lapa_jax.core.fields import FromData, Range
 from lapa_jax.core.output import Output
 from lapa_jax.models import base
 from lapa_jax.models.policies import action_measures, vision_language
-from lapa_jax.models.policies.vision_language import Prefix, VisionLanguageModel
+from lapa_jax.models.policies.vision_language import VisionLanguageModel
 from lapa_jax.nn.linear import INT8_KERNEL, Linear, fan_in_uniform
 
 Choose = Literal["all", "actions"]
@@ -173,7 +173,7 @@ class Model(VisionLanguageModel, base.ActionPolicy):
 
     def generate(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         """The A greedy tokens i32 [B, A] behind the prompt; the images are seen once, then a cache is read."""
-        prefix, last = self._before_last(batch)
+        prefix, last = self.before_last(batch)
         state, cache = self.prefill(prefix, self.llm.embed(last), self.action_dim - 1)
         first = self._chosen(state)
 
@@ -190,17 +190,9 @@ class Model(VisionLanguageModel, base.ActionPolicy):
 
     def teacher_forced_logits(self, batch: Mapping[str, jax.Array], tokens: jax.Array) -> jax.Array:
         """f32 [B, A + 1, vocab]: of the action's tokens i32 [B, A], and of what follows, given the true ones before."""
-        prefix, last = self._before_last(batch)
+        prefix, last = self.before_last(batch)
         states = self.backbone(prefix, self.llm.embed(jnp.concatenate([last, tokens], axis=1)))
         return self.lm_head(states)
-
-    def _before_last(self, batch: Mapping[str, jax.Array]) -> tuple[Prefix, jax.Array]:
-        """The prompt without its last token, and that token i32 [B, 1], whose state decides on the action's first."""
-        mask = batch["text_mask"]
-        last = jnp.sum(mask > 0, axis=1, keepdims=True).astype(jnp.int32) - 1
-        token = jnp.take_along_axis(batch["text"], last, axis=1)
-        before = mask * (jnp.arange(mask.shape[1]) < last)
-        return self.embed_prefix({**batch, "text_mask": before}), token
 
     def _chosen(self, state: jax.Array) -> jax.Array:
         """[B, 1, D] -> i32 [B, 1]"""

@@ -224,6 +224,14 @@ class VisionLanguageModel(nn.Module):
         return Prefix(jnp.concatenate([words[:, :1], visual, words[:, 1:]], axis=1),
                       jnp.concatenate([real[:, :1], seen, real[:, 1:]], axis=1))  # fmt: skip
 
+    def before_last(self, batch: Mapping[str, jax.Array]) -> tuple[Prefix, jax.Array]:
+        """The prompt without its last token, and that token i32 [B, 1], whose state decides on the first one behind."""
+        mask = batch["text_mask"]
+        last = jnp.sum(mask > 0, axis=1, keepdims=True).astype(jnp.int32) - 1
+        token = jnp.take_along_axis(batch["text"], last, axis=1)
+        before = mask * (jnp.arange(mask.shape[1]) < last)
+        return self.embed_prefix({**batch, "text_mask": before}), token
+
     def backbone(self, prefix: Prefix, queries: jax.Array) -> jax.Array:
         """Hidden states [B, Q, dim] at queries [B, Q, dim] behind the prefix; each sees those before it."""
         x = jnp.concatenate([prefix.embeddings, queries.astype(prefix.embeddings.dtype)], axis=1)
