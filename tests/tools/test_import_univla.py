@@ -1,4 +1,4 @@
-"""UniVLA's policy: codes are OpenVLA's logits at the ids behind the vocabulary; actions against the decoder in numpy."""
+"""UniVLA's policy: codes are OpenVLA's logits at the ids behind the vocabulary; actions are the decoder's equations."""
 
 import json
 import math

@@ -129,7 +129,7 @@ class Model(Univla, base.ActionPolicy):
         """The loss of a batch; nothing differs in training."""
         weight = self._weight(batch)
         error = jnp.sum(jnp.abs(self.predict(batch)["action"] - batch["action"]) * weight, (1, 2))
-        return Output(losses={"action": error / jnp.maximum(jnp.mean(jnp.sum(weight, (1, 2))), 1e-6)})
+        return Output(losses={"action": error / jnp.maximum(jnp.mean(jnp.sum(weight, (1, 2))), 1e-6)}, metrics={})
 
     def predict(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """"action" f32 [B, T, A], normalised, and the "codes" i32 [B, N] that the model says."""
