@@ -70,18 +70,24 @@ def build(
     return Mixture(sources, weights)
 
 
-def gap_of(data: Mapping, datasets: Mapping[str, Mapping], fingerprint: str) -> tuple[float | None, int | None]:
-    """The gap between frames that belongs to a dataset, as "gap_seconds" and "gap_frames" of a config.
+def for_dataset(data: Mapping, datasets: Mapping[str, Mapping], fingerprint: str | None) -> dict:
+    """`config.data` as it is for one dataset: with the camera, the gap and all else of its part of a mixture.
 
     Args:
-      data: `config.data` of a tokenizer. datasets: what it was trained on, as in its metadata.
-      fingerprint: of the dataset; for one that was no part of a mixture the gap is that of `config.data` itself.
+      data: `config.data` of a run. datasets: what it was trained on, as in its metadata.
+      fingerprint: of the dataset; for one that was no part of a mixture `data` stays as it is.
     """
     for part in data.get("mixture") or ():
-        if datasets.get(part.get("name") or _name(part), {}).get("fingerprint") == fingerprint:
-            data = _with_own_gap(data, part)
-            break
-    return data.get("gap_seconds"), data.get("gap_frames")
+        known = datasets.get(part.get("name") or _name(part), {}).get("fingerprint")
+        if fingerprint is not None and known == fingerprint:
+            own = {key: value for key, value in part.items() if key not in (*LOCATION, "name", "weight")}
+            return _with_own_gap(dict(data), own)
+    return dict(data)
+
+
+def fingerprint_of(folder) -> str | None:
+    """The fingerprint of a folder of step shards; None of one of ready-made pairs."""
+    return None if PairShards.is_one(dataset_folder(folder)) else read_dataset(folder)["fingerprint"]
 
 
 def normalization_of(data: Mapping, dataset: str | None) -> str:

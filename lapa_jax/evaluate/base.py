@@ -82,16 +82,19 @@ class BaseEvaluation:
         return result
 
 
-def data_config(config: ml_collections.ConfigDict, data, split: str | None) -> dict:
+def data_config(config: ml_collections.ConfigDict, data, split: str | None, datasets: Mapping[str, Mapping]) -> dict:
     """The run's `config.data` with what the caller wants to be different.
 
     Args:
-      config: of the run. data: another folder of step shards, or None. split: its split; the run's own, or "val".
+      config: of the run. data: another folder of step shards, or None: one that is a part of the run's mixture is read
+        with the camera, the gap and all else of that part. split: its split; the run's own, or "val".
+      datasets: what the run was trained on, as in its metadata.
     """
     if "data" not in config:
         raise UserError("this model's config says nothing about its data; evaluate a trained run")
     chosen = dict(config.data)
     if data is not None:
+        chosen = pipeline.for_dataset(chosen, datasets, pipeline.fingerprint_of(data))
         chosen["val_path"] = str(data)
     chosen["split_val"] = split or ("val" if data is not None else chosen.get("split_val") or "val")
     return chosen
@@ -110,7 +113,8 @@ def open_scaled(model, data, split: str | None, dataset: str | None) -> tuple[di
     Raises:
       UserError: data that do not exist, or scaling that does not go with them.
     """
-    config, statistics = data_config(model.config, data, split), statistics_of({"datasets": model.datasets})
+    config = data_config(model.config, data, split, model.datasets)
+    statistics = statistics_of({"datasets": model.datasets})
     # One folder gets the scaling of one of the model's datasets; the parts of a mixture each have their own.
     one = data is not None or not config.get("mixture")
     if one:

@@ -47,7 +47,7 @@ class Evaluation(BaseEvaluation):
         if tokenizer is not None:
             self._decoder = load(tokenizer)
             imagine.check(policy, self._decoder)
-        config = data_config(policy.config, data, split)
+        config = data_config(policy.config, data, split, policy.datasets)
         if data is not None:
             config["val_labels"] = config["labels"] = labels
             # Codes of another tokenizer are small integers too, and would be compared without an error.

@@ -11,8 +11,9 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.data import images, pipeline
+from lapa_jax.data.formats.base import MAIN
 from lapa_jax.data.samples.pairs import Gap
-from lapa_jax.data.samples.reading import Column
+from lapa_jax.data.samples.reading import Column, cameras_of
 from lapa_jax.data.shards.step_shards import StepShards
 from lapa_jax.inference import kinds
 from lapa_jax.nn.quantizers import usage
@@ -42,7 +43,8 @@ def source_of(tokenizer, splits: Mapping[str, StepShards], fingerprint: str, dat
 
 
 class PairCodes:
-    """Codes of frame pairs: step t gets those of (t, t + gap) at the gap that the tokenizer was trained with.
+    """Codes of frame pairs: step t gets those of (t, t + gap), of the camera and at the gap that the tokenizer was
+    trained with on these data, or on all data where these were no part of its mixture.
 
     The last `gap` steps of an episode have no such pair: they get those of (t, last frame), as in the official code.
     """
@@ -54,11 +56,17 @@ class PairCodes:
             raise UserError(f"--dataset {dataset} says how numbers are scaled; this tokenizer takes images: leave it "
                             "out")  # fmt: skip
         self.tokenizer, self.splits = tokenizer, splits
-        seconds, frames = pipeline.gap_of(tokenizer.config.data, tokenizer.datasets, fingerprint)
+        trained = pipeline.for_dataset(tokenizer.config.data, tokenizer.datasets, fingerprint)
+        seconds, frames = trained.get("gap_seconds"), trained.get("gap_frames")
+        self.camera = trained.get("camera") or MAIN
+        for shards in splits.values():
+            if self.camera not in (known := cameras_of(shards.features)):
+                raise UserError(f"{shards.folder} has no camera '{self.camera}', whose images this tokenizer was "
+                                f"trained on (data.camera); it has {', '.join(known) or 'none'}")  # fmt: skip
         gap = Gap.from_config(seconds, frames)
         self._gaps = {name: gap.of_episodes(shards) for name, shards in splits.items()}
         distinct_gaps = {int(g) for gaps in self._gaps.values() for g in gaps}
-        self.about: dict = {"gap": {"seconds": seconds, "frames": frames}}
+        self.about: dict = {"camera": self.camera, "gap": {"seconds": seconds, "frames": frames}}
         self.about["gap_frames"] = distinct_gaps.pop() if len(distinct_gaps) == 1 else None
 
     def codes(self, split: str, steps: range, batch_size: int) -> Iterator[Labelled]:
@@ -73,7 +81,7 @@ class PairCodes:
                 second = _second(source, gaps, np.array(steps))
                 needed = sorted({*steps, *second.tolist()})
                 # Neighbouring pairs share frames: only those of this batch and the last are kept.
-                window = {i: window.get(i) or pool.submit(_frame, source, i, self.tokenizer.side) for i in needed}
+                window = {i: window.get(i) or pool.submit(self._frame, source, i) for i in needed}
                 return steps, second, [window[i] for pair in zip(steps, second.tolist()) for i in pair]
 
             ready = prepare(batches[0])
@@ -85,6 +93,12 @@ class PairCodes:
                 codes = self.tokenizer.encode(pairs.reshape(len(steps), 2, *pairs.shape[1:]))
                 gaps_of_steps = np.array([gaps[source.episode_of(i)] for i in steps])
                 yield steps, codes, second - np.array(steps) < gaps_of_steps
+
+    def _frame(self, shards: StepShards, i: int) -> np.ndarray:
+        """The image of a step, already of the model's size so that little is kept in memory."""
+        image, side = shards.image(i, self.camera), self.tokenizer.side
+        stored = shards.features[self.camera].get(images.RESIZE)
+        return image if side is None else images.to_side(image, side, stored, None)
 
     def summarize(self, split: str, codes: np.ndarray) -> dict:
         """The usage of the split's codes, and how many of its steps have a clipped pair."""
@@ -206,9 +220,3 @@ def _second(shards: StepShards, gaps: np.ndarray, steps: np.ndarray) -> np.ndarr
     number = np.array([shards.episode_of(int(i)) for i in steps])
     last = np.array([shards.episodes[e].start + shards.episodes[e].length - 1 for e in number])
     return np.minimum(steps + gaps[number], last)
-
-
-def _frame(shards: StepShards, i: int, side: int | None) -> np.ndarray:
-    """The image of a step, already of the model's size so that little is kept in memory."""
-    image, stored = shards.image(i), shards.features["image"].get(images.RESIZE)
-    return image if side is None else images.to_side(image, side, stored, None)

@@ -10,7 +10,9 @@ import pytest
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.shards.labels import check_labels, read_codes, read_label_info
 from lapa_jax.data.shards.step_shards import StepShards
+from lapa_jax.inference.kinds import KINDS
 from lapa_jax.label.labeller import Labeller
+from tests.data.samples import make as two_cameras
 from tests.inference import step_shards
 
 GAP = 3
@@ -19,7 +21,7 @@ GAP = 3
 class Reader:
     """Stands in for a tokenizer: its codes are the brightness of the two frames, so they name the pair it was given."""
 
-    fingerprint = "f" * 64
+    fingerprint, kind = "f" * 64, KINDS["frame_pair_tokenizer"]
     datasets: dict = {}
     codebook_size, code_length, side = step_shards.LEVELS, 2, step_shards.SIZE
 
@@ -165,6 +167,44 @@ def test_data_of_a_mixture_are_labelled_at_their_own_gap(data, tmp_path):
     reader.datasets["x"] = {"fingerprint": "1" * 64}
     Labeller(reader, data, tmp_path / "b", splits=["val"]).run(progress=False)
     np.testing.assert_array_equal(read_codes(StepShards(tmp_path / "b", "val"), source), expected(source, 1))
+
+
+def codes_of(folder, camera: str, gap: int) -> np.ndarray:
+    """The codes of `Reader` for the images of a camera, read with tarfile and Pillow."""
+    rows = []
+    for steps in two_cameras.decoded(folder, "val"):
+        brightness = [np.rint(step[f"{camera}.jpg"].mean() / 8) for step in steps]
+        rows += [(brightness[t], brightness[min(t + gap, len(steps) - 1)]) for t in range(len(steps))]
+    return np.array(rows, np.int32)
+
+
+@pytest.mark.parametrize("camera", ["image", "image_wrist"])
+@pytest.mark.parametrize("mixture", [False, True])
+def test_labels_are_of_the_camera_that_the_tokenizer_was_trained_on(tmp_path, camera, mixture):
+    """That of the run, or of the part of its mixture that the data are."""
+    (tmp_path / "data").mkdir()
+    folder = two_cameras.write(tmp_path / "data", {"val": [[4, 2, 6]]}, cameras=("image", "image_wrist"))
+    source, reader = StepShards(folder, "val"), Reader(gap_frames=1)
+    reader.side, gap = two_cameras.SIZE, 1
+    reader.config.data.camera = camera
+    if mixture:
+        gap, reader.config.data.camera = 2, {"image": "image_wrist", "image_wrist": "image"}[camera]
+        reader.config.data.mixture = ({"path": str(folder), "weight": 1.0, "camera": camera, "gap_frames": 2},)
+        reader.datasets = {"data": {"fingerprint": source.fingerprint}}
+    Labeller(reader, folder, tmp_path / "labels").run(progress=False)
+    codes = read_codes(StepShards(tmp_path / "labels", "val"), source)
+    np.testing.assert_array_equal(codes, codes_of(folder, camera, gap))
+    assert not np.array_equal(codes_of(folder, "image", gap), codes_of(folder, "image_wrist", gap))
+    settings = json.loads((tmp_path / "labels/labelling.json").read_text())
+    assert (settings["camera"], settings["gap"]) == (camera, {"seconds": None, "frames": gap})
+    assert read_label_info(tmp_path / "labels")["camera"] == camera
+
+
+def test_data_without_that_camera_are_refused(data, tmp_path):
+    reader = Reader()
+    reader.config.data.camera = "image_wrist"
+    with pytest.raises(UserError, match="no camera 'image_wrist', whose images this tokenizer was .*has image"):
+        Labeller(reader, data, tmp_path / "labels")
 
 
 def test_labels_are_tied_to_tokenizer_and_data(data, tmp_path):

@@ -162,7 +162,7 @@ def test_what_does_not_fit_is_refused(tokenizers, data, tmp_path):
         Labeller(tokenizers["rows"], gaps, out)
     with pytest.raises(UserError, match="did you mean 'hdf5'"):
         TableLabeller(tokenizers["rows"], data, out, format="hdf")
-    with pytest.raises(UserError, match="dataset 'hand' is none"):
+    with pytest.raises(UserError, match="unknown dataset 'hand'"):
         Labeller(tokenizers["chunks"], data, out, dataset="hand")
     with pytest.raises(UserError, match="--dataset arm says how numbers are scaled"):
         Labeller(Reader(), data, out, dataset="arm")

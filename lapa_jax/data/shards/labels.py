@@ -4,8 +4,8 @@ A labelled set is step shards whose `dataset.json` has, under "source", a "label
   {"tokenizer": fingerprint, "source": fingerprint of the labelled data, "gap_frames": of frame pairs an int, None where
    episodes differ and for other codes, "codebook_size": K, or N numbers where code positions differ, "code_length": N,
    "format": "sidecar" | "full", "splits": [...]}
-and of frame pairs "gap": {"seconds", "frames"}; of other codes "column", what was encoded, and "dataset", whose scaling
-was applied; of actions "chunk_length", None where each step has codes of its own.
+and of frame pairs "camera" and "gap": {"seconds", "frames"}; of other codes "column", what was encoded, and "dataset",
+whose scaling was applied; of actions "chunk_length", None where each step has codes of its own.
 A sidecar set holds `.latent.npy` (int32 `[N]`) and a small `.json` under the same keys, in the same shards and order,
 as the data it labels; a full set holds the frames and texts as well.
 """

@@ -40,7 +40,7 @@ class Evaluation(BaseEvaluation):
         """
         if pairs < 2:
             raise UserError(f"{pairs} pairs are too few: codes are swapped between pairs; give --pairs 2 or more")
-        config = data_config(tokenizer.config, data, split)
+        config = data_config(tokenizer.config, data, split, tokenizer.datasets)
         source = pipeline.build(config, "val", image_size=tokenizer.side, fields=pipeline.eval_fields(config))
         super().__init__(tokenizer, run=run, out=out, data=config, source=source, count=pairs)
         self.has_actions = "net_action" in self.source.fields
