@@ -169,6 +169,13 @@ def vision_language_training(config: ml_collections.ConfigDict, steps: int, batc
     config.mesh = mesh(data=1, fsdp=-1, rules=MESH_RULES)
 
 
+def openvla_inputs(config: ml_collections.ConfigDict) -> None:
+    """Images and prompts as OpenVLA knows them. The tokenizer is that of the imported run: data.text_tokenizer.name."""
+    config.data.resize = ml_collections.ConfigDict({"mode": "squash", "interpolation": "bicubic"})
+    config.data.text_tokenizer.update({"lower": True, "append": 29871})
+    config.data.text_length = 128
+
+
 def tiny_vision_language_model(config: ml_collections.ConfigDict) -> None:
     """Everything small and trained from scratch, on images of 56 pixels: 16 patches."""
     config.model.dtype = "float32"

@@ -37,6 +37,7 @@ def published() -> ml_collections.ConfigDict:
     config.seed = 0
     config.init_from = ml_collections.ConfigDict({"": config_dict.placeholder(str)})
     config.init_from_except = SWAPPED
+    config.init_from_fields = ()
 
     config.model = common.vision_language_model("policies.vla_action")
     for taken_from_the_data in ("action_dim", "state_dim", "constant", "binary"):

@@ -7,8 +7,11 @@ cosine to 1e-6, effective batch 4096 as 64 micro-batches). Resolved where the sp
   - towers give the features before their last block, as OpenVLA takes them
   - instructions in OpenVLA's words; "bytes" stands for the tokenizer until data.text_tokenizer names Llama's
 
-Weights come from tools/import_weights.py, as init_from.siglip, init_from.dinov2 and init_from.llm.
+Weights come from tools/import_weights.py, as init_from.siglip, init_from.dinov2 and init_from.llm. Or all of them come
+from an imported OpenVLA or Prismatic, with the empty name: --config.init_from.=runs/openvla. Its towers, projector and
+decoder then are the model's, whatever their sizes; the queries and the head of codes are new.
 
+  openvla     images and prompts as OpenVLA knows them, for a run that begins with one
   lapa        the paper's schedule: 2e-5 constant, batch 256, 70,000 steps, codes one after the other
   1b          a decoder of the size of TinyLlama, 1.1 B parameters
   tiny        small towers and decoder from scratch on bytes, on the sample and its labels; two CPU cores, minutes
@@ -23,6 +26,12 @@ from lapa_jax.core.config import with_variants
 
 from . import common
 
+# Of a whole model that the run begins with these parts are taken, whatever their sizes.
+BODY = ("siglip", "dinov2", "vision", "llm", "projection")
+# What is new then, and what is not used of it: OpenVLA's matrix of logits, or what acts in a run of stage 3.
+NEW = "queries|code_embedding|codes_norm/.*|to_codes/.*"
+OF_ANOTHER = "lm_head/.*|action_queries|act/.*|see_state/.*"
+
 
 def published() -> ml_collections.ConfigDict:
     """The specification's sizes."""
@@ -30,7 +39,9 @@ def published() -> ml_collections.ConfigDict:
     config.name = "vla_latent"
     config.seed = 0
     config.init_from = ml_collections.ConfigDict({part: config_dict.placeholder(str)
-                                                  for part in ("siglip", "dinov2", "llm")})  # fmt: skip
+                                                  for part in ("", "siglip", "dinov2", "llm")})  # fmt: skip
+    config.init_from_fields = BODY
+    config.init_from_except = (NEW, OF_ANOTHER)
 
     config.model = common.vision_language_model("policies.vla")
     config.model.code_length = 4
@@ -52,6 +63,11 @@ def lapa(config: ml_collections.ConfigDict) -> None:
     config.model.decode = "autoregressive"
     config.optim.update({"learning_rate": 2e-5, "schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0})
     config.train.update({"steps": 70_000, "batch_size": 256, "micro_batches": 4})
+
+
+def openvla(config: ml_collections.ConfigDict) -> None:
+    """Images squashed bicubically, and prompts that end as those that OpenVLA's actions follow."""
+    common.openvla_inputs(config)
 
 
 def one_billion(config: ml_collections.ConfigDict) -> None:
@@ -77,7 +93,7 @@ def test(config: ml_collections.ConfigDict) -> None:
     common.smallest_vision_language_model(config)
 
 
-VARIANTS = {"lapa": lapa, "1b": one_billion, "small": small, "tiny": tiny, "test": test}
+VARIANTS = {"lapa": lapa, "openvla": openvla, "1b": one_billion, "small": small, "tiny": tiny, "test": test}
 
 
 def get_config(variants: str = "") -> ml_collections.ConfigDict:

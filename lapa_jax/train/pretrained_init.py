@@ -270,6 +270,39 @@ def fill_model(
     return config, lines
 
 
+def take_fields(
+    config: ml_collections.ConfigDict, where: object, spec: Mapping
+) -> tuple[ml_collections.ConfigDict, list[str]]:
+    """Puts the fields of the model that `config.init_from_fields` names in place of the config's: those of the whole
+    model that the run begins with, but for how they compute (`HOW`).
+
+    So a run may begin with a model of any size: its own config need not say how large the parts are.
+
+    Args:
+      config: the run's. where, spec: where the whole model comes from, and its `config.model` as JSON values.
+
+    Returns:
+      The config, and a line for each field that changed.
+
+    Raises:
+      ConfigError: the whole model has no such field.
+    """
+    names = config.get("init_from_fields") or ()
+    if unknown := [name for name in names if name not in spec and name not in config.model]:
+        raise ConfigError(f"config.init_from_fields names '{unknown[0]}', which neither model has")
+    given = config_lib.to_json(config)["model"]
+    lines, config = [], config.copy_and_resolve_references()
+    for name in names:
+        value = spec.get(name)
+        if isinstance(value, Mapping) and isinstance(given.get(name), Mapping):
+            value = {**value, **{key: given[name][key] for key in HOW if given[name].get(key) is not None}}
+        if value != given.get(name):
+            with config.unlocked(), config.ignore_type():
+                config.model[name] = config_lib.from_json({"it": value})["it"]
+            lines.append(f"from {where}: model.{name} = {textwrap.shorten(repr(value), WIDE)}")
+    return config, lines
+
+
 def _check_given(prefix: str, given, where: object, spec: Mapping) -> None:
     if given is None:
         return

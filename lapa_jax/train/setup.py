@@ -235,7 +235,12 @@ def _begin(config: ml_collections.ConfigDict, saved: Mapping | None) -> tuple:
         model = saved.get("config", {}).get("model", {})
         sources, init_sources = (), saved.get("init_from", {})
         specs = {prefix: ("this run's checkpoint", model[prefix]) for prefix in paths if prefix in model}
+        specs |= {"": ("this run's checkpoint", model)} if "" in paths else {}
+    whole = specs.pop("", None)
     config, lines = pretrained_init.fill_model(config, specs)
+    if whole is not None:
+        config, more = pretrained_init.take_fields(config, *whole)
+        lines += more
     return config, sources, init_sources, lines
 
 

@@ -14,7 +14,8 @@ CONFIGS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "comm
 VARIANTS = {"laq": ("features", "cosine", "small", "tiny", "test"), "laq_conv": ("small", "tiny", "test"),
             "fsq": ("small", "tiny", "test"), "mstcn": ("small", "lift", "tiny", "test"),
             "feature_vq": ("small", "tiny", "test"), "icl": ("image", "frozen", "tokens", "small", "tiny", "test"),
-            "vla_latent": ("lapa", "1b", "small", "tiny", "test"),
+            "openvla": ("full", "small", "tiny", "test"),
+            "vla_latent": ("lapa", "openvla", "1b", "small", "tiny", "test"),
             "vla_action": ("bins", "latent", "chunk", "flow", "small", "tiny", "test")}  # fmt: skip
 SITES, DATA = (sorted(folder.glob("*.yaml")) for folder in (FOLDER / "site", FOLDER / "data"))
 

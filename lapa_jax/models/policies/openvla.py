@@ -65,7 +65,7 @@ class Model(VisionLanguageModel, base.ActionPolicy):
     Batches are those of `data.samples = "chunks"` with chunks of one action, normalised with `data.normalize =
     "openvla"`. The loss is "action", the cross-entropy of the action's tokens and of the end behind them.
 
-    Attributes: those of `VisionLanguageModel`, and
+    Attributes, besides those of `VisionLanguageModel`:
       action_dim: A, None is taken from the data. Of several data sets the widest one's.
       action_end: the ids of actions are those below it: the vocabulary without what was added for padding.
       edges: of the bins, evenly spaced over [-1, 1]; there is one bin less, decoded at its centre.
