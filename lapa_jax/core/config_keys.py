@@ -43,7 +43,7 @@ KEYS = {
     "data.tasks": 'train on the tasks that are not held out, "seen", on those that are, "held_out", or on "all"',
     "data.tasks_val": "the same for evaluation",
     "data.seed": "of the draws of prompts",
-    "data.normalize": 'scaling of actions and states: "none", "q01_q99", "q01_q99_clip", "mean_std", "min_max", "openvla"',
+    "data.normalize": 'scaling of numbers: "none", "q01_q99", "q01_q99_clip", "mean_std", "min_max" or "openvla"',
     "data.max_normalized": "the largest normalised value that training accepts; None is any",
     "data.text_tokenizer": "tokenizer of instructions, {name, template, special_tokens, truncate, lower, append}",
     "data.text_tokenizer.name": '"bytes", or the name or folder of a Hugging Face tokenizer',
