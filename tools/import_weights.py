@@ -26,6 +26,7 @@ import zipfile
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -38,6 +39,9 @@ from lapa_jax.models.released import base, hugging_face, lapa7b, openvla, prisma
 from lapa_jax.models.released.prismatic_parts import Chosen
 from lapa_jax.models.released.tensors import SafetensorsFolder, aligned
 from lapa_jax.train.checkpoint import check_unused, write_weights
+
+PARTS = 8
+"""Devices that the host is taken for: arrays are written in so many parts, few of which are in memory at a time."""
 
 
 class Command(NamedTuple):
@@ -78,10 +82,11 @@ def write_release(release: base.Release, out: pathlib.Path, wanted: dict[str, tu
             tensor = release.tensors.read(name)
             for place in places:
                 arrays[place.path][slice(None) if place.layer is None else place.layer] = place.change(tensor)
+            arrays.forget()
         for name, file in release.files.items():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, out / name)
-        write_weights(out, release.config, {"params": tree.unflatten(arrays)}, meta)
+        write_weights(out, release.config, {"params": tree.unflatten(arrays)}, meta, arrays.forget)
     if left:
         print(f"left out: {len(left)} tensors that the model does not use, {', '.join(left[:3])}"
               f"{', ...' if len(left) > 3 else ''}")  # fmt: skip
@@ -348,4 +353,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", PARTS)
     run_main(main)

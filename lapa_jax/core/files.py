@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import math
+import mmap
 import os
 import pathlib
 import re
@@ -23,7 +24,7 @@ _REFUSALS = re.compile(
     re.IGNORECASE,
 )
 """What the Hugging Face hub and GitHub answer in place of a file."""
-PAGE = 4096  # bytes: where one of them ends the next begins at a round place
+PAGE = mmap.ALLOCATIONGRANULARITY  # bytes: only at multiples of it may a mapping begin
 
 
 @contextlib.contextmanager
@@ -71,10 +72,25 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+class DiskArrays(dict[str, np.ndarray]):
+    """{name: array} of arrays that lie in a file and are mapped into memory."""
+
+    def __init__(self, maps: Mapping[str, mmap.mmap], shapes: Mapping[str, Sequence[int]], dtype):
+        super().__init__()
+        self._maps = list(maps.values())
+        for name, shape in shapes.items():
+            self[name] = np.frombuffer(maps[name], dtype, math.prod(shape)).reshape(tuple(shape))
+
+    def forget(self) -> None:
+        """Gives back the memory in which parts of the file are held, at any time; what is used again comes back."""
+        for each in self._maps:
+            each.madvise(mmap.MADV_DONTNEED)
+
+
 @contextlib.contextmanager
 def arrays_on_disk(
     folder: str | os.PathLike, shapes: Mapping[str, Sequence[int]], dtype
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Iterator[DiskArrays]:
     """Yields `{name: array}` to write to and read from, which lie in a file without a name, and not in memory.
 
     Args:
@@ -92,7 +108,8 @@ def arrays_on_disk(
         except OSError as error:
             raise UserError(f"{folder}: no room for {sum(sizes.values()) / 1e9:.1f} GB ({error.strerror})") from None
         starts = dict(zip(sizes, itertools.accumulate(sizes.values(), initial=0)))
-        yield {name: np.memmap(file, dtype, "r+", starts[name], tuple(shape)) for name, shape in shapes.items()}
+        maps = {name: mmap.mmap(file.fileno(), size, offset=starts[name]) for name, size in sizes.items()}
+        yield DiskArrays(maps, shapes, dtype)
 
 
 def placeholder(source: str | os.PathLike | bytes) -> str:

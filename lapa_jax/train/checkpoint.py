@@ -13,7 +13,8 @@ import json
 import math
 import pathlib
 import shutil
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -129,13 +130,16 @@ class Checkpointer:
             write_json(self._workdir / BEST_FILE, best._asdict())
 
 
-def write_weights(folder: pathlib.Path, config: Mapping, variables: Mapping, meta: Mapping) -> None:
+def write_weights(
+    folder: pathlib.Path, config: Mapping, variables: Mapping, meta: Mapping, forget: Callable[[], None] | None = None
+) -> None:  # fmt: skip
     """Writes weights that no training made as a run folder whose checkpoint is step 0; `config.json` comes last.
 
     Args:
       folder: made if absent. config: the run's, JSON values with "model". meta: what else is known, JSON values.
       variables: collections of numpy arrays. Those that are mapped from a file do not come into memory as a whole: at
-        most as much as two of the largest is in flight.
+        most two of the largest parts are in flight, into which axis 0 is split over the host's devices.
+      forget: called several times a second while it writes, to give back the memory of mapped files.
 
     Raises:
       UserError: the folder holds a run already.
@@ -145,14 +149,44 @@ def write_weights(folder: pathlib.Path, config: Mapping, variables: Mapping, met
     context = _context()
     context.array.saving.use_compression = False  # gains little on weights
     context.array.saving.storage_options.chunk_byte_size = CHUNK
-    # Orbax limits what is in flight for arrays of JAX alone; on the host's device they may lie where numpy's do.
-    context.memory.write_concurrent_bytes = 1 + max(leaf.nbytes for leaf in jax.tree.leaves(variables))
-    host = jax.local_devices(backend="cpu")[0]
-    variables = jax.tree.map(lambda leaf: jax.device_put(leaf, host, may_alias=True), variables)
+    # Orbax limits what is in flight for arrays of JAX alone, and counts by the parts that lie on one device.
+    variables = jax.tree.map(_on_host, variables)
+    parts = [shard.data.nbytes for leaf in jax.tree.leaves(variables) for shard in leaf.addressable_shards]
+    context.memory.write_concurrent_bytes = 1 + max(parts)
     items = {"params": variables, "state": {"step": np.zeros((), np.int32)}, "meta": {"config": config, **meta}}
-    with context:
+    with context, _repeated(forget):
         ocp.save_checkpointables((folder / FOLDER / "0").absolute(), items, overwrite=True)
     write_json(folder / CONFIG_FILE, config)
+
+
+def _on_host(leaf: np.ndarray) -> jax.Array:
+    """An array of numpy as one of JAX, in the same memory, split over as many devices of the host as divide axis 0."""
+    devices = jax.local_devices(backend="cpu")
+    count = max(n for n in range(1, len(devices) + 1) if n == 1 or (leaf.ndim and len(leaf) % n == 0))
+    if count == 1:
+        return jax.device_put(leaf, devices[0], may_alias=True)
+    place = jax.sharding.NamedSharding(jax.sharding.Mesh(np.array(devices[:count]), "parts"),
+                                       jax.sharding.PartitionSpec("parts"))  # fmt: skip
+    parts = [jax.device_put(part, device, may_alias=True) for part, device in zip(np.split(leaf, count), devices)]
+    return jax.make_array_from_single_device_arrays(leaf.shape, place, parts)
+
+
+@contextlib.contextmanager
+def _repeated(function: Callable[[], None] | None, seconds: float = 0.2) -> Iterator[None]:
+    """Calls a function again and again in a thread of its own while the `with` block runs."""
+    done = threading.Event()
+
+    def loop():
+        while function is not None and not done.wait(seconds):
+            function()
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def check_unused(folder: pathlib.Path) -> None:

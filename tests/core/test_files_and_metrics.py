@@ -4,10 +4,11 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from lapa_jax.core.errors import UserError, run_main
-from lapa_jax.core.files import atomic_folder, atomic_path, read_json, write_json
+from lapa_jax.core.files import arrays_on_disk, atomic_folder, atomic_path, read_json, write_json
 from lapa_jax.core.metrics import MetricsWriter, read_metrics
 
 
@@ -97,3 +98,12 @@ def test_user_errors_end_in_one_line_and_exit_code_2(capsys):
     with pytest.raises(SystemExit) as stop:
         run_main(main)
     assert stop.value.code == 2 and capsys.readouterr().err == "error: no such thing; do that\n"
+
+
+def test_arrays_on_disk_are_forgotten_by_memory_and_come_back(tmp_path):
+    with arrays_on_disk(tmp_path / "new", {"a": (3, 5000), "b": ()}, np.float32) as arrays:
+        arrays["a"][1], arrays["b"][()] = np.arange(5000), 7
+        arrays.forget()
+        np.testing.assert_array_equal(arrays["a"][1], np.arange(5000))
+        assert arrays["b"] == 7 and not arrays["a"][0].any()
+    assert list((tmp_path / "new").iterdir()) == []

@@ -255,4 +255,4 @@ def test_no_second_copy_of_the_model_is_held(tmp_path):
     with peak_of_memory() as peak:
         run("llama", tmp_path, tmp_path / "out")
     stacked = 4 * depth * dim * hidden
-    assert peak[0] < 3 * stacked  # of 7 in the model; two are on their way to the disk
+    assert peak[0] < stacked  # of 7 in the model: parts of one array at a time are on their way to the disk
