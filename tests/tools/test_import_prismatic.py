@@ -55,7 +55,7 @@ def test_numbers_are_those_of_the_official_code(golden, tmp_path):
     assert (positions[0] == 0).all(), "timm adds the class token's to the token itself"
 
     def whole(m, batch):
-        towers, prefix = (m.dinov2, m.siglip), m.read(batch)
+        towers, prefix = (m.dinov2, m.siglip), m.embed_prefix(batch)
         mask, positions = m._places(prefix.real, 0)
         states = m.llm(embeddings=prefix.embeddings, mask=mask, positions=positions)
         pixels = [tower._normalized(batch["image"]) for tower in towers]

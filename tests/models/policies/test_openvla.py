@@ -65,7 +65,7 @@ def test_states_and_logits_are_those_of_the_official_code(golden, imported, batc
     find = lambda name: golden[f"case{case}.{name}"]  # noqa: E731
 
     def whole(m, batch):
-        prefix = m.read(batch)
+        prefix = m.embed_prefix(batch)
         mask, positions = m._places(prefix.real, 0)
         states = m.llm(embeddings=prefix.embeddings, mask=mask, positions=positions)
         return states, m.lm_head(states)
