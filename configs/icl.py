@@ -74,8 +74,7 @@ def published() -> ml_collections.ConfigDict:
     config.data.tasks = "seen"
     config.data.tasks_val = "all"
 
-    config.optim = common.adam(1e-4, warmup_steps=1000, weight_decay=0.01,
-                               groups=(("tokenizer/.*", None), (".*", {})))  # fmt: skip
+    config.optim = common.adam(1e-4, warmup_steps=1000, weight_decay=0.01)
     config.train = common.training(steps=50_000, batch_size=64, eval_batch_size=64, every=2500,
                                    best_metric="val/action_r2")  # fmt: skip
     config.mesh = common.mesh(data=1, fsdp=-1)
@@ -90,6 +89,7 @@ def image(config: ml_collections.ConfigDict) -> None:
 def frozen(config: ml_collections.ConfigDict) -> None:
     """Actions as codes of a trained tokenizer (causal): set init_from.tokenizer to its run."""
     config.model.actions = "q"
+    config.optim.groups = (("tokenizer/.*", None), (".*", {}))
 
 
 def tokens(config: ml_collections.ConfigDict) -> None:

@@ -42,7 +42,7 @@ def load(
         meaningless.
     """
     path, _, variants = path_and_variants.partition(":")
-    config = _import_file(path).get_config(variants)
+    config = import_file(path).get_config(variants)
     config.lock()
     given: dict[str, tuple[int, str, object]] = {}
     for layer, file in enumerate(config_files.read(files).files):
@@ -72,7 +72,7 @@ def explain(path_and_variants: str, overrides: Sequence[str] = (), files: Sequen
     """
     config = load(path_and_variants, overrides, files)
     path = path_and_variants.partition(":")[0]
-    yield from (f"{path}: {(_import_file(path).__doc__ or '').strip()}", "", f"Keys of {path_and_variants}:")
+    yield from (f"{path}: {(import_file(path).__doc__ or '').strip()}", "", f"Keys of {path_and_variants}:")
     for name, value in _keys(config, config, ""):
         group, _, key = name.rpartition(".")
         if group.split(".")[0] == "model":
@@ -113,8 +113,12 @@ _FLAX = ("parent", "name")
 """Fields that every Flax module has."""
 
 
-def _import_file(path: str) -> types.ModuleType:
-    """A config file, which defines `get_config` and may import its neighbours: `from . import common`."""
+def import_file(path: str) -> types.ModuleType:
+    """A config file, which defines `get_config` and may import its neighbours: `from . import common`.
+
+    Raises:
+      ConfigError: no such file, or none that defines `get_config`.
+    """
     file = pathlib.Path(path)
     if not file.is_file():
         found = sorted(str(p) for p in file.parent.glob("*.py")) if file.parent.is_dir() else []

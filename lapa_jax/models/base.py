@@ -40,6 +40,11 @@ class Part(nn.Module):
 class Model(Part, abc.ABC):
     """A model that the training loop trains. `kind`: its row of `inference.kinds.KINDS`; None: it cannot be loaded."""
 
+    @property
+    def without_gradient(self) -> tuple[str, ...]:
+        """Regular expressions of parameters that no loss of this model reaches: `optim.groups` must freeze them."""
+        return ()
+
     @abc.abstractmethod
     def __call__(self, batch: Batch, *, train: bool) -> Output:
         """Named losses f32 [B], metrics and codes of a batch. With `train`, dropout acts (rng "dropout"), noise is

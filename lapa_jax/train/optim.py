@@ -137,6 +137,19 @@ class Optimizer:
         return {stack: count for stack, count in counts.items() if count}
 
 
+def check_gradients(optimizer: Optimizer, params: Mapping, without: Sequence[str]) -> None:
+    """Refuses to train parameters that no loss reaches: weight decay alone would change them.
+
+    Args:
+      params: the parameters or their shapes. without: regular expressions of such parameters.
+    """
+    trained = tree.flatten(optimizer.split(params)[0])
+    for regex in without:
+        if names := [name for name in trained if re.fullmatch(regex, name)]:
+            raise ConfigError(f"config.optim.groups trains {len(names)} parameters that no loss reaches ({names[0]}, "
+                              f"...); freeze them by an entry in front, ({regex!r}, None)")
+
+
 def join(trained: Mapping, frozen: Mapping) -> dict:
     """The inverse of `Optimizer.split`."""
     first, rest = tree.flatten(frozen), tree.flatten(trained)

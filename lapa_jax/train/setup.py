@@ -19,7 +19,7 @@ from lapa_jax.data.loader import loader
 from lapa_jax.data.training import TrainingData, names_data, open_training
 from lapa_jax.train import ema, pretrained_init, sharding
 from lapa_jax.train.flops import count_flops
-from lapa_jax.train.optim import Optimizer, make_optimizer
+from lapa_jax.train.optim import Optimizer, check_gradients, make_optimizer
 from lapa_jax.train.run import LOG
 from lapa_jax.train.state import State, init_state
 from lapa_jax.train.step import make_train_step
@@ -142,6 +142,7 @@ def prepare(
 
     # 5. Who is trained, who begins with the values of other runs, and where everything lies.
     optimizer = make_optimizer(config.optim, config.train.steps, abstract.variables["params"])
+    check_gradients(optimizer, abstract.variables["params"], task.model.without_gradient)
     loaded = pretrained_init.match(sources, abstract.variables, pretrained_init.exceptions(config))
     if saved is None and devices is None:
         pretrained_init.check_frozen(abstract.variables["params"], optimizer, loaded.names)

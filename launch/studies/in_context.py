@@ -76,7 +76,8 @@ def _policy(args, actions: str, seed: int, left_out: tuple[str, ...]) -> dict:
         settings.append(f"init_from.tokenizer={args.out / 'runs' / f'tokenizer_{seed}'}")
     if left_out:
         settings.append(f"data.held_out_tasks={left_out!r}")
-    run = common.train(args.out / "runs" / name, "icl.py:small", settings)
+    config = "icl.py:small" if actions == "raw" else "icl.py:small+frozen"
+    run = common.train(args.out / "runs" / name, config, settings)
     return common.evaluate(run)
 
 

@@ -1,4 +1,4 @@
-"""The `:tiny` variant of every config, as a user would run it, for a few steps: trains, resumes to the bit, loads."""
+"""The `:test` variant of every config, as a user would run it: trains, resumes to the bit, loads."""
 
 import pathlib
 import shutil
@@ -15,15 +15,14 @@ from lapa_jax.train.loop import train
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
-CONFIGS = sorted(path.name for path in (pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
-SHORT = ("train.steps=4", "train.log_every=1", "train.eval_every=2", "train.save_every=2", "train.keep_last=2",
-         "train.tensorboard=False", "data.eval_examples=64")  # fmt: skip
+FOLDER = pathlib.Path(__file__).parents[2] / "configs"
+CONFIGS = sorted(path.name for path in FOLDER.glob("*.py") if path.stem != "common")
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
-def run(request, root, tmp_path_factory):
-    """(config, its run of four steps)."""
-    config = config_lib.load(f"{root}/configs/{request.param}:tiny", [f"--config.{o}" for o in SHORT])
+def run(request, tmp_path_factory):
+    """(config, its run of four steps), which the tests of a config share."""
+    config = config_lib.load(f"{FOLDER}/{request.param}:test")
     folder = tmp_path_factory.mktemp("run") / "run"
     train(config, folder)
     return config, folder

@@ -6,7 +6,7 @@ import pytest
 
 from lapa_jax.core import tree
 from lapa_jax.core.config import ConfigError
-from lapa_jax.train.optim import make_optimizer, reset_moments
+from lapa_jax.train.optim import check_gradients, make_optimizer, reset_moments
 
 PARAMS = {"a": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}, "b": {"kernel": jnp.ones((3, 2))}}
 
@@ -118,3 +118,13 @@ def test_refusals(changes, words):
     with pytest.raises(ConfigError) as error:
         make_optimizer(config(**changes), 10, PARAMS)
     assert words in str(error.value)
+
+
+def test_training_what_no_loss_reaches_is_refused():
+    train_all = make_optimizer(config(), 10, PARAMS)
+    freeze_a = make_optimizer(config(groups=(("a/.*", None), (".*", {}))), 10, PARAMS)
+    check_gradients(train_all, PARAMS, ())
+    check_gradients(freeze_a, PARAMS, ("a/.*",))
+    words = r"trains 2 parameters that no loss reaches \(a/.*in front, \('a/\.\*', None\)"
+    with pytest.raises(ConfigError, match=words):
+        check_gradients(train_all, PARAMS, ("b/other", "a/.*"))

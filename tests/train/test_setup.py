@@ -44,3 +44,12 @@ def test_shapes_are_known_without_reading_a_sample(tmp_path):
         "image": ((4, 16, 16, 3), "uint8"), "text": ((4, 9), "int32"), "text_mask": ((4, 9), "float32"),
         "episode_id": ((4,), "int32"), "step": ((4,), "int32"),
     }  # fmt: skip
+
+
+def test_a_tokenizer_that_is_not_trained_along_must_be_frozen(root):
+    frozen = "--config.optim.groups=(('tokenizer/.*', None), ('.*', {}))"
+    for groups, words in ((), r"\(tokenizer/.*\('tokenizer/\.\*', None\)"), ((frozen,), "at their random values"):
+        changes = ["--config.model.train_tokenizer=False", *groups]
+        config = config_lib.load(f"{root}/configs/icl.py:test+tokens", changes)
+        with pytest.raises(ConfigError, match=words):
+            prepare(config)

@@ -217,6 +217,10 @@ class Model(base.InContextPolicy):
             raise UserError(f"fifa_temperature is {self.fifa_temperature} with actions '{self.actions}'; give a "
                             "positive number, and actions 'q' or 'z+q'")
 
+    @property
+    def without_gradient(self) -> tuple[str, ...]:
+        return () if self.tokenizer is None or self.train_tokenizer else ("tokenizer/.*",)
+
     @nn.nowrap
     def example(self, batch_size: int) -> dict[str, np.ndarray]:
         """A batch of zeros with the right shapes and dtypes."""

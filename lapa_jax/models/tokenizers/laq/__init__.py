@@ -111,6 +111,10 @@ class Model(FramePairModel):
     def predicts_images(self) -> bool:
         return self.target == "pixels"
 
+    @property
+    def without_gradient(self) -> tuple[str, ...]:
+        return () if self.predicts_images else ("tower/.*",)
+
     def observe(self, frames: jax.Array) -> jax.Array:
         if self.predicts_images:
             return frames
