@@ -15,7 +15,6 @@ Nothing of a checkpoint is executed, and one with missing, unexpected or misshap
 """
 
 import argparse
-import contextlib
 import math
 import pathlib
 import re
@@ -73,11 +72,7 @@ def write_release(release: base.Release, out: pathlib.Path, wanted: dict[str, tu
     meta = {"source": {"kind": release.kind, "folder": release.source.resolve().name}, **release.meta}
     dtype = release.stored or dtype
     dtypes = {path: "float32" if re.fullmatch(release.float32, path) else dtype for path in wanted}
-    with contextlib.ExitStack() as stack:
-        arrays = {}
-        for stored in sorted(set(dtypes.values())):
-            shapes = {path: shape for path, shape in wanted.items() if dtypes[path] == stored}
-            arrays |= stack.enter_context(arrays_on_disk(out, shapes, jnp.dtype(stored)))
+    with arrays_on_disk(out, wanted, {path: jnp.dtype(stored) for path, stored in dtypes.items()}) as arrays:
         for name, places in release.places.items():
             tensor = release.tensors.read(name)
             for place in places:

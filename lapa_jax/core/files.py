@@ -75,11 +75,11 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 class DiskArrays(dict[str, np.ndarray]):
     """{name: array} of arrays that lie in a file and are mapped into memory."""
 
-    def __init__(self, maps: Mapping[str, mmap.mmap], shapes: Mapping[str, Sequence[int]], dtype):
+    def __init__(self, maps: Mapping[str, mmap.mmap], shapes: Mapping[str, Sequence[int]], dtypes: Mapping):
         super().__init__()
         self._maps = list(maps.values())
         for name, shape in shapes.items():
-            self[name] = np.frombuffer(maps[name], dtype, math.prod(shape)).reshape(tuple(shape))
+            self[name] = np.frombuffer(maps[name], dtypes[name], math.prod(shape)).reshape(tuple(shape))
 
     def forget(self) -> None:
         """Gives back the memory in which parts of the file are held, at any time; what is used again comes back."""
@@ -94,13 +94,15 @@ def arrays_on_disk(
     """Yields `{name: array}` to write to and read from, which lie in a file without a name, and not in memory.
 
     Args:
-      folder: made if absent; the file goes with the arrays, whatever happens. shapes: of the arrays. dtype: of all.
+      folder: made if absent; the file goes with the arrays, whatever happens. shapes: of the arrays. dtype: of all, or
+        {name: dtype}.
 
     Raises:
       UserError: the disk has no room for them.
     """
     aligned = lambda size: -(-size // PAGE) * PAGE  # noqa: E731
-    sizes = {name: aligned(math.prod(shape) * np.dtype(dtype).itemsize) for name, shape in shapes.items()}
+    dtypes = {name: np.dtype(dtype[name] if isinstance(dtype, Mapping) else dtype) for name in shapes}
+    sizes = {name: aligned(math.prod(shape) * dtypes[name].itemsize) for name, shape in shapes.items()}
     pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
         try:
@@ -109,7 +111,7 @@ def arrays_on_disk(
             raise UserError(f"{folder}: no room for {sum(sizes.values()) / 1e9:.1f} GB ({error.strerror})") from None
         starts = dict(zip(sizes, itertools.accumulate(sizes.values(), initial=0)))
         maps = {name: mmap.mmap(file.fileno(), size, offset=starts[name]) for name, size in sizes.items()}
-        yield DiskArrays(maps, shapes, dtype)
+        yield DiskArrays(maps, shapes, dtypes)
 
 
 def placeholder(source: str | os.PathLike | bytes) -> str:

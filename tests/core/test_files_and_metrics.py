@@ -101,7 +101,9 @@ def test_user_errors_end_in_one_line_and_exit_code_2(capsys):
 
 
 def test_arrays_on_disk_are_forgotten_by_memory_and_come_back(tmp_path):
-    with arrays_on_disk(tmp_path / "new", {"a": (3, 5000), "b": ()}, np.float32) as arrays:
+    dtypes = {"a": np.float32, "b": np.float64}
+    with arrays_on_disk(tmp_path / "new", {"a": (3, 5000), "b": ()}, dtypes) as arrays:
+        assert {name: array.dtype for name, array in arrays.items()} == dtypes
         arrays["a"][1], arrays["b"][()] = np.arange(5000), 7
         arrays.forget()
         np.testing.assert_array_equal(arrays["a"][1], np.arange(5000))
