@@ -46,7 +46,7 @@ def config_of(root, run, *overrides, file="vla_latent.py:openvla"):
 
 def test_towers_projector_and_decoder_are_taken_and_what_is_new_is_named(setup):
     ours = {name.removeprefix("params/") for name in tree.flatten(setup.abstract.variables)}
-    taken = {name.removeprefix("params/") for name in setup.taken.names}
+    taken = {name.removeprefix("params/") for name in setup.loaded.names}
     assert ours - taken == NEW
     told = "\n".join(setup.notes)
     assert all(f"stays fresh: params/{name}" in told for name in NEW)
@@ -62,7 +62,7 @@ def test_any_variant_may_begin_so_and_one_run_goes_on_without_the_other(root, ru
     assert setup.config.model.llm.dim == 24
     saved = {"config": config_lib.to_json(setup.config), "init_from": setup.init_from}
     again = prepare(config_of(root, "absent", file="vla_latent.py"), saved)
-    assert again.config.model.to_dict() == setup.config.model.to_dict() and not again.taken.names
+    assert again.config.model.to_dict() == setup.config.model.to_dict() and not again.loaded.names
     with pytest.raises(ConfigError, match="init_from_fields names 'tower'"):
         prepare(config_of(root, run, 'init_from_fields=("tower",)'))
 
