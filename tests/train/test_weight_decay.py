@@ -14,7 +14,7 @@ DECAYED = {"kernel", "maps", "lora_a", "lora_b", "embedding", "code_embedding", 
 KEPT = {"bias", "scale", "query_scale", "key_scale", "attention_scale", "feedforward_scale", "null_key", "null_value",
         "codebook", "positions", "queries", "action_queries", "class_token", "registers", "kinds"}  # fmt: skip
 VARIANTS = ("laq:tiny", "laq_conv:tiny", "fsq:tiny", "mstcn:tiny", "feature_vq:tiny", "icl:tiny", "vla_latent:tiny",
-            "vla_latent:small", "vla_action:tiny", "vla_action:tiny_latent", "vla_action:tiny_chunk")  # fmt: skip
+            "vla_latent:small", "vla_action:tiny", "vla_action:tiny+latent", "vla_action:tiny+chunk")  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
