@@ -285,9 +285,11 @@ def test_training_finds_codes_that_tell_movements_apart():
     for index in range(60):
         variables, moments = step(variables, moments, moving_squares(32, rng), jax.random.key(index))
     held_out = moving_squares(64, np.random.default_rng(9))
-    summary = model.summarize({k: np.asarray(v) for k, v in run(model, variables, "evaluate", held_out).items()})
-    assert summary["psnr_gain"] > 3 and summary["swap_gap"] > 1
-    assert summary["codebook_utilization"] == 1 and summary["collapse"] == 0
+    arrays = {name: np.asarray(value) for name, value in run(model, variables, "evaluate", held_out).items()}
+    summary = model.summarize(arrays)
+    assert summary["psnr_gain"] > 3 and summary["swap_gap"] > 1 and summary["collapse"] == 0
+    # The positions share one codebook: every code is in use at one of them, and none has a position to itself.
+    assert len(np.unique(arrays["codes"])) == model.codebook_size and summary["codebook_utilization"] > 0.5
 
 
 def test_eight_devices_train_as_one():
