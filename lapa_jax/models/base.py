@@ -1,11 +1,9 @@
 """The contract: what a model is, and the kinds of models that the rest of the house knows.
 
 A file (or package) under `lapa_jax/models/` that defines a class `Model` is a model; `config.model.name` is its module
-path, and the other keys of `config.model` are its fields. Its module may define `from_data(spec, source, seed)`, which
-fills in what only the training data can tell (see `core.config.complete`).
-
-`core.config.build` calls `check`, `train.task.Task` everything else of `Model`. The object that `lapa_jax.load` gives
-is chosen by `kind`, and calls the methods of that kind. Methods without `@nn.nowrap` run within `Model.apply`.
+path, the other keys of `config.model` are its fields. `core.config.build` calls `check`, `train.task.Task` the rest of
+`Model`; what `lapa_jax.load` gives, chosen by `kind`, calls the methods of that kind. Methods without `@nn.nowrap` run
+within `Model.apply`. The module may define `from_data(spec, source, seed)`, see `core.config.complete`.
 """
 
 import abc
@@ -24,7 +22,6 @@ Batch = Mapping[str, jax.Array]
 
 class Part(nn.Module):
     """A network that models contain, such as a vision tower: a field of theirs, built like a model, without losses."""
-
     kind: ClassVar[str | None] = None
 
     @nn.nowrap
@@ -38,12 +35,9 @@ class Part(nn.Module):
 
 
 class Model(Part, abc.ABC):
-    """A model that the training loop trains. `kind`: its row of `inference.kinds.KINDS`; None: it cannot be loaded."""
-
-    @property
-    def without_gradient(self) -> tuple[str, ...]:
-        """Regular expressions of parameters that no loss of this model reaches: `optim.groups` must freeze them."""
-        return ()
+    """A model that the training loop trains. `kind`: its row of `inference.kinds.KINDS`; None: it cannot be loaded.
+    `without_gradient`: patterns of parameters that no loss reaches; `optim.groups` must freeze them."""
+    without_gradient: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def __call__(self, batch: Batch, *, train: bool) -> Output:
@@ -65,20 +59,16 @@ class Model(Part, abc.ABC):
 
     @nn.nowrap
     def after_update(self, variables, *, step: jax.Array, rng: jax.Array) -> tuple[Mapping, dict]:
-        """What follows optimizer step number `step`, i32, such as replacing dead codes; pure, within jit.
-        Gives the new variables, and {parameter name: bool mask} of entries whose optimizer moments start afresh."""
+        """The variables after optimizer step `step`, i32, for example with dead codes replaced; pure, within jit. And
+        {parameter name: bool mask} of entries whose optimizer moments start afresh."""
         return variables, {}
 
 
 class FramePairTokenizer(Model):
-    """Latent actions of "frames" [B, 2, H, W, 3]. Fields: image_size, codebook_size (K), code_seq_len (N)."""
-
+    """Latent actions of "frames" [B, 2, H, W, 3]. Fields: image_size, codebook_size (K), code_seq_len (N).
+    `predicts_images`: otherwise features of their patches."""
     kind = "frame_pair_tokenizer"
-
-    @property
-    def predicts_images(self) -> bool:
-        """Whether images are predicted; otherwise features of their patches."""
-        return True
+    predicts_images: ClassVar[bool] = True
 
     @abc.abstractmethod
     def encode(self, frames: jax.Array) -> dict[str, jax.Array]:
@@ -95,7 +85,6 @@ class FramePairTokenizer(Model):
 
 class ColumnTokenizer(Model):
     """Codes of rows of numbers; `code_names` and `codebook_sizes` are those of the code positions."""
-
     code_names: ClassVar[tuple[str, ...]] = ()
     codebook_sizes: ClassVar[tuple[int, ...]] = ()
 
@@ -106,12 +95,9 @@ class ColumnTokenizer(Model):
 
 class ActionTokenizer(ColumnTokenizer):
     """Codes of normalised actions. Batches hold "action" f32 [B, T, A] and "action_mask" f32 [B, T], perhaps "state".
-
-    A tokenizer of chunks has a `chunk_length` T. One of steps has the fields `context`, the longest sequence that it
-    was trained on, and `causal`; `reach` is how many steps before and after a step decide its codes. With `two_level`
-    steps have subclusters and clusters: `vectors`, `hierarchy`, `soft_clusters`, `cluster_distances`.
-    """
-
+    One of chunks has a `chunk_length`. One of steps has the fields `context`, the longest sequence it trained on, and
+    `causal`; `reach`: how many steps before and after a step decide its codes. With `two_level` steps have subclusters
+    and clusters: `vectors`, `hierarchy`, `soft_clusters`, `cluster_distances`."""
     kind = "action_tokenizer"
     two_level: ClassVar[bool] = False
     chunk_length: ClassVar[int | None] = None
@@ -120,7 +106,6 @@ class ActionTokenizer(ColumnTokenizer):
 
 class FeatureTokenizer(ColumnTokenizer):
     """Codes of feature vectors. Batches hold "feature" f32 [B, F]."""
-
     kind = "feature_tokenizer"
 
     @nn.nowrap
@@ -129,7 +114,7 @@ class FeatureTokenizer(ColumnTokenizer):
 
 
 class ImagePolicy(Model):
-    """Policies that see images. Batches hold "image" uint8 [B, (V,) H, W, 3]."""
+    """Policies that see images."""
 
     def seen(self, images: jax.Array) -> jax.Array:
         """Images uint8 [B, (V,) H, W, 3] -> what is left of them for the model, f32 in [0, 1]; by default all."""
@@ -139,26 +124,21 @@ class ImagePolicy(Model):
 class LatentPolicy(ImagePolicy):
     """Stage 2: latent actions from "image" uint8 [B, (V,) H, W, 3], "text" i32 [B, L] and "text_mask" f32 [B, L].
     Training adds "latent" i32 [B, N]. `predict` gives "codes" i32 [B, N] and "logits" f32 [B, N, K]."""
-
     kind = "latent_policy"
 
     @nn.nowrap
     def history_template(self, codes: np.ndarray) -> tuple[str, list[int]]:
-        """The template of a prompt that holds the codes int [N] of the step before, and the ids of these; a model that
-        sees none refuses."""
+        """The template of a prompt that holds the codes int [N] of the step before, and the ids of these."""
         raise UserError("this policy sees no codes of the step before; leave history out")
 
 
 class ActionPolicy(ImagePolicy):
-    """Stage 3: actions from the same and perhaps "state" f32 [B, S]; learns from, and predicts, "action" f32 [B, T, A],
-    normalised. Fields: state_dim, action_dim, chunk_length, and those of the images and texts."""
-
+    """Stage 3: "action" f32 [B, T, A], normalised, from the same and perhaps "state" f32 [B, S]."""
     kind = "action_policy"
 
 
 class InContextPolicy(Model):
     """Imitation of demonstrations that are shown as a prompt; steps are then added one by one to a cache."""
-
     kind = "in_context_policy"
 
     @abc.abstractmethod
