@@ -10,7 +10,6 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.data import text
 from lapa_jax.inference.base import ColumnModel, TrainedModel, finite
 from lapa_jax.inference.observations import model_images
-from lapa_jax.models.policies import lapa
 
 
 class Instructed:
@@ -102,7 +101,12 @@ class LatentPolicy(Instructed, TrainedModel):
           UserError: another shape or type, or an instruction that is longer than those of training could be.
         """
         codes = self.logits(image, instruction, dataset=dataset, history=history).argmax(-1).astype(np.int32)
-        return lapa.official_sampler(codes) if official_sampler else codes
+        if not official_sampler:
+            return codes
+        # here and not above: an exported program runs without Flax and the code of models
+        from lapa_jax.models.policies import lapa
+
+        return lapa.official_sampler(codes)
 
     def logits(self, image, instruction, *, dataset: str | None = None, history=None) -> np.ndarray:
         """f32 [B, N, K] or [N, K], arguments as of `predict`; of a model that gives codes one after the other those

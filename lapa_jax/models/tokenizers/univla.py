@@ -151,7 +151,7 @@ class Model(FramePairModel):
         return self.tower.patch
 
     @property
-    def pictures(self) -> bool:
+    def predicts_images(self) -> bool:
         return False
 
     def observe(self, frames: jax.Array) -> jax.Array:
