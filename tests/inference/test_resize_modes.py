@@ -1,6 +1,7 @@
 """Images that are not square become so at inference as they did in training: by the mode that the data name."""
 
 import json
+import types
 import warnings
 
 import numpy as np
@@ -84,7 +85,8 @@ def test_training_policy_and_server_see_the_same(data, policy):
         # the data were scaled down twice and went through a JPEG
         assert np.abs(seen.astype(int) - trained).mean() < 2
         assert thickness(seen) == pytest.approx(expected(mode), abs=0.012)
-    labelled = codes._frame(StepShards(shards), 0, SIDE)
+    labeller = types.SimpleNamespace(camera="image", tokenizer=types.SimpleNamespace(side=SIDE))
+    labelled = codes.PairCodes._frame(labeller, StepShards(shards), 0)
     np.testing.assert_array_equal(labelled, trained)
 
 
