@@ -29,7 +29,7 @@ def published() -> ml_collections.ConfigDict:
     config.model.name = "policies.lapa"
     config.model.llm = ml_collections.ConfigDict({
         "name": "llama", "vocab": 32000, "dim": 4096, "depth": 32, "heads": 32, "kv_heads": 32, "hidden": 11008,
-        "rotary": 5e7, "eps": 1e-6, "head": "own", "flash": False, "dtype": "bfloat16", "remat": "full",
+        "rotary": 5e7, "eps": 1e-6, "head": "own", "flash": True, "dtype": "bfloat16", "remat": "full",
     })  # fmt: skip
     config.model.vqgan = ml_collections.ConfigDict({
         "name": "vision.vqgan", "widths": (128, 256, 256, 512, 768), "blocks": 2, "latent": 64, "codebook_size": 8192,

@@ -53,6 +53,14 @@ class Model(Part, abc.ABC):
         """Arrays [B, ...] of each held-out example, without noise and without updates; `summarize` gets all of them."""
 
     @nn.nowrap
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """How much each example counts in a loss or metric, f32 [B] by its name, such as the number of its labels; in
+        those that are not named all examples count alike. The loss of a batch is the sum of weight times loss over the
+        sum of weights, in however many micro-batches it is computed: a loss that divides by what a batch of its own
+        holds would weigh the micro-batches wrongly."""
+        return {}
+
+    @nn.nowrap
     def summarize(self, arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Metrics of a data set from the arrays of `evaluate` over all of it; logged under "val/"."""
         return {name: float(value.mean()) for name, value in arrays.items()}

@@ -12,6 +12,13 @@ def mean_squared_error(prediction: jax.Array, target: jax.Array) -> jax.Array:
     return jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
 
 
+def weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
+    """[B, ...] and weights of at least 0, [B, ...] -> f32 [B]: means over all but the batch; 0 where nothing counts."""
+    axes = tuple(range(1, values.ndim))
+    total = jnp.sum(weights, axes)
+    return jnp.sum(values * weights, axes) / jnp.where(total > 0, total, 1)
+
+
 def psnr(mse):
     """Peak signal-to-noise ratio in dB of a mean squared error, for a peak of 1; works on jax and numpy values."""
     return -10 * np.log10(mse) if isinstance(mse, (float, np.ndarray, np.generic)) else -10 * jnp.log10(mse)

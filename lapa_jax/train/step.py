@@ -18,7 +18,8 @@ def make_train_step(task: Task, optimizer: Optimizer, *, seed: int, micro_batche
       task: what is trained.
       optimizer: its optimizer; parameters outside `optimizer.trainable` are neither differentiated nor updated.
       seed: the run's seed; the step's noise is `fold_in(key(seed), step)`, so a resumed run draws the same.
-      micro_batches: gradients are averaged over that many slices of the batch before the update.
+      micro_batches: gradients of that many slices of the batch are added up before the update: they are those of the
+        whole batch, but for what examples of a slice see of each other.
 
     Returns:
       The step function. Its metrics are f32 scalars, with "loss", "grad_norm" and "learning_rate" among them.
@@ -45,11 +46,12 @@ def make_train_step(task: Task, optimizer: Optimizer, *, seed: int, micro_batche
 
 
 def _gradients(task: Task, trained, frozen, collections, batch, rng, micro_batches: int):
-    """Gradients w.r.t. what is trained, updated collections and metrics, averaged over micro-batches."""
+    """Gradients w.r.t. what is trained, updated collections and metrics, added up over micro-batches."""
+    totals = task.totals(batch)
 
     def loss(trained, collections, batch, rng):
         variables = {"params": join(trained, frozen), **collections}
-        total, (updated, metrics) = task.loss(variables, batch, rng)
+        total, (updated, metrics) = task.loss(variables, batch, rng, totals)
         return total, (updated, {"loss": total, **metrics})
 
     grad = jax.grad(loss, has_aux=True)
@@ -65,6 +67,5 @@ def _gradients(task: Task, trained, frozen, collections, batch, rng, micro_batch
     # Strided slices: with the batch sharded over devices, every device holds its share of every micro-batch.
     slices = jax.tree.map(lambda x: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1), batch)
     zeros = jax.tree.map(jnp.zeros_like, trained)
-    carry, metrics = jax.lax.scan(accumulate, (zeros, collections), (slices, jnp.arange(micro_batches)))
-    grads = jax.tree.map(lambda g: g / micro_batches, carry[0])
-    return grads, carry[1], jax.tree.map(lambda m: m.mean(0), metrics)
+    (grads, collections), parts = jax.lax.scan(accumulate, (zeros, collections), (slices, jnp.arange(micro_batches)))
+    return grads, collections, jax.tree.map(lambda part: part.sum(0), parts)

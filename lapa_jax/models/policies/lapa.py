@@ -264,10 +264,14 @@ class Model(Lapa, base.LatentPolicy):
         if self.is_initializing():
             self.every_head(self.sequence(batch, self.latent_prompt))  # makes the parameters of the other heads
             self.seen(batch["image"][:1])
-        weight = batch["latent_mask"] / jnp.maximum(jnp.mean(batch["latent_mask"]), 1e-6)
         right = (jnp.argmax(logits, -1) == codes).mean(-1)
-        return Output(losses={"latent": weight * vla.cross_entropy(logits, codes).mean(-1)},
-                      metrics={"latent_accuracy": weight * right})  # fmt: skip
+        return Output(losses={"latent": vla.cross_entropy(logits, codes).mean(-1)},
+                      metrics={"latent_accuracy": right})  # fmt: skip
+
+    @nn.nowrap
+    def weights(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """1 for examples with a latent action, 0 for the others."""
+        return {"latent": batch["latent_mask"], "latent_accuracy": batch["latent_mask"]}
 
     def predict(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """The most likely codes i32 [B, N], one after the other, and "logits" f32 [B, N, K] given those before."""

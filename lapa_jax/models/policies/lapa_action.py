@@ -22,6 +22,7 @@ from lapa_jax.models import base
 from lapa_jax.models.policies import action_measures, lapa, vla
 from lapa_jax.models.policies.lapa import Lapa, body_from_data
 from lapa_jax.models.policies.openvla import TokenHead
+from lapa_jax.nn.losses import weighted_mean
 
 ACTION_PROMPT = (1533, 4924, 29958, 529, 2467, 29958)
 """`</vision> <action>` in the tokenizer of Llama 1 and 2."""
@@ -111,10 +112,14 @@ class Model(Lapa, base.ActionPolicy):
         if self.is_initializing():
             self.every_head(self.sequence(batch, self.action_prompt))  # makes the parameters of the other heads
             self.seen(batch["image"][:1])
-        count = jnp.maximum(jnp.mean(jnp.sum(weight, (1, 2))), 1e-6)
-        right = (jnp.argmax(logits, -1) == tokens) * weight
-        return Output(losses={"action": jnp.sum(vla.cross_entropy(logits, tokens) * weight, (1, 2)) / count},
-                      metrics={"token_accuracy": jnp.sum(right, (1, 2)) / count})  # fmt: skip
+        return Output(losses={"action": weighted_mean(vla.cross_entropy(logits, tokens), weight)},
+                      metrics={"token_accuracy": weighted_mean(jnp.argmax(logits, -1) == tokens, weight)})  # fmt: skip
+
+    @nn.nowrap
+    def weights(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """How many tokens of its actions each example has to learn from."""
+        count = jnp.sum(self._weight(batch), (1, 2))
+        return {"action": count, "token_accuracy": count}
 
     def predict(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Greedy "tokens" i32 [B, T, A], their "logits" f32 [B, T, A, K], and "action" f32 [B, T, A] that they mean."""
@@ -181,6 +186,7 @@ class Model(Lapa, base.ActionPolicy):
         count = jnp.array([len(row) - 1 for row in self.edges])
         return (jnp.arange(self.bins) < count[:, None]) | (self.choose == "all")
 
+    @nn.nowrap
     def _weight(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         """f32 [B, T, A]: 0 for steps without an action and dimensions that never change."""
         moving = jnp.array([row[0] < row[-1] for row in self.edges], jnp.float32)

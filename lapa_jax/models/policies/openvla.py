@@ -20,6 +20,7 @@ from lapa_jax.models import base
 from lapa_jax.models.policies import action_measures, vision_language
 from lapa_jax.models.policies.vision_language import VisionLanguageModel
 from lapa_jax.nn.linear import INT8_KERNEL, Linear, fan_in_uniform
+from lapa_jax.nn.losses import weighted_mean
 
 Choose = Literal["all", "actions"]
 
@@ -115,13 +116,17 @@ class Model(VisionLanguageModel, base.ActionPolicy):
         with self.adapters():
             logits = self.teacher_forced_logits(batch, tokens)
         right = jnp.argmax(logits[:, : self.action_dim], -1) == tokens
-        accuracy = jnp.sum(right * weight, 1) / jnp.maximum(jnp.mean(jnp.sum(weight, 1)), 1e-6)
+        accuracy = weighted_mean(right, weight)
         if self.end is not None:
             tokens = jnp.pad(tokens, ((0, 0), (0, 1)), constant_values=self.end)
-            weight = jnp.concatenate([weight, jnp.min(weight, 1, keepdims=True)], axis=1)
-        error = jnp.sum(_cross_entropy(logits, tokens) * weight, 1)
-        return Output(losses={"action": error / jnp.maximum(jnp.mean(jnp.sum(weight, 1)), 1e-6)},
-                      metrics={"token_accuracy": accuracy})  # fmt: skip
+        error = weighted_mean(_cross_entropy(logits, tokens), self._with_end(weight))
+        return Output(losses={"action": error}, metrics={"token_accuracy": accuracy})
+
+    @nn.nowrap
+    def weights(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """How many tokens of its action each example has to learn from."""
+        weight = self._weight(batch)[:, 0]
+        return {"action": jnp.sum(self._with_end(weight), 1), "token_accuracy": jnp.sum(weight, 1)}
 
     def predict(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """"tokens" i32 [B, 1, A], chosen one after the other, and "action" f32 [B, 1, A], normalised, of them."""
@@ -204,6 +209,12 @@ class Model(VisionLanguageModel, base.ActionPolicy):
     def _bins(self, tokens: jax.Array) -> jax.Array:
         return jnp.clip(self.action_end - tokens - 1, 0, self.edges - 2)
 
+    @nn.nowrap
+    def _with_end(self, weight: jax.Array) -> jax.Array:
+        """[B, A] -> [B, A + 1] where a token ends the action: it counts where all of the action does."""
+        return weight if self.end is None else jnp.concatenate([weight, jnp.min(weight, 1, keepdims=True)], axis=1)
+
+    @nn.nowrap
     def _weight(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         """f32 [B, 1, A]: 0 for steps without an action and dimensions that a robot does not have."""
         weight = jnp.broadcast_to(batch["action_mask"][..., None], batch["action"].shape)

@@ -151,9 +151,13 @@ class Model(Univla, base.LatentPolicy):
         codes = batch["latent"]
         with self.adapters():
             taught = self.teach(batch, codes)
-        weight = batch["latent_mask"] / jnp.maximum(jnp.mean(batch["latent_mask"]), 1e-6)
-        return Output(losses={"latent": weight * vla.cross_entropy(taught.logits, codes).mean(-1)},
-                      metrics={"latent_accuracy": weight * (taught.codes == codes).mean(-1)})  # fmt: skip
+        return Output(losses={"latent": vla.cross_entropy(taught.logits, codes).mean(-1)},
+                      metrics={"latent_accuracy": (taught.codes == codes).mean(-1)})  # fmt: skip
+
+    @nn.nowrap
+    def weights(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """1 for examples with a latent action, 0 for the others."""
+        return {"latent": batch["latent_mask"], "latent_accuracy": batch["latent_mask"]}
 
     def predict(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """The most likely codes i32 [B, N], one after the other, and "logits" f32 [B, N, K] given those before."""

@@ -17,6 +17,7 @@ from lapa_jax.models.policies import action_measures, vision_language
 from lapa_jax.models.policies.univla import Univla
 from lapa_jax.nn.attention import Attention
 from lapa_jax.nn.linear import Linear
+from lapa_jax.nn.losses import weighted_mean
 
 
 def from_data(spec: dict, source, seed: int) -> dict:
@@ -127,9 +128,13 @@ class Model(Univla, base.ActionPolicy):
 
     def __call__(self, batch: Mapping[str, jax.Array], *, train: bool) -> Output:
         """The loss of a batch; nothing differs in training."""
-        weight = self._weight(batch)
-        error = jnp.sum(jnp.abs(self.predict(batch)["action"] - batch["action"]) * weight, (1, 2))
-        return Output(losses={"action": error / jnp.maximum(jnp.mean(jnp.sum(weight, (1, 2))), 1e-6)}, metrics={})
+        error = jnp.abs(self.predict(batch)["action"] - batch["action"])
+        return Output(losses={"action": weighted_mean(error, self._weight(batch))}, metrics={})
+
+    @nn.nowrap
+    def weights(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """How many numbers of its actions each example has to learn from."""
+        return {"action": jnp.sum(self._weight(batch), (1, 2))}
 
     def predict(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """"action" f32 [B, T, A], normalised, and the "codes" i32 [B, N] that the model says."""
@@ -160,6 +165,7 @@ class Model(Univla, base.ActionPolicy):
         x = jnp.tanh(x) if self.squash else x
         return x.reshape(-1, self.chunk_length, self.action_dim)
 
+    @nn.nowrap
     def _weight(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         """f32 [B, T, A]: 0 for steps without an action and dimensions that a robot does not have."""
         weight = jnp.broadcast_to(batch["action_mask"][..., None], batch["action"].shape)

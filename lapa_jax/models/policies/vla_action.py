@@ -18,6 +18,7 @@ from lapa_jax.models.policies import action_measures, vision_language
 from lapa_jax.models.policies.heads.base import Context
 from lapa_jax.models.policies.vision_language import Prefix, VisionLanguageModel
 from lapa_jax.nn.linear import Linear
+from lapa_jax.nn.losses import weighted_mean
 from lapa_jax.nn.norm import LayerNorm
 
 EVALUATION_KEY = 0
@@ -104,12 +105,17 @@ class Model(VisionLanguageModel, base.ActionPolicy):
         weight = self._weight(batch)
         keys = self._keys(batch, self.make_rng("noise") if train else EVALUATION_KEY)
         error = self.act.loss(hidden, context, batch["action"], weight, keys)
-        count = jnp.maximum(jnp.mean(jnp.sum(weight, (1, 2))), 1e-6)
         metrics = {}
         if not self.head.iterative:
-            away = jnp.square(self.act.sample(hidden, context, keys) - batch["action"])
-            metrics = {"action_mse": jnp.sum(away * weight, (1, 2)) / count}
-        return Output(losses={"action": jnp.sum(error * weight, (1, 2)) / count}, metrics=metrics)
+            squared = jnp.square(self.act.sample(hidden, context, keys) - batch["action"])
+            metrics = {"action_mse": weighted_mean(squared, weight)}
+        return Output(losses={"action": weighted_mean(error, weight)}, metrics=metrics)
+
+    @nn.nowrap
+    def weights(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """How many numbers of its actions each example has to learn from."""
+        count = jnp.sum(self._weight(batch), (1, 2))
+        return {"action": count} if self.head.iterative else {"action": count, "action_mse": count}
 
     def predict(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """{"action": f32 [B, T, A]}, normalised."""
@@ -160,6 +166,7 @@ class Model(VisionLanguageModel, base.ActionPolicy):
         return Prefix(jnp.concatenate([prefix.embeddings, state], axis=1),
                       jnp.concatenate([prefix.real, jnp.ones((state.shape[0], 1), bool)], axis=1))  # fmt: skip
 
+    @nn.nowrap
     def _weight(self, batch) -> jax.Array:
         """f32 [B, T, A]: 0 for steps without an action, constant dimensions and those that a robot does not have."""
         moving = jnp.array([i not in self.constant for i in range(self.action_dim)], jnp.float32)
