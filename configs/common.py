@@ -126,7 +126,7 @@ def vision_language_model(name: str) -> ml_collections.ConfigDict:
     model.dinov2 = dinov2_large(dtype, layer=-2)
     model.llm = ml_collections.ConfigDict({
         "name": "llama", "vocab": 32000, "dim": 4096, "depth": 32, "heads": 32, "kv_heads": 32, "hidden": 11008,
-        "rotary": 10000.0, "eps": 1e-5, "head": "none", "flash": False, "dtype": dtype, "remat": "full",
+        "rotary": 10000.0, "eps": 1e-5, "head": "none", "flash": True, "dtype": dtype, "remat": "full",
     })  # fmt: skip
     model.vision = config_dict.placeholder(ml_collections.ConfigDict)
     model.cameras = 1

@@ -66,7 +66,7 @@ def _run(step, state, batches):
     return state, time.perf_counter() - start, waited
 
 
-def _report(setup, flops: float, rounds) -> None:
+def _report(setup, flops, rounds) -> None:
     import jax
 
     alone, together, wait = (statistics.median(column) for column in zip(*rounds, strict=True))
@@ -80,7 +80,7 @@ def _report(setup, flops: float, rounds) -> None:
     print(f"| {' | '.join(columns)} |")
     print("|---" * len(columns) + "|")
     print(f"| {jax.device_count()} × {device.device_kind}, {os.cpu_count()} cores | {setup.config.name} | {batch} | "
-          f"{batch / alone:.1f} | {batch / together:.1f} | {wait:.0%} | {peak} | {flops / alone / 1e9:.1f} |")
+          f"{batch / alone:.1f} | {batch / together:.1f} | {wait:.0%} | {peak} | {flops.model / alone / 1e9:.1f} |")
 
 
 if __name__ == "__main__":

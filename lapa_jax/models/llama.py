@@ -35,7 +35,7 @@ class Model(base.Part):
         None for dim / heads.
       rotary: base of the rotary positions ("rope theta").
       head: where logits come from: a matrix of their own ("own"), the embedding's ("tied"), or there are none ("none").
-      flash: cuDNN's fused attention; needs an NVIDIA GPU and dtype "bfloat16".
+      flash: cuDNN's fused attention where it runs: on NVIDIA GPUs, with dtype "bfloat16".
       dtype: "float32" or "bfloat16", of the computation; parameters are float32. remat: see `REMAT_POLICIES`.
     """
 
@@ -49,7 +49,7 @@ class Model(base.Part):
     rotary: float = 10000.0
     eps: float = 1e-5
     head: Literal["own", "tied", "none"] = "own"
-    flash: bool = False
+    flash: bool = True
     dtype: Dtype = "float32"
     remat: Remat = "none"
 
@@ -69,8 +69,6 @@ class Model(base.Part):
             raise UserError(f"heads of {self._sizes()['dim_head']} features; rotary positions turn pairs of them")
         if self.kv_heads is not None and self.heads % self.kv_heads:
             raise UserError(f"kv_heads {self.kv_heads} does not divide the heads, {self.heads}")
-        if self.flash and self.dtype != "bfloat16":
-            raise UserError(f"flash attention computes in bfloat16, dtype is '{self.dtype}'; set one of them otherwise")
 
     def __call__(
         self, tokens: jax.Array | None = None, *, embeddings: jax.Array | None = None, mask: jax.Array | None = None,

@@ -8,10 +8,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lapa_jax.core import counting
 from lapa_jax.nn.linear import Linear
 from lapa_jax.nn.position import rotate
 
 COSINE_SCALE = 8.0
+# cuDNN's fused attention takes half precision, heads of a multiple of 8 features up to 128, GPUs from Ampere on, and no
+# odd lengths. Padding to whole tiles of its kernels costs nothing: the rest of a tile is computed in any case.
+FUSED_DTYPES, FUSED_FEATURES, FUSED_CAPABILITY, TILE = ("bfloat16", "float16"), 128, 8.0, 64
 
 
 class Cache(NamedTuple):
@@ -41,7 +45,8 @@ class Attention(nn.Module):
         2023); None for as many as `heads`.
       rotary: base of the rotary positions (see `position.rotate`) of queries and keys, such as 10000; None for none.
       use_bias: whether the four projections have biases. out_bias: the same of the last one alone; None for `use_bias`.
-      flash: use cuDNN's fused attention (Dao et al. 2022), on NVIDIA GPUs in half precision; no `bias` on the logits.
+      flash: use cuDNN's fused attention (Dao et al. 2022) where it runs, see `fused_attention_runs`, for sequences
+        without a `bias` on the logits; elsewhere the compiler's own takes its place.
       dtype: dtype of the computation; the softmax and the norms are float32. Parameters are float32.
     """
 
@@ -96,8 +101,12 @@ class Attention(nn.Module):
         bias = None if bias is None else bias[None]
         if mask is not None:
             mask = mask[:, None] if mask.ndim == 3 else mask[:, None, None]
-        kernel = "cudnn" if self.flash else "xla"
-        out = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=scale, implementation=kernel)
+        # A single query, as in decoding step by step, would fill a sixty-fourth of a tile.
+        fused = self.flash and bias is None and q.shape[1] > 1 and not counting.counted()
+        if fused and fused_attention_runs(self.dtype, self.dim_head):
+            out = in_whole_tiles(q, k, v, mask, scale, implementation="cudnn")
+        else:
+            out = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=scale, implementation="xla")
         out = einops.rearrange(out, "... heads d -> ... (heads d)")
         use_bias = self.use_bias if self.out_bias is None else self.out_bias
         out = Linear(x.shape[-1], use_bias=use_bias, dtype=self.dtype, name="out")(out)
@@ -122,3 +131,44 @@ class Attention(nn.Module):
         # max() under the root and not beside it: the gradient of a zero vector stays finite.
         y = y * jax.lax.rsqrt(jnp.maximum(jnp.sum(y * y, -1, keepdims=True), 1e-24))
         return (y * scale).astype(self.dtype)
+
+
+def fused_attention_runs(dtype: jnp.dtype, dim_head: int) -> bool:
+    """Whether cuDNN's fused attention computes this on the devices of the mesh in use (`jax.set_mesh`), or without one
+    on the default device. They may be stand-ins that a plan compiles for."""
+    if jnp.dtype(dtype).name not in FUSED_DTYPES or dim_head % 8 or dim_head > FUSED_FEATURES:
+        return False
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    if device.platform not in ("gpu", "cuda") or "NVIDIA" not in device.device_kind:
+        return False
+    real = (one for one in jax.devices() if one.device_kind == device.device_kind)
+    return all(float(getattr(one, "compute_capability", FUSED_CAPABILITY)) >= FUSED_CAPABILITY for one in real)
+
+
+def in_whole_tiles(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, scale: float, implementation: str
+) -> jax.Array:
+    """Attention of sequences that are padded to a multiple of 64 for it, and cut again.
+
+    Args:
+      q: [N, L, heads, D]. k, v: [N, S, kv_heads, D].
+      mask: bool [N or 1, heads or 1, L or 1, S], False for keys that a query does not see; None for all.
+      scale: factor on the logits. implementation: of `jax.nn.dot_product_attention`.
+
+    Returns:
+      [N, L, heads, D].
+    """
+    (rows, length, *_), keys = q.shape, k.shape[1]
+    missing = [-size % TILE for size in (length, keys)]
+    if mask is not None or any(missing):
+        # Whole, since cuDNN adds it to the logits and broadcasts over examples and heads alone.
+        shape = (rows, 1 if mask is None else mask.shape[1], length, keys)
+        mask = jnp.broadcast_to(True if mask is None else mask, shape)
+    if any(missing):
+        # Padding sees the true keys: a query that sees none would be no number, and so would its gradient of 0.
+        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, missing[0]), (0, 0)), constant_values=True)
+        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (0, missing[1])), constant_values=False)
+        q, k, v = (jnp.pad(x, ((0, 0), (0, n), (0, 0), (0, 0)))
+                   for x, n in zip((q, k, v), (missing[0], missing[1], missing[1])))  # fmt: skip
+    out = jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale, implementation=implementation)
+    return out[:, :length]

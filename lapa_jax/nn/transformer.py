@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lapa_jax.core import layers
+from lapa_jax.core import counting, layers
 from lapa_jax.nn.attention import Attention
 from lapa_jax.nn.feedforward import GEGLU
 from lapa_jax.nn.norm import LayerNorm
@@ -70,7 +70,7 @@ def run_stack(block: nn.Module, depth: int, remat: str, x: jax.Array, *rest, in_
       The last block's x, and what the blocks gave besides, stacked.
     """
     call = lambda block, *args: block(*args)  # noqa: E731
-    if policy := REMAT_POLICIES[remat]:
+    if (policy := REMAT_POLICIES[remat]) and counting.recomputes():
         call = nn.remat(call, policy=policy, prevent_cse=False)
     in_axes = (*in_axes, *(nn.broadcast,) * (len(rest) - len(in_axes)))
 

@@ -4,21 +4,45 @@ XLA's own cost analysis counts the body of a scan once, however often it runs; h
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 from jax.extend import core as jax_core
 
+from lapa_jax.core import counting
 
-def count_flops(function, *args) -> float:
+
+class Flops(NamedTuple):
+    """Floating-point operations of a training step.
+
+    Attributes:
+      model: what the gradient needs, however it is computed: of a trained layer three forward passes, of a frozen one
+        one, or two where a gradient passes through it to what is trained. The numerator of MFU (Chowdhery et al. 2022).
+      hardware: what is computed, with all that is computed again to save memory. The numerator of HFU.
+    """
+
+    model: float
+    hardware: float
+
+
+def step_flops(step, *args) -> Flops:
+    """The FLOPs of a training step on these arguments, arrays or `ShapeDtypeStruct`s; on all devices together."""
+    return Flops(count_flops(step, *args), count_flops(step, *args, recomputation=True))
+
+
+def count_flops(function, *args, recomputation: bool = False) -> float:
     """FLOPs of the matrix products and convolutions that `function(*args)` runs (a multiply-add is two).
 
     Args:
       function: a traceable function.
       *args: its arguments, arrays or `ShapeDtypeStruct`s.
+      recomputation: whether the layers that are computed again in the backward pass, to save memory, count twice.
 
     Element-wise work is left out: it is bound by memory, not by arithmetic, and MFU is defined on matrix products.
     """
-    return _flops(jax.make_jaxpr(function)(*args).jaxpr)
+    with counting.counting(recomputation):
+        # A function of its own: JAX would answer from its cache with a trace that was made to be run.
+        return _flops(jax.make_jaxpr(lambda *args: function(*args))(*args).jaxpr)
 
 
 def _flops(jaxpr) -> float:

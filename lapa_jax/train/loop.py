@@ -65,7 +65,8 @@ def _dry_run(setup: Setup) -> None:
         print(f"  batch {name}: {leaf.dtype}{list(leaf.shape)}")
     print(f"  {setup.data.train.summary()}")
     _, flops = compile_step(setup)
-    print(f"  {flops / 1e9:.3g} GFLOP a step")
+    again = f", {flops.hardware / 1e9:.3g} with what is computed twice" if flops.hardware > flops.model else ""
+    print(f"  {flops.model / 1e9:.3g} GFLOP a step{again}")
 
 
 def _origin_lines(setup: Setup) -> list[str]:
@@ -85,7 +86,8 @@ class Loop:
         for line in _origin_lines(setup):
             LOG.info(line)
         LOG.info("validation data: %s", setup.data.validation.summary())
-        self._step, self._flops = compile_step(setup)
+        self._step, flops = compile_step(setup)
+        self._flops, self._hardware_flops = flops
         train = self._config
         self._checkpoints = Checkpointer(workdir, keep_last=train.keep_last, best_metric=train.best_metric,
                                          best_mode=train.get("best_mode") or "max")  # fmt: skip
@@ -157,9 +159,10 @@ class Loop:
         rate = steps * self._config.batch_size / elapsed
         speed = {"samples_per_second": rate, "input_wait": self._waited / elapsed,
                  "flops_per_second": steps * self._flops / elapsed}  # fmt: skip
-        peak = _peak_flops()
-        if peak is not None:
-            speed["mfu"] = speed["flops_per_second"] / (peak * self._setup.mesh.size)
+        if (peak := _peak_flops()) is not None:
+            possible = peak * self._setup.mesh.size * elapsed
+            speed["mfu"] = steps * self._flops / possible
+            speed["hfu"] = steps * self._hardware_flops / possible
         self._write(step, {f"train/{name}": value for name, value in {**metrics, **speed}.items()})
         self._reset_clock()
         shown = {"loss": f"{metrics['loss']:.4f}", "samples/s": f"{rate:.0f}", "wait": f"{speed['input_wait']:.0%}"}

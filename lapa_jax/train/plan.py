@@ -4,7 +4,6 @@ With the extra `plan` by XLA's compiler for NVIDIA GPUs, which needs neither a G
 whose temporary memory is larger. What the figures mean and leave out: docs/howto/scaling.md.
 """
 
-import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ import jax
 import ml_collections
 
 from lapa_jax.core import tree
-from lapa_jax.core.errors import UserError
 from lapa_jax.train import plan_hlo
 from lapa_jax.train.plan_devices import Target, how_to_install, target
 from lapa_jax.train.run import LOG, logging_to
@@ -24,6 +22,8 @@ from lapa_jax.train.sharding import batch_parts
 USABLE = 0.9
 """Share of a device's memory that the run may fill (XLA_PYTHON_CLIENT_MEM_FRACTION); the rest is for CUDA and NCCL."""
 NAMES = {"ema": "averages of parameters"}
+WITHOUT_CUDNN = ("planned without fused attention, which the run uses and which needs less memory: XLA's compiler "
+                 "needs cuDNN for it (pip install --no-deps nvidia-cudnn-cu13, 0.5 GB)")  # fmt: skip
 
 
 class Needs(NamedTuple):
@@ -58,13 +58,22 @@ def plan(config: ml_collections.ConfigDict, mesh: str, device: str) -> None:
       UserError: whatever the run would refuse; an unknown device or mesh.
     """
     goal = target(device, mesh)
-    with logging_to(None), _cudnn_explained():
-        setup = prepare(config, devices=goal.devices)
+    with logging_to(None):
         LOG.info("compiling the training step of %s for %s of %s ...", config.name, mesh, device)
         start = time.perf_counter()
-        needs = measure(setup, goal)
+        try:
+            setup = prepare(config, devices=goal.devices)
+            needs, notes = measure(setup, goal), ()
+        except RuntimeError as error:
+            # Fused attention is on by default; XLA's compiler compiles it with cuDNN, which a plan need not have.
+            if "cudnn" not in str(error).lower() or "llm" not in config.model:
+                raise
+            config = config.copy_and_resolve_references()
+            config.model.llm.flash = False
+            setup = prepare(config, devices=goal.devices)
+            needs, notes = measure(setup, goal), (WITHOUT_CUDNN,)
         LOG.info("compiled in %.0f s", time.perf_counter() - start)
-    print("\n".join(describe(setup, goal, needs)))
+    print("\n".join([*notes, *describe(setup, goal, needs)]))
 
 
 def measure(setup: Setup, goal: Target) -> Needs:
@@ -76,7 +85,7 @@ def measure(setup: Setup, goal: Target) -> Needs:
     # The CPU's peak leaves temporary memory out.
     peak = memory.peak_memory_in_bytes if goal.exact else memory.argument_size_in_bytes + memory.temp_size_in_bytes
     program = plan_hlo.read(compiled.as_text(), devices)
-    return Needs(_state(setup), _bytes(setup.batch), memory.temp_size_in_bytes, peak, program, flops / devices)
+    return Needs(_state(setup), _bytes(setup.batch), memory.temp_size_in_bytes, peak, program, flops.hardware / devices)
 
 
 def describe(setup: Setup, goal: Target, needs: Needs) -> Iterator[str]:
@@ -106,19 +115,6 @@ def verdict(goal: Target, needs: Needs) -> str:
     if not goal.exact:
         return f"may not fit: {found}, by an over-estimate; for the GPU's own figure: {how_to_install()}"
     return f"does not fit: {found}; what helps: {remedy}"
-
-
-@contextlib.contextmanager
-def _cudnn_explained() -> Iterator[None]:
-    """Says what to do where fused attention is asked for and its library is not there to compile it."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "cudnn" not in str(error).lower():
-            raise
-        raise UserError("the config asks for cuDNN's fused attention, which XLA's GPU compiler compiles with cuDNN: "
-                        "pip install --no-deps nvidia-cudnn-cu13 (0.5 GB), or plan without it, which takes more "
-                        "memory: --config.model.llm.flash=False") from error  # fmt: skip
 
 
 def _heading(setup: Setup, goal: Target) -> Iterator[str]:

@@ -18,7 +18,7 @@ from lapa_jax.core.config import ConfigError
 from lapa_jax.data.loader import loader
 from lapa_jax.data.training import TrainingData, names_data, open_training
 from lapa_jax.train import ema, pretrained_init, sharding
-from lapa_jax.train.flops import count_flops
+from lapa_jax.train.flops import Flops, step_flops
 from lapa_jax.train.optim import Optimizer, check_gradients, make_optimizer
 from lapa_jax.train.run import LOG
 from lapa_jax.train.state import State, init_state
@@ -160,15 +160,15 @@ def make_patience(train: Mapping) -> Patience:
     return Patience(train.get("best_metric"), train.get("patience"), train.get("min_delta") or 0.0, mode)
 
 
-def lower_step(setup: Setup) -> tuple[jax.stages.Lowered, float]:
+def lower_step(setup: Setup) -> tuple[jax.stages.Lowered, Flops]:
     """Traces the training step, which donates its state, and counts its FLOPs, on all devices together."""
     train = setup.config.train
     step = make_train_step(setup.task, setup.optimizer, seed=setup.config.seed, micro_batches=train.micro_batches)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(_shardings(setup.abstract), None))
-    return jitted.lower(setup.abstract, setup.batch), count_flops(step, setup.abstract, setup.batch)
+    return jitted.lower(setup.abstract, setup.batch), step_flops(step, setup.abstract, setup.batch)
 
 
-def compile_step(setup: Setup) -> tuple[Callable, float]:
+def compile_step(setup: Setup) -> tuple[Callable, Flops]:
     """Compiles the training step ahead of the loop, with a log line before and the memory it needs after.
 
     Returns:

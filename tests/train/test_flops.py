@@ -1,7 +1,12 @@
+import functools
+
 import jax
 import jax.numpy as jnp
+import pytest
 
-from lapa_jax.train.flops import count_flops
+from lapa_jax.models import llama
+from lapa_jax.nn import attention
+from lapa_jax.train.flops import count_flops, step_flops
 
 
 def test_products_and_convolutions_count_a_multiply_add_as_two():
@@ -24,3 +29,49 @@ def test_a_scan_counts_its_length_and_a_gradient_three_times_its_product():
     assert count_flops(jax.jit(jax.checkpoint(chain)), x, w) == 5 * one
     # Forward, the gradient of the weights, and the gradient of the carry.
     assert count_flops(jax.grad(chain, argnums=1), x, w) == 15 * one
+
+
+@functools.cache
+def decoder(remat: str):
+    """Its forward pass, and parameters and embeddings, as shapes."""
+    model = llama.Model(vocab=64, dim=32, depth=3, heads=2, hidden=48, head="none", remat=remat)
+    embeddings = jax.ShapeDtypeStruct((2, 16, 32), jnp.float32)
+    params = jax.eval_shape(lambda e: model.init(jax.random.key(0), embeddings=e), embeddings)
+    return lambda p, e: model.apply(p, embeddings=e).sum(), params, embeddings
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_what_is_computed_again_is_no_work_of_the_model(remat):
+    """Of parameters and embeddings that are trained the model needs three forward passes, whatever is kept of them."""
+    forward, params, embeddings = decoder(remat)
+    once = count_flops(forward, params, embeddings)
+    flops = step_flops(jax.grad(forward, (0, 1)), params, embeddings)
+    assert flops.model == 3 * once
+    assert (flops.hardware > flops.model) == (remat != "none")
+    if remat == "full":
+        assert flops.hardware > 3.5 * once
+
+
+def test_what_is_frozen_counts_once():
+    forward, params, embeddings = decoder("full")
+    frozen = jax.grad(lambda e, p: e.sum() * forward(jax.lax.stop_gradient(p), jax.lax.stop_gradient(e)))
+    assert step_flops(frozen, embeddings, params).model == count_flops(forward, params, embeddings)
+
+
+def test_fused_kernels_are_counted_as_what_they_compute(monkeypatch):
+    """Their operations do not show in a trace: the plain ones take their place while it is counted."""
+    monkeypatch.setattr(attention, "fused_attention_runs", lambda dtype, features: pytest.fail("asked in vain"))
+    model = llama.Model(vocab=64, dim=32, depth=1, heads=2, hidden=48, head="none", dtype="bfloat16", flash=True)
+    plain = model.clone(flash=False)
+    embeddings = jax.ShapeDtypeStruct((2, 5, 32), jnp.float32)
+    params = jax.eval_shape(lambda e: plain.init(jax.random.key(0), embeddings=e), embeddings)
+    counted = [count_flops(lambda p, e, m=m: m.apply(p, embeddings=e), params, embeddings) for m in (model, plain)]
+    assert counted[0] == counted[1] > 0
+
+
+def test_a_trace_for_counting_leaves_the_next_one_alone():
+    forward, params, embeddings = decoder("full")
+    gradient = jax.grad(forward)
+    count_flops(gradient, params, embeddings)
+    assert "remat" in str(jax.make_jaxpr(gradient)(params, embeddings)) or "checkpoint" in str(
+        jax.make_jaxpr(gradient)(params, embeddings))  # fmt: skip

@@ -28,8 +28,8 @@ MODELS = {
              "action"),
     "chunk": ({"name": "policies.vla_action", **BODY, **ACTION, "head": {"name": "policies.heads.chunk", "width": 8}},
               "action"),
-    "openvla": ({"name": "policies.openvla", **TOWERS, "llm": LLM, "text_length": 3, "action_dim": 2, "action_end": 40, "edges": 9, "end": 2},
-                "action"),
+    "openvla": ({"name": "policies.openvla", **TOWERS, "llm": LLM, "text_length": 3, "action_dim": 2, "action_end": 40,
+                 "edges": 9, "end": 2}, "action"),
 }  # fmt: skip
 
 
