@@ -1,5 +1,7 @@
 """The one training loop. A run in the order it happens: build, compile, start or resume, step, log, evaluate, save."""
 
+import functools
+import itertools
 import math
 import os
 import pathlib
@@ -19,6 +21,7 @@ from lapa_jax.core.output import COLLAPSED
 from lapa_jax.train.checkpoint import Checkpointer, latest_meta
 from lapa_jax.train.distributed import StopRequests
 from lapa_jax.train.evaluate import Evaluator
+from lapa_jax.train.feed import Feed
 from lapa_jax.train.run import LOG, UNTRAINED_FILE, check_config, logging_to, open_run
 from lapa_jax.train.setup import Setup, compile_step, make_patience, on_mesh, parameter_table, prepare
 from lapa_jax.train.sharding import shard_batch
@@ -29,6 +32,8 @@ BASELINES = ("action_probe_r2",)
 # What the log shows of an evaluation, besides the best metric; of a model that has none of these, the first few.
 SHOWN = ("psnr_gain", "swap_gap", "action_mse", "perplexity", "codebook_utilization", "action_probe_r2")
 FEW, WIDE = 5, 160
+# How many steps the host may be ahead of the devices.
+AHEAD = 2
 # What models with codes call the share of the most frequent code at a position: "largest_code_share_position_2".
 SHARE_OF_LARGEST = "largest_code_share_"
 
@@ -97,7 +102,8 @@ class Loop:
         self._patience = make_patience(self._config)
         self._patience.replay(read_metrics(workdir), int(self._state.step))
         self._pending: list[dict[str, jax.Array]] = []
-        self._waited, self._since = 0.0, time.perf_counter()
+        self._since = time.perf_counter()
+        self._feed: Feed | None = None
         self._writer: MetricsWriter | None = None
 
     def run(self) -> None:
@@ -110,13 +116,14 @@ class Loop:
         try:
             if first == 0:
                 self._evaluate(0)
-            batches = self._setup.train_batches(first)
+            batches = itertools.islice(self._setup.train_batches(first), last - first)
+            self._feed = Feed(batches, functools.partial(shard_batch, self._setup.mesh))
             self._reset_clock()
             for step in range(first + 1, last + 1):
                 if self._patience.exhausted:
                     LOG.info("stopping early after step %d: %s", step - 1, self._patience)
                     break
-                self._one_step(batches)
+                self._one_step()
                 stop = stop_requests.reached()
                 bar.update()
                 if step % self._config.log_every == 0 or step == last:
@@ -130,6 +137,8 @@ class Loop:
                     LOG.info("asked to stop: saved step %d; the same command resumes", step)
                     break
         finally:
+            if self._feed is not None:
+                self._feed.close()
             bar.close()
             stop_requests.close()
             self._checkpoints.close()
@@ -145,19 +154,20 @@ class Loop:
         batch = shard_batch(self._setup.mesh, next(self._setup.train_batches(0)))
         return self._setup.init(batch)
 
-    def _one_step(self, batches) -> None:
-        before = time.perf_counter()
-        batch = next(batches)
-        self._waited += time.perf_counter() - before
-        self._state, metrics = self._step(self._state, shard_batch(self._setup.mesh, batch))
+    def _one_step(self) -> None:
+        """Dispatches a step. The host may be two steps ahead of the devices, no more: so it knows what they do."""
+        batch = self._feed.take(busy=lambda: bool(self._pending) and not self._pending[-1]["loss"].is_ready())
+        self._state, metrics = self._step(self._state, batch)
         self._pending.append(metrics)
+        if len(self._pending) > AHEAD:
+            jax.block_until_ready(self._pending[-1 - AHEAD])
 
     def _log(self, step: int) -> dict[str, str]:
         """Writes the interval's means and returns what the progress bar shows."""
         metrics = self._drain(step)
         elapsed, steps = time.perf_counter() - self._since, metrics.pop("steps")
         rate = steps * self._config.batch_size / elapsed
-        speed = {"samples_per_second": rate, "input_wait": self._waited / elapsed,
+        speed = {"samples_per_second": rate, "input_wait": self._feed.idle / elapsed,
                  "flops_per_second": steps * self._flops / elapsed}  # fmt: skip
         if (peak := _peak_flops()) is not None:
             possible = peak * self._setup.mesh.size * elapsed
@@ -225,7 +235,7 @@ class Loop:
             self._writer.write(step, metrics)
 
     def _reset_clock(self) -> None:
-        self._waited, self._since = 0.0, time.perf_counter()
+        self._feed.idle, self._since = 0.0, time.perf_counter()
 
 
 def collapsed_positions(metrics: Mapping[str, float]) -> list[str]:
