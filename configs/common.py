@@ -68,6 +68,7 @@ def training(
     group.log_every = 50
     group.eval_every = every
     group.save_every = every
+    group.save_minutes = config_dict.placeholder(float)
     group.keep_last = 2
     group.best_metric = best_metric
     group.best_mode = "max"
@@ -80,7 +81,8 @@ def training(
 
 def mesh(data: int, fsdp: int, rules: Sequence = ()) -> ml_collections.ConfigDict:
     """Devices on each axis; -1 is what remains."""
-    return ml_collections.ConfigDict({"data": data, "fsdp": fsdp, "tensor": 1, "rules": tuple(rules)})
+    return ml_collections.ConfigDict({"data": data, "fsdp": fsdp, "tensor": 1, "rules": tuple(rules),
+                                      "grad_dtype": config_dict.placeholder(str)})  # fmt: skip
 
 
 # Frame pairs: configs/laq.py, configs/laq_conv.py

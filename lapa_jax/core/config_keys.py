@@ -81,6 +81,7 @@ KEYS = {
     "train.log_every": "steps between lines of the log",
     "train.eval_every": "steps between evaluations",
     "train.save_every": "steps between checkpoints",
+    "train.save_minutes": "minutes after which a checkpoint is written besides; None is off",
     "train.keep_last": "newest checkpoints that are kept; the best one stays besides",
     "train.best_metric": "metric of the evaluation that chooses the best checkpoint; None: none",
     "train.best_mode": 'whether higher values of train.best_metric are better, "max", or lower ones, "min"',
@@ -92,6 +93,7 @@ KEYS = {
     "mesh.fsdp": "devices that split parameters and batch; -1 is what remains",
     "mesh.tensor": "devices that split single matrices; -1 is what remains",
     "mesh.rules": "((regex, spec), ...): how single parameters are split",
+    "mesh.grad_dtype": 'type in which devices send gradients of linear layers: "float32", or None for the model\'s',
 }
 """What the keys mean. A group stands for those of its keys that are not listed."""
 

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lapa_jax.core import counting, gradients
 from lapa_jax.nn.placement import split_over_batch
 
 # Uniform in ±1/sqrt(fan_in): what the official LAQ starts from. Its smaller scale (a third of the variance of Flax's
@@ -13,6 +14,32 @@ fan_in_uniform = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"
 
 INT8_KERNEL, INT8_SCALE = "kernel_int8", "kernel_scale"
 """What an exported model may have in place of a "kernel"; see `nn/int8.py`."""
+
+
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [N, in] times a kernel [in, out] of any type -> [N, out] in the type of `x`; see `core.gradients`."""
+    if gradients.in_float32() and x.dtype != kernel.dtype and not counting.counted():
+        return _product_with_float32_gradient(x, kernel)
+    return x @ kernel.astype(x.dtype)
+
+
+@jax.custom_vjp
+def _product_with_float32_gradient(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return x @ kernel.astype(x.dtype)
+
+
+def _forward(x, kernel):
+    return _product_with_float32_gradient(x, kernel), (x, kernel)
+
+
+def _backward(saved, grad):
+    x, kernel = saved
+    # Each device sums over its own examples. The sum is rounded after all devices' sums are added up, and not before.
+    kernel_grad = jnp.matmul(x.T, grad, preferred_element_type=jnp.float32)
+    return grad @ kernel.astype(grad.dtype).T, kernel_grad.astype(kernel.dtype)
+
+
+_product_with_float32_gradient.defvjp(_forward, _backward)
 
 
 class Linear(nn.Module):
@@ -52,4 +79,4 @@ class Linear(nn.Module):
             y = jnp.matmul(x, kernel.astype(self.dtype), preferred_element_type=jnp.float32)
             return (y * scale).astype(self.dtype)
         init = lambda *args: self.scale * fan_in_uniform(*args)  # noqa: E731
-        return x @ self.param("kernel", init, (x.shape[-1], self.features)).astype(self.dtype)
+        return product(x, self.param("kernel", init, (x.shape[-1], self.features)))

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from lapa_jax.core import tree
 from lapa_jax.core.errors import UserError
-from lapa_jax.nn.linear import Linear, fan_in_uniform
+from lapa_jax.nn.linear import Linear, fan_in_uniform, product
 from lapa_jax.nn.placement import split_over_batch
 
 A, B, KERNEL = (tree.SEPARATOR + name for name in ("lora_a", "lora_b", "kernel"))
@@ -71,10 +71,11 @@ def adapters(rank: int, alpha: float, modules: str) -> Iterator[None]:
 
 def _product(module: Linear, rank: int, alpha: float, x: jax.Array) -> jax.Array:
     """[..., in] -> [..., features] in the layer's dtype; makes the parameters where there are none."""
-    a = module.param("lora_a", fan_in_uniform, (x.shape[-1], rank)).astype(module.dtype)
-    b = module.param("lora_b", nn.initializers.zeros, (rank, module.features)).astype(module.dtype)
-    thin = split_over_batch((x.astype(module.dtype).reshape(-1, x.shape[-1]) @ a).reshape(*x.shape[:-1], rank))
-    y = thin.reshape(-1, rank) @ b * (alpha / rank)
+    a = module.param("lora_a", fan_in_uniform, (x.shape[-1], rank))
+    b = module.param("lora_b", nn.initializers.zeros, (rank, module.features))
+    thin = product(x.astype(module.dtype).reshape(-1, x.shape[-1]), a)
+    thin = split_over_batch(thin.reshape(*x.shape[:-1], rank))
+    y = product(thin.reshape(-1, rank), b) * (alpha / rank)
     return y.reshape(*x.shape[:-1], module.features)
 
 

@@ -1,14 +1,18 @@
 """Several processes as one run: started from Slurm's variables or from JAX's own, stopped after the same step."""
 
+import math
 import os
 import re
 import signal
 import socket
+import time
 from collections.abc import Mapping
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
+from lapa_jax.core.config import ConfigError
 from lapa_jax.core.errors import UserError
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -144,6 +148,39 @@ class StopRequests:
 
     def _ask(self, *_) -> None:
         self._asked = True
+
+
+class SaveTimer:
+    """Says when a checkpoint is due by the clock: to every process of a run after the same step.
+
+    Args: minutes: between checkpoints; None: never.
+
+    Raises:
+      ConfigError: no positive number.
+    """
+
+    def __init__(self, minutes: float | None):
+        number = isinstance(minutes, (int, float)) and not isinstance(minutes, bool)
+        if minutes is not None and not (number and math.isfinite(minutes) and minutes > 0):
+            raise ConfigError(f"config.train.save_minutes is {minutes!r}; give a number of minutes above 0, or None")
+        self._minutes, self._saved = minutes, time.monotonic()
+
+    def due(self, logged: bool) -> bool:
+        """Whether so many minutes have passed since the last checkpoint. To be called after every step.
+
+        Args:
+          logged: whether the step has a line in the log. Clocks differ, so with several processes the first one's
+            decides; to hear of it they wait for each other, which they do at such steps in any case.
+        """
+        several = jax.process_count() > 1
+        if self._minutes is None or (several and not logged):
+            return False
+        passed = time.monotonic() - self._saved >= 60 * self._minutes
+        return bool(multihost_utils.broadcast_one_to_all(np.asarray(passed))) if several else passed
+
+    def saved(self) -> None:
+        """Begins to count afresh."""
+        self._saved = time.monotonic()
 
 
 def _visible_gpus() -> int | None:

@@ -19,7 +19,7 @@ from lapa_jax.core.files import read_json, write_json
 from lapa_jax.core.metrics import MetricsWriter, read_metrics
 from lapa_jax.core.output import COLLAPSED
 from lapa_jax.train.checkpoint import Checkpointer, latest_meta
-from lapa_jax.train.distributed import StopRequests
+from lapa_jax.train.distributed import SaveTimer, StopRequests
 from lapa_jax.train.evaluate import Evaluator
 from lapa_jax.train.feed import Feed
 from lapa_jax.train.run import LOG, UNTRAINED_FILE, check_config, logging_to, open_run
@@ -111,7 +111,7 @@ class Loop:
         first, last = int(self._state.step), self._config.steps
         if jax.process_index() == 0:
             self._writer = MetricsWriter(self._workdir, resume_step=first, tensorboard=self._config.tensorboard)
-        stop_requests = StopRequests()
+        stop_requests, timer = StopRequests(), SaveTimer(self._config.get("save_minutes"))
         bar = progress.bar(total=last, initial=first, desc="train", unit="step")
         try:
             if first == 0:
@@ -126,13 +126,15 @@ class Loop:
                 self._one_step()
                 stop = stop_requests.reached()
                 bar.update()
-                if step % self._config.log_every == 0 or step == last:
+                if logged := step % self._config.log_every == 0 or step == last:
                     bar.set_postfix(self._log(step), refresh=False)
                 evaluated = None
                 if step % self._config.eval_every == 0 or step == last:
                     evaluated = self._evaluate(step)
-                if step % self._config.save_every == 0 or step == last or stop or self._patience.exhausted:
+                due = timer.due(logged) or step % self._config.save_every == 0 or step == last
+                if due or stop or self._patience.exhausted:
                     self._save(step, evaluated)
+                    timer.saved()
                 if stop:
                     LOG.info("asked to stop: saved step %d; the same command resumes", step)
                     break

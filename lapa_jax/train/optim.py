@@ -127,6 +127,14 @@ class Optimizer:
                 frozen[name], trained[name] = leaf[:count], leaf[count:]
         return tree.unflatten(trained), tree.unflatten(frozen)
 
+    def grad_norms(self, grads: Mapping) -> dict[str, jax.Array]:
+        """The norm of all gradients, "grad_norm", and where several groups are trained of those of each,
+        "grad_norm_<number>", by its place in `config.optim.groups`."""
+        flat = tree.flatten(grads)
+        trained = {i: [flat[name] for name in group.shapes if name in flat] for i, group in enumerate(self.groups)}
+        norms = {f"grad_norm_{i}": optax.tree.norm(leaves) for i, leaves in trained.items() if leaves}
+        return {"grad_norm": optax.tree.norm(grads), **(norms if len(norms) > 1 else {})}
+
     def frozen_stacks(self, params: Mapping) -> dict[str, int]:
         """{path of a stack, "llm/decoder/layers": how many of its first layers nothing of is trained}."""
         counts: dict[str, int] = {}

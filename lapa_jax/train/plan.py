@@ -98,7 +98,7 @@ def describe(setup: Setup, goal: Target, needs: Needs) -> Iterator[str]:
     for name, size in rows.items():
         yield f"  {name:38s}{_gib(size)}"
     yield ""
-    yield from _traffic(goal, needs.program)
+    yield from _traffic(goal, needs.program, setup.config.mesh.get("grad_dtype"))
     yield f"{needs.flops / 1e12:.4g} TFLOP a device and step"
     yield ""
     yield verdict(goal, needs)
@@ -140,9 +140,10 @@ def _heading(setup: Setup, goal: Target) -> Iterator[str]:
     yield from setup.notes
 
 
-def _traffic(goal: Target, program: plan_hlo.Program) -> Iterator[str]:
+def _traffic(goal: Target, program: plan_hlo.Program, grad_dtype: str | None) -> Iterator[str]:
     """A table of collectives."""
     yield f"{'collectives of each device and step':40s}{'runs':>10s}{'GiB':>10s}{'GiB sent':>10s}{'off host':>10s}"
+    yield f"gradients of linear layers are sent in {grad_dtype or 'the type of the computation'} (mesh.grad_dtype)"
     crossing = [c for c in program.collectives if c.crosses(goal.per_host)]
     for kind in plan_hlo.KINDS:
         runs, size, moved = plan_hlo.total(program.collectives, kind)

@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 import platform
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 
@@ -23,7 +24,8 @@ LOG = logging.getLogger("lapa_jax")
 LOG_FILE, ENV_FILE, UNTRAINED_FILE = "log.txt", "env.json", "untrained.json"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # What a resumed run may change: how long and how often, where and how fast, never what is learned from what.
-MAY_CHANGE = ("train.steps", "train.log_every", "train.eval_every", "train.save_every", "train.keep_last",
+MAY_CHANGE = ("train.steps", "train.log_every", "train.eval_every", "train.save_every", "train.save_minutes",
+              "train.keep_last",
               "train.best_metric", "train.best_mode", "train.patience", "train.min_delta", "train.tensorboard",
               "mesh.", "data.threads", "data.workers", "data.prefetch", "data.max_bad_samples",
               "data.max_normalized")  # fmt: skip
@@ -69,11 +71,29 @@ def environment() -> dict:
     devices = jax.devices()
     return {
         "command": sys.argv,
+        "git": commit_of(pathlib.Path(__file__).parents[2]),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "devices": {"kind": devices[0].device_kind, "count": len(devices), "hosts": jax.process_count()},
     }
+
+
+def commit_of(source: pathlib.Path) -> dict | None:
+    """Which commit the source is at, {"commit": sha1, "changed": whether files differ from it}; None where the folder
+    is no working tree of git, or there is no git."""
+
+    def git(*command: str) -> str:
+        command = ["git", "-C", str(source), *command]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+
+    try:
+        # An installed package may lie within another project, whose commit would say nothing.
+        if pathlib.Path(git("rev-parse", "--show-toplevel")) != source.resolve():
+            return None
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from lapa_jax.core.config import ConfigError
 from lapa_jax.data.loader import loader
 from lapa_jax.data.training import TrainingData, names_data, open_training
 from lapa_jax.train import ema, pretrained_init, sharding
+from lapa_jax.train.distributed import SaveTimer
 from lapa_jax.train.flops import Flops, step_flops
 from lapa_jax.train.optim import Optimizer, check_gradients, make_optimizer
 from lapa_jax.train.run import LOG
@@ -117,6 +118,7 @@ def prepare(
         names none, nor weights for what is frozen. None: all that there are.
     """
     make_patience(config.train)
+    SaveTimer(config.train.get("save_minutes"))
 
     # 1. What other runs give to begin with: the model's fields that come from them, later their weights.
     config, sources, init_sources, notes = _begin(config, saved)
@@ -163,7 +165,8 @@ def make_patience(train: Mapping) -> Patience:
 def lower_step(setup: Setup) -> tuple[jax.stages.Lowered, Flops]:
     """Traces the training step, which donates its state, and counts its FLOPs, on all devices together."""
     train = setup.config.train
-    step = make_train_step(setup.task, setup.optimizer, seed=setup.config.seed, micro_batches=train.micro_batches)
+    step = make_train_step(setup.task, setup.optimizer, seed=setup.config.seed, micro_batches=train.micro_batches,
+                           grad_dtype=setup.config.mesh.get("grad_dtype"))  # fmt: skip
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(_shardings(setup.abstract), None))
     return jitted.lower(setup.abstract, setup.batch), step_flops(step, setup.abstract, setup.batch)
 
@@ -219,7 +222,7 @@ def _group_lines(optimizer: Optimizer, steps: int) -> list[str]:
     counts = collections.Counter(optimizer.starts.values())
     too_late = lambda start: f", and this run ends with step {steps}" if start >= steps else ""  # noqa: E731
     later = [f"updates of {counts[s]} parameters begin after step {s}{too_late(s)}" for s in sorted(counts)]
-    return [f"optim.groups {group}" for group in optimizer.groups] + later
+    return [f"optim.groups[{number}] {group}" for number, group in enumerate(optimizer.groups)] + later
 
 
 def _begin(config: ml_collections.ConfigDict, saved: Mapping | None) -> tuple:

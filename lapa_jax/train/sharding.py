@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from lapa_jax.core import tree
+from lapa_jax.core import gradients, tree
 from lapa_jax.core.config import ConfigError
 from lapa_jax.core.errors import did_you_mean
 from lapa_jax.core.layers import STACK
@@ -26,6 +26,9 @@ def make_mesh(config: Mapping[str, int], devices: Sequence | None = None) -> Mes
     Raises:
       ConfigError: the sizes do not multiply to the number of devices.
     """
+    if (grad_dtype := config.get("grad_dtype")) not in gradients.CHOICES:
+        raise ConfigError(f"config.mesh.grad_dtype is '{grad_dtype}'; give 'float32', or None for the type that the "
+                          "model computes in")
     devices = jax.devices() if devices is None else devices
     sizes = [int(config[axis]) for axis in AXES]
     if sizes.count(-1) == 1:

@@ -1,17 +1,21 @@
 """One training step: gradients, accumulation, update, and what the model does after it."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
 
-from lapa_jax.core import layers
+from lapa_jax.core import gradients, layers
 from lapa_jax.train import ema
 from lapa_jax.train.optim import Optimizer, join, reset_moments
 from lapa_jax.train.state import State
 from lapa_jax.train.task import Task
 
 
-def make_train_step(task: Task, optimizer: Optimizer, *, seed: int, micro_batches: int = 1):
+def make_train_step(
+    task: Task, optimizer: Optimizer, *, seed: int, micro_batches: int = 1, grad_dtype: str | None = None
+) -> Callable:  # fmt: skip
     """Builds `step(state, batch) -> (state, metrics)`, a pure function of its arguments and the seed.
 
     Args:
@@ -20,9 +24,11 @@ def make_train_step(task: Task, optimizer: Optimizer, *, seed: int, micro_batche
       seed: the run's seed; the step's noise is `fold_in(key(seed), step)`, so a resumed run draws the same.
       micro_batches: gradients of that many slices of the batch are added up before the update: they are those of the
         whole batch, but for what examples of a slice see of each other.
+      grad_dtype: "float32", or None for the type of the computation; see `core.gradients`.
 
     Returns:
-      The step function. Its metrics are f32 scalars, with "loss", "grad_norm" and "learning_rate" among them.
+      The step function. Its metrics are f32 scalars, with "loss", "grad_norm" and "learning_rate" among them; of a run
+      with several groups of parameters also "grad_norm_<number>" of each.
     """
 
     def step(state: State, batch) -> tuple[State, dict[str, jax.Array]]:
@@ -30,7 +36,7 @@ def make_train_step(task: Task, optimizer: Optimizer, *, seed: int, micro_batche
         params, averages = state.variables["params"], state.variables.get(ema.COLLECTION)
         collections = {name: x for name, x in state.variables.items() if name not in ("params", ema.COLLECTION)}
         trained, frozen = optimizer.split(params)
-        with layers.frozen(optimizer.frozen_stacks(params)):
+        with layers.frozen(optimizer.frozen_stacks(params)), gradients.in_dtype(grad_dtype):
             grads, collections, metrics = _gradients(task, trained, frozen, collections, batch, rng, micro_batches)
         updates, opt_state = optimizer.transform.update(grads, state.opt_state, trained)
         params = join(optax.apply_updates(trained, updates), frozen)
@@ -38,7 +44,7 @@ def make_train_step(task: Task, optimizer: Optimizer, *, seed: int, micro_batche
         variables, reset = task.after_update({"params": params, **collections}, state.step + 1, after_rng)
         if averages is not None:
             variables = {**variables, ema.COLLECTION: ema.follow(averages, variables["params"], optimizer.ema_decay)}
-        metrics["grad_norm"] = optax.tree.norm(grads)
+        metrics |= optimizer.grad_norms(grads)
         metrics["learning_rate"] = jnp.asarray(optimizer.learning_rate(state.step), jnp.float32)
         return State(state.step + 1, variables, reset_moments(opt_state, reset)), metrics
 

@@ -1,14 +1,17 @@
 """What a task of Slurm takes from its variables, and what is refused before anything waits for anybody."""
 
+import math
 import os
 import signal
 
 import jax
+import numpy as np
 import pytest
 
+from lapa_jax.core.config import ConfigError
 from lapa_jax.core.errors import UserError
 from lapa_jax.train import distributed
-from lapa_jax.train.distributed import StopRequests, check_counts, coordinator, local_gpus
+from lapa_jax.train.distributed import SaveTimer, StopRequests, check_counts, coordinator, local_gpus
 
 
 def task(**changes) -> dict[str, str]:
@@ -118,3 +121,52 @@ def test_several_processes_count_from_where_they_began(monkeypatch):
     assert [requests.reached() for _ in range(4)] == [False, False, True, True] and asked == [1, 2, 3]
     assert signal.getsignal(signal.SIGTERM) is ours, "JAX listens itself"
     requests.close()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that `SaveTimer` sees; `clock[0] = 90.0` sets them."""
+    now = [0.0]
+    monkeypatch.setattr(distributed.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_checkpoint_is_due_so_many_minutes_after_the_last(clock):
+    timer = SaveTimer(2)
+    seen = []
+    for clock[0] in (60.0, 119.0, 121.0, 122.0):
+        seen.append(timer.due(logged=False))
+    assert seen == [False, False, True, True]
+    timer.saved()
+    clock[0] = 240.0
+    assert not timer.due(logged=True)
+    clock[0] = 243.0
+    assert timer.due(logged=True) and not SaveTimer(None).due(logged=True)
+
+
+def test_all_processes_save_after_the_same_step_by_the_clock_of_the_first(clock, monkeypatch):
+    said = []
+
+    def broadcast(value):
+        """Of the first process: every other one gets what it said."""
+        said.append(bool(value))
+        return value
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed.multihost_utils, "broadcast_one_to_all", broadcast)
+    first, logged = SaveTimer(1), [False, True, False, True]
+    times, dues = (30.0, 59.0, 61.0, 62.0), []
+    for clock[0], has_line in zip(times, logged, strict=True):
+        dues.append(first.due(has_line))
+    assert dues == [False, False, False, True] and said == [False, True], "they meet at steps with a line only"
+    answers = iter(said)
+    monkeypatch.setattr(distributed.multihost_utils, "broadcast_one_to_all", lambda value: np.asarray(next(answers)))
+    clock[0] = 1000.0
+    second = SaveTimer(1)  # began much later, so that its own clock would never say so
+    assert [second.due(has_line) for has_line in logged] == dues
+
+
+@pytest.mark.parametrize("minutes", [0, -1.0, True, "10", math.nan])
+def test_minutes_that_are_none_are_refused(minutes):
+    with pytest.raises(ConfigError, match="save_minutes is .*; give a number of minutes above 0, or None"):
+        SaveTimer(minutes)

@@ -106,13 +106,15 @@ def test_without_the_extra_the_cpu_compiler_answers_and_says_so(root):
     hidden = "import sys; sys.modules['jax_plugins.xla_cuda13'] = sys.modules['jax_plugins.xla_cuda12'] = None"
     command = "import runpy; runpy.run_path('launch/train.py', run_name='__main__')"
     options = ["--config", "configs/mstcn.py:small", "--dry_run", "--mesh", "2x4", "--device", "A100-80GB",
-               "--config.model.action_dim=3", "--config.model.state_dim=0", "--config.mesh.fsdp=4"]  # fmt: skip
+               "--config.model.action_dim=3", "--config.model.state_dim=0", "--config.mesh.fsdp=4",
+               "--config.mesh.grad_dtype=float32"]  # fmt: skip
     run = [sys.executable, "-B", "-c", f"{hidden}; sys.argv[0] = 'train.py'; {command}", *options]
     done = subprocess.run(run, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "mstcn_small on 2 x 4 A100-80GB: data 2, fsdp 4, tensor 1" in done.stdout
     assert "memory and traffic are OVER-ESTIMATED" in done.stdout and "pip install jax-cuda13-plugin==" in done.stdout
     assert "batch 64 = 8 sequences a device x 8 x 1 micro-batches" in done.stdout
+    assert "gradients of linear layers are sent in float32 (mesh.grad_dtype)" in done.stdout
     assert "config.data names no data" in done.stdout and "\nfits: the peak of 0.00" in done.stdout
 
 
@@ -128,7 +130,9 @@ def seven(root):
     if not plan_devices.has_compiler():
         pytest.skip("XLA's compiler for GPUs is not installed: pip install 'lapa_jax[plan]'")
     goal = plan_devices.target("H100-94GB", "1x4")
-    setup = prepare(config_lib.load(f"{root}/configs/vla_latent.py"), devices=goal.devices)
+    # With fused attention cuDNN would be needed besides.
+    config = config_lib.load(f"{root}/configs/vla_latent.py", ["--config.model.llm.flash=False"])
+    setup = prepare(config, devices=goal.devices)
     return setup, goal, measure(setup, goal)
 
 

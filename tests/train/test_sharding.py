@@ -10,8 +10,8 @@ from lapa_jax.core.config import ConfigError
 from lapa_jax.train import sharding
 
 
-def mesh(data=1, fsdp=8, tensor=1):
-    return sharding.make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor})
+def mesh(data=1, fsdp=8, tensor=1, **more):
+    return sharding.make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor, **more})
 
 
 def test_mesh_fills_the_open_axis_and_refuses_what_does_not_cover():
@@ -20,6 +20,12 @@ def test_mesh_fills_the_open_axis_and_refuses_what_does_not_cover():
         mesh(data=3, fsdp=-1)
     with pytest.raises(ConfigError, match="does not cover 8 devices"):
         mesh(data=2, fsdp=2)
+
+
+def test_gradients_are_sent_in_one_of_two_types():
+    mesh(grad_dtype=None), mesh(grad_dtype="float32")
+    with pytest.raises(ConfigError, match="grad_dtype is 'bfloat16'; give 'float32', or None"):
+        mesh(grad_dtype="bfloat16")
 
 
 def test_largest_divisible_axis_goes_to_fsdp():

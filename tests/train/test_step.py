@@ -40,6 +40,17 @@ def test_frozen_parameters_have_no_slot_and_do_not_move():
     assert not [leaf for leaf in jax.tree.leaves(after.opt_state) if leaf.shape == (4, 3)]
 
 
+def test_norms_of_gradients_are_told_for_each_group():
+    groups = (("first/.*", {"learning_rate": 0.1}), ("last/bias", None), (".*", {}))
+    state, step = start({**OPTIM, "groups": groups})
+    metrics = step(state, toy.batch())[1]
+    norms = {name: float(value) for name, value in metrics.items() if name.startswith("grad_norm")}
+    assert norms.keys() == {"grad_norm", "grad_norm_0", "grad_norm_2"} and min(norms.values()) > 0
+    assert norms["grad_norm"] ** 2 == pytest.approx(norms["grad_norm_0"] ** 2 + norms["grad_norm_2"] ** 2, rel=1e-5)
+    state, step = start()
+    assert [name for name in step(state, toy.batch())[1] if name.startswith("grad_norm")] == ["grad_norm"]
+
+
 def test_collections_are_updated_and_metrics_named():
     state, step = start(weights={"mse": 1.0, "l1": 0.5})
     after, metrics = step(state, toy.batch())

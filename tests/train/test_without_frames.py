@@ -11,7 +11,7 @@ from lapa_jax.core.config import ConfigError
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.metrics import read_metrics
 from lapa_jax.train import sharding
-from lapa_jax.train.checkpoint import load_for_inference
+from lapa_jax.train.checkpoint import load_for_inference, steps
 from lapa_jax.train.evaluate import by_dataset
 from lapa_jax.train.loop import train
 from lapa_jax.train.optim import make_optimizer
@@ -129,6 +129,13 @@ def test_early_stopping_survives_an_interruption(data, tmp_path, monkeypatch):
     assert seen[-1] == 5, "a run that has stopped stays stopped"
     train(toys.config("chunks", data, **{**often, "steps": 7, "patience": 9}), tmp_path / "b")
     assert load_for_inference(tmp_path / "b").step == 7
+
+
+def test_checkpoints_are_written_by_the_clock_too(data, tmp_path):
+    train(toys.config("chunks", data, steps=3, save_every=100, save_minutes=1e-9, keep_last=9), tmp_path / "run")
+    assert steps(tmp_path / "run") == [1, 2, 3]
+    with pytest.raises(ConfigError, match="save_minutes is 0"):
+        prepare(toys.config("chunks", data, save_minutes=0))
 
 
 def test_lower_values_of_the_metric_may_be_better():
