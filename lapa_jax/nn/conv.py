@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
 
 import flax.linen as nn
 import jax
@@ -52,14 +51,16 @@ def code_grid(grid: tuple[int, int], code_seq_len: int) -> tuple[int, int]:
     Raises:
       UserError: no such covering exists; the message lists the nearest lengths that have one.
     """
-    options = sorted(_coverings(grid, code_seq_len), key=lambda g: (_distortion(grid, g), -g[0]))
+    options = [(rows, code_seq_len // rows) for rows in _reachable(grid[0])
+               if code_seq_len % rows == 0 and code_seq_len // rows in _reachable(grid[1])]  # fmt: skip
     if not options:
         valid = sorted(valid_lengths(grid), key=lambda n: (abs(n - code_seq_len), n))[:8]
         raise UserError(
             f"code_seq_len {code_seq_len} cannot cover the grid of {grid[0]}x{grid[1]} patches evenly; "
             f"the nearest lengths that can: {', '.join(map(str, sorted(valid)))}"
         )
-    return options[0]
+    # How far cells are from squares, then the taller covering.
+    return min(options, key=lambda codes: (abs(math.log(grid[0] * codes[1] / (grid[1] * codes[0]))), -codes[0]))
 
 
 def valid_lengths(grid: tuple[int, int]) -> set[int]:
@@ -67,23 +68,14 @@ def valid_lengths(grid: tuple[int, int]) -> set[int]:
     return {rows * columns for rows in _reachable(grid[0]) for columns in _reachable(grid[1])}
 
 
-def _coverings(grid: tuple[int, int], length: int) -> Iterator[tuple[int, int]]:
-    for rows in _reachable(grid[0]):
-        if length % rows == 0 and length // rows in _reachable(grid[1]):
-            yield rows, length // rows
-
-
 def _reachable(side: int) -> set[int]:
-    found = set()
+    """How many codes can cover a side of so many cells: the divisors of it, of half of it, rounded up, and so on."""
+    counts = set()
     while True:
-        found |= {k for k in range(1, side + 1) if side % k == 0}
+        counts |= {k for k in range(1, side + 1) if side % k == 0}
         if side == 1:
-            return found
+            return counts
         side = (side + 1) // 2
-
-
-def _distortion(grid: tuple[int, int], target: tuple[int, int]) -> float:
-    return abs(math.log(grid[0] * target[1] / (grid[1] * target[0])))
 
 
 class GridMaps(nn.Module):

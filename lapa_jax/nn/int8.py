@@ -78,7 +78,7 @@ def expected(shapes: Mapping, variables: Mapping) -> dict:
     """What variables should look like of which some kernels are integers.
 
     Args:
-      shapes: the nested shapes and dtypes of the float model. variables: those that were found.
+      shapes: the nested shapes and dtypes of the float model. variables: those of the model that is loaded.
 
     Returns:
       `shapes`, with integers and scales in place of the kernels that `variables` hold as integers.

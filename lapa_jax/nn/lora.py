@@ -94,10 +94,7 @@ def merge(params: Mapping, alpha: float) -> dict:
     for name in flat:
         if name.endswith(A):
             layer = name.removesuffix(A)
-            plain[layer + KERNEL] = _merged(flat[layer + KERNEL], flat[name], flat[layer + B], alpha)
+            a, b = (jnp.asarray(flat[part], jnp.float32) for part in (name, layer + B))
+            change = jnp.matmul(a, b, precision="highest") * (alpha / a.shape[-1])
+            plain[layer + KERNEL] = jnp.asarray(flat[layer + KERNEL], jnp.float32) + change
     return tree.unflatten(plain)
-
-
-def _merged(kernel, a, b, alpha: float) -> jax.Array:
-    product = jnp.matmul(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32), precision="highest")
-    return jnp.asarray(kernel, jnp.float32) + product * (alpha / a.shape[-1])

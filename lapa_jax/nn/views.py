@@ -1,4 +1,4 @@
-"""A second view of a clip: the same motion somewhere else in the picture."""
+"""A second view of a clip: the same motion somewhere else in the image."""
 
 import jax
 import jax.numpy as jnp

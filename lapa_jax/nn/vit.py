@@ -55,13 +55,13 @@ class VitBlock(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Pictures to features of patches; `models/vision` holds the models, which differ in defaults and constants.
+    """Images to features of patches; `models/vision` holds the models, which differ in defaults and constants.
 
     Attributes:
-      image_size: side of the square pictures that the learned positions belong to; others may be given.
+      image_size: side of the square images that the learned positions belong to; others may be given.
       patch: side of the patches in pixels.
       dim, depth, heads, hidden, eps: sizes and the norms' eps.
-      registers: learned tokens without a place in the picture (Darcet et al. 2023), dropped in the output.
+      registers: learned tokens without a place in the image (Darcet et al. 2023), dropped in the output.
       layer: -1 for the last block's features behind the final norm, -2 for those of the block before, without a norm.
         Parameters that this leaves without use are left out.
       gelu: "exact" or "tanh"; None for the one that the model was trained with. Some released models run another: timm

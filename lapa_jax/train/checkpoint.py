@@ -87,7 +87,7 @@ class Checkpointer:
                 keep_checkpoints_without_metrics=False))  # fmt: skip
         self._manager = ocp.training.Checkpointer(
             (workdir / FOLDER).absolute(),
-            save_decision_policy=_always(),
+            save_decision_policy=_Always(),
             preservation_policy=ocp.training.preservation_policies.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
             context=_context(),
@@ -109,8 +109,8 @@ class Checkpointer:
     def restore(self, abstract: State) -> State:
         """The newest checkpoint, placed as the shardings of `abstract` say; strict on names and shapes."""
         folder = self._manager.latest.path
-        variables = _load(folder, abstract.variables, "params")
-        rest = _load(folder, _rest(abstract), "state")
+        variables = ocp.load(folder, abstract.variables, checkpointable_name="params")
+        rest = ocp.load(folder, _rest(abstract), checkpointable_name="state")
         return State(rest["step"], variables, rest["opt_state"])
 
     def meta(self) -> dict:
@@ -240,8 +240,8 @@ def load_some(folder: pathlib.Path, abstract: Mapping) -> dict:
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context:
-        found = tree.flatten(_load(folder, tree.unflatten(stored), "params"))
-    return tree.unflatten({name: found[averages.get(name, name)] for name in tree.flatten(abstract)})
+        arrays = tree.flatten(ocp.load(folder, tree.unflatten(stored), checkpointable_name="params"))
+    return tree.unflatten({name: arrays[averages.get(name, name)] for name in tree.flatten(abstract)})
 
 
 def _stored_shapes(folder: pathlib.Path) -> dict:
@@ -276,8 +276,8 @@ def best_checkpoint(path: str | pathlib.Path) -> Best:
 
 def latest_meta(path: str | pathlib.Path) -> dict | None:
     """The metadata of a run's newest whole checkpoint; None where there is none yet."""
-    found = steps(path)
-    return _load_meta(pathlib.Path(path).absolute() / FOLDER / str(found[-1])) if found else None
+    whole = steps(path)
+    return _load_meta(pathlib.Path(path).absolute() / FOLDER / str(whole[-1])) if whole else None
 
 
 def _checkpoint_folder(path: pathlib.Path, step: int | str | None) -> pathlib.Path:
@@ -289,14 +289,14 @@ def _checkpoint_folder(path: pathlib.Path, step: int | str | None) -> pathlib.Pa
     if not (path / CONFIG_FILE).is_file():
         raise UserError(f"{path} is no run folder: it has no {CONFIG_FILE}; give the folder that --workdir named")
     read_json(path / CONFIG_FILE)
-    found = steps(path)
-    if not found:
+    whole = steps(path)
+    if not whole:
         raise UserError(f"run {path} has no checkpoint yet; the same train command goes on with it")
     if step == BEST:
         step = best_checkpoint(path).step
-    if step is not None and step not in found:
-        raise UserError(f"run {path} has no checkpoint of step {step}; it has {found}")
-    return path / FOLDER / str(found[-1] if step is None else step)
+    if step is not None and step not in whole:
+        raise UserError(f"run {path} has no checkpoint of step {step}; it has {whole}")
+    return path / FOLDER / str(whole[-1] if step is None else step)
 
 
 def _is_whole(folder: pathlib.Path) -> bool:
@@ -314,10 +314,6 @@ def _remove_broken(folder: pathlib.Path) -> None:
 
 def _rest(state: State) -> dict:
     return {"step": state.step, "opt_state": state.opt_state}
-
-
-def _load(folder: pathlib.Path, abstract, name: str):
-    return ocp.load(folder, abstract, checkpointable_name=name)
 
 
 def _load_meta(folder: pathlib.Path) -> dict:
@@ -358,11 +354,8 @@ def _score(metric: str, mode: str, metrics: Mapping[str, float]) -> float:
     return value if mode == "max" else -value
 
 
-def _always() -> ocp.training.save_decision_policies.SaveDecisionPolicy:
+class _Always(ocp.training.save_decision_policies.SaveDecisionPolicy):
     """The loop decides when to save."""
 
-    class Always(ocp.training.save_decision_policies.SaveDecisionPolicy):
-        def should_save(self, step: object, previous_steps: Sequence, *, context) -> bool:
-            return True
-
-    return Always()
+    def should_save(self, step: object, previous_steps: Sequence, *, context) -> bool:
+        return True

@@ -54,21 +54,21 @@ class Evaluator:
         if not self._datasets:
             return self._task.summarize(arrays), arrays
         which = arrays[DATASET]
-        found = {}
+        metrics = {}
         for number, name in enumerate(self._datasets):
-            own = {key: value[which == number] for key, value in arrays.items() if key != DATASET}
-            found[name] = self._task.summarize(own) if (which == number).any() else {}
-        return by_dataset(found), arrays
+            part = {key: value[which == number] for key, value in arrays.items() if key != DATASET}
+            metrics[name] = self._task.summarize(part) if (which == number).any() else {}
+        return by_dataset(metrics), arrays
 
 
-def by_dataset(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def by_dataset(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """{dataset: {metric: value}} -> {"<dataset>/<metric>": value} and {metric: mean over the datasets that have it}."""
-    metrics = list(dict.fromkeys(name for values in found.values() for name in values))
+    names = list(dict.fromkeys(name for values in metrics.values() for name in values))
     means = {}
-    for name in metrics:
-        known = [values[name] for values in found.values() if not math.isnan(values.get(name, math.nan))]
-        means[name] = float(np.mean(known)) if known else math.nan
-    return means | {f"{dataset}/{name}": value for dataset, values in found.items() for name, value in values.items()}
+    for name in names:
+        numbers = [values[name] for values in metrics.values() if not math.isnan(values.get(name, math.nan))]
+        means[name] = float(np.mean(numbers)) if numbers else math.nan
+    return means | {f"{dataset}/{name}": value for dataset, values in metrics.items() for name, value in values.items()}
 
 
 def evaluate(task: Task, variables, batches: Iterable[dict], mesh: Mesh):

@@ -222,10 +222,10 @@ class Loop:
 
     def _untrained(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
         path = self._workdir / UNTRAINED_FILE
-        found = {f"{name}_untrained": metrics[name] for name in BASELINES if name in metrics}
+        baselines = {f"{name}_untrained": metrics[name] for name in BASELINES if name in metrics}
         if step == 0 and jax.process_index() == 0:
-            write_json(path, found)
-        return found if step == 0 else read_json(path)
+            write_json(path, baselines)
+        return baselines if step == 0 else read_json(path)
 
     def _save(self, step: int, evaluated: dict[str, float] | None) -> None:
         if self._pending:
@@ -248,6 +248,6 @@ def collapsed_positions(metrics: Mapping[str, float]) -> list[str]:
 
 def _peak_flops() -> float | None:
     """Dense bf16 peak of one device in FLOP/s, where it is known (vendors' data sheets)."""
-    known = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "TPU v4": 275e12, "TPU v5": 459e12}
+    peaks = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "TPU v4": 275e12, "TPU v5": 459e12}
     kind = jax.devices()[0].device_kind
-    return next((peak for name, peak in known.items() if name in kind), None)
+    return next((peak for name, peak in peaks.items() if name in kind), None)

@@ -195,7 +195,7 @@ def make_optimizer(config: Mapping, steps: int, params) -> Optimizer:
     labels = {name: str(i) for i, group in trained for name in group.shapes}
     transforms = {str(i): _adam(group.settings, steps) for i, group in trained}
     chain = [optax.partition(transforms, tree.unflatten(labels))]
-    starts = {name: own.start_step for name, own in settings.items() if own.start_step}
+    starts = {name: chosen.start_step for name, chosen in settings.items() if chosen.start_step}
     if config["clip_norm"] is not None:
         chain.insert(0, optax.clip_by_global_norm(config["clip_norm"]))
         if starts:
@@ -205,13 +205,13 @@ def make_optimizer(config: Mapping, steps: int, params) -> Optimizer:
         learning_rate=_logged_rate(trained[0][1].settings, steps),
         groups=groups,
         trainable="|".join(map(re.escape, labels)),
-        frozen_layers={name: own.freeze_layers for name, own in settings.items()
-                       if own.freeze_layers and STACK.match(name)},
+        frozen_layers={name: chosen.freeze_layers for name, chosen in settings.items()
+                       if chosen.freeze_layers and STACK.match(name)},
         starts=starts,
         ema_decay=decay,
         frozen_dtype=dtype,
-        decayed={name: own.weight_decay for name, own in settings.items()
-                 if own.weight_decay and WEIGHTS.fullmatch(name)},
+        decayed={name: chosen.weight_decay for name, chosen in settings.items()
+                 if chosen.weight_decay and WEIGHTS.fullmatch(name)},
     )  # fmt: skip
 
 
@@ -293,10 +293,10 @@ def _check_layers(regex: str, own: Mapping, count: int, shapes: Mapping[str, Seq
 
 
 def _settings(values: Mapping) -> Settings:
-    known = {field.name for field in dataclasses.fields(Settings)}
+    names = {field.name for field in dataclasses.fields(Settings)}
     for key in values:
-        if key not in known:
-            raise ConfigError(f"config.optim has no setting '{key}'{did_you_mean(key, known)}")
+        if key not in names:
+            raise ConfigError(f"config.optim has no setting '{key}'{did_you_mean(key, names)}")
     settings = Settings(**values)
     if settings.schedule not in SCHEDULES:
         raise ConfigError(f"config.optim.schedule is '{settings.schedule}'{did_you_mean(settings.schedule, SCHEDULES)}")

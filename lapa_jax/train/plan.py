@@ -107,14 +107,14 @@ def describe(setup: Setup, goal: Target, needs: Needs) -> Iterator[str]:
 def verdict(goal: Target, needs: Needs) -> str:
     """Whether it fits, in one line."""
     usable = USABLE * goal.device.memory
-    found = (f"the peak of {_gib(needs.peak).strip()} GiB is {needs.peak / usable:.0%} of the {usable / GIB:.1f} GiB "
+    figures = (f"the peak of {_gib(needs.peak).strip()} GiB is {needs.peak / usable:.0%} of the {usable / GIB:.1f} GiB "
              f"that a run may fill of an {goal.device.name}")  # fmt: skip
     if needs.peak <= usable:
-        return f"fits: {found}"
+        return f"fits: {figures}"
     remedy = "more micro-batches, remat 'full', more devices on the fsdp axis"
     if not goal.exact:
-        return f"may not fit: {found}, by an over-estimate; for the GPU's own figure: {how_to_install()}"
-    return f"does not fit: {found}; what helps: {remedy}"
+        return f"may not fit: {figures}, by an over-estimate; for the GPU's own figure: {how_to_install()}"
+    return f"does not fit: {figures}; what helps: {remedy}"
 
 
 def _heading(setup: Setup, goal: Target) -> Iterator[str]:

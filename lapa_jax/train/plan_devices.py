@@ -104,15 +104,15 @@ def target(device: str, mesh: str) -> Target:
     Raises:
       UserError: an unknown device or a mesh that is none.
     """
-    known, (hosts, per_host) = find_device(device), parse_mesh(mesh)
+    planned, (hosts, per_host) = find_device(device), parse_mesh(mesh)
     jax.config.update("jax_platforms", "cpu")
     if has_compiler():
         topology = topologies.get_topology_desc(
-            device.lower(), "cuda", target_config=known.target_config(), topology=f"1x{hosts}x{per_host}"
+            device.lower(), "cuda", target_config=planned.target_config(), topology=f"1x{hosts}x{per_host}"
         )  # fmt: skip
-        return Target(known, hosts, per_host, topology.devices, OPTIONS, exact=True)
+        return Target(planned, hosts, per_host, topology.devices, OPTIONS, exact=True)
     jax.config.update("jax_num_cpu_devices", hosts * per_host)
-    return Target(known, hosts, per_host, jax.devices("cpu"), {}, exact=False)
+    return Target(planned, hosts, per_host, jax.devices("cpu"), {}, exact=False)
 
 
 def find_device(name: str) -> Device:
@@ -138,9 +138,9 @@ def has_compiler() -> bool:
         except ImportError:
             continue
         package = f"jax-{module.rpartition('xla_')[2]}-plugin"
-        found, wanted = importlib.metadata.version(package), importlib.metadata.version("jaxlib")
-        if found != wanted:
-            raise UserError(f"{package} {found} does not go with jaxlib {wanted}; run: {how_to_install()}")
+        installed, wanted = importlib.metadata.version(package), importlib.metadata.version("jaxlib")
+        if installed != wanted:
+            raise UserError(f"{package} {installed} does not go with jaxlib {wanted}; run: {how_to_install()}")
         return True
     return False
 

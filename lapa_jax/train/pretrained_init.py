@@ -75,12 +75,12 @@ class Loaded:
 
     def read(self, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
         """The arrays {our name: array}, placed as the shardings of `abstract`, {our name: shape}, say."""
-        found = {}
+        read = {}
         for source in {id(source): source for source, _ in self.names.values()}.values():
             ours = {theirs: name for name, (of, theirs) in self.names.items() if of is source}
             arrays = source.read({theirs: abstract[name] for theirs, name in ours.items()})
-            found |= {ours[theirs]: array for theirs, array in arrays.items()}
-        return found
+            read |= {ours[theirs]: array for theirs, array in arrays.items()}
+        return read
 
 
 def paths_of(config: ml_collections.ConfigDict) -> dict[str, str]:
@@ -135,8 +135,8 @@ def open_source(prefix: str, path: str) -> InitSource:
             raise UserError(f"{path} does not exist; give a run folder, a checkpoint folder or an exported folder")
         if (folder / pretrained.WEIGHTS_FILE).is_file():
             return _exported(prefix, folder)
-        found, meta, shapes = describe(folder, step)
-        return InitSource(prefix, found, int(found.name), meta, shapes)
+        checkpoint, meta, shapes = describe(folder, step)
+        return InitSource(prefix, checkpoint, int(checkpoint.name), meta, shapes)
     except UserError as error:
         raise UserError(f"config.init_from.{prefix}: {error}") from None
 
@@ -157,9 +157,9 @@ def match(sources: tuple[InitSource, ...], variables: Mapping, free: tuple[re.Pa
     """
     names, lines = {}, []
     for source in sources:
-        found, told = _match_one(source, tree.flatten(ema.averaged(variables)), free if not source.prefix else ())
-        names |= {ours: (source, theirs) for ours, theirs in found.items()}
-        lines += told
+        renamed, notes = _match_one(source, tree.flatten(ema.averaged(variables)), free if not source.prefix else ())
+        names |= {ours: (source, theirs) for ours, theirs in renamed.items()}
+        lines += notes
     return Loaded(names, tuple(lines))
 
 
@@ -168,14 +168,13 @@ def _match_one(source: InitSource, variables: dict, free: tuple[re.Pattern, ...]
     ours = {_within(name, source.prefix): name for name in variables if _within(name, source.prefix)}
     theirs = tree.flatten(source.shapes)
     if not ours:
-        known = {tree.SEPARATOR.join(name.split(tree.SEPARATOR)[1:2]) for name in variables}
-        hint = did_you_mean(source.prefix, known)
+        hint = did_you_mean(source.prefix, {name.split(tree.SEPARATOR)[1] for name in variables})
         raise UserError(f"config.init_from.{source.prefix}: the model has no variables '{source.prefix}/...'{hint}")
     for regex in free:
         if not any(_free(name, (regex,)) for name in (*ours, *theirs)):
-            known = {name.partition(tree.SEPARATOR)[2] for name in (*ours, *theirs)}
+            names = {name.partition(tree.SEPARATOR)[2] for name in (*ours, *theirs)}
             raise UserError(f"config.init_from_except: '{regex.pattern}' matches no variable, neither of the model nor "
-                            f"of {source.path}{tree.closest(regex.pattern, known)}")
+                            f"of {source.path}{tree.closest(regex.pattern, names)}")
     fresh = lambda name: _free(name, free) or tree.ADAPTER.fullmatch(name) and name not in theirs  # noqa: E731
     taken = {name: mine for name, mine in ours.items() if not fresh(name)}
     given = {name: leaf for name, leaf in theirs.items() if not _free(name, free)}
@@ -354,8 +353,8 @@ def check_scales(
 
 def _scales(data: Mapping, meta: Mapping) -> dict[str, tuple[str, Mapping]]:
     """{dataset: (mode of normalisation, {column: summary})}."""
-    found = statistics_of(meta)
-    return {name: (pipeline.normalization_of(data, name), statistics) for name, statistics in found.items()}
+    return {name: (pipeline.normalization_of(data, name), statistics)
+            for name, statistics in statistics_of(meta).items()}  # fmt: skip
 
 
 def _consumed(source: InitSource, models: str) -> set[str]:

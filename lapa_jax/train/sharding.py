@@ -32,8 +32,8 @@ def make_mesh(config: Mapping[str, int], devices: Sequence | None = None) -> Mes
     devices = jax.devices() if devices is None else devices
     sizes = [int(config[axis]) for axis in AXES]
     if sizes.count(-1) == 1:
-        known = math.prod(size for size in sizes if size != -1)
-        sizes[sizes.index(-1)] = len(devices) // known
+        given = math.prod(size for size in sizes if size != -1)
+        sizes[sizes.index(-1)] = len(devices) // given
     if min(sizes) < 1 or math.prod(sizes) != len(devices):
         raise ConfigError(f"config.mesh {dict(zip(AXES, sizes, strict=True))} does not cover {len(devices)} devices; "
                           "set one axis to -1")
@@ -66,11 +66,11 @@ def rows_of_host(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
     parts = batch_parts(mesh)
     owners = np.vectorize(lambda device: device.process_index)(mesh.devices).reshape(parts, -1)
     held = {owner: tuple(np.flatnonzero((owners == owner).any(1))) for owner in set(owners.flat)}
-    shares, own = sorted(set(held.values())), held[process]
-    if sum(map(len, shares)) != parts or len(set(map(len, shares))) > 1 or own[-1] - own[0] >= len(own):
+    shares, share = sorted(set(held.values())), held[process]
+    if sum(map(len, shares)) != parts or len(set(map(len, shares))) > 1 or share[-1] - share[0] >= len(share):
         raise ConfigError(f"config.mesh {dict(mesh.shape)} splits batches across processes unevenly; give the tensor "
                           "axis a divisor or a multiple of the devices of a process")
-    return shares.index(own), len(shares)
+    return shares.index(share), len(shares)
 
 
 def batch_parts(mesh: Mesh) -> int:

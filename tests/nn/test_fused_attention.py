@@ -66,7 +66,8 @@ def test_padding_changes_neither_values_nor_gradients(lengths, masked):
         return (plain(q, k, v), *gradient(plain)), (padded(q, k, v), *gradient(padded))
 
     for expected, got in zip(*both(q, k, v), strict=True):
-        np.testing.assert_allclose(got, expected, atol=2e-6)
+        # Sums over so many queries are rounded in another order.
+        assert np.abs(got - expected).max() <= 2e-6 * max(1, np.abs(expected).max())
 
 
 def test_the_kernel_gets_whole_tiles_and_the_caller_what_it_asked_for(monkeypatch):

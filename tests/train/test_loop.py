@@ -80,7 +80,7 @@ def test_sharding_changes_rounding_only(root, whole, tmp_path):
 def test_dry_run_writes_nothing(root, tmp_path, capsys):
     train(make_config(root), tmp_path / "run", dry_run=True)
     out = capsys.readouterr().out
-    assert "optim.groups '.*': learning rate" in out and "GFLOP" in out
+    assert "optim.groups[0] '.*': learning rate" in out and "GFLOP" in out
     assert "batch frames: uint8[8, 2, 32, 32, 3]" in out
     assert not list(tmp_path.iterdir())
 

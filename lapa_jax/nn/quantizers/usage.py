@@ -91,9 +91,9 @@ def histogram(codes: np.ndarray, codebook_size: int) -> np.ndarray:
 
 def sequences(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The distinct code sequences, most frequent first (ties in code order): int `[S, N]` and counts `[S]`."""
-    found, counts = np.unique(codes, axis=0, return_counts=True)
+    distinct, counts = np.unique(codes, axis=0, return_counts=True)
     order = np.argsort(-counts, kind="stable")
-    return found[order], counts[order]
+    return distinct[order], counts[order]
 
 
 def summarize(codes: np.ndarray, codebook_size: int) -> dict:
@@ -107,13 +107,13 @@ def summarize(codes: np.ndarray, codebook_size: int) -> dict:
       What `dataset_usage` tells, "steps" (M), "histogram" (N lists of K counts), "most_frequent_sequence" and its share
       of the steps, "most_frequent_share".
     """
-    found, often = sequences(codes)
+    distinct, counts = sequences(codes)
     return {
         **dataset_usage(codes, codebook_size),
         "steps": len(codes),
         "histogram": histogram(codes, codebook_size).tolist(),
-        "most_frequent_sequence": found[0].tolist(),
-        "most_frequent_share": float(often[0] / len(codes)),
+        "most_frequent_sequence": distinct[0].tolist(),
+        "most_frequent_share": float(counts[0] / len(codes)),
     }
 
 
@@ -127,14 +127,14 @@ def positions(codes: np.ndarray, sizes: Sequence[int], names: Sequence[str] = ()
       For each position "name", "size", "used" and "dead" (codes that occur, and that do not), "utilization" (used /
       size), "perplexity" (effective number of codes), "largest_share" (of the most frequent code), "rows" (M).
     """
-    found = []
+    entries = []
     for i, (size, column) in enumerate(zip(sizes, codes.T, strict=True)):
         counts = np.bincount(column, minlength=size)
         used = int((counts > 0).sum())
         about = {"name": names[i] if names else f"position {i}", "size": int(size), "rows": len(codes)}
         about |= {"used": used, "dead": int(size) - used, "utilization": used / size}
-        found.append({**about, "perplexity": perplexity(counts), "largest_share": float(counts.max() / len(codes))})
-    return found
+        entries.append({**about, "perplexity": perplexity(counts), "largest_share": float(counts.max() / len(codes))})
+    return entries
 
 
 def name(sequence) -> str:
