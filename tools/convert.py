@@ -51,6 +51,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "episodes.jsonl in SOURCE where there is one; none for none",
     )
     parser.add_argument(
+        "--filter",
+        help="of videos as they are found: all, or some of the rules cuts (split at scene cuts), still (leave out what "
+        "stands still for seconds), blank (black frames), short (seconds), small (pixels), duplicates (share of the "
+        "bits of a hash), each with a value if wished: all,still=3. report.json counts what it does, and "
+        "tools/inspect_data.py shows it",
+    )
+    parser.add_argument(
         "--split", default="auto", help="auto (the source's own, else by a hash of the episode), all train or all val"
     )
     parser.add_argument("--val_fraction", type=float, default=0.1, help="share of the episodes held out by auto")
@@ -78,7 +85,7 @@ def main(argv: list[str]) -> None:
     print(f"{args.output} {done}: {summary(report)}")
     for error in report["errors"][:10]:
         print(f"  unreadable: {error['path']}: {error['error']}")
-    for what in ("missing", "left_out", "fields_left_out", "steps_dropped", "blank_pictures", "remarks"):
+    for what in ("missing", "left_out", "fields_left_out", "steps_dropped", "blank_pictures", "remarks", "filter"):
         if report[what]:
             print(f"  {what.replace('_', ' ')}: {_counts(report[what])}")
     if missing := report["notes"].get("frame_numbers_missing"):

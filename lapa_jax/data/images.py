@@ -107,6 +107,14 @@ def resize_box(image: np.ndarray, box: tuple[float, float, float, float], size: 
     return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
+def resize_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8[H, W, 3] as uint8[height, width, 3], bilinear with anti-aliasing."""
+    from PIL import Image
+
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+
+
 def resize_opencv(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """uint8[H, W, 3] to uint8[height, width, 3], equal to the bit to `cv2.resize` with INTER_LINEAR.
 

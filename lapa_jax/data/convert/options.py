@@ -5,6 +5,7 @@ import pathlib
 
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.data import formats
+from lapa_jax.data.convert.filter import Filter
 from lapa_jax.data.images import RESIZE_MODES
 
 
@@ -13,7 +14,8 @@ class Options:
     """What decides the content of the shards.
 
     `fps` None keeps the frame rates, `size` None the images' own size; `captions` None takes the table that recordings
-    carry where there is one. `cameras`, `action`, `state` and `captions` "none" leave out what the source has of them.
+    carry where there is one. `filter` is what `filter.Filter.parse` takes. `cameras`, `action`, `state` and `captions`
+    "none" leave out what the source has of them.
     """
 
     format: str = "auto"
@@ -26,12 +28,15 @@ class Options:
     state: str = "all"
     convention: str | None = None
     captions: str | None = None
+    filter: str | None = None
     split: str = "auto"
     val_fraction: float = 0.1
     samples_per_shard: int | None = None
     shard_bytes: int | None = None
 
     def __post_init__(self):
+        rules = Filter.parse(self.filter)
+        object.__setattr__(self, "filter", str(rules) if rules else None)
         known = ("auto", *formats.NAMES)
         checks = (
             (self.format in known, f"--format {self.format} is not known{did_you_mean(self.format, known)}"),

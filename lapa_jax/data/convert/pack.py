@@ -2,9 +2,12 @@
 
 import os
 import pathlib
+from collections import Counter
 from collections.abc import Mapping
 
 from lapa_jax.core.files import read_json, write_json
+from lapa_jax.data.convert.duplicates import Duplicates
+from lapa_jax.data.convert.filter import DUPLICATE
 from lapa_jax.data.convert.parts import read_part, remove_part
 from lapa_jax.data.convert.totals import Totals
 from lapa_jax.data.shards.step_shards import ShardWriter
@@ -22,6 +25,10 @@ class Packer:
       out: the output folder. work: the state folder in it. split: its name.
       episodes: the ids of the split in plan order.
       options: pinned options, for the limit.
+
+    Attributes:
+      journal: [{"shard": its summary, "episodes": ids, "errors": {id: reason}, "totals", "pieces": {id: [[piece, hash],
+        ...]} that the shard holds, where duplicates are looked for, "strips"}] of the shards so far.
     """
 
     def __init__(self, out: pathlib.Path, work: pathlib.Path, split: str, episodes: list[str], options: Mapping):
@@ -30,7 +37,8 @@ class Packer:
         if self.samples is None and self.bytes is None:
             self.bytes = SHARD_BYTES
         self.journal: list[dict] = []
-        self._group: list[tuple[str, dict]] = []
+        self._group: list[tuple[str, dict, dict[str, str]]] = []
+        self._held = Counter()
         self._errors: dict[str, str] = {}
         self._recover()
         self._next = sum(len(entry["episodes"]) + len(entry["errors"]) for entry in self.journal)
@@ -64,11 +72,12 @@ class Packer:
         """{id: reason} of the failed episodes in the journal."""
         return {k: v for entry in self.journal for k, v in entry["errors"].items()}
 
-    def advance(self, failed: Mapping[str, str], skip_failed: bool) -> None:
+    def advance(self, failed: Mapping[str, str], skip_failed: bool, duplicates: Duplicates) -> None:
         """Packs what is ready.
 
         Args:
           failed: {id: reason} of this run.
+          duplicates: tells which pieces are left out.
           skip_failed: whether failed episodes may be left out; else packing waits at the first of them, so that a rerun
             with the file mended gives the same shards as if it had never been broken.
         """
@@ -80,38 +89,58 @@ class Packer:
                 self._errors[episode] = failed[episode]
             else:
                 part = read_part(self.work / "parts", episode)
-                if part is None:
+                twice = None if part is None else duplicates.of(episode, failed if skip_failed else {})
+                if twice is None:
                     return
-                if self._group and self._over(part):
+                size = {unit: sum(piece[unit] for piece in _kept(part, twice)) for unit in ("steps", "bytes")}
+                if self._group and self._over(size):
                     self._write_shard()
-                self._group.append((episode, part))
+                self._group.append((episode, part, twice))
+                self._held.update(size)
             self._next += 1
         if self._group or self._errors:
             self._write_shard()
 
-    def _over(self, part: Mapping) -> bool:
-        samples = part["steps"] + sum(p["steps"] for _, p in self._group)
-        size = part["bytes"] + sum(p["bytes"] for _, p in self._group)
-        return samples > self.samples if self.samples is not None else size > self.bytes
+    def _over(self, size: Mapping[str, int]) -> bool:
+        limit, unit = (self.samples, "steps") if self.samples is not None else (self.bytes, "bytes")
+        return self._held[unit] + size[unit] > limit
 
     def _write_shard(self) -> None:
         name = self._name(len(self.journal))
         parts = self.work / "parts"
+        totals, pieces, strips = Totals(), {}, {}
         with ShardWriter(self.work / name) as writer:
-            for episode, part in self._group:
-                writer.append(parts / f"{episode}.part", part["steps"])
-        totals = Totals()
-        for _, part in self._group:
-            totals.add(Totals.of_part(part))
-        entry = {"shard": writer.summary, "errors": self._errors, "totals": totals.to_json()}
-        entry["episodes"] = [episode for episode, _ in self._group]
+            for episode, part, twice in self._group:
+                for piece in _kept(part, twice):
+                    writer.append(parts / f"{episode}.part", piece["steps"], piece["start"], piece["bytes"])
+                totals.add(Totals.of_part(part, twice))
+                if part["strips"]:
+                    pieces[episode] = [[p["id"], p["signature"]] for p in _kept(part, twice)]
+                    strips[episode] = _told(part, twice)
+        entry = {"shard": writer.summary, "errors": self._errors, "totals": totals.to_json(), "pieces": pieces}
+        entry |= {"episodes": [episode for episode, _, _ in self._group], "strips": strips}
         write_json(self.work / f"{name}.json", entry)
         os.replace(self.work / name, self.out / name)
         flush_folder(self.out)
-        for episode, _ in self._group:
+        for episode, _, _ in self._group:
             remove_part(parts, episode)
         self.journal.append(entry)
-        self._group, self._errors = [], {}
+        self._group, self._errors, self._held = [], {}, Counter()
+
+
+def _kept(part: Mapping, twice: Mapping[str, str]) -> list[dict]:
+    """The pieces of a part that are no duplicates."""
+    return [piece for piece in part["pieces"] if piece["id"] not in twice]
+
+
+def _told(part: Mapping, twice: Mapping[str, str]) -> list[list]:
+    """[kind, first, end, JPEG in base64, words] of what the filter did to an episode."""
+    told = [[*event, ""] for event in part["strips"]["events"]]
+    for piece, strip in zip(part["pieces"], part["strips"]["pieces"]):
+        if piece["id"] in twice:
+            first, end = piece["first"], piece["first"] + piece["steps"]
+            told.append([DUPLICATE, first, end, strip, f"like {twice[piece['id']]}"])
+    return told
 
 
 def flush_folder(folder: pathlib.Path) -> None:

@@ -1,5 +1,6 @@
 """One episode becomes one part: its samples as tar members in a file, and a small JSON that says it is whole."""
 
+import base64
 import itertools
 import json
 import os
@@ -13,6 +14,9 @@ import numpy as np
 
 from lapa_jax.core.files import atomic_path, placeholder, write_json
 from lapa_jax.data import formats, image_files, images
+from lapa_jax.data.convert import filter as filtering
+from lapa_jax.data.convert import scenes
+from lapa_jax.data.convert.filter import Filter
 from lapa_jax.data.convert.plan import item_of, place_of
 from lapa_jax.data.formats.base import COLUMNS, MAIN, Episode, folder_of
 from lapa_jax.data.formats.reading import missing_download
@@ -69,36 +73,97 @@ def _files_of(entry: Mapping) -> Iterator[str]:
 def _write(job: Job) -> None:
     """Frames go to a spool first: each sample's `.json` tells the episode's length, known only at the end."""
     entry, plan = job.entry, job.plan
+    rules = Filter.parse(plan["options"]["filter"])
     episode = formats.read_episode(plan["format"], pathlib.Path(job.source), item_of(entry), job.options)
     columns = _columns(episode.columns, plan["columns"])
     with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY, dir=job.parts) as spool:
-        steps = _pictures(episode, plan, job.options)
-        pictures = [{member: spool.write(jpeg) for member, jpeg in step.items()} for step in steps]
-        steps = _check_lengths(columns, len(pictures) if episode.cameras else None)
+        watch = _Watch() if rules else None
+        frames = [
+            {member: (spool.tell(), spool.write(jpeg)) for member, jpeg in step.items()}
+            for step in _pictures(episode, plan, job.options, watch)
+        ]
+        steps = _check_lengths(columns, len(frames) if episode.cameras else None)
         texts = _texts(episode.text, steps)
-        spool.seek(0)
-        meta = {"episode": entry["id"], "length": steps, "fps": episode.fps, "source": place_of(entry)}
-        meta |= {"task": episode.task} if episode.task else {}
+        kept, events, signatures = [(0, steps)], [], {}
+        if rules:
+            small = np.stack(watch.frames)
+            kept, events = filtering.pieces(rules, small, watch.size, episode.fps)
+            signatures = {first: scenes.signature(small[first:end]).hex() for first, end in kept}
+        # an episode that is kept whole is none of several pieces, and keeps its name
+        names = [entry["id"]] if kept == [(0, steps)] else [f"{entry['id']}--{k}" for k in range(len(kept))]
+        meta = {"fps": episode.fps, "source": place_of(entry)} | ({"task": episode.task} if episode.task else {})
+        pieces = []
         with atomic_path(pathlib.Path(job.parts) / f"{entry['id']}.part") as path, open(path, "wb") as file:
-            for step in range(steps):
-                members = {"json": step_shards.json_bytes({**meta, "step": step})}
-                for member, size in (pictures[step] if pictures else {}).items():
-                    members[f"{member}.jpg"] = spool.read(size)
-                if texts[step]:
-                    members["txt"] = texts[step].encode()
-                for name, rows in columns.items():
-                    if step < len(rows):
-                        members[f"{name}.npy"] = step_shards.array_bytes(rows[step])
-                file.write(step_shards.sample_bytes(step_shards.step_key(entry["id"], step), members))
-            size = file.tell()
-    shown = Counter(member for step in pictures for member in step)
-    cameras = set(episode.cameras) - set(plan["not_colour"])
-    blank = {member: steps - shown[member] for member in sorted(cameras) if shown[member] < steps}
-    left_out = {f"camera {m} ({plan['not_colour'][m]} beside colour)" for m in set(episode.cameras) - cameras}
-    summary = {"steps": steps, "bytes": size, "fps": episode.fps, "left_out": sorted({*episode.left_out, *left_out})}
-    summary |= {"dropped": dict(episode.dropped), "blank": blank, "text": any(texts)}
-    summary |= {"remarks": dict(sorted(episode.remarks.items()))}
+            for name, (first, end) in zip(names, kept):
+                start = file.tell()
+                about = meta | {"episode": name, "length": end - first}
+                about |= {} if name == entry["id"] else {"source_step": first}
+                for step in range(first, end):
+                    members = {"json": step_shards.json_bytes({**about, "step": step - first})}
+                    for member, (offset, size) in (frames[step] if frames else {}).items():
+                        spool.seek(offset)
+                        members[f"{member}.jpg"] = spool.read(size)
+                    if texts[step]:
+                        members["txt"] = texts[step].encode()
+                    for column, rows in columns.items():
+                        if step < len(rows):
+                            members[f"{column}.npy"] = step_shards.array_bytes(rows[step])
+                    file.write(step_shards.sample_bytes(step_shards.step_key(name, step - first), members))
+                shown = Counter(member for step in frames[first:end] for member in step)
+                cameras = sorted(set(episode.cameras) - set(plan["not_colour"]))
+                blank = {member: end - first - shown[member] for member in cameras if shown[member] < end - first}
+                piece = {"id": name, "first": first, "steps": end - first, "start": start}
+                piece |= {"bytes": file.tell() - start, "blank": blank}
+                pieces.append(piece | ({"signature": signatures[first]} if rules else {}))
+        strips = _strips(events, kept, rules, spool, frames) if rules else {}
+    not_colour = {f"camera {m} ({why} beside colour)" for m, why in plan["not_colour"].items() if m in episode.cameras}
+    summary = {"pieces": pieces, "fps": episode.fps, "left_out": sorted({*episode.left_out, *not_colour})}
+    summary |= {"dropped": dict(episode.dropped), "text": any(texts), "remarks": dict(sorted(episode.remarks.items()))}
+    summary |= {"filtered": filtering.counts(events), "strips": strips}
     write_json(meta_path(job.parts, entry["id"]), summary)
+
+
+class _Watch:
+    """Small copies of the main camera's frames for the filter, and the size of its images in the source."""
+
+    def __init__(self):
+        self.frames: list[np.ndarray] = []
+        self.size = (0, 0)
+
+    def see(self, source: np.ndarray, stored: np.ndarray) -> None:
+        """Takes a frame: as the source has it, and as it is stored."""
+        self.size = source.shape[:2]
+        self.frames.append(scenes.small(stored))
+
+
+def _strips(events: list, kept: list, rules: Filter, spool, frames: list[dict]) -> dict[str, list]:
+    """What the report shows: {"events": [[kind, first, end, strip]], "pieces": [strip]}, strips of three small frames
+    as JPEGs in base64. Of an episode in which much happened the first events of each kind are enough."""
+
+    def strip(*steps: int) -> str:
+        cells = []
+        for step in steps:
+            offset, size = frames[min(max(step, 0), len(frames) - 1)][MAIN]
+            spool.seek(offset)
+            image = images.decode(spool.read(size))
+            scale = _STRIP / max(image.shape[:2])
+            height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+            cells.append(images.resize_to(image, height, width))
+        return base64.b64encode(images.encode(np.concatenate(cells, axis=1), 80)).decode()
+
+    told, seen = [], Counter()
+    for kind, first, end in events:
+        seen[kind] += 1
+        if seen[kind] <= _TOLD:
+            middle = (first + end - 1) // 2
+            steps = (first - 2, first - 1, first, first + 1) if kind == filtering.CUT else (first, middle, end - 1)
+            told.append([kind, first, end, strip(*steps)])
+    pieces = [strip(first, (first + end) // 2, end - 1) for first, end in kept] if rules.duplicates else []
+    return {"events": told, "pieces": pieces}
+
+
+_STRIP, _TOLD = 96, 4
+"""Pixels of the longer side of a frame in the strips, and how many events of a kind in an episode have one."""
 
 
 def _columns(found: Mapping[str, np.ndarray], planned: Mapping[str, list[int]]) -> dict[str, np.ndarray]:
@@ -121,8 +186,10 @@ def _columns(found: Mapping[str, np.ndarray], planned: Mapping[str, list[int]]) 
     return columns
 
 
-def _pictures(episode: Episode, plan: Mapping, options: Mapping) -> Iterator[dict[str, bytes]]:
-    """{member: JPEG} of each step, all cameras in step."""
+def _pictures(
+    episode: Episode, plan: Mapping, options: Mapping, watch: _Watch | None
+) -> Iterator[dict[str, bytes]]:
+    """{member: JPEG} of each step, all cameras in step. `watch` sees the frames of the main camera."""
     planned = plan["cameras"]
     cameras = {name: frames for name, frames in episode.cameras.items() if name not in plan["not_colour"]}
     if unknown := sorted(set(cameras) - set(planned)):
@@ -135,7 +202,10 @@ def _pictures(episode: Episode, plan: Mapping, options: Mapping) -> Iterator[dic
             short = names[[frame is _END for frame in frames].index(True)]
             raise ValueError(f"its camera '{short}' ends at frame {step}, before the others")
         try:
-            stored = {name: _jpeg(frame, plan, options, name, episode.remarks) for name, frame in zip(names, frames)}
+            stored = {}
+            for name, frame in zip(names, frames):
+                seen = watch if name == MAIN else None
+                stored[name] = _jpeg(frame, plan, options, name, episode.remarks, seen)
         except ValueError as error:
             raise ValueError(f"frame {step}: {error}") from None
         stored = {name: jpeg for name, jpeg in stored.items() if jpeg is not None}
@@ -149,7 +219,12 @@ _END = object()
 
 
 def _jpeg(
-    frame: np.ndarray | bytes | None, plan: Mapping, options: Mapping, camera: str, remarks: Counter
+    frame: np.ndarray | bytes | None,
+    plan: Mapping,
+    options: Mapping,
+    camera: str,
+    remarks: Counter,
+    watch: _Watch | None,
 ) -> bytes | None:
     """A frame as it is stored. A JPEG that already fits is stored as it is: no second loss."""
     if frame is None:
@@ -165,6 +240,8 @@ def _jpeg(
         if plan["cameras"][camera] is not None and list(picture.shape[:2]) != plan["cameras"][camera]:
             shapes = f"{list(picture.shape[:2])}, the first episode has {plan['cameras'][camera]}"
             raise ValueError(f"a picture of '{camera}' is {shapes}: give a --size for all")
+    if watch is not None:
+        watch.see(picture, resized)
     if resized is picture and isinstance(frame, bytes) and image_files.is_plain_jpeg(frame):
         return frame
     return images.encode(resized, plan["options"]["quality"])
@@ -197,7 +274,12 @@ def meta_path(parts: str | os.PathLike, episode: str) -> pathlib.Path:
 
 
 def read_part(parts: str | os.PathLike, episode: str) -> dict | None:
-    """{"steps", "bytes", "fps", "left_out", "dropped", "blank", "text", "remarks"} of a whole part; None without it."""
+    """The summary of a whole part, None where it is not there.
+
+    {"pieces": [{"id", "first": step of the source, "steps", "start": byte in the part, "bytes", "blank": {camera: steps
+    without an image}, "signature"}], "fps", "left_out", "dropped", "text", "remarks", "filtered": {what: how many},
+    "strips"}; there is one piece without `--filter`.
+    """
     try:
         return json.loads(meta_path(parts, episode).read_text())
     except FileNotFoundError:

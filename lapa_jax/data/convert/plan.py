@@ -40,7 +40,10 @@ def make_plan(source: pathlib.Path, out: pathlib.Path, options: Options) -> dict
     plan = {"options": options.pinned() | {"format": name}, "format": name}
     plan |= {"episodes": _entries(listing.items, options), "missing": [list(entry) for entry in listing.missing]}
     plan |= {"left_out": listing.left_out}
-    return plan | {"notes": listing.notes} | _shapes(name, source, listing, options)
+    shapes = _shapes(name, source, listing, options)
+    if options.filter and not shapes["cameras"]:
+        raise UserError(f"--filter looks at images, and {source} has none: leave it out")
+    return plan | {"notes": listing.notes} | shapes
 
 
 def _list(source: pathlib.Path, out: pathlib.Path, options: Options) -> tuple[str, Listing]:

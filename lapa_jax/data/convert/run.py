@@ -6,6 +6,7 @@ import fcntl
 import itertools
 import pathlib
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,7 +15,10 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import read_json, write_json
 from lapa_jax.core.progress import bar
 from lapa_jax.data import images
+from lapa_jax.data.convert import filter as filtering
 from lapa_jax.data.convert import plan as planning
+from lapa_jax.data.convert.duplicates import Duplicates
+from lapa_jax.data.convert.filter import Filter
 from lapa_jax.data.convert.options import Options
 from lapa_jax.data.convert.pack import Packer
 from lapa_jax.data.convert.parts import Job, read_part, remove_part
@@ -28,6 +32,8 @@ from lapa_jax.data.shards.index import open_index
 from lapa_jax.data.statistics import column_statistics
 
 REPORT = "report.json"
+FILTERED, SHOWN = "filter.json", 60
+"""What `--filter` did, and how many of its deeds of a kind are shown."""
 RECORDED = "episodes.jsonl"
 """The table of episodes that `tools/record_sim.py` writes beside its videos."""
 
@@ -126,7 +132,17 @@ class _Conversion:
             if ids:
                 self.packers.append(Packer(out, self.work, split, ids, plan["options"]))
         self.errors = {k: v for packer in self.packers for k, v in packer.errors().items()}
+        self.filter = Filter.parse(options.filter)
         self._check_plan()
+        self.duplicates = self._duplicates()
+
+    def _duplicates(self) -> Duplicates:
+        entries = [entry for packer in self.packers for entry in packer.journal]
+        settled = {episode: [] for entry in entries for episode in (*entry["episodes"], *entry["errors"])}
+        settled |= {episode: pieces for entry in entries for episode, pieces in entry["pieces"].items()}
+        share = self.filter.duplicates if self.filter else None
+        ids = [entry["id"] for entry in self.plan["episodes"]]
+        return Duplicates(ids, share, settled, lambda episode: read_part(self.parts, episode))
 
     def _clean(self) -> None:
         """Removes what a killed run has left half-written: temporary files, and parts without their JSON."""
@@ -162,7 +178,7 @@ class _Conversion:
 
     def _pack(self, max_errors: int) -> None:
         for packer in self.packers:
-            packer.advance(self.errors, skip_failed=len(self.errors) <= max_errors)
+            packer.advance(self.errors, len(self.errors) <= max_errors, self.duplicates)
 
     def _judge(self, report: dict, max_errors: int) -> None:
         if len(self.errors) > max_errors:
@@ -172,6 +188,8 @@ class _Conversion:
                 f"{max_errors}; the first: {first['path']}: {first['error']}. All are listed in {self.out / REPORT}; "
                 "mend or remove them, or raise --max_errors, and run again: finished work is kept"
             )
+        if not report["steps"] and report["filter"]:
+            raise UserError(f"--filter leaves nothing of {self.source}; see {self.out / REPORT}, choose other rules")
         if not report["steps"]:
             raise UserError(f"no episode of {self.source} could be converted; see {self.out / REPORT}")
 
@@ -191,6 +209,7 @@ class _Conversion:
             "steps_dropped": dict(sorted(totals.dropped.items())),
             "blank_pictures": dict(sorted(totals.blank.items())),
             "remarks": dict(sorted(totals.remarks.items())),
+            "filter": filtering.described(self.filter, len(plan["episodes"]), totals.filtered) if self.filter else {},
             "far_values": {},
         }
 
@@ -201,7 +220,8 @@ class _Conversion:
             for entry in packer.journal:
                 totals.add(entry["totals"])
         for path in self.parts.glob("*.json"):
-            totals.add(Totals.of_part(read_part(self.parts, path.stem)))
+            part = read_part(self.parts, path.stem)
+            totals.add(Totals.of_part(part, self.duplicates.decided(path.stem)))
         return totals
 
     def _finish(self, report: dict) -> dict:
@@ -212,8 +232,8 @@ class _Conversion:
         """
         splits, totals = {}, self._totals()
         for packer in self.packers:
-            entries = [entry for entry in packer.journal if entry["episodes"]]
-            episodes = sum(len(entry["episodes"]) for entry in entries)
+            entries = [entry for entry in packer.journal if entry["shard"]["samples"]]
+            episodes = sum(entry["totals"]["episodes"] for entry in entries)
             steps = sum(entry["shard"]["samples"] for entry in entries)
             indexed = sum(len(open_index(self.out / entry["shard"]["name"])) for entry in entries)
             if indexed != steps:
@@ -224,11 +244,26 @@ class _Conversion:
         features, statistics = self._features(totals), self._statistics(splits)
         report = {**report, "far_values": _far_values(features, statistics)}
         write_json(self.out / REPORT, report)
+        if self.filter:
+            write_json(self.out / FILTERED, self._filtered(report))
         step_shards.write_dataset(
             self.out, features=features, fps=totals.common_fps(), source=source, splits=splits, statistics=statistics
         )
         shutil.rmtree(self.work)
         return report
+
+    def _filtered(self, report: dict) -> dict:
+        """What `--filter` did, with small frames of its first deeds of each kind in the order of the plan."""
+        entries = [entry for packer in self.packers for entry in packer.journal]
+        strips = {episode: told for entry in entries for episode, told in entry["strips"].items()}
+        events, seen = [], Counter()
+        for entry in self.plan["episodes"]:
+            for kind, first, end, strip, words in strips.get(entry["id"], ()):
+                seen[kind] += 1
+                if seen[kind] <= SHOWN:
+                    events.append({"kind": kind, "source": planning.place_of(entry), "first": first, "end": end,
+                                   "words": words, "jpeg": strip})  # fmt: skip
+        return {**report["filter"], "events": events}
 
     def _features(self, totals: Totals) -> dict:
         features = {}

@@ -2,9 +2,11 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
-_COUNTERS = ("dropped", "blank", "remarks")
+from lapa_jax.data.convert.filter import DUPLICATE
+
+_COUNTERS = ("dropped", "blank", "remarks", "filtered")
 
 
 @dataclasses.dataclass
@@ -14,7 +16,7 @@ class Totals:
     Attributes:
       episodes, steps: how many. left_out: fields of the source that stayed behind.
       dropped: {why: steps left out on purpose}. blank: {camera: steps without a picture of it}.
-      remarks: {what was done or noticed: how many}.
+      remarks: {what was done or noticed: how many}. filtered: {what `--filter` did: how many}.
       text: whether any step has an instruction.
       fps: [slowest, fastest] of the episodes with a clock. clockless: episodes without one.
     """
@@ -25,16 +27,32 @@ class Totals:
     dropped: Counter = dataclasses.field(default_factory=Counter)
     blank: Counter = dataclasses.field(default_factory=Counter)
     remarks: Counter = dataclasses.field(default_factory=Counter)
+    filtered: Counter = dataclasses.field(default_factory=Counter)
     text: bool = False
     fps: list[float] = dataclasses.field(default_factory=list)
     clockless: int = 0
 
     @classmethod
-    def of_part(cls, part: Mapping) -> "Totals":
-        """Of one episode, see `parts.read_part`."""
-        fps = [] if part["fps"] is None else [part["fps"]] * 2
-        counts = (Counter(part[name]) for name in _COUNTERS)
-        return cls(1, part["steps"], set(part["left_out"]), *counts, part["text"], fps, int(part["fps"] is None))
+    def of_part(cls, part: Mapping, duplicates: Collection[str] = ()) -> "Totals":
+        """Of one episode, see `parts.read_part`, without those of its pieces that are left out as duplicates."""
+        pieces = [piece for piece in part["pieces"] if piece["id"] not in duplicates]
+        twice = [piece["steps"] for piece in part["pieces"] if piece["id"] in duplicates]
+        filtered = Counter(part["filtered"])
+        if twice:
+            filtered.update({DUPLICATE: len(twice), f"frames of {DUPLICATE}": sum(twice)})
+        fps = [] if part["fps"] is None or not pieces else [part["fps"]] * 2
+        return cls(
+            episodes=len(pieces),
+            steps=sum(piece["steps"] for piece in pieces),
+            left_out=set(part["left_out"]),
+            dropped=Counter(part["dropped"]),
+            blank=sum((Counter(piece["blank"]) for piece in pieces), Counter()),
+            remarks=Counter(part["remarks"]),
+            filtered=filtered,
+            text=part["text"],
+            fps=fps,
+            clockless=len(pieces) if part["fps"] is None else 0,
+        )
 
     def add(self, other: "Totals | Mapping") -> None:
         """Adds other episodes."""
@@ -47,6 +65,7 @@ class Totals:
         self.dropped += other.dropped
         self.blank += other.blank
         self.remarks += other.remarks
+        self.filtered += other.filtered
         self.text |= other.text
         self.clockless += other.clockless
         both = [*self.fps, *other.fps]

@@ -86,11 +86,14 @@ class ShardWriter:
         self._write(sample_bytes(key, members))
         self._samples += 1
 
-    def append(self, part: str | os.PathLike, samples: int) -> None:
-        """Appends a file that already holds whole tar members (`sample_bytes`), `samples` of them."""
+    def append(self, part: str | os.PathLike, samples: int, start: int = 0, size: int | None = None) -> None:
+        """Appends a file that holds whole tar members (`sample_bytes`) of `samples` samples, or `size` bytes of it."""
         with open(part, "rb") as file:
-            while block := file.read(1 << 20):
+            file.seek(start)
+            left = os.fstat(file.fileno()).st_size - start if size is None else size
+            while left > 0 and (block := file.read(min(left, 1 << 20))):
                 self._write(block)
+                left -= len(block)
         self._samples += samples
 
     def _write(self, data: bytes) -> None:

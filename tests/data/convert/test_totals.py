@@ -4,9 +4,10 @@ import json
 from lapa_jax.data.convert.totals import Totals
 
 
-def part(steps, fps, **changes):
-    nothing = {"left_out": [], "dropped": {}, "blank": {}, "text": False, "remarks": {}}
-    return {"steps": steps, "fps": fps, "bytes": 1, **nothing, **changes}
+def part(steps, fps, blank=None, **changes):
+    nothing = {"left_out": [], "dropped": {}, "text": False, "remarks": {}, "filtered": {}}
+    pieces = [{"id": "e", "steps": steps, "blank": blank or {}}]
+    return {"pieces": pieces, "fps": fps, **nothing, **changes}
 
 
 def test_sums_do_not_depend_on_order_and_survive_json():
@@ -32,6 +33,11 @@ def test_sums_do_not_depend_on_order_and_survive_json():
     assert totals.common_fps() == 9.999
     totals.add(Totals.of_part(part(1, 11.0)))
     assert totals.common_fps() is None, "rates differ"
+    twice = part(6, 10.0, filtered={"cut": 1})
+    twice["pieces"].append({"id": "f", "steps": 2, "blank": {"image_wrist": 2}})
+    left = Totals.of_part(twice, {"f": "e"})
+    assert (left.episodes, left.steps, left.blank) == (1, 6, {})
+    assert left.filtered == {"cut": 1, "duplicate": 1, "frames of duplicate": 2}
     clockless = Totals.of_part(part(1, None))
     clockless.add(Totals.of_part(part(1, 10.0)))
     assert clockless.common_fps() is None

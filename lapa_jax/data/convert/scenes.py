@@ -1,0 +1,141 @@
+"""What happens in a video, from small copies of its frames: scene cuts, still and blank stretches, and a hash.
+
+The rules were chosen on real robot videos (Bridge V2, RT-1, robomimic, Unitree G1), Meta-World and the push-table: cuts
+between demonstrations of one scene lie above the threshold there, and the fastest motion between two frames below.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lapa_jax.data import images
+
+SIDE = 64
+"""Pixels a side of the small copies."""
+_BLOCK = 4
+"""Pixels a side of the blocks in which motion is looked for: 16 x 16 of them, so that a small object moving counts."""
+_LEAST, _LARGE, _NOISE = 5.0, 20.0, 0.5
+"""Mean differences of two frames, of 255: below the first it is a change of compression or of light; above the second
+it is no slow motion; and that of sensors and compression."""
+_TIMES, _COEFFICIENTS = 16, 16
+_MOTION = 4
+
+
+def small(image: np.ndarray) -> np.ndarray:
+    """A frame uint8[H, W, 3] as uint8[SIDE, SIDE, 3]."""
+    return images.resize(image, SIDE)
+
+
+def cuts(frames: np.ndarray, ratio: float) -> list[int]:
+    """The frames at which another scene begins.
+
+    A cut is a transition whose mean absolute difference is `ratio` times that of the two before and of the two after
+    it: fast motion lasts, a cut does not, and a flash is two such transitions in a row. Where motion follows a cut at
+    once, or ends with it, a large transition that stands out even more on one side is one too, if the image does not
+    come back. Slow fades are no cuts.
+
+    Args:
+      frames: uint8[T, SIDE, SIDE, 3]. ratio: how far a cut stands out.
+    """
+    values = frames.astype(np.int16)
+    changes = np.abs(np.diff(values, axis=0)).mean((1, 2, 3))
+    found = []
+    for i, change in enumerate(changes.tolist()):
+        before, after = changes[max(0, i - 2) : i].tolist(), changes[i + 1 : i + 3].tolist()
+        if change < _LEAST or not before + after:
+            continue
+        loudest = max(before + after) + _NOISE
+        if not before or not after:
+            # at the ends only one side is there to compare with
+            if change >= max(2 * _LEAST, 2 * ratio * loudest):
+                found.append(i + 1)
+        elif change >= ratio * loudest:
+            found.append(i + 1)
+        elif change >= _LARGE:
+            quiet = min(max(before), max(after))
+            across = (np.abs(values[i + 2] - values[i]).mean(), np.abs(values[i + 1] - values[i - 1]).mean())
+            # a side on which nothing at all moves is a film that was stopped in the middle of a motion
+            if quiet > _NOISE and change >= 2.5 * ratio * (quiet + _NOISE) and min(across) >= change / 2:
+                found.append(i + 1)
+    return found
+
+
+def still(frames: np.ndarray, least: int, level: float) -> list[tuple[int, int]]:
+    """The longest stretches (first frame, end) of `least` frames or more in which nothing moves.
+
+    Nothing moves while the mean grey of no block differs by `level` from that of the stretch's first frame, so what
+    drifts slowly is not still.
+    """
+    blocks = _blocks(frames.mean(-1))
+    found, first = [], 0
+    while first + least <= len(blocks):
+        end = first + 1
+        while end < len(blocks) and np.abs(blocks[end] - blocks[first]).max() < level:
+            end += 1
+        if end - first >= least:
+            found.append((first, end))
+            first = end
+        else:
+            first += 1
+    return found
+
+
+def blank(frames: np.ndarray, level: float) -> list[tuple[int, int]]:
+    """The stretches (first frame, end) of frames that are black, or of one colour: of no channel do two blocks differ
+    by `level`."""
+    blocks = _blocks(frames.astype(np.float32))
+    spread = (blocks.max((1, 2)) - blocks.min((1, 2))).max(-1)
+    return runs(spread < level)
+
+
+def runs(flags: Sequence[bool]) -> list[tuple[int, int]]:
+    """(first, end) of each run of true values."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], np.asarray(flags, np.int8), [0]])))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist()))
+
+
+def _blocks(frames: np.ndarray) -> np.ndarray:
+    """Means f32[T, B, B, ...] of the blocks of frames [T, SIDE, SIDE, ...]."""
+    count = SIDE // _BLOCK
+    cells = frames.astype(np.float32).reshape(len(frames), count, _BLOCK, count, _BLOCK, *frames.shape[3:])
+    return cells.mean((2, 4))
+
+
+def signature(frames: np.ndarray) -> bytes:
+    """A perceptual hash of a video: signs of the low frequencies of its three-dimensional cosine transform.
+
+    As of Coskun, Sankur and Memon, "Spatio-temporal transform based video hashing" (2006), but the mean over time and
+    its changes are kept apart: videos of one camera share the former. Other sizes, compression and brightness hardly
+    change it.
+
+    Args:
+      frames: uint8[T, SIDE, SIDE, 3].
+
+    Returns:
+      Bits: of the mean frame, then of its changes. Of a video in which nothing moves those are all 0.
+    """
+    grey = frames.astype(np.float32).mean(-1)
+    edges = np.linspace(0, len(grey), _TIMES + 1).astype(int)
+    times = np.stack([grey[a : max(b, a + 1)].mean(0) for a, b in zip(edges[:-1], edges[1:])])
+    in_time, in_space = _cosines(_TIMES, _MOTION + 1), _cosines(SIDE, _COEFFICIENTS)
+    coefficients = np.einsum("ti,yj,xk,ijk->tyx", in_time, in_space, in_space, times, optimize=True)
+    moving = np.abs(times - times.mean(0)).max() >= 1.0
+    bits = [coefficients[0] > 0, (coefficients[1:] > 0) & moving]
+    return np.packbits(np.concatenate([part.ravel() for part in bits])).tobytes()
+
+
+def distances(one: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """How far hashes are from one, as the larger share of differing bits of the mean frame and of its changes.
+
+    Args:
+      one: uint8[N], a `signature`. others: uint8[M, N]. Returns: f64[M].
+    """
+    differing = np.bitwise_count(one[None] ^ others)
+    mean = _COEFFICIENTS**2 // 8
+    return np.maximum(differing[:, :mean].sum(1) / (8 * mean), differing[:, mean:].sum(1) / (8 * mean * _MOTION))
+
+
+def _cosines(size: int, count: int) -> np.ndarray:
+    """The first `count` rows of the orthonormal cosine transform (DCT-II) of `size` values."""
+    angles = np.pi * (np.arange(size)[None] + 0.5) * np.arange(count)[:, None] / size
+    return np.cos(angles) * np.sqrt(2 / size)
