@@ -184,7 +184,8 @@ def _column(shards: StepShards, name: str) -> Iterator[Finding]:
 
 def _idle(shards: StepShards) -> Iterator[Finding]:
     """Stretches in which nothing moves, by the numbers where there are some, else by the images."""
-    column = next((name for name in ("state", "action") if name in shards.statistics), None)
+    whole = [name for name, summary in shards.statistics.items() if set(PER_DIMENSION) <= set(summary)]
+    column = next((name for name in ("state", "action") if name in whole), None)
     episodes = _spread(shards.episodes, _LOOKED_AT if column else _FILMS)
     if column is None and "image" not in shards.features:
         return

@@ -25,7 +25,7 @@ def episode(rng, length: int, idle: range = range(0)) -> dict[str, np.ndarray]:
     action = rng.normal(size=(length, 4))
     action[:, 2] = 0.25
     action[:, 3] = rng.random(length) < 0.4
-    action[list(idle), :2] = 0.0
+    action[list(idle), :2], action[list(idle), 3] = 0.0, 1.0
     state = np.cumsum(action[:, :2], 0) - action[:, :2]
     return {"action": action.astype(np.float32), "state": state.astype(np.float32)}
 
@@ -103,7 +103,7 @@ def test_every_fault_is_told(tmp_path, rng):
 def test_idle_stretches(tmp_path, rng, columns, by):
     """41 states are equal where 40 displacements are zero; a displacement that goes on is no idleness."""
     episodes = [episode(rng, 60, range(10, 50)), episode(rng, 60, range(10, 20)), episode(rng, 60)]
-    episodes[2]["action"][:, :2] = 0.5
+    episodes[2]["action"][:, :2], episodes[2]["action"][:, 3] = 0.5, 1.0
     episodes[2]["state"] = np.cumsum(episodes[2]["action"][:, :2], 0)
     warnings, _ = told(write(tmp_path, episodes, ["go"], [10.0], columns))
     count = 41 if by == "state" else 40

@@ -30,8 +30,8 @@ def test_it_prints_and_draws_and_leaves_the_data_alone(root, tmp_path):
     page = (tmp_path / drawn[0]).read_text()
     assert page.count("data:image/png;base64,") == 2 and "Episodes of val" in page and "http" not in page
     # what there is to worry about stands before everything else, on the page and in the terminal
-    assert "- **Warning:** Only 1 episodes are held out" in done.stdout.split("## Features")[0]
-    assert page.index("Only 1 episodes are held out") < page.index("data:image/png")
+    assert "- **Warning:** Only 2 episodes are held out" in done.stdout.split("## Features")[0]
+    assert page.index("Only 2 episodes are held out") < page.index("data:image/png")
     for name in drawn[1:]:
         assert min(Image.open(tmp_path / name).size) > 100
     after = {path.name: path.stat().st_size for path in folder.iterdir() if not path.name.endswith(".index.npz")}

@@ -49,10 +49,11 @@ class Packer:
             journal = self.work / f"{name}.json"
             if not journal.exists():
                 return
-            if not (self.out / name).exists():
+            entry = read_json(journal)
+            if entry["shard"]["samples"] and not (self.out / name).exists():
                 journal.unlink()
                 return
-            self.journal.append(read_json(journal))
+            self.journal.append(entry)
             for episode in self.journal[-1]["episodes"]:
                 remove_part(self.work / "parts", episode)
 
@@ -120,8 +121,11 @@ class Packer:
         entry = {"shard": writer.summary, "errors": self._errors, "totals": totals.to_json(), "pieces": pieces}
         entry |= {"episodes": [episode for episode, _, _ in self._group], "strips": strips}
         write_json(self.work / f"{name}.json", entry)
-        os.replace(self.work / name, self.out / name)
-        flush_folder(self.out)
+        if writer.summary["samples"]:
+            os.replace(self.work / name, self.out / name)
+            flush_folder(self.out)
+        else:
+            (self.work / name).unlink()  # its episodes have failed, or the filter has left nothing of them
         for episode, _, _ in self._group:
             remove_part(parts, episode)
         self.journal.append(entry)

@@ -230,7 +230,7 @@ def test_every_moment_can_be_the_last(source, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
 
-    stops = iter(range(0, 400, 3))
+    stops = iter(range(0, 400, 9))
     for stop in stops:
         calls = iter(range(10**6))
 
