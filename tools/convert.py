@@ -53,8 +53,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--filter",
         help="of videos as they are found: all, or some of the rules cuts (split at scene cuts), still (leave out what "
-        "stands still for seconds), blank (black frames), short (seconds), small (pixels), duplicates (share of the "
-        "bits of a hash), each with a value if wished: all,still=3. report.json counts what it does, and "
+        "stands still for seconds), blank (black frames), short (seconds), small (pixels), duplicates (distance of "
+        "hashes), each with a value if wished: all,still=3. report.json counts what it does, and "
         "tools/inspect_data.py shows it",
     )
     parser.add_argument(

@@ -65,8 +65,10 @@ def as_markdown(found: list[Finding]) -> str:
 def _splits(splits: Mapping) -> Iterator[Finding]:
     sizes = {name: (split["episodes"], split["steps"]) for name, split in sorted(splits.items())}
     told = ", ".join(f"{name} {episodes} episodes with {steps} steps" for name, (episodes, steps) in sizes.items())
-    train, val = sizes.get("train", (0, 0))[0], sizes.get("val", (0, 0))[0]
+    (train, train_steps), (val, val_steps) = sizes.get("train", (0, 0)), sizes.get("val", (0, 0))
     yield Finding(False, f"Splits: {told}.")
+    if train and val_steps > train_steps:
+        yield Finding(True, f"More is held out ({val_steps} steps) than there is to train on ({train_steps}).")
     if train and not val:
         yield Finding(True, "Nothing is held out: there is no validation without a val_path or another --split.")
     elif val and val < 5:

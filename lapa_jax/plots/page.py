@@ -52,7 +52,7 @@ def write(
     title = html.escape(title.lstrip("# "))
     parts = [f"<h1>{title}</h1>", _findings(findings), "<h2>What it looks like</h2>", *map(_figure, images)]
     parts += [_filtered(filtered)] if filtered else []
-    parts.append(to_html(description))
+    parts += ["<h2>Contents</h2>", to_html(description)]
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
     page = f"<!doctype html>\n<html lang=en><head>{head}<style>{STYLE}</style></head>\n<body>\n"
     with atomic_path(path) as temporary:

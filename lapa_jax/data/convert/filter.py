@@ -27,7 +27,8 @@ class Filter:
       blank: leave out frames that are black or of one colour, to so many of 255 levels.
       short: leave out what is shorter than so many seconds then.
       small: leave out episodes whose images have a side of fewer pixels.
-      duplicates: leave out what is like an earlier piece, to this share of the bits of a perceptual hash.
+      duplicates: leave out what is like an earlier piece of the same length and instruction, to this distance (0 to 2)
+        of perceptual hashes.
     """
 
     cuts: float | None = 2.0
@@ -35,7 +36,7 @@ class Filter:
     blank: float | None = 8.0
     short: float | None = 0.2
     small: float | None = 64.0
-    duplicates: float | None = 0.08
+    duplicates: float | None = 0.02
 
     @classmethod
     def parse(cls, text: str | None) -> "Filter | None":

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from lapa_jax.core.files import read_json, write_json
-from lapa_jax.data.convert.duplicates import Duplicates
+from lapa_jax.data.convert.duplicates import Duplicates, likenesses
 from lapa_jax.data.convert.filter import DUPLICATE
 from lapa_jax.data.convert.parts import read_part, remove_part
 from lapa_jax.data.convert.totals import Totals
@@ -27,8 +27,8 @@ class Packer:
       options: pinned options, for the limit.
 
     Attributes:
-      journal: [{"shard": its summary, "episodes": ids, "errors": {id: reason}, "totals", "pieces": {id: [[piece, hash],
-        ...]} that the shard holds, where duplicates are looked for, "strips"}] of the shards so far.
+      journal: [{"shard": its summary, "episodes": ids, "errors": {id: reason}, "totals", "pieces": {id: [`Likeness`,
+        ...]} that the shard holds, where a filter is on, "strips"}] of the shards so far.
     """
 
     def __init__(self, out: pathlib.Path, work: pathlib.Path, split: str, episodes: list[str], options: Mapping):
@@ -116,7 +116,7 @@ class Packer:
                     writer.append(parts / f"{episode}.part", piece["steps"], piece["start"], piece["bytes"])
                 totals.add(Totals.of_part(part, twice))
                 if part["strips"]:
-                    pieces[episode] = [[p["id"], p["signature"]] for p in _kept(part, twice)]
+                    pieces[episode] = [list(piece) for piece in likenesses(part) if piece.id not in twice]
                     strips[episode] = _told(part, twice)
         entry = {"shard": writer.summary, "errors": self._errors, "totals": totals.to_json(), "pieces": pieces}
         entry |= {"episodes": [episode for episode, _, _ in self._group], "strips": strips}

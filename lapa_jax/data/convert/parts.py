@@ -114,7 +114,9 @@ def _write(job: Job) -> None:
                 blank = {member: end - first - shown[member] for member in cameras if shown[member] < end - first}
                 piece = {"id": name, "first": first, "steps": end - first, "start": start}
                 piece |= {"bytes": file.tell() - start, "blank": blank}
-                pieces.append(piece | ({"signature": signatures[first]} if rules else {}))
+                if rules:
+                    piece |= {"signature": signatures[first], "instruction": texts[first]}
+                pieces.append(piece)
         strips = _strips(events, kept, rules, spool, frames) if rules else {}
     not_colour = {f"camera {m} ({why} beside colour)" for m, why in plan["not_colour"].items() if m in episode.cameras}
     summary = {"pieces": pieces, "fps": episode.fps, "left_out": sorted({*episode.left_out, *not_colour})}
@@ -277,8 +279,8 @@ def read_part(parts: str | os.PathLike, episode: str) -> dict | None:
     """The summary of a whole part, None where it is not there.
 
     {"pieces": [{"id", "first": step of the source, "steps", "start": byte in the part, "bytes", "blank": {camera: steps
-    without an image}, "signature"}], "fps", "left_out", "dropped", "text", "remarks", "filtered": {what: how many},
-    "strips"}; there is one piece without `--filter`.
+    without an image}, "signature", "instruction"}], "fps", "left_out", "dropped", "text", "remarks", "filtered": {what:
+    how many}, "strips"}; there is one piece without `--filter`.
     """
     try:
         return json.loads(meta_path(parts, episode).read_text())

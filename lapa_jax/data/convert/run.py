@@ -140,9 +140,9 @@ class _Conversion:
         entries = [entry for packer in self.packers for entry in packer.journal]
         settled = {episode: [] for entry in entries for episode in (*entry["episodes"], *entry["errors"])}
         settled |= {episode: pieces for entry in entries for episode, pieces in entry["pieces"].items()}
-        share = self.filter.duplicates if self.filter else None
+        distance = self.filter.duplicates if self.filter else None
         ids = [entry["id"] for entry in self.plan["episodes"]]
-        return Duplicates(ids, share, settled, lambda episode: read_part(self.parts, episode))
+        return Duplicates(ids, distance, settled, lambda episode: read_part(self.parts, episode))
 
     def _clean(self) -> None:
         """Removes what a killed run has left half-written: temporary files, and parts without their JSON."""

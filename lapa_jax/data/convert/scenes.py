@@ -17,8 +17,10 @@ _BLOCK = 4
 _LEAST, _LARGE, _NOISE = 5.0, 20.0, 0.5
 """Mean differences of two frames, of 255: below the first it is a change of compression or of light; above the second
 it is no slow motion; and that of sensors and compression."""
-_TIMES, _COEFFICIENTS = 16, 16
-_MOTION = 4
+_TIMES, _MOTION, _COEFFICIENTS = 16, 6, 8
+"""Of hashes: stretches of time that are averaged, and frequencies in time, and along each side, that are kept."""
+_STILL = _COEFFICIENTS**2 - 1
+"""Where in a hash the changes begin: behind the frequencies of the mean frame, but for its brightness."""
 
 
 def small(image: np.ndarray) -> np.ndarray:
@@ -102,37 +104,51 @@ def _blocks(frames: np.ndarray) -> np.ndarray:
 
 
 def signature(frames: np.ndarray) -> bytes:
-    """A perceptual hash of a video: signs of the low frequencies of its three-dimensional cosine transform.
+    """A perceptual hash of a video: the low frequencies of its three-dimensional cosine transform, in 8 bits each.
 
-    As of Coskun, Sankur and Memon, "Spatio-temporal transform based video hashing" (2006), but the mean over time and
-    its changes are kept apart: videos of one camera share the former. Other sizes, compression and brightness hardly
-    change it.
+    After Coskun, Sankur and Memon, "Spatio-temporal transform based video hashing" (2006), but the mean over time and
+    its changes are kept apart: videos of one camera share the former. Other sizes, compression, brightness and contrast
+    hardly change it.
 
     Args:
       frames: uint8[T, SIDE, SIDE, 3].
 
     Returns:
-      Bits: of the mean frame, then of its changes. Of a video in which nothing moves those are all 0.
+      int8[448]: of the mean frame, of its changes, and whether there are none.
     """
     grey = frames.astype(np.float32).mean(-1)
     edges = np.linspace(0, len(grey), _TIMES + 1).astype(int)
     times = np.stack([grey[a : max(b, a + 1)].mean(0) for a, b in zip(edges[:-1], edges[1:])])
     in_time, in_space = _cosines(_TIMES, _MOTION + 1), _cosines(SIDE, _COEFFICIENTS)
     coefficients = np.einsum("ti,yj,xk,ijk->tyx", in_time, in_space, in_space, times, optimize=True)
-    moving = np.abs(times - times.mean(0)).max() >= 1.0
-    bits = [coefficients[0] > 0, (coefficients[1:] > 0) & moving]
-    return np.packbits(np.concatenate([part.ravel() for part in bits])).tobytes()
+    changes = coefficients[1:].ravel()
+    if np.abs(times - times.mean(0)).max() < 1.0:
+        changes = np.zeros_like(changes)
+    parts = [_eight_bits(coefficients[0].ravel()[1:]), _eight_bits(changes), [0 if changes.any() else 127]]
+    return np.concatenate(parts).astype(np.int8).tobytes()
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    largest = np.abs(values).max()
+    return np.rint(values / largest * 127) if largest > 1e-6 else np.zeros_like(values)
+
+
+def directions(bits: bytes) -> np.ndarray:
+    """A `signature` as f32[448]: the mean frame and its changes, each of length 1."""
+    values = np.frombuffer(bits, np.int8).astype(np.float32)
+    for part in (values[:_STILL], values[_STILL:]):
+        part /= max(float(np.linalg.norm(part)), 1e-6)
+    return values
 
 
 def distances(one: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """How far hashes are from one, as the larger share of differing bits of the mean frame and of its changes.
+    """How unlike videos are one, 0 to 2: 1 - the correlation of their mean frames or of their changes, the larger.
 
     Args:
-      one: uint8[N], a `signature`. others: uint8[M, N]. Returns: f64[M].
+      one: f32[448], `directions` of a video. others: f32[M, 448]. Returns: f32[M].
     """
-    differing = np.bitwise_count(one[None] ^ others)
-    mean = _COEFFICIENTS**2 // 8
-    return np.maximum(differing[:, :mean].sum(1) / (8 * mean), differing[:, mean:].sum(1) / (8 * mean * _MOTION))
+    alike = np.minimum(others[:, :_STILL] @ one[:_STILL], others[:, _STILL:] @ one[_STILL:])
+    return 1 - alike
 
 
 def _cosines(size: int, count: int) -> np.ndarray:

@@ -111,9 +111,10 @@ def test_nothing_is_found_in_recordings(shared, name):
         video = Video(path).open()
         small = np.stack([scenes.small(frame) for frame in video])
         assert pieces(Filter(), small, (128, 128), video.fps) == ([(0, len(small))], []), path
-        hashes.append(np.frombuffer(scenes.signature(small), np.uint8))
-    for k in range(1, len(hashes)):
-        assert scenes.distances(hashes[k], np.stack(hashes[:k])).min() > Filter().duplicates
+        hashes.append(scenes.directions(scenes.signature(small)))
+    for k in range(1, len(hashes)) if name != "metaworld_mt10_videos" else ():
+        # the scripts of Meta-World do the same every time: those episodes are near-duplicates
+        assert scenes.distances(hashes[k], np.stack(hashes[:k])).min() > 5 * Filter().duplicates
 
 
 def test_what_is_no_cut():
@@ -124,7 +125,8 @@ def test_what_is_no_cut():
             shot[20] = 255
         elif change == "fade":
             share = np.linspace(0, 1, 20)[:, None, None, None]
-            shot[10:30] = (1 - share) * still[10:30] + share * film.scene(2, 40)[10:30]
+            other = film.scene(2, 40)
+            shot[10:30], shot[30:] = (1 - share) * still[10:30] + share * other[10:30], other[30:]
         else:
             shot[20:] = np.clip(shot[20:].astype(int) + 4, 0, 255)
         assert scenes.cuts(np.stack([scenes.small(frame) for frame in shot]), 2.0) == [], change
@@ -161,7 +163,7 @@ def test_pieces_keep_their_steps(tmp_path):
 
 def copies(tmp_path) -> dict[str, np.ndarray]:
     """Three films, and near-duplicates of the first: smaller, brighter, compressed more."""
-    shots = {name: film.scene(seed, 60) for seed, name in enumerate(("a", "m", "z"))}
+    shots = {name: film.scene(seed, 60) for seed, name in enumerate(("a", "m", "z"), start=2)}
     for name, shot in shots.items():
         film.write(tmp_path / f"in/{name}.mp4", shot)
     film.write(tmp_path / "in/again_small.mp4", [images.resize_to(frame, 72, 72) for frame in shots["z"]], crf=26)
@@ -177,7 +179,7 @@ def test_duplicates_are_left_out_in_the_order_of_the_plan(tmp_path):
     names = ["a.mp4", "again_small.mp4", "m.mp4", "still.mp4"]
     assert sorted(found(StepShards(tmp_path / "out"))) == names, "the first of each, and a still of the same scene"
     assert report["filter"] == {
-        "rules": "duplicates=0.08", "episodes of the source": 6, "duplicate": 2, "frames of duplicate": 120,
+        "rules": "duplicates=0.02", "episodes of the source": 6, "duplicate": 2, "frames of duplicate": 120,
     }  # fmt: skip
     events = read_json(tmp_path / "out/filter.json")["events"]
     assert [(e["source"], e["words"]) for e in events] == [("n_bright.mp4", "like m"), ("z.mp4", "like again-small")]
@@ -190,10 +192,11 @@ def test_duplicates_are_left_out_in_the_order_of_the_plan(tmp_path):
 def test_who_finishes_first_is_no_matter():
     """Decisions are those of the plan's order, however parts come in, and after a restart."""
     rng = np.random.default_rng(0)
-    base = [rng.integers(0, 256, 160, dtype=np.uint8) for _ in range(6)]
+    base = [rng.integers(-127, 128, 448).astype(np.int8) for _ in range(6)]
     hashes = [base[k].tobytes().hex() for k in (0, 1, 0, 2, 1, 3, 0)]
     ids = [f"e{k}" for k in range(len(hashes))]
-    parts = {name: {"pieces": [{"id": name, "signature": bits}]} for name, bits in zip(ids, hashes)}
+    about = {"steps": 50, "instruction": "go"}
+    parts = {name: {"fps": 10, "pieces": [{"id": name, "signature": bits, **about}]} for name, bits in zip(ids, hashes)}
     wanted = {"e2": {"e2": "e0"}, "e4": {"e4": "e1"}, "e6": {"e6": "e0"}}
     for seed in range(5):
         there = {}
@@ -203,9 +206,18 @@ def test_who_finishes_first_is_no_matter():
             known = {other: ledger.of(other, {}) for other in ids}
             missing = next((k for k, other in enumerate(ids) if other not in there), len(ids))
             assert known == {n: wanted.get(n, {}) if k < missing else None for k, n in enumerate(ids)}
-    settled = {"e0": [["e0", hashes[0]]], "e1": [["e1", hashes[1]]], "e2": [], "e3": []}
+    settled = {name: [[name, bits, 5.0, "go"]] for name, bits in zip(ids[:2], hashes)} | {"e2": [], "e3": []}
+    parts["e6"] = parts["e6"] | {"fps": 10.1}
     again = Duplicates(ids, 0.05, settled, parts.get)
     assert [again.of(name, {}) for name in ids[4:]] == [{"e4": "e1"}, {}, {"e6": "e0"}]
+
+
+@pytest.mark.parametrize("change", [{"steps": 52}, {"instruction": "come"}])
+def test_another_length_or_instruction_is_no_duplicate(change):
+    hashed = np.arange(-100, 348).astype(np.int8).tobytes().hex()
+    pieces = [{"id": f"p{k}", "signature": hashed, "steps": 50, "instruction": "go"} for k in range(3)]
+    pieces[1] |= change
+    assert Duplicates(["e"], 0.05, {}, {"e": {"fps": None, "pieces": pieces}}.get).of("e", {}) == {"p2": "p0"}
 
 
 @pytest.fixture
