@@ -16,6 +16,9 @@ from lapa_jax.data.convert.options import Options
 from lapa_jax.data.convert.pool import PATIENCE
 from lapa_jax.data.convert.run import REPORT, convert
 
+FEW = 3
+"""Fewer held-out episodes are named."""
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
@@ -83,6 +86,8 @@ def main(argv: list[str]) -> None:
     report = convert(args.source, args.output, options, args.workers, **limits)
     done = "is already finished" if report["finished"] else "is finished"
     print(f"{args.output} {done}: {summary(report)}")
+    for line in split_lines(report.get("splits", {}), args.split):
+        print(f"  {line}")
     for error in report["errors"][:10]:
         print(f"  unreadable: {error['path']}: {error['error']}")
     for what in ("missing", "left_out", "fields_left_out", "steps_dropped", "blank_pictures", "remarks", "filter"):
@@ -90,11 +95,11 @@ def main(argv: list[str]) -> None:
             print(f"  {what.replace('_', ' ')}: {_counts(report[what])}")
     if missing := report["notes"].get("frame_numbers_missing"):
         print(f"  frame numbers missing between those that are there: {missing}")
-    for column, dimensions in report["far_values"].items():
+    for column, dimensions in report.get("far_values", {}).items():
         print(f"  warning: values far out in '{column}', as data.normalize=q01_q99 scales it:")
         for text in dimensions[:10]:
             print(f"    {text}")
-    if report["far_values"]:
+    if report.get("far_values"):
         print("    tools/inspect_data.py tells the choices")
     if report["notes"].get("captions"):
         print(f"  instructions from {report['notes']['captions']}: {_counts(report['notes'])}")
@@ -105,6 +110,28 @@ def summary(report: Mapping) -> str:
     """One line: the format, how much of it, and how many errors."""
     counts = f"{report['episodes']} episodes, {report['steps']} steps, {len(report['errors'])} errors"
     return f"{counts} ({report['format']})"
+
+
+def split_lines(splits: Mapping, asked: str) -> list[str]:
+    """What is in the splits, and what it means that one is empty or that few episodes are held out.
+
+    Args:
+      splits: {name: {"episodes", "steps"}}, of those that have any. asked: --split.
+    """
+    train, val = (splits.get(name, {"episodes": 0})["episodes"] for name in ("train", "val"))
+    if not splits:  # a report from before they were in it
+        return []
+    lines = [", ".join(f"{name}: {of['episodes']} episodes, {of['steps']} steps" for name, of in splits.items())]
+    others = "convert others with --split val and set data.val_path"
+    if not val:
+        again = "" if train < 2 else ", or all again with --split auto and a --val_fraction above 0"
+        lines.append(f"warning: nothing is held out, and training needs something to be judged by: {others}{again}")
+    elif not train and asked != "val":
+        lines.append("warning: there is nothing to train on, all of it is held out: convert it with --split train")
+    elif val < FEW and train:
+        lines.append(f"warning: {val} of {train + val} episodes are held out, and figures on so few say little: "
+                     f"raise --val_fraction, or {others}")  # fmt: skip
+    return lines
 
 
 def _counts(value) -> str:

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
     size = write_tokenizer(args.out, instructions)
     longest = max(build({"name": str(args.out)}).lengths(instructions))
     print(f"{args.out}: {size} tokens; the longest of {len(instructions)} instructions takes {longest}: "
-          "set data.text_length to that or more")  # fmt: skip
+          "set data.text_length to that or more, or to None")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ class MetricsWriter:
     """
 
     def __init__(self, folder: str | os.PathLike, *, resume_step: int, tensorboard: bool = True):
-        """Opens the files and drops what earlier runs logged beyond `resume_step`."""
+        """Opens the files and drops what earlier runs logged beyond `resume_step`; all of it where this one begins."""
         folder = pathlib.Path(folder)
         self._path = folder / METRICS_FILE
         _drop_after(self._path, resume_step)
@@ -61,6 +61,6 @@ def read_metrics(folder: str | os.PathLike) -> list[dict]:
 
 
 def _drop_after(path: pathlib.Path, step: int) -> None:
-    kept = [line for line in read_metrics(path.parent) if line["step"] <= step]
+    kept = [line for line in read_metrics(path.parent) if line["step"] <= step] if step else []
     with atomic_path(path) as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")

@@ -27,7 +27,7 @@ def choose_split(folder, split: str | None = None) -> str:
 
 
 def describe(shards: StepShards) -> str:
-    """Step shards, labelled ones and label sidecars too. Reads the text and the `.json` of each episode's first step.
+    """Step shards, labelled ones and label sidecars too.
 
     Args:
       shards: the opened split; lengths and texts are of this split, all else of the whole folder.
@@ -109,9 +109,8 @@ def _lengths(shards: StepShards) -> str:
 
 
 def _texts(shards: StepShards) -> str:
-    """Instructions and tasks by their number of episodes, as of each episode's first step."""
-    texts = Counter(shards.text(episode.start) for episode in shards.episodes)
-    tasks = Counter(shards.meta(episode.start).get("task", "") for episode in shards.episodes)
+    """Instructions by the number of episodes in which they occur, and tasks by that of their episodes."""
+    texts, tasks = _instructions(shards), Counter(shards.tasks())
     without = texts.pop("", 0)
     tasks.pop("", None)
     lines = [f"{len(texts)} instructions, {without} episodes without one" + (":" if texts else ".")]
@@ -123,6 +122,20 @@ def _texts(shards: StepShards) -> str:
         lines += [f"- {count} x {_value(task)}" for task, count in tasks.most_common(EXAMPLES)]
         lines += [f"- ... and {len(tasks) - EXAMPLES} more"] if len(tasks) > EXAMPLES else []
     return "\n".join(lines)
+
+
+def _instructions(shards: StepShards) -> Counter:
+    """{instruction: episodes in which it occurs}; "" counts those without any."""
+    numbers, episodes = shards.table.arrays["text"], shards.episodes
+    # Only where the text changes: within an episode it mostly does not
+    begins = np.union1d(np.flatnonzero(np.diff(numbers)) + 1, episodes.starts)
+    of_episode = np.searchsorted(episodes.starts, begins, side="right") - 1
+    pairs = np.unique(np.stack([of_episode, numbers[begins]], 1), axis=0)
+    texted = pairs[pairs[:, 1] >= 0]
+    counts = np.bincount(texted[:, 1], minlength=len(shards.table.texts))
+    counted = Counter({text: int(count) for text, count in zip(shards.table.texts, counts) if count})
+    counted[""] = len(episodes) - len(np.unique(texted[:, 0]))
+    return counted
 
 
 def _report(folder: pathlib.Path) -> str:
@@ -158,11 +171,11 @@ def _column(name: str, shards: StepShards) -> str:
         rows.append((label, dimension_kind, *(f"{summary[key][i]:.4g}" for key in columns)))
     table = _table(("dimension", "kind", *columns), rows)
     more = f"\n\n... and {len(names) - DIMENSIONS} more dimensions" if len(names) > DIMENSIONS else ""
-    told = far_values(summary, "q01_q99", names) if len(columns) == len(PER_DIMENSION) else []
-    if told:
-        more += "\n\nValues far out:\n\n" + "\n".join(f"- {one.text}" for one in told[:EXAMPLES])
-        more += f"\n- ... and {len(told) - EXAMPLES} more" if len(told) > EXAMPLES else ""
-        more += f"\n\nChoices: {choices('q01_q99', max(one.largest for one in told))}."
+    far = far_values(summary, "q01_q99", names) if len(columns) == len(PER_DIMENSION) else []
+    if far:
+        more += "\n\nValues far out:\n\n" + "\n".join(f"- {one.text}" for one in far[:EXAMPLES])
+        more += f"\n- ... and {len(far) - EXAMPLES} more" if len(far) > EXAMPLES else ""
+        more += f"\n\nChoices: {choices('q01_q99', max(one.largest for one in far))}."
     return f"### {name}, {summary['count']} rows\n\n{table}{more}"
 
 

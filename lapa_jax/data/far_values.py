@@ -42,21 +42,22 @@ def far_values(summary: Mapping, mode: str, names: Sequence[str], limit: float =
     with np.errstate(divide="ignore", invalid="ignore"):
         reach = np.maximum(high - normalizer.offset, normalizer.offset - low) / normalizer.scale
         times = np.maximum(high - (q01 + q99) / 2, (q01 + q99) / 2 - low) / ((q99 - q01) / 2)
-    found = []
+    dimensions = []
     for i in np.flatnonzero(normalizer.scale > 0).tolist():
         most, all_of_them = f"{q01[i]:.4g} to {q99[i]:.4g}", f"{low[i]:.4g} to {high[i]:.4g}"
         about = f"{names[i]}: 98 % of its values lie in {most}, all in {all_of_them}"
         if mode == "q01_q99_clip":
             if times[i] > limit:
                 lost = f"{100 * _beyond(summary, i, q01[i], q99[i]):.2g} % of them are cut off"
-                found.append(FarValues(i, f"{about}; {lost}", 1.0))
+                dimensions.append(FarValues(i, f"{about}; {lost}", 1.0))
         elif reach[i] > limit:
-            found.append(FarValues(i, f"{about}; data.normalize={mode} makes values of {reach[i]:.0f} of it", reach[i]))
+            made = f"data.normalize={mode} makes values of {reach[i]:.0f} of it"
+            dimensions.append(FarValues(i, f"{about}; {made}", reach[i]))
         elif by_range[i]:
             share = (q99[i] - q01[i]) / (high[i] - low[i])
             why = f"{times[i]:.0f} times as far, more than {FAR:.0f}: it is scaled by its whole range"
-            found.append(FarValues(i, f"{about}, {why}, of which these 98 % take {share:.2g}", reach[i]))
-    return found
+            dimensions.append(FarValues(i, f"{about}, {why}, of which these 98 % take {share:.2g}", reach[i]))
+    return dimensions
 
 
 def choices(mode: str, largest: float) -> str:

@@ -67,6 +67,11 @@ def build(
         weights.append(weight)
     if not sources:
         raise UserError("no part of data.mixture has a split_val: nothing to evaluate on")
+    if shared.get("text_length", 0) is None:
+        # Each part has padded its instructions to its own longest.
+        longest = max(source.text_lengths[0] for source in sources.values())
+        for source in sources.values():
+            source.widen_texts(longest)
     return Mixture(sources, weights)
 
 
@@ -78,10 +83,10 @@ def for_dataset(data: Mapping, datasets: Mapping[str, Mapping], fingerprint: str
       fingerprint: of the dataset; for one that was no part of a mixture `data` stays as it is.
     """
     for part in data.get("mixture") or ():
-        known = datasets.get(part.get("name") or _name(part), {}).get("fingerprint")
-        if fingerprint is not None and known == fingerprint:
-            own = {key: value for key, value in part.items() if key not in (*LOCATION, "name", "weight")}
-            return _with_own_gap(dict(data), own)
+        of_part = datasets.get(part.get("name") or _name(part), {}).get("fingerprint")
+        if fingerprint is not None and of_part == fingerprint:
+            differing = {key: value for key, value in part.items() if key not in (*LOCATION, "name", "weight")}
+            return _with_own_gap(dict(data), differing)
     return dict(data)
 
 
@@ -140,16 +145,16 @@ def check_trainable(source, limit: float | None = LIMIT) -> list[str]:
         for column, width in part.numeric.items():
             check_statistics(summaries, column, width, f"data set '{name}'")
             mode, names = part.options.normalize, dimension_names(part.shards.features[column], width)
-            found = far_values(summaries[column], mode, names, LIMIT if limit is None else limit)
-            beyond = [one for one in found if limit is not None and one.largest > limit]
+            far = far_values(summaries[column], mode, names, LIMIT if limit is None else limit)
+            beyond = [one for one in far if limit is not None and one.largest > limit]
             if beyond:
-                told = "; ".join(one.text for one in beyond[:_SHOWN]) + ("; ..." if len(beyond) > _SHOWN else "")
+                named = "; ".join(one.text for one in beyond[:_SHOWN]) + ("; ..." if len(beyond) > _SHOWN else "")
                 raise UserError(
                     f"data set '{name}' has values far out in {len(beyond)} dimensions of '{column}', more than "
-                    f"data.max_normalized={limit:g}: {told}. {choices(mode, max(one.largest for one in beyond))}"
+                    f"data.max_normalized={limit:g}: {named}. {choices(mode, max(one.largest for one in beyond))}"
                 )
             where = f"warning: data set '{name}', '{column}'"
-            notes += [f"{where}, {one.text}. {choices(mode, one.largest)}" for one in found]
+            notes += [f"{where}, {one.text}. {choices(mode, one.largest)}" for one in far]
     return notes
 
 

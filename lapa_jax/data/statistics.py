@@ -59,8 +59,8 @@ class ColumnStatistics:
         """
         rows = np.asarray(rows)
         if rows.ndim != 2 or (self.count and rows.shape[1] != len(self.mean)):
-            known = f"[N, {len(self.mean)}]" if self.count else "[N, A]"
-            raise ValueError(f"rows of shape {list(rows.shape)} where {known} is expected")
+            expected = f"[N, {len(self.mean)}]" if self.count else "[N, A]"
+            raise ValueError(f"rows of shape {list(rows.shape)} where {expected} is expected")
         block = max(1, _BLOCK // max(1, rows.shape[1]))
         for first in range(0, len(rows), block):
             self.merge(_of_block(rows[first : first + block], start + first, self.sample))
@@ -128,11 +128,11 @@ class ColumnStatistics:
             raise ValueError("a column without rows has no statistics")
         rows = self._compact()
         ranks = np.concatenate([np.linspace(0, 1, BINS + 1), [0.01, 0.99]])
-        found = np.stack([np.quantile(column, ranks) for column in rows.T], axis=1)
-        edges = found[: BINS + 1]
+        quantiles = np.stack([np.quantile(column, ranks) for column in rows.T], axis=1)
+        edges = quantiles[: BINS + 1]
         edges[0], edges[-1] = self.min, self.max
         values = {"mean": self.mean + self.rest, "std": np.sqrt(self.squares / self.count)}
-        values |= {"min": self.min, "max": self.max, "q01": found[-2], "q99": found[-1], "quantiles": edges.T}
+        values |= {"min": self.min, "max": self.max, "q01": quantiles[-2], "q99": quantiles[-1], "quantiles": edges.T}
         return {"count": self.count, **{name: value.tolist() for name, value in values.items()}}
 
 
@@ -197,11 +197,11 @@ def kinds(summary: Mapping, binary: Sequence[int] | None = None) -> list[str]:
 def resting(summary: Mapping) -> np.ndarray:
     """bool[A]: dimensions that mostly have one value, which their percentiles, or one of them, do not leave."""
     low, high, q01, q99 = values(summary, "min", "max", "q01", "q99")
-    found = q99 - q01 < 2 * np.spacing(np.maximum(np.abs(low), np.abs(high)).astype(np.float32))
+    rests = q99 - q01 < 2 * np.spacing(np.maximum(np.abs(low), np.abs(high)).astype(np.float32))
     if "quantiles" in summary:
         median = values(summary, "quantiles")[0][:, BINS // 2]
-        found |= ((q01 == median) & (low < q01)) | ((q99 == median) & (high > q99))
-    return found
+        rests |= ((q01 == median) & (low < q01)) | ((q99 == median) & (high > q99))
+    return rests
 
 
 def far(summary: Mapping) -> np.ndarray:

@@ -21,6 +21,7 @@ class TrainingData:
       augment: the random change of a training sample; None where there is none.
       meta: what a checkpoint must carry of the data: "data_fingerprint", and per dataset normalisation and features.
       notes: lines for the log.
+      text_length: tokens that instructions are padded to where `data.text_length` is None and the data tell it.
     """
 
     train: object
@@ -28,6 +29,7 @@ class TrainingData:
     augment: Augment | None
     meta: Mapping
     notes: tuple[str, ...] = ()
+    text_length: int | None = None
 
 
 def open_training(data: Mapping, *, batch_size: int, saved: Mapping | None = None) -> TrainingData:
@@ -55,8 +57,27 @@ def open_training(data: Mapping, *, batch_size: int, saved: Mapping | None = Non
     # Held-out samples are scaled by the statistics of training, or a policy would be judged in other units.
     fields = pipeline.eval_fields(data)
     validation = pipeline.build(data, "val", fields=fields, statistics=statistics_of(meta))
+    text_length = _agree_on_texts(data, train, validation, notes)
     validation = _like_training(train, validation)
-    return TrainingData(train, validation, pipeline.augmentation(data, train), meta, tuple(notes))
+    return TrainingData(train, validation, pipeline.augmentation(data, train), meta, tuple(notes), text_length)
+
+
+def _agree_on_texts(data: Mapping, train, validation, notes: list[str]) -> int | None:
+    """Pads training and held-out instructions alike where the data say to which length; notes this length, or that
+    most of a given one is padding."""
+    (length, longest), (length_val, longest_val) = train.text_lengths, validation.text_lengths
+    length, longest = max(length, length_val), max(longest, longest_val)
+    if not length:
+        return None
+    if data.get("text_length", 0) is None:
+        train.widen_texts(length)
+        validation.widen_texts(length)
+        notes.append(f"from the data: data.text_length = {length}; the longest instruction takes {longest} tokens")
+        return length
+    if length >= 2 * longest:
+        notes.append(f"data.text_length={length}, and the longest instruction takes {longest} tokens: the rest is "
+                     "padding, which costs as much; data.text_length=None takes what is needed")  # fmt: skip
+    return None
 
 
 def names_data(data: Mapping) -> bool:

@@ -60,9 +60,9 @@ class PairCodes:
         seconds, frames = trained.get("gap_seconds"), trained.get("gap_frames")
         self.camera = trained.get("camera") or MAIN
         for shards in splits.values():
-            if self.camera not in (known := cameras_of(shards.features)):
+            if self.camera not in (cameras := cameras_of(shards.features)):
                 raise UserError(f"{shards.folder} has no camera '{self.camera}', whose images this tokenizer was "
-                                f"trained on (data.camera); it has {', '.join(known) or 'none'}")  # fmt: skip
+                                f"trained on (data.camera); it has {', '.join(cameras) or 'none'}")  # fmt: skip
         gap = Gap.from_config(seconds, frames)
         self._gaps = {name: gap.of_episodes(shards) for name, shards in splits.items()}
         distinct_gaps = {int(g) for gaps in self._gaps.values() for g in gaps}

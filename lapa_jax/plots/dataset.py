@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from lapa_jax.data.action_bins import ActionBins
 from lapa_jax.data.samples.meta import dimension_names
 from lapa_jax.data.samples.pair_shards import PairShards
-from lapa_jax.data.shards.step_shards import Episode, StepShards
+from lapa_jax.data.shards.step_shards import StepShards
+from lapa_jax.data.shards.table import Episode
 from lapa_jax.data.statistics import PER_DIMENSION, kinds
 from lapa_jax.plots import frames as plots
 

@@ -77,16 +77,19 @@ class Client:
 
         Args:
           image: uint8 [H, W, 3] or the bytes of a JPEG; of several cameras {name: image}.
-          instruction: a text. state: [S], in the units of the data.
+          instruction: a text; an empty one is refused where the policy was trained with instructions.
+          state: [S], in the units of the data.
           dataset: of a policy trained on several: whose units all numbers are in.
 
         Returns:
           f32 [T, A], in the units of the data.
 
         Raises:
-          UserError: the server refuses the observation, and says why.
+          UserError: an empty instruction, or the server refuses the observation, and says why.
           ServerError: it does not answer for another reason. ConnectionError, TimeoutError: it cannot be reached.
         """
+        if not str(instruction).strip() and self.metadata.get("instructed"):
+            raise UserError("the instruction is empty, and this policy was trained with instructions: say what to do")
         message = {"image": image, "instruction": instruction}
         if state is not None:
             message["state"] = np.asarray(state)

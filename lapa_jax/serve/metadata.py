@@ -32,6 +32,7 @@ def metadata(policy: Policy, run: str, keys: Mapping[str, list[str]]) -> dict:
         "cameras": list(cameras(policy)),
         "image_size": model.image_size,
         "text_tokens": model.text_length,
+        "instructed": "text" in (policy.config.get("data", {}).get("fields") or ()),
         "units": "those of the data set: see min and max",
         "datasets": {name: _dataset(policy, name) for name in policy.datasets},
         "keys": {name: list(accepted) for name, accepted in keys.items()},

@@ -1,6 +1,7 @@
 """The run folder: who may write into it, its config, its log, and the record of the environment."""
 
 import contextlib
+import fcntl
 import importlib.metadata
 import logging
 import os
@@ -9,19 +10,25 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from typing import IO
 
 import jax
 import ml_collections
 from jax.experimental import multihost_utils
 
+from lapa_jax.core import checkpoint_step
 from lapa_jax.core import config as config_lib
 from lapa_jax.core.config import ConfigError
 from lapa_jax.core.files import read_json, write_json
+from lapa_jax.core.metrics import METRICS_FILE
 from lapa_jax.data.convert.raw import FOLDER as SHARDS
-from lapa_jax.train.checkpoint import CONFIG_FILE
+from lapa_jax.train.checkpoint import CONFIG_FILE, steps
 
 LOG = logging.getLogger("lapa_jax")
 LOG_FILE, ENV_FILE, UNTRAINED_FILE = "log.txt", "env.json", "untrained.json"
+BEGINNINGS = {CONFIG_FILE, LOG_FILE, ENV_FILE, UNTRAINED_FILE, METRICS_FILE, SHARDS, checkpoint_step.FOLDER,
+              "tensorboard"}  # fmt: skip
+"""What lies in the folder of a run before its first checkpoint."""
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # What a resumed run may change: how long and how often, where and how fast, never what is learned from what.
 MAY_CHANGE = ("train.steps", "train.log_every", "train.eval_every", "train.save_every", "train.save_minutes",
@@ -35,21 +42,33 @@ def check_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> No
     """Refuses a folder of something else, or that holds a run of another config, as far as that shows before the data
     are opened.
 
-    What a model takes from its data is not in the given config yet, so the model is left to `open_run`.
+    What a model takes from its data is not in the given config yet, so the model is left to `open_run`. A run that
+    never reached a checkpoint has nothing to go on from: its folder may be used for another one.
     """
     path = workdir / CONFIG_FILE
+    if _is_beginning(workdir):
+        return
     if path.is_file():
         old, new = ({**values, "model": {}} for values in (read_json(path), config_lib.to_json(config)))
+        if "data" in new and new["data"].get("text_length", 0) is None:  # the data say it, and the old config holds it
+            old = {**old, "data": {**old.get("data", {}), "text_length": None}}
         _check_same(old, new, workdir)
     elif workdir.is_dir() and any(p for p in workdir.iterdir() if not p.name.startswith(".") and p.name != SHARDS):
         raise ConfigError(f"{workdir} is not empty and holds no run; choose another --workdir")
+
+
+def _is_beginning(workdir: pathlib.Path) -> bool:
+    """Whether a folder holds a run that never reached a checkpoint, and nothing besides."""
+    names = {p.name for p in workdir.iterdir() if not p.name.startswith(".")} if workdir.is_dir() else set()
+    return CONFIG_FILE in names and names <= BEGINNINGS and not steps(workdir)
 
 
 def open_run(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     """Creates the run folder, or checks that an existing one belongs to this config.
 
     Raises:
-      ConfigError: the folder holds a run of another config (which keys differ).
+      ConfigError: the folder holds a run of another config (which keys differ) that has reached a checkpoint, or one
+        that another process is training.
     """
     # One host looks and writes; the others must not find a folder that is half made.
     if jax.process_index() == 0:
@@ -60,7 +79,11 @@ def open_run(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
 
 def _claim(workdir: pathlib.Path, values: dict) -> None:
     path = workdir / CONFIG_FILE
-    if path.is_file():
+    if (workdir / LOG_FILE).is_file():
+        with open(workdir / LOG_FILE, "ab") as log:
+            if not _lock(log):
+                raise ConfigError(f"another process is training in {workdir}; wait for it, or choose another --workdir")
+    if path.is_file() and not _is_beginning(workdir):
         _check_same(read_json(path), values, workdir)
     write_json(path, values)
     write_json(workdir / ENV_FILE, environment())
@@ -102,6 +125,7 @@ def logging_to(workdir: pathlib.Path | None) -> Iterator[None]:
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)] if jax.process_index() == 0 else []
     if workdir is not None and jax.process_index() == 0:
         handlers.append(logging.FileHandler(workdir / LOG_FILE, encoding="utf-8"))
+        _lock(handlers[-1].stream)  # as long as the file is open
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         LOG.addHandler(handler)
@@ -113,6 +137,17 @@ def logging_to(workdir: pathlib.Path | None) -> Iterator[None]:
         for handler in handlers:
             LOG.removeHandler(handler)
             handler.close()
+
+
+def _lock(file: IO) -> bool:
+    """Locks a file until it is closed; False where another process has. File systems without locks let all pass."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _check_same(old: Mapping, new: Mapping, workdir: pathlib.Path) -> None:

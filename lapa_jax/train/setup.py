@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from lapa_jax.core import config as config_lib
 from lapa_jax.core import tree
 from lapa_jax.core.config import ConfigError
+from lapa_jax.core.errors import UserError
 from lapa_jax.data.loader import loader
 from lapa_jax.data.training import TrainingData, names_data, open_training
 from lapa_jax.train import ema, pretrained_init, sharding
@@ -130,9 +131,15 @@ def prepare(
 
     # 3. The data. A plan compiles for devices that are not at hand, where the data often are not either.
     data = None
+    if devices is not None and not names_data(config.data) and config.data.get("text_length", 0) is None:
+        raise UserError("data.text_length=None takes what the data need, and config.data names none: give a number")
     if devices is None or names_data(config.data):
         data = open_training(config.data, batch_size=config.train.batch_size, saved=saved)
         notes += [*data.notes]
+        if data.text_length is not None:
+            config = config.copy_and_resolve_references()
+            with config.unlocked(), config.ignore_type():
+                config.data.text_length = data.text_length
         notes += pretrained_init.check_scales(sources, config, data.train, MODELS)
 
     # 4. The model, completed by what only the data can tell, and its shapes; nothing is allocated.

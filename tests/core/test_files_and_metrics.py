@@ -82,6 +82,9 @@ def test_metrics_after_the_resume_step_are_dropped(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [10, 20] and lines[0]["train/bad"] is None
     assert lines == read_metrics(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 10}\n')
+    MetricsWriter(tmp_path, resume_step=0, tensorboard=False).close()
+    assert read_metrics(tmp_path) == [], "a run that begins keeps nothing of one that was there"
 
 
 def test_tensorboard_file_is_written(tmp_path):

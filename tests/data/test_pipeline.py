@@ -14,6 +14,7 @@ from lapa_jax.data.samples.pairs import FramePairSource
 from lapa_jax.data.samples.sequences import Sequences
 from lapa_jax.data.samples.steps import Steps
 from lapa_jax.data.shards.step_shards import StepShards
+from lapa_jax.data.training import open_training
 from lapa_jax.data.transforms import Augment
 from tests.data.samples import make
 from tests.inference import step_shards
@@ -175,15 +176,46 @@ def test_training_needs_statistics_of_what_it_learns_from(tmp_path, spoil, words
     pipeline.check_trainable(pipeline.build({"path": str(folder), "samples": "steps", "fields": ("state",)}, "train"))
 
 
-def test_augmentation_of_other_samples(folders):
+def test_augmentation_of_other_samples(folders, tmp_path):
     data = {"path": str(folders["a"]), "samples": "steps", "fields": ("image", "text"), "augment": {"shift": 2}}
     assert pipeline.augmentation(data, pipeline.build(data, "train")) == Augment(shift=2)
     flip = {**data, "augment": {"flip": 0.5}}
     with pytest.raises(UserError, match="'push it left' wrong"):
         pipeline.augmentation(flip, pipeline.build(flip, "train"))
+    later = make.write(tmp_path, [4], texts=[["lift", "lift", "now left", "lift"]])
+    with pytest.raises(UserError, match="'now left' wrong"):
+        pipeline.augmentation(flip, pipeline.build({**flip, "path": str(later)}, "train"))
     for fields, words in ((("image", "action"), "but not action"), (("action",), "have no images")):
         chosen = {**flip, "fields": fields}
         with pytest.raises(UserError, match=words):
             pipeline.augmentation(chosen, pipeline.build(chosen, "train"))
     quiet = ml_collections.ConfigDict({**data, "augment": None})
     assert pipeline.augmentation(quiet, pipeline.build(quiet, "train")) is None
+
+
+def test_one_length_of_instructions_for_all_that_a_run_reads(tmp_path):
+    """Parts of a mixture and held-out episodes need more than others: all are padded to what the longest needs."""
+    texts = {"short": ["go", "go" * 20], "long": ["x" * 10, "y"]}
+    folders = [make.write(tmp_path / name, {"train": [[4]], "val": [[4]]}, texts=of) for name, of in texts.items()]
+    tokens = {"text_tokenizer": {"name": "bytes"}, "text_length": None}
+    data = {"samples": "steps", "fields": ("text",), **tokens,
+            "mixture": [{"path": str(folder), "weight": 1.0} for folder in folders]}  # fmt: skip
+    assert pipeline.build(data, "train").text_lengths == (16, 11), "rounded up to a multiple of eight"
+    opened = open_training(data, batch_size=2)
+    assert opened.text_length == 48
+    for source in (opened.train, opened.validation):
+        assert source.text_lengths[0] == 48
+        sample = source.batch([0, len(source) - 1])
+        assert sample["text"].shape == sample["text_mask"].shape == (2, 48)
+        assert source.batch([])["text"].shape == (0, 48)
+    assert opened.train.batch([0, 4])["text_mask"].sum(1).tolist() == [3, 11]
+    assert any("data.text_length = 48; the longest instruction takes 41 tokens" in note for note in opened.notes)
+    alone = {**data, "mixture": None, "path": str(folders[0])}
+    assert open_training(alone, batch_size=2).text_length == 48
+    for length, noted in ((64, False), (96, True)):
+        given = open_training({**alone, "text_length": length}, batch_size=2)
+        assert given.text_length is None and given.train.batch([0])["text"].shape == (1, length)
+        assert any("longest instruction takes 41 tokens" in note for note in given.notes) == noted
+    frames = make.write(tmp_path / "frames", SPLITS)
+    pairs = {"path": str(frames), "gap_frames": 1}
+    assert open_training(pairs, batch_size=2).text_length is None

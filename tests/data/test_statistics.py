@@ -217,5 +217,8 @@ def test_columns_are_read_without_the_pictures(tmp_path):
                 step_shards.step_key("a", step),
                 {"action.npy": step_shards.array_bytes(row), "image.jpg": b"no picture"},
             )
-    got = column_statistics(step_shards.column([tmp_path / "train-00000.tar"], "action"))
+    features = {"action": {"shape": [2], "dtype": "float32"}, "image": {"shape": [8, 8, 3], "codec": "jpeg"}}
+    splits = {"train": {"episodes": 1, "steps": 6, "shards": [writer.summary]}}
+    step_shards.write_dataset(tmp_path, features=features, fps=5, source={}, splits=splits, statistics={})
+    got = column_statistics(step_shards.StepShards(tmp_path).column("action"))
     assert got["count"] == 6 and got["max"] == rows.astype(np.float64).max(0).tolist()

@@ -1,5 +1,6 @@
 """Our client: without jax, against a real server; what it says when something is wrong; connections that break."""
 
+import copy
 import socket
 import subprocess
 import sys
@@ -68,6 +69,22 @@ def test_what_the_server_refuses_it_raises(client, server):
     assert client.act(pictures, "push", state).shape == (served.A,), "the next answer comes"
     with pytest.raises(ServerError, match="a token is needed.*status 401"), Client(server.address) as stranger:
         stranger.act(pictures, "push", state)
+
+
+def test_an_empty_instruction_is_refused_where_the_policy_needs_one(client):
+    """A variable that was never set, say; the policy would do anything."""
+    pictures, _, state = observation()
+    for empty in ("", " \n"):
+        with pytest.raises(UserError, match="instruction is empty, and this policy was trained with instructions"):
+            client.act(pictures, empty, state)
+    assert client.act(pictures, "push", state).shape == (served.A,)
+    policy = served.policy(state=True)
+    config = policy.config.copy_and_resolve_references()
+    config.data.fields = ("image", "action", "state")
+    silent = copy.copy(policy)
+    silent.config = config
+    with served.serving(silent) as found, Client(found.address, timeout=300) as other:
+        assert other.act(pictures["image"], "", state).shape == (served.A,)
 
 
 def test_a_connection_that_broke_is_made_again(client):

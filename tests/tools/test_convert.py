@@ -325,6 +325,26 @@ def test_wrong_commands_end_in_one_line(source, tmp_path, arguments, message, ca
     assert not (tmp_path / "out").exists(), "nothing was written"
 
 
+def test_what_is_held_out_is_told(tmp_path):
+    """And what it means that it is nothing, everything, or a few."""
+    for k in range(5):
+        videos.write(tmp_path / "source" / f"v{k}.mp4", 6)
+    ends = lambda split, *more: run(tmp_path / "source", tmp_path / split, "--size", 32, "--workers", 0, *more)  # noqa: E731
+    few = ends("few", "--val_fraction", 0.2)
+    assert few.returncode == 0 and "  train: 4 episodes, 24 steps, val: 1 episodes, 6 steps\n" in few.stdout
+    assert "warning: 1 of 5 episodes are held out, and figures on so few say little" in few.stdout
+    assert "warning: 1 of 5 episodes" in ends("few", "--val_fraction", 0.2).stdout, "also when it is finished already"
+    none = ends("none", "--split", "train").stdout
+    assert "train: 5 episodes, 30 steps\n" in none and "warning: nothing is held out" in none
+    assert "--split val" in none and "--split auto" in none
+    every = ends("every", "--split", "val").stdout
+    assert "  val: 5 episodes, 30 steps\n" in every and "warning" not in every, "as it was asked"
+    enough = ends("enough", "--val_fraction", 0.6).stdout
+    assert "train: 2 episodes, 12 steps, val: 3 episodes, 18 steps\n" in enough and "warning" not in enough
+    report = json.loads((tmp_path / "enough" / "report.json").read_text())
+    assert report["splits"] == {"train": {"episodes": 2, "steps": 12}, "val": {"episodes": 3, "steps": 18}}
+
+
 def test_csv_written_by_a_spreadsheet(source, tmp_path):
     with open(tmp_path / "c.csv", "w", newline="", encoding="utf-8-sig") as file:
         csv.writer(file, delimiter=";").writerows([["video", "caption"], ["v0", "rot; grün"], ["pictures", "b"]])

@@ -1,5 +1,6 @@
 """The loop end to end, on a LAQ of a few thousand parameters and the sample that comes with the package."""
 
+import fcntl
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ from lapa_jax.core import config as config_lib
 from lapa_jax.core.config import ConfigError
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.metrics import read_metrics
+from lapa_jax.train import checkpoint
 from lapa_jax.train.checkpoint import load_for_inference
 from lapa_jax.train.loop import collapsed_positions, train
 
@@ -106,6 +108,26 @@ def test_non_finite_loss_stops_and_names_the_step(root, tmp_path):
     with pytest.raises(UserError, match=r"not finite at step\(s\)"):
         train(make_config(root, "--config.optim.learning_rate=1e30", "--config.optim.clip_norm=None"), run)
     assert "config.json" in {p.name for p in run.iterdir()}
+
+
+def test_a_run_that_never_reached_a_checkpoint_does_not_block_its_folder(root, whole, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match="not finite"):
+        train(make_config(root, "--config.optim.learning_rate=1e30", "--config.optim.clip_norm=None"), run)
+    assert not checkpoint.steps(run) and read_metrics(run)
+    with open(run / "log.txt", "a") as log:  # as another process that is training there holds it
+        fcntl.flock(log, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="another process is training in"):
+            train(make_config(root), run)
+    (run / "notes.md").write_text("mine")
+    with pytest.raises(ConfigError, match="learning_rate"):
+        train(make_config(root), run)
+    (run / "notes.md").unlink()
+    train(make_config(root), run)
+    assert jax.tree.all(jax.tree.map(np.array_equal, variables(whole), variables(run)))
+    assert [line["step"] for line in read_metrics(run)] == [line["step"] for line in read_metrics(whole)]
+    with pytest.raises(ConfigError, match="optim.learning_rate: 0.002 -> 1.0"):
+        train(make_config(root, "--config.optim.learning_rate=1.0"), run)
 
 
 def launch(root, *arguments, **environment):

@@ -1,12 +1,17 @@
 """What is settled before the first step: the data's statistics, and which samples a device can take."""
 
+import json
+
 import jax
+import ml_collections
 import pytest
 
 from lapa_jax.core import config as config_lib
 from lapa_jax.core.config import ConfigError
-from lapa_jax.data import pipeline
+from lapa_jax.core.errors import UserError
+from lapa_jax.data import pipeline, text
 from lapa_jax.train import checkpoint, sharding
+from lapa_jax.train.run import check_config
 from lapa_jax.train.setup import _batch_shapes, prepare
 from tests.data.samples import make
 
@@ -53,3 +58,25 @@ def test_a_tokenizer_that_is_not_trained_along_must_be_frozen(root):
         config = config_lib.load(f"{root}/configs/icl.py:test+tokens", changes)
         with pytest.raises(ConfigError, match=words):
             prepare(config)
+
+
+def test_the_length_of_instructions_that_the_data_need(root, tmp_path):
+    config = lambda *more: config_lib.load(f"{root}/configs/vla_latent.py:tiny", [f"--config.{o}" for o in more])  # noqa: E731
+    setup = prepare(config("data.text_length=None"))
+    instructions = [*setup.data.train.instructions(), *setup.data.validation.instructions()]
+    prompts = text.build(setup.config.data.text_tokenizer).lengths(instructions)
+    needed = -(-max(prompts) // 8) * 8
+    assert setup.batch["text"].shape == (setup.config.train.batch_size, needed)
+    assert setup.data.validation.batch([0])["text"].shape == (1, needed)
+    assert any(f"data.text_length = {needed}" in note for note in setup.notes)
+    for values in (setup.config, ml_collections.ConfigDict(setup.meta()["config"])):
+        assert values.data.text_length == values.model.text_length == needed
+    (tmp_path / "config.json").write_text(json.dumps(setup.meta()["config"]))
+    (tmp_path / "best.json").touch()
+    check_config(tmp_path, config("data.text_length=None"))
+    with pytest.raises(ConfigError, match=f"data.text_length: {needed} -> 7"):
+        check_config(tmp_path, config("data.text_length=7"))
+    given = prepare(config(f"data.text_length={needed + 3}"))
+    assert given.batch["text"].shape[1] == given.config.model.text_length == needed + 3
+    with pytest.raises(UserError, match="data.text_length=None takes what the data need.*give a number"):
+        prepare(config("data.text_length=None", "data.path=None"), devices=jax.devices()[:1])

@@ -168,18 +168,18 @@ _STRIP, _TOLD = 96, 4
 """Pixels of the longer side of a frame in the strips, and how many events of a kind in an episode have one."""
 
 
-def _columns(found: Mapping[str, np.ndarray], planned: Mapping[str, list[int]]) -> dict[str, np.ndarray]:
+def _columns(given: Mapping[str, np.ndarray], planned: Mapping[str, list[int]]) -> dict[str, np.ndarray]:
     """The columns of an episode in their stored dtypes; those of the first readable episode, no more and no fewer."""
-    if unknown := sorted(set(found) - set(planned)):
+    if unknown := sorted(set(given) - set(planned)):
         raise ValueError(f"it has '{unknown[0]}', which the first episode lacks{_APART}")
     columns = {}
     for name, shape in planned.items():
-        if name not in found:
+        if name not in given:
             raise ValueError(f"it has no '{name}', the first episode has it{_APART}")
-        rows = np.asarray(found[name])
+        rows = np.asarray(given[name])
         if rows.ndim < 1 or list(rows.shape[1:]) != shape:
-            found = list(rows.shape[1:])
-            raise ValueError(f"its '{name}' has rows of shape {found}, the first episode has {shape}{_APART}")
+            width = list(rows.shape[1:])
+            raise ValueError(f"its '{name}' has rows of shape {width}, the first episode has {shape}{_APART}")
         with np.errstate(over="ignore"):
             rows = rows.astype(COLUMNS[name])
         if not np.isfinite(rows).all():

@@ -71,21 +71,21 @@ def check_essentials(
     texts = [episode.text] if isinstance(episode.text, str) else episode.text
     has = {"images": bool(episode.cameras), "actions": "action" in episode.columns, "instructions": any(texts)}
     wanted = {"images": options.cameras, "actions": options.action, "instructions": options.captions}
-    found = {kind: f"there is {what}" for kind, what in listing.unread.items()}
-    found |= {kind: f"'{item.name}' has {what}" for kind, what in episode.unread.items()}
+    unread = {kind: f"there is {what}" for kind, what in listing.unread.items()}
+    unread |= {kind: f"'{item.name}' has {what}" for kind, what in episode.unread.items()}
     for kind, option in _OPTION_OF.items():
-        if kind in found and not has[kind] and wanted[kind] != "none":
+        if kind in unread and not has[kind] and wanted[kind] != "none":
             raise UserError(
-                f"{source} has {kind}, and the shards would hold none of them: {found[kind]}; or convert without them, "
-                f"{option} none"
+                f"{source} has {kind}, and the shards would hold none of them: {unread[kind]}; or convert without "
+                f"them, {option} none"
             )
 
 
 def _entries(items: list[Item], options: Options) -> list[dict]:
     ids = episode_ids([item.name for item in items])
-    own = [item.split for item in items]
-    if options.split == "auto" and "val" in own:
-        splits = [split or "train" for split in own]
+    given = [item.split for item in items]
+    if options.split == "auto" and "val" in given:
+        splits = [split or "train" for split in given]
     else:
         splits = assign_splits(ids, options.split, options.val_fraction)
     return [{"id": i, **item._asdict(), "split": split} for i, item, split in zip(ids, items, splits)]

@@ -7,7 +7,7 @@ import itertools
 import pathlib
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from lapa_jax.data.far_values import far_values
 from lapa_jax.data.formats.base import COLUMNS
 from lapa_jax.data.samples.meta import dimension_names
 from lapa_jax.data.shards import step_shards
-from lapa_jax.data.shards.index import open_index
+from lapa_jax.data.shards.table import Table, open_table
 from lapa_jax.data.statistics import column_statistics
 
 REPORT = "report.json"
@@ -112,12 +112,12 @@ def _lock(work: pathlib.Path) -> Iterator[None]:
 
 def _far_values(features: dict, statistics: dict) -> dict[str, list[str]]:
     """{column: dimensions with values far out, in words}, under the scaling that configs have."""
-    found = {}
+    texts = {}
     for name, summary in statistics.items():
         names = dimension_names(features[name], len(summary["mean"]))
-        if told := far_values(summary, "q01_q99", names):
-            found[name] = [one.text for one in told]
-    return found
+        if far := far_values(summary, "q01_q99", names):
+            texts[name] = [one.text for one in far]
+    return texts
 
 
 class _Conversion:
@@ -210,6 +210,7 @@ class _Conversion:
             "blank_pictures": dict(sorted(totals.blank.items())),
             "remarks": dict(sorted(totals.remarks.items())),
             "filter": filtering.described(self.filter, len(plan["episodes"]), totals.filtered) if self.filter else {},
+            "splits": {},
             "far_values": {},
         }
 
@@ -225,7 +226,7 @@ class _Conversion:
         return totals
 
     def _finish(self, report: dict) -> dict:
-        """Index and check every shard, compute the statistics, write `dataset.json`, remove the state.
+        """Check every shard, write the tables, compute the statistics, write `dataset.json`, remove the state.
 
         Returns:
           The report, with what the statistics tell.
@@ -235,14 +236,16 @@ class _Conversion:
             entries = [entry for entry in packer.journal if entry["shard"]["samples"]]
             episodes = sum(entry["totals"]["episodes"] for entry in entries)
             steps = sum(entry["shard"]["samples"] for entry in entries)
-            indexed = sum(len(open_index(self.out / entry["shard"]["name"])) for entry in entries)
-            if indexed != steps:
-                raise UserError(f"{self.out}: the {packer.split} shards hold {indexed} steps, not {steps}; start anew")
             splits[packer.split] = {"episodes": episodes, "steps": steps, "shards": [e["shard"] for e in entries]}
         source = {"name": self.source.resolve().name, "format": self.plan["format"]}
         source |= {"options": self.plan["options"], "plan": planning.digest(self.plan)}
-        features, statistics = self._features(totals), self._statistics(splits)
-        report = {**report, "far_values": _far_values(features, statistics)}
+        features = self._features(totals)
+        described = {"features": features, "splits": splits}
+        described["fingerprint"] = step_shards.dataset_fingerprint(features, splits)
+        tables = {split: open_table(self.out, split, described) for split, of in splits.items() if of["steps"]}
+        statistics = self._statistics(tables)
+        counts = {name: {"episodes": of["episodes"], "steps": of["steps"]} for name, of in splits.items()}
+        report = {**report, "splits": counts, "far_values": _far_values(features, statistics)}
         write_json(self.out / REPORT, report)
         if self.filter:
             write_json(self.out / FILTERED, self._filtered(report))
@@ -279,13 +282,11 @@ class _Conversion:
             features["instruction"] = {"codec": "txt"}
         return features
 
-    def _statistics(self, splits: dict) -> dict:
+    def _statistics(self, tables: Mapping[str, Table]) -> dict:
         """Of the training split, since that is what a model is normalised by; of the other where it is empty."""
-        split = "train" if splits.get("train", {}).get("steps") else "val"
-        paths = [self.out / shard["name"] for shard in splits[split]["shards"]]
-        statistics = {}
+        table, statistics = tables.get("train") or tables["val"], {}
         for name in self.plan["columns"]:
-            chunks = step_shards.column(paths, name) if np.issubdtype(COLUMNS[name], np.floating) else iter(())
+            chunks = step_shards.column(table, name) if np.issubdtype(COLUMNS[name], np.floating) else iter(())
             if (first := next(chunks, None)) is not None:  # episodes of one step have no action
                 statistics[name] = column_statistics(itertools.chain([first], chunks))
         return statistics

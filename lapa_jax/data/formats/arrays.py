@@ -182,9 +182,9 @@ def _judged(place: Place) -> Place:
             raise ValueError(f"{where} has both a trajectory and a table of features: save them in two files")
         return place
     if not place.images and _table(shapes) is None:
-        known = ", ".join(f"{name or 'an array'} {list(shape)}" for name, shape in sorted(shapes.items())) or "nothing"
+        held = ", ".join(f"{name or 'an array'} {list(shape)}" for name, shape in sorted(shapes.items())) or "nothing"
         raise ValueError(
-            f"{where} has {known}; a trajectory has arrays 'action' and 'state' [steps, dimensions], a table one "
+            f"{where} has {held}; a trajectory has arrays 'action' and 'state' [steps, dimensions], a table one "
             "array 'feature' [rows, dimensions]"
         )
     return place
@@ -293,8 +293,8 @@ def _trajectory(store: _Store, path: pathlib.Path, item: Item, options: Mapping)
         unread["actions"] = f"{array_images.describe(like[0], store.arrays[like[0]])}; --action {like[0]} takes it"
     text, task, fps = _about(store)
     asked = [name for name in store.about if like_instruction(name) and name not in _TEXTS]
-    if not text and (told := [name for name in asked if hdf5.instruction(store.about[name]())]):
-        unread["instructions"] = f"the text {told[0]}; store it as the text instruction"
+    if not text and (named := [name for name in asked if hdf5.instruction(store.about[name]())]):
+        unread["instructions"] = f"the text {named[0]}; store it as the text instruction"
     frames = {member: _Images(path, item.at["group"], images[camera]) for camera, member in cameras.items()}
     left_out = sorted(name for name in store.arrays if name not in used)
     return Episode(frames, columns, text, task, fps, left_out=left_out, unread=unread)
@@ -346,12 +346,12 @@ def _about(store: _Store) -> tuple[str, str, float | None]:
         raise ValueError(f"its fps is {fps!r}, it should be a positive number")
     if not isinstance(task, str):
         raise ValueError(f"its task is {task!r}, it should be text")
-    told = [name for name in _TEXTS if name in store.about]
-    texts = [hdf5.instruction(store.about[name]()) for name in told]
-    if told and not any(texts):
-        value = store.about[told[0]]()
-        if not isinstance(_plain(value, told[0]), str):
-            raise ValueError(f"its {told[0]} is {value!r}, it should be text")
+    named = [name for name in _TEXTS if name in store.about]
+    texts = [hdf5.instruction(store.about[name]()) for name in named]
+    if named and not any(texts):
+        value = store.about[named[0]]()
+        if not isinstance(_plain(value, named[0]), str):
+            raise ValueError(f"its {named[0]} is {value!r}, it should be text")
     return next((text for text in texts if text), ""), task, fps
 
 

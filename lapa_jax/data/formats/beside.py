@@ -28,39 +28,39 @@ def texts(source: pathlib.Path, videos: Sequence[str]) -> dict[str, str]:
     Raises:
       UserError: such a file is no UTF-8 text.
     """
-    found = {}
+    of_video = {}
     for video in videos:
         path = (source / video).with_suffix(".txt")
         if path.is_file():
             if why := placeholder(path):
                 raise UserError(why)
             try:
-                found[video] = as_instruction(path.read_text("utf-8-sig"))
+                of_video[video] = as_instruction(path.read_text("utf-8-sig"))
             except UnicodeDecodeError as error:
                 raise UserError(f"{path} is no UTF-8 text ({error}); convert it, or pass --captions none") from None
-    return {video: text for video, text in found.items() if text}
+    return {video: text for video, text in of_video.items() if text}
 
 
 def unread(source: pathlib.Path, videos: Sequence[str], exclude: pathlib.Path | None) -> dict[str, str]:
     """What a folder of videos holds of instructions and actions that is not read; see `base.Episode.unread`."""
     files = list(_files(source, exclude))
-    found = {}
+    kinds = {}
     for path in itertools.islice((p for p in files if p.suffix.lower() in _TABLES), _LOOKED_AT):
         if path.stat().st_size <= _LARGEST and (count := _matches(path, videos)):
             name = path.relative_to(source)
-            found["instructions"] = f"the table {name} of {count} of {len(videos)} videos; --captions {path} takes it"
+            kinds["instructions"] = f"the table {name} of {count} of {len(videos)} videos; --captions {path} takes it"
             break
     named = next((p for p in files if p.suffix.lower() == ".txt" and like_instruction(p.stem)), None)
-    if named and "instructions" not in found:
-        found["instructions"] = f"{named.relative_to(source)}; write a table of captions, and pass it as --captions"
+    if named and "instructions" not in kinds:
+        kinds["instructions"] = f"{named.relative_to(source)}; write a table of captions, and pass it as --captions"
     for path in itertools.islice((p for p in files if p.suffix.lower() in _ARRAYS), _LOOKED_AT):
         if array := _action_in(path):
-            found["actions"] = (
+            kinds["actions"] = (
                 f"{path.relative_to(source)} with {array}; a table with the columns video and arrays says which file "
                 "(npz: action [frames - 1, dimensions]) belongs to which video, --captions takes it"
             )
             break
-    return found
+    return kinds
 
 
 def _files(source: pathlib.Path, exclude: pathlib.Path | None) -> Iterator[pathlib.Path]:

@@ -150,7 +150,7 @@ def match(captions: Sequence[Caption], videos: Sequence[str], path: str) -> tupl
         for name in {video, str(bare.with_suffix("")), bare.name, bare.stem}:
             names.setdefault(name, []).append(video)
             composed.setdefault(unicodedata.normalize("NFC", name), []).append(video)
-    found: dict[str, Caption] = {}
+    of_video: dict[str, Caption] = {}
     for caption in captions:
         name = caption.video.replace("\\", "/").removeprefix("./")
         fits = names.get(name) or composed.get(unicodedata.normalize("NFC", name), [])
@@ -160,12 +160,12 @@ def match(captions: Sequence[Caption], videos: Sequence[str], path: str) -> tupl
             both = f"{fits[0]} and {fits[1]}"
             raise UserError(f"{path}: '{caption.video}' fits {both}; name videos by their relative path")
         for video in fits:
-            if video in found and found[video] != caption:
-                raise UserError(f"{path}: {video} has two captions, '{found[video].text}' and '{caption.text}'")
-            found[video] = caption
-    if not found:
+            if video in of_video and of_video[video] != caption:
+                raise UserError(f"{path}: {video} has two captions, '{of_video[video].text}' and '{caption.text}'")
+            of_video[video] = caption
+    if not of_video:
         firsts = f"first caption: '{captions[0].video}', first video: '{videos[0]}'"
         raise UserError(f"{path}: no caption fits a video ({firsts}); name videos by their relative path")
-    used = set(found.values())
+    used = set(of_video.values())
     unused = sum(caption not in used for caption in captions)
-    return found, unused
+    return of_video, unused

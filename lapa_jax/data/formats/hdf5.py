@@ -52,22 +52,22 @@ def subgroup(group, name: str):
 
     if name not in members(group):
         return None
-    found = group[name]
-    return found if isinstance(found, h5py.Group) else None
+    member = group[name]
+    return member if isinstance(member, h5py.Group) else None
 
 
 def datasets(group) -> dict:
     """{name: dataset} of what lies directly in a group, by name; those that read other files are refused."""
     import h5py
 
-    found = {}
+    by_name = {}
     for name in sorted(members(group)):
         member = group[name]
         if isinstance(member, h5py.Dataset):
             if member.external or member.is_virtual:
                 raise ValueError(f"{member.name} keeps its data in other files, which are not opened")
-            found[name] = member
-    return found
+            by_name[name] = member
+    return by_name
 
 
 def walk(group, prefix: str = "", above: tuple[int, ...] = ()) -> dict:
@@ -84,11 +84,11 @@ def walk(group, prefix: str = "", above: tuple[int, ...] = ()) -> dict:
     above = (*above, h5py.h5o.get_info(group.id).addr)
     if above[-1] in above[:-1]:
         raise ValueError(f"group {group.name} is contained in itself")
-    found = {f"{prefix}{name}": dataset for name, dataset in datasets(group).items()}
+    names = {f"{prefix}{name}": dataset for name, dataset in datasets(group).items()}
     for name in members(group):
         if (inner := subgroup(group, name)) is not None:
-            found |= walk(inner, f"{prefix}{name}/", above)
-    return found
+            names |= walk(inner, f"{prefix}{name}/", above)
+    return names
 
 
 def check_written(dataset) -> None:

@@ -32,7 +32,7 @@ def headers(path: pathlib.Path) -> dict[str, Header]:
     if path.suffix.lower() == ".npy":
         with open(path, "rb") as file:
             return {"": _header(file)}
-    found = {}
+    headers = {}
     with zipfile.ZipFile(path) as archive:
         _check_contents(path, len(archive.infolist()))
         for member in archive.infolist():
@@ -40,10 +40,10 @@ def headers(path: pathlib.Path) -> dict[str, Header]:
                 raise ValueError(f"member '{member.filename}' is no array")
             with archive.open(member) as file:
                 name = member.filename.removesuffix(".npy")
-                if name in found:
+                if name in headers:
                     raise ValueError(f"it has two arrays '{name}'")
-                found[name] = _header(file)
-    return found
+                headers[name] = _header(file)
+    return headers
 
 
 class Array:
@@ -80,7 +80,7 @@ def arrays(path: pathlib.Path) -> dict[str, Array]:
     return {name: Array(path, name, header) for name, header in headers(path).items()}
 
 
-def _check_contents(path: pathlib.Path, found: int) -> None:
+def _check_contents(path: pathlib.Path, members: int) -> None:
     """zipfile does not compare the entries that it finds with the number that stands at the end of the file.
 
     A damaged length in one entry makes it swallow the next ones, and their arrays would be missed by nobody.
@@ -89,8 +89,8 @@ def _check_contents(path: pathlib.Path, found: int) -> None:
         file.seek(-22, 2)
         end = file.read()
     said = int.from_bytes(end[10:12], "little")
-    if end.startswith(b"PK\5\6") and said not in (found, 0xFFFF):
-        raise ValueError(f"its table of contents should have {said} arrays, {found} can be read: copy it again")
+    if end.startswith(b"PK\5\6") and said not in (members, 0xFFFF):
+        raise ValueError(f"its table of contents should have {said} arrays, {members} can be read: copy it again")
 
 
 def _header(file: BinaryIO) -> Header:

@@ -66,8 +66,8 @@ def missing_downloads(source: pathlib.Path) -> str:
     """How many files under a source are pointers or error pages in place of themselves, and the first; "" for none."""
     files = [source] if source.is_file() else (path for path in sorted(source.rglob("*")) if path.is_file())
     small = (path for path in files if path.stat().st_size <= _PAGE)
-    found = [why for path in small if (why := placeholder(path))]
-    return found[0] + (f"; so are {len(found) - 1} others" if len(found) > 1 else "") if found else ""
+    reasons = [why for path in small if (why := placeholder(path))]
+    return reasons[0] + (f"; so are {len(reasons) - 1} others" if len(reasons) > 1 else "") if reasons else ""
 
 
 def find_file(path: pathlib.Path) -> pathlib.Path:

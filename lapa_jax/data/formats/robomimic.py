@@ -122,10 +122,10 @@ def _splits(file, demos: list[str]) -> tuple[dict[str, str], list[str], int]:
     """{demo: split} from the masks, the demonstrations that only a mask has, and how many are in neither mask."""
     masks, missing = {}, []
     group = hdf5.subgroup(file, "mask")
-    found = hdf5.datasets(group) if group is not None else {}
+    members = hdf5.datasets(group) if group is not None else {}
     for name in ("train", *_HELD_OUT):
-        if name in found:
-            listed = [hdf5.text(value) for value in np.atleast_1d(found[name][()])]
+        if name in members:
+            listed = [hdf5.text(value) for value in np.atleast_1d(members[name][()])]
             missing += [f"mask '{name}' lists {demo}, the file does not have it" for demo in set(listed) - set(demos)]
             masks[name] = set(listed) & set(demos)
     train = masks.pop("train", None)
@@ -199,7 +199,7 @@ def standardize(source: pathlib.Path, item: Item, options: Mapping) -> Episode:
         acts = {data.name for data in chosen["action"].values()}
         left_out += [field for field in demo if field != "obs" and f"{demo.name}/{field}" not in acts]
         unread = _unread(data, demo, not_read)
-    names = {column: known for column, known in names.items() if known}
+    names = {column: listed for column, listed in names.items() if listed}
     return Episode(images, columns, text, task, fps, names, sorted(left_out), unread=unread)
 
 

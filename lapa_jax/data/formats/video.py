@@ -40,22 +40,22 @@ def find(source: pathlib.Path, options: Mapping, exclude: pathlib.Path | None = 
     """
     left_out = {}
     if source.is_file():
-        found, others = [(source.name, "video", source.stat().st_size)], {}
+        entries, others = [(source.name, "video", source.stat().st_size)], {}
     else:
-        found, others, left_out = _walk(source, exclude)
-    captions, notes = _captions(options, [path for path, _, _ in found])
+        entries, others, left_out = _walk(source, exclude)
+    captions, notes = _captions(options, [path for path, _, _ in entries])
     used = Counter(pathlib.PurePath(caption.arrays).suffix for caption in captions.values() if caption.arrays)
     if captions and pathlib.Path(options["captions"]).resolve().is_relative_to(source.resolve()):
         used[pathlib.Path(options["captions"]).suffix] += 1
     unread = {}
     texts = {path: caption.text for path, caption in captions.items()}
     if options["captions"] is None and source.is_dir():
-        texts = beside.texts(source, [path for path, _, _ in found])
+        texts = beside.texts(source, [path for path, _, _ in entries])
         used[".txt"] += len(texts)
         notes |= {"texts of the videos' names": len(texts)} if texts else {}
-        unread = beside.unread(source, [path for path, _, _ in found], exclude)
+        unread = beside.unread(source, [path for path, _, _ in entries], exclude)
     items = []
-    for path, kind, size in sorted(found):
+    for path, kind, size in sorted(entries):
         caption = captions.get(path)
         at = {"kind": kind, "arrays": caption.arrays} if caption and caption.arrays else {"kind": kind}
         items.append(Item(path, path, at, size, text=texts.get(path, "")))
@@ -67,7 +67,7 @@ def find(source: pathlib.Path, options: Mapping, exclude: pathlib.Path | None = 
 
 def _walk(root: pathlib.Path, exclude: pathlib.Path | None) -> tuple[list[tuple[str, str, int]], dict, dict]:
     """(path, kind, bytes) of the episodes, how many other files there are by ending, and what else is left out."""
-    found, others, thumbnails = [], Counter(), 0
+    entries, others, thumbnails = [], Counter(), 0
     for folder, folders, names in os.walk(root, followlinks=True):
         here = pathlib.Path(folder)
         folders[:] = sorted(n for n in folders if not n.startswith(".") and (here / n).resolve() != exclude)
@@ -80,15 +80,15 @@ def _walk(root: pathlib.Path, exclude: pathlib.Path | None) -> tuple[list[tuple[
         stems = {path.stem for path in videos}
         thumbnails += sum(path.stem in stems for path in images)
         images = [path for path in images if path.stem not in stems]
-        found += [(path.relative_to(root).as_posix(), "video", path.stat().st_size) for path in videos]
+        entries += [(path.relative_to(root).as_posix(), "video", path.stat().st_size) for path in videos]
         if images:
-            found.append((relative, "pictures", sum(path.stat().st_size for path in images)))
+            entries.append((relative, "pictures", sum(path.stat().st_size for path in images)))
     left_out = {"images with the name of a video beside them": thumbnails} if thumbnails else {}
-    stems = {os.path.splitext(path)[0] if kind == "video" else path: path for path, kind, _ in found}
+    stems = {os.path.splitext(path)[0] if kind == "video" else path: path for path, kind, _ in entries}
     depth = sorted(stems[stem] for stem in modalities.beside_colour(stems))
     if depth:
         left_out[f"videos or folders of depth or masks beside colour, the first {depth[0]}"] = len(depth)
-    return [entry for entry in found if entry[0] not in depth], dict(sorted(others.items())), left_out
+    return [entry for entry in entries if entry[0] not in depth], dict(sorted(others.items())), left_out
 
 
 def _captions(options: Mapping, paths: list[str]) -> tuple[dict[str, Caption], dict]:
@@ -101,11 +101,11 @@ def _captions(options: Mapping, paths: list[str]) -> tuple[dict[str, Caption], d
             f"{table} names arrays with one action a frame: --fps would drop frames and leave the actions between "
             "them; convert with --fps native and choose the frame gap when training, or without (--captions none)"
         )
-    found, unused = match(rows, paths, table)
-    counts = {"captions_without_video": unused, "videos_without_caption": len(paths) - len(found)}
-    if empty := sum(not caption.text for caption in found.values()):
+    matched, unused = match(rows, paths, table)
+    counts = {"captions_without_video": unused, "videos_without_caption": len(paths) - len(matched)}
+    if empty := sum(not caption.text for caption in matched.values()):
         counts["captions_without_text"] = empty
-    return found, {"captions": pathlib.Path(table).name, **counts}
+    return matched, {"captions": pathlib.Path(table).name, **counts}
 
 
 def standardize(source: pathlib.Path, item: Item, options: Mapping) -> Episode:

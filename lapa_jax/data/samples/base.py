@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,6 +38,7 @@ class StepOptions:
       labels_tokenizer: fingerprint of the tokenizer that must have made the labels; None takes any.
       text_tokenizer: {"name": ..., ...} of `lapa_jax.data.text.build`; None leaves instructions as they are.
       text_length: tokens that an instruction is padded to; a longer one is an error unless the tokenizer may cut it.
+        None takes what the longest instruction needs, see `Texts`.
       normalize: "none", "q01_q99", "q01_q99_clip", "mean_std" or "min_max", see `lapa_jax.data.normalize`.
     """
 
@@ -47,7 +49,7 @@ class StepOptions:
     labels: str | None = None
     labels_tokenizer: str | None = None
     text_tokenizer: Mapping | None = None
-    text_length: int = 64
+    text_length: int | None = 64
     normalize: str = "none"
 
     def __post_init__(self):
@@ -59,6 +61,8 @@ class StepOptions:
         if not fields or len(set(fields)) < len(fields):
             raise UserError(f"data.fields {fields} must name at least one field, each once")
         check_resize(self.resize)
+        if self.text_length is not None:
+            whole_number("text_length", self.text_length, 1)
         if self.normalize not in MODES:
             raise UserError(f"data.normalize '{self.normalize}' does not exist{did_you_mean(self.normalize, MODES)}")
 
@@ -67,6 +71,23 @@ def whole_number(name: str, value, least: int) -> None:
     """Refuses a value of `data.<name>` that is no whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserError(f"data.{name} must be a whole number, {least} or more (got {value!r})")
+
+
+class _Bits(NamedTuple):
+    """A bool array of many entries, packed."""
+
+    packed: np.ndarray
+    count: int
+
+    @classmethod
+    def of(cls, value):
+        """A long bool array packed; anything else as it is."""
+        long = isinstance(value, np.ndarray) and value.dtype == bool and value.ndim == 1
+        return cls(np.packbits(value), len(value)) if long else value
+
+    def unpack(self) -> np.ndarray:
+        """bool[count]."""
+        return np.unpackbits(self.packed, count=self.count).astype(bool)
 
 
 class StepSource:
@@ -84,9 +105,22 @@ class StepSource:
         self.statistics = dict(shards.statistics if statistics is None else statistics)
         self.label_info: Mapping | None = None
         self.gaps: np.ndarray | None = None
-        self._starts = np.array([e.start for e in shards.episodes], np.int64)
-        self._lengths = np.array([e.length for e in shards.episodes], np.int64)
+        self._starts, self._lengths = shards.episodes.starts, shards.episodes.lengths
         self._first = np.empty(0, np.int32)  # the step that each sample begins at
+
+    def __getstate__(self) -> dict:
+        """For workers: what the shards hold is mapped again, and of each step no more than a few bits are sent."""
+        state = {name: value for name, value in vars(self).items() if name not in ("_starts", "_lengths", "_first")}
+        begins = np.zeros(len(self.shards), bool)
+        begins[self._first] = True
+        state["_first"] = begins
+        return {name: _Bits.of(value) for name, value in state.items()}
+
+    def __setstate__(self, state: dict) -> None:
+        for name, value in state.items():
+            setattr(self, name, value.unpack() if isinstance(value, _Bits) else value)
+        self._starts, self._lengths = self.shards.episodes.starts, self.shards.episodes.lengths
+        self._begin_at(self._first)
 
     def __len__(self) -> int:
         return len(self._first)
@@ -122,6 +156,14 @@ class StepSource:
         return None
 
     @property
+    def text_lengths(self) -> tuple[int, int]:
+        """Tokens that instructions are padded to, and those of the longest; 0 where they are no tokens."""
+        return 0, 0
+
+    def widen_texts(self, length: int) -> None:
+        """Pads instructions to more tokens; nothing where they are no tokens."""
+
+    @property
     def name(self) -> str:
         """What the dataset is called where nothing else names it: its folder."""
         return self.shards.folder.resolve().name
@@ -152,9 +194,12 @@ class StepSource:
         return {"episode_id": episodes.astype(np.int32), "step": (steps - self._starts[episodes]).astype(np.int32)}
 
     def _every_step(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The number, the episode's first and the episode's last step of every step: int64[steps] each."""
-        first = np.repeat(self._starts, self._lengths)
-        return np.arange(len(first)), first, first + np.repeat(self._lengths, self._lengths) - 1
+        """The number, the episode's first and the episode's last step of every step: int[steps] each, of four bytes
+        where these are enough."""
+        kind = np.int32 if len(self.shards) < 2**30 else np.int64
+        starts, lengths = self._starts.astype(kind), self._lengths.astype(kind)
+        first = np.repeat(starts, lengths)
+        return np.arange(len(first), dtype=kind), first, np.repeat(starts + lengths - 1, lengths)
 
 
 class FieldSource(StepSource):
@@ -189,6 +234,16 @@ class FieldSource(StepSource):
     def vocabulary(self) -> int | None:
         """See `StepSource`."""
         return None if self._texts is None else self._texts.vocabulary
+
+    @property
+    def text_lengths(self) -> tuple[int, int]:
+        """Tokens that instructions are padded to, and those of the longest; 0 where they are no tokens."""
+        return (0, 0) if self._texts is None else (self._texts.length, self._texts.longest)
+
+    def widen_texts(self, length: int) -> None:
+        """Pads instructions to more tokens."""
+        if self._texts is not None and 0 < self._texts.length < length:
+            self._texts.widen(length)
 
     def _open_column(self, name: str) -> Column:
         if name == "latent":

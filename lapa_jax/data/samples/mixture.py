@@ -72,6 +72,17 @@ class Mixture:
         return self._parts[0].vocabulary
 
     @property
+    def text_lengths(self) -> tuple[int, int]:
+        """As of the parts: the largest of each."""
+        return tuple(map(max, zip(*(part.text_lengths for part in self._parts))))
+
+    def widen_texts(self, length: int) -> None:
+        """Pads the instructions of all parts to more tokens."""
+        for part in self._parts:
+            part.widen_texts(length)
+        self._empty = self._check([part.batch([]) for part in self._parts])
+
+    @property
     def label_info(self) -> Mapping | None:
         """The "labels" entry of the first part's latents; all must be of one tokenizer."""
         infos = [part.label_info for part in self._parts]

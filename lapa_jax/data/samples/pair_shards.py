@@ -26,6 +26,7 @@ class PairShards:
     FIRST, SECOND = "t.jpg", "t1.jpg"
     fields = ("frames",)
     numeric: dict[str, int] = {}
+    text_lengths = (0, 0)
 
     def __init__(self, folder, split: str = "train", image_size: int | None = None):
         self.folder, self.split, self.image_size = pathlib.Path(folder), split, image_size
@@ -119,6 +120,9 @@ class PairShards:
             else:
                 self._first_shape = images.decode(self._files.read(self._paths[0], *map(int, location))).shape
         return self._first_shape
+
+    def widen_texts(self, length: int) -> None:
+        """Nothing: pairs have no texts."""
 
     def instructions(self) -> list[str]:
         """None: pairs have no texts."""

@@ -1,6 +1,5 @@
 """What the kinds of samples read from step shards: numeric columns in memory, images of cameras, instructions."""
 
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -8,27 +7,29 @@ import numpy as np
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.data import images, text
 from lapa_jax.data.shards.files import DamagedSample
-from lapa_jax.data.shards.step_shards import StepShards, array_bytes
+from lapa_jax.data.shards.step_shards import StepShards
+from lapa_jax.data.shards.table import row_checks, table_path
 
+MULTIPLE = 8
+"""What the length of instructions is rounded up to where the data tell it: accelerators like round sizes."""
 DTYPES = {"action": np.float32, "state": np.float32, "feature": np.float32, "latent": np.int32}
 """The numeric columns of step shards."""
 
 
 def steps_with(shards: StepShards, member: str) -> np.ndarray:
     """bool[steps]: which steps have the member, e.g. "image.jpg"."""
-    return np.fromiter((shards.has(i, member) for i in range(len(shards))), bool, len(shards))
+    return np.asarray(shards.table.present(member))
 
 
 class Column:
-    """A numeric column of a split, read once: a batch is then one indexing operation.
+    """A numeric column of a split, mapped from the table of the shards: a batch is one indexing operation.
 
     Args:
       shards: the steps that hold it. For a sidecar of labels these are not the shards with the images.
       name: "action", "state", "feature" or "latent".
-      normalizer: with `normalize(f32[N, D])`, applied to what is stored; None leaves it.
+      normalizer: with `normalize(f32[N, D])`, applied to the rows that are taken; None leaves them.
 
     Attributes:
-      values: f32[steps, D] (int32 for latents), 0 where the step has none.
       present: bool[steps].
       width: D.
     """
@@ -38,43 +39,36 @@ class Column:
         shape = tuple(shards.features[name]["shape"])
         if len(shape) != 1:
             raise UserError(f"{shards.folder}: '{name}' has rows of shape {shape}; samples need rows of numbers")
-        self.values = np.zeros((len(shards), *shape), DTYPES[name])
-        self._damaged: dict[int, str] = {}
-        self._read(shards, shape)
-        if normalizer is not None:
-            whole = self.present.copy()
-            # What could not be read is zeros in no unit; it is refused when it is taken.
-            whole[list(self._damaged)] = False
-            self.values[whole] = normalizer.normalize(self.values[whole])
-
-    @property
-    def width(self) -> int:
-        """D: numbers a row."""
-        return self.values.shape[1]
-
-    def _read(self, shards: StepShards, shape: tuple[int, ...]) -> None:
-        member, dtype = f"{self.name}.npy", DTYPES[self.name]
-        # rows as the converter writes them all begin with the same bytes: no need to parse each header
-        sample = array_bytes(np.zeros(shape, dtype))
-        header, size = sample[: -np.zeros(shape, dtype).nbytes], len(sample)
-        for i in np.flatnonzero(self.present).tolist():
-            try:
-                data = shards.read(i, (member,))[member]
-                if len(data) == size and data.startswith(header):
-                    self.values[i] = np.frombuffer(data, dtype, offset=len(header))
-                else:
-                    self.values[i] = _parse(data, shape)
-                if not np.isfinite(self.values[i]).all():
-                    raise ValueError("it holds numbers that are not finite")
-            except DamagedSample as error:
-                self._damaged[i] = str(error)
-            except (ValueError, EOFError) as error:
-                self._damaged[i] = f"{shards.folder}: {shards.key(i)}.{member} is damaged ({error}); convert again"
+        self.width, self._normalizer, self._shards = shape[0], normalizer, shards
+        arrays = shards.table.arrays
+        self._values = arrays.get(f"column/{name}", np.zeros((len(shards), *shape), DTYPES[name]))
+        self._checks = arrays.get(f"check/{name}")
+        self._damaged = shards.table.damaged.get(f"{name}.npy", {})
 
     def take(self, steps: np.ndarray) -> np.ndarray:
-        """The rows of steps int[...] as f32[..., D]; a damaged one among them is a `DamagedSample`."""
+        """The rows of steps int[...] as f32[..., D] (int32 for latents), zeros where a step has none.
+
+        Raises:
+          DamagedSample: one of the rows is damaged, in its shard or in the table.
+        """
         self.check(steps)
-        return self.values[steps]
+        steps = np.asarray(steps)
+        rows = self._values[steps.ravel()]
+        if self._checks is not None and (wrong := row_checks(rows) != self._checks[steps.ravel()]).any():
+            step = int(steps.ravel()[wrong.argmax()])
+            where = f"{table_path(self._shards.folder, self._shards.split)}: {self.name} of {self._shards.key(step)}"
+            raise DamagedSample(f"{where} is damaged; remove this file, it is made again from the shards")
+        rows = rows.reshape(*steps.shape, self.width)
+        if self._normalizer is None:
+            return rows
+        return self._normalizer.normalize(rows) * self.present[steps][..., None]
+
+    def __getstate__(self) -> dict:
+        """Without the arrays: what is mapped is mapped again."""
+        return {"shards": self._shards, "name": self.name, "normalizer": self._normalizer}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(**state)
 
     def check(self, steps: np.ndarray) -> None:
         """Raises `DamagedSample` where one of the steps int[...] is damaged; damage elsewhere is no matter."""
@@ -82,13 +76,6 @@ class Column:
             for i in np.ravel(steps).tolist():
                 if i in self._damaged:
                     raise DamagedSample(self._damaged[i])
-
-
-def _parse(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    row = np.load(io.BytesIO(data), allow_pickle=False)
-    if row.shape != shape:
-        raise ValueError(f"its shape is {row.shape}, the data set says {shape}")
-    return row
 
 
 class CameraImages:
@@ -145,24 +132,39 @@ class Texts:
     Args:
       shards: the steps.
       tokenizer: {"name": ..., ...} of `lapa_jax.data.text.build`, or None.
-      length: tokens that an instruction is padded to.
+      length: tokens that an instruction is padded to; None takes what the longest needs, a multiple of `MULTIPLE`.
+
+    Attributes:
+      vocabulary: token ids are smaller; None without a tokenizer.
+      length: tokens that instructions are padded to. longest: tokens of the longest; both 0 without a tokenizer.
 
     Raises:
-      UserError: the instruction of an episode is longer, and the tokenizer may not cut it.
+      UserError: the instruction of a step is longer, and the tokenizer may not cut it.
     """
 
-    def __init__(self, shards: StepShards, tokenizer: Mapping | None, length: int):
-        self._shards, self._length = shards, length
-        self._tokenizer = None if tokenizer is None else text.build(tokenizer)
-        self._cache: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        if self._tokenizer is not None:
-            for instruction in shards.instructions():
-                self._tokens(instruction)
+    def __init__(self, shards: StepShards, tokenizer: Mapping | None, length: int | None):
+        self._shards, self.length, self.longest = shards, 0, 0
+        self.vocabulary: int | None = None
+        self._ids = self._masks = np.empty((0, 0))
+        if tokenizer is None:
+            return
+        # All instructions now, so that a long one ends the run before it begins; and workers need no tokenizer
+        tokenize, table = text.build(tokenizer), shards.table
+        self.vocabulary = tokenize.vocab_size
+        numbers = np.unique(table.arrays["text"])
+        texts = ["" if number < 0 else table.texts[number] for number in [*numbers.tolist(), -1]]
+        if length is None:
+            length = -(-max(tokenize.lengths(texts)) // MULTIPLE) * MULTIPLE
+        ids, masks = tokenize(texts, length)
+        self.length, self.longest, self._pad = length, int(masks.sum(axis=1).max()), tokenize.pad_id
+        self._ids, self._masks = (np.zeros((len(table.texts) + 1, length), rows.dtype) for rows in (ids, masks))
+        self._ids[[*numbers, -1]], self._masks[[*numbers, -1]] = ids, masks  # the last is that of no instruction
 
-    @property
-    def vocabulary(self) -> int | None:
-        """Token ids are smaller; None without a tokenizer."""
-        return None if self._tokenizer is None else self._tokenizer.vocab_size
+    def widen(self, length: int) -> None:
+        """Pads instructions to more tokens, as another part of a mixture needs them."""
+        more = length - self.length
+        self._ids = np.pad(self._ids, ((0, 0), (0, more)), constant_values=self._pad)
+        self._masks, self.length = np.pad(self._masks, ((0, 0), (0, more))), length
 
     def available(self) -> np.ndarray:
         """bool[steps]: which have an instruction."""
@@ -170,20 +172,12 @@ class Texts:
 
     def read(self, steps: np.ndarray) -> dict[str, np.ndarray]:
         """Of steps int[B] {"text": str[B]}, or with a tokenizer {"text": int32[B, L], "text_mask": f32[B, L]}."""
-        texts = [self._shards.text(i) for i in steps.tolist()]
-        if self._tokenizer is None:
-            return {"text": np.array(texts, np.str_)}
-        ids, mask = np.empty((len(texts), self._length), np.int32), np.empty((len(texts), self._length), np.float32)
-        for row, instruction in enumerate(texts):
-            ids[row], mask[row] = self._tokens(instruction)
-        return {"text": ids, "text_mask": mask}
-
-    def _tokens(self, instruction: str) -> tuple[np.ndarray, np.ndarray]:
-        # the same few instructions come again and again
-        if instruction not in self._cache:
-            ids, mask = self._tokenizer([instruction], self._length)
-            self._cache[instruction] = ids[0], mask[0]
-        return self._cache[instruction]
+        if self.vocabulary is None or self._shards.table.damaged.get("txt"):
+            texts = [self._shards.text(i) for i in steps.tolist()]
+            if self.vocabulary is None:
+                return {"text": np.array(texts, np.str_)}
+        numbers = self._shards.table.arrays["text"][steps]
+        return {"text": self._ids[numbers], "text_mask": self._masks[numbers].astype(np.float32)}
 
 
 def cameras_of(features: Mapping) -> list[str]:

@@ -10,12 +10,10 @@ from lapa_jax.data.shards.step_shards import StepShards
 
 def task_names(shards: StepShards) -> list[str]:
     """The task of each episode: "task" of its `.json`, else its instruction; "" where it has neither."""
-    return [_task(shards, episode.start) for episode in shards.episodes]
-
-
-def _task(shards: StepShards, step: int) -> str:
-    task = shards.meta(step).get("task") if shards.has(step, "json") else None
-    return str(task) if task else shards.text(step)
+    table = shards.table
+    numbers = table.arrays["text"][shards.episodes.starts].tolist()
+    instructions = [table.texts[number] if number >= 0 else "" for number in numbers]
+    return [task or instruction for task, instruction in zip(shards.tasks(), instructions)]
 
 
 def chosen_episodes(names: Sequence[str], held_out: Sequence[str], which: str, folder) -> np.ndarray:

@@ -27,7 +27,10 @@ class Files:
         parts = []
         while size > 0:
             # pread may return less than was asked for, on network file systems and above 2 GiB.
-            part = os.pread(descriptor, size, offset)
+            try:
+                part = os.pread(descriptor, size, offset)
+            except (MemoryError, OverflowError):  # a damaged index asks for what no file holds
+                part = b""
             if not part:
                 missing = f"{size} more were expected"
                 raise DamagedSample(f"{path} ends at byte {offset}, {missing}: copy or convert it again")

@@ -12,7 +12,6 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -22,21 +21,13 @@ from lapa_jax.core.files import atomic_path, placeholder, read_json, write_json
 from lapa_jax.data import images
 from lapa_jax.data.shards import tar
 from lapa_jax.data.shards.files import DamagedSample, Files
-from lapa_jax.data.shards.index import open_index
+from lapa_jax.data.shards.table import Table, open_table
 
 FORMAT, VERSION = "lapa_jax.step_shards", 1
 DATASET, STATISTICS = "dataset.json", "statistics.json"
 WORK = ".convert"
 """Where an unfinished conversion keeps its state."""
 _NO_LOCATION = (-1, -1, -1)
-
-
-class Episode(NamedTuple):
-    """A run of steps: global numbers `start` to `start + length - 1` of the split."""
-
-    id: str
-    start: int
-    length: int
 
 
 def step_key(episode: str, step: int) -> str:
@@ -110,6 +101,12 @@ class ShardWriter:
         self._atomic.__exit__(kind, error, traceback)
 
 
+def dataset_fingerprint(features: Mapping, splits: Mapping) -> str:
+    """SHA-256 over what a dataset holds: `features`, and the shards of `splits`."""
+    shards = [[s["name"], s["sha256"]] for name in sorted(splits) for s in splits[name]["shards"]]
+    return hashlib.sha256(json_bytes([FORMAT, VERSION, dict(features), shards])).hexdigest()
+
+
 def write_dataset(
     folder, *, features: Mapping, fps: float | None, source: Mapping, splits: Mapping, statistics: Mapping
 ) -> None:
@@ -125,8 +122,7 @@ def write_dataset(
     """
     folder = pathlib.Path(folder)
     # The fingerprint leaves out "source" and statistics: the same steps converted elsewhere are the same data.
-    shards = [[s["name"], s["sha256"]] for name in sorted(splits) for s in splits[name]["shards"]]
-    fingerprint = hashlib.sha256(json_bytes([FORMAT, VERSION, dict(features), shards])).hexdigest()
+    fingerprint = dataset_fingerprint(features, splits)
     values = {"format": FORMAT, "version": VERSION, "features": dict(features), "fps": fps, "source": dict(source)}
     write_json(folder / STATISTICS, dict(statistics))
     write_json(folder / DATASET, values | {"splits": dict(splits), "fingerprint": fingerprint})
@@ -157,12 +153,13 @@ def read_dataset(folder: str | os.PathLike) -> dict:
 
 
 class StepShards:
-    """Random access to the steps of one split. Thread-safe; pickles without its open files.
+    """Random access to the steps of one split. Thread-safe. Pickles as its folder and split, and is opened again.
 
     Attributes:
       folder: the path. split: its name. features: as in `dataset.json`. fps: frames per second, or None when episodes
       differ or have no clock (see `episode_fps`). fingerprint: SHA-256 over the contents of the whole folder.
-      statistics: `statistics.json`. episodes: list of `Episode`, whose `start` counts over the split.
+      statistics: `statistics.json`. episodes: `Episodes`, whose `start` counts over the split.
+      table: where everything lies, see `lapa_jax.data.shards.table`.
     """
 
     def __init__(self, folder: str | os.PathLike, split: str = "train"):
@@ -176,47 +173,30 @@ class StepShards:
         self.fingerprint: str = dataset["fingerprint"]
         self.statistics: dict = read_json(self.folder / STATISTICS)
         self._files = Files()
-        self._open(dataset["splits"][split])
-
-    def _open(self, split: Mapping) -> None:
-        indexes, self.episodes, start = [], [], 0
-        for shard in split["shards"]:
-            path = self.folder / shard["name"]
+        self._paths = [self.folder / shard["name"] for shard in dataset["splits"][split]["shards"]]
+        for path, shard in zip(self._paths, dataset["splits"][split]["shards"]):
             # Cheaper than the SHA-256, and enough for a copy that was cut short; a member's checksum is compared when
             # it is read.
             if path.exists() and path.stat().st_size != shard["bytes"]:
                 wrong = f"has {path.stat().st_size} bytes, {DATASET} says {shard['bytes']}"
                 raise UserError(placeholder(path) or f"{path} {wrong}: it is damaged; copy or convert the folder again")
-            index = open_index(path)
-            self.episodes += _episodes(path, index.keys, start)
-            indexes.append(index)
-            start += len(index)
-        if start != split["steps"] or len({e.id for e in self.episodes}) != len(self.episodes):
-            raise UserError(f"{self.folder}: the shards do not hold what {DATASET} says; convert the data again")
-        self._paths = [self.folder / shard["name"] for shard in split["shards"]]
-        lengths = [len(index) for index in indexes]
-        # Arrays over all steps in place of an object each, which would take many times the memory.
-        self._shard_of = np.repeat(np.arange(len(indexes), dtype=np.int32), lengths)
-        self._fields = tuple(sorted({field for index in indexes for field in index.fields}))
-        self._locations = np.full((start, len(self._fields), 3), -1, np.int64)
-        self._columns = {field: number for number, field in enumerate(self._fields)}
-        for first, index in zip(np.cumsum([0, *lengths]), indexes):
-            columns = [self._columns[field] for field in index.fields]
-            self._locations[first : first + len(index), columns, 0] = index.offsets
-            self._locations[first : first + len(index), columns, 1] = index.sizes
-            self._locations[first : first + len(index), columns, 2] = index.checksums
-        self._starts = np.array([e.start for e in self.episodes], np.int64)
+        self.table = open_table(self.folder, split, dataset)
+        self.episodes = self.table.episodes
+        self._first_steps = np.asarray(self.table.arrays["shard/start"])
+
+    def __reduce__(self):
+        return StepShards, (self.folder, self.split)
 
     def __len__(self) -> int:
         """Steps of the split."""
-        return len(self._locations)
+        return len(self.table)
 
     def __repr__(self) -> str:
         return f"StepShards({self.split}, {len(self)} steps, {self.fingerprint[:16]})"
 
     def episode_of(self, i: int) -> int:
         """The number (into `episodes`) of the episode that step i belongs to."""
-        return int(np.searchsorted(self._starts, i, side="right")) - 1
+        return int(np.searchsorted(self.episodes.starts, i, side="right")) - 1
 
     def key(self, i: int) -> str:
         """The sample key of step i."""
@@ -225,32 +205,35 @@ class StepShards:
 
     def has(self, i: int, field: str) -> bool:
         """Whether step i has the member `field`, e.g. "action.npy"."""
-        return field in self._columns and self._locations[i, self._columns[field], 0] >= 0
+        return bool(self.table.present(field)[i])
 
     def read(self, i: int, fields: Sequence[str] | None = None) -> dict[str, bytes]:
         """The raw members of step i as {"image.jpg": bytes, ...}; `fields` restricts them, and must then be there."""
         if not 0 <= i < len(self):
             raise IndexError(f"step {i} of {len(self)}")
         if fields is None:
-            fields = [field for field in self._fields if self.has(i, field)]
+            fields = [field for field in self.table.fields if self.has(i, field)]
         return {field: self._read(i, field) for field in fields}
 
     def _read(self, i: int, field: str) -> bytes:
-        column = self._columns.get(field)
-        location = _NO_LOCATION if column is None else self._locations[i, column].tolist()
-        return self._member(i, field, location, self._path(i))
+        return self._member(i, field, self._locations([i], field)[0], self._path(i))
+
+    def _locations(self, steps: Sequence[int], field: str) -> list[Sequence[int]]:
+        """(offset, size, checksum) of a member of some steps."""
+        members = self.table.arrays.get(f"member/{field}")
+        return [_NO_LOCATION] * len(steps) if members is None else members[steps].tolist()
 
     def _member(self, i: int, field: str, location: Sequence[int], path: pathlib.Path) -> bytes:
         offset, size, checksum = location
         if offset < 0:
-            raise UserError(f"{self.folder}: step {self.key(i)} has no .{field}; its dataset has {self._fields}")
+            raise UserError(f"{self.folder}: step {self.key(i)} has no .{field}; its dataset has {self.table.fields}")
         data = self._files.read(path, offset, size)
         if checksum >= 0 and tar.checksum(data) != checksum:
             raise self._bad(i, field, "its checksum is wrong")
         return data
 
     def _path(self, i: int) -> pathlib.Path:
-        return self._paths[self._shard_of[i]]
+        return self._paths[int(np.searchsorted(self._first_steps, i, side="right")) - 1]
 
     def image(self, i: int, name: str = "image") -> np.ndarray:
         """The image of step i, uint8[H, W, 3]."""
@@ -263,9 +246,8 @@ class StepShards:
         """Decodes the image of each step into one of `outs` uint8[H, W, 3], which must have its size."""
         field = f"{name}.jpg"
         # all locations at once: one by one, the lookup would cost a tenth of decoding a small image
-        stored = field in self._columns
-        locations = self._locations[steps, self._columns[field]].tolist() if stored else [_NO_LOCATION] * len(steps)
-        for i, location, shard, out in zip(steps, locations, self._shard_of[steps].tolist(), outs):
+        shards = np.searchsorted(self._first_steps, steps, side="right") - 1
+        for i, location, shard, out in zip(steps, self._locations(steps, field), shards.tolist(), outs):
             try:
                 images.decode_into(self._member(i, field, location, self._paths[shard]), out)
             except ValueError as error:
@@ -280,7 +262,10 @@ class StepShards:
 
     def text(self, i: int) -> str:
         """The instruction of step i; "" where it has none."""
-        return self._read(i, "txt").decode() if self.has(i, "txt") else ""
+        if why := self.table.damaged.get("txt", {}).get(i):
+            raise DamagedSample(why)
+        number = int(self.table.arrays["text"][i])
+        return self.table.texts[number] if number >= 0 else ""
 
     def meta(self, i: int) -> dict:
         """{"episode", "step", "length", "fps", "source"} of step i."""
@@ -292,56 +277,39 @@ class StepShards:
     def _bad(self, i: int, field: str, error: Exception | str) -> DamagedSample:
         return DamagedSample(f"{self._path(i)}: {self.key(i)}.{field} is damaged ({error}); convert the data again")
 
-    def column(self, name: str) -> Iterator[np.ndarray]:
-        """A numeric column in step order, as chunks f[n, A]; steps without it are left out."""
-        return column(self._paths, name)
+    def column(self, name: str, numbers: int = 1 << 20) -> Iterator[np.ndarray]:
+        """A numeric column in step order, as chunks f[n, A] of about `numbers` numbers; steps without it are left out.
+
+        Raises:
+          DamagedSample: one of its rows is damaged.
+        """
+        yield from column(self.table, name, numbers)
 
     def episode_fps(self) -> np.ndarray:
         """f64[episodes], frames per second of each episode; NaN where it has no clock."""
         if self.fps is not None:
             return np.full(len(self.episodes), self.fps)
-        rates = [self.meta(e.start).get("fps") for e in self.episodes]
-        return np.array([np.nan if rate is None else rate for rate in rates], np.float64)
+        return np.array(self.table.arrays["episode/fps"])
+
+    def tasks(self) -> list[str]:
+        """The task of each episode, as its `.json` tells it; "" where it does not."""
+        numbers = self.table.arrays["episode/task"].tolist()
+        return [self.table.texts[number] if number >= 0 else "" for number in numbers]
 
     def instructions(self) -> list[str]:
-        """The distinct instructions of the split, sorted."""
-        return sorted({self.text(e.start) for e in self.episodes} - {""})
+        """The distinct instructions of all steps of the split, sorted."""
+        return self.table.instructions()
 
 
-def column(paths: Sequence[pathlib.Path], name: str, numbers: int = 1 << 20) -> Iterator[np.ndarray]:
-    """The values of `.<name>.npy` in a list of shards, in step order, as chunks f[n, A] of about `numbers` numbers.
-
-    Steps without a value are left out: the last step of an episode has no action.
-    """
-    files, chunk = Files(), []
-    for path in paths:
-        index = open_index(path)
-        at = index.fields.index(f"{name}.npy") if f"{name}.npy" in index.fields else None
-        locations = [] if at is None else np.stack([index.offsets, index.sizes, index.checksums], -1)[:, at].tolist()
-        for offset, size, checksum in locations:
-            if offset >= 0:
-                data = files.read(path, offset, size)
-                if checksum >= 0 and tar.checksum(data) != checksum:
-                    raise DamagedSample(f"{path} at byte {offset}: the checksum of .{name}.npy is wrong; convert again")
-                chunk.append(np.load(io.BytesIO(data), allow_pickle=False))
-            if chunk and len(chunk) * max(1, chunk[0].size) >= numbers:
-                yield np.stack(chunk)
-                chunk = []
-    if chunk:
-        yield np.stack(chunk)
-
-
-def _episodes(path: pathlib.Path, keys: np.ndarray, start: int) -> list[Episode]:
-    """The episodes of a shard from its keys, which must count 0, 1, 2, ... within each episode."""
-    episodes: list[Episode] = []
-    for i, key in enumerate(keys):
-        text = key.decode()
-        name, _, number = text.rpartition("_")
-        last = episodes[-1] if episodes else None
-        if name and number == "000000":
-            episodes.append(Episode(name, start + i, 1))
-        elif last and last.id == name and number == f"{last.length:06d}":
-            episodes[-1] = last._replace(length=last.length + 1)
-        else:
-            raise UserError(f"{path}: sample '{text}' is out of order; steps count {{episode}}_000000, _000001, ...")
-    return episodes
+def column(table: Table, name: str, numbers: int = 1 << 20) -> Iterator[np.ndarray]:
+    """As `StepShards.column`, of a table."""
+    present, values = table.present(f"{name}.npy"), table.arrays.get(f"column/{name}")
+    for why in table.damaged.get(f"{name}.npy", {}).values():
+        raise DamagedSample(why)
+    if values is None:
+        return
+    rows = max(1, numbers // max(1, values.shape[1]))
+    for start in range(0, len(values), rows):
+        chosen = np.asarray(present[start : start + rows])
+        if chosen.any():
+            yield np.asarray(values[start : start + rows])[chosen]

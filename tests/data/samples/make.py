@@ -22,7 +22,8 @@ def write(folder, lengths, *, cameras=("image",), widths=None, texts=None, tasks
     Args:
       lengths: {split: [[frames of each episode], ...]}, a list for each shard; or a list of frames, one shard "train".
       cameras: members; of each the pictures are noise of `size`. widths: {column: dimensions}.
-      texts, tasks: by episode number, None for none. drop: (episode, step, member) that are left out.
+      texts, tasks: by episode number, None for none; a list of texts has one for each step.
+      drop: (episode, step, member) that are left out.
       latents: codes a step, 0 for none. change: what becomes of the noise of a row, `change(column, row)`.
     """
     rng = np.random.default_rng(seed)
@@ -51,7 +52,8 @@ def write(folder, lengths, *, cameras=("image",), widths=None, texts=None, tasks
                         if latents:
                             members["latent.npy"] = array_bytes(rng.integers(0, 8, latents).astype(np.int32))
                         if texts and texts[number]:
-                            members["txt"] = texts[number].encode()
+                            text = texts[number] if isinstance(texts[number], str) else texts[number][step]
+                            members["txt"] = text.encode()
                         members = {m: data for m, data in members.items() if (number, step, m) not in drop}
                         writer.add(step_key(f"ep{number}", step), members)
                     number += 1

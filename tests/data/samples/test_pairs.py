@@ -1,4 +1,5 @@
 import tarfile
+import types
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.data import images, pipeline
 from lapa_jax.data.samples.pair_shards import PairShards
 from lapa_jax.data.samples.pairs import FramePairSource, Gap
-from lapa_jax.data.shards.step_shards import ShardWriter, StepShards, array_bytes
+from lapa_jax.data.shards.step_shards import ShardWriter, StepShards
+from lapa_jax.data.shards.table import Episodes
 from tests.data.samples import make
 from tests.inference import step_shards
 
@@ -21,9 +23,12 @@ class Steps:
         self.features = {"image": {"shape": [2, 2, 3], "codec": "jpeg"}, "action": {"shape": [2]}}
         self.statistics = {}
         self.folder, self.split = "memory", "train"
-        starts = np.cumsum([0, *lengths[:-1]])
-        self.episodes = [type("E", (), {"start": int(s), "length": n}) for s, n in zip(starts, lengths)]
+        ids = np.array([b"%d" % number for number in range(len(lengths))])
+        self.episodes = Episodes(ids, np.cumsum([0, *lengths[:-1]]), np.array(lengths))
         self.rates, self.total = np.array(rates, float), sum(lengths)
+        present = {"image.jpg": np.ones(self.total, bool), "action.npy": np.ones(self.total, bool)}
+        actions = np.stack([np.ones(self.total), np.arange(self.total)], 1).astype(np.float32)
+        self.table = types.SimpleNamespace(present=present.get, damaged={}, arrays={"column/action": actions})
 
     def __len__(self):
         return self.total
@@ -31,16 +36,10 @@ class Steps:
     def episode_fps(self):
         return self.rates
 
-    def has(self, i, member):
-        return member in ("image.jpg", "action.npy")
-
     def images_into(self, steps, outs, name):
         for i, out in zip(steps, outs, strict=True):
             assert 0 <= i < self.total < 256
             out[:] = i
-
-    def read(self, i, members):
-        return {"action.npy": array_bytes(np.array([1.0, i], np.float32))}
 
 
 @settings(max_examples=200, deadline=None)

@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 
 import numpy as np
@@ -90,6 +91,41 @@ def test_text_as_tokens(folder):
     assert sample["text_mask"].tolist() == [1, 1, 1, 1, 1, 0] and sample["text_mask"].dtype == np.float32
     with pytest.raises(UserError, match="takes 5 tokens.*4 are allowed"):
         Steps(StepShards(folder), Options(fields=("text",), text_tokenizer={"name": "bytes"}, text_length=4))
+
+
+def test_the_longest_instruction_tells_the_length_of_all(tmp_path):
+    texts = ["push", "take the cup to the left"]
+    folder = make.write(tmp_path, {"train": [[3, 3]], "val": [[3]]}, texts=[*texts, "x" * 40])
+    options = Options(fields=("text",), text_tokenizer={"name": "bytes"}, text_length=None)
+    source = Steps(StepShards(folder), options)
+    longest = 1 + len(texts[1])  # one token begins an instruction
+    assert source.text_lengths == (32, longest) and source[0]["text"].shape == (32,)
+    assert Steps(StepShards(folder, "val"), options).text_lengths == (48, 41)
+    masks = source.batch(range(6))["text_mask"]
+    assert masks.sum(1).tolist() == [5.0] * 3 + [float(longest)] * 3
+    given = Steps(StepShards(folder), dataclasses.replace(options, text_length=40)).batch(range(6))
+    source.widen_texts(40)
+    wide = source.batch(range(6))
+    for name in ("text", "text_mask"):
+        np.testing.assert_array_equal(wide[name], given[name])
+        assert wide[name].dtype == given[name].dtype
+    source.widen_texts(16)
+    assert source.text_lengths == (40, longest), "and never cut"
+    assert Steps(StepShards(folder), Options(fields=("action",))).text_lengths == (0, 0)
+    with pytest.raises(UserError, match="text_length"):
+        Options(fields=("text",), text_length=0)
+
+
+def test_instructions_of_all_steps_are_measured(tmp_path):
+    """Not only those at the beginning of an episode."""
+    later = "push it until it touches the other one"
+    folder = make.write(tmp_path, [4], texts=[["push", "push", later, "push"]])
+    options = Options(fields=("text",), text_tokenizer={"name": "bytes"}, text_length=16)
+    with pytest.raises(UserError, match=f"takes {1 + len(later)} tokens.*16 are allowed"):
+        Steps(StepShards(folder), options)
+    source = Steps(StepShards(folder), dataclasses.replace(options, text_length=None))
+    assert source.text_lengths == (40, 1 + len(later)) and source.instructions() == ["push", later]
+    assert source.batch(range(4))["text_mask"].sum(1).tolist() == [5.0, 5.0, 39.0, 5.0]
 
 
 def test_normalisation_per_dimension(folder):

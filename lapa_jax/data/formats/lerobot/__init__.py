@@ -127,7 +127,7 @@ def standardize(source: pathlib.Path, item: Item, options: Mapping) -> Episode:
     cameras, actions, states = _cameras(info, options), *(_vectors(info, options, c) for c in ("action", "state"))
     with reading("rows"):
         vectors = list(dict.fromkeys(parse_key(name)[0] for name in (*actions, *states)))
-        rows, told, extra = _read_rows(path, episode, vectors, info)
+        rows, text, extra = _read_rows(path, episode, vectors, info)
         _check_rows(rows, length, info.fps)
         columns, names = {}, {}
         for column, keys in (("action", actions), ("state", states)):
@@ -146,9 +146,9 @@ def standardize(source: pathlib.Path, item: Item, options: Mapping) -> Episode:
     return Episode(
         cameras=frames,
         columns=columns,
-        text=_text(source, rows, item.at["texts"]) or told,
+        text=_text(source, rows, item.at["texts"]) or text,
         fps=info.fps,
-        names={column: known for column, known in names.items() if known},
+        names={column: listed for column, listed in names.items() if listed},
         left_out=[key for key in (*info.features, *extra) if key not in used],
         remarks=remarks,
     )
@@ -200,9 +200,9 @@ def _read_rows(
         )
     rows = {key: _array(table[key], key) for key in vectors}
     rows |= {key: _array(table[key], key)[:, 0] for key in bookkeeping}
-    told = [text or "" for text in table[texts[0]].to_pylist()] if texts else []
-    told = told[0] if len(set(told)) == 1 else told if told else ""
-    return rows, told, [key for key in columns if key not in info.features]
+    of_rows = [text or "" for text in table[texts[0]].to_pylist()] if texts else []
+    text = of_rows[0] if len(set(of_rows)) == 1 else of_rows or ""
+    return rows, text, [key for key in columns if key not in info.features]
 
 
 def _is_text(kind) -> bool:

@@ -51,8 +51,8 @@ class Info:
     def vectors(self) -> list[str]:
         """The keys of the features that are a vector of numbers a step: shape [A], [1, A], or [] for a number."""
         numbers = ("float", "int", "uint", "bool")
-        found = [k for k, f in self.features.items() if f["dtype"].startswith(numbers) and set(f["shape"][:-1]) <= {1}]
-        return [key for key in found if key not in BOOKKEEPING]
+        keys = [k for k, f in self.features.items() if f["dtype"].startswith(numbers) and set(f["shape"][:-1]) <= {1}]
+        return [key for key in keys if key not in BOOKKEEPING]
 
     def actions(self) -> list[str]:
         """The key of the action: `action`, or the only vector `action.*` where there is none."""
@@ -262,11 +262,11 @@ def splits_of(info: Info, episodes: list[int]) -> dict[int, str]:
         except ValueError:
             raise ValueError(f"{INFO}: split '{name}' is '{span}', not a range of episodes such as 0:100") from None
         spans.append((start, end, "val" if name in HELD_OUT else "train"))
-    found = {}
+    splits = {}
     for episode in episodes:
         named = {split for start, end, split in spans if start <= episode < end}
         if len(named) > 1:
             raise ValueError(f"{INFO}: episode {episode} is both held out and trained on: {dict(info.splits)}")
         if named:
-            found[episode] = named.pop()
-    return found if "val" in found.values() else {}
+            splits[episode] = named.pop()
+    return splits if "val" in splits.values() else {}

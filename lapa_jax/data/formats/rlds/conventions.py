@@ -159,13 +159,13 @@ def from_json(values, where: str) -> Convention:
     """A convention from the values of a JSON file; a wrong field is a `UserError` that begins with `where`."""
     if not isinstance(values, dict):
         raise UserError(f"{where} must hold a JSON object with the fields of a convention")
-    known = {field.name: field for field in dataclasses.fields(Convention)}
+    fields = {field.name: field for field in dataclasses.fields(Convention)}
     for key in values:
-        if key not in known:
-            raise UserError(f"{where}: there is no field '{key}'{did_you_mean(key, known)}")
+        if key not in fields:
+            raise UserError(f"{where}: there is no field '{key}'{did_you_mean(key, fields)}")
     if "cameras" not in values:
         raise UserError(f"{where}: the field 'cameras' is missing ([] where there are no pictures)")
-    return Convention(**{key: _value(known[key], value, f"{where}: '{key}'") for key, value in values.items()})
+    return Convention(**{key: _value(fields[key], value, f"{where}: '{key}'") for key, value in values.items()})
 
 
 def _check_said(values: Mapping, fields: Mapping[str, Field], where: str) -> None:
@@ -228,8 +228,8 @@ def choose_state(
     for word in (part.strip() for part in wanted.split(",")):
         name = word if parse_key(word)[0] in numbers else f"observation/{word}"
         if parse_key(name)[0] not in numbers:
-            known = [key.removeprefix("observation/") for key in numbers]
-            raise UserError(f"the data have no state '{word}' (--state){did_you_mean(word, known)}")
+            names = [key.removeprefix("observation/") for key in numbers]
+            raise UserError(f"the data have no state '{word}' (--state){did_you_mean(word, names)}")
         keys.append(name)
     try:
         return tuple(keys), _default_names(keys, fields)

@@ -77,18 +77,18 @@ def find(source: pathlib.Path, options: Mapping, exclude: pathlib.Path | None = 
     if options["fps"] is not None and kind != VIDEO:
         raise UserError(f"--fps resamples videos, and {source} holds {KINDS[kind]}: leave it at native")
     rows = {name: np.flatnonzero(kinds[name] == kind) for name in tars}
-    notes, told = {"samples": KINDS[kind]}, 0
+    notes, whole = {"samples": KINDS[kind]}, 0
     if kind == STEP:
         items, missing = _steps(tars, rows)
         items = _with_texts(items, tars, kinds)
-        told = sum("about" in item.at for item in items)
+        whole = sum("about" in item.at for item in items)
         if any(missing):
             notes |= {"episodes_with_gaps_in_their_numbers": sum(count > 0 for count in missing)}
             notes |= {"frame_numbers_missing": sum(missing)}
-        notes |= {"texts of whole episodes": told} if told else {}
+        notes |= {"texts of whole episodes": whole} if whole else {}
     else:
         items = [_item(name, tars[name], int(row), kind) for name in tars for row in rows[name]]
-    if lost := sum(int((kinds[name] == NONE).sum()) for name in tars) - told:
+    if lost := sum(int((kinds[name] == NONE).sum()) for name in tars) - whole:
         left_out["samples without pictures or arrays"] = lost
     if joined := sum(tar.joined for tar in tars.values()):
         notes["members named {key}_{field}.{ending}, read as {key}.{field}.{ending}"] = joined
@@ -100,23 +100,23 @@ def find(source: pathlib.Path, options: Mapping, exclude: pathlib.Path | None = 
 def _tars(source: pathlib.Path, exclude: pathlib.Path | None) -> tuple[list[pathlib.Path], dict[str, int]]:
     """All tars in the order of their paths, and how many other files there are by ending."""
     if source.is_file():
-        found, others = [source], Counter()
+        tars, others = [source], Counter()
     else:
-        found, others = [], Counter()
+        tars, others = [], Counter()
         for folder, folders, names in os.walk(source, followlinks=True):
             here = pathlib.Path(folder)
             folders[:] = [n for n in folders if not n.startswith(".") and (here / n).resolve() != exclude]
             for name in (n for n in names if not n.startswith(".")):
                 if name.lower().endswith((".tar", *_COMPRESSED)):
-                    found.append(here / name)
+                    tars.append(here / name)
                 else:
                     others[pathlib.PurePath(name).suffix.lower()] += 1
-    for path in found:
+    for path in tars:
         if path.name.lower().endswith(_COMPRESSED):
             raise UserError(f"{path} is compressed; random access needs a plain tar, decompress it first")
-    if not found:
+    if not tars:
         raise UserError(f"{source} holds no .tar, so it is no WebDataset")
-    return sorted(found), {f"files {ending or 'without ending'}": n for ending, n in sorted(others.items())}
+    return sorted(tars), {f"files {ending or 'without ending'}": n for ending, n in sorted(others.items())}
 
 
 def _opened(path: pathlib.Path) -> Tar:
@@ -135,14 +135,14 @@ def _one_kind(tars: Mapping[str, Tar], kinds: Mapping[str, np.ndarray], source: 
     for name, kind in kinds.items():
         for value, row in zip(*np.unique(kind, return_index=True)):
             first.setdefault(int(value), f"'{tars[name].key(row)}' in {name}")
-    known = [kind for kind in sorted(first) if kind != NONE]
-    if len(known) > 1:
-        told = " and ".join(f"{KINDS[kind]} ({first[kind]})" for kind in known[:2])
-        raise UserError(f"{source} mixes {told}; put each kind into a folder of its own")
-    if not known:
+    seen = [kind for kind in sorted(first) if kind != NONE]
+    if len(seen) > 1:
+        two = " and ".join(f"{KINDS[kind]} ({first[kind]})" for kind in seen[:2])
+        raise UserError(f"{source} mixes {two}; put each kind into a folder of its own")
+    if not seen:
         fields = sorted({field for tar in tars.values() for field in tar.index.fields})
         raise UserError(f"{source} holds no sample with pictures, a video or arrays; it has {fields or 'no members'}")
-    return known[0]
+    return seen[0]
 
 
 def _item(name: str, tar: Tar, row: int, kind: int) -> Item:
@@ -207,13 +207,13 @@ def _with_texts(items: list[Item], tars: Mapping[str, Tar], kinds: Mapping[str, 
     for name, tar in tars.items():
         for row in np.flatnonzero(kinds[name] == NONE).tolist():
             about.setdefault(tar.key(row), []).append((name, row))
-    found = []
+    with_texts = []
     for item in items:
-        own = {name for name, _, _ in item.at["runs"]}
+        of_item = {name for name, _, _ in item.at["runs"]}
         episode = item.name.removeprefix(f"{item.path.removesuffix('.tar')}/")
-        places = [place for place in about.get(episode, []) if place[0] in own]
-        found.append(item._replace(at=item.at | {"about": list(places[0])}) if len(places) == 1 else item)
-    return found
+        places = [place for place in about.get(episode, []) if place[0] in of_item]
+        with_texts.append(item._replace(at=item.at | {"about": list(places[0])}) if len(places) == 1 else item)
+    return with_texts
 
 
 def _count(parts: Mapping[str, _Part]) -> int:
@@ -225,8 +225,8 @@ def _places(tar: Tar, rows: np.ndarray) -> Iterator[samples.Place]:
     if not len(rows):
         return
     first = int(rows[0])
-    told = samples.place_in_json(tar, first)
-    by_json = told is not None and told != samples.place_in_key(tar.key(first))
+    place = samples.place_in_json(tar, first)
+    by_json = place is not None and place != samples.place_in_key(tar.key(first))
     for row in rows.tolist():
         place = samples.place_in_json(tar, row) if by_json else samples.place_in_key(tar.key(row))
         yield samples.check_place(tar, row, place)
@@ -366,7 +366,7 @@ def _stack(name: str, keys: Sequence[str], rows: list[np.ndarray | None]) -> np.
 
 def _check_order(keys: Sequence[str], places: Sequence[samples.Place | None]) -> None:
     """What each step's json says must not contradict the keys, which the listing went by."""
-    told = [(key, place) for key, place in zip(keys, places) if place is not None]
-    for (_, before), (key, place) in zip(told, told[1:]):
+    placed = [(key, place) for key, place in zip(keys, places) if place is not None]
+    for (_, before), (key, place) in zip(placed, placed[1:]):
         if place.episode != before.episode or place.step <= before.step:
             raise ValueError(f"{key}.json says step {place.step} of episode '{place.episode}', which is not its place")

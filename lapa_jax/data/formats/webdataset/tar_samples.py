@@ -166,17 +166,17 @@ def values_of(source: Tar, row: int, ndim: int) -> Values:
     Raises:
       ValueError: a member is damaged, a column is given twice, or a value has another form than expected.
     """
-    found: list[tuple[str, str, object]] = []
+    values: list[tuple[str, str, object]] = []
     texts: dict[str, str] = {}
     facts: dict = {}
     left: set[str] = set()
     for field in source.fields(row):
         plain = field.lower()
         if _is_column(field):
-            found.append((ALIASES[plain[:-4]], field, source.parse(row, field, members.load_npy)))
+            values.append((ALIASES[plain[:-4]], field, source.parse(row, field, members.load_npy)))
         elif plain == "npz":
             arrays, others = source.parse(row, field, lambda data: members.load_npz(data, ALIASES))
-            found += [(ALIASES[name], field, array) for name, array in arrays.items()]
+            values += [(ALIASES[name], field, array) for name, array in arrays.items()]
             left |= {f"{name} (npz)" for name in others}
         elif plain == "txt":
             texts["txt"] = source.parse(row, field, members.load_text)
@@ -186,37 +186,37 @@ def values_of(source: Tar, row: int, ndim: int) -> Values:
             left.add(f".{field}")
     for name, value in facts.items():
         if name in ALIASES and isinstance(value, list):
-            found.append((ALIASES[name], "json", value))
+            values.append((ALIASES[name], "json", value))
         elif name in TEXT_FIELDS and (value in (None, "", []) or as_instruction(value)):
             texts[name] = as_instruction(value)
         elif name not in ("fps", *EPISODE_FIELDS, *STEP_FIELDS):
             left.add(f"{name} (json)")
     used = next((name for name in ("txt", *TEXT_FIELDS) if texts.get(name)), "")
     left |= {f"{name} (json)" for name in texts if name not in (used, "txt", "task")}
-    columns = _columns(source.key(row), found, ndim)
+    columns = _columns(source.key(row), values, ndim)
     fps = _fps(source.key(row), facts.get("fps"))
     return Values(columns, texts.get(used, ""), texts.get("task", ""), fps, place_told(facts), left)
 
 
 def unread(left_out: Iterable[str]) -> dict[str, str]:
     """What of the members and fields that are left out looks like images, actions or instructions."""
-    found: dict[str, list[str]] = {}
+    names_of: dict[str, list[str]] = {}
     for name in sorted(left_out):
         plain = name.lower().removesuffix(" (json)").removesuffix(" (npz)")
         if plain.endswith(_IMAGES) or plain.startswith("camera "):
-            found.setdefault("images", []).append(name)
+            names_of.setdefault("images", []).append(name)
         elif "action" in plain and "pad" not in plain and "mask" not in plain:
-            found.setdefault("actions", []).append(name)
+            names_of.setdefault("actions", []).append(name)
         elif like_instruction(plain):
-            found.setdefault("instructions", []).append(name)
-    return {kind: f"{', '.join(names)}; {_REMEDIES[kind]}" for kind, names in found.items()}
+            names_of.setdefault("instructions", []).append(name)
+    return {kind: f"{', '.join(names)}; {_REMEDIES[kind]}" for kind, names in names_of.items()}
 
 
-def _columns(key: str, found: list[tuple[str, str, object]], ndim: int) -> dict[str, np.ndarray]:
+def _columns(key: str, values: list[tuple[str, str, object]], ndim: int) -> dict[str, np.ndarray]:
     columns = {}
-    for name, field, value in found:
+    for name, field, value in values:
         if name in columns:
-            fields = ", ".join(f".{other}" for column, other, _ in found if column == name)
+            fields = ", ".join(f".{other}" for column, other, _ in values if column == name)
             raise ValueError(f"{key}: its '{name}' is given more than once (in {fields})")
         try:
             columns[name] = members.rows_of(name, value, ndim)
