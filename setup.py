@@ -40,7 +40,8 @@ setup(
         "sentencepiece": ["sentencepiece>=0.2"],  # tools/import_weights.py, for `tokenizer.model` files
         "golden": ["torch>=2.6", "opencv-python-headless>=4.9"],  # tests/golden/make_*.py: other implementations
         # launch/test.sh installs these
-        "test": ["pytest>=8.0", "pytest-xdist>=3.8,<4", "hypothesis>=6.100", "msgpack-numpy>=0.4.8"],
+        "test": ["pytest>=8.0", "pytest-xdist>=3.8,<4", "hypothesis>=6.100", "msgpack-numpy>=0.4.8",
+                 "psutil>=6"],
         "dev": ["ruff>=0.9"],
     },
 )

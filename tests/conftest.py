@@ -4,6 +4,7 @@ import os
 import pathlib
 
 import jax
+import psutil
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -24,6 +25,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+MOST_MEMORY = 2 << 30
+"""Bytes that a worker may hold before it lets go of compiled programs."""
 
 SLOWEST = (
     "tests/train/test_every_config.py",
@@ -61,10 +65,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _compiled_programs_of_a_module():
-    """Lets go of them when its tests are over: the whole suite compiles gigabytes."""
+def _compiled_programs():
+    """Lets go of them when they have become many: the whole suite compiles gigabytes, but small ones are shared."""
     yield
-    jax.clear_caches()
+    if psutil.Process().memory_info().rss > MOST_MEMORY:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="module")

@@ -121,8 +121,8 @@ def import_file(path: str) -> types.ModuleType:
     """
     file = pathlib.Path(path)
     if not file.is_file():
-        found = sorted(str(p) for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
-        raise ConfigError(f"config file {path} does not exist{did_you_mean(path, found) if found else ''}")
+        neighbours = sorted(str(p) for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
+        raise ConfigError(f"config file {path} does not exist{did_you_mean(path, neighbours) if neighbours else ''}")
     # The file's folder is a package for the time of the import: neighbours are those that lie there now.
     package = types.ModuleType("lapa_jax_config")
     package.__path__ = [str(file.parent)]
@@ -212,11 +212,11 @@ def complete(package: str, spec: Mapping, source, seed: int) -> dict:
     fields.check_values(module.Model, {key: _freeze(value) for key, value in given.items() if value is not None})
     if not hasattr(module, "from_data"):
         return dict(from_json(plain))
-    found = {**plain, **module.from_data(dict(plain), source, seed)}
+    completed = {**plain, **module.from_data(dict(plain), source, seed)}
     # what a run folder keeps must be what the model was built from, to the last digit
-    found = json.loads(json.dumps(found, allow_nan=False))
-    _resolve(package, found)
-    return dict(from_json(found))
+    completed = json.loads(json.dumps(completed, allow_nan=False))
+    _resolve(package, completed)
+    return dict(from_json(completed))
 
 
 def build(package: str, spec: Mapping, **extra):

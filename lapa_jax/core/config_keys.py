@@ -116,10 +116,10 @@ def overruled(config: Mapping) -> dict[str, tuple[str, str]]:
     parts = [part for part in data.get("mixture") or () if isinstance(part, Mapping)]
     groups = [pair[1] for pair in optim.get("groups") or () if isinstance(pair, (tuple, list)) and len(pair) == 2]
     trained = [settings for settings in groups if isinstance(settings, Mapping)]
-    found = {}
+    overruled_keys = {}
 
     def say(key: str, other: str, why: str) -> None:
-        found.setdefault(key, (other, why))
+        overruled_keys.setdefault(key, (other, why))
 
     if data.get("gap_frames") is not None:
         say("data.gap_seconds", "data.gap_frames", f"is {data['gap_frames']} and wins; set it to None to use seconds")
@@ -147,4 +147,4 @@ def overruled(config: Mapping) -> dict[str, tuple[str, str]]:
         say("optim.frozen_dtype", "optim.groups", "freezes no parameters")
     if train.get("patience") is None:
         say("train.min_delta", "train.patience", "is None, so the run never stops early")
-    return found
+    return overruled_keys

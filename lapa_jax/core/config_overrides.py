@@ -135,8 +135,8 @@ def _literal(text: str):
 
 def _declared(field: Callable[[], dataclasses.Field | None], value) -> bool:
     """Whether the field declares values of this type besides those of its default."""
-    found = field()
-    return found is not None and fields.accepts(found.type, value)
+    declared = field()
+    return declared is not None and fields.accepts(declared.type, value)
 
 
 def _default(field: dataclasses.Field):

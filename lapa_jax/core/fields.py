@@ -99,7 +99,7 @@ def describe(cls: type) -> dict[str, str]:
     Entries begin with one name or several, "dim, depth: of the encoder.", and may follow each other in a line.
     """
     names = {field.name for field in dataclasses.fields(cls)}
-    found = {}
+    sentences = {}
     for base in reversed(cls.__mro__):
         text = inspect.cleandoc(base.__dict__.get("__doc__") or "")
         # "Attributes:", or "Attributes: those of `Base`, and"
@@ -110,8 +110,8 @@ def describe(cls: type) -> dict[str, str]:
         for entry, following in zip(entries, [*entries[1:], None]):
             said = text[entry.end() : following.start() if following else None]
             sentence = re.split(r"(?<=[.;]) (?=[A-Z])", said)[0].strip().rstrip(".;")
-            found |= dict.fromkeys(entry[1].split(", "), sentence)
-    return found
+            sentences |= dict.fromkeys(entry[1].split(", "), sentence)
+    return sentences
 
 
 def _problem(name: str, annotation, value) -> str | None:

@@ -29,11 +29,11 @@ class InertUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str):
         """The stand-in of a name. Not the inherited way, which imports the module."""
         full = f"{module}.{name}"
-        found = self._names.get(full) or self.stand_in(module, name)
-        if found is None:
+        allowed = self._names.get(full) or self.stand_in(module, name)
+        if allowed is None:
             raise UserError(f"{self._path} asks for {full}, which is no array and may be a program; nothing was run. "
                             "Use its publisher's file, or convert it to safetensors where you trust it")  # fmt: skip
-        return found
+        return allowed
 
     def stand_in(self, module: str, name: str) -> Callable | None:
         return None

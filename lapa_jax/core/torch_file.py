@@ -114,13 +114,13 @@ class TorchFile:
 
     def tensors(self, content: Mapping | None = None, prefix: str = "") -> dict[str, Tensor]:
         """{name: Tensor} of nested dicts, names joined by dots; what is no tensor is left out."""
-        found = {}
+        tensors = {}
         for name, value in (self.content if content is None else content).items():
             if isinstance(value, Mapping):
-                found |= self.tensors(value, f"{prefix}{name}.")
+                tensors |= self.tensors(value, f"{prefix}{name}.")
             elif isinstance(value, Tensor):
-                found[f"{prefix}{name}"] = value
-        return found
+                tensors[f"{prefix}{name}"] = value
+        return tensors
 
 
 class _Unpickler(inert_pickle.InertUnpickler):

@@ -84,14 +84,14 @@ def closest(regex: str, names: Iterable[str]) -> str:
     """
     names = sorted(names)
     words = [word.strip(SEPARATOR) for word in re.sub(r"[\\^$.*+?()\[\]{}]", "", regex).split("|")]
-    found: list[str] = []
+    close: list[str] = []
     for word in filter(None, words):
         count = word.count(SEPARATOR) + 1
         split = (name.split(SEPARATOR) for name in names)
         parts = {SEPARATOR.join(path[i : i + count]) for path in split for i in range(len(path) - count + 1)}
-        found += difflib.get_close_matches(word, sorted(parts), n=3, cutoff=0.6)
-    if found:
-        return f"; did you mean {' or '.join(repr(part) for part in dict.fromkeys(found))}?"
+        close += difflib.get_close_matches(word, sorted(parts), n=3, cutoff=0.6)
+    if close:
+        return f"; did you mean {' or '.join(repr(part) for part in dict.fromkeys(close))}?"
     return f"; names begin with {', '.join(dict.fromkeys(name.partition(SEPARATOR)[0] for name in names))}"
 
 

@@ -90,8 +90,8 @@ class Model(base.Part):
         """
         x = self.embed(tokens) if embeddings is None else embeddings
         slots = x.shape[1] if cache is None else cache.key.shape[2]
-        mask, found = _causal(mask, at, x.shape[:2], slots)
-        positions = found if positions is None else positions
+        mask, default_positions = _causal(mask, at, x.shape[:2], slots)
+        positions = default_positions if positions is None else positions
         out = self.decoder(x, positions=positions, mask=mask, cache=cache, at=at)
         if self.is_initializing() and self.head == "own":
             self.logits(out if cache is None else out[0])  # makes its parameters

@@ -102,8 +102,8 @@ class Attention(nn.Module):
         if mask is not None:
             mask = mask[:, None] if mask.ndim == 3 else mask[:, None, None]
         # A single query, as in decoding step by step, would fill a sixty-fourth of a tile.
-        fused = self.flash and bias is None and q.shape[1] > 1 and not counting.counted()
-        if fused and fused_attention_runs(self.dtype, self.dim_head):
+        fused = self.flash and bias is None and q.shape[1] > 1 and fused_attention_runs(self.dtype, self.dim_head)
+        if fused and not counting.counted():
             out = in_whole_tiles(q, k, v, mask, scale, implementation="cudnn")
         else:
             out = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=scale, implementation="xla")

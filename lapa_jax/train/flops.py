@@ -25,9 +25,17 @@ class Flops(NamedTuple):
     hardware: float
 
 
-def step_flops(step, *args) -> Flops:
-    """The FLOPs of a training step on these arguments, arrays or `ShapeDtypeStruct`s; on all devices together."""
-    return Flops(count_flops(step, *args), count_flops(step, *args, recomputation=True))
+def trace_step(step, *args, **options) -> tuple[jax.stages.Traced, Flops]:
+    """Traces `jax.jit(step, **options)` on these arguments, arrays or `ShapeDtypeStruct`s, and counts its FLOPs.
+
+    Returns:
+      The trace, which can be lowered, and the FLOPs on all devices together. It is traced again only where what is run
+      is not what is to be counted: with kernels whose operations do not show, and where layers are computed twice.
+    """
+    with counting.watching() as met:
+        traced = jax.jit(step, **options).trace(*args)
+    hardware = count_flops(step, *args, recomputation=True) if counting.KERNEL in met else _flops(traced.jaxpr.jaxpr)
+    return traced, Flops(count_flops(step, *args) if met else hardware, hardware)
 
 
 def count_flops(function, *args, recomputation: bool = False) -> float:

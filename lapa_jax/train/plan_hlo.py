@@ -76,25 +76,25 @@ def read(text: str, devices: int) -> Program:
       text: the program. devices: how many it runs on.
     """
     computations, entry = _computations(text)
-    found, unknown = [], 0
+    collectives, unknown = [], 0
 
     def visit(name: str, times: int, looped: bool) -> int:
         """The number of collectives in a computation and in what it calls."""
         nonlocal unknown
-        before = len(found)
+        before = len(collectives)
         for line in computations.get(name, ()):
             if match := _OPCODE.search(line):
-                found.append(_collective(line, match, times, looped, devices))
+                collectives.append(_collective(line, match, times, looped, devices))
                 continue
             trips = _TRIPS.search(line)
             for role, called in _called(line):
                 loop = role == "body"
                 count = visit(called, times * (int(trips[1]) if loop and trips else 1), looped or loop)
                 unknown += bool(loop and count and not trips)
-        return len(found) - before
+        return len(collectives) - before
 
     visit(entry, 1, False)
-    return Program(tuple(found), unknown)
+    return Program(tuple(collectives), unknown)
 
 
 def total(collectives: Sequence[Collective], kind: str) -> tuple[int, float, float]:

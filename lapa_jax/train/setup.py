@@ -20,7 +20,7 @@ from lapa_jax.data.loader import loader
 from lapa_jax.data.training import TrainingData, names_data, open_training
 from lapa_jax.train import ema, pretrained_init, sharding
 from lapa_jax.train.distributed import SaveTimer
-from lapa_jax.train.flops import Flops, step_flops
+from lapa_jax.train.flops import Flops, trace_step
 from lapa_jax.train.optim import Optimizer, check_gradients, make_optimizer
 from lapa_jax.train.run import LOG
 from lapa_jax.train.state import State, init_state
@@ -46,6 +46,7 @@ class Setup:
       data: what it learns from and is judged by; None in a plan without data.
       batch: shapes, dtypes and shardings of a global training batch.
       optimizer: built for the model's parameters.
+      make: batch -> state, freshly initialised; traced once, for its shapes and to be run.
       abstract: shapes, dtypes and shardings of the state; nothing is allocated.
     """
 
@@ -59,6 +60,7 @@ class Setup:
     data: TrainingData | None
     batch: dict[str, jax.ShapeDtypeStruct]
     optimizer: Optimizer
+    make: Callable
     abstract: State
 
     def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
@@ -87,13 +89,13 @@ class Setup:
 
     def init(self, batch) -> State:
         """Fresh state on the devices, sharded as it is made; what other runs give is read, and never made."""
-        make, wanted = _init(self.config, self.task), set(self.loaded.names)
+        wanted = set(self.loaded.names)
         if not wanted:
-            return jax.jit(make, out_shardings=_shardings(self.abstract))(batch)
+            return jax.jit(self.make, out_shardings=_shardings(self.abstract))(batch)
         averages = {n: a for n, a in ema.averages_of(self.abstract.variables).items() if n in wanted}
         left = wanted | set(averages.values())
         places = _shardings(_without(self.abstract, left))
-        own = jax.jit(lambda batch: _without(make(batch), left), out_shardings=places)
+        own = jax.jit(lambda batch: _without(self.make(batch), left), out_shardings=places)
         state, shapes = own(batch), tree.flatten(self.abstract.variables)
         read = self.loaded.read({name: shapes[name] for name in wanted})
         copy = jax.jit(ema.start, out_shardings={average: shapes[average].sharding for average in averages.values()})
@@ -147,7 +149,10 @@ def prepare(
     task = Task(config_lib.build(MODELS, config.model), config.loss)
     example = task.model.example(1) if data is None else data.train.batch([])
     batch = _batch_shapes(example, config.train.batch_size, mesh)
-    abstract = jax.eval_shape(_init(config, task), batch)
+    optimizer_of = functools.partial(make_optimizer, config.optim, config.train.steps)
+    make = functools.partial(init_state, task, optimizer_of, config.seed)
+    with on_mesh(mesh):  # As when it is run: JAX keeps the trace for that.
+        abstract = jax.eval_shape(make, batch)
 
     # 5. Who is trained, who begins with the values of other runs, and where everything lies.
     optimizer = make_optimizer(config.optim, config.train.steps, abstract.variables["params"])
@@ -160,7 +165,8 @@ def prepare(
     placed = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
                           abstract, places)  # fmt: skip
     notes = (*notes, *loaded.lines, *_group_lines(optimizer, config.train.steps))
-    return Setup(config, from_data, loaded, init_sources, notes, task, mesh, data, batch, optimizer, placed)
+    return Setup(config, from_data, loaded, init_sources, notes, task, mesh, data, batch, optimizer, make,
+                 placed)  # fmt: skip
 
 
 def make_patience(train: Mapping) -> Patience:
@@ -174,8 +180,9 @@ def lower_step(setup: Setup) -> tuple[jax.stages.Lowered, Flops]:
     train = setup.config.train
     step = make_train_step(setup.task, setup.optimizer, seed=setup.config.seed, micro_batches=train.micro_batches,
                            grad_dtype=setup.config.mesh.get("grad_dtype"))  # fmt: skip
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(_shardings(setup.abstract), None))
-    return jitted.lower(setup.abstract, setup.batch), step_flops(step, setup.abstract, setup.batch)
+    places = (_shardings(setup.abstract), None)
+    traced, flops = trace_step(step, setup.abstract, setup.batch, donate_argnums=0, out_shardings=places)
+    return traced.lower(), flops
 
 
 def compile_step(setup: Setup) -> tuple[Callable, Flops]:
@@ -259,19 +266,14 @@ def _complete(config: ml_collections.ConfigDict, train_data) -> tuple[ml_collect
     """The config with the model's fields that only the data can tell, and these fields alone."""
     if train_data is None:
         return config, {}
-    found = config_lib.complete(MODELS, config.model, train_data, config.seed)
-    before, after = (config_lib.to_json(ml_collections.ConfigDict(dict(m))) for m in (config.model, found))
+    completed = config_lib.complete(MODELS, config.model, train_data, config.seed)
+    before, after = (config_lib.to_json(ml_collections.ConfigDict(dict(m))) for m in (config.model, completed))
     filled = {name: value for name, value in after.items() if name not in before or before[name] != value}
     if filled:
         config = config.copy_and_resolve_references()
         with config.unlocked(), config.ignore_type():
-            config.model = ml_collections.ConfigDict(found)
+            config.model = ml_collections.ConfigDict(completed)
     return config, filled
-
-
-def _init(config: ml_collections.ConfigDict, task: Task) -> Callable:
-    make = functools.partial(make_optimizer, config.optim, config.train.steps)
-    return functools.partial(init_state, task, make, config.seed)
 
 
 def _shardings(abstract: State) -> State:

@@ -6,7 +6,7 @@ import pytest
 
 from lapa_jax.models import llama
 from lapa_jax.nn import attention
-from lapa_jax.train.flops import count_flops, step_flops
+from lapa_jax.train.flops import count_flops, trace_step
 
 
 def test_products_and_convolutions_count_a_multiply_add_as_two():
@@ -45,7 +45,7 @@ def test_what_is_computed_again_is_no_work_of_the_model(remat):
     """Of parameters and embeddings that are trained the model needs three forward passes, whatever is kept of them."""
     forward, params, embeddings = decoder(remat)
     once = count_flops(forward, params, embeddings)
-    flops = step_flops(jax.grad(forward, (0, 1)), params, embeddings)
+    _, flops = trace_step(jax.grad(forward, (0, 1)), params, embeddings)
     assert flops.model == 3 * once
     assert (flops.hardware > flops.model) == (remat != "none")
     if remat == "full":
@@ -55,12 +55,13 @@ def test_what_is_computed_again_is_no_work_of_the_model(remat):
 def test_what_is_frozen_counts_once():
     forward, params, embeddings = decoder("full")
     frozen = jax.grad(lambda e, p: e.sum() * forward(jax.lax.stop_gradient(p), jax.lax.stop_gradient(e)))
-    assert step_flops(frozen, embeddings, params).model == count_flops(forward, params, embeddings)
+    assert trace_step(frozen, embeddings, params)[1].model == count_flops(forward, params, embeddings)
 
 
 def test_fused_kernels_are_counted_as_what_they_compute(monkeypatch):
     """Their operations do not show in a trace: the plain ones take their place while it is counted."""
-    monkeypatch.setattr(attention, "fused_attention_runs", lambda dtype, features: pytest.fail("asked in vain"))
+    monkeypatch.setattr(attention, "fused_attention_runs", lambda dtype, features: True)
+    monkeypatch.setattr(attention, "in_whole_tiles", lambda *args, **kwargs: pytest.fail("a kernel in a counted trace"))
     model = llama.Model(vocab=64, dim=32, depth=1, heads=2, hidden=48, head="none", dtype="bfloat16", flash=True)
     plain = model.clone(flash=False)
     embeddings = jax.ShapeDtypeStruct((2, 5, 32), jnp.float32)
@@ -75,3 +76,19 @@ def test_a_trace_for_counting_leaves_the_next_one_alone():
     count_flops(gradient, params, embeddings)
     assert "remat" in str(jax.make_jaxpr(gradient)(params, embeddings)) or "checkpoint" in str(
         jax.make_jaxpr(gradient)(params, embeddings))  # fmt: skip
+
+
+@pytest.mark.parametrize("remat, traces", [("none", 1), ("dots", 2)])
+def test_a_step_is_traced_again_only_where_that_counts_otherwise(remat, traces):
+    forward, params, embeddings = decoder(remat)
+    calls = []
+
+    def step(params, embeddings):
+        calls.append(remat)
+        return jax.grad(forward)(params, embeddings)
+
+    traced, flops = trace_step(step, params, embeddings)
+    assert len(calls) == traces
+    assert flops.hardware == count_flops(step, params, embeddings, recomputation=True)
+    assert flops.model == count_flops(step, params, embeddings)
+    assert ("remat" in str(traced.jaxpr) or "checkpoint" in str(traced.jaxpr)) == (remat != "none"), "what runs"

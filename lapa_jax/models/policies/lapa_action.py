@@ -130,11 +130,12 @@ class Model(Lapa, base.ActionPolicy):
     def evaluate(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Per example f32 [B, T, A]: "action", "prediction", "loss", given the true tokens before, "weight" of what
         counts, and "near" bool [B, T, A], whether the predicted bin is at most one away."""
-        tokens, found = self.tokens_of(batch["action"]), self.predict(batch)
+        tokens, predicted = self.tokens_of(batch["action"]), self.predict(batch)
         with self.adapters():
             logits = self.action_logits(self.sequence(batch, self.action_prompt), tokens)
-        return {"action": batch["action"], "prediction": found["action"], "weight": self._weight(batch),
-                "loss": vla.cross_entropy(logits, tokens), "near": jnp.abs(found["tokens"] - tokens) <= 1}  # fmt: skip
+        return {"action": batch["action"], "prediction": predicted["action"], "weight": self._weight(batch),
+                "loss": vla.cross_entropy(logits, tokens),
+                "near": jnp.abs(predicted["tokens"] - tokens) <= 1}  # fmt: skip
 
     @nn.nowrap
     def summarize(self, arrays: Mapping[str, np.ndarray]) -> dict[str, float]:

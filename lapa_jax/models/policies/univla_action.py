@@ -31,9 +31,9 @@ def from_data(spec: dict, source, seed: int) -> dict:
         raise UserError(f"{spec['name']} learns chunks of actions from an image and an instruction: set "
                         "data.samples=chunks, data.history=0 and data.fields=('image','text','action')")  # fmt: skip
     chunk, width = batch["action"].shape[1:]
-    found = {"chunk_length": chunk, "action_dim": width,
+    sizes = {"chunk_length": chunk, "action_dim": width,
              "state_dim": batch["state"].shape[-1] if "state" in batch else 0}  # fmt: skip
-    return {**vision_language.body_from_data(spec, source), **vision_language.agree(spec, found)}
+    return {**vision_language.body_from_data(spec, source), **vision_language.agree(spec, sizes)}
 
 
 class RootNorm(nn.Module):

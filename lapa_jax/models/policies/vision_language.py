@@ -39,9 +39,9 @@ def body_from_data(spec: Mapping, source) -> dict:
     image = batch["image"].shape[1:]
     if image[-2] != image[-3]:
         raise UserError(f"the pictures are {image[-3]}x{image[-2]}; the towers take square ones: set data.image_size")
-    found = {"image_size": image[-2], "cameras": image[0] if len(image) == 4 else 1,
+    sizes = {"image_size": image[-2], "cameras": image[0] if len(image) == 4 else 1,
              "text_length": batch["text"].shape[1]}  # fmt: skip
-    filled = {**spec, **agree(spec, found)}
+    filled = {**spec, **agree(spec, sizes)}
     return {**filled, "llm": {**spec["llm"], "vocab": _vocabulary(spec["llm"].get("vocab"), source.vocabulary)}}
 
 
@@ -55,22 +55,22 @@ def latent_from_data(spec: Mapping, source) -> dict:
     if "latent" not in batch:
         raise UserError(f"{spec['name']} learns latent actions; name 'latent' in data.fields and set data.labels to "
                         "what launch/label.py wrote")
-    found, sizes = {"code_length": batch["latent"].shape[1]}, (source.label_info or {}).get("codebook_size")
+    fields, sizes = {"code_length": batch["latent"].shape[1]}, (source.label_info or {}).get("codebook_size")
     if sizes is not None:
         if len(different := sorted(set(np.ravel(sizes).tolist()))) > 1:
             raise UserError(f"the labels have codebooks of {different} codes; the head needs one size for all places")
-        found["codebook_size"] = different[0]
+        fields["codebook_size"] = different[0]
     elif spec.get("codebook_size") is None:
         raise UserError("nothing says of how many codes the latents are: set model.codebook_size")
-    return agree(spec, found)
+    return agree(spec, fields)
 
 
-def agree(spec: Mapping, found: Mapping) -> dict:
-    """What was found; a UserError where a field is set to something else."""
-    for name, value in found.items():
+def agree(spec: Mapping, data_fields: Mapping) -> dict:
+    """The fields that the data tell; a UserError where one is set to something else."""
+    for name, value in data_fields.items():
         if spec.get(name) not in (None, value):
             raise UserError(f"model.{name} is {spec[name]}, the data have {value}; leave it None, or change the data")
-    return dict(found)
+    return dict(data_fields)
 
 
 def _vocabulary(given: int | None, needed: int) -> int:

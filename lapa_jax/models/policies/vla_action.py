@@ -36,14 +36,14 @@ def from_data(spec: dict, source, seed: int) -> dict:
     if len(batch.get("action", np.zeros(0)).shape) != 3:
         raise UserError(f"{spec['name']} learns chunks of actions, the samples hold {sorted(batch)}: set "
                         "data.samples=chunks and name 'action' in data.fields")
-    found = {"chunk_length": batch["action"].shape[1], "action_dim": batch["action"].shape[2],
+    sizes = {"chunk_length": batch["action"].shape[1], "action_dim": batch["action"].shape[2],
              "state_dim": batch["state"].shape[-1] if "state" in batch else 0}  # fmt: skip
     words = [kinds(columns["action"]) for columns in statistics_of(source.meta()).values()]
     for kind in ("constant", "binary"):
-        found[kind] = [i for i in range(found["action_dim"]) if {w[i] for w in words if i < len(w)} == {kind}]
+        sizes[kind] = [i for i in range(sizes["action_dim"]) if {w[i] for w in words if i < len(w)} == {kind}]
     filled = vision_language.body_from_data(spec, source)
-    given = {name: None if spec.get(name) is None else spec[name] for name in found}
-    return {**filled, **vision_language.agree(given, found)}
+    given = {name: None if spec.get(name) is None else spec[name] for name in sizes}
+    return {**filled, **vision_language.agree(given, sizes)}
 
 
 class Model(VisionLanguageModel, base.ActionPolicy):

@@ -72,8 +72,8 @@ class Release:
 
 def parameters(spec: Mapping) -> dict[str, tuple[int, ...]]:
     """{path: shape} of the parameters of the model of a spec with `example`; none is computed."""
-    found = pretrained.expected_variables(config_lib.build("lapa_jax.models", spec))
-    return {path: leaf.shape for path, leaf in tree.flatten(found["params"]).items()}
+    variables = pretrained.expected_variables(config_lib.build("lapa_jax.models", spec))
+    return {path: leaf.shape for path, leaf in tree.flatten(variables["params"]).items()}
 
 
 def check(release: Release, wanted: Mapping[str, tuple[int, ...]]) -> list[str]:

@@ -53,8 +53,8 @@ def shapes(spec: Mapping) -> dict[str, tuple[int, ...]]:
     """{path: shape} of the parameters of the model that `Plan.spec` says; none is computed."""
     model = config_lib.build("lapa_jax.models", spec)
     given = jnp.zeros((1, 1), jnp.int32) if spec["name"] == "llama" else jnp.zeros((1, model.patch, model.patch, 3))
-    found = jax.eval_shape(model.init, jax.random.key(0), given)
-    return {path: leaf.shape for path, leaf in tree.flatten(found["params"]).items()}
+    variables = jax.eval_shape(model.init, jax.random.key(0), given)
+    return {path: leaf.shape for path, leaf in tree.flatten(variables["params"]).items()}
 
 
 def _llama(config: Mapping, head: bool) -> Plan:

@@ -112,13 +112,13 @@ def _images(folder: pathlib.Path, config: Mapping, spec: dict, sizes: list[int])
         spec[kind] = {**spec[kind], "mean": list(numbers["mean"]), "std": list(numbers["std"])}
     strategy = about.get("image_resize_strategy") or config.get("image_resize_strategy", "resize-naive")
     given = [entry.get("interpolation") for entry in about.get("tvf_resize_params") or ()]
-    found = {INTERPOLATIONS.get(value) for value in given or about.get("interpolations") or ["bicubic"]}
-    if len(found) != 1 or None in found:
+    interpolations = {INTERPOLATIONS.get(value) for value in given or about.get("interpolations") or ["bicubic"]}
+    if len(interpolations) != 1 or None in interpolations:
         raise UserError(f"{path} resizes with {given}; bicubic or bilinear for all towers is known")
     for shape in about.get("input_sizes") or ():
         if tuple(shape[-2:]) != (sizes[0], sizes[0]):
             raise UserError(f"{path} has input_sizes {about['input_sizes']}, config.json image_sizes {sizes}")
-    resize = {"mode": prismatic_parts.resize_mode(strategy), "interpolation": found.pop()}
+    resize = {"mode": prismatic_parts.resize_mode(strategy), "interpolation": interpolations.pop()}
     if strategy == "letterbox":
         # the port fills with one colour for all towers, that of the last one
         means = about.get("means") or [timm.MEANS[kind][0] for kind in kinds]

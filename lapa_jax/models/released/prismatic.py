@@ -162,12 +162,12 @@ def _port_name(name: str) -> str:
 
 def _find(folder: pathlib.Path, timm_id: str) -> pathlib.Path:
     """timm's file of a tower in the run folder."""
-    found = sorted(folder.glob(f"{timm_id}*.safetensors"))
-    if len(found) != 1:
+    files = sorted(folder.glob(f"{timm_id}*.safetensors"))
+    if len(files) != 1:
         kind = timm.kind_of(timm_id)
         raise UserError(f"{folder} does not hold the tower '{timm_id}', which was frozen: give timm's file of it with "
                         f"--{kind} FILE (the README of the released weights says where it is)")  # fmt: skip
-    return found[0]
+    return files[0]
 
 
 def _tower_file(path: pathlib.Path, start: str) -> dict[str, tuple[Tensors, str]]:

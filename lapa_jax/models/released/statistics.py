@@ -21,9 +21,9 @@ def datasets(path: pathlib.Path, stats: Mapping[str, Mapping], side: int) -> tup
     Raises:
       UserError: statistics that are not complete.
     """
-    found = {name: _dataset(path, name, entry, side) for name, entry in stats.items()}
-    if found:
-        return found, f"actions of {len(found)} data sets: {', '.join(found)}"
+    by_dataset = {name: _dataset(path, name, entry, side) for name, entry in stats.items()}
+    if by_dataset:
+        return by_dataset, f"actions of {len(by_dataset)} data sets: {', '.join(by_dataset)}"
     return {}, "no statistics of actions: this is a vision-language model, and acts when it was trained on some"
 
 

@@ -143,12 +143,12 @@ def open_safetensors(path: pathlib.Path) -> Iterator:
 
 def _weight_map(index: pathlib.Path) -> dict[str, str]:
     content = read_json(index)
-    found = content.get("weight_map") if isinstance(content, Mapping) else None
-    if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found.values()):
+    weight_map = content.get("weight_map") if isinstance(content, Mapping) else None
+    if not isinstance(weight_map, Mapping) or not all(isinstance(name, str) for name in weight_map.values()):
         raise UserError(f"{index} has no weight_map {{tensor: file}}; download the checkpoint again")
-    if away := sorted({name for name in found.values() if pathlib.PurePath(name).name != name}):
+    if away := sorted({name for name in weight_map.values() if pathlib.PurePath(name).name != name}):
         raise UserError(f"{index} names files outside of its folder: {', '.join(away)}")
-    return dict(found)
+    return dict(weight_map)
 
 
 class TorchTensors:
