@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Callable
 
+from lapa_jax.core.allocator import keep_freed_memory
+
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
@@ -26,6 +28,7 @@ def did_you_mean(word: str, known) -> str:
 
 def run_main(main: Callable[[list[str]], None]) -> None:
     """Runs a launcher's `main(argv)` and turns a `UserError` into one line on stderr and exit code 2."""
+    keep_freed_memory()
     try:
         main(sys.argv[1:])
     except UserError as error:

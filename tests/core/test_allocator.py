@@ -1,0 +1,35 @@
+"""Memory that is freed stays with the process: the kernel's own count of page faults."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+# 64 MiB are taken, written and freed again and again, as a training step does with its temporary buffers.
+PROGRAM = """
+import resource
+from lapa_jax.core.allocator import keep_freed_memory
+kept = keep_freed_memory()
+def step():
+    piece = bytearray(64 << 20)
+    piece[::4096] = b"1" * (len(piece) // 4096)
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    step()
+print(int(kept), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(**environment) -> tuple[int, int]:
+    out = subprocess.run([sys.executable, "-c", PROGRAM], env=os.environ | environment, capture_output=True, check=True)
+    return tuple(map(int, out.stdout.split()))
+
+
+@pytest.mark.skipif(not faults()[0], reason="glibc's allocator is not the one here")
+def test_pages_of_freed_memory_are_not_cleared_again():
+    _, default = faults(LAPA_JAX_KEEP_MEMORY="0")
+    kept, ours = faults()
+    assert kept and default > 1000 and ours < default / 20
+    assert faults(LAPA_JAX_KEEP_MEMORY="0")[0] == 0
