@@ -1,7 +1,7 @@
 """What is worth knowing of a folder of shards before training on it, warnings first; see `tools/inspect_data.py`."""
 
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,8 @@ from lapa_jax.data.convert import scenes
 from lapa_jax.data.far_values import choices, far_values
 from lapa_jax.data.samples.meta import dimension_names
 from lapa_jax.data.samples.pairs import Gap
-from lapa_jax.data.shards.step_shards import Episode, StepShards, read_dataset
+from lapa_jax.data.shards.step_shards import StepShards, read_dataset
+from lapa_jax.data.shards.table import Episode
 from lapa_jax.data.statistics import PER_DIMENSION, kinds
 from lapa_jax.data.text import Tokenizer
 
@@ -230,5 +231,5 @@ def _idle_frames(shards: StepShards, episode: Episode, least: int) -> list[tuple
     return scenes.still(frames, least, _STILL_LEVEL)
 
 
-def _spread(episodes: list[Episode], count: int) -> list[Episode]:
+def _spread(episodes: Sequence[Episode], count: int) -> list[Episode]:
     return [episodes[i] for i in np.unique(np.linspace(0, len(episodes) - 1, min(count, len(episodes))).astype(int))]
