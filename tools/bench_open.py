@@ -103,9 +103,9 @@ def measure(folder: pathlib.Path, args: argparse.Namespace) -> list[str]:
     for _ in range(args.batches):
         next(batches)
     rate = 256 * args.batches / (time.perf_counter() - begin)
-    private, shared = zip(*(memory(process.pid) for process in multiprocessing.active_children()))
-    said = f"{max(private):.0f} MB of its own, {max(shared):.0f} MB of mapped files, which all share"
-    rows.append(f"| resident memory of a worker after {args.batches} batches | {said} |")
+    sizes = [memory(process.pid) for process in multiprocessing.active_children()]
+    for name, size in zip(("in all", "of its own", "of mapped files, which all share"), map(max, zip(*sizes))):
+        rows.append(f"| resident memory of a worker after {args.batches} batches, {name} | {size:.0f} MB |")
     rows.append(f"| chunks a second, {args.workers} workers | {rate:,.0f} |")
     return rows
 
@@ -116,12 +116,12 @@ def timed(function: Callable) -> tuple[object, float]:
     return function(), time.perf_counter() - begin
 
 
-def memory(pid: int) -> tuple[float, float]:
-    """(memory of its own, of mapped files) of a process, resident, in MB."""
+def memory(pid: int) -> tuple[float, float, float]:
+    """Resident memory of a process in MB: in all, of its own, of mapped files."""
     lines = pathlib.Path(f"/proc/{pid}/status").read_text("utf-8").split("\n")
-    sizes = {name: int(value.split()[0]) / 1000 for name, _, value in (line.partition(":") for line in lines)
-             if name in ("RssAnon", "RssFile", "RssShmem")}  # fmt: skip
-    return sizes["RssAnon"] + sizes["RssShmem"], sizes["RssFile"]
+    sizes = {name: int(value.split()[0]) * 1024 / 1e6 for name, _, value in (line.partition(":") for line in lines)
+             if name in ("VmRSS", "RssFile")}  # fmt: skip
+    return sizes["VmRSS"], sizes["VmRSS"] - sizes["RssFile"], sizes["RssFile"]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the kinds of samples read from step shards: numeric columns in memory, images of cameras, instructions."""
+"""What the kinds of samples read from step shards: numeric columns, images of cameras, instructions."""
 
 from collections.abc import Mapping, Sequence
 
@@ -40,9 +40,6 @@ class Column:
         if len(shape) != 1:
             raise UserError(f"{shards.folder}: '{name}' has rows of shape {shape}; samples need rows of numbers")
         self.width, self._normalizer, self._shards = shape[0], normalizer, shards
-        arrays = shards.table.arrays
-        self._values = arrays.get(f"column/{name}", np.zeros((len(shards), *shape), DTYPES[name]))
-        self._checks = arrays.get(f"check/{name}")
         self._damaged = shards.table.damaged.get(f"{name}.npy", {})
 
     def take(self, steps: np.ndarray) -> np.ndarray:
@@ -52,12 +49,14 @@ class Column:
           DamagedSample: one of the rows is damaged, in its shard or in the table.
         """
         self.check(steps)
-        steps = np.asarray(steps)
-        rows = self._values[steps.ravel()]
-        if self._checks is not None and (wrong := row_checks(rows) != self._checks[steps.ravel()]).any():
-            step = int(steps.ravel()[wrong.argmax()])
-            where = f"{table_path(self._shards.folder, self._shards.split)}: {self.name} of {self._shards.key(step)}"
-            raise DamagedSample(f"{where} is damaged; remove this file, it is made again from the shards")
+        steps, table, shards = np.asarray(steps), self._shards.table, self._shards
+        if f"column/{self.name}" not in table.arrays:
+            return np.zeros((*steps.shape, self.width), DTYPES[self.name])
+        rows = table.take(f"column/{self.name}", steps.ravel())
+        if (wrong := row_checks(rows) != table.take(f"check/{self.name}", steps.ravel())).any():
+            key = shards.key(int(steps.ravel()[wrong.argmax()]))
+            raise DamagedSample(f"{table_path(shards.folder, shards.split)}: {self.name} of {key} is damaged; remove "
+                                "this file, it is made again from the shards")  # fmt: skip
         rows = rows.reshape(*steps.shape, self.width)
         if self._normalizer is None:
             return rows
@@ -176,7 +175,7 @@ class Texts:
             texts = [self._shards.text(i) for i in steps.tolist()]
             if self.vocabulary is None:
                 return {"text": np.array(texts, np.str_)}
-        numbers = self._shards.table.arrays["text"][steps]
+        numbers = self._shards.table.take("text", steps)
         return {"text": self._ids[numbers], "text_mask": self._masks[numbers].astype(np.float32)}
 
 

@@ -220,8 +220,9 @@ class StepShards:
 
     def _locations(self, steps: Sequence[int], field: str) -> list[Sequence[int]]:
         """(offset, size, checksum) of a member of some steps."""
-        members = self.table.arrays.get(f"member/{field}")
-        return [_NO_LOCATION] * len(steps) if members is None else members[steps].tolist()
+        if field not in self.table.fields:
+            return [_NO_LOCATION] * len(steps)
+        return self.table.take(f"member/{field}", steps).tolist()
 
     def _member(self, i: int, field: str, location: Sequence[int], path: pathlib.Path) -> bytes:
         offset, size, checksum = location

@@ -1,8 +1,8 @@
 """What a split of step shards holds, in memory-mapped arrays: where members lie, numbers, episodes, instructions.
 
 `<split>.index.npz` beside the shards is made by the conversion, or when a split is first opened, and belongs to one
-content (the fingerprint and the sizes of the tars). A split of ten million steps is then opened in a second, all
-processes share the pages that they read, and nothing of it is sent to workers.
+content (the fingerprint and the sizes of the tars). A split of ten million steps is then opened in a second, nothing
+of it is sent to workers, and what they read at random (`Table.take`) is not kept in memory.
 
 The arrays, of N steps and E episodes:
   member/<field>     int64[N, 3]: offset (-1: the step lacks it), size and CRC-32C (-1: not stated) in the step's tar
@@ -31,6 +31,7 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import arrays_on_disk
 from lapa_jax.data.formats.base import COLUMNS
 from lapa_jax.data.shards import mapped, tar
+from lapa_jax.data.shards.files import Files
 from lapa_jax.data.shards.index import TarIndex, build_index
 
 VERSION = 1
@@ -89,9 +90,26 @@ class Table:
         self.damaged = {name: {int(i): why for i, why in steps.items()} for name, steps in about["damaged"].items()}
         self.episodes = Episodes(*(np.asarray(arrays[f"episode/{name}"]) for name in ("id", "start", "length")))
         self.fields = tuple(sorted(name.removeprefix("member/") for name in arrays if name.startswith("member/")))
+        self._files = Files()
 
     def __len__(self) -> int:
         return len(self.arrays["text"])
+
+    def take(self, name: str, steps: Sequence[int]) -> np.ndarray:
+        """The rows of an array at some steps int[n].
+
+        They are read from the file and not through the map. What is read through the map counts as memory of each
+        process that does so, and Linux brings up to two megabytes of it for one row: workers would hold all of it.
+        """
+        array, steps = self.arrays[name], np.asarray(steps)
+        if not isinstance(array, np.memmap):
+            return array[steps]
+        size = array.strides[0]
+        begins = np.flatnonzero(np.diff(steps, prepend=steps[:1] - 2) != 1)  # of runs of steps, as chunks are
+        counts = np.diff(begins, append=len(steps))
+        places = zip((array.offset + steps[begins].astype(np.int64) * size).tolist(), (counts * size).tolist())
+        data = bytearray().join(self._files.read(array.filename, *place) for place in places)
+        return np.frombuffer(data, array.dtype).reshape(len(steps), *array.shape[1:])
 
     def present(self, field: str) -> np.ndarray:
         """bool[N]: which steps have a member."""

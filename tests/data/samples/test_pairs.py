@@ -1,5 +1,5 @@
+import json
 import tarfile
-import types
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from lapa_jax.data import images, pipeline
 from lapa_jax.data.samples.pair_shards import PairShards
 from lapa_jax.data.samples.pairs import FramePairSource, Gap
 from lapa_jax.data.shards.step_shards import ShardWriter, StepShards
-from lapa_jax.data.shards.table import Episodes
+from lapa_jax.data.shards.table import Table, row_checks
 from tests.data.samples import make
 from tests.inference import step_shards
 
@@ -23,12 +23,16 @@ class Steps:
         self.features = {"image": {"shape": [2, 2, 3], "codec": "jpeg"}, "action": {"shape": [2]}}
         self.statistics = {}
         self.folder, self.split = "memory", "train"
-        ids = np.array([b"%d" % number for number in range(len(lengths))])
-        self.episodes = Episodes(ids, np.cumsum([0, *lengths[:-1]]), np.array(lengths))
         self.rates, self.total = np.array(rates, float), sum(lengths)
-        present = {"image.jpg": np.ones(self.total, bool), "action.npy": np.ones(self.total, bool)}
         actions = np.stack([np.ones(self.total), np.arange(self.total)], 1).astype(np.float32)
-        self.table = types.SimpleNamespace(present=present.get, damaged={}, arrays={"column/action": actions})
+        self.table = Table({
+            "about": np.frombuffer(json.dumps({"texts": [], "damaged": {}}).encode(), np.uint8),
+            "episode/id": np.array([b"%d" % number for number in range(len(lengths))]),
+            "episode/start": np.cumsum([0, *lengths[:-1]]), "episode/length": np.array(lengths),
+            "present/image.jpg": np.ones(self.total, bool), "present/action.npy": np.ones(self.total, bool),
+            "column/action": actions, "check/action": row_checks(actions), "text": np.full(self.total, -1, np.int32),
+        })  # fmt: skip
+        self.episodes = self.table.episodes
 
     def __len__(self):
         return self.total

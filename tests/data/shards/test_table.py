@@ -12,8 +12,8 @@ from lapa_jax.data.samples.reading import Column
 from lapa_jax.data.samples.tasks import task_names
 from lapa_jax.data.shards import mapped
 from lapa_jax.data.shards.files import DamagedSample
-from lapa_jax.data.shards.step_shards import DATASET, StepShards
-from lapa_jax.data.shards.table import row_checks, table_path
+from lapa_jax.data.shards.step_shards import DATASET, ShardWriter, StepShards, json_bytes, step_key, write_dataset
+from lapa_jax.data.shards.table import Table, row_checks, table_path
 from tests.data.samples import make
 
 TEXTS = ["push it", None, "open it", "push it"]
@@ -61,8 +61,6 @@ def test_episodes_are_a_sequence(folder):
 
 def test_every_step_s_instruction_counts(tmp_path):
     """Also one that comes after the first step of its episode."""
-    from lapa_jax.data.shards.step_shards import ShardWriter, json_bytes, step_key, write_dataset
-
     with ShardWriter(tmp_path / "train-00000.tar") as writer:
         for t in range(6):
             members = {"json": json_bytes({"fps": 5}), "txt": b"first" if t < 4 else "then \u00e4".encode()}
@@ -129,7 +127,7 @@ def test_rows_that_cannot_be_used_are_told_of(folder, monkeypatch):
     column = Column(shards, "action")
     values = np.array(shards.table.arrays["column/action"])
     values[2, 1] += 1
-    monkeypatch.setattr(column, "_values", values)
+    monkeypatch.setitem(shards.table.arrays, "column/action", values)
     with pytest.raises(DamagedSample, match="train.index.npz: action of ep0_000002 is damaged; remove this file"):
         column.take(np.array([[0, 1], [2, 3]]))
     assert column.take(np.array([0, 1, 3])).shape == (3, 3)
@@ -144,6 +142,32 @@ def test_checks_of_rows():
             words[bit // 32] ^= np.uint32(1 << (bit % 32))
             assert row_checks(words.view(np.float32)[None])[0] != checks[row]
         assert row_checks(rows[row : row + 1, ::-1])[0] != checks[row]
+
+
+def resident(path) -> int:
+    """Bytes of a mapped file that this process holds, as the kernel counts them."""
+    size, of_file = 0, False
+    for line in open("/proc/self/smaps", encoding="utf-8"):
+        name, _, value = line.partition(":")
+        if "-" in name:  # the head of a mapping: addresses, ..., path
+            of_file = line.rstrip().endswith(str(path))
+        elif of_file and name == "Rss":
+            size += int(value.split()[0]) * 1024
+    return size
+
+
+def test_rows_that_are_read_at_random_are_not_held(tmp_path):
+    path, rows, rng = tmp_path / "x.npz", np.arange(2_000_000).reshape(-1, 2), np.random.default_rng(0)
+    about = np.frombuffer(json.dumps({"texts": [], "damaged": {}}).encode(), np.uint8)
+    episodes = {f"episode/{name}": np.zeros(0, np.int64) for name in ("id", "start", "length")}
+    mapped.write(path, {"column/action": rows, "about": about, **episodes})
+    table = Table(mapped.open_mapped(path))
+    for steps in (rng.integers(0, len(rows), 500), [7, 8, 9, 9, 8, 3], [], [len(rows) - 1]):
+        steps = np.array(steps, np.int32)
+        np.testing.assert_array_equal(table.take("column/action", steps), rows[steps])
+    assert resident(path) <= 8192, "of the other arrays"
+    table.arrays["column/action"].max()
+    assert resident(path) >= rows.nbytes, "what is read through the map is"
 
 
 def test_mapped_arrays_are_an_npz_and_aligned(tmp_path):
