@@ -119,8 +119,9 @@ class Evaluation(BaseEvaluation):
 
         Returns:
           "windows"; normalised, over all dimensions: "action_mse", "action_r2" (of the variation within these steps);
-          "mae" of each dimension in the units of the data; and where there are dimensions with two values
-          "gripper_accuracy", how often the nearer of the two is the right one.
+          "mae", "p99_error" and "max_error" of each dimension in the units of the data, see `tokenizers.dimensions`;
+          and where there are dimensions with two values "gripper_accuracy", how often the nearer of the two is the
+          right one.
         """
         kind = next(kind for kind, array_name in CONDITIONS.items() if array_name == key)
         rows = _has_prompt(arrays, kind)
@@ -129,8 +130,9 @@ class Evaluation(BaseEvaluation):
         true, guess = (arrays[name][rows][mask][:, :width].astype(np.float64) for name in ("action", key))
         spread, mse = float(np.square(true - true.mean(0)).mean()), float(np.square(guess - true).mean())
         units = dimensions(*(self.tokenizer.to_units(x, dataset) for x in (true, guess)), self._about(dataset, width))
-        metrics = {"windows": int(rows.sum()), "action_mse": mse, "mae": [entry["mae"] for entry in units],
-                 "action_r2": 1 - mse / spread if spread > 1e-8 else None}  # fmt: skip
+        metrics = {"windows": int(rows.sum()), "action_mse": mse,
+                   **{key: [entry[key] for entry in units] for key in ("mae", "p99_error", "max_error")},
+                   "action_r2": 1 - mse / spread if spread > 1e-8 else None}  # fmt: skip
         two = [entry["accuracy"] for entry in units if entry["accuracy"] is not None]
         return metrics | ({"gripper_accuracy": float(np.mean(two))} if two else {})
 

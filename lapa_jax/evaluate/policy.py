@@ -186,16 +186,18 @@ def _worst(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def _table(entries: list[dict]) -> tuple[tuple[str, ...], ...]:
     number = lambda value: "" if value is None else f"{value:.3g}"  # noqa: E731
-    keys = ("mse", "mae", "mse_normalized", "mae_normalized", "r2", "distance", "accuracy")
+    keys = ("mse", "mae", "p99_error", "max_error", "mse_normalized", "mae_normalized", "r2", "distance", "accuracy")
     rows = [(entry_name(e), e["kind"], *(number(e[key]) for key in keys)) for e in entries]
-    head = ("dimension", "kind", "MSE", "MAE", "MSE normalised", "MAE normalised", "R²", "distance", "right side")
+    head = ("dimension", "kind", "MSE", "MAE", "99 %", "largest", "MSE normalised", "MAE normalised", "R²", "distance",
+            "right side")  # fmt: skip
     return (head, *rows)
 
 
 _NOTE = "Held-out episodes; what is predicted at each step follows what was really observed there."
-_DIMENSIONS = ("Over all steps of the chunks, in the units of the data and in those of the model. R² is over always "
-               "doing the mean; distance is Wasserstein's between the two distributions, in standard deviations; right "
-               "side is of dimensions of two values.")  # fmt: skip
+_DIMENSIONS = ("Over all steps of the chunks, in the units of the data and in those of the model. 99 % of the absolute "
+               "errors are below the number of that name, none is above the largest. R² is over always doing the mean; "
+               "distance is Wasserstein's between the two distributions, in standard deviations; right side is of "
+               "dimensions of two values.")  # fmt: skip
 _EPISODES = "The first action of each chunk along recorded episodes; driving itself it would meet other observations."
 _WORST = "What it saw, was asked and did at the steps whose first action is furthest off."
 _SPREAD = "Histograms of the recorded and the predicted actions: a policy that hedges is too narrow."
@@ -203,6 +205,8 @@ _WORDS = {
     "action_r2": "of the variation of actions is predicted (mean over the dimensions that vary, normalised)",
     "action_mse": "mean squared error, normalised",
     "action_mae": "mean absolute error, normalised",
+    "action_p99_error": "normalised: 1 % of the absolute errors are larger",
+    "action_max_error": "the largest absolute error, normalised",
     "action_distance": "standard deviations between the distributions of predictions and of actions",
     "gripper_accuracy": "of the dimensions with two values are on the right side",
     "bin_accuracy": "of the bins are right or next to it",

@@ -174,10 +174,11 @@ class Replay:
         lines += [f"| {d.name} | {d.largest:.3g} {d.unit} | {f'MISMATCH at {d.where}' if d.wrong else 'same'} |"
                   for d in differences]  # fmt: skip
         lines += ["", f"Predicted against recorded actions of {len(replays)} episodes, {len(true)} steps ({path}):", "",
-                  "| dimension | MAE | R² |", "|---|---|---|"]  # fmt: skip
+                  "| dimension | MAE | 99 % are below | largest error | R² |", "|---|---|---|---|---|"]  # fmt: skip
         for i, name in enumerate(names):
             metrics = dimension(guess[:, i], true[:, i])
-            lines.append(f"| {name} | {metrics['action_mae']:.3g} | {metrics.get('action_r2', float('nan')):.3g} |")
+            sizes = " | ".join(f"{metrics[f'action_{key}']:.3g}" for key in ("mae", "p99_error", "max_error"))
+            lines.append(f"| {name} | {sizes} | {metrics.get('action_r2', float('nan')):.3g} |")
         return "\n".join(lines) + "\n"
 
 

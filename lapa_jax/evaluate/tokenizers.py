@@ -170,10 +170,12 @@ class ColumnEvaluation(BaseEvaluation):
             # Constant dimensions have no r2, and come last.
             listed = sorted(entry["dimensions"], key=lambda d: math.inf if d["r2"] is None else d["r2"])
             shown = sorted(listed[:WORST], key=lambda d: d["index"])
-            head = ("dimension", "kind", "R²", "MAE", "MSE", "MAE normalised", "MSE normalised", "accuracy")
-            keys = ("r2", "mae", "mse", "mae_normalized", "mse_normalized", "accuracy")
+            head = ("dimension", "kind", "R²", "MAE", "99 %", "largest", "MSE", "MAE normalised", "MSE normalised",
+                    "accuracy")  # fmt: skip
+            keys = ("r2", "mae", "p99_error", "max_error", "mse", "mae_normalized", "mse_normalized", "accuracy")
             table = [(entry_name(d), d["kind"], *(_number(d[key]) for key in keys)) for d in shown]
-            words = ("MAE and MSE in the units of the data and in those of the model; R² against the mean of these "
+            words = ("MAE and MSE in the units of the data and in those of the model; 99 % of the absolute errors are "
+                     "below the number of that name, and none is above the largest; R² against the mean of these "
                      "samples; accuracy: how often the nearer of two values is the right one.")  # fmt: skip
             if len(listed) > WORST:
                 words += f" Shown are the {WORST} of {len(listed)} dimensions with the lowest R²."
@@ -201,18 +203,22 @@ def dimensions(true: np.ndarray, decoded: np.ndarray, about: Mapping, names: Seq
       names: of the dimensions.
 
     Returns:
-      For each "index", "name", "kind", "mse", "mae", the same "_normalized" (divided by the scale; 0 for constants),
+      For each "index", "name", "kind", "mse", "mae", "p99_error" (which 1 % of the absolute errors exceed),
+      "max_error", the same four "_normalized" (divided by the scale; 0 for constants),
       "r2" (1 - squared error over that of predicting the mean of these rows; None where they do not vary) and
       "accuracy" (binary ones: how often the decoded value is nearer to the true one of the two values; else None).
     """
     entries = []
     for i, kind in enumerate(about["kind"]):
         a, b = true[:, i].astype(np.float64), decoded[:, i].astype(np.float64)
-        mse, mae, scale = float(np.mean((a - b) ** 2)), float(np.mean(np.abs(a - b))), float(about["scale"][i])
+        off, scale = np.abs(a - b), float(about["scale"][i])
+        mse = float(np.mean(off**2))
+        sizes = {"mae": float(off.mean()), "p99_error": float(np.percentile(off, 99)), "max_error": float(off.max())}
         middle, varies = (about["low"][i] + about["high"][i]) / 2, float(a.var()) > 1e-12 and kind != "constant"
         entries.append({
-            "index": i, "name": names[i] if names else None, "kind": kind, "mse": mse, "mae": mae,
-            "mse_normalized": mse / scale**2 if scale else 0.0, "mae_normalized": mae / scale if scale else 0.0,
+            "index": i, "name": names[i] if names else None, "kind": kind, "mse": mse, **sizes,
+            "mse_normalized": mse / scale**2 if scale else 0.0,
+            **{f"{key}_normalized": size / scale if scale else 0.0 for key, size in sizes.items()},
             "r2": 1 - mse / float(a.var()) if varies else None,
             "accuracy": float(np.mean((a > middle) == (b > middle))) if kind == "binary" else None,
         })  # fmt: skip

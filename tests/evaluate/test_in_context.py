@@ -100,8 +100,10 @@ def test_figures_are_those_of_the_predictions(evaluated, policy):
             assert task[kind]["action_mse"] == pytest.approx(np.mean((guess - true) ** 2), rel=1e-4)
             assert task[kind]["action_r2"] == pytest.approx(
                 1 - np.mean((guess - true) ** 2) / np.mean(true.var(0)), rel=1e-4)  # fmt: skip
-            units = np.abs(scale.unnormalize(guess) - scale.unnormalize(true)).mean(0)
-            np.testing.assert_allclose(task[kind]["mae"], units, rtol=1e-4)
+            units = np.abs(scale.unnormalize(guess) - scale.unnormalize(true))
+            np.testing.assert_allclose(task[kind]["mae"], units.mean(0), rtol=1e-4)
+            np.testing.assert_allclose(task[kind]["p99_error"], np.quantile(units, 0.99, axis=0), rtol=1e-4)
+            np.testing.assert_allclose(task[kind]["max_error"], units.max(0), rtol=1e-4)
         assert task["wrong"]["action_mse"] != task["right"]["action_mse"]
         assert task["beats_wrong"] == (task["right"]["action_mse"] < task["wrong"]["action_mse"])
     pulled = next(task for task in result["tasks"] if task["name"] == "pull")

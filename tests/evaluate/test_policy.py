@@ -97,7 +97,8 @@ def test_errors_are_in_the_units_of_the_data(report, policy, data):
     scale = policy.normalizer().scale
     metrics = result_of(report)["metrics"]
     for i in (0, GRIPPER):
-        assert entries[i]["mae"] / scale[i] == pytest.approx(metrics[f"action_mae_{i}"], rel=1e-4)
+        for key in ("mae", "p99_error", "max_error"):
+            assert entries[i][key] / scale[i] == pytest.approx(metrics[f"action_{key}_{i}"], rel=1e-4)
         assert entries[i]["mse_normalized"] == pytest.approx(metrics[f"action_mse_{i}"], rel=1e-4)
         assert entries[i]["distance"] == pytest.approx(metrics[f"action_distance_{i}"], rel=1e-4)
     assert entries[CONSTANT]["mae"] == 0 and entries[GRIPPER]["accuracy"] == pytest.approx(metrics["gripper_accuracy"])

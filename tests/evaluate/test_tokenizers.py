@@ -101,6 +101,8 @@ def test_errors_of_chunks_are_in_the_units_of_the_data(evaluated, data):
     for key, want in (("mse", (error**2).mean(0)), ("mae", np.abs(error).mean(0)),
                       ("mse_normalized", (error**2).mean(0) / scale**2),
                       ("mae_normalized", np.abs(error).mean(0) / scale),
+                      ("p99_error", np.quantile(np.abs(error), 0.99, axis=0)), ("max_error", np.abs(error).max(0)),
+                      ("max_error_normalized", np.abs(error).max(0) / scale),
                       ("r2", 1 - (error**2).sum(0) / ((true - true.mean(0)) ** 2).sum(0))):  # fmt: skip
         np.testing.assert_allclose([d[key] for d in own["dimensions"]], want, rtol=1e-4)
     np.testing.assert_allclose(result["measured"]["action_mse"], ((error / scale) ** 2).mean(), rtol=1e-4)

@@ -165,9 +165,12 @@ def test_the_summary_counts_real_steps_and_dimensions_alone():
         true, wrong = (np.array([x[b, t, i] for b, t in rows]) for x in (action, guess))
         assert found[f"mse_{i}"] == pytest.approx(np.mean((true - wrong) ** 2))
         assert found[f"mae_{i}"] == pytest.approx(np.mean(np.abs(true - wrong)))
+        assert found[f"p99_error_{i}"] == pytest.approx(np.quantile(np.abs(true - wrong), 0.99))
+        assert found[f"max_error_{i}"] == pytest.approx(np.max(np.abs(true - wrong)))
         if i < 2:
             predicting_the_mean = np.mean((true - true.mean()) ** 2)
             assert found[f"r2_{i}"] == pytest.approx(1 - found[f"mse_{i}"] / predicting_the_mean)
+    assert found["max_error"] == max(found[f"max_error_{i}"] for i in range(3)) > found["p99_error"]
     assert "r2_2" not in found and found["r2"] == pytest.approx((found["r2_0"] + found["r2_1"]) / 2)
     seen = codes[mask > 0]
     assert found["codebook_utilization_z"] == len(np.unique(seen[:, 0])) / 8

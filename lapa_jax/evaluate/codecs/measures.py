@@ -23,8 +23,9 @@ def measure(codec: Codec, chunks: ActionChunks) -> dict:
 
     Returns:
       "name", "family", "usual"; "tokens" a chunk; "bits_per_step" as `Codec.bits`; "coded_bits_per_step", see
-      `coded_bits`; "bits_per_second" of either where the data have a clock, else None; "rmse" and "mae", lists of one
-      number a dimension in the data's units; "normalized_rmse", see `normalized_rmse`; "gripper_accuracy", None
+      `coded_bits`; "bits_per_second" of either where the data have a clock, else None; "rmse", "mae",
+      "p99_error" (which 1 % of the absolute errors exceed) and "max_error", lists of one number a dimension in the
+      data's units; "normalized_rmse", see `normalized_rmse`; "gripper_accuracy", None
       without grippers, and "gripper_accuracies" by dimension; "failures", the number of chunks whose own tokens do not
       decode; "failures_damaged", see `damaged_failures`; "microseconds", see `times`.
     """
@@ -41,6 +42,7 @@ def measure(codec: Codec, chunks: ActionChunks) -> dict:
         "bits_per_second": None if chunks.seconds is None else float(bits / chunks.seconds),
         "coded_bits_per_second": None if chunks.seconds is None else float(coded / chunks.seconds),
         "rmse": np.sqrt((error**2).mean((0, 1))).tolist(), "mae": np.abs(error).mean((0, 1)).tolist(),
+        "p99_error": np.percentile(np.abs(error), 99, (0, 1)).tolist(), "max_error": np.abs(error).max((0, 1)).tolist(),
         "normalized_rmse": normalized_rmse(error, chunks.summary),
         "gripper_accuracy": float(np.mean(list(grippers.values()))) if grippers else None,
         "gripper_accuracies": {str(i): value for i, value in grippers.items()},

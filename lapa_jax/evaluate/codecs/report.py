@@ -84,8 +84,11 @@ def summary_table(measured: Sequence[Mapping]) -> list[str]:
 
 
 def dimension_table(measured: Sequence[Mapping], dimensions: Sequence[str]) -> list[str]:
-    """Lines of a Markdown table: RMSE / MAE of each dimension, in the data's units."""
-    rows = [[one["name"], *(f"{a:.2g} / {b:.2g}" for a, b in zip(one["rmse"], one["mae"], strict=True))]
+    """Lines of a Markdown table: RMSE / MAE / 99th percentile / maximum of the absolute errors of each dimension, in
+    the data's units."""
+    keys = ("rmse", "mae", "p99_error", "max_error")
+    rows = [[one["name"], *(" / ".join(f"{value:.2g}" for value in values)
+                            for values in zip(*(one[key] for key in keys), strict=True))]
             for one in measured]  # fmt: skip
     return _table(["codec", *dimensions], rows)
 

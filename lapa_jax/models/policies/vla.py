@@ -27,11 +27,12 @@ def summarize(arrays: Mapping[str, np.ndarray], codebook_size: int) -> dict[str,
     Returns:
       "loss": the mean cross-entropy in nats, and "loss_unigram": that of always giving the codes' own frequencies, the
         best that can be done without looking.
-      "latent_accuracy", the mean over places, and "latent_accuracy_position_<n>"; "latent_accuracy_top3".
+      "latent_accuracy" and "latent_accuracy_top3" (the code is among the three most likely), the means over code
+      positions, and each "_position_<n>".
       "latent_accuracy_all": share of examples with every code right.
-      "majority_accuracy", "majority_accuracy_top3": of always giving each place's most frequent code(s) of these very
-        data, which no policy without eyes can beat; "accuracy_gain": latent_accuracy minus majority_accuracy.
-      "predicted_perplexity" and "perplexity": how many codes a place really has in use, predicted and true.
+      "majority_accuracy", "majority_accuracy_top3": of always giving each position's most frequent code(s) of these
+        very data, which no policy without eyes can beat; "accuracy_gain": latent_accuracy minus majority_accuracy.
+      "predicted_perplexity" and "perplexity": how many codes a position really has in use, predicted and true.
     """
     kept = arrays["latent_mask"] > 0
     codes, predicted, loss, top3 = (arrays[name][kept] for name in ("codes", "predicted", "loss", "top3"))
@@ -39,6 +40,7 @@ def summarize(arrays: Mapping[str, np.ndarray], codebook_size: int) -> dict[str,
         return {}
     shares, given = _shares(codes, codebook_size), _shares(predicted, codebook_size)
     right, ranked = (codes == predicted), np.sort(shares, axis=1)
+    by_position = {"latent_accuracy": right.mean(axis=0), "latent_accuracy_top3": top3.mean(axis=0)}
     result = {
         "loss": float(loss.mean()),
         "loss_unigram": float(_entropy(shares).mean()),
@@ -51,12 +53,13 @@ def summarize(arrays: Mapping[str, np.ndarray], codebook_size: int) -> dict[str,
         "predicted_perplexity": float(np.exp(_entropy(given)).mean()),
     }
     result["accuracy_gain"] = result["latent_accuracy"] - result["majority_accuracy"]
-    return result | {f"latent_accuracy_position_{n}": float(r) for n, r in enumerate(right.mean(axis=0))}
+    return result | {f"{name}_position_{n}": float(share) for name, shares in by_position.items()
+                     for n, share in enumerate(shares)}  # fmt: skip
 
 
 def _shares(codes: np.ndarray, size: int) -> np.ndarray:
-    """f64 [N, K]: how often each code occurs at each place."""
-    return np.stack([np.bincount(place, minlength=size) / len(codes) for place in codes.T])
+    """f64 [N, K]: how often each code occurs at each code position."""
+    return np.stack([np.bincount(column, minlength=size) / len(codes) for column in codes.T])
 
 
 def _entropy(shares: np.ndarray) -> np.ndarray:

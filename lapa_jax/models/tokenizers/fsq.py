@@ -39,7 +39,8 @@ def summarize(
       middle: f[A]: a gripper is open on one side of it and closed on the other.
 
     Returns:
-      "action_mse" and "action_mae", and per dimension "action_mse_<i>", "action_mae_<i>".
+      "action_mse", "action_mae", "action_p99_error" (which 1 % of the absolute errors exceed) and "action_max_error"
+      (the largest), and per dimension "action_mse_<i>" and so on.
       "action_r2_<i>": 1 - squared error over that of the dimension's mean, where it varies; "action_r2", their mean.
       "gripper_accuracy": share of the steps at which the side is right; where the data has grippers.
       usage of the codebook as of `dataset_usage`; "level_utilization": share of the levels of the features that occur,
@@ -74,15 +75,19 @@ def level_utilization(codes: np.ndarray, levels: Sequence[int]) -> float:
 
 
 def _errors(action: np.ndarray, guess: np.ndarray, counted: np.ndarray) -> dict[str, float]:
-    """Of steps f64[M, A]; `there` bool[M, A] marks what counts."""
+    """Of steps f64[M, A]; `counted` bool[M, A] marks what counts."""
     squared, absolute = np.square(action - guess), np.abs(action - guess)
-    result = {"action_mse": float(squared[counted].mean()), "action_mae": float(absolute[counted].mean())}
+    result = {"action_mse": float(squared[counted].mean()), "action_mae": float(absolute[counted].mean()),
+              "action_p99_error": float(np.percentile(absolute[counted], 99)),
+              "action_max_error": float(absolute[counted].max())}  # fmt: skip
     scores = {}
     for i, rows in enumerate(counted.T):
         if not rows.any():
             continue
         error, variance = float(squared[rows, i].mean()), float(action[rows, i].var())
-        result |= {f"action_mse_{i}": error, f"action_mae_{i}": float(absolute[rows, i].mean())}
+        result |= {f"action_mse_{i}": error, f"action_mae_{i}": float(absolute[rows, i].mean()),
+                   f"action_p99_error_{i}": float(np.percentile(absolute[rows, i], 99)),
+                   f"action_max_error_{i}": float(absolute[rows, i].max())}  # fmt: skip
         if variance > 1e-12:
             scores[f"action_r2_{i}"] = 1 - error / variance
     return result | scores | ({"action_r2": float(np.mean(list(scores.values())))} if scores else {})

@@ -31,7 +31,8 @@ def summarize(arrays: dict[str, np.ndarray], sizes: dict[str, int]) -> dict[str,
       sizes: {"z": |Z|, "q": |Q|}.
 
     Returns:
-      "mse" and "mae", over all dimensions, in normalised units, with "mse_<i>" and "mae_<i>" per dimension.
+      "mse", "mae", "p99_error" (which 1 % of the absolute errors exceed) and "max_error" (the largest), over all
+      dimensions, in normalised units, with "mse_<i>" and so on per dimension.
       "r2_<i>": 1 - squared error over that of predicting the dimension's mean, where it varies; "r2", their mean.
       "perplexity_z", "perplexity_q", "codebook_utilization_z", "codebook_utilization_q" (share of codes that occur);
       "perplexity", that of z; "codebook_utilization", the lower one; "bits_per_step", the entropy of z, from which q
@@ -47,14 +48,18 @@ def summarize(arrays: dict[str, np.ndarray], sizes: dict[str, int]) -> dict[str,
 
 
 def _errors(action: np.ndarray, guess: np.ndarray, present: np.ndarray) -> dict[str, float]:
-    """Of steps f64 [M, A]; `there` bool [M, A] marks the dimensions that a step's data set has."""
+    """Of steps f64 [M, A]; `present` bool [M, A] marks the dimensions that a step's data set has."""
     squared, absolute = np.square(action - guess), np.abs(action - guess)
-    result = {"mse": float(squared[present].mean()), "mae": float(absolute[present].mean())}
+    result = {"mse": float(squared[present].mean()), "mae": float(absolute[present].mean()),
+              "p99_error": float(np.percentile(absolute[present], 99)),
+              "max_error": float(absolute[present].max())}  # fmt: skip
     scores = []
     for i, rows in enumerate(present.T):
         if not rows.any():
             continue
-        result |= {f"mse_{i}": float(squared[rows, i].mean()), f"mae_{i}": float(absolute[rows, i].mean())}
+        result |= {f"mse_{i}": float(squared[rows, i].mean()), f"mae_{i}": float(absolute[rows, i].mean()),
+                   f"p99_error_{i}": float(np.percentile(absolute[rows, i], 99)),
+                   f"max_error_{i}": float(absolute[rows, i].max())}  # fmt: skip
         variance = float(action[rows, i].var())
         if variance > 1e-12:
             scores.append(1 - result[f"mse_{i}"] / variance)

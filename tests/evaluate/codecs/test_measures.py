@@ -32,6 +32,8 @@ def test_the_figures_of_bins_by_hand(walks):
     assert found["bits_per_second"] == pytest.approx(5 * 3)
     assert found["rmse"] == pytest.approx([np.sqrt(np.mean(error**2)), 0, 0], rel=1e-5)
     assert found["mae"] == pytest.approx([np.mean(np.abs(error)), 0, 0], rel=1e-5)
+    assert found["p99_error"] == pytest.approx([np.quantile(np.abs(error), 0.99), 0, 0], rel=1e-5)
+    assert found["max_error"] == pytest.approx([np.max(np.abs(error)), 0, 0], rel=1e-5)
     half_range = (walks.summary["q99"][0] - walks.summary["q01"][0]) / 2
     by_hand = np.sqrt((np.mean((error / half_range) ** 2) + 0) / 2)
     assert found["normalized_rmse"] == pytest.approx(by_hand, rel=1e-5), "the constant dimension does not count"
@@ -108,8 +110,8 @@ def figures(name, family, bits, error, *, learned=False):
     micro = {way: {"1": 10.0, "64": 1.0} for way in ("encode", "decode")}
     return {"name": name, "family": family, "usual": False, "learned": learned, "tokens": 4.0, "bits_per_step": bits,
             "bits_per_second": None, "coded_bits_per_step": bits, "coded_bits_per_second": None, "rmse": [error],
-            "mae": [error], "normalized_rmse": error, "gripper_accuracy": None, "failures": 0,
-            "failures_damaged": 0.25, "microseconds": micro}  # fmt: skip
+            "mae": [error], "p99_error": [error], "max_error": [error], "normalized_rmse": error,
+            "gripper_accuracy": None, "failures": 0, "failures_damaged": 0.25, "microseconds": micro}  # fmt: skip
 
 
 def test_the_table_of_equal_bits_names_the_lowest():

@@ -273,6 +273,7 @@ def test_summaries_count_steps_and_tasks():
     arrays["prediction"][0, 2:] = 100  # masked
     found = icl_losses.summarize(arrays)
     assert found["action_mse"] == pytest.approx(0.01, rel=1e-4) and found["action_mae"] == pytest.approx(0.1, rel=1e-4)
+    assert found["action_p99_error"] == pytest.approx(0.1, rel=1e-4) == found["action_max_error"], "without the masked"
     assert found["action_mse_no_prompt"] == pytest.approx(0.09, rel=1e-4)
     assert found["action_mse_wrong_prompt"] == pytest.approx(0.04 * (2 + 6 + 6) / (2 + 6 + 6 + 6 + 6), rel=1e-4)
     assert found["prompt_gain"] == pytest.approx(1 - 0.01 / 0.09, rel=1e-3)

@@ -169,6 +169,9 @@ def test_figures_of_a_data_set():
     shares = np.array([[np.mean(c == k) for k in range(3)] for c in codes[kept].T])
     assert found["loss_unigram"] == pytest.approx(-(shares * np.log(shares)).sum(1).mean())
     assert found["latent_accuracy_top3"] == pytest.approx((codes < 2)[kept].mean())
+    for position in range(2):
+        of_position = np.mean([row[position] < 2 for row in codes[kept].tolist()])
+        assert found[f"latent_accuracy_top3_position_{position}"] == pytest.approx(of_position)
     assert found["majority_accuracy_top3"] == pytest.approx(1)
     assert vla_summary.summarize({**arrays, "latent_mask": mask * 0}, 4) == {}
 

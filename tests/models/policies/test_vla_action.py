@@ -258,6 +258,10 @@ def test_figures_of_a_data_set():
             assert found[f"{name}_{i}"] == pytest.approx(values[-1], rel=1e-6)
     for name, values in told.items():
         assert found[name] == pytest.approx(np.mean(values), rel=1e-6)
+    off = np.abs(action - prediction)
+    for name, of in (("", off[weight > 0]), ("_2", off[..., 2][weight[..., 2] > 0])):
+        assert found[f"action_p99_error{name}"] == pytest.approx(np.quantile(of, 0.99), rel=1e-5)
+        assert found[f"action_max_error{name}"] == pytest.approx(of.max(), rel=1e-6)
     assert f"action_mse_{CONSTANT}" not in found
     right = (np.sign(prediction) == action)[..., BINARY][weight[..., BINARY] > 0]
     assert found["gripper_accuracy"] == pytest.approx(right.mean())
