@@ -38,6 +38,7 @@ setup(
         "gym": ["gymnasium>=1.0,<2"],  # lapa_jax/sim/gym.py; the environments' own packages are the user's
         "torch": ["torch>=2.6"],  # tools/import_weights.py, for `.pt` files only; safetensors need no torch
         "sentencepiece": ["sentencepiece>=0.2"],  # tools/import_weights.py, for `tokenizer.model` files
+        "tsne": ["scikit-learn>=1.5,<2"],  # launch/eval.py --projection tsne: maps of codebooks of features
         "golden": ["torch>=2.6", "opencv-python-headless>=4.9"],  # tests/golden/make_*.py: other implementations
         # launch/test.sh installs these
         "test": ["pytest>=8.0", "pytest-xdist>=3.8,<4", "hypothesis>=6.100", "msgpack-numpy>=0.4.8",

@@ -46,6 +46,9 @@ def production() -> ml_collections.ConfigDict:
     config.model.dead_share = 0.1
     config.model.dead_age = 10_000
     config.model.topo_samples = 1024
+    config.model.composite_loss = -1.0
+    config.model.composite_topo_post = 0.5
+    config.model.composite_quality = 0.5
 
     config.loss = ml_collections.ConfigDict()
     config.loss.update({"reconstruction": 1.0, "commitment": 0.5, "orthogonality": 0.1, "informativeness": 0.1,

@@ -19,6 +19,8 @@ USUAL = {"episodes": 50, "seed": 0, "num_envs": 8, "videos": 8}
 """In an environment, where the command does not say."""
 USUAL_ON_DATA = {"pairs": 2048, "supervised_steps": 600}
 """On recorded steps, where the command does not say."""
+ONLY_SOME = ("dataset", "labels", "tokenizer", "projection")
+"""Options that only the evaluations of some kinds of models take."""
 
 
 def main(argv: list[str]) -> None:
@@ -38,7 +40,7 @@ def main(argv: list[str]) -> None:
     model = lapa_jax.load(args.run, step=args.step)
     out = args.out or default_out(pathlib.Path(args.run), args.step)
     arguments = {"run": args.run, "out": out, "data": args.data, "split": args.split, "pairs": args.pairs}
-    arguments |= options_of(model, {name: getattr(args, name) for name in ("dataset", "labels", "tokenizer")}, args.run)
+    arguments |= options_of(model, {name: getattr(args, name) for name in ONLY_SOME}, args.run)
     how = {name: getattr(args, name) for name in ("supervised_steps",) if name in evaluation_of(model).OPTIONS}
     evaluation = evaluation_of(model)(model, **arguments)
     for verdict in evaluation.judge(evaluation.write(**how)):
@@ -130,7 +132,7 @@ def _check(args) -> None:
         raise UserError("give --run, or with --env a scripted --policy in its place" if args.env else "give --run")
     if args.env is None:
         return
-    for name in ("data", "labels", "tokenizer", *USUAL_ON_DATA):
+    for name in ("data", "labels", "tokenizer", "projection", *USUAL_ON_DATA):
         if getattr(args, name) is not None:
             raise UserError(f"--{name} is for recorded steps; leave it out with --env")
     if args.policy and not args.out:
@@ -163,6 +165,8 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     parser.add_argument("--labels", help="of a policy of latent actions: those of --data, from launch/label.py")
     words = "of a policy of latent actions: run of their tokenizer; the report then shows the frames that codes lead to"
     parser.add_argument("--tokenizer", help=words)
+    words = "of a tokenizer of features: the plane in which codebooks are drawn, pca (default) or tsne (scikit-learn)"
+    parser.add_argument("--projection", help=words)
     parser.add_argument("--split", help="the split to evaluate on, val by default; of --env: all, seen or unseen")
     parser.add_argument("--out", help="folder to write; RUN/eval, or RUN/eval_ENV, by default")
     parser.add_argument("--pairs", type=int, help="how many samples (pairs, chunks, windows) at most; 2048 by default")

@@ -9,6 +9,7 @@ MISMATCHES = {
     "dataset": "says how numbers are scaled, and {run} takes images; leave it out",
     "labels": "are latent actions, which {run} does not predict; leave it out",
     "tokenizer": "decodes latent actions, which {run} does not predict; leave it out",
+    "projection": "draws codebooks of features, which {run} has not; leave it out",
 }
 """Options that only some evaluations take, and what is said where they do not."""
 

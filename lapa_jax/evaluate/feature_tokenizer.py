@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lapa_jax.evaluate.report import GOOD, NOTE, POOR, Section, Verdict
+from lapa_jax.evaluate.token_quality import compression, discriminability
 from lapa_jax.evaluate.tokenizers import ColumnEvaluation, Rows, code_rows
 from lapa_jax.plots import features, tokenizers
 
@@ -15,12 +16,34 @@ BARS = (
     ("topo", 1, 0.85, "rank correlation of distances between features and between codes"),
 )
 """(metric, 1 where more is better and -1 where less is, bar, words)."""
+QUALITY = {
+    "compression_ratio": "32 bits for each feature that varies, over the bits of the codes",
+    "entropy_per_row": "bits that codes need where it is known how often each occurs",
+    "episode_accuracy_features": "of rows are nearest to their own episode's mean, by features",
+    "episode_accuracy_codes": "the same, by codes",
+    "discriminability": "of what the features have above chance is in the codes",
+}
+"""Measures of the codes without a bar, see `token_quality`."""
 
 
 class Evaluation(ColumnEvaluation):
     """One evaluation of a `FeatureTokenizer`, see `ColumnEvaluation`."""
 
     NOUN = "rows"
+    OPTIONS = ("dataset", "projection")
+
+    def __init__(self, tokenizer, *, projection: str | None = None, **arguments):
+        """As of `ColumnEvaluation`; projection: of the maps of codebooks, see `features.project`; "pca" where None."""
+        self._projection = projection or "pca"
+        features.check_projection(self._projection)
+        super().__init__(tokenizer, **arguments)
+
+    def _dataset(self, part: Rows) -> dict:
+        """The figures of one dataset; "measured" has those of `token_quality` too."""
+        entry, true = super()._dataset(part), part.true[:, 0]
+        entry["measured"] |= compression(true, part.codes, self.tokenizer.codebook_sizes)
+        entry["measured"] |= discriminability(true, part.codes, part.episode, part.step)
+        return entry
 
     def _one_batch(self, batch: Mapping[str, np.ndarray], dataset: str | None) -> tuple:
         tokenizer = self.tokenizer
@@ -41,6 +64,8 @@ class Evaluation(ColumnEvaluation):
         if r2 is not None:
             words = "mean over the features, outliers counted in full, which quality cuts"
             lines.append(Verdict(f"{self.tokenizer.column}_r2", f"{r2:.3f}", NOTE, words))
+        lines += [Verdict(name, f"{result['measured'][name]:.3g}", NOTE, words)
+                  for name, words in QUALITY.items() if name in result["measured"]]  # fmt: skip
         judged = {line.metric for line in lines}
         return lines + [verdict for verdict in super().judge(result) if verdict.metric not in judged]
 
@@ -56,7 +81,7 @@ class Evaluation(ColumnEvaluation):
         features.category_quality(out / "quality.png", arrays["feature"], arrays["reconstruction"], layout)
         features.level_utilization(out / "levels.png", arrays["codes"], layout)
         books = np.asarray(self.tokenizer.variables["codebook"]["codebooks"]["codes"])
-        words = features.codebook_maps(out / "codebooks.png", arrays, books, layout)
+        words = features.codebook_maps(out / "codebooks.png", arrays, books, layout, self._projection)
         return [
             Section("Categories", "Absolute correlation of the features on held-out rows, ordered by category; boxes "
                     "are categories. Light outside of the boxes is what categories share.", ("categories.png",),

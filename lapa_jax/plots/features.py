@@ -1,16 +1,19 @@
 """Images of a feature tokenizer: its categories, what each level uses, maps of its codebooks, what comes back."""
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.models.tokenizers.feature_vq.layout import LEVELS, Layout
 from lapa_jax.plots import frames
 
 MAP_ROWS, MAP_POINTS, NAMED = 6, 1000, 60
 """Categories and points that the codebook maps show, and up to how many features the heat map names."""
+PROJECTIONS = ("pca", "tsne")
 
 
 def category_heat_map(path, feature: np.ndarray, layout: Layout, names: Sequence[str]) -> None:
@@ -74,13 +77,16 @@ def level_utilization(path, codes: np.ndarray, layout: Layout) -> None:
         frames.save(figure, path)
 
 
-def codebook_maps(path, arrays: Mapping[str, np.ndarray], books: np.ndarray, layout: Layout) -> str:
+def codebook_maps(
+    path, arrays: Mapping[str, np.ndarray], books: np.ndarray, layout: Layout, projection: str = "pca"
+) -> str:
     """Draws vectors (grey) and codes (the larger the more used; crosses are unused) in two dimensions.
 
     Args:
       path: the PNG to write.
       arrays: of the model's `evaluate`: "latent" f32[M, D], "codes".
       books: f32[P, K, D'], the padded codebooks.
+      projection: see `project`.
 
     Returns:
       How the two dimensions were found, in words.
@@ -93,7 +99,7 @@ def codebook_maps(path, arrays: Mapping[str, np.ndarray], books: np.ndarray, lay
             (start, end), size = layout.spans[i], layout.flat_sizes[i]
             # Vectors and codes are projected together, so that they share the plane.
             points, codes = arrays["latent"][:MAP_POINTS, start:end], books[i, :size, : end - start]
-            flat, words = project(np.concatenate([points, codes]))
+            flat, words = project(np.concatenate([points, codes]), projection)
             counts = np.bincount(arrays["codes"][:, i], minlength=size)
             nearest = arrays["codes"][: len(points), i]
             colours = matplotlib.colormaps["hsv"](np.arange(size) / size)
@@ -111,16 +117,35 @@ def codebook_maps(path, arrays: Mapping[str, np.ndarray], books: np.ndarray, lay
     return words + (f" The other {left} categories are left out." if left else "")
 
 
-def project(points: np.ndarray) -> tuple[np.ndarray, str]:
-    """Two coordinates f[M, 2] of points f[M, D], by UMAP where it is installed, else by principal components."""
-    try:
-        from umap import UMAP
-    except ImportError:
+def project(points: np.ndarray, projection: str) -> tuple[np.ndarray, str]:
+    """Two coordinates f[M, 2] of points f[M, D], and in words how they were found.
+
+    Args:
+      points: the rows. projection: one of `PROJECTIONS`: "pca", principal components, or "tsne", t-SNE (van der Maaten
+        and Hinton 2008), which needs the extra "tsne".
+
+    Raises:
+      UserError: the extra is not installed.
+    """
+    check_projection(projection)
+    if projection == "pca":
         centered = points - points.mean(0)
         _, _, axes = np.linalg.svd(centered, full_matrices=False)
         return centered @ axes[:2].T, "The plane is that of the two largest principal components."
-    # A fixed seed, so that a report that is drawn again looks the same.
-    return UMAP(random_state=0).fit_transform(points), "The plane is UMAP's: neighbours are kept, distances are not."
+    from sklearn.manifold import TSNE
+
+    # A neighbourhood of 30 rows is usual, and must be smaller than their number. A fixed seed, so that a report that is
+    # drawn again looks the same.
+    flat = TSNE(perplexity=min(30, (len(points) - 1) / 3), init="pca", random_state=0).fit_transform(points)
+    return flat, "The plane is t-SNE's: neighbours are kept, distances are not."
+
+
+def check_projection(projection: str) -> None:
+    """Refuses a projection that does not exist, or whose package is not installed."""
+    if projection not in PROJECTIONS:
+        raise UserError(f"--projection {projection} does not exist{did_you_mean(projection, PROJECTIONS)}")
+    if projection == "tsne" and importlib.util.find_spec("sklearn") is None:
+        raise UserError("--projection tsne needs scikit-learn: pip install 'lapa_jax[tsne]', or leave it out for pca")
 
 
 def category_quality(path, feature: np.ndarray, reconstruction: np.ndarray, layout: Layout) -> None:

@@ -288,6 +288,8 @@ def test_the_summary_against_numpy():
     assert found["utilization_level_1"] == pytest.approx((used[1] + used[4]) / (sizes[1] + sizes[4]))
     weighed = sum(metrics.WEIGHTS[name] * found[f"loss_{name}"] for name in LOSSES)
     assert found["composite"] == pytest.approx(0.5 * found["topo_post"] + 0.5 * found["quality"] - weighed)
+    other = model.clone(composite_loss=-2.0, composite_topo_post=0.0, composite_quality=0.25).summarize(arrays)
+    assert other["composite"] == pytest.approx(0.25 * found["quality"] - 2 * weighed)
     assert found["clipped"] == 0 and found["constants_moved"] == 0
     assert all(np.isfinite(value) for value in found.values())
     perfect = model.summarize({**arrays, "reconstruction": arrays["feature"], "quantized": arrays["latent"]})

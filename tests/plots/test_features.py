@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lapa_jax.core.errors import UserError
 from lapa_jax.models.tokenizers.feature_vq.layout import Layout
 from lapa_jax.plots import features as feature_pictures
 
@@ -55,24 +56,26 @@ def test_the_heat_map_is_ordered_by_category(tmp_path, monkeypatch):
     np.testing.assert_allclose(shown[0], np.abs(np.corrcoef(arrays["feature"][:, order].T)), atol=1e-9)
 
 
-def test_without_umap_the_plane_holds_the_most_variance(monkeypatch):
-    monkeypatch.setitem(sys.modules, "umap", None)
+def test_the_plane_holds_the_most_variance():
     points = np.random.default_rng(0).normal(size=(200, 5)) * [0.1, 3, 0.2, 1, 0.3] + 7
-    flat, words = feature_pictures.project(points)
+    flat, words = feature_pictures.project(points, "pca")
     assert "principal components" in words
     np.testing.assert_allclose(np.sort(flat.var(0)), np.sort(np.linalg.eigvalsh(np.cov(points.T, ddof=0))[-2:]))
 
 
-def test_umap_is_used_where_it_is_installed(monkeypatch):
-    class Umap:
-        def __init__(self, random_state):
-            self.random_state = random_state
+def test_tsne_keeps_neighbours():
+    pytest.importorskip("sklearn")
+    rng = np.random.default_rng(0)
+    points = np.concatenate([rng.normal(10 * cluster, 0.1, (20, 6)) for cluster in range(3)])
+    flat, words = feature_pictures.project(points, "tsne")
+    assert "t-SNE" in words and flat.shape == (60, 2)
+    distances = np.linalg.norm(flat[:, None] - flat, axis=2) + np.diag(np.full(60, np.inf))
+    assert (distances.argmin(1) // 20 == np.arange(60) // 20).all(), "the nearest is one of the same cluster"
 
-        def fit_transform(self, points):
-            return points[:, :2] + self.random_state
 
-    monkeypatch.setitem(sys.modules, "umap", type(sys)("umap"))
-    sys.modules["umap"].UMAP = Umap
-    flat, words = feature_pictures.project(np.arange(12.0).reshape(4, 3))
-    assert "UMAP" in words
-    np.testing.assert_array_equal(flat, np.arange(12.0).reshape(4, 3)[:, :2])
+def test_what_is_not_installed_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(UserError, match=r"needs scikit-learn: pip install 'lapa_jax\[tsne\]'"):
+        feature_pictures.project(np.eye(3), "tsne")
+    with pytest.raises(UserError, match="--projection tsnee does not exist; did you mean 'tsne'"):
+        feature_pictures.project(np.eye(3), "tsnee")

@@ -248,6 +248,8 @@ class Model(base.FeatureTokenizer):
       dead_share: a code with under this share of the mean use is replaced. dead_age: training steps before that may
         happen, see `VQ`.
       topo_samples: examples of a batch whose distances "topographic" compares, at most; three at least.
+      composite_loss, composite_topo_post, composite_quality: weights of these metrics in "composite", by which the best
+        checkpoint is chosen.
     """
 
     feature_dim: int | None = None
@@ -277,6 +279,9 @@ class Model(base.FeatureTokenizer):
     dead_share: Share = 0.1
     dead_age: Count = 10_000
     topo_samples: Annotated[int, Range(3)] = 1024
+    composite_loss: float = -1.0
+    composite_topo_post: float = 0.5
+    composite_quality: float = 0.5
 
     def setup(self):
         layout = self.layout()
@@ -385,7 +390,9 @@ class Model(base.FeatureTokenizer):
     @nn.nowrap
     def summarize(self, arrays: dict[str, np.ndarray]) -> dict[str, float]:
         """Scalars from the arrays of `evaluate` over a data set; see `metrics.summarize`."""
-        return metrics.summarize(arrays, self.layout())
+        composite = {"loss": self.composite_loss, "topo_post": self.composite_topo_post,
+                     "quality": self.composite_quality}  # fmt: skip
+        return metrics.summarize(arrays, self.layout(), composite)
 
     def _scaled(self, rows: jax.Array) -> jax.Array:
         """Standardised rows; constants are 0."""

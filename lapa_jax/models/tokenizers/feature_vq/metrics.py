@@ -12,17 +12,17 @@ WEIGHTS = {"reconstruction": 1.0, "commitment": 0.5, "orthogonality": 0.1, "info
 """Weights of the losses in "loss", which "composite" uses; the defaults of the config. They stay when the config's
 change, so that runs with different ones are still compared by one measure."""
 
-COMPOSITE = {"loss": -1.0, "topo_post": 0.5, "quality": 0.5}
 TOPO_ROWS = 384
 """Rows between which distances are compared: 73,536 pairs."""
 
 
-def summarize(arrays: Mapping[str, np.ndarray], layout: Layout) -> dict[str, float]:
+def summarize(arrays: Mapping[str, np.ndarray], layout: Layout, composite: Mapping[str, float]) -> dict[str, float]:
     """Scalars of a data set.
 
     Args:
       arrays: the arrays of `feature_vq.Model.evaluate`, over all examples (padding removed).
       layout: of the model.
+      composite: {metric: its weight in "composite"}.
 
     Returns:
       "mse" of the standardised features, "quality": 1 - mse within [0, 1], and "quality_worst_category".
@@ -33,8 +33,8 @@ def summarize(arrays: Mapping[str, np.ndarray], layout: Layout) -> dict[str, flo
         mean squared correlation between latents of different categories.
       "topo_pre" and "topo_post": Spearman's correlation of distances between features and latents, and between latents
         and codes, averaged over latents; "topo": between all features and all codes.
-      "loss_<name>" of the five losses, "loss", their sum by `WEIGHTS`, and "composite" (higher is better):
-        0.5 topo_post + 0.5 quality - loss.
+      "loss_<name>" of the five losses, "loss", their sum by `WEIGHTS`, and "composite" (higher is better), the sum of
+        others by the given weights.
       "clipped": share of the values that were cut; "constants_moved": of rows in which a constant feature is another.
     """
     error = np.square(arrays["feature"] - arrays["reconstruction"])
@@ -58,7 +58,7 @@ def summarize(arrays: Mapping[str, np.ndarray], layout: Layout) -> dict[str, flo
     }
     result |= topo | {f"loss_{name}": value for name, value in losses.items()}
     result["loss"] = sum(WEIGHTS[name] * value for name, value in losses.items())
-    result["composite"] = sum(weight * result[name] for name, weight in COMPOSITE.items())
+    result["composite"] = sum(weight * result[name] for name, weight in composite.items())
     return result | {name: float(arrays[name].mean()) for name in ("clipped", "constants_moved")}
 
 
