@@ -47,6 +47,15 @@ def headings(page) -> set[str]:
     return {*named, *(re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles)}
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/results/results.md"])
+def test_the_headline_stands_beside_its_limits(root, page):
+    """64 % against 5 % is of one comparison; whoever reads the one shall read how far it goes."""
+    text = re.sub(r"\s+", " ", (root / page).read_text())
+    assert re.search(r"64 ?%", text)
+    for limit in ("50 distinct starts", "the same 50 demonstrations", "400 steps", "13 and 14 of 21", "no difference"):
+        assert limit in text, f"{page} leaves out: {limit}"
+
+
 def test_links_lead_somewhere(root):
     broken = []
     for page in pages(root):

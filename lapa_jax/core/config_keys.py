@@ -49,7 +49,7 @@ KEYS = {
     "data.text_tokenizer.name": '"bytes", or the name or folder of a Hugging Face tokenizer',
     "data.text_tokenizer.template": "words around the instruction",
     "data.text_length": "tokens that instructions are padded to; None: what the longest needs",
-    "data.augment": "random changes of images: shift, crop_area, flip, brightness, contrast, saturation; None is off",
+    "data.augment": "changes of images: shift, crop_area, flip, erase, brightness, contrast, saturation; or None",
     # how samples are read
     "data.eval_examples": "held-out samples of each evaluation in the loop",
     "data.shuffle": '"full", or "window", which keeps reads local',

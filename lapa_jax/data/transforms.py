@@ -16,6 +16,9 @@ IMAGES = ("frames", "image", "prompt_image")
 MIRRORED = ("net_action", "action", "state", "latent", "feature")
 """Fields that a flip of the images would have to change."""
 
+ERASED, ASPECT = (0.02, 0.33), 3.3
+"""The least and the largest share of an image that is erased, and how many times as long as wide at most."""
+
 # Weights of red, green and blue in grey (ITU-R BT.601), as image libraries take them.
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -29,6 +32,8 @@ class Augment:
       crop_area: smallest share of the area that a random square crop keeps, in (0, 1]; the crop is resized back.
       flip: probability of a left-right flip.
       brightness, contrast, saturation: each factor is drawn from [1 - value, 1 + value].
+      erase: probability that a rectangle is painted over in a random colour, 2 to 33 % of the area, at most 3.3 times
+        as long as wide (Zhong et al. 2020, with the shares of torchvision). All images of a sample lose the same one.
     """
 
     shift: int = 0
@@ -37,13 +42,14 @@ class Augment:
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
+    erase: float = 0.0
 
     def __post_init__(self):
         if self.shift < 0 or int(self.shift) != self.shift:
             raise UserError(f"augment.shift is in whole pixels, 0 or more (got {self.shift})")
         if not 0 < self.crop_area <= 1:
             raise UserError(f"augment.crop_area is a share of the area in (0, 1] (got {self.crop_area})")
-        for name in ("flip", "brightness", "contrast", "saturation"):
+        for name in ("flip", "brightness", "contrast", "saturation", "erase"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"augment.{name} lies in [0, 1] (got {getattr(self, name)})")
 
@@ -63,12 +69,12 @@ class Augment:
         """The sample with its `IMAGES` changed, all by the same draw; everything else as it was."""
         # every draw is made whatever is on, so that switching one change on leaves the others as they were
         shift, crop = rng.integers(-self.shift, self.shift + 1, size=2), rng.random(3)
-        flip, factors = rng.random(), rng.uniform(-1, 1, size=3)
+        flip, factors, erasure = rng.random(), rng.uniform(-1, 1, size=3), rng.random(8)
         colours = 1 + factors * (self.brightness, self.contrast, self.saturation)
-        changed = {name: self._change(sample[name], shift, crop, flip, colours) for name in IMAGES if name in sample}
-        return {**sample, **changed}
+        draws = (shift, crop, flip, colours, erasure)
+        return {**sample, **{name: self._change(sample[name], *draws) for name in IMAGES if name in sample}}
 
-    def _change(self, images: np.ndarray, shift, crop, flip: float, colours: np.ndarray) -> np.ndarray:
+    def _change(self, images: np.ndarray, shift, crop, flip: float, colours: np.ndarray, erasure) -> np.ndarray:
         frames = images.reshape(-1, *images.shape[-3:])
         if self.crop_area < 1:
             frames = _crop(frames, self.crop_area, crop)
@@ -76,7 +82,10 @@ class Augment:
             frames = _shift(frames, *shift)
         if flip < self.flip:
             frames = frames[:, :, ::-1]
-        return np.ascontiguousarray(_colour(frames, colours)).reshape(images.shape)
+        frames = _colour(frames, colours)
+        if erasure[0] < self.erase:
+            frames = _erase(frames, erasure[1:])
+        return np.ascontiguousarray(frames).reshape(images.shape)
 
 
 def _crop(frames: np.ndarray, least: float, draw: np.ndarray) -> np.ndarray:
@@ -110,6 +119,20 @@ def _colour(frames: np.ndarray, factors: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
+def _erase(frames: np.ndarray, draw: np.ndarray) -> np.ndarray:
+    """The frames with a rectangle of one colour, by a draw of seven numbers in [0, 1): area, aspect, place, colour."""
+    height, width = frames.shape[1:3]
+    area = height * width * (ERASED[0] + (ERASED[1] - ERASED[0]) * draw[0])
+    aspect = ASPECT ** (2 * draw[1] - 1)
+    rows, columns = (max(1, min(side, round(length))) for side, length in
+                     ((height, (area * aspect) ** 0.5), (width, (area / aspect) ** 0.5)))  # fmt: skip
+    top, left = int(draw[2] * (height - rows + 1)), int(draw[3] * (width - columns + 1))
+    # Not in place: without another change the frames are those of the source.
+    frames = frames.copy()
+    frames[:, top : top + rows, left : left + columns] = (draw[4:] * 256).astype(np.uint8)
+    return frames
+
+
 def check_augment(
     augment: Augment | None, texts_used: bool, instructions: Iterable[str] = (), fields: Iterable[str] = ()
 ) -> None:
@@ -119,8 +142,12 @@ def check_augment(
       augment: the augmentation, or None.
       texts_used: whether the stage learns from instructions.
       instructions: those of the data; a flip turns "push it left" into a lie.
-      fields: what the samples hold; a flip mirrors neither actions nor what stands for them.
+      fields: what the samples hold; a flip mirrors neither actions nor what stands for them, and what is erased from
+        a pair of frames cannot be predicted.
     """
+    if augment is not None and augment.erase and "frames" in fields:
+        raise UserError("augment.erase hides what moves between the two frames of a pair, and is for stages 2 and 3: "
+                        "set data.augment.erase=0")  # fmt: skip
     if augment is None or augment.flip == 0:
         return
     if texts_used:

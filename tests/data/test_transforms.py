@@ -49,6 +49,35 @@ def test_what_each_change_does(sample):
     assert np.abs(unchanged.astype(int) - 100).max() <= 1, "contrast and saturation leave an even grey alone"
 
 
+def test_a_rectangle_of_one_colour_is_erased_from_all_images_of_a_sample():
+    rng, shares, erased = np.random.default_rng(0), [], 0
+    image = rng.integers(0, 256, (2, 40, 60, 3), np.uint8)  # two views
+    for seed in range(200):
+        out = Augment(erase=0.5)({"image": image}, np.random.default_rng(seed))["image"]
+        changed = (out != image).any(-1)
+        if not changed.any():
+            continue
+        erased += 1
+        rows, columns = np.flatnonzero(changed.any((0, 2))), np.flatnonzero(changed.any((0, 1)))
+        box = (slice(None), slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+        assert len(np.unique(out[box].reshape(-1, 3), axis=0)) == 1, "all of it, in both views, has one colour"
+        height, width = out[box].shape[1:3]
+        shares.append(height * width / (40 * 60))
+        assert max(height / width, width / height) < 3.3 * 1.15 or height == 40 or width == 60, "rounded to pixels"
+    assert 70 < erased < 130, "about half"
+    assert 0.015 < min(shares) < 0.06 and 0.28 < max(shares) < 0.35
+    frames = Augment(shift=3, flip=0.5, erase=0.0)({"image": image}, np.random.default_rng(5))["image"]
+    np.testing.assert_array_equal(
+        Augment(shift=3, flip=0.5, erase=1e-9)({"image": image}, np.random.default_rng(5))["image"], frames,
+        "the other draws stay what they were")  # fmt: skip
+
+
+def test_erasing_is_not_for_pairs():
+    with pytest.raises(UserError, match="augment.erase hides what moves between the two frames of a pair"):
+        check_augment(Augment(erase=0.1), False, fields=("frames",))
+    check_augment(Augment(erase=0.1), True, ["move it to the left"], ("image", "action", "latent"))
+
+
 def test_motion_between_the_frames_is_kept():
     frames = np.zeros((2, 32, 32, 3), np.uint8)
     frames[0, 10:14, 10:14] = frames[1, 10:14, 15:19] = 255
@@ -62,7 +91,7 @@ def test_config():
     assert Augment.from_config({"shift": 2, "flip": 0.5}) == Augment(shift=2, flip=0.5)
     with pytest.raises(UserError, match="did you mean 'brightness'"):
         Augment.from_config({"brigthness": 0.1})
-    for wrong in ({"shift": -1}, {"crop_area": 0}, {"flip": 2}, {"contrast": -0.1}):
+    for wrong in ({"shift": -1}, {"crop_area": 0}, {"flip": 2}, {"contrast": -0.1}, {"erase": 1.1}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             Augment.from_config(wrong)
 

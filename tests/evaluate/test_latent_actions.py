@@ -24,7 +24,7 @@ PROBES = {
     "action_probe_r2", "action_probe_r2_delta", "action_probe_r2_untrained", "action_probe_r2_delta_untrained",
     "action_probe_r2_supervised",
 }  # fmt: skip
-PICTURES = {"reconstructions", "gallery", "gallery_change", "gallery_positions", "histograms", "overview"}
+PICTURES = {"reconstructions", "gallery", "gallery_change", "gallery_positions", "histograms", "deltas", "overview"}
 ACTION_PICTURES = {"probe", "code_action", "code_action_arrows"}
 
 

@@ -96,7 +96,7 @@ class Evaluation(BaseEvaluation):
             subtitle=f"step {about['step']}, {self.count} pairs of {about['data']} ({about['split']})",
             verdicts=verdicts.judge(metrics, size),
             sections=[
-                *sections.draw(examples, codes, self.out),
+                *sections.draw(examples, codes, arrays["delta"], self.out),
                 *self._action_sections(arrays),
                 Section("Overview", "The same on one page, with the course of training.", (OVERVIEW_FILE,)),
             ],

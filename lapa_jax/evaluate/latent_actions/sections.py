@@ -10,6 +10,7 @@ from lapa_jax.evaluate.latent_actions.feature_colors import Coloured
 from lapa_jax.evaluate.report import Section
 from lapa_jax.nn.quantizers import usage
 from lapa_jax.nn.quantizers.usage import perplexity
+from lapa_jax.plots import deltas
 from lapa_jax.plots import frames as plots
 
 EXAMPLES, STARTS, SEQUENCES, ARROWS = 8, 4, 8, 16
@@ -57,12 +58,12 @@ def decode_grid(tokenizer, starts: np.ndarray, sequences: np.ndarray) -> np.ndar
     return frames.reshape(len(starts), count, *frames.shape[1:])
 
 
-def draw(examples: Examples, codes: np.ndarray, out: pathlib.Path) -> list[Section]:
-    """Draws what needs no actions: reconstructions, the two galleries, histograms.
+def draw(examples: Examples, codes: np.ndarray, delta: np.ndarray, out: pathlib.Path) -> list[Section]:
+    """Draws what needs no actions: reconstructions, the two galleries, histograms, the deltas.
 
     Args:
       examples: pairs to show.
-      codes: int32 `[M, N]`, the codes of the evaluated pairs.
+      codes: int32 `[M, N]`, the codes of the evaluated pairs. delta: f32 `[M, N, Q]`, what was quantised.
       out: the folder for the PNGs.
 
     Returns:
@@ -74,6 +75,7 @@ def draw(examples: Examples, codes: np.ndarray, out: pathlib.Path) -> list[Secti
     )
     counts = usage.histogram(codes, tokenizer.codebook_size)
     plots.code_histograms(out / "histograms.png", counts, [perplexity(row) for row in counts])
+    deltas.maps(out / "deltas.png", delta, codes)
     return [
         Section(
             "Reconstructions",
@@ -89,6 +91,13 @@ def draw(examples: Examples, codes: np.ndarray, out: pathlib.Path) -> list[Secti
             "How often each code occurs at each position, and the effective number of codes (perplexity); dotted: all "
             "codes equally often. Usage is not meaning: codes that follow noise are used evenly too.",
             ("histograms.png",),
+        ),
+        Section(
+            "Deltas",
+            "What is quantised at each code position, a dot for each pair, in the plane of the two largest principal "
+            "components; the colour is the code. Separate clouds are codes that the data ask for; one cloud cut into "
+            "sectors is something continuous, which few codes can only describe roughly.",
+            ("deltas.png",),
         ),
     ]
 
