@@ -37,8 +37,8 @@ LAZY = {
 }
 """What may be imported only where it is used, within a function."""
 
-NAMES = {"PIL": "pillow", "absl": None, "ml_dtypes": None, "yaml": None, "scipy": None, "tokenizers": None,
-         "libero": None}  # fmt: skip
+NAMES = {"PIL": "pillow", "sklearn": "scikit-learn", "absl": None, "ml_dtypes": None, "yaml": None, "scipy": None,
+         "tokenizers": None, "libero": None}  # fmt: skip
 """Import names that differ from the distribution's; None comes with jax, or with transformers (tokenizers), or is
 refused in words where it is absent (libero, which brings torch)."""
 

@@ -6,6 +6,7 @@ import pytest
 from lapa_jax.core.errors import UserError
 from lapa_jax.data import text, words
 from lapa_jax.data.shards.step_shards import StepShards, read_dataset
+from tests.data.samples import make
 from tools import make_tokenizer
 
 PLAIN = ["push the red cube left", "Push it; don't stop!", "schiebe den Würfel"]
@@ -24,6 +25,14 @@ def test_every_instruction_of_the_sample_comes_back_word_by_word(tmp_path, capsy
         assert mask.sum() == len(instruction.split()) + 1 and ids[0, 0] == made.bos_id, "one token a word, behind bos"
         assert made.decode(ids[0]) == instruction and (ids[~mask] == made.pad_id).all()
     assert len({tuple(made([t], 24)[0][0]) for t in told}) == len(told)
+
+
+def test_words_that_come_later_in_an_episode_are_known(tmp_path):
+    (tmp_path / "data").mkdir()
+    make.write(tmp_path / "data", [4], texts=[["push it", "push it", "then lift", "push it"]])
+    make_tokenizer.main(["--data", str(tmp_path / "data"), "--out", str(tmp_path / "words")])
+    made = text.build({"name": str(tmp_path / "words")})
+    assert made.decode(made(["then lift it"], 8)[0][0]) == "then lift it"
 
 
 def test_ids_depend_on_the_words_alone(tmp_path):

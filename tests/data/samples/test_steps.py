@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import pickle
 
@@ -114,6 +115,20 @@ def test_the_longest_instruction_tells_the_length_of_all(tmp_path):
     assert Steps(StepShards(folder), Options(fields=("action",))).text_lengths == (0, 0)
     with pytest.raises(UserError, match="text_length"):
         Options(fields=("text",), text_length=0)
+
+
+def test_workers_are_sent_a_few_bits_of_each_step(tmp_path):
+    sizes, options = [], Options(fields=("state", "action", "text"), text_tokenizer={"name": "bytes"}, text_length=8)
+    for steps in (100, 500):
+        folder = tmp_path / str(steps)
+        folder.mkdir()
+        make.write(folder, [steps // 2, steps // 2], cameras=(), texts=["push", "pull"])
+        source = Steps(StepShards(folder), options)
+        sizes.append(len(pickle.dumps(source)))
+        other = copy.deepcopy(source)  # goes by the same protocol
+        for name, values in source.batch(range(len(source))).items():
+            np.testing.assert_array_equal(other.batch(range(len(source)))[name], values)
+    assert sizes[1] - sizes[0] < 400, "less than a byte for each of 400 more steps"
 
 
 def test_instructions_of_all_steps_are_measured(tmp_path):
