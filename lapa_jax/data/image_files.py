@@ -141,8 +141,12 @@ def _pages(file, remarks: Counter | None, only_one: bool) -> Iterator[np.ndarray
 
 
 def _damaged(error: Exception) -> ValueError:
+    from PIL import Image
+
     if type(error) is ValueError:
         return error
+    if isinstance(error, Image.DecompressionBombError):  # Pillow's own limit, which it applies before we see the size
+        return ValueError(f"it has more than {LARGEST / 1e6:.0f} million pixels, and is not opened")
     return ValueError(f"an image is damaged ({str(error).split('<')[0].strip() or type(error).__name__})")
 
 

@@ -15,6 +15,12 @@ COLOUR = frozenset(
 )
 """Words that only say that something is an image."""
 
+_WHOLE_NAMES = frozenset("label labels instance instances disp confidence ir infrared infra".split())
+"""Words that name depth and the like as well, but may mean something else in longer names."""
+
+_QUALITIES = frozenset("aligned registered raw".split())
+"""Words that may stand beside those."""
+
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_a-zA-Z]+")
 
 
@@ -30,8 +36,8 @@ def is_depth(name: str) -> bool:
 
 def is_all_depth(name: str) -> bool:
     """Whether a name says nothing but that."""
-    found = words(name)
-    return bool(found) and set(found) <= DEPTH | COLOUR and not DEPTH.isdisjoint(found)
+    parts = set(words(name))
+    return not parts.isdisjoint(DEPTH | _WHOLE_NAMES) and parts <= DEPTH | COLOUR | _WHOLE_NAMES | _QUALITIES
 
 
 def subject(name: str) -> tuple[str, ...]:
@@ -54,15 +60,15 @@ def beside_colour(paths: Iterable[str]) -> list[str]:
       paths: relative, with "/" between their parts and without endings.
     """
     parts = {path: [part for part in path.split("/") if part != "."] for path in paths}
-    colour = {path: own for path, own in parts.items() if not any(map(is_depth, own))}
+    colour = {path: own for path, own in parts.items() if not any(is_depth(part) or is_all_depth(part) for part in own)}
     subjects = {_subject(own) for own in colour.values()}
     folders = {tuple(own[:depth]) for own in colour.values() for depth in range(len(own))}
-    found = []
+    of_colour = []
     for path, own in parts.items():
         alone = any(is_all_depth(part) and tuple(own[:i]) in folders for i, part in enumerate(own))
         if path not in colour and (alone or _subject(own) in subjects):
-            found.append(path)
-    return found
+            of_colour.append(path)
+    return of_colour
 
 
 def _subject(parts: Iterable[str]) -> tuple[tuple[str, ...], ...]:

@@ -116,7 +116,8 @@ class Loop:
         try:
             if first == 0:
                 self._evaluate(0)
-            batches = itertools.islice(self._setup.train_batches(first), last - first)
+            # a run that went further than is asked for now has no steps left
+            batches = itertools.islice(self._setup.train_batches(first), max(0, last - first))
             self._feed = Feed(batches, functools.partial(shard_batch, self._setup.mesh))
             self._reset_clock()
             for step in range(first + 1, last + 1):

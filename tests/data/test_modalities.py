@@ -45,11 +45,15 @@ def test_words_and_subjects():
         (["a/clip7", "a/clip7_depth", "a/clip8"], ["a/clip7_depth"]),
         (["a/clip7_color", "a/clip7_depth"], ["a/clip7_depth"]),
         ([".", "depth"], ["depth"]),
+        (["rgb", "aligned_depth", "ir", "labels"], ["aligned_depth", "ir", "labels"]),
+        (["image/ep1", "label/ep1"], ["label/ep1"]),
         # nothing else shows it, or the word is part of what is done
         (["ep1/depth", "ep2/depth"], []),
         (["put_mask_on/1", "take_cup/1"], []),
         (["mask_wearing", "cooking"], []),
         (["clip1_depth", "clip2"], []),
+        (["labels", "ir"], []),
+        (["label_boxes", "cooking"], []),
     ],
 )
 def test_depth_beside_colour(paths, left_out):

@@ -70,6 +70,8 @@ def test_interrupted_run_ends_in_the_same_bits(root, whole, tmp_path):
     assert [line["step"] for line in read_metrics(run) if "train/loss" in line] == [2, 4, 6]
     old, new = (next(x for x in read_metrics(r) if x["step"] == 6 and "train/loss" in x) for r in (whole, run))
     assert old["train/loss"] == new["train/loss"]
+    train(make_config(root, "--config.train.steps=4"), run)  # fewer than it has: nothing is left to do
+    assert checkpoint.steps(run)[-1] == 6 and read_metrics(run)[-1]["step"] == 6
 
 
 def test_sharding_changes_rounding_only(root, whole, tmp_path):

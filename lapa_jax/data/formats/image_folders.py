@@ -2,14 +2,14 @@
 
 The names of a folder's images follow patterns: "rgb_0001.png" and "rgb_0002.png" are a series, "depth_0001.png" belongs
 to another. An episode is one series of colour images; depth and masks beside it are told by their names, or by their
-kind (16-bit or palette images beside colour), and left out.
+kind (16-bit or palette images beside colour), and left out. So are folders of them beside folders of colour images.
 """
 
 import os
 import pathlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -85,6 +85,60 @@ class ImageFolder:
         for name in self._names:
             with _naming(name):
                 yield from image_files.open_pages(self._path / name, self.remarks, only_one=len(self._names) > 1)
+
+
+def not_colour(root: pathlib.Path, folders: Mapping[str, Sequence[str]]) -> list[str]:
+    """Of folders of images those that hold depth or masks by the kind of their images, beside a folder of colour.
+
+    Folders lie beside each other where their paths differ in one part, and not in its numbers alone: "ep1/rgb" and
+    "ep1/aligned", "rgb/ep1" and "ids/ep1", or "ep1" and "ep1/ids", while "ep1" and "ep2" are two episodes. 16-bit
+    images are depth then. 8-bit images of a single channel are masks where the frames have the same numbers; else they
+    are a grey camera's.
+
+    Args:
+      root: of the paths. folders: {path relative to root, with "/": the names of its images, in natural order}.
+    """
+    beside: dict[tuple, dict[str, str]] = {}
+    for path in folders:
+        parts = tuple(part for part in path.split("/") if part != ".")
+        for i in range(len(parts)):
+            beside.setdefault((parts[:i], parts[i + 1 :]), {})[path] = re.sub(r"\d+", "#", parts[i])
+        for i in range(len(parts) + 1):  # the folder itself, for those that have one part more
+            beside.setdefault((parts[:i], parts[i:]), {})[path] = ""
+    kinds: dict[str, str] = {}
+    left_out = set()
+    for labels in beside.values():
+        if len(set(labels.values())) < 2:
+            continue
+        for path in labels:
+            if path not in kinds:
+                kinds[path] = _kind_in(root / path / folders[path][0])
+        colour: dict[tuple, set[str]] = {}
+        for path, label in labels.items():
+            if kinds[path] == image_files.COLOUR:
+                colour.setdefault(_span(folders[path]), set()).add(label)
+        of_all = set().union(*colour.values())
+        for path, label in labels.items():
+            of_same_numbers = colour.get(_span(folders[path]), set())
+            others = {image_files.DEEP: of_all, image_files.INDEXED: of_same_numbers}.get(kinds[path], set())
+            if others - {label}:
+                left_out.add(path)
+    return sorted(left_out)
+
+
+def _kind_in(path: pathlib.Path) -> str:
+    """The kind of a file's image. JPEGs are never depth or masks, and what is damaged is reported when it is read."""
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        return image_files.COLOUR
+    try:
+        return image_files.kind_of(path)
+    except ValueError:
+        return image_files.COLOUR
+
+
+def _span(names: Sequence[str]) -> tuple:
+    """The numbers of the first and the last image, and how many images there are."""
+    return numbers_of(names[0]), numbers_of(names[-1]), len(names)
 
 
 class _naming:

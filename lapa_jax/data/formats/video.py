@@ -12,8 +12,8 @@ from lapa_jax.data import image_files, modalities, video
 from lapa_jax.data.formats import beside
 from lapa_jax.data.formats.base import Episode, Item, Listing, folder_of
 from lapa_jax.data.formats.captions import Caption, match, read_captions
-from lapa_jax.data.formats.image_folders import ImageFolder
-from lapa_jax.data.formats.reading import find_file
+from lapa_jax.data.formats.image_folders import ImageFolder, not_colour
+from lapa_jax.data.formats.reading import find_file, natural_key
 
 FEATURES = {
     "image": "the frame, RGB",
@@ -67,7 +67,7 @@ def find(source: pathlib.Path, options: Mapping, exclude: pathlib.Path | None = 
 
 def _walk(root: pathlib.Path, exclude: pathlib.Path | None) -> tuple[list[tuple[str, str, int]], dict, dict]:
     """(path, kind, bytes) of the episodes, how many other files there are by ending, and what else is left out."""
-    entries, others, thumbnails = [], Counter(), 0
+    entries, others, thumbnails, named = [], Counter(), 0, {}
     for folder, folders, names in os.walk(root, followlinks=True):
         here = pathlib.Path(folder)
         folders[:] = sorted(n for n in folders if not n.startswith(".") and (here / n).resolve() != exclude)
@@ -83,9 +83,11 @@ def _walk(root: pathlib.Path, exclude: pathlib.Path | None) -> tuple[list[tuple[
         entries += [(path.relative_to(root).as_posix(), "video", path.stat().st_size) for path in videos]
         if images:
             entries.append((relative, "pictures", sum(path.stat().st_size for path in images)))
+            named[relative] = sorted((path.name for path in images), key=natural_key)
     left_out = {"images with the name of a video beside them": thumbnails} if thumbnails else {}
     stems = {os.path.splitext(path)[0] if kind == "video" else path: path for path, kind, _ in entries}
-    depth = sorted(stems[stem] for stem in modalities.beside_colour(stems))
+    by_name = {stems[stem] for stem in modalities.beside_colour(stems)}
+    depth = sorted({*by_name, *not_colour(root, {path: named[path] for path in named if path not in by_name})})
     if depth:
         left_out[f"videos or folders of depth or masks beside colour, the first {depth[0]}"] = len(depth)
     return [entry for entry in entries if entry[0] not in depth], dict(sorted(others.items())), left_out

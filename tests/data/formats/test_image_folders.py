@@ -23,6 +23,7 @@ def deep(path, number=0):
 
 
 def mask(path, number=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((48, 64), number, np.uint8)).save(path)
 
 
@@ -110,6 +111,26 @@ def test_folders_of_depth_and_thumbnails_of_videos_are_no_episodes(tmp_path):
         "images with the name of a video beside them": 1,
         "videos or folders of depth or masks beside colour, the first ep1/depth": 2,
     }
+
+
+@pytest.mark.parametrize(
+    "frames, other, write, episodes",
+    [
+        ("ep{e}/cam/{k}.png", "ep{e}/zed/{k}.png", deep, ["ep0/cam", "ep1/cam"]),
+        ("rgb/ep{e}/{k}.jpg", "ids/ep{e}/{k}.png", mask, ["rgb/ep0", "rgb/ep1"]),
+        ("ep{e}/{k}.jpg", "ep{e}/ids/{k}.png", mask, ["ep0", "ep1"]),
+        # others on the way, a grey camera of other times, and episodes of one kind that differ in their numbers only
+        ("left{e}/{k}.png", "right{e}/{k}.png", colour, ["left0", "left1", "right0", "right1"]),
+        ("ep{e}/cam/{k}.png", "ep{e}/grey/1{k}.png", mask, ["ep0/cam", "ep0/grey", "ep1/cam", "ep1/grey"]),
+        ("ep{e}/{k}.png", "ep{e}7/{k}.png", deep, ["ep0", "ep07", "ep1", "ep17"]),
+    ],
+)
+def test_folders_of_depth_are_known_by_their_kind(tmp_path, frames, other, write, episodes):
+    for e in range(2):
+        for k in range(3):
+            colour(tmp_path / frames.format(e=e, k=k), k)
+            write(tmp_path / other.format(e=e, k=k), k)
+    assert [item.path for item in find(tmp_path, OPTIONS).items] == episodes
 
 
 def test_an_unreadable_image_is_named(tmp_path):
