@@ -34,6 +34,11 @@ def is_depth(name: str) -> bool:
     return not DEPTH.isdisjoint(words(name))
 
 
+def is_colour(name: str) -> bool:
+    """Whether a name says that something holds images, and not what `is_depth` tells."""
+    return not COLOUR.isdisjoint(words(name)) and not is_depth(name)
+
+
 def is_all_depth(name: str) -> bool:
     """Whether a name says nothing but that."""
     parts = set(words(name))

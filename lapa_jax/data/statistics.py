@@ -183,7 +183,8 @@ def kinds(summary: Mapping, binary: Sequence[int] | None = None) -> list[str]:
     rounding = np.maximum(NOISE * largest, 4 * np.spacing(largest.max(initial=0.0)))
     if binary is None:
         possible = (high - mean) * (mean - low)
-        two_valued = (possible > 0) & (std**2 >= (1 - BETWEEN) * possible)
+        # one value far beyond all others looks like two values as well, and `far` tells it
+        two_valued = (possible > 0) & (std**2 >= (1 - BETWEEN) * possible) & ~far(summary)
     else:
         two_valued = np.zeros(len(low), bool)
         if wrong := [i for i in binary if not -len(low) <= i < len(low)]:

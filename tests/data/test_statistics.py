@@ -158,6 +158,7 @@ def test_kinds_of_dimensions():
         "hardly moves, with zeros": np.where(np.arange(n) % 500 == 0, 0.0, rng.normal(1.5692, 2e-4, n)),
         "heavy tails": rng.standard_t(2, n).clip(-30, 30),
         "glitches": np.where(np.arange(n) % 999, rng.normal(size=n), 1e3),
+        "one huge glitch": np.where(np.arange(n) == 7, 1e6, rng.normal(size=n)),
     }  # fmt: skip
     got = dict(zip(columns, kinds(column_statistics([np.stack(list(columns.values()), 1).astype(np.float32)]))))
     assert got == {
@@ -167,7 +168,7 @@ def test_kinds_of_dimensions():
         "constant": "constant", "rounding": "constant", "rounding, large": "constant",
         "small but real": "continuous", "clipped": "continuous", "in small units": "continuous", "narrow": "continuous",
         "rounding of float64 about zero": "constant", "hardly moves, with zeros": "sparse", "heavy tails": "continuous",
-        "glitches": "sparse",
+        "glitches": "sparse", "one huge glitch": "sparse",
     }  # fmt: skip
 
 

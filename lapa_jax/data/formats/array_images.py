@@ -113,6 +113,8 @@ def like_images(name: str, array) -> bool:
     shape = array.shape or ()
     if modalities.is_depth(name) or array.dtype.kind not in "uif" or min(shape, default=0) < 1:
         return False
+    if len(shape) == 2:  # pixels in a row each, which nothing but the name tells from other bytes
+        return array.dtype == np.uint8 and shape[1] >= 3 * _SMALLEST**2 and modalities.is_colour(name)
     if len(shape) == 3:
         return array.dtype == np.uint8 and min(shape[1:]) >= _SMALLEST
     return len(shape) >= 4 and sorted(shape[-3:])[1] >= _SMALLEST and min(shape[-3], shape[-1]) <= 4

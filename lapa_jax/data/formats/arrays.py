@@ -132,6 +132,8 @@ def _places(path: pathlib.Path) -> tuple[list[Place], dict]:
         raise UserError(f"{path} is a robomimic file: convert it with --format robomimic")
     with hdf5.open_hdf5(path) as file:
         places = list(_groups(file, set()))
+        if not any({"action", "actions"} & set(place.shapes) for place in places):
+            places = list(_with_other_actions(file)) or places
     named = [place for place in places if place.is_named]
     if named and len(places) > 1:  # beside trajectories in groups, what lies elsewhere in the file is no episode
         images = [f"{place.group.strip('/')}/{name}" for place in places if not place.is_named for name in place.images]
@@ -165,6 +167,23 @@ def _groups(group, seen: set) -> Iterator[Place]:
     for name in sorted(hdf5.members(group), key=natural_key):
         if isinstance(group[name], h5py.Group):
             yield from _groups(group[name], seen)
+
+
+def _with_other_actions(group) -> Iterator[Place]:
+    """The innermost groups that hold images and what is called an action otherwise, such as `action_eef` or
+    `action/arm`: which of them is meant is for --action to say."""
+    inner = [hdf5.subgroup(group, name) for name in sorted(hdf5.members(group), key=natural_key)]
+    places = [place for member in inner if member is not None for place in _with_other_actions(member)]
+    if places:
+        yield from places
+        return
+    arrays = {name: data for name, data in hdf5.walk(group).items() if name not in _ABOUT}
+    place = _place(group.name, arrays)
+    # as long as the images, or a step less; statistics of actions are shorter
+    lengths = {arrays[name].shape[0] - less for name in place.images for less in (0, 1)}
+    actions = [data for name, data in arrays.items() if "action" in name.lower() and data.ndim in (1, 2)]
+    if any(data.shape[0] in lengths for data in actions):
+        yield place
 
 
 def _judged(place: Place) -> Place:

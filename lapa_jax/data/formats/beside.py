@@ -7,15 +7,17 @@ meant for something else, and arrays need a table that says which video they bel
 import itertools
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import placeholder
 from lapa_jax.data.formats import captions, hdf5, npz
 from lapa_jax.data.formats.instructions import as_instruction, like_instruction
+from lapa_jax.data.modalities import words
 
 _TABLES = (".csv", ".tsv", ".json", ".jsonl")
-_ARRAYS = (".npz", ".parquet", *hdf5.ENDINGS)
+_ARRAYS = (".npz", ".npy", ".parquet", *hdf5.ENDINGS, *_TABLES)
 _LOOKED_AT = 16
 """Files of each kind that are opened: a source whose first ones say nothing has others than meant here."""
 _LARGEST = 256 << 20
@@ -80,17 +82,30 @@ def _matches(path: pathlib.Path, videos: Sequence[str]) -> int:
 
 
 def _action_in(path: pathlib.Path) -> str:
-    """The first array of a file that is called an action; "" where there is none, or the file cannot be read."""
+    """The first array or column of a file that is called an action; "" where there is none, or it cannot be read."""
     try:
-        if path.suffix.lower() == ".npz":
-            names = list(npz.headers(path))
-        elif path.suffix.lower() == ".parquet":
-            import pyarrow.parquet as pq
-
-            names = pq.ParquetFile(path).schema_arrow.names
-        else:
-            with hdf5.open_hdf5(path) as file:
-                names = list(hdf5.walk(file))
+        names = _names_in(path)
     except Exception:  # each library has its own errors for damage; such a file says nothing
         return ""
     return next((name for name in names if name.lower().startswith("action") or "/action" in name.lower()), "")
+
+
+def _names_in(path: pathlib.Path) -> list[str]:
+    """What the arrays or columns of a file are called; an npy's array is called as the file is."""
+    ending = path.suffix.lower()
+    if ending == ".npz":
+        return list(npz.headers(path))
+    if ending == ".npy":
+        return ["action"] if "action" in words(path.stem) or "actions" in words(path.stem) else []
+    if ending == ".parquet":
+        import pyarrow.parquet as pq
+
+        return pq.ParquetFile(path).schema_arrow.names
+    if ending in hdf5.ENDINGS:
+        with hdf5.open_hdf5(path) as file:
+            return list(hdf5.walk(file))
+    with open(path, encoding="utf-8-sig") as file:
+        first = file.readline()
+    if ending in (".csv", ".tsv"):
+        return [name.strip(' "\r\n') for name in re.split("[,;\t]", first)]
+    return re.findall(r'"(\w+)"\s*:', first)

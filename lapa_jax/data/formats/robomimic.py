@@ -147,24 +147,25 @@ def _observations(demo) -> tuple[dict, dict, list[str]]:
     group = hdf5.subgroup(demo, "obs")
     if group is None:
         raise ValueError(_RAW if "states" in demo else "it has no group obs")
-    for name, dataset in hdf5.datasets(group).items():
+    for name, dataset in hdf5.walk(group).items():
         if array_images.layout(name, dataset):
             if problem := array_images.problem(dataset):
                 unread.append(f"{array_images.describe(f'obs/{name}', dataset)} with {problem}")
             else:
                 cameras[name.removesuffix("_image").removesuffix("_rgb")] = dataset
-        elif dataset.ndim in (1, 2) and dataset.dtype.kind in "fiub":
-            vectors[name] = dataset
         elif array_images.like_images(name, dataset):
             unread.append(array_images.describe(f"obs/{name}", dataset))
+        elif dataset.ndim in (1, 2) and dataset.dtype.kind in "fiub" and "/" not in name:
+            vectors[name] = dataset  # groups within hold calibrations and the like, which have no row a step
     return cameras, vectors, unread
 
 
 def _actions(demo, options: Mapping) -> dict:
     """{name: dataset} of what makes up the action."""
-    fields = {name: data for name, data in hdf5.datasets(demo).items() if data.ndim in (1, 2)}
+    arrays = {name: data for name, data in hdf5.walk(demo).items() if not name.startswith(("obs/", "next_obs/"))}
+    fields = {name: data for name, data in arrays.items() if data.ndim in (1, 2)}
     if options["action"] == "all" and "actions" not in fields:
-        like = [array_images.describe(name, data) for name, data in hdf5.datasets(demo).items() if "action" in name]
+        like = [array_images.describe(name, data) for name, data in arrays.items() if "action" in name]
         raise ValueError(f"it has no actions{f', but {like[0]}: name them with --action' if like else ''}")
     chosen = choose_vectors(list(fields), options["action"], "--action", ["actions"])
     return {key: fields[parse_key(key)[0]] for key in chosen}
@@ -195,7 +196,7 @@ def standardize(source: pathlib.Path, item: Item, options: Mapping) -> Episode:
         text, task, fps = _about(data, demo)
         images = {members[camera]: _Images(path, cameras[camera].name) for camera in members}
         used = {cameras[camera].name for camera in members} | {data.name for data in chosen["state"].values()}
-        left_out = [f"obs/{n}" for n in demo["obs"] if f"{demo.name}/obs/{n}" not in used]
+        left_out = [f"obs/{name}" for name, data in hdf5.walk(demo["obs"]).items() if data.name not in used]
         acts = {data.name for data in chosen["action"].values()}
         left_out += [field for field in demo if field != "obs" and f"{demo.name}/{field}" not in acts]
         unread = _unread(data, demo, not_read)

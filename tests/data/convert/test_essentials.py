@@ -91,6 +91,7 @@ def hdf5(folder, **datasets):
 
 
 SIGNED = np.linspace(-1, 1, 16 * 16 * 3).reshape(16, 16, 3).astype(np.float32)
+ALOHA = {"observations/qpos": np.zeros((5, 2)), "observations/images/top": np.zeros((5, 16, 16, 3), np.uint8)}
 SOURCES = {
     "robomimic, floats of -1 to 1": (
         lambda f: robomimic(f, SIGNED), "images", "agentview_image float32.* from -1 to 1", {"cameras": "none"}
@@ -125,6 +126,25 @@ SOURCES = {
     "videos and arrays": (
         lambda f: clips(f, npz=npz(action=np.zeros((3, 2)))),
         "actions", "a.npz with action; a table", {"action": "none"},
+    ),
+    "videos and actions in tables": (
+        lambda f: clips(f, csv=b"time,action_x,action_y\n0,1,2\n"),
+        "actions", "a.csv with action_x; a table", {"action": "none"},
+    ),
+    "videos and one array each": (
+        lambda f: (clips(f), np.save(f / "a_actions.npy", np.zeros((3, 2)))),
+        "actions", "a_actions.npy with action; a table", {"action": "none"},
+    ),
+    "ALOHA, actions of another name": (
+        lambda f: hdf5(f, action_eef=np.zeros((5, 2)), **ALOHA),
+        "actions", "action_eef .*; --action action_eef takes it", {"action": "none"},
+    ),
+    "ALOHA, actions in parts": (
+        lambda f: hdf5(f, **{"action/arm": np.zeros((5, 2)), "action/hand": np.zeros((5, 1))}, **ALOHA),
+        "actions", "action/arm .*; --action action/arm takes it", {"action": "none"},
+    ),
+    "robomimic, images in rows": (
+        lambda f: robomimic(f, np.zeros(16 * 16 * 3, np.uint8)), "images", r"uint8\[5, 768\]", {"cameras": "none"}
     ),
     "HDF5, images of floats elsewhere": (
         lambda f: hdf5(f, action=np.zeros((5, 2)), **{"obs/cam": np.broadcast_to(SIGNED, (5, 16, 16, 3))}),
@@ -178,6 +198,35 @@ def test_named_actions_and_none_of_them(tmp_path):
     shards = go(tmp_path / "robomimic", tmp_path / "c", action="rewards", cameras="none", state="none")
     assert set(shards.features) == {"action", "instruction"}
     assert [float(shards.array(i, "action")[0]) for i in range(5)] == expected.tolist()
+
+
+def test_actions_of_another_name_are_taken_where_they_are_named(tmp_path):
+    action = np.arange(10, dtype=np.float32).reshape(5, 2)
+    parts = {"action/arm": action, "action/hand": action[:, :1] + 50, "action_mean": np.zeros(2)}
+    hdf5(tmp_path / "aloha", **parts, **ALOHA)
+    shards = go(tmp_path / "aloha", tmp_path / "a", action="action/arm,action/hand")
+    assert {"image", "action", "state"} <= set(shards.features)
+    np.testing.assert_array_equal(shards.array(3, "action"), [6, 7, 56])
+    # several episodes in groups of one file, with statistics of their actions beside them
+    episodes = {f"ep_{e}": ALOHA | {"action_eef": action + e} for e in range(2)}
+    parts = {f"{name}/{part}": values for name, own in episodes.items() for part, values in own.items()}
+    hdf5(tmp_path / "groups", **parts, action_mean=np.zeros(2))
+    shards = go(tmp_path / "groups", tmp_path / "b", action="action_eef")
+    assert [float(shards.array(episode.start, "action")[0]) for episode in shards.episodes] == [0, 1]
+
+
+def test_robomimic_images_in_groups_are_cameras(tmp_path):
+    robomimic(tmp_path / "robomimic")
+    with h5py.File(tmp_path / "robomimic/demos.hdf5", "r+") as file:
+        for demo in file["data"].values():
+            demo.move("obs/agentview_image", "obs/cameras/front")
+            demo["obs/cameras/intrinsics"] = np.eye(3)
+            demo["action_dict/pose"] = demo["actions"][:, :2]
+    shards = go(tmp_path / "robomimic", tmp_path / "out", action="action_dict/pose")
+    assert "image" in shards.features and shards.features["action"]["shape"] == [2]
+    assert not [name for name in shards.features["state"]["names"] if "intrinsics" in name]
+    left_out = json.loads((tmp_path / "out/report.json").read_text())["fields_left_out"]
+    assert "obs/cameras/intrinsics" in left_out
 
 
 def test_texts_beside_their_videos(tmp_path):
