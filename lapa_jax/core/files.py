@@ -133,14 +133,14 @@ def placeholder(source: str | os.PathLike | bytes) -> str:
         real = re.search(r"^size (\d+)", text, re.MULTILINE)
         what = f"of a file of {int(real[1]):,} bytes " if real else ""
         return f"{path} is a Git LFS pointer {what}and not the file: run `git lfs pull` in its repository"
-    if re.match(r"<(!doctype\s+html|html|head)\b", text, re.IGNORECASE):
+    if re.match(r"(<\?xml[^>]*>\s*|<!--.*?-->\s*)*<(!doctype\s+html|html|head)\b", text, re.IGNORECASE | re.DOTALL):
         title = re.search(r"<title[^>]*>\s*([^<]{1,80})", text, re.IGNORECASE)
         named = f' ("{" ".join(title[1].split())}")' if title else ""
         return f"{path} is an HTML page{named} and not the file: download it again, from the link to the file itself"
     if re.match(r"(<\?xml[^>]*>\s*)?<Error>", text):
         code = re.search(r"<Code>([^<]{1,40})", text)
         return f"{path} is a server's error{f' ({code[1]})' if code else ''} and not the file: download it again"
-    if size < _HEAD and _REFUSALS.match(text):
+    if size < _HEAD and (_REFUSALS.match(text) or re.match(r'\{\s*"error"\s*:\s*"', text)):
         return f'{path} is a server\'s answer ("{" ".join(text.split())[:80]}") and not the file: download it again'
     return ""
 

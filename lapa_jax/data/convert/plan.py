@@ -32,7 +32,7 @@ def make_plan(source: pathlib.Path, out: pathlib.Path, options: Options) -> dict
         name, listing = _list(source, out, options)
     except UserError as error:
         if why := missing_downloads(source):
-            raise UserError(f"{why} ({error})") from None
+            raise UserError(why if why in str(error) else f"{why} ({error})") from None
         raise
     if not listing.items:
         missing = f"; the first of {len(listing.missing)} missing: {listing.missing[0]}" if listing.missing else ""

@@ -11,7 +11,6 @@ table follow each other without meaning.
 
 import contextlib
 import functools
-import os
 import pathlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +31,7 @@ from lapa_jax.data.formats.base import (
     take_part,
 )
 from lapa_jax.data.formats.instructions import like_instruction
-from lapa_jax.data.formats.reading import natural_key, numeric_rows, reading, whole_source
+from lapa_jax.data.formats.reading import natural_key, numeric_rows, reading, walk, whole_source
 from lapa_jax.data.formats.robomimic import is_robomimic
 
 FEATURES = {
@@ -109,12 +108,8 @@ def find(source: pathlib.Path, options: Mapping, exclude: pathlib.Path | None = 
 
 def _walk(root: pathlib.Path, exclude: pathlib.Path | None, others: dict[str, int]) -> Iterator[str]:
     """The files of arrays under a folder, in natural order; other files are counted."""
-    for folder, folders, names in os.walk(root, followlinks=True):
-        here = pathlib.Path(folder)
-        folders[:] = sorted(
-            (n for n in folders if not n.startswith(".") and (here / n).resolve() != exclude), key=natural_key
-        )
-        for name in sorted((n for n in names if not n.startswith(".")), key=natural_key):
+    for here, names in walk(root, exclude):
+        for name in names:
             ending = pathlib.PurePath(name).suffix.lower()
             if ending in ENDINGS:
                 yield (here / name).relative_to(root).as_posix()

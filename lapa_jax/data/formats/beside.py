@@ -5,7 +5,6 @@ meant for something else, and arrays need a table that says which video they bel
 """
 
 import itertools
-import os
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import placeholder
 from lapa_jax.data.formats import captions, hdf5, npz
 from lapa_jax.data.formats.instructions import as_instruction, like_instruction
+from lapa_jax.data.formats.reading import walk
 from lapa_jax.data.modalities import words
 
 _TABLES = (".csv", ".tsv", ".json", ".jsonl")
@@ -66,10 +66,8 @@ def unread(source: pathlib.Path, videos: Sequence[str], exclude: pathlib.Path | 
 
 
 def _files(source: pathlib.Path, exclude: pathlib.Path | None) -> Iterator[pathlib.Path]:
-    for folder, folders, names in os.walk(source, followlinks=True):
-        here = pathlib.Path(folder)
-        folders[:] = sorted(n for n in folders if not n.startswith(".") and (here / n).resolve() != exclude)
-        yield from (here / name for name in sorted(names) if not name.startswith("."))
+    for here, names in walk(source, exclude):
+        yield from (here / name for name in names)
 
 
 def _matches(path: pathlib.Path, videos: Sequence[str]) -> int:

@@ -14,7 +14,9 @@ from lapa_jax.core.files import placeholder
 from lapa_jax.data.formats.instructions import as_instruction
 
 VIDEO_COLUMNS = ("video", "path", "file", "filename", "name", "id", "video_id")
-TEXT_COLUMNS = ("instruction", "caption", "label", "text", "sentence")
+TEXT_COLUMNS = ("instruction", "caption", "text", "sentence", "label")
+_NULLS = ("", "none", "null", "nan", "n/a", "<na>")
+"""What tables write where there is no value, in any case of letters."""
 
 
 class Caption(NamedTuple):
@@ -32,8 +34,8 @@ def read_captions(path: str) -> list[Caption]:
     `TEXT_COLUMNS`, `arrays`, or both; an object {video: text} or {video: {"label": ...}} (json); a csv with a header,
     separated by comma, semicolon or tab. A list of {"id", "label", ...} is that of Something-Something-V2.
 
-    A clip whose text is empty or null has no instruction. Columns that hold nothing but numbers are classes, and no
-    instructions: of the others the first in the order of `TEXT_COLUMNS` counts.
+    A clip whose text is empty or null, also as the word, has no instruction. Columns that hold nothing but numbers are
+    classes, and no instructions: of the others the first in the order of `TEXT_COLUMNS` counts.
     """
     file = pathlib.Path(path)
     try:
@@ -87,6 +89,7 @@ def _csv(path: str, text: str) -> Iterable[tuple[str, Mapping]]:
     # given as a file, so that a quoted field may go on over lines
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
+        reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
         yield from ((f"line {reader.line_num}", row) for row in reader)
     except csv.Error as error:
         raise UserError(f"captions file {path}, line {reader.line_num}: {error}") from None
@@ -106,7 +109,9 @@ def _text_columns(path: str, rows: Sequence[Mapping]) -> list[str]:
 
 
 def _is_empty(value: object) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and value != value)
+    if isinstance(value, str):
+        return value.strip().lower() in _NULLS
+    return value is None or (isinstance(value, float) and value != value)
 
 
 def _is_number(value: object) -> bool:

@@ -12,9 +12,25 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import placeholder
+from lapa_jax.data.shards.index import is_companion
 
 _PAGE = 1 << 20
 """Bytes that a pointer or a page of an error has at most."""
+
+
+def walk(root: pathlib.Path, exclude: pathlib.Path | None) -> Iterator[tuple[pathlib.Path, list[str]]]:
+    """(folder, names of its files) of a folder and all below, both in natural order. Hidden files and folders, what
+    macOS and Windows put beside files, and the folder `exclude` are left out."""
+    for folder, folders, names in os.walk(root, followlinks=True):
+        here = pathlib.Path(folder)
+        seen = (name for name in folders if not is_hidden(name) and (here / name).resolve() != exclude)
+        folders[:] = sorted(seen, key=natural_key)
+        yield here, sorted((name for name in names if not is_hidden(name)), key=natural_key)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none that a user put there: `.cache`, `._clip.mp4`, `__MACOSX`, `Thumbs.db`."""
+    return name.startswith(".") or is_companion(name)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ LIBERO's and RoboCasa's files are of this kind too; their instructions are found
 """
 
 import json
-import os
 import pathlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -23,7 +22,7 @@ from lapa_jax.data.formats.base import (
     take_part,
 )
 from lapa_jax.data.formats.instructions import as_instruction, like_instruction
-from lapa_jax.data.formats.reading import natural_key, numeric_rows, reading, whole_source
+from lapa_jax.data.formats.reading import natural_key, numeric_rows, reading, walk, whole_source
 
 FEATURES = {
     "image": "obs/<camera>_image or obs/<camera>_rgb, RGB: agentview where there is one, or what --cameras names",
@@ -84,10 +83,8 @@ def find(source: pathlib.Path, options: Mapping, exclude: pathlib.Path | None = 
 
 def _walk(root: pathlib.Path, exclude: pathlib.Path | None, others: dict[str, int]) -> Iterator[str]:
     """The HDF5 files under a folder, sorted; other files are counted."""
-    for folder, folders, names in os.walk(root, followlinks=True):
-        here = pathlib.Path(folder)
-        folders[:] = sorted(n for n in folders if not n.startswith(".") and (here / n).resolve() != exclude)
-        for name in sorted((n for n in names if not n.startswith(".")), key=natural_key):
+    for here, names in walk(root, exclude):
+        for name in names:
             ending = pathlib.PurePath(name).suffix.lower()
             if ending in hdf5.ENDINGS:
                 yield (here / name).relative_to(root).as_posix()

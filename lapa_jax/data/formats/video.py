@@ -13,7 +13,7 @@ from lapa_jax.data.formats import beside
 from lapa_jax.data.formats.base import Episode, Item, Listing, folder_of
 from lapa_jax.data.formats.captions import Caption, match, read_captions
 from lapa_jax.data.formats.image_folders import ImageFolder, not_colour
-from lapa_jax.data.formats.reading import find_file, natural_key
+from lapa_jax.data.formats.reading import find_file, walk
 
 FEATURES = {
     "image": "the frame, RGB",
@@ -68,11 +68,9 @@ def find(source: pathlib.Path, options: Mapping, exclude: pathlib.Path | None = 
 def _walk(root: pathlib.Path, exclude: pathlib.Path | None) -> tuple[list[tuple[str, str, int]], dict, dict]:
     """(path, kind, bytes) of the episodes, how many other files there are by ending, and what else is left out."""
     entries, others, thumbnails, named = [], Counter(), 0, {}
-    for folder, folders, names in os.walk(root, followlinks=True):
-        here = pathlib.Path(folder)
-        folders[:] = sorted(n for n in folders if not n.startswith(".") and (here / n).resolve() != exclude)
+    for here, names in walk(root, exclude):
         relative = here.relative_to(root).as_posix()
-        paths = [here / name for name in sorted(names) if not name.startswith(".")]
+        paths = [here / name for name in names]
         videos = [path for path in paths if path.suffix.lower() in video.ENDINGS]
         images = [path for path in paths if path.suffix.lower() in image_files.ENDINGS]
         others.update(path.suffix.lower() for path in paths if path not in videos and path not in images)
@@ -83,7 +81,7 @@ def _walk(root: pathlib.Path, exclude: pathlib.Path | None) -> tuple[list[tuple[
         entries += [(path.relative_to(root).as_posix(), "video", path.stat().st_size) for path in videos]
         if images:
             entries.append((relative, "pictures", sum(path.stat().st_size for path in images)))
-            named[relative] = sorted((path.name for path in images), key=natural_key)
+            named[relative] = [path.name for path in images]
     left_out = {"images with the name of a video beside them": thumbnails} if thumbnails else {}
     stems = {os.path.splitext(path)[0] if kind == "video" else path: path for path, kind, _ in entries}
     by_name = {stems[stem] for stem in modalities.beside_colour(stems)}

@@ -20,6 +20,8 @@ STANDS = {
     "pointer": (POINTER, "is a Git LFS pointer of a file of 12,345 bytes and not the file: run `git lfs pull`"),
     "page": (PAGE, r'is an HTML page \("Sign in to the hub"\) and not the file: download it again'),
     "html": (b"<HTML><body>403</body></HTML>", "is an HTML page and not the file"),
+    "xhtml": (b"<?xml version='1.0'?>\n<!-- x -->\n<!DOCTYPE html PUBLIC 'x'>", "is an HTML page and not"),
+    "answer": (b'{"error": "Repository not found"}', "is a server's answer"),
     "bucket": (b"<?xml version='1.0'?>\n<Error><Code>NoAccess</Code></Error>", r"is a server's error \(NoAccess\)"),
     "hub": (b"Entry not found", r'is a server\'s answer \("Entry not found"\)'),
     "raw": (b"404: Not Found\n", r'is a server\'s answer \("404: Not Found"\)'),

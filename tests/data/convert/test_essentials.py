@@ -41,6 +41,17 @@ def lerobot(folder, **features):
     change_info(folder, features={key: info[key] | new for key, new in changed.items() if new is not None})
 
 
+def renamed_action(folder, name):
+    make_lerobot.make(folder)
+    import pyarrow.parquet as pq
+
+    for path in folder.rglob("episode_*.parquet"):
+        table = pq.read_table(path)
+        pq.write_table(table.rename_columns([{"action": name}.get(old, old) for old in table.column_names]), path)
+    features = json.loads((folder / "meta/info.json").read_text())["features"]
+    change_info(folder, features={{"action": name}.get(old, old): feature for old, feature in features.items()})
+
+
 def split_actions(folder):
     make_lerobot.make(folder)
     import pyarrow.parquet as pq
@@ -118,6 +129,14 @@ SOURCES = {
     "WebDataset, a prompt": (
         lambda f: tar(f, jpg=jpg, json=lambda i: b'{"prompt": "push it"}'),
         "instructions", "prompt .json.; they are read from .txt", {"captions": "none"},
+    ),
+    "WebDataset, texts in folders": (
+        lambda f: make_webdataset.write_tar(f / "a.tar", [("a/instruction.txt", b"push it")]
+                                            + [(f"a/step_{i:03d}.jpg", jpg(i)) for i in range(3)]),
+        "instructions", "1 texts that belong to no step, the first a/instruction.txt", {"captions": "none"},
+    ),
+    "LeRobot, actions of another name": (
+        lambda f: renamed_action(f, "robot_action"), "actions", "--action robot_action joins", {"action": "none"}
     ),
     "videos and a table": (
         lambda f: (clips(f), (f / "labels.csv").write_text("video,caption\na.mp4,push it\n")),
@@ -227,6 +246,11 @@ def test_robomimic_images_in_groups_are_cameras(tmp_path):
     assert not [name for name in shards.features["state"]["names"] if "intrinsics" in name]
     left_out = json.loads((tmp_path / "out/report.json").read_text())["fields_left_out"]
     assert "obs/cameras/intrinsics" in left_out
+
+
+def test_a_caption_of_nothing_is_no_caption(tmp_path):
+    tar(tmp_path / "source", jpg=jpg, json=lambda i: b'{"caption": null, "text": ""}')
+    assert "instruction" not in go(tmp_path / "source", tmp_path / "out").features
 
 
 def test_texts_beside_their_videos(tmp_path):

@@ -107,6 +107,11 @@ def test_classes_beside_sentences_and_texts_that_are_absent(tmp_path):
     assert [row.text for row in read_captions(tmp_path / "e.json")] == ["push it", "", "", "shut it"]
     (tmp_path / "f.jsonl").write_text('{"id": "a", "text": "one"}\n{"id": "b", "caption": "two"}\n')
     assert [row.text for row in read_captions(tmp_path / "f.jsonl")] == ["one", "two"]
+    (tmp_path / "h.csv").write_text('Video, Label,Sentence\na,push,push it\nb,n/a,None\nc,3,nan\n')
+    assert [row.text for row in read_captions(tmp_path / "h.csv")] == ["push it", "", "3"]
+    (tmp_path / "i.csv").write_text("video,label\na,3\nb,N/A\n")
+    with pytest.raises(UserError, match="'label' holds nothing but numbers"):
+        read_captions(tmp_path / "i.csv")
     (tmp_path / "g.csv").write_text("video,arrays\na.mp4,a.npz\n")
     assert [(row.text, row.arrays) for row in read_captions(tmp_path / "g.csv")] == [("", "a.npz")]
 

@@ -4,7 +4,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.data.formats.reading import flat_names, join_names, numeric_rows, reading
+from lapa_jax.data.formats.reading import flat_names, join_names, numeric_rows, reading, walk
+
+
+def test_walking_leaves_out_what_no_user_put_there(tmp_path):
+    for name in ("b/2.x", "b/10.x", "a.x", "._a.x", "__MACOSX/c.x", ".cache/d.x", "Thumbs.db", "out/e.x"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    folders = [(folder.relative_to(tmp_path).as_posix(), names) for folder, names in walk(tmp_path, tmp_path / "out")]
+    assert folders == [(".", ["a.x"]), ("b", ["2.x", "10.x"])]
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", ">f8", "i1", "u2", "i8", "?"])

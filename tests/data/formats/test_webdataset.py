@@ -418,6 +418,11 @@ def test_a_text_for_each_episode(tmp_path):
         "0/a": ["a", "its own", "a"], "b": "b", "1/a": ""
     }  # fmt: skip
     assert listing.left_out == {"samples without pictures or arrays": 1}
+    assert "1 texts that belong to no step, the first c.txt" in listing.unread["instructions"]
+    members = [(name.replace("e_", "traj_0_step_"), data) for name, data in steps(3)]
+    wds.write_tar(tmp_path / "0.tar", [*members, ("traj_0_text.txt", b"go")])
+    found, listing = read(tmp_path)
+    assert found["traj_0"].text == "go" and not listing.unread
 
 
 def test_companions_of_macos_are_no_samples(tmp_path):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from lapa_jax.core.errors import UserError
+from lapa_jax.data import modalities
 from lapa_jax.data.formats.reading import check_downloaded, reading
 
 INFO = "meta/info.json"
@@ -90,7 +91,9 @@ class Entry(NamedTuple):
 
 
 def _is_action(key: str) -> bool:
-    return key.startswith("action") and not key.endswith(("pad", "mask", "valid"))
+    """Whether a feature's key says that it holds actions, such as "action.arm" or "robot_action"."""
+    parts = modalities.words(key)
+    return ("action" in parts or "actions" in parts) and parts[-1] not in ("pad", "mask", "valid")
 
 
 def _is_image(key: str, feature: Mapping) -> bool:

@@ -25,6 +25,7 @@ import numpy as np
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.formats.base import COLUMNS, MAIN, Episode, Item, Listing, choose_cameras, folder_of
 from lapa_jax.data.formats.image_folders import missing_numbers
+from lapa_jax.data.formats.reading import walk
 from lapa_jax.data.formats.webdataset import names as member_names
 from lapa_jax.data.formats.webdataset import tar_samples as samples
 from lapa_jax.data.formats.webdataset.members import Window
@@ -44,6 +45,8 @@ FEATURES = {
 }
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_TEXT_KEY = re.compile(r"_(text|instruction|caption|annotation|language|lang)$")
+"""What keys of texts of whole episodes end in, beside the episode's own."""
 _SPLIT = re.compile(r"(train|training|val|valid|validation|test)(?![a-z])")
 
 
@@ -77,10 +80,10 @@ def find(source: pathlib.Path, options: Mapping, exclude: pathlib.Path | None = 
     if options["fps"] is not None and kind != VIDEO:
         raise UserError(f"--fps resamples videos, and {source} holds {KINDS[kind]}: leave it at native")
     rows = {name: np.flatnonzero(kinds[name] == kind) for name in tars}
-    notes, whole = {"samples": KINDS[kind]}, 0
+    notes, whole, unread = {"samples": KINDS[kind]}, 0, {}
     if kind == STEP:
         items, missing = _steps(tars, rows)
-        items = _with_texts(items, tars, kinds)
+        items, unread = _with_texts(items, tars, kinds)
         whole = sum("about" in item.at for item in items)
         if any(missing):
             notes |= {"episodes_with_gaps_in_their_numbers": sum(count > 0 for count in missing)}
@@ -94,7 +97,7 @@ def find(source: pathlib.Path, options: Mapping, exclude: pathlib.Path | None = 
         notes["members named {key}_{field}.{ending}, read as {key}.{field}.{ending}"] = joined
     if ignored := sum(tar.index.ignored for tar in tars.values()):
         left_out["companions of macOS and Windows (._*, .DS_Store)"] = ignored
-    return Listing(_with_splits(items), left_out=left_out, notes=notes)
+    return Listing(_with_splits(items), left_out=left_out, notes=notes, unread=unread)
 
 
 def _tars(source: pathlib.Path, exclude: pathlib.Path | None) -> tuple[list[pathlib.Path], dict[str, int]]:
@@ -103,10 +106,8 @@ def _tars(source: pathlib.Path, exclude: pathlib.Path | None) -> tuple[list[path
         tars, others = [source], Counter()
     else:
         tars, others = [], Counter()
-        for folder, folders, names in os.walk(source, followlinks=True):
-            here = pathlib.Path(folder)
-            folders[:] = [n for n in folders if not n.startswith(".") and (here / n).resolve() != exclude]
-            for name in (n for n in names if not n.startswith(".")):
+        for here, names in walk(source, exclude):
+            for name in names:
                 if name.lower().endswith((".tar", *_COMPRESSED)):
                     tars.append(here / name)
                 else:
@@ -201,19 +202,28 @@ def _steps(tars: Mapping[str, Tar], rows: Mapping[str, np.ndarray]) -> tuple[lis
     return sorted(items, key=lambda item: (order[item.path], item.at["runs"][0][1])), lacking
 
 
-def _with_texts(items: list[Item], tars: Mapping[str, Tar], kinds: Mapping[str, np.ndarray]) -> list[Item]:
-    """Items that know the sample which speaks of the whole episode: `traj_0.txt` beside `traj_0_step_000.jpg`."""
+def _with_texts(
+    items: list[Item], tars: Mapping[str, Tar], kinds: Mapping[str, np.ndarray]
+) -> tuple[list[Item], dict[str, str]]:
+    """Items that know the sample which speaks of the whole episode: `traj_0.txt`, or `traj_0_text.txt`, beside
+    `traj_0_step_000.jpg`; and the texts that belong to none of them, see `base.Listing.unread`."""
     about: dict[str, list[tuple[str, int]]] = {}
     for name, tar in tars.items():
         for row in np.flatnonzero(kinds[name] == NONE).tolist():
-            about.setdefault(tar.key(row), []).append((name, row))
-    with_texts = []
+            about.setdefault(_TEXT_KEY.sub("", tar.key(row)), []).append((name, row))
+    with_texts, used = [], set()
     for item in items:
         of_item = {name for name, _, _ in item.at["runs"]}
         episode = item.name.removeprefix(f"{item.path.removesuffix('.tar')}/")
         places = [place for place in about.get(episode, []) if place[0] in of_item]
         with_texts.append(item._replace(at=item.at | {"about": list(places[0])}) if len(places) == 1 else item)
-    return with_texts
+        used |= {places[0]} if len(places) == 1 else set()
+    others = [tars[name].key(row) for places in about.values() for name, row in places
+              if (name, row) not in used and "txt" in map(str.lower, tars[name].fields(row))]  # fmt: skip
+    if not others:
+        return with_texts, {}
+    what = f"{len(others)} texts that belong to no step, the first {others[0]}.txt"
+    return with_texts, {"instructions": f"{what}; the text of an episode has its key, such as {items[0].name}.txt"}
 
 
 def _count(parts: Mapping[str, _Part]) -> int:

@@ -192,7 +192,7 @@ def values_of(source: Tar, row: int, ndim: int) -> Values:
         elif name not in ("fps", *EPISODE_FIELDS, *STEP_FIELDS):
             left.add(f"{name} (json)")
     used = next((name for name in ("txt", *TEXT_FIELDS) if texts.get(name)), "")
-    left |= {f"{name} (json)" for name in texts if name not in (used, "txt", "task")}
+    left |= {f"{name} (json)" for name, text in texts.items() if text and name not in (used, "txt", "task")}
     columns = _columns(source.key(row), values, ndim)
     fps = _fps(source.key(row), facts.get("fps"))
     return Values(columns, texts.get(used, ""), texts.get("task", ""), fps, place_told(facts), left)
