@@ -17,6 +17,8 @@ _BLOCK = 4
 _LEAST, _LARGE, _NOISE = 5.0, 20.0, 0.5
 """Mean differences of two frames, of 255: below the first it is a change of compression or of light; above the second
 it is no slow motion; and that of sensors and compression."""
+_EVERYWHERE = 0.5
+"""Share of the blocks that a key frame changes at least."""
 _TIMES, _MOTION, _COEFFICIENTS = 16, 6, 8
 """Of hashes: stretches of time that are averaged, and frequencies in time, and along each side, that are kept."""
 _STILL = _COEFFICIENTS**2 - 1
@@ -66,20 +68,47 @@ def still(frames: np.ndarray, least: int, level: float) -> list[tuple[int, int]]
     """The longest stretches (first frame, end) of `least` frames or more in which nothing moves.
 
     Nothing moves while the mean grey of no block differs by `level` from that of the stretch's first frame, so what
-    drifts slowly is not still.
+    drifts slowly is not still. Since that frame may be the last that moves, or coarser than those after it, the
+    borders are then set by which frames are like the middle of the stretch.
     """
-    blocks = _blocks(frames.mean(-1))
-    found, first = [], 0
+    blocks = _without_pops(_blocks(frames.mean(-1)), level)
+    stretches, first, border = [], 0, 0
     while first + least <= len(blocks):
         end = first + 1
         while end < len(blocks) and np.abs(blocks[end] - blocks[first]).max() < level:
             end += 1
-        if end - first >= least:
-            found.append((first, end))
-            first = end
-        else:
+        if end - first < least:
             first += 1
-    return found
+            continue
+        distance = np.abs(blocks - np.median(blocks[first:end], axis=0)).max((1, 2))
+        alike, unlike = distance < 0.5 * level, distance > 0.75 * level
+        middle = (first + end) // 2
+        while first < middle and unlike[first]:
+            first += 1
+        while first > border and alike[first - 1]:
+            first -= 1
+        while end > middle + 1 and unlike[end - 1]:
+            end -= 1
+        while end < len(blocks) and alike[end]:
+            end += 1
+        if end - first >= least:
+            stretches.append((first, end))
+        first = border = end
+    return stretches
+
+
+def _without_pops(blocks: np.ndarray, level: float) -> np.ndarray:
+    """Blocks [T, B, B] without the jumps that compression makes: at a key frame a still image that was coded coarsely
+    is suddenly another, a little and nearly everywhere, between frames that do not change at all."""
+    jumps = np.diff(blocks, axis=0)
+    means, shares = np.abs(jumps).mean((1, 2)), (np.abs(jumps) > _NOISE / 2).mean((1, 2))
+    quiet = np.abs(jumps).max((1, 2)) < level / 4
+    shift = np.zeros_like(blocks)
+    for i in range(2, len(jumps) - 2):
+        around = quiet[[i - 2, i - 1, i + 1, i + 2]].all()
+        if around and not quiet[i] and means[i] < _LEAST and shares[i] > _EVERYWHERE:
+            shift[i + 1 :] += jumps[i]
+    return blocks - shift
 
 
 def blank(frames: np.ndarray, level: float) -> list[tuple[int, int]]:

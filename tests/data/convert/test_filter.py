@@ -82,6 +82,19 @@ def test_what_was_planted_is_found(tmp_path, seed, crf):
             assert first >= a - CLOSE or end <= a + CLOSE or b <= first + CLOSE, ((first, end), (a, b))
 
 
+def test_key_frames_do_not_end_a_still_stretch(tmp_path):
+    """Coarse compression: at the key frame, every 250th, a still image suddenly is a little another everywhere."""
+    frames = film.held(film.scene(3, 300), 180, 150)
+    noise = np.random.default_rng(0).normal(0, 20, frames[0].shape)
+    frames = np.clip(frames + noise, 0, 255).astype(np.uint8)  # fine texture, which coarse compression leaves out
+    path = film.write(tmp_path / "v.mp4", frames, rate=30, crf=36)
+    small = np.stack([scenes.small(frame) for frame in Video(path)])
+    jump = np.abs(np.diff(scenes._blocks(small.astype(np.float32).mean(-1)), axis=0))[249].max()
+    assert jump > 2, "there is a jump to be seen"
+    (first, end), = scenes.still(small, 60, 4.0)
+    assert abs(first - 180) <= CLOSE and abs(end - 330) <= CLOSE
+
+
 def test_real_clips_with_planted_cuts(shared):
     """Real robot videos one after the other, two stopped in their middle; and the cuts that they hold anyway."""
     folder = shared / "data/real_clips"
