@@ -2,6 +2,7 @@
 
 python launch/eval.py --run RUN [--data SHARDS] [--split val] [--out RUN/eval] [--pairs N]
 python launch/eval.py --env NAME --episodes N (--run RUN [--out RUN/eval_NAME] | --policy expert --out DIR)
+python launch/eval.py --run RUN --require 'swap_gap>=0.15' --require spec-laq      # exit code 1 where it is not reached
 """
 
 import argparse
@@ -9,9 +10,12 @@ import dataclasses
 import functools
 import pathlib
 import re
+import sys
+from collections.abc import Mapping
 
 from lapa_jax.core.checkpoint_step import parse_step
 from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.evaluate import requirements
 from lapa_jax.sim import flags
 
 DEFAULT_SIZE = 128  # pixels, of what no policy sees
@@ -21,10 +25,13 @@ USUAL_ON_DATA = {"pairs": 2048, "supervised_steps": 600}
 """On recorded steps, where the command does not say."""
 ONLY_SOME = ("dataset", "labels", "tokenizer", "projection")
 """Options that only the evaluations of some kinds of models take."""
+EXIT_NOT_REACHED = 1
+"""The evaluation is written, and something that --require asks for is not reached."""
 
 
 def main(argv: list[str]) -> None:
     args = _parser(argv).parse_args(argv)
+    args.require = requirements.parse(args.require)
     _check(args)
     # Defaults are filled in after the checks, which have to tell what the command says from what it leaves out.
     for name, value in (USUAL if args.env else USUAL_ON_DATA).items():
@@ -43,11 +50,24 @@ def main(argv: list[str]) -> None:
     arguments |= options_of(model, {name: getattr(args, name) for name in ONLY_SOME}, args.run)
     how = {name: getattr(args, name) for name in ("supervised_steps",) if name in evaluation_of(model).OPTIONS}
     evaluation = evaluation_of(model)(model, **arguments)
-    for verdict in evaluation.judge(evaluation.write(**how)):
+    result = evaluation.write(**how)
+    for verdict in evaluation.judge(result):
         if verdict.words:
             print(f"{verdict.level:5s} {verdict.metric:32s} {verdict.shown:>12s}  {verdict.words}")
     for name in evaluation.FILES:
         print(pathlib.Path(out) / name)
+    _require(args.require, evaluation.figures(result))
+
+
+def _require(wanted: list[requirements.Requirement], metrics: Mapping[str, float | None]) -> None:
+    """Ends the command with exit code 1 where the metrics do not reach what is wanted."""
+    lines = requirements.failures(wanted, metrics)
+    for line in lines:
+        print(f"not reached: {line}", file=sys.stderr)
+    if lines:
+        sys.exit(EXIT_NOT_REACHED)
+    if wanted:
+        print(f"reached: {', '.join(map(str, wanted))}")
 
 
 def act(args: argparse.Namespace) -> None:
@@ -80,6 +100,7 @@ def act(args: argparse.Namespace) -> None:
     for verdict in closed_loop.judge(result["metrics"]):
         print(f"{verdict.level:5s} {verdict.metric:32s} {verdict.shown:>12s}  {verdict.words}")
     print(out / "metrics.json", out / "report.html", sep="\n")
+    _require(args.require, result["metrics"])
 
 
 def _policy(args):
@@ -130,6 +151,9 @@ def _check(args) -> None:
         raise UserError(f"--{only[0]} is for policies that act in an environment; give --env")
     if (args.run is None) == (args.policy is None):
         raise UserError("give --run, or with --env a scripted --policy in its place" if args.env else "give --run")
+    metric_names = requirements.CLOSED_LOOP if args.env else requirements.names_of_run(args.run)
+    if metric_names is not None:
+        requirements.check_names(args.require, metric_names)
     if args.env is None:
         return
     for name in ("data", "labels", "tokenizer", "projection", *USUAL_ON_DATA):
@@ -174,6 +198,9 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     parser.add_argument("--step", type=parse_step, help="checkpoint step, or best; the newest by default")
     words = "training steps of latent actions' supervised upper bound, 600 by default; 0 leaves it out"
     parser.add_argument("--supervised_steps", type=int, help=words)
+    words = ("end with exit code 1 where a metric does not reach its bar (>=, <=, > or <); or a set of bars: "
+             f"{', '.join(requirements.SETS)}; may be repeated")  # fmt: skip
+    parser.add_argument("--require", action="append", default=[], metavar="METRIC>=NUMBER", help=words)
     add = parser.add_argument_group("in a simulated environment").add_argument
     add("--env", help="simulator: push_table, metaworld, gym:ID (any gymnasium environment), or a file of your own")
     add("--policy", help="a control in place of --run: expert, random or repeat (the expert's first action)")

@@ -50,6 +50,10 @@ class BaseEvaluation:
         """What the numbers of `metrics.json` mean, the most telling first."""
         raise NotImplementedError
 
+    def figures(self, result: Mapping) -> dict[str, float | None]:
+        """{metric: value} of `metrics.json`, flat, as `judge` and `requirements` name them."""
+        return dict(result["metrics"])
+
     def batches(self, source=None):
         """The chosen samples of the source, or the same ones of another reading of it, in batches with "mask"."""
         # The next multiple of the devices, which share each batch evenly.

@@ -52,6 +52,10 @@ class Evaluation(ColumnEvaluation):
         decoded, mask = tokenizer.decode(codes, dataset=dataset), np.ones((len(true), 1), bool)
         return true[:, None], decoded[:, None], mask, codes, batch["episode_id"], batch["step"]
 
+    def figures(self, result: Mapping) -> dict[str, float | None]:
+        """The metrics of training first: the bars are on these."""
+        return {**result["measured"], **result["metrics"]}
+
     def judge(self, result: Mapping) -> list[Verdict]:
         """What the model is meant to reach first, then the rest."""
         metrics = {name: result["metrics"].get(name) for name, *_ in BARS}

@@ -189,6 +189,10 @@ class ColumnEvaluation(BaseEvaluation):
         return Section("The course of training", words if drawn else "This folder keeps no metrics.jsonl.",
                        (CURVES_FILE,) if drawn else ())  # fmt: skip
 
+    def figures(self, result: Mapping) -> dict[str, float | None]:
+        """What `encode` and `decode` do, and of the metrics of training those that have no such name."""
+        return {**result["metrics"], **result["measured"]}
+
     def judge(self, result: Mapping) -> list[Verdict]:
         """See `judge_column`."""
         return judge_column(result["measured"], result["metrics"], result["codes"], self.tokenizer.column)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from lapa_jax.core import config as config_lib
 from lapa_jax.core.errors import UserError
+from lapa_jax.evaluate import requirements
 from lapa_jax.evaluate.latent_actions import supervised_bound
 from lapa_jax.evaluate.latent_actions.evaluation import Evaluation
 from lapa_jax.inference.load import load
@@ -57,6 +58,8 @@ def test_every_metric_has_its_name(evaluated, laq):
     assert json.loads((out / "metrics.json").read_text()) == result
     assert NAMES | PROBES <= result["metrics"].keys()
     assert all(isinstance(v, float) and np.isfinite(v) for v in result["metrics"].values())
+    # --require knows the names that an evaluation adds, so that it refuses none of them as misspelt.
+    assert {n for n in result["metrics"] if n.startswith(("action_", "transfer_"))} <= set(requirements.ADDED)
     assert result["pairs"] == 4 * 9 and result["step"] == 3 and result["tokenizer"] == laq.fingerprint
 
 

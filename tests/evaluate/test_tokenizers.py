@@ -9,7 +9,7 @@ from PIL import Image
 import lapa_jax
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import read_json
-from lapa_jax.evaluate import evaluation_of
+from lapa_jax.evaluate import evaluation_of, requirements
 from lapa_jax.evaluate.report import GOOD, NOTE, POOR
 from lapa_jax.evaluate.tokenizers import dimensions, judge_column
 from lapa_jax.nn.quantizers import usage
@@ -77,6 +77,7 @@ def test_metrics_are_those_of_training(evaluated, name):
     last = next(x for x in reversed(lines) if any(key.startswith("val/") for key in x))
     for key, value in result["metrics"].items():
         np.testing.assert_allclose(value, last[f"val/{key}"], rtol=1e-5)
+    assert result["measured"].keys() <= set(requirements.ADDED) | result["metrics"].keys()
 
 
 def episodes(folder, column):

@@ -26,8 +26,11 @@ def call(command, env) -> subprocess.CompletedProcess:
 
 def test_report_is_written_and_named(setup):
     command, env, run = setup
-    done = call([*command, "--step", "1", "--pairs", "8"], env)
-    assert done.returncode == 0, done.stderr
+    bars = ["--require", "psnr_gain>=90", "--require", "perplexity>0.5"]
+    done = call([*command, "--step", "1", "--pairs", "8", *bars], env)
+    # What is not reached ends in exit code 1, after everything is written.
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("not reached: psnr_gain>=90: psnr_gain is -")
     out = run / "eval_1"
     assert done.stdout.splitlines()[-3:] == [str(out / n) for n in ("metrics.json", "report.html", "overview.png")]
     assert "psnr_gain" in done.stdout and "worse than copying" in done.stdout
@@ -39,6 +42,7 @@ def test_report_is_written_and_named(setup):
     [
         (["--split", "test"], "no steps in split 'test'"),
         (["--supervised_steps", "-1"], "0 (off) or more"),
+        (["--require", "swap_gap>=high"], "'high' is no number to compare with"),
         (["--step", "9"], "no checkpoint of step 9; it has [1, 2]"),
     ],
 )
