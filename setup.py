@@ -1,10 +1,33 @@
-"""Packaging of lapa_jax. The base dependencies are read from requirements.txt, so they are written in one place."""
+"""Packaging of lapa_jax. The base dependencies are read from requirements.txt, so they are written in one place.
 
+A wheel also holds configs/, launch/ and tools/, as lapa_jax/configs and so on, so that it needs no checkout.
+"""
+
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
+SHIPPED = {"configs": ("*.py", "*/*.yaml"), "launch": ("*.py", "studies/*.py"), "tools": ("*.py",)}
+"""{folder: what a wheel has of it}, which lapa_jax/core/shipped.py finds. Scripts of bash need the checkout."""
+
+
+class BuildWithCommands(build_py):
+    """Copies the folders into the package. An editable installation uses those of the checkout instead."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        for folder, patterns in SHIPPED.items():
+            target = Path(self.build_lib) / "lapa_jax" / folder
+            shutil.rmtree(target, ignore_errors=True)  # of an earlier build
+            for path in sorted(path for pattern in patterns for path in (HERE / folder).glob(pattern)):
+                copy = target / path.relative_to(HERE / folder)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
 
 
 def requirements() -> list[str]:
@@ -21,8 +44,22 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
+    classifiers=[f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)],
     packages=find_packages(include=["lapa_jax", "lapa_jax.*"]),
-    package_data={"lapa_jax.sample": ["*.json", "*.jsonl", "*.tar", "features/*.json", "features/*.tar",
+    cmdclass={"build_py": BuildWithCommands},
+    entry_points={
+        "console_scripts": [
+            "lapa-train = lapa_jax.commands:train",
+            "lapa-eval = lapa_jax.commands:evaluate",
+            "lapa-label = lapa_jax.commands:label",
+            "lapa-serve = lapa_jax.commands:serve",
+            "lapa-export = lapa_jax.commands:export",
+            "lapa-convert = lapa_jax.commands:convert",
+            "lapa-inspect = lapa_jax.commands:inspect",
+        ]
+    },
+    package_data={"lapa_jax": ["py.typed"],
+                  "lapa_jax.sample": ["*.json", "*.jsonl", "*.tar", "features/*.json", "features/*.tar",
                                       "latents/*.json", "latents/*.tar"],
                   "lapa_jax.sim.maps": ["*.yaml"]},
     install_requires=requirements(),
@@ -36,13 +73,15 @@ setup(
         "sim": ["mujoco>=3.2"],  # lapa_jax/sim and tools/record_sim.py: the push-table
         "metaworld": ["metaworld>=3.1.1,<3.2"],  # its 50 tasks. It pins mujoco to 3.3.0, with newer ones it fails
         "gym": ["gymnasium>=1.0,<2"],  # lapa_jax/sim/gym.py; the environments' own packages are the user's
+        "wandb": ["wandb>=0.19"],  # train.trackers
+        "clearml": ["clearml>=1.16"],
         "torch": ["torch>=2.6"],  # tools/import_weights.py, for `.pt` files only; safetensors need no torch
         "sentencepiece": ["sentencepiece>=0.2"],  # tools/import_weights.py, for `tokenizer.model` files
         "tsne": ["scikit-learn>=1.5,<2"],  # launch/eval.py --projection tsne: maps of codebooks of features
         "golden": ["torch>=2.6", "opencv-python-headless>=4.9"],  # tests/golden/make_*.py: other implementations
         # launch/test.sh installs these
         "test": ["pytest>=8.0", "pytest-xdist>=3.8,<4", "hypothesis>=6.100", "msgpack-numpy>=0.4.8",
-                 "psutil>=6"],
+                 "psutil>=6", "setuptools>=70.1"],
         "dev": ["ruff>=0.9"],
     },
 )

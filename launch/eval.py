@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Mapping
 
+from lapa_jax.core import startup
 from lapa_jax.core.checkpoint_step import parse_step
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.evaluate import requirements
@@ -41,6 +42,7 @@ def main(argv: list[str]) -> None:
         return act(args)
 
     # After the checks: importing jax takes seconds, and a typing error should be told at once.
+    startup.begin(f"evaluating {args.run}")
     import lapa_jax
     from lapa_jax.evaluate import evaluation_of, options_of
 
@@ -50,6 +52,7 @@ def main(argv: list[str]) -> None:
     arguments |= options_of(model, {name: getattr(args, name) for name in ONLY_SOME}, args.run)
     how = {name: getattr(args, name) for name in ("supervised_steps",) if name in evaluation_of(model).OPTIONS}
     evaluation = evaluation_of(model)(model, **arguments)
+    startup.say(f"measuring {evaluation.count} samples of {evaluation.about()['data']}; the first batch compiles")
     result = evaluation.write(**how)
     for verdict in evaluation.judge(result):
         if verdict.words:
@@ -72,10 +75,13 @@ def _require(wanted: list[requirements.Requirement], metrics: Mapping[str, float
 
 def act(args: argparse.Namespace) -> None:
     """Closed loop: the policy and all controls act in the environment."""
-    from lapa_jax.evaluate import closed_loop
-    from lapa_jax.sim import env, evaluation, rollouts
+    from lapa_jax.sim import env
 
     env.env_class(args.env)  # a misspelled name is said before a model is loaded
+    startup.begin(f"{args.run or args.policy} acts in {args.env}")
+    from lapa_jax.evaluate import closed_loop
+    from lapa_jax.sim import evaluation, rollouts
+
     policy = None if args.run is None else _policy(args)
     size = args.size
     if size is None:

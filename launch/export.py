@@ -8,6 +8,7 @@ Adapters are merged into their kernels. The folder appears whole, at the end, or
 import argparse
 import pathlib
 
+from lapa_jax.core import startup
 from lapa_jax.core.checkpoint_step import parse_step
 from lapa_jax.core.errors import UserError, did_you_mean, run_main
 from lapa_jax.core.files import atomic_folder, check_new_folder, write_json
@@ -24,6 +25,7 @@ def main(argv: list[str]) -> None:
     _check(args)
 
     # After the checks: importing jax takes seconds, and a typing error should be told at once.
+    startup.begin(f"exporting {args.run} to {args.out}")
     import jax
 
     from lapa_jax.export import int8_error, stablehlo, variants

@@ -7,28 +7,37 @@ The same command goes on after an interruption: it writes what is missing. Sever
 
 import argparse
 
+from lapa_jax.core import startup
 from lapa_jax.core.checkpoint_step import parse_step
 from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.data.shards.step_shards import read_dataset
 
 
 def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
     if args.batch_size < 1:
         raise UserError(f"--batch_size {args.batch_size} must be at least 1")
+    read_dataset(args.data)  # raw videos are refused at once
 
     # After the checks: importing jax takes seconds, and a typing error should be told at once.
+    startup.begin(f"labelling {args.data} with {args.run}")
     import jax
 
     import lapa_jax
     from lapa_jax.data.shards.labels import TABLES
+    from lapa_jax.inference.load import kind_of_run
     from lapa_jax.label.labeller import Labeller
     from lapa_jax.label.tables import TableLabeller
     from lapa_jax.train import distributed
 
     distributed.initialize()
+    kind = kind_of_run(args.run)
+    if kind.codes is None:
+        raise UserError(f"{args.run} holds a {kind.noun}, which gives no codes of the data; give a run of a tokenizer")
     tokenizer = lapa_jax.load(args.run, step=args.step)
-    kind = TableLabeller if args.format in TABLES else Labeller
-    labeller = kind(tokenizer, args.data, args.out, format=args.format, splits=args.split, dataset=args.dataset)
+    make = TableLabeller if args.format in TABLES else Labeller
+    labeller = make(tokenizer, args.data, args.out, format=args.format, splits=args.split, dataset=args.dataset)
+    startup.say("the first batch compiles")
     summary = labeller.run(batch_size=args.batch_size, host=(jax.process_index(), jax.process_count()))
     if summary is None:
         print(f"this host's share of {args.out} is done; another host is still at work on the rest")

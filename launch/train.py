@@ -9,7 +9,7 @@ python launch/train.py --config configs/vla_latent.py --dry_run --mesh 8x4 --dev
 import argparse
 
 from lapa_jax.core import config as config_lib
-from lapa_jax.core import config_files
+from lapa_jax.core import config_files, startup
 from lapa_jax.core.errors import UserError, run_main
 
 
@@ -36,6 +36,8 @@ def main(argv: list[str]) -> None:
     if planned and not (args.mesh and args.device and args.dry_run):
         raise UserError("--mesh and --device go together and with --dry_run: --dry_run --mesh 8x4 --device H100-94GB")
     config = config_lib.load(args.config, overrides, args.config_file)
+    workdir = args.workdir or f"{config_files.read(args.config_file).roots.get('runs', 'runs')}/{config.name}"
+    startup.begin(f"dry run of {config.name}" if args.dry_run else f"training {config.name} in {workdir}")
 
     from lapa_jax.data.convert.raw import as_shards
     from lapa_jax.train.distributed import initialize
@@ -45,7 +47,6 @@ def main(argv: list[str]) -> None:
 
     if not planned:
         initialize()
-    workdir = args.workdir or f"{config_files.read(args.config_file).roots.get('runs', 'runs')}/{config.name}"
     with as_shards(config, workdir, check_config, dry_run=args.dry_run) as config:
         if planned:
             return plan(config, args.mesh, args.device)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import ml_collections
 
-from lapa_jax.core import config_files, config_keys, config_overrides, fields
+from lapa_jax.core import config_files, config_keys, config_overrides, fields, shipped
 from lapa_jax.core.errors import ConfigError, did_you_mean
 
 MODELS, SAMPLES = "lapa_jax.models", "lapa_jax.data.samples"
@@ -30,7 +30,8 @@ def load(
     """Loads `file.py[:variant+variant]` and lays overrides over it.
 
     Args:
-      path_and_variants: a config file that defines `get_config(variants: str)`, and optionally what to ask it for.
+      path_and_variants: a config file that defines `get_config(variants: str)`, and optionally what to ask it for;
+        those that come with the package have names, "laq:tiny" (`core.shipped`).
       overrides: `--config.a.b=value` strings, applied in order, after the files.
       files: paths of files of overrides, see `config_files`; later ones win.
 
@@ -119,10 +120,10 @@ def import_file(path: str) -> types.ModuleType:
     Raises:
       ConfigError: no such file, or none that defines `get_config`.
     """
-    file = pathlib.Path(path)
+    file = shipped.find(path, ".py")
     if not file.is_file():
         neighbours = sorted(str(p) for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
-        raise ConfigError(f"config file {path} does not exist{did_you_mean(path, neighbours) if neighbours else ''}")
+        raise ConfigError(f"config file {path} does not exist{did_you_mean(path, neighbours or shipped.names('.py'))}")
     # The file's folder is a package for the time of the import: neighbours are those that lie there now.
     package = types.ModuleType("lapa_jax_config")
     package.__path__ = [str(file.parent)]
@@ -234,6 +235,12 @@ def build(package: str, spec: Mapping, **extra):
     built = module.Model(**{key: _field(package, value) for key, value in given.items()})
     check(built)
     return built
+
+
+def model_class(package: str, spec: Mapping) -> type:
+    """The class `Model` that `build` would make an object of; `ConfigError` as there."""
+    module, _ = _resolve(package, spec)
+    return module.Model
 
 
 def check(model) -> None:

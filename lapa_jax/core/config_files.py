@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import yaml
 
+from lapa_jax.core import shipped
 from lapa_jax.core.errors import ConfigError, did_you_mean
 
 ROOTS, SLURM = "roots", "slurm"
@@ -111,6 +112,7 @@ for _type, _pattern, _first in (
 
 
 def _read(path: pathlib.Path) -> dict:
+    path = shipped.find(str(path), ".yaml")
     if not path.is_file():
         near = sorted(str(each) for each in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise ConfigError(f"--config_file {path} does not exist{did_you_mean(str(path), near) if near else ''}")

@@ -6,8 +6,9 @@ import ml_collections
 
 from lapa_jax.core import config as config_lib
 from lapa_jax.core import tree
-from lapa_jax.core.checkpoint_step import split_best
+from lapa_jax.core.checkpoint_step import FOLDER, split_best
 from lapa_jax.core.errors import UserError
+from lapa_jax.core.files import read_json
 from lapa_jax.inference import kinds
 from lapa_jax.inference.base import TrainedModel
 from lapa_jax.models import pretrained
@@ -47,6 +48,24 @@ def load(path, step: int | str | None = None, devices=None) -> TrainedModel:
     return kinds.resolve(kind.trained)(
         model, variables, config=config, datasets=meta.get("datasets"), step=meta.get("step", 0), devices=devices
     )
+
+
+def kind_of_run(path) -> kinds.Kind:
+    """The kind of the model in a folder as of `load`, from its config alone: no weights are read.
+
+    Raises:
+      UserError: there is no config, or the model is of no kind.
+    """
+    folder, _ = split_best(pathlib.Path(path), None)
+    if folder.parent.name == FOLDER:
+        folder = folder.parent.parent
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist; give a run folder, a checkpoint folder or an exported folder")
+    config = read_json(folder / pretrained.CONFIG_FILE)
+    kind = kinds.kind_of(config_lib.model_class(MODELS, config.get("model") or {}))
+    if kind is None:
+        raise UserError(f"{folder} holds a {config['model']['name']}, which has no inference object")
+    return kind
 
 
 def _read(folder: pathlib.Path, step: int | str | None) -> tuple[ml_collections.ConfigDict, dict, dict]:

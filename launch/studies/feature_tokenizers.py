@@ -17,7 +17,6 @@ import numpy as np
 
 from lapa_jax import sample
 from lapa_jax.core.errors import UserError, run_main
-from lapa_jax.models.tokenizers.feature_vq.categories import adjusted_rand_index
 
 COLUMNS = {
     "categories": ("categories", "{:.0f}"),
@@ -82,6 +81,8 @@ def _run(args, overrides: list[str], data: Data, seed: int) -> dict:
 
 def _planted(shards: str, groups) -> dict[str, float]:
     """How well the categories agree with the planted ones, where there are any; loners and constants have none."""
+    from lapa_jax.models.tokenizers.feature_vq.categories import adjusted_rand_index  # imports jax, takes seconds
+
     truth = pathlib.Path(sample.path(shards) if shards in sample.FOLDERS else shards) / "planted.json"
     if not truth.is_file():
         return {}

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from lapa_jax.data.shards.step_shards import StepShards
+from tests.commands import error_of
 from tests.inference import small_run, step_shards
 from tests.killing import differences, run_until_done_with_kills, timed
 
@@ -55,10 +56,13 @@ def test_summary_is_printed_and_a_finished_set_recognised(setup, tmp_path):
 
 @pytest.mark.parametrize(
     "change, words",
-    [(["--run", "nowhere"], "nowhere does not exist"), (["--batch_size", "0"], "--batch_size 0 must be at least 1")],
+    [(["--run", "nowhere"], "nowhere does not exist"), (["--batch_size", "0"], "--batch_size 0 must be at least 1"),
+     (["--data", "VIDEOS"], "holds no step shards (dataset.json is missing); make them with tools/convert.py")],
 )
 def test_bad_arguments_end_in_one_line(setup, tmp_path, change, words):
     command, env, _, _ = setup
+    (tmp_path / "clip.mp4").write_bytes(b"...")
+    change = [str(tmp_path) if word == "VIDEOS" else word for word in change]
     done = call([*command, "--out", str(tmp_path / "labels"), *change], env)
-    assert done.returncode == 2 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert done.returncode == 2 and words in error_of(done.stderr)
     assert not (tmp_path / "labels").exists()

@@ -1,8 +1,10 @@
 """`launch/serve.py` as a user runs it: an exported policy, asked by our client, stopped by a signal."""
 
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 
@@ -11,6 +13,7 @@ import pytest
 
 from lapa_jax.data import images
 from lapa_jax.serve.client import Client
+from tests.commands import error_of
 from tests.serve import served
 
 
@@ -67,5 +70,17 @@ def test_bad_arguments_end_in_one_line(root, run, tmp_path):
     for arguments, words in cases:
         process = start(root, *arguments)
         told, errors = process.communicate(timeout=300)
-        assert process.returncode == 2 and words in errors and len(errors.strip().splitlines()) == 1, errors
+        assert process.returncode == 2 and words in error_of(errors), errors
         assert told == ""
+
+
+def test_a_port_in_use_and_a_run_that_is_not_served_are_refused_before_anything_is_loaded(root, run, tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        _, errors = start(root, "--run", run, "--port", other.getsockname()[1]).communicate(timeout=300)
+        # So early that not even the first line has come.
+        assert errors.startswith("error: cannot listen on 127.0.0.1:") and errors.count("\n") == 1
+    (tmp_path / "config.json").write_text(json.dumps({"model": {"name": "tokenizers.laq"}}))
+    _, errors = start(root, "--run", tmp_path, "--port", 0).communicate(timeout=300)
+    assert "holds a tokenizer of frame pairs, which does not act on images and instructions" in error_of(errors)

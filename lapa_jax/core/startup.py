@@ -1,0 +1,64 @@
+"""How commands begin: a line at once, then jax, whose import takes seconds, and the cache of compiled programs."""
+
+import hashlib
+import os
+import pathlib
+import sys
+import time
+
+OFF = "JAX_ENABLE_COMPILATION_CACHE"
+MAX_BYTES = 4 << 30
+"""Of the compiled programs that are kept; jax removes those that were not used for longest."""
+
+
+def say(text: str) -> None:
+    """A line on stderr, with the time of the log; of several processes the first one's alone."""
+    # Known before jax is: by these `train.distributed.initialize` tells who is who.
+    if os.environ.get("JAX_PROCESS_ID", os.environ.get("SLURM_PROCID", "0")) == "0":
+        print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
+
+
+def begin(text: str) -> None:
+    """Says what the command does, before it imports jax, and turns on the cache of compiled programs.
+
+    To be called by commands when everything that needs no jax is checked.
+    """
+    say(text)
+    say(keep_compiled())
+
+
+def keep_compiled() -> str:
+    """Keeps compiled programs between runs, so that the second start of a config takes seconds; a line that says where.
+
+    `JAX_COMPILATION_CACHE_DIR` names another folder (then without a limit, or with `JAX_COMPILATION_CACHE_MAX_SIZE`
+    bytes), `JAX_ENABLE_COMPILATION_CACHE=false` turns it off.
+    """
+    import jax
+
+    if not jax.config.jax_enable_compilation_cache:
+        return f"compiled programs are not kept ({OFF})"
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = cache_folder()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            return f"compiled programs are not kept: {folder} cannot be made ({error.strerror})"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
+    return f"compiled programs are kept in {jax.config.jax_compilation_cache_dir} ({OFF}=false turns that off)"
+
+
+def cache_folder() -> pathlib.Path:
+    """The user's folder of programs compiled for processors like this one."""
+    base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    # Machines of a cluster share a home and not a processor, and programs for a CPU use its instructions.
+    return base / "lapa_jax" / f"compiled-{hashlib.sha256(_instructions()).hexdigest()[:8]}"
+
+
+def _instructions() -> bytes:
+    """What Linux says of the processor's instructions; b"" elsewhere."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_bytes().splitlines()
+    except OSError:
+        return b""
+    return next((line for line in lines if line.startswith((b"flags", b"Features"))), b"")

@@ -1,0 +1,64 @@
+"""The cache of compiled programs: on by default, limited, in the user's folder; the first line of commands."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lapa_jax.core import startup
+
+PROGRAM = """
+import sys, lapa_jax.core.startup as startup, jax
+print(startup.keep_compiled())
+print(jax.config.jax_compilation_cache_dir, jax.config.jax_compilation_cache_max_size)
+if len(sys.argv) > 1:
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.jit(lambda x: x * 3 + 1)(1.0).block_until_ready()
+"""
+
+
+def run(root, home, *compile, **environment) -> list[str]:
+    env = {name: value for name, value in os.environ.items() if "CACHE" not in name and name != "XLA_FLAGS"}
+    env |= {"HOME": str(home), "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu", **environment}
+    command = [sys.executable, "-B", "-c", PROGRAM, *compile]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def test_programs_are_kept_in_the_user_s_cache_and_found_again(root, tmp_path):
+    said, config = run(root, tmp_path, "compile")
+    (folder,) = (tmp_path / ".cache/lapa_jax").iterdir()
+    assert said == f"compiled programs are kept in {folder} (JAX_ENABLE_COMPILATION_CACHE=false turns that off)"
+    assert config == f"{folder} {startup.MAX_BYTES}"
+    kept = {path.name: path.stat().st_mtime_ns for path in folder.glob("*-cache")}
+    assert kept
+    run(root, tmp_path, "compile")
+    assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*-cache")} == kept
+
+
+def test_the_cache_is_turned_off_or_elsewhere_by_jax_s_variables(root, tmp_path):
+    assert run(root, tmp_path, JAX_ENABLE_COMPILATION_CACHE="false")[0].startswith("compiled programs are not kept")
+    assert list(tmp_path.iterdir()) == []
+    said, config = run(root, tmp_path, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "mine"))
+    assert f"kept in {tmp_path / 'mine'}" in said and config == f"{tmp_path / 'mine'} -1"
+
+
+def test_a_folder_that_cannot_be_made_is_said(root, tmp_path):
+    (tmp_path / ".cache").write_text("in the way")
+    assert "cannot be made" in run(root, tmp_path)[0]
+
+
+@pytest.mark.parametrize(("variable", "value", "lines"), [("JAX_PROCESS_ID", "0", 1), ("JAX_PROCESS_ID", "1", 0),
+                                                          ("SLURM_PROCID", "3", 0), ("OTHER", "3", 1)])  # fmt: skip
+def test_one_process_speaks(monkeypatch, capsys, variable, value, lines):
+    monkeypatch.setenv(variable, value)
+    startup.say("training")
+    assert capsys.readouterr().err.count("training\n") == lines
+
+
+def test_the_first_line_comes_before_jax_is_imported(root):
+    program = ("import sys; from lapa_jax.core import startup\n"
+               "startup.keep_compiled = lambda: 'jax' in sys.modules\nstartup.begin('training x')")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
+    assert [line.split(" ", 1)[1] for line in done.stderr.splitlines()] == ["training x", "False"]
