@@ -48,11 +48,21 @@ def write(
       markdown: the description, as `lapa_jax.data.contents` writes it; its first line is the title.
       images: files to show, in this order. filtered: `filter.json` of a conversion.
     """
-    title, _, description = markdown.partition("\n")
-    title = html.escape(title.lstrip("# "))
-    parts = [f"<h1>{title}</h1>", _findings(findings), "<h2>What it looks like</h2>", *map(_figure, images)]
+    parts = [_findings(findings), "<h2>What it looks like</h2>", *map(_figure, images)]
     parts += [_filtered(filtered)] if filtered else []
-    parts += ["<h2>Contents</h2>", to_html(description)]
+    title, _, description = markdown.partition("\n")
+    return _save(path, title, [*parts, "<h2>Contents</h2>", to_html(description)])
+
+
+def simple(path: pathlib.Path, markdown: str, images: Sequence[pathlib.Path]) -> pathlib.Path:
+    """Writes a page of images and of Markdown, whose first line is the title."""
+    title, _, rest = markdown.partition("\n")
+    return _save(path, title, [*map(_figure, images), to_html(rest)])
+
+
+def _save(path: pathlib.Path, title: str, parts: Sequence[str]) -> pathlib.Path:
+    title = html.escape(title.lstrip("# "))
+    parts = [f"<h1>{title}</h1>", *parts]
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
     page = f"<!doctype html>\n<html lang=en><head>{head}<style>{STYLE}</style></head>\n<body>\n"
     with atomic_path(path) as temporary:
