@@ -74,6 +74,7 @@ setup(
         "metaworld": ["metaworld>=3.1.1,<3.2"],  # its 50 tasks. It pins mujoco to 3.3.0, with newer ones it fails
         "gym": ["gymnasium>=1.0,<2"],  # lapa_jax/sim/gym.py; the environments' own packages are the user's
         "wandb": ["wandb>=0.19"],  # train.trackers
+        "nvml": ["nvidia-ml-py>=12"],  # utilisation of NVIDIA GPUs among the system metrics
         "clearml": ["clearml>=1.16"],
         "torch": ["torch>=2.6"],  # tools/import_weights.py, for `.pt` files only; safetensors need no torch
         "sentencepiece": ["sentencepiece>=0.2"],  # tools/import_weights.py, for `tokenizer.model` files
@@ -81,7 +82,7 @@ setup(
         "golden": ["torch>=2.6", "opencv-python-headless>=4.9"],  # tests/golden/make_*.py: other implementations
         # launch/test.sh installs these
         "test": ["pytest>=8.0", "pytest-xdist>=3.8,<4", "hypothesis>=6.100", "msgpack-numpy>=0.4.8",
-                 "psutil>=6", "setuptools>=70.1"],
+                 "psutil>=6", "pytest-cov>=5", "setuptools>=70.1"],
         "dev": ["ruff>=0.9"],
     },
 )

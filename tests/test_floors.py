@@ -25,6 +25,7 @@ ONLY_IN = {
     "transformers": "lapa_jax/data/text.py",
     "tensorboardX": "lapa_jax/core/",
     "wandb": "lapa_jax/core/",
+    "clearml": "lapa_jax/core/",
     "tqdm": "lapa_jax/core/progress.py",
     "mujoco": "lapa_jax/sim/",
     "metaworld": "lapa_jax/sim/",
@@ -38,7 +39,7 @@ LAZY = {
 """What may be imported only where it is used, within a function."""
 
 NAMES = {"PIL": "pillow", "sklearn": "scikit-learn", "absl": None, "ml_dtypes": None, "yaml": None, "scipy": None,
-         "tokenizers": None, "libero": None}  # fmt: skip
+         "tokenizers": None, "libero": None, "pynvml": "nvidia-ml-py"}  # fmt: skip
 """Import names that differ from the distribution's; None comes with jax, or with transformers (tokenizers), or is
 refused in words where it is absent (libero, which brings torch)."""
 
@@ -99,6 +100,8 @@ def floor(file_or_module: str) -> int | None:
         return CONFIGS
     if parts[0] != "lapa_jax":
         return None
+    if parts[1:2] in (["commands"], ["__main__"]):  # they run what lies in launch/ and tools/
+        return LAUNCH
     return FLOORS.get(parts[1], 0) if len(parts) > 1 else 0
 
 

@@ -87,7 +87,8 @@ KEYS = {
     "train.best_mode": 'whether higher values of train.best_metric are better, "max", or lower ones, "min"',
     "train.patience": "stops after this many evaluations without improvement; None is off",
     "train.min_delta": "smallest improvement that counts for train.patience",
-    "train.tensorboard": "whether event files of TensorBoard are written beside metrics.jsonl",
+    "train.trackers": 'beside metrics.jsonl: any of "tensorboard", "wandb" and "clearml"',
+    "train.profile": "(step, steps): traces so many steps from that one on, for tools/read_profile.py; None is off",
     # which devices do what
     "mesh.data": "devices that each hold all parameters and take their part of the batch; -1 is what remains",
     "mesh.fsdp": "devices that split parameters and batch; -1 is what remains",

@@ -1,34 +1,37 @@
-"""Metric writers: one JSON object a line in `metrics.jsonl`, always, and TensorBoard beside it."""
+"""Metric writers: one JSON object a line in `metrics.jsonl`, always, and trackers beside it."""
 
 import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lapa_jax.core.files import atomic_path
+from lapa_jax.core.trackers import Trackers
 
 METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsWriter:
-    """Appends scalars to `metrics.jsonl` and to TensorBoard event files of one run folder.
+    """Appends scalars to `metrics.jsonl` of one run folder, and gives them to trackers.
 
     A run killed between a log line and the next checkpoint repeats the steps in between; the lines of those steps are
     dropped when it resumes, so every step stands in the file once.
     """
 
-    def __init__(self, folder: str | os.PathLike, *, resume_step: int, tensorboard: bool = True):
-        """Opens the files and drops what earlier runs logged beyond `resume_step`; all of it where this one begins."""
+    def __init__(
+        self, folder: str | os.PathLike, *, resume_step: int, trackers: Sequence[str] = (),
+        config: Mapping | None = None,
+    ):  # fmt: skip
+        """Opens the files and drops what earlier runs logged beyond `resume_step`; all of it where this one begins.
+
+        Args: trackers: names of `core.trackers`. config: of the run, which they show.
+        """
         folder = pathlib.Path(folder)
         self._path = folder / METRICS_FILE
         _drop_after(self._path, resume_step)
         self._file = open(self._path, "a", encoding="utf-8")
-        self._tensorboard = None
-        if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
+        self.trackers = Trackers(trackers, folder, resume_step=resume_step, config=config or {})
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes one line. A value that is not finite becomes null, which JSON can say."""
@@ -36,14 +39,11 @@ class MetricsWriter:
         line = {"step": step, **{n: v if math.isfinite(v) else None for n, v in values.items()}}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        if self._tensorboard is not None:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, step)
+        self.trackers.scalars(step, values)
 
     def close(self) -> None:
         self._file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        self.trackers.close()
 
 
 def read_metrics(folder: str | os.PathLike) -> list[dict]:

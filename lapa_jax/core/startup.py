@@ -38,6 +38,9 @@ def keep_compiled() -> str:
     if not jax.config.jax_enable_compilation_cache:
         return f"compiled programs are not kept ({OFF})"
     if jax.config.jax_compilation_cache_dir is None:
+        if jax.config.jax_platforms == "cpu" and _processes() > 1:
+            # They wait 30 seconds for each other; one that finds its programs would be too far ahead of the others.
+            return "compiled programs are not kept: several processes on CPUs have to compile at the same time"
         folder = cache_folder()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -46,6 +49,11 @@ def keep_compiled() -> str:
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
     return f"compiled programs are kept in {jax.config.jax_compilation_cache_dir} ({OFF}=false turns that off)"
+
+
+def _processes() -> int:
+    """How many processes this run has, by the variables that `train.distributed.initialize` reads."""
+    return int(os.environ.get("JAX_NUM_PROCESSES", os.environ.get("SLURM_STEP_NUM_TASKS", "1")))
 
 
 def cache_folder() -> pathlib.Path:

@@ -6,6 +6,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+import jax
+
+from lapa_jax.train.profiler import WAIT
+
 # Seconds between two looks at whether the devices are still at work, while there is no batch for them.
 POLL = 0.0005
 
@@ -41,7 +45,8 @@ class Feed:
             with contextlib.suppress(queue.Empty):
                 return self._delivered(self._queue.get(timeout=POLL))
         start = time.perf_counter()
-        item = self._queue.get()
+        with jax.profiler.TraceAnnotation(WAIT):
+            item = self._queue.get()
         self.idle += time.perf_counter() - start
         return self._delivered(item)
 

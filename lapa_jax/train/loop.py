@@ -13,15 +13,19 @@ import jax
 import ml_collections
 import numpy as np
 
+from lapa_jax.core import config as config_lib
 from lapa_jax.core import progress
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.core.files import read_json, write_json
 from lapa_jax.core.metrics import MetricsWriter, read_metrics
 from lapa_jax.core.output import COLLAPSED
+from lapa_jax.core.startup import say
 from lapa_jax.train.checkpoint import Checkpointer, latest_meta
 from lapa_jax.train.distributed import SaveTimer, StopRequests
 from lapa_jax.train.evaluate import Evaluator
 from lapa_jax.train.feed import Feed
+from lapa_jax.train.monitor import Monitor
+from lapa_jax.train.profiler import Profiler
 from lapa_jax.train.run import LOG, UNTRAINED_FILE, check_config, logging_to, open_run
 from lapa_jax.train.setup import Setup, compile_step, make_patience, on_mesh, parameter_table, prepare
 from lapa_jax.train.sharding import shard_batch
@@ -32,6 +36,8 @@ BASELINES = ("action_probe_r2",)
 # What the log shows of an evaluation, besides the best metric; of a model that has none of these, the first few.
 SHOWN = ("psnr_gain", "swap_gap", "action_mse", "perplexity", "codebook_utilization", "action_probe_r2")
 FEW, WIDE = 5, 160
+# An evaluation that took more seconds than this is announced the next time.
+ANNOUNCED = 5.0
 # How many steps the host may be ahead of the devices.
 AHEAD = 2
 # What models with codes call the share of the most frequent code at a position: "largest_code_share_position_2".
@@ -51,6 +57,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike, *, dry_
     """
     workdir = pathlib.Path(workdir)
     check_config(workdir, config)
+    say("opening the data and building the model")
     setup = prepare(config, latest_meta(workdir))
     with on_mesh(setup.mesh):
         if dry_run:
@@ -103,6 +110,10 @@ class Loop:
         self._patience.replay(read_metrics(workdir), int(self._state.step))
         self._pending: list[dict[str, jax.Array]] = []
         self._since = time.perf_counter()
+        self._monitor = Monitor(workdir)
+        self._profiler = Profiler(train.get("profile"), workdir, self._step.as_text,
+                                  lambda: jax.block_until_ready(self._pending))  # fmt: skip
+        self._eval_seconds: float | None = None
         self._feed: Feed | None = None
         self._writer: MetricsWriter | None = None
 
@@ -110,7 +121,8 @@ class Loop:
         """Steps until the end, or until the scheduler asks to stop (SIGTERM), which saves first."""
         first, last = int(self._state.step), self._config.steps
         if jax.process_index() == 0:
-            self._writer = MetricsWriter(self._workdir, resume_step=first, tensorboard=self._config.tensorboard)
+            self._writer = MetricsWriter(self._workdir, resume_step=first, trackers=self._config.trackers,
+                                         config=config_lib.to_json(self._setup.config))  # fmt: skip
         stop_requests, timer = StopRequests(), SaveTimer(self._config.get("save_minutes"))
         bar = progress.bar(total=last, initial=first, desc="train", unit="step")
         try:
@@ -124,7 +136,8 @@ class Loop:
                 if self._patience.exhausted:
                     LOG.info("stopping early after step %d: %s", step - 1, self._patience)
                     break
-                self._one_step()
+                with self._profiler.step(step):
+                    self._one_step()
                 stop = stop_requests.reached()
                 bar.update()
                 if logged := step % self._config.log_every == 0 or step == last:
@@ -144,6 +157,7 @@ class Loop:
                 self._feed.close()
             bar.close()
             stop_requests.close()
+            self._profiler.close()
             self._checkpoints.close()
             if self._writer is not None:
                 self._writer.close()
@@ -154,6 +168,7 @@ class Loop:
         if latest is not None:
             LOG.info("resuming from step %d", latest)
             return self._checkpoints.restore(self._setup.abstract)
+        LOG.info("initialising the parameters")
         batch = shard_batch(self._setup.mesh, next(self._setup.train_batches(0)))
         return self._setup.init(batch)
 
@@ -176,7 +191,8 @@ class Loop:
             possible = peak * self._setup.mesh.size * elapsed
             speed["mfu"] = steps * self._flops / possible
             speed["hfu"] = steps * self._hardware_flops / possible
-        self._write(step, {f"train/{name}": value for name, value in {**metrics, **speed}.items()})
+        named = {f"train/{name}": value for name, value in {**metrics, **speed}.items()}
+        self._write(step, named | self._monitor.read(speed["input_wait"]))
         self._reset_clock()
         shown = {"loss": f"{metrics['loss']:.4f}", "samples/s": f"{rate:.0f}", "wait": f"{speed['input_wait']:.0%}"}
         if "perplexity" in metrics:
@@ -199,6 +215,9 @@ class Loop:
     def _evaluate(self, step: int) -> dict[str, float]:
         """Evaluates on the held-out split, writes it, and warns when the codebook has collapsed."""
         paused = time.perf_counter()
+        if self._eval_seconds is None or self._eval_seconds > ANNOUNCED:
+            model = "model" if step else "untrained model"
+            LOG.info("evaluating the %s%s", model, "" if self._eval_seconds else "; the first evaluation compiles")
         metrics, _ = self._evaluator(self._state.variables, self._setup.eval_batches())
         metrics |= self._untrained(step, metrics)
         named = {f"val/{name}": value for name, value in metrics.items()}
@@ -213,7 +232,8 @@ class Loop:
                 raise UserError(f"config.train.best_metric '{best}' is none of the evaluation's metrics"
                                 f"{did_you_mean(best, named)}")
             self._patience.update(step, named[best])
-        self._since += time.perf_counter() - paused
+        self._eval_seconds = time.perf_counter() - paused
+        self._since += self._eval_seconds
         return named
 
     def _shown(self, metrics: dict[str, float]) -> list[str]:

@@ -21,19 +21,21 @@ from lapa_jax.core import config as config_lib
 from lapa_jax.core.config import ConfigError
 from lapa_jax.core.files import read_json, write_json
 from lapa_jax.core.metrics import METRICS_FILE
+from lapa_jax.core.trackers import RUNS_FILE
 from lapa_jax.data.convert.raw import FOLDER as SHARDS
 from lapa_jax.train.checkpoint import CONFIG_FILE, steps
 
 LOG = logging.getLogger("lapa_jax")
 LOG_FILE, ENV_FILE, UNTRAINED_FILE = "log.txt", "env.json", "untrained.json"
 BEGINNINGS = {CONFIG_FILE, LOG_FILE, ENV_FILE, UNTRAINED_FILE, METRICS_FILE, SHARDS, checkpoint_step.FOLDER,
-              "tensorboard"}  # fmt: skip
+              "tensorboard", "wandb", "profile", RUNS_FILE}  # fmt: skip
 """What lies in the folder of a run before its first checkpoint."""
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # What a resumed run may change: how long and how often, where and how fast, never what is learned from what.
 MAY_CHANGE = ("train.steps", "train.log_every", "train.eval_every", "train.save_every", "train.save_minutes",
               "train.keep_last",
-              "train.best_metric", "train.best_mode", "train.patience", "train.min_delta", "train.tensorboard",
+              "train.best_metric", "train.best_mode", "train.patience", "train.min_delta", "train.trackers",
+              "train.profile",
               "mesh.", "data.threads", "data.workers", "data.prefetch", "data.max_bad_samples",
               "data.max_normalized")  # fmt: skip
 

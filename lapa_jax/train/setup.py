@@ -13,12 +13,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lapa_jax.core import config as config_lib
-from lapa_jax.core import tree
+from lapa_jax.core import trackers, tree
 from lapa_jax.core.config import ConfigError
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.loader import loader
 from lapa_jax.data.training import TrainingData, names_data, open_training
-from lapa_jax.train import ema, pretrained_init, sharding
+from lapa_jax.train import ema, pretrained_init, profiler, sharding
 from lapa_jax.train.distributed import SaveTimer
 from lapa_jax.train.flops import Flops, trace_step
 from lapa_jax.train.optim import Optimizer, check_gradients, make_optimizer
@@ -121,6 +121,8 @@ def prepare(
         names none, nor weights for what is frozen. None: all that there are.
     """
     make_patience(config.train)
+    trackers.check(config.train.trackers)
+    profiler.check(config.train.get("profile"))
     SaveTimer(config.train.get("save_minutes"))
 
     # 1. What other runs give to begin with: the model's fields that come from them, later their weights.
@@ -191,7 +193,9 @@ def compile_step(setup: Setup) -> tuple[Callable, Flops]:
     Returns:
       The compiled step, which donates its state, and its FLOPs.
     """
-    LOG.info("compiling the training step for %d device(s) ...", setup.mesh.size)
+    kept = jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir
+    LOG.info("compiling the training step for %d device(s)%s ...", setup.mesh.size,
+             ", which the next start of this config finds in the cache" if kept else "")  # fmt: skip
     start = time.perf_counter()
     lowered, flops = lower_step(setup)
     compiled = lowered.compile()

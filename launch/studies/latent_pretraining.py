@@ -38,8 +38,8 @@ ARMS = ("scratch", "lapa", "vpt", "actions")
 SPLITS = ("seen", "unseen")
 SIZE = 64  # pixels of the recordings
 EXECUTE = 4
-POLICY = ["data.text_length=20", "data.augment={'shift': 4}", "train.tensorboard=False"]
-LAQ = ["model.delta_norm=running_per_position", "train.tensorboard=False"]
+POLICY = ["data.text_length=20", "data.augment={'shift': 4}", "train.trackers=()"]
+LAQ = ["model.delta_norm=running_per_position", "train.trackers=()"]
 FINETUNE = ["optim.learning_rate=0.0005"]
 """Of every arm: at the rate of pretraining, 0.001, demonstrations are learned by heart and what was known is lost."""
 

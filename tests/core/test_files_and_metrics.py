@@ -72,26 +72,19 @@ def test_damaged_json_names_the_file(tmp_path):
 
 
 def test_metrics_after_the_resume_step_are_dropped(tmp_path):
-    writer = MetricsWriter(tmp_path, resume_step=0, tensorboard=False)
+    writer = MetricsWriter(tmp_path, resume_step=0)
     for step in (10, 20, 30):
         writer.write(step, {"train/loss": step / 7, "train/bad": math.nan})
     writer.close()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 40, "tra')  # a kill in the middle of a line
-    MetricsWriter(tmp_path, resume_step=20, tensorboard=False).close()
+    MetricsWriter(tmp_path, resume_step=20).close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [10, 20] and lines[0]["train/bad"] is None
     assert lines == read_metrics(tmp_path)
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 10}\n')
-    MetricsWriter(tmp_path, resume_step=0, tensorboard=False).close()
+    MetricsWriter(tmp_path, resume_step=0).close()
     assert read_metrics(tmp_path) == [], "a run that begins keeps nothing of one that was there"
-
-
-def test_tensorboard_file_is_written(tmp_path):
-    writer = MetricsWriter(tmp_path, resume_step=0)
-    writer.write(1, {"train/loss": 0.5})
-    writer.close()
-    assert [p for p in (tmp_path / "tensorboard").iterdir() if "tfevents" in p.name and p.stat().st_size > 0]
 
 
 def test_user_errors_end_in_one_line_and_exit_code_2(capsys):

@@ -20,7 +20,7 @@ from tests.data.samples import make
 pytestmark = pytest.mark.usefixtures("one_device")
 
 SMALL = ("train.steps=2", "train.batch_size=8", "train.eval_batch_size=8", "train.eval_every=2", "train.save_every=2",
-         "train.tensorboard=False", "data.eval_examples=24", "data.image_size=28", "data.chunk_length=2",
+         "train.trackers=()", "data.eval_examples=24", "data.image_size=28", "data.chunk_length=2",
          "data.fields=('image','text','action','state')", "model.siglip.depth=1", "model.siglip.layer=-1",
          "model.dinov2.depth=1", "model.dinov2.layer=-1", "model.siglip.dim=16", "model.dinov2.dim=16",
          "model.llm.dim=32", "model.llm.depth=1", "model.llm.hidden=32", "model.head.bins=16")  # fmt: skip

@@ -21,7 +21,7 @@ from lapa_jax.train.loop import train
 pytestmark = pytest.mark.usefixtures("one_device")
 
 SMALL = ("train.steps=2", "train.batch_size=8", "train.eval_batch_size=8", "train.eval_every=2", "train.save_every=2",
-         "train.tensorboard=False", "data.eval_examples=40", "data.image_size=28", "model.siglip.depth=1",
+         "train.trackers=()", "data.eval_examples=40", "data.image_size=28", "model.siglip.depth=1",
          "model.siglip.layer=-1", "model.dinov2.depth=1", "model.dinov2.layer=-1", "model.siglip.dim=16",
          "model.dinov2.dim=16", "model.llm.dim=32", "model.llm.depth=1", "model.llm.hidden=32")  # fmt: skip
 

@@ -10,7 +10,7 @@ from tests.launch.private_slurm import free_ports
 
 MODEL = ("siglip.depth=1", "siglip.layer=-1", "siglip.dim=16", "dinov2.depth=1", "dinov2.layer=-1", "dinov2.dim=16",
          "llm.depth=1", "llm.dim=32", "llm.hidden=32")  # fmt: skip
-TRAIN = ("batch_size=8", "eval_batch_size=8", "log_every=1", "eval_every=100000", "tensorboard=False")
+TRAIN = ("batch_size=8", "eval_batch_size=8", "log_every=1", "eval_every=100000", "trackers=()")
 ARGUMENTS = (
     "--config", "configs/vla_latent.py:tiny", "--config.data.image_size=28", "--config.data.eval_examples=16",
     *(f"--config.model.{o}" for o in MODEL), *(f"--config.train.{o}" for o in TRAIN),

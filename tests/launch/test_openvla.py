@@ -28,7 +28,7 @@ SHORT = ("model.dtype=float32", "model.llm.remat=none", "data.path=sample",
          "data.image_size=56", "data.text_tokenizer.name=bytes", "data.text_length=192", "data.threads=1",
          "data.eval_examples=4", "train.steps=4", "train.batch_size=4", "train.micro_batches=1",
          "train.eval_batch_size=4", "train.log_every=1", "train.eval_every=4", "train.save_every=4",
-         "train.tensorboard=False", "mesh.fsdp=1", "mesh.data=-1")  # fmt: skip
+         "train.trackers=()", "mesh.fsdp=1", "mesh.data=-1")  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ def run_and_kill(command, env, run: pathlib.Path, rng: random.Random) -> bool:
 def test_killed_runs_end_in_the_same_bits(root, tmp_path):
     overrides = [f"--config.model.{o}" for o in SMALL] + [f"--config.train.{o}" for o in LENGTH]
     command = [sys.executable, str(root / "launch/train.py"), "--config", f"{root}/configs/laq.py:tiny", *overrides,
-               "--config.data.eval_examples=16", "--config.train.tensorboard=False", "--workdir"]  # fmt: skip
+               "--config.data.eval_examples=16", "--config.train.trackers=()", "--workdir"]  # fmt: skip
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root), "JAX_NUM_CPU_DEVICES": "1"}
     timed([*command, str(tmp_path / "whole")], env)
     rng, hits = random.Random(0), 0

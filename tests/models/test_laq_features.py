@@ -106,7 +106,7 @@ OVERRIDES = [
     "model.tower.registers=0", "model.dtype=float32", "model.tower.dtype=float32", "data.gap_frames=3",
     "data.eval_examples=16", "data.threads=1",
     "optim.learning_rate=0.003", "train.steps=30", "train.batch_size=16", "train.eval_batch_size=16",
-    "train.log_every=5", "train.eval_every=30", "train.save_every=30", "train.tensorboard=False",
+    "train.log_every=5", "train.eval_every=30", "train.save_every=30", "train.trackers=()",
 ]  # fmt: skip
 
 

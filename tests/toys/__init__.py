@@ -17,7 +17,7 @@ OTHERS = {"policy": ("chunks", "action")}
 OPTIM = {"learning_rate": 1e-2, "schedule": "constant", "warmup_steps": 0, "final_learning_rate": 0.0, "b1": 0.9,
          "b2": 0.99, "eps": 1e-8, "weight_decay": 0.0, "clip_norm": None, "groups": ((".*", {}),)}  # fmt: skip
 TRAIN = {"steps": 6, "batch_size": 16, "micro_batches": 1, "eval_batch_size": 16, "log_every": 2, "eval_every": 3,
-         "save_every": 3, "keep_last": 3, "best_metric": None, "tensorboard": False}  # fmt: skip
+         "save_every": 3, "keep_last": 3, "best_metric": None, "trackers": ()}  # fmt: skip
 DATA = {"val_path": None, "split_train": "train", "split_val": "val", "mixture": None, "augment": None,
         "normalize": "q01_q99", "eval_examples": 64, "shuffle": "full", "window": 64, "threads": 2, "workers": 0,
         "prefetch": 2, "max_bad_samples": 0}  # fmt: skip

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 SMALL = ("model.hidden_dim=8", "model.embedding_dim=8", "model.decoder_dim=8", "model.partial_dim=8",
          "model.topo_samples=8", "train.batch_size=16", "train.eval_batch_size=64", "train.log_every=2",
-         "train.eval_every=2", "train.save_every=2", "train.tensorboard=False", "data.eval_examples=64",
+         "train.eval_every=2", "train.save_every=2", "train.trackers=()", "data.eval_examples=64",
          "optim.schedule=constant")  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from lapa_jax.core import config as config_lib
 from lapa_jax.core.config import ConfigError
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.metrics import read_metrics
-from lapa_jax.train import checkpoint
+from lapa_jax.train import checkpoint, profile_report
 from lapa_jax.train.checkpoint import load_for_inference
 from lapa_jax.train.loop import collapsed_positions, train
 from tests.commands import error_of
@@ -38,15 +38,18 @@ def variables(run: pathlib.Path, step=None) -> dict:
 def whole(root, tmp_path_factory):
     """A run of six steps without interruption."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    train(make_config(root), run)
+    train(make_config(root, "--config.train.profile=(2, 2)"), run)
     return run
 
 
 def test_run_folder_holds_what_the_design_says(whole):
     names = {p.name for p in whole.iterdir()}
-    assert {"config.json", "metrics.jsonl", "log.txt", "env.json", "checkpoints", "tensorboard"} <= names
+    assert {"config.json", "metrics.jsonl", "log.txt", "env.json", "checkpoints", "tensorboard", "profile"} <= names
     log = (whole / "log.txt").read_text()
     assert log.index("compiling the training step") < log.index("memory per device") < log.index("step 3:")
+    assert log.index("evaluating the untrained model") < log.index("step 0:") and "traced 2 steps" in log
+    (report,) = profile_report.read(whole).values()
+    assert report.steps == 2 and report.shares[profile_report.MATRIX] > 0
     assert json.loads((whole / "env.json").read_text())["devices"]["count"] == 8
 
 
@@ -56,7 +59,8 @@ def test_metrics_have_their_names(whole):
     assert {"train/loss", "train/loss_reconstruction", "train/grad_norm", "train/learning_rate", "train/perplexity",
             "train/samples_per_second", "train/input_wait", "train/codebook_utilization", "val/psnr", "val/psnr_gain",
             "val/swap_gap", "val/perplexity", "val/codebook_utilization", "val/action_probe_r2",
-            "val/action_probe_r2_delta", "val/action_probe_r2_untrained"} <= logged  # fmt: skip
+            "val/action_probe_r2_delta", "val/action_probe_r2_untrained", "system/host_memory",
+            "system/process_memory", "system/disk_free"} <= logged  # fmt: skip
     at = {line["step"]: line for line in lines if "val/psnr" in line}
     assert sorted(at) == [0, 3, 6]
     assert at[6]["val/action_probe_r2_untrained"] == at[0]["val/action_probe_r2"]
