@@ -100,4 +100,4 @@ def test_weights_of_what_a_model_does_not_give_are_a_mistake_of_the_model(monkey
     task, batch, params = task_and_batch("vla")
     monkeypatch.setattr(type(task.model), "weights", lambda self, batch: {"latents": batch["latent_mask"]})
     with pytest.raises(ValueError, match=r"policies.vla weighs \['latents'\]"):
-        task.loss({"params": params}, batch, jax.random.key(0))
+        jax.eval_shape(task.loss, {"params": params}, batch, jax.random.key(0))
