@@ -101,3 +101,20 @@ def test_the_version_is_the_package_s(wheel):
 
     (info,) = wheel.glob("*.dist-info")
     assert f"-{lapa_jax.__version__}.dist-info" in info.name
+
+
+@pytest.mark.parametrize("name", [*commands.NAMED, "compare_runs", "read_profile"])
+def test_help_waits_for_nothing_that_takes_a_second(root, tmp_path, name):
+    program = f"""
+import sys
+from lapa_jax import commands
+sys.argv = ["x", "--help"]
+try:
+    commands.run({name!r}, "x")
+except SystemExit:
+    pass
+print(sorted({{"jax", "flax", "matplotlib", "orbax", "grain"}} & set(sys.modules)))
+"""
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, "-B", "-c", program], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout.splitlines()[0].startswith("usage: x") and done.stdout.splitlines()[-1] == "[]", done.stderr

@@ -23,7 +23,6 @@ from lapa_jax.data.convert.run import FILTERED
 from lapa_jax.data.samples.pair_shards import PairShards
 from lapa_jax.data.samples.pairs import Gap
 from lapa_jax.data.shards.step_shards import StepShards, dataset_folder
-from lapa_jax.plots import dataset, page
 
 PAGE = "index.html"
 
@@ -72,6 +71,8 @@ def inspect(
     folder: pathlib.Path, split: str, out: pathlib.Path, gap: Gap, tokenizer: text.Tokenizer, text_length: int
 ) -> str:
     """Draws the images and the page into `out`; returns the Markdown, which ends with their list."""
+    from lapa_jax.plots import dataset, page  # matplotlib takes a second, which --help need not wait for
+
     if PairShards.is_one(folder):
         pairs = PairShards(folder, split)
         markdown, drawn = describe_pairs(pairs), [dataset.pair_sheet(out / "contact_sheet.png", pairs)]
