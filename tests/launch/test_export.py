@@ -14,6 +14,7 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.export import program
 from lapa_jax.inference import load as restore
 from launch import export
+from tests.commands import error_of
 from tests.inference import random_vla, small_run, step_shards
 
 PLACES = ("laq", "actions", "codes")
@@ -114,5 +115,5 @@ def test_what_lies_there_is_kept_and_bad_input_is_one_line(runs, root, tmp_path)
     command = [sys.executable, "-B", root / "launch" / "export.py", "--run", "nowhere", "--out", tmp_path / "x"]
     env = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and done.stderr.startswith("error: nowhere does not exist")
+    assert done.returncode == 2 and error_of(done.stderr).startswith("error: nowhere does not exist")
     assert "Traceback" not in done.stderr and not (tmp_path / "x").exists()
