@@ -38,6 +38,7 @@ def published() -> ml_collections.ConfigDict:
     config.data = common.frame_pair_data(config)
     config.data.gap_seconds = 1.0
     config.optim = common.adam(1e-4, weight_decay=0.01)
+    config.optim.groups = (("tower/.*", None), (".*", {}))
     config.train = common.training(steps=100_000, batch_size=512, eval_batch_size=64, every=2500,
                                    best_metric="val/swap_gap")  # fmt: skip
     config.mesh = common.mesh(data=1, fsdp=-1)
@@ -45,9 +46,9 @@ def published() -> ml_collections.ConfigDict:
 
 
 def released(config: ml_collections.ConfigDict) -> None:
-    """From the released model: only the background's codebook is frozen, as in the authors' second stage."""
+    """From the released model: besides DINOv2 the background's codebook is frozen, as in the authors' second stage."""
     config.init_from = ml_collections.ConfigDict({"": config_dict.placeholder(str)})
-    config.optim.groups = (("background/.*", None), (".*", {}))
+    config.optim.groups = (("(tower|background)/.*", None), (".*", {}))
 
 
 def tiny(config: ml_collections.ConfigDict) -> None:
@@ -58,7 +59,8 @@ def tiny(config: ml_collections.ConfigDict) -> None:
     config.model.tower.update({"image_size": 28, "patch": 7, "dim": 32, "depth": 1, "heads": 2, "hidden": 64,
                                "registers": 0})  # fmt: skip
     config.data.update({"path": "sample", "threads": 2, "prefetch": 4, "eval_examples": 1024})
-    config.optim.update({"learning_rate": 1e-3})
+    # a random tower cannot be frozen; no gradient reaches it, and without decay it stays as it was drawn
+    config.optim.update({"learning_rate": 1e-3, "groups": (("tower/.*", {"weight_decay": 0.0}), (".*", {}))})
     config.train.update({"steps": 1500, "batch_size": 32, "log_every": 50, "eval_every": 500, "save_every": 500})
     config.mesh.update({"data": -1, "fsdp": 1})
 

@@ -1,7 +1,9 @@
-"""Times a stage-3 policy from a JPEG to actions and back through a socket: python tools/bench_policy.py --run RUN.
+"""Times a policy from a JPEG to actions and back through a socket: python tools/bench_policy.py --run RUN.
 
 Prints a Markdown table for each batch size, in milliseconds. The stages are pieces that are compiled and called one by
-one, warm, in turns with the whole policy; a whole is compiled as one program, so the stages' sum and it may differ.
+one, warm, in turns with the whole policy; a whole is compiled as one program, so the stages' sum and it may differ. Of
+policies that decode tokens (OpenVLA, LAPA-7B, UniVLA) images and prompt are timed up to the first token; what the whole
+program takes longer is the other tokens.
 The round trip is that of as many clients at once over the loopback, each with its own JPEG, through the server of
 launch/serve.py; transport is what of it the server did not spend on answering.
 """
@@ -19,7 +21,11 @@ from lapa_jax.core.errors import UserError, run_main
 
 WARM = 5
 PERCENTILES = (50, 95, 99)
-STAGES = ("decode image", "text and state", "to the device", "vision", "prefill", "head", "un-normalise")
+BEFORE, AFTER = ("decode image", "text and state", "to the device"), ("un-normalise",)
+STAGES = (*BEFORE, "vision", "prefill", "head", *AFTER)
+FIRST, FURTHER, A_TOKEN = "images, prompt and first token", "further tokens", "each further token"
+TOKEN_STAGES = (*BEFORE, FIRST, FURTHER, *AFTER)
+TOKEN_KINDS = ("token_policy", "coded_policy")
 WHOLE, TRIP, TRANSPORT = "policy as a whole", "round trip", "transport"
 
 
@@ -40,9 +46,10 @@ def main(argv: list[str]) -> None:
     Service(policy, args.run).close()  # refuses what cannot be served
     if policy.model.lora_rank:
         raise UserError(f"{args.run} has low-rank adapters beside its weights; export it, which merges them")
-    device = jax.devices()[0].device_kind
-    print(f"{policy.config.name}, step {policy.step}, {policy.model.llm.dtype}, on {policy.mesh.size} × {device}, "
-          f"{os.cpu_count()} CPU cores; JPEGs of {args.side} × {args.side}, {args.rounds} rounds\n")  # fmt: skip
+    device, megabytes = jax.devices()[0].device_kind, sum(x.nbytes for x in jax.tree.leaves(policy.variables)) / 1e6
+    print(f"{policy.config.name}, step {policy.step}, {policy.model.llm.dtype}, parameters of {megabytes:.1f} MB, on "
+          f"{policy.mesh.size} × {device}, {os.cpu_count()} CPU cores; JPEGs of {args.side} × {args.side}, "
+          f"{args.rounds} rounds\n")  # fmt: skip
     for size in sizes:
         print(table(size, measure(policy, args.run, size, args.rounds, args.side)) + "\n")
 
@@ -54,7 +61,8 @@ def measure(policy, run: str, size: int, rounds: int, side: int) -> dict[str, np
 
     # The same JPEGs for all: decoding takes as long in each.
     jpegs = _jpegs(policy, size, side)
-    stages, whole = Stages(policy, jpegs), Whole(policy, jpegs)
+    stages = (TokenStages if policy.kind.name in TOKEN_KINDS else Stages)(policy, jpegs)
+    whole = Whole(policy, jpegs)
     milliseconds: dict[str, list[float]] = {}
     options = Options(batch=size, limits=Limits(rate=1e6, message_bytes=2**26))
     with background(lambda: Service(policy, run, options)) as server, Clients(server.address, policy, jpegs) as clients:
@@ -70,8 +78,11 @@ def measure(policy, run: str, size: int, rounds: int, side: int) -> dict[str, np
 def table(size: int, milliseconds: dict[str, np.ndarray]) -> str:
     """The figures as Markdown."""
     lines = [f"| batch {size}, ms | p50 | p95 | p99 |", "|---|---|---|---|"]
-    total = np.sum([milliseconds[stage] for stage in STAGES], axis=0)
-    stages = {stage: milliseconds[stage] for stage in STAGES}
+    names = TOKEN_STAGES if FIRST in milliseconds else STAGES
+    stages = {stage: milliseconds[stage] for stage in names}
+    total = np.sum(list(stages.values()), axis=0)
+    if A_TOKEN in milliseconds:
+        stages[A_TOKEN] = milliseconds[A_TOKEN]
     rest = {name: milliseconds[name] for name in (WHOLE, TRANSPORT, TRIP)}
     for name, values in {**stages, "sum of these": total, **rest}.items():
         lines.append(f"| {name} | {' | '.join(f'{np.percentile(values, p):.2f}' for p in PERCENTILES)} |")
@@ -108,6 +119,41 @@ class Stages:
         seconds, actions = _timed(lambda: np.asarray(self._head(variables, *states)))
         yield "head", seconds
         yield "un-normalise", _timed(lambda: policy.to_units(actions, _dataset(policy)))[0]
+
+
+class TokenStages:
+    """The same for a policy that decodes one token after the other, in one program. Called, it yields (stage, seconds).
+
+    Its model has `tokens`, their number, and `first_token_only()`, itself up to the first one.
+    """
+
+    def __init__(self, policy, jpegs: list[list[bytes]]):
+        import jax
+
+        self._policy, self._jpegs = policy, jpegs
+        predict = lambda model: jax.jit(lambda v, batch: model.apply(v, batch, method="predict"))  # noqa: E731
+        self._first, self._all = predict(policy.model.first_token_only()), predict(policy.model)
+
+    def __call__(self) -> Iterator[tuple[str, float]]:
+        import jax
+
+        from lapa_jax.train.sharding import batch_sharding
+
+        policy, sharding, variables = self._policy, batch_sharding(self._policy.mesh), self._policy.variables
+        seconds, image = _timed(lambda: _decoded(policy, self._jpegs))
+        yield BEFORE[0], seconds
+        seconds, batch = _timed(lambda: _prepared(policy, image))
+        yield BEFORE[1], seconds
+        seconds, batch = _timed(lambda: jax.block_until_ready(jax.device_put(_padded(policy, batch), sharding)))
+        yield BEFORE[2], seconds
+        first, _ = _timed(lambda: jax.block_until_ready(self._first(variables, batch)))
+        yield FIRST, first
+        seconds, predicted = _timed(lambda: jax.block_until_ready(self._all(variables, batch)))
+        yield FURTHER, seconds - first
+        if policy.model.tokens > 1:
+            yield A_TOKEN, (seconds - first) / (policy.model.tokens - 1)
+        actions = np.asarray(predicted["action"])
+        yield AFTER[0], _timed(lambda: policy.to_units(actions, _dataset(policy)))[0]
 
 
 class Whole:

@@ -31,7 +31,7 @@ import numpy as np
 
 from lapa_jax.core import tree
 from lapa_jax.core.errors import UserError, run_main
-from lapa_jax.core.files import arrays_on_disk, placeholder, read_json
+from lapa_jax.core.files import arrays_on_disk, placeholder, read_json_object
 from lapa_jax.core.torch_file import Tensor, TorchFile
 from lapa_jax.models.official_laq import convert, unwrap
 from lapa_jax.models.released import base, hugging_face, lapa7b, openvla, prismatic, univla, univla_policy
@@ -171,7 +171,7 @@ def import_hugging_face(kind: str, source: pathlib.Path, out: pathlib.Path, dtyp
     """
     if not source.is_dir():
         raise UserError(f"{source} is no folder; give that of a Hugging Face checkpoint")
-    plan = hugging_face.plan(kind, read_json(source / "config.json"), **options)
+    plan = hugging_face.plan(kind, read_json_object(source / "config.json"), **options)
     tensors, notes = aligned(SafetensorsFolder(source), plan.places)
     release = base.Release(kind, source, {"model": plan.spec}, tensors, plan.places, plan.unused,
                            {"source": {"kind": f"Hugging Face {kind}", "folder": source.resolve().name}},
@@ -244,13 +244,24 @@ def _policy_options(parser: argparse.ArgumentParser) -> None:
                         "were finetuned with image_aug are run")  # fmt: skip
 
 
-def _openvla_options(parser: argparse.ArgumentParser) -> None:
+def _action_tokens_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--actions_only", action="store_true", help="choose among the ids of actions alone, which "
+                        "reads that part of the matrix only; else, as the official code, among all")  # fmt: skip
+
+
+def _adapter_options(parser: argparse.ArgumentParser) -> None:
     _policy_options(parser)
     parser.add_argument("--adapter", type=pathlib.Path, help="folder of a PEFT adapter that was trained on --input")
 
 
+def _openvla_options(parser: argparse.ArgumentParser) -> None:
+    _adapter_options(parser)
+    _action_tokens_options(parser)
+
+
 def _prismatic_options(parser: argparse.ArgumentParser) -> None:
     _policy_options(parser)
+    _action_tokens_options(parser)
     for kind in ("dinov2", "siglip"):
         parser.add_argument(f"--{kind}", type=pathlib.Path, help="timm's safetensors file of the tower, where the "
                             "checkpoint does not hold it; by default looked for in the run folder")  # fmt: skip
@@ -263,6 +274,8 @@ def _lapa7b_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--existing_bins", action="store_true",
                         help="choose among the bins that a dimension has; else, as the official code, among all, and a "
                         "bin that it has not is the action 1")  # fmt: skip
+    parser.add_argument("--center_crop", action="store_true", help="see the middle 0.9 of images' height, as models "
+                        "that were finetuned with image_aug are run")  # fmt: skip
     parser.add_argument("--heads", type=int, help="heads of the decoder; by default as many of 128 as it is wide, or "
                         "like the following what sizes.json beside params says")  # fmt: skip
     parser.add_argument("--rotary", type=float, help="base of the rotary positions; 5e7 by default")
@@ -297,7 +310,7 @@ def import_univla_lam(source: pathlib.Path, out: pathlib.Path, **options) -> Non
 
 
 def _univla_options(parser: argparse.ArgumentParser) -> None:
-    _openvla_options(parser)
+    _adapter_options(parser)
     parser.add_argument("--action_decoder", type=pathlib.Path, help="of a finetuned model: .pt or .safetensors")
     parser.add_argument("--code_length", type=int, default=4, help="codes of a latent action")
     parser.add_argument("--codebook_size", type=int, help="by default as many as the tokenizer has <ACT_0>, ..., or 16")

@@ -94,8 +94,8 @@ def arrays_on_disk(
     """Yields `{name: array}` to write to and read from, which lie in a file without a name, and not in memory.
 
     Args:
-      folder: made if absent; the file goes with the arrays, whatever happens. shapes: of the arrays. dtype: of all, or
-        {name: dtype}.
+      folder: made if absent, and after an error removed again where nothing else lies in it; the file goes with the
+        arrays, whatever happens. shapes: of the arrays. dtype: of all, or {name: dtype}.
 
     Raises:
       UserError: the disk has no room for them.
@@ -103,8 +103,9 @@ def arrays_on_disk(
     aligned = lambda size: -(-size // PAGE) * PAGE  # noqa: E731
     dtypes = {name: np.dtype(dtype[name] if isinstance(dtype, Mapping) else dtype) for name in shapes}
     sizes = {name: aligned(math.prod(shape) * dtypes[name].itemsize) for name, shape in shapes.items()}
+    absent = not pathlib.Path(folder).exists()
     pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
+    with _removed_if_empty(folder if absent else None), tempfile.TemporaryFile(dir=folder) as file:
         try:
             os.posix_fallocate(file.fileno(), 0, sum(sizes.values()))
         except OSError as error:
@@ -112,6 +113,18 @@ def arrays_on_disk(
         starts = dict(zip(sizes, itertools.accumulate(sizes.values(), initial=0)))
         maps = {name: mmap.mmap(file.fileno(), size, offset=starts[name]) for name, size in sizes.items()}
         yield DiskArrays(maps, shapes, dtypes)
+
+
+@contextlib.contextmanager
+def _removed_if_empty(folder: str | os.PathLike | None) -> Iterator[None]:
+    """Where the `with` block fails, a folder that it left empty goes."""
+    try:
+        yield
+    except BaseException:
+        if folder is not None:
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+        raise
 
 
 def placeholder(source: str | os.PathLike | bytes) -> str:
@@ -166,3 +179,12 @@ def read_json(path: str | os.PathLike):
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         why = placeholder(path) or f"{path} is not valid JSON ({error}); restore it or write it again"
         raise UserError(why) from None
+
+
+def read_json_object(path: str | os.PathLike) -> dict:
+    """The same of a file that holds an object, {"name": value, ...}; anything else is a `UserError` too."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__} and not an object, {{...}}; restore it, or write it "
+                        "again")  # fmt: skip
+    return content

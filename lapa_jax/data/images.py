@@ -9,6 +9,9 @@ from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.data.prismatic_images import PrismaticResize
 
 RESIZE_MODES = ("squash", "center_crop", "lapa")
+LAPA_CROPPED = "lapa_cropped"
+"""A mode of `data.resize` alone: it looks into images of the right size too, which are not to be stored so."""
+CROPPED_HEIGHT = 0.9
 RESIZE = "resize"
 """Entry of a camera in `features` of `dataset.json`: the mode by which its images become square."""
 
@@ -39,30 +42,38 @@ def check_resize(mode) -> None:
     """Raises UserError for a value of `data.resize` that is None, no mode, and no group of `PrismaticResize`."""
     if mode is not None and not isinstance(mode, str):
         PrismaticResize.from_config(mode)
-    elif mode not in (None, *RESIZE_MODES):
-        raise UserError(f"data.resize '{mode}' does not exist{did_you_mean(mode, RESIZE_MODES)}")
+    elif mode not in (known := (None, *RESIZE_MODES, LAPA_CROPPED)):
+        raise UserError(f"data.resize '{mode}' does not exist{did_you_mean(mode, known[1:])}")
 
 
 def keeps_size(mode) -> bool:
     """Whether images of the right size stay as they are; a group with an area below 1 looks into all of them."""
-    return mode is None or isinstance(mode, str) or PrismaticResize.from_config(mode).area == 1
+    if mode is None or isinstance(mode, str):
+        return mode != LAPA_CROPPED
+    return PrismaticResize.from_config(mode).area == 1
 
 
 def resize(image: np.ndarray, size: int, mode: str | Mapping = "squash") -> np.ndarray:
-    """Resizes uint8[H, W, 3] to uint8[size, size, 3], bilinear, with anti-aliasing but for "lapa".
+    """Resizes uint8[H, W, 3] to uint8[size, size, 3], bilinear, with anti-aliasing but for "lapa" and "lapa_cropped".
 
     Args:
       image: the picture.
       size: side of the result in pixels.
       mode: "squash" changes the aspect ratio (as the official LAQ does); "center_crop" cuts the largest square from the
         middle first; "lapa" is what LAPA-7B was trained with: the longest side to `size`, then squashed to the square,
-        both times as OpenCV does, without anti-aliasing. Or the fields of a `PrismaticResize`.
+        both times as OpenCV does, without anti-aliasing; "lapa_cropped" goes on with the middle 0.9 of the height, all
+        of the width, back to the square, as its deployment does for models that were finetuned with `image_aug`. Or the
+        fields of a `PrismaticResize`.
 
     Returns:
       The resized picture; the input itself where nothing changes.
     """
     if not isinstance(mode, str):
         return PrismaticResize.from_config(mode)(image, size)
+    if mode == LAPA_CROPPED:
+        square, rows = resize(image, size, "lapa"), int(size * CROPPED_HEIGHT)
+        top = (size - rows) // 2
+        return resize_opencv(square[top : top + rows], size, size)
     height, width = image.shape[:2]
     if height == width == size:
         return image

@@ -36,6 +36,9 @@ def compare(trained: TrainedModel, small: TrainedModel, **where) -> dict:
     Raises:
       UserError: data that do not exist or do not fit.
     """
+    if trained.kind.int8_error == "actions" and not trained.datasets:
+        raise UserError(f"{where['run']} keeps no statistics of actions, by which errors of int8 are measured; give a "
+                        "run that was trained on data")  # fmt: skip
     evaluation = evaluation_of(trained)(trained, **where)
     (before, exact), (after, rounded) = (evaluation.measure(m.variables) for m in (trained, small))
     about = {name: value for name, value in evaluation.about().items() if name.startswith(("data", "split"))}

@@ -23,8 +23,11 @@ from lapa_jax.inference.policies import LatentPolicy, Policy
 FORMAT, VERSION = "lapa_jax.program", 1
 PROGRAM_FILE, PROGRAM_JSON = "program.bin", "program.json"
 _SEES = ("cameras", "image_size", "text_length")
-ATTRIBUTES = {"latent_policy": _SEES, "action_policy": (*_SEES, "state_dim")}
+ATTRIBUTES = {"latent_policy": _SEES, "action_policy": (*_SEES, "state_dim"),
+              "coded_policy": (*_SEES, "state_dim")}
 """{kind of model: the fields that its inference object asks for}."""
+AS = {"token_policy": "action_policy"}
+"""{kind of model: what its program is, if something else}: tokens are decoded within the program, in float32."""
 INPUTS = ("image", "text", "text_mask", "state")
 OUTPUTS = ("action", "codes", "logits")
 BATCH = "rows"
@@ -47,6 +50,10 @@ class Program:
         """Zeros with the shapes and dtypes of what the program reads and gives."""
         return {name: np.zeros((batch_size, *entry["shape"][1:]), entry["dtype"])
                 for name, entry in {**self._inputs, **self._outputs}.items()}  # fmt: skip
+
+    def history_template(self, codes):
+        """Prompts are written by the model's code, which is not here."""
+        raise UserError("an exported program sees no codes of the step before; leave history out, or load the run")
 
     def apply(self, variables: Mapping, batch: Mapping, *, method: str) -> dict[str, jax.Array]:
         """The model's `predict`, which is the one method of a program."""

@@ -13,6 +13,7 @@ from lapa_jax.core.files import atomic_path, write_json
 from lapa_jax.core.pretrained import CONFIG_FILE
 from lapa_jax.data import images
 from lapa_jax.export.program import (
+    AS,
     ATTRIBUTES,
     BATCH,
     FORMAT,
@@ -49,16 +50,17 @@ def save_program(trained: TrainedModel, folder: pathlib.Path, platforms: Sequenc
     """
     program = _lower(trained, platforms)
     outputs = jax.tree.unflatten(program.out_tree, program.out_avals)
+    kind = AS.get(trained.kind.name, trained.kind.name)
     trained.save_pretrained(folder)
     data = bytes(program.serialize())
     with atomic_path(folder / PROGRAM_FILE) as temporary:
         temporary.write_bytes(data)
     write_json(folder / PROGRAM_JSON, {
-        "format": FORMAT, "version": VERSION, "kind": trained.kind.name, "platforms": list(program.platforms),
+        "format": FORMAT, "version": VERSION, "kind": kind, "platforms": list(program.platforms),
         "jax": jax.__version__, "calling_convention": program.calling_convention_version,
         "program_sha256": hashlib.sha256(data).hexdigest(),
         "config_sha256": hashlib.sha256((folder / CONFIG_FILE).read_bytes()).hexdigest(),
-        "attributes": {name: getattr(trained.model, name) for name in ATTRIBUTES[trained.kind.name]},
+        "attributes": {name: getattr(trained.model, name) for name in ATTRIBUTES[kind]},
         "inputs": {name: _about(leaf) for name, leaf in _inputs(trained).items()},
         "outputs": {name: _about(leaf) for name, leaf in outputs.items()},
         "text_tokenizer": dict(trained.config.data.text_tokenizer), "scaling": _scaling(trained),
@@ -95,7 +97,7 @@ def _about(leaf) -> dict:
 
 def _scaling(trained: TrainedModel) -> dict:
     """{dataset: {column: `Normalizer.to_json()` or None}}: for who runs the program without this package."""
-    if trained.kind.name != "action_policy":
+    if trained.kind.name == "latent_policy":
         return {}
     columns = ("action", "state") if trained.model.state_dim else ("action",)
     normalizers = {dataset: {column: trained.normalizer(dataset, column) for column in columns}

@@ -59,10 +59,10 @@ class TrainedModel:
         meta = {"config": config, "datasets": self.datasets, "step": self.step}
         pretrained.save_pretrained(folder, config["model"], self.variables, meta)
 
-    def run(self, function, *arrays) -> np.ndarray:
+    def run(self, function, *arrays) -> np.ndarray | dict[str, np.ndarray]:
         """Runs `function(variables, *arrays)`, jitted, over the leading axis in padded batches; the result on the host.
 
-        The arrays are numpy arrays of one length, at least 1, or dicts of such; the function gives one array.
+        The arrays are numpy arrays of one length, at least 1, or dicts of such; so is what the function gives.
         """
         parts, sharding = [], batch_sharding(self.mesh)
         count = len(jax.tree.leaves(arrays)[0])
@@ -71,8 +71,9 @@ class TrainedModel:
             # The last row is repeated as padding: zeros could be no legal input of a model.
             rows = np.minimum(np.arange(start, start + size), count - 1)
             padded = jax.device_put(jax.tree.map(lambda a, rows=rows: a[rows], arrays), sharding)
-            parts.append(np.asarray(function(self.variables, *padded))[: count - start])
-        return np.concatenate(parts)
+            given = function(self.variables, *padded)
+            parts.append(jax.tree.map(lambda a, left=count - start: np.asarray(a)[:left], given))
+        return jax.tree.map(lambda *pieces: np.concatenate(pieces), *parts)
 
     def _padded_size(self, count: int) -> int:
         """The batch size for `count` examples: devices times a power of two, and no more than needed or allowed."""

@@ -17,20 +17,24 @@ class Chunks:
 
     Args:
       policy: the policy. execute: from 1, a new chunk each step, to the length of the chunks; None is that.
-      dataset: of a policy trained on several: whose units the environment has.
+      dataset: of a policy trained on several: whose units the environment has. history: see `Policy.session`.
     """
 
     name, sees = "policy", True
 
-    def __init__(self, policy: Policy, execute: int | None = None, dataset: str | None = None):
+    def __init__(
+        self, policy: Policy, execute: int | None = None, dataset: str | None = None, history: bool = False
+    ):  # fmt: skip
         length = policy.model.chunk_length
         if execute is not None and not 1 <= execute <= length:
             raise UserError(f"--execute {execute}: the chunks of this policy have {length} actions, give 1 to {length}")
-        self._policy, self._execute, self._dataset = policy, execute or length, policy.dataset(dataset)
-        self.about: Mapping = {**about(policy, self._dataset), "execute": self._execute}
+        self._session = lambda: policy.session(history)
+        self._execute, self._dataset = execute or length, policy.dataset(dataset)
+        self.about: Mapping = {**about(policy, self._dataset), "execute": self._execute, **_told(history)}
 
     def begin(self, episodes: Sequence) -> None:
         self._ahead: list[np.ndarray] = []
+        self._policy = self._session()
 
     def act(self, observations: Mapping[str, np.ndarray], instructions: list[str]) -> np.ndarray:
         if not self._ahead:
@@ -45,12 +49,12 @@ class Ensembled:
 
     name, sees = "policy", True
 
-    def __init__(self, policy: Policy, decay: float, dataset: str | None = None):
-        self._ensemble, self._dataset = Ensemble(policy, decay), policy.dataset(dataset)
-        self.about: Mapping = {**about(policy, self._dataset), "ensemble": decay}
+    def __init__(self, policy: Policy, decay: float, dataset: str | None = None, history: bool = False):
+        self._new, self._dataset = lambda: Ensemble(policy.session(history), decay), policy.dataset(dataset)
+        self.about: Mapping = {**about(policy, self._dataset), "ensemble": decay, **_told(history)}
 
     def begin(self, episodes: Sequence) -> None:
-        self._ensemble.reset()
+        self._ensemble = self._new()
 
     def act(self, observations: Mapping[str, np.ndarray], instructions: list[str]) -> np.ndarray:
         return self._ensemble.act(*_seen(observations, instructions), dataset=self._dataset)
@@ -83,7 +87,7 @@ class InContext:
 
 def controller_of(
     policy: Policy | InContextPolicy, demonstrations: Callable[[str], list[Demonstration]], *,
-    execute: int | None = None, ensemble: float | None = None, dataset: str | None = None,
+    execute: int | None = None, ensemble: float | None = None, dataset: str | None = None, history: bool = False,
 ) -> Chunks | Ensembled | InContext:  # fmt: skip
     """The controller of a policy, by its kind. Arguments as of `Chunks`, `Ensembled` and `InContext`.
 
@@ -91,24 +95,31 @@ def controller_of(
       UserError: ways of executing chunks for a policy that gives none.
     """
     make = kinds.resolve(policy.kind.controller)
-    return make(policy, demonstrations, execute=execute, ensemble=ensemble, dataset=dataset)
+    return make(policy, demonstrations, execute=execute, ensemble=ensemble, dataset=dataset, history=history)
 
 
-def of_chunks(policy, demonstrations, *, execute, ensemble, dataset) -> Chunks | Ensembled:
+def of_chunks(policy, demonstrations, *, execute, ensemble, dataset, history) -> Chunks | Ensembled:
     """Chunks, or with `ensemble`, a decay, their weighted means."""
-    return Chunks(policy, execute, dataset) if ensemble is None else Ensembled(policy, ensemble, dataset)
+    policy.session(history)  # a policy without history is refused now, before anything runs
+    if ensemble is None:
+        return Chunks(policy, execute, dataset, history)
+    return Ensembled(policy, ensemble, dataset, history)
 
 
-def in_context(policy, demonstrations, *, execute, ensemble, dataset) -> InContext:
+def in_context(policy, demonstrations, *, execute, ensemble, dataset, history) -> InContext:
     """Step by step, after demonstrations."""
-    if execute is not None or ensemble is not None:
-        raise UserError("--execute and --ensemble are for chunks; an in-context policy acts step by step")
+    if execute is not None or ensemble is not None or history:
+        raise UserError("--execute, --ensemble and --history are for chunks; an in-context policy acts step by step")
     return InContext(policy, demonstrations, dataset)
 
 
 def rate(policy, dataset: str | None = None) -> float | None:
     """How many actions a second the policy was trained to give; None if its data do not say."""
     return policy.datasets.get(policy.dataset(dataset), {}).get("fps")
+
+
+def _told(history: bool) -> dict:
+    return {"history": True} if history else {}  # only where it is: results without it keep their names
 
 
 def about(policy, dataset: str | None) -> dict:

@@ -11,12 +11,13 @@ class Ensemble:
 
     Args:
       policy: gives the chunks: a `Policy`, or a `Client` of a served one.
-      decay: m of the weights exp(-m i), i = 0 for the oldest chunk.
+      decay: m of the weights exp(-m i), i = 0 for the oldest chunk. Below 0 the newest one counts most: UniVLA's
+        authors take -0.1.
     """
 
     def __init__(self, policy, decay: float = 0.01):
-        if not decay >= 0:
-            raise UserError(f"decay is {decay}; it must be 0 (all alike) or more")
+        if not np.isfinite(decay):
+            raise UserError(f"decay is {decay}; 0 weighs all chunks alike, more the older and less the newer ones most")
         self._policy, self._decay = policy, decay
         self._chunks: list[np.ndarray] = []
 

@@ -48,6 +48,28 @@ class Instructed:
         ids, mask = self.tokenizer(texts, model.text_length)
         return {"image": batch, "text": ids, "text_mask": mask.astype(np.float32)}, single
 
+    def with_history(self, instruction, history) -> dict[str, np.ndarray]:
+        """"text" and "text_mask" of prompts that hold the codes of the step before.
+
+        Args:
+          instruction: B texts, or one for all. history: int [B, N].
+
+        Raises:
+          UserError: what are no codes of this policy, one that sees none, or a tokenizer that knows no codes.
+        """
+        texts, rows = [instruction] * len(history) if isinstance(instruction, str) else list(instruction), []
+        if len(texts) != len(history):
+            raise UserError(f"{len(texts)} instructions and codes of {len(history)} steps before; give one for each")
+        for words, codes in zip(texts, np.asarray(history)):
+            tokenizer = copy.copy(self.tokenizer)
+            tokenizer.template, needed = self.model.history_template(codes)
+            rows.append(tokenizer([words], self.model.text_length))
+            if needed != [number for number in rows[-1][0][0].tolist() if number in needed]:
+                raise UserError(f"the tokenizer {tokenizer!r} makes no ids {needed} of the codes {list(codes)}; give "
+                                "the run the one that was trained with the model")  # fmt: skip
+        ids, mask = (np.concatenate(parts) for parts in zip(*rows))
+        return {"text": ids, "text_mask": mask.astype(np.float32)}
+
     def seen(self, image, *, dataset: str | None = None) -> np.ndarray:
         """What is left of images for the model, such as those that the codes of LAPA-7B's image tokenizer stand for.
 
@@ -91,7 +113,8 @@ class LatentPolicy(Instructed, TrainedModel):
           image: uint8 [B, (V,) H, W, 3] or a single one without B; any H and W, resized as in training.
           instruction: B texts, or one for all.
           dataset: of a policy trained on several: as whose images they are resized.
-          history: int [N], of a single image: the codes of the step before, which UniVLA may be told; None for none.
+          history: int [B, N], or [N] for a single image: the codes of the step before, which UniVLA may be told; None
+            for none.
           official_sampler: what LAPA's released sampler makes of the codes, for comparison: all behind a 2 are 0.
 
         Returns:
@@ -113,22 +136,9 @@ class LatentPolicy(Instructed, TrainedModel):
         of each position are conditioned on the most likely codes before it."""
         batch, single = self.observed(image, instruction, dataset)
         if history is not None:
-            batch |= self._with_history(instruction, history, single)
+            batch |= self.with_history(instruction, np.asarray(history)[None] if single else history)
         logits = self.run(self._logits, batch)
         return logits[0] if single else logits
-
-
-    def _with_history(self, instruction, history, single: bool) -> dict[str, np.ndarray]:
-        """"text" and "text_mask" of a prompt with the codes of the step before."""
-        if not single:
-            raise UserError("history goes with one observation; call predict for each image of a batch")
-        tokenizer = copy.copy(self.tokenizer)
-        tokenizer.template, needed = self.model.history_template(history)
-        ids, mask = tokenizer([instruction], self.model.text_length)
-        if needed != [number for number in ids[0].tolist() if number in needed]:
-            raise UserError(f"the tokenizer {tokenizer!r} makes no ids {needed} of the codes {list(history)}; give the "
-                            "run the one that was trained with the model")  # fmt: skip
-        return {"text": ids, "text_mask": mask.astype(np.float32)}
 
 
 class Policy(Instructed, ColumnModel):
@@ -165,6 +175,16 @@ class Policy(Instructed, ColumnModel):
         batch, single = self.prepare(image, instruction, state, dataset=dataset)
         chunks = self.to_units(self.predict(batch), self.dataset(dataset))
         return chunks[0] if single else chunks
+
+    def session(self, history: bool = False):
+        """What `chunk` is asked of during an episode, or episodes in lockstep.
+
+        Args:
+          history: remember what was said at the query before, which only a `CodedPolicy` does.
+        """
+        if history:
+            raise UserError(f"a {self.config.model.name} sees no codes of the query before; leave --history out")
+        return self
 
     def prepare(
         self, image, instruction, state=None, *, dataset: str | None = None, resized: bool = False
@@ -205,3 +225,58 @@ class TokenPolicy(Policy):
     def predict(self, batch: dict[str, np.ndarray]) -> np.ndarray:
         """f64 [B, 1, width], normalised, for a batch of `prepare`, or rows of several; `to_units` gives actions."""
         return self.model.actions_of(super().predict(batch))
+
+
+class CodedPolicy(Policy):
+    """A policy that says a latent action before it acts, and may be told that of the step before: UniVLA with an action
+    decoder. Attributes as of `Policy`."""
+
+    def __init__(self, model, variables, **about):
+        super().__init__(model, variables, **about)
+
+        def predict(variables, batch):
+            predicted = model.apply(variables, batch, method="predict")
+            return {name: predicted[name] for name in ("action", "codes")}
+
+        self._predict = jax.jit(predict)
+
+    def predict(self, batch: dict[str, np.ndarray]) -> np.ndarray:
+        """As `Policy.predict`."""
+        return self.run(self._predict, batch)["action"]
+
+    def chunk_and_codes(
+        self, image, instruction, state=None, *, dataset: str | None = None, history=None
+    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        """The next T actions, and the codes that they were decoded from.
+
+        Args:
+          image, instruction, state, dataset: as of `chunk`.
+          history: int [B, N], or [N] for a single image: the codes of the step before; None for none.
+
+        Returns:
+          f32 [B, T, A] in the units of the data, and int32 [B, N]; without B for a single image.
+        """
+        batch, single = self.prepare(image, instruction, state, dataset=dataset)
+        if history is not None:
+            batch |= self.with_history(instruction, np.asarray(history)[None] if single else history)
+        predicted = self.run(self._predict, batch)
+        chunks, codes = self.to_units(predicted["action"], self.dataset(dataset)), predicted["codes"]
+        return (chunks[0], codes[0]) if single else (chunks, codes)
+
+    def session(self, history: bool = False):
+        """As `Policy.session`."""
+        return Remembering(self) if history else self
+
+
+class Remembering:
+    """Tells a `CodedPolicy` at each query the codes that it said at the query before, as UniVLA's authors run models
+    that were finetuned so. For one episode, or several in lockstep."""
+
+    def __init__(self, policy: CodedPolicy):
+        self._policy, self._codes = policy, None
+
+    def chunk(self, image, instruction, state=None, *, dataset: str | None = None) -> np.ndarray:
+        """As `Policy.chunk`."""
+        chunk, self._codes = self._policy.chunk_and_codes(image, instruction, state, dataset=dataset,
+                                                          history=self._codes)  # fmt: skip
+        return chunk

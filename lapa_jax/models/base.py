@@ -128,16 +128,16 @@ class ImagePolicy(Model):
         """Images uint8 [B, (V,) H, W, 3] -> what is left of them for the model, f32 in [0, 1]; by default all."""
         return images.astype("float32") / 255
 
+    @nn.nowrap
+    def history_template(self, codes: np.ndarray) -> tuple[str, list[int]]:
+        """The template of a prompt that holds the codes int [N] of the step before, and the ids of these."""
+        raise UserError("this policy sees no codes of the step before; leave history out")
+
 
 class LatentPolicy(ImagePolicy):
     """Stage 2: latent actions from "image" uint8 [B, (V,) H, W, 3], "text" i32 [B, L] and "text_mask" f32 [B, L].
     Training adds "latent" i32 [B, N]. `predict` gives "codes" i32 [B, N] and "logits" f32 [B, N, K]."""
     kind = "latent_policy"
-
-    @nn.nowrap
-    def history_template(self, codes: np.ndarray) -> tuple[str, list[int]]:
-        """The template of a prompt that holds the codes int [N] of the step before, and the ids of these."""
-        raise UserError("this policy sees no codes of the step before; leave history out")
 
 
 class ActionPolicy(ImagePolicy):

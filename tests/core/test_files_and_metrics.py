@@ -105,3 +105,18 @@ def test_arrays_on_disk_are_forgotten_by_memory_and_come_back(tmp_path):
         np.testing.assert_array_equal(arrays["a"][1], np.arange(5000))
         assert arrays["b"] == 7 and not arrays["a"][0].any()
     assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_folder_made_for_arrays_goes_where_writing_fails(tmp_path):
+    def fail(folder, *files):
+        with pytest.raises(RuntimeError), arrays_on_disk(folder, {"a": (3,)}, np.float32):
+            for name in files:
+                (folder / name).write_text("kept")
+            raise RuntimeError
+
+    fail(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    fail(tmp_path / "filled", "note.txt")
+    (tmp_path / "old").mkdir()
+    fail(tmp_path / "old")
+    assert (tmp_path / "filled" / "note.txt").exists() and (tmp_path / "old").exists()

@@ -34,6 +34,17 @@ def test_lapa_s_images_are_those_of_its_own_code(shared):
         assert np.abs(squashed.astype(int) - resized).max() > 10, "anti-aliasing makes other images"
 
 
+def test_finetuned_models_of_lapa_see_the_middle_of_the_height(shared):
+    """57 of 64 rows from the fourth on, and all columns, brought back to the square, whatever the size was before."""
+    golden = np.load(shared / "golden" / "released" / "lapa7b_small" / "golden.npz")
+    for case in (0, 1):
+        expected = images.resize_opencv(golden[f"case{case}.resized"][3:60], 64, 64)
+        for image in (golden[f"case{case}.image"], golden[f"case{case}.resized"]):
+            np.testing.assert_array_equal(images.to_side(image, 64, None, "lapa_cropped"), expected)
+    assert not images.keeps_size("lapa_cropped") and images.keeps_size("lapa")
+    assert Options(resize="lapa_cropped").resize == "lapa_cropped"
+
+
 def test_extreme_shapes_still_give_a_square():
     assert images.resize(np.zeros((1, 900, 3), np.uint8), 32, "lapa").shape == (32, 32, 3)
 

@@ -37,7 +37,7 @@ def tower(t, name, pixels, depth, heads):
     t = {key.removeprefix(f"{VISION}{name}."): value for key, value in t.items() if key.startswith(f"{VISION}{name}.")}
     x = jax.lax.conv(pixels[None], t["patch_embed.proj.weight"], (14, 14), "VALID")[0]
     x = x.reshape(len(x), -1).T + t["patch_embed.proj.bias"] + t["pos_embed"][0]
-    first = jnp.concatenate([t["cls_token"][0], t["reg_token"][0]]) if "cls_token" in t else jnp.zeros((0, x.shape[1]))
+    first = jnp.concatenate([jnp.zeros((0, x.shape[1])), *(t[n][0] for n in ("cls_token", "reg_token") if n in t)])
     x = jnp.concatenate([first, x])
     for i in range(depth - 1):
         block = f"blocks.{i}"
@@ -50,37 +50,40 @@ def tower(t, name, pixels, depth, heads):
     return x[len(first) :]
 
 
-def patches(t, pixels, depths, heads=16):
-    """Tokens [L, D] of an image [6, H, W]: DINOv2's channels, then SigLIP's."""
-    x = jnp.concatenate([tower(t, "featurizer", pixels[:3], depths[0], heads),
-                         tower(t, "fused_featurizer", pixels[3:], depths[1], heads)], axis=1)  # fmt: skip
-    for name in ("fc1", "fc2"):
+def patches(t, pixels, depths, heads=(16, 16)):
+    """Tokens [L, D] of an image [6, H, W], DINOv2's channels, then SigLIP's; or of [3, H, W], of one tower."""
+    towers = zip(("featurizer", "fused_featurizer"), (pixels[:3], pixels[3:]), depths, heads)
+    x = jnp.concatenate([tower(t, *each) for each in towers], axis=1)
+    names = ("fc1", "fc2", "fc3")[: 1 + len(depths)]
+    for name in names[:-1]:
         x = jax.nn.gelu(linear(t, f"projector.{name}", x), approximate=False)
-    return linear(t, "projector.fc3", x)
+    return linear(t, f"projector.{names[-1]}", x)
 
 
-def turn(x):
+def turn(x, theta):
     """Rotary positions 0, 1, ... of [L, heads, d]: feature i is turned together with feature i + d / 2."""
     half = x.shape[-1] // 2
-    angle = jnp.arange(len(x))[:, None] / 10000 ** (jnp.arange(half) * 2 / x.shape[-1])
+    angle = jnp.arange(len(x))[:, None] / theta ** (jnp.arange(half) * 2 / x.shape[-1])
     cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]
     return jnp.concatenate([x[..., :half] * cos - x[..., half:] * sin, x[..., half:] * cos + x[..., :half] * sin], -1)
 
 
-def llama(t, x, layers, heads=4, eps=1e-6):
-    """Embeddings [L, D] -> hidden states behind the final norm."""
+def llama(t, x, layers, heads=4, eps=1e-6, theta=10000):
+    """Embeddings [L, D] -> hidden states behind the final norm. Neighbouring heads may share keys and values."""
     for i in range(layers):
         block = f"{TEXT}layers.{i}"
         y = rms_norm(t, f"{block}.input_layernorm", x, eps)
-        q, k, v = (linear(t, f"{block}.self_attn.{n}_proj", y).reshape(len(x), heads, -1) for n in "qkv")
-        x = x + linear(t, f"{block}.self_attn.o_proj", attend(turn(q), turn(k), v, causal=True))
+        q = linear(t, f"{block}.self_attn.q_proj", y).reshape(len(x), heads, -1)
+        k, v = (linear(t, f"{block}.self_attn.{n}_proj", y).reshape(len(x), -1, q.shape[-1]) for n in "kv")
+        k, v = (jnp.repeat(each, heads // each.shape[1], axis=1) for each in (k, v))
+        x = x + linear(t, f"{block}.self_attn.o_proj", attend(turn(q, theta), turn(k, theta), v, causal=True))
         y = rms_norm(t, f"{block}.post_attention_layernorm", x, eps)
         gate = jax.nn.silu(linear(t, f"{block}.mlp.gate_proj", y))
         x = x + linear(t, f"{block}.mlp.down_proj", gate * linear(t, f"{block}.mlp.up_proj", y))
     return rms_norm(t, f"{TEXT}norm", x, eps)
 
 
-def embed(t, ids, pixels, depths):
+def embed(t, ids, pixels, depths, heads=(16, 16)):
     """[bos][image][rest of the prompt] as embeddings [L, D]."""
     words = t[f"{TEXT}embed_tokens.weight"][ids]
-    return jnp.concatenate([words[:1], patches(t, pixels, depths), words[1:]])
+    return jnp.concatenate([words[:1], patches(t, pixels, depths, heads), words[1:]])

@@ -59,6 +59,12 @@ def test_an_ensemble_of_rows_is_that_of_each_row_alone(policy):
     np.testing.assert_allclose(acts.act(seen[0], TEXTS), chunk(policy, seen[0])[:, 0], rtol=1e-6)
 
 
+def test_only_policies_that_say_codes_are_told_those_of_before(policy):
+    for how in ({}, {"ensemble": -0.1}):
+        with pytest.raises(UserError, match="sees no codes of the query before; leave --history out"):
+            controllers.controller_of(policy, None, history=True, **how)
+
+
 class Episode:
     def __init__(self, task):
         self.task = task

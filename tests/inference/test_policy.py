@@ -142,7 +142,7 @@ class Foreseen:
         return next(self._chunks)
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.5])
+@pytest.mark.parametrize("decay", [0.0, 0.5, -0.1])
 def test_an_ensemble_averages_what_all_chunks_say_of_a_step(decay):
     rng = np.random.default_rng(0)
     chunks = rng.normal(size=(6, T, A)).astype(np.float32)
@@ -155,4 +155,4 @@ def test_an_ensemble_averages_what_all_chunks_say_of_a_step(decay):
     ensemble.reset()
     np.testing.assert_allclose(ensemble.act(None, ""), chunks[0][0], atol=1e-6)
     with pytest.raises(UserError, match="decay"):
-        Ensemble(Foreseen([]), -1.0)
+        Ensemble(Foreseen([]), float("nan"))

@@ -1,6 +1,7 @@
 """tools/bench_policy.py: its pieces are the policy, its table adds up, what it refuses."""
 
 import importlib.util
+import json
 import re
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from lapa_jax.core.errors import UserError
+from tests.golden import released
 from tests.serve import served
 
 CAMERAS = ("image", "image_wrist")
@@ -45,6 +47,18 @@ def test_it_prints_every_stage_and_their_sum(bench, tmp_path, capsys):
     assert float(rows[bench.TRIP]) >= float(rows[bench.TRANSPORT]) > 0 and "| batch 2, ms | p50 | p95 | p99 |" in told
     share = int(re.search(r"sum is (\d+)%", told).group(1))
     assert share == pytest.approx(100 * float(rows["sum of these"]) / float(rows[bench.WHOLE]), abs=2)
+
+
+def test_tokens_are_timed_apart_from_images_and_prompt(bench, shared, tmp_path, capsys):
+    stats = released.copy_openvla(shared, tmp_path / "source") / "dataset_statistics.json"
+    stats.write_text(json.dumps({"bridge_orig": json.loads(stats.read_text())["bridge_orig"]}))
+    model, _, _ = released.import_("openvla", tmp_path / "source", tmp_path / "run", "--actions_only")
+    assert model.choose == "actions" and model.first_token_only().tokens == 1
+    bench.main(["--run", str(tmp_path / "run"), "--batch", "1", "--rounds", "3", "--side", "40"])
+    told = capsys.readouterr().out
+    rows = dict(re.findall(r"^\| ([a-z, -]+) \| (-?[0-9.]+) \|", told, re.M))
+    assert list(rows) == [*bench.TOKEN_STAGES, bench.A_TOKEN, "sum of these", bench.WHOLE, bench.TRANSPORT, bench.TRIP]
+    assert float(rows[bench.FURTHER]) == pytest.approx(6 * float(rows[bench.A_TOKEN]), abs=0.05)
 
 
 def test_bad_arguments_are_told(bench):

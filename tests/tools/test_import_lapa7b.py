@@ -13,6 +13,7 @@ import safetensors.numpy
 import lapa_jax
 from lapa_jax.core import tree
 from lapa_jax.core.errors import UserError
+from lapa_jax.data import images
 from lapa_jax.models.policies.lapa import Sequence
 from tests.golden import released_lapa as released
 from tests.golden.imported import read
@@ -135,6 +136,17 @@ def test_of_the_bins_that_exist_one_is_chosen_where_that_is_wanted(golden, actin
     tokens, _ = apply(policy, "action_tokens", sequence(g, 0, "action_"))
     assert tokens[0, 0, -1] in (0, 1) and policy.model.actions_of(tokens)[0, 0, -1] in (0, 1)
     np.testing.assert_array_equal(tokens[0, 0, :-1], g["case0.action_tokens_greedy"][:-1])
+
+
+def test_a_model_that_was_finetuned_on_cropped_images_sees_them_so(golden, tmp_path):
+    folder, image = golden[0], golden[1]["case0.image"]
+    out = run(folder / "params_action", folder / "vqgan", tmp_path / "run", "--heads", "3", "--image_size", "64",
+              "--tokenizer", "bytes", "--text_length", "160", "--bins", str(folder / "action_bins.csv"),
+              "--center_crop")  # fmt: skip
+    policy = lapa_jax.load(out)
+    for seen in (image, golden[1]["case0.resized"]):  # an image of the right size is cropped as well
+        np.testing.assert_array_equal(policy.observed(seen, "x")[0]["image"][0],
+                                      images.resize(image, 64, "lapa_cropped"))  # fmt: skip
 
 
 def test_numbers_are_stored_as_they_are_and_images_in_float32(golden, latent):

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -10,7 +11,8 @@ import safetensors.numpy
 import lapa_jax
 from lapa_jax.core.errors import UserError
 from lapa_jax.models.released import openvla
-from tests.golden import released
+from tests.golden import openvla_by_hand, released
+from tests.tools.test_import_towers import peak_of_memory
 
 DATASETS = ("bridge_orig", "toy_without_mask", "toy_4d")
 
@@ -117,6 +119,125 @@ def test_one_tower_and_the_prompt_of_the_first_model(source, tmp_path):
     assert lapa_jax.load(tmp_path / "run").act(image, "pick up the red cup", dataset="bridge_orig").shape == (7,)
 
 
+def tower(name, depth, dim, hidden, grid, seed, registers=0, scaled=True):
+    """A tower of random numbers; scaled: with the class token and the layer scale of DINOv2."""
+    rng, start = np.random.default_rng(seed), f"vision_backbone.{name}."
+    normal = lambda *shape: (rng.normal(size=shape) / shape[-1] ** 0.5).astype(np.float32)  # noqa: E731
+    tensors = {"pos_embed": normal(1, grid**2, dim), "patch_embed.proj.weight": normal(dim, 3, 14, 14) / 14,
+               "patch_embed.proj.bias": normal(dim), "norm.weight": normal(dim), "norm.bias": normal(dim)}  # fmt: skip
+    if scaled:
+        tensors["cls_token"] = normal(1, 1, dim)
+    if registers:
+        tensors["reg_token"] = normal(1, registers, dim)
+    for block in (f"blocks.{layer}" for layer in range(depth)):
+        for part, shape in (("attn.qkv", (3 * dim, dim)), ("attn.proj", (dim, dim)), ("mlp.fc1", (hidden, dim)),
+                            ("mlp.fc2", (dim, hidden)), ("norm1", (dim,)), ("norm2", (dim,))):  # fmt: skip
+            tensors[f"{block}.{part}.weight"] = normal(*shape) + (len(shape) == 1)
+            tensors[f"{block}.{part}.bias"] = normal(shape[0])
+        tensors |= {f"{block}.ls{number}.scale_factor": normal(dim) for number in (1, 2) if scaled}
+    return {start + key: tensor for key, tensor in tensors.items()}
+
+
+OTHER = {
+    "two towers, grouped queries": (
+        {"timm_model_ids": ["vit_base_patch14_dinov2.lvd142m", "vit_so400m_patch14_siglip_384"]},
+        (tower("featurizer", 3, 24, 50, 3, 1), tower("fused_featurizer", 2, 32, 70, 3, 2, scaled=False)), (12, 16),
+        {"depth": 3, "dim": 32, "hidden": 40, "heads": 8, "kv_heads": 2}),
+    "DINOv2 alone, coarse bins": (
+        {"timm_model_ids": ["vit_small_patch14_reg4_dinov2.lvd142m"], "n_action_bins": 64, "pad_to_multiple_of": 32},
+        (tower("featurizer", 2, 36, 20, 3, 3, registers=2),), (6,),
+        {"depth": 1, "dim": 20, "hidden": 30, "heads": 2, "kv_heads": 2}),
+    "SigLIP alone, one group": (
+        {"timm_model_ids": ["vit_so400m_patch14_siglip_224"], "n_action_bins": 300},
+        (tower("featurizer", 3, 16, 33, 3, 4, scaled=False),), (16,),
+        {"depth": 2, "dim": 48, "hidden": 16, "heads": 4, "kv_heads": 1}),
+}  # fmt: skip
+"""{what: keys of config.json, towers, their heads, decoder}."""
+
+
+@pytest.mark.parametrize("what", OTHER)
+def test_other_shapes_equal_the_equations(source, tmp_path, what):
+    """Of all that a folder may have otherwise; the whole generation anew for each token, on the folder's tensors."""
+    config, towers, tower_heads, decoder = OTHER[what]
+    count, dims = len(towers), [next(t.shape[-1] for n, t in each.items() if "pos_embed" in n) for each in towers]
+    tensors = with_decoder(source, towers=towers, features=sum(dims), **decoder)
+    released.edit_json(source / "config.json", **config, image_sizes=[42] * count, use_fused_vision_backbone=count > 1,
+                       timm_override_act_layers=[None] * count)  # fmt: skip
+    (source / "preprocessor_config.json").unlink()
+    released.import_("openvla", source, tmp_path / "run")
+    policy = lapa_jax.load(tmp_path / "run")
+    t = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+    image, instruction = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8), released.INSTRUCTIONS[1]
+    batch, _ = policy.prepare(image, instruction, dataset="toy_4d")
+    means = {"dinov2": ((0.484375, 0.455078125, 0.40625), (0.228515625, 0.2236328125, 0.224609375)),
+             "siglip": ((0.5,) * 3, (0.5,) * 3)}  # fmt: skip
+    pixels = np.concatenate([((batch["image"][0] / 255 - np.array(means[kind][0])) / np.array(means[kind][1]))
+                             .transpose(2, 0, 1) for kind in ("dinov2", "siglip")
+                             if any(kind in timm_id for timm_id in config["timm_model_ids"])])  # fmt: skip
+    ids = [int(i) for i in batch["text"][0][batch["text_mask"][0] > 0]]
+    depths = [1 + max(int(n.split(".")[3]) for n in each if ".blocks." in n) for each in towers]
+    for _ in range(policy.model.action_dim):
+        x = openvla_by_hand.embed(t, np.array(ids), pixels.astype(np.float32), depths, tower_heads)
+        states = openvla_by_hand.llama(t, x, decoder["depth"], decoder["heads"], 1e-5, 500.0)
+        logits = states[-1] @ t["language_model.lm_head.weight"].T
+        ids.append(int(np.argmax(logits)))
+    tokens = np.array(ids[-policy.model.action_dim :])
+    forced = policy.model.apply(policy.variables, batch, tokens[None], method="teacher_forced_logits")
+    np.testing.assert_allclose(forced[0, policy.model.action_dim - 1], logits, atol=1e-4 * np.abs(logits).max())
+    end, edges = 32064 - config.get("pad_to_multiple_of", 64), np.linspace(-1, 1, config.get("n_action_bins", 256))
+    bins = np.clip(end - tokens - 1, 0, len(edges) - 2)
+    stats = policy.datasets["toy_4d"]["statistics"]["action"]
+    low, high, mask = (np.array(stats[name]) for name in ("q01", "q99", "mask"))
+    action = ((edges[1:] + edges[:-1]) / 2)[bins][:4]
+    expected = np.where(mask, 0.5 * (action + 1) * (high - low) + low, action)
+    np.testing.assert_allclose(policy.act(image, instruction, dataset="toy_4d"), expected, rtol=0, atol=1e-12)
+
+
+def with_decoder(source, depth, dim=192, hidden=768, heads=4, kv_heads=2, towers=None, features=112):
+    """Puts a decoder of another shape, with random numbers and grouped queries, into a folder, and also towers, which
+    have so many features together."""
+    rng = np.random.default_rng(depth)
+    normal = lambda *shape: (rng.normal(size=shape) / shape[-1] ** 0.5).astype(ml_dtypes.bfloat16)  # noqa: E731
+    tensors = {n: t for n, t in released.tensors_of(source).items() if n.startswith("vision_backbone.")}
+    if towers is not None:
+        tensors = {name: tensor for each in towers for name, tensor in each.items()}
+    layers = (("fc1", (4 * features, features)), ("fc2", (dim, 4 * features)), ("fc3", (dim, dim)))
+    if towers is not None and len(towers) == 1:
+        layers = (("fc1", (dim, features)), ("fc2", (dim, dim)))
+    for name, shape in layers:
+        tensors[f"projector.{name}.weight"], tensors[f"projector.{name}.bias"] = normal(*shape), normal(shape[0])
+    start, width = "language_model.model.", dim // heads
+    tensors |= {f"{start}embed_tokens.weight": normal(32064, dim), "language_model.lm_head.weight": normal(32064, dim),
+                f"{start}norm.weight": 1 + normal(dim)}  # fmt: skip
+    shapes = {"self_attn.q_proj": (dim, dim), "self_attn.k_proj": (kv_heads * width, dim),
+              "self_attn.v_proj": (kv_heads * width, dim), "self_attn.o_proj": (dim, dim),
+              "mlp.gate_proj": (hidden, dim), "mlp.up_proj": (hidden, dim), "mlp.down_proj": (dim, hidden)}  # fmt: skip
+    for layer in range(depth):
+        for name, shape in shapes.items():
+            tensors[f"{start}layers.{layer}.{name}.weight"] = normal(*shape)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{start}layers.{layer}.{name}.weight"] = 1 + normal(dim)
+    released.write_tensors(source, tensors)
+    released.edit_json(source / "config.json", text_config={"vocab_size": 32064, "hidden_size": dim,
+                       "intermediate_size": hidden, "num_hidden_layers": depth, "num_attention_heads": heads,
+                       "num_key_value_heads": kv_heads, "rope_theta": 500.0, "rms_norm_eps": 1e-5})  # fmt: skip
+    return tensors
+
+
+def test_memory_is_that_of_the_largest_tensor_and_not_of_the_model(source, tmp_path):
+    """The embedding is larger than all else; a decoder of four times the layers takes as much memory."""
+    peaks = {}
+    for depth in (4, 8, 32):  # the first one imports and compiles what is needed once
+        with_decoder(source, depth)
+        with peak_of_memory() as peak:
+            released.import_weights.main(["openvla", "--input", str(source), "--out", str(tmp_path / str(depth)),
+                                          "--dtype", "bfloat16"])  # fmt: skip
+        peaks[depth] = peak[0]
+    largest, layer = 4 * 32064 * 192, 2 * (3 * 192 * 768 + 3 * 192 * 192)
+    assert 24 * layer > largest / 2, "the folder has grown"
+    assert peaks[32] < peaks[8] + 6 * layer and peaks[32] < 3 * largest
+
+
 def _renamed(name, starts):
     return next((new + name.removeprefix(old) for old, new in starts.items() if name.startswith(old)), name)
 
@@ -187,6 +308,7 @@ def test_wrong_folders_are_refused_with_lists(source, shared, tmp_path):
     assert "missing (2): projector.fc2.bias, vision_backbone.featurizer.cls_token" in said
     assert "unexpected (1): language_model.value_head.weight" in said
     assert "layers.1.mlp.up_proj.weight has shape (24, 64), which does not give llm/decoder/layers/" in said
+    assert "but (64, 24)" in said
     released.write_tensors(source, {n: t for n, t in tensors.items() if "pos_embed" not in n})
     refuse(source, tmp_path, "'vit_large_patch14_reg4_dinov2.lvd142m' has is missing: pos_embed")
 
@@ -230,6 +352,22 @@ def test_configs_of_other_models_are_refused(shared, tmp_path, changed, message)
         (source / "preprocessor_config.json").unlink()
         message = "image_resize_strategy 'squeeze' is unknown"
     refuse(source, tmp_path, message)
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "dataset_statistics.json"])
+def test_files_that_hold_something_else_are_named(source, tmp_path, name):
+    (source / name).write_text("[1, 2]")
+    refuse(source, tmp_path, f"{name} holds a list and not an object")
+    if name == "dataset_statistics.json":
+        for content in ('{"mine": 1}', '{"mine": {"action": [1, 2]}}'):
+            (source / name).write_text(content)
+            refuse(source, tmp_path, "'mine' is no entry of statistics")
+
+
+def test_an_oft_is_refused_by_the_heads_beside_it(source, tmp_path):
+    """Its config.json and its shards are those of an OpenVLA, as which it would act wrongly."""
+    (source / "action_head--150000_checkpoint.pt").write_bytes(b"")
+    refuse(source, tmp_path, "is an OpenVLA-OFT .action_head--150000_checkpoint.pt.")
 
 
 def test_nothing_of_the_folder_is_executed(source, tmp_path):

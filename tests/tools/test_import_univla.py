@@ -122,7 +122,7 @@ def test_logits_given_the_true_codes_are_openvlas(latent, source, golden, tmp_pa
 def test_the_codes_of_the_step_before_stand_in_the_prompt(latent, golden):
     image = golden["case0.image"]
     latent.predict(image, "pick up the red cup", history=[1, 2, 3, 15])
-    added = latent._with_history("pick up the Red cup", np.array([1, 2, 3, 15]), True)
+    added = latent.with_history("pick up the Red cup", np.array([[1, 2, 3, 15]]))
     plain = latent.tokenizer(["pick up the red cup"], 128)[0][0]
     ids = added["text"][0][added["text_mask"][0] > 0].tolist()
     place = ids.index(FIRST + 1)
@@ -132,6 +132,65 @@ def test_the_codes_of_the_step_before_stand_in_the_prompt(latent, golden):
     for wrong in ([1, 2, 3], [1, 2, 3, 16], [0.5, 1, 2, 3]):
         with pytest.raises(UserError, match="the 4 codes of the step before"):
             latent.predict(image, "pick up", history=wrong)
+
+
+def test_the_loss_is_the_cross_entropy_of_the_codes_and_of_the_end_among_all_ids(latent, source, golden, tmp_path):
+    """As in the official training, whose labels are the last five ids of a prompt with its answer."""
+    model, variables, _ = released.import_("openvla", source, tmp_path / "openvla")
+    batch, _ = latent.observed(golden["case0.image"], released.INSTRUCTIONS[0])
+    codes = np.array([[3, 15, 0, 7]], np.int32)
+    logits = model.apply(variables, batch, FIRST + codes, method="teacher_forced_logits")[0]
+    logits = np.asarray(logits, np.float64)
+    shares = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    wanted = -np.mean([shares[number, token] for number, token in enumerate([*(FIRST + codes[0]), 2])])
+    batch |= {"latent": codes, "latent_mask": np.ones(1, np.float32)}
+    out = latent.model.apply(latent.variables, batch, train=False)
+    np.testing.assert_allclose(out.losses["latent"], [wanted], rtol=1e-4)
+
+
+def test_actions_are_learned_from_the_true_codes_where_there_are_some(source, golden, tmp_path):
+    width = released.tensors_of(source)["language_model.lm_head.weight"].shape[1]
+    torch_writer.save(tmp_path / "decoder.pt", tensors := decoder(3, width))
+    released.import_("univla", source, tmp_path / "run", "--action_decoder", tmp_path / "decoder.pt",
+                     "--decoder_heads", 2)  # fmt: skip
+    policy = lapa_jax.load(tmp_path / "run")
+    model, rng = policy.model.clone(learns_codes=True), np.random.default_rng(0)
+    batch, _ = policy.prepare(golden["case0.image"], released.INSTRUCTIONS[0])
+    batch |= {"latent": np.array([[3, 15, 0, 7]], np.int32), "action_mask": np.array([[1, 1, 0]], np.float32),
+              "action": rng.uniform(-1, 1, (1, CHUNK, 7)).astype(np.float32)}  # fmt: skip
+    out = model.apply(policy.variables, batch, train=False)
+    taught = model.apply(policy.variables, batch, batch["latent"], method="teach")
+    own = model.apply(policy.variables, batch, method="say")
+    assert (own.codes != batch["latent"]).any()
+    predicted = decoded(tensors, np.asarray(taught.prefix[0, : model.image_tokens], np.float64),
+                        np.asarray(taught.states[0, :LENGTH], np.float64))  # fmt: skip
+    np.testing.assert_allclose(out.losses["action"], [np.abs(predicted - batch["action"][0])[:2].mean()], rtol=1e-4)
+    np.testing.assert_array_equal(taught.states[0, 0], own.states[0, 0])
+    assert set(out.losses) == {"action", "latent"} and set(model.example(2)) > {"latent"}
+
+
+def test_each_query_is_told_the_codes_of_the_one_before(source, golden, tmp_path):
+    width = released.tensors_of(source)["language_model.lm_head.weight"].shape[1]
+    torch_writer.save(tmp_path / "decoder.pt", decoder(3, width))
+    released.import_("univla", source, tmp_path / "run", "--action_decoder", tmp_path / "decoder.pt",
+                     "--decoder_heads", 2)  # fmt: skip
+    policy = lapa_jax.load(tmp_path / "run")
+    images = np.stack([golden["case1.image"], golden["case1.image"][::-1]])
+    texts = list(released.INSTRUCTIONS)
+    session = policy.session(history=True)
+    chunks, codes = policy.chunk_and_codes(images, texts)
+    np.testing.assert_array_equal(session.chunk(images, texts), chunks)
+    np.testing.assert_array_equal(chunks, policy.chunk(images, texts))
+    assert codes.shape == (2, LENGTH) and codes.dtype == np.int32
+    second = session.chunk(images, texts)
+    for row in (0, 1):
+        alone, said = policy.chunk_and_codes(images[row], texts[row], history=codes[row])
+        np.testing.assert_allclose(second[row], alone, atol=1e-5)
+        plain, _ = policy.prepare(images[row], texts[row])
+        told = policy.with_history(texts[row], codes[row][None])
+        assert told["text_mask"].sum() > plain["text_mask"].sum() + LENGTH and said.shape == (LENGTH,)
+    assert np.abs(second - chunks).max() > 1e-4, "history makes a difference"
+    assert policy.session() is policy
 
 
 @pytest.mark.parametrize("state", [0, 7])

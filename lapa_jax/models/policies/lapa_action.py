@@ -97,6 +97,16 @@ class Model(Lapa, base.ActionPolicy):
         """A."""
         return len(self.edges)
 
+    @property
+    def tokens(self) -> int:
+        """How many are decoded for a chunk."""
+        return self.chunk_length * self.action_dim
+
+    @nn.nowrap
+    def first_token_only(self) -> "Model":
+        """The same model that stops behind its first token; the difference in time is that of the others."""
+        return self.clone(edges=self.edges[:1], chunk_length=1)
+
     @nn.nowrap
     def example(self, batch_size: int) -> dict[str, np.ndarray]:
         """A batch of zeros with the right shapes and dtypes, with all masks 1."""

@@ -150,6 +150,16 @@ class Model(VisionLanguageModel, base.ActionPolicy):
         return action_measures.summarize(arrays, ())
 
     @property
+    def tokens(self) -> int:
+        """How many are decoded for an action."""
+        return self.action_dim
+
+    @nn.nowrap
+    def first_token_only(self) -> "Model":
+        """The same model that stops behind its first token; the difference in time is that of the others."""
+        return self.clone(action_dim=1)
+
+    @property
     def centres(self) -> np.ndarray:
         """f64 [edges - 1]: what the bins are decoded as."""
         edges = np.linspace(-1, 1, self.edges)

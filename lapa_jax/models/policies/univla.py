@@ -28,7 +28,8 @@ class Spoken(NamedTuple):
 
     Attributes:
       codes: i32 [B, N]. logits: f32 [B, N, K], of the codes alone.
-      states: [B, N, dim], what the codes are read off: of the prompt's last token and of all codes but the last.
+      states: [B, N, dim], what the codes are read off: of the prompt's last token and of all codes but the last. Where
+        codes were given there is one more, of the last code.
       prefix: [B, S, dim], of all that comes before; the first one is of bos, then come those of the image.
     """
 
@@ -49,11 +50,13 @@ class Univla(VisionLanguageModel):
     Attributes: those of `VisionLanguageModel`, and
       code_length: N, codes of a latent action. codebook_size: K.
       first_code: the id of code 0.
+      end: the id that follows the codes in training, Llama's `</s>`; None leaves it out of the loss.
     """
 
     code_length: FromData = 4
     codebook_size: Annotated[int | None, Range(2), FILLED] = 16
     first_code: Count = 32001
+    end: int | None = 2
 
     def setup(self):
         super().setup()
@@ -90,13 +93,24 @@ class Univla(VisionLanguageModel):
     def teach(self, batch: Mapping[str, jax.Array], codes: jax.Array) -> Spoken:
         """The same given true codes i32 [B, N]; its `codes` are the most likely ones at each position."""
         prefix, last = self.before_last(batch)
-        tokens = jnp.concatenate([last, self.first_code + codes[:, :-1]], axis=1)
+        tokens = jnp.concatenate([last, self.first_code + codes], axis=1)
         x = jnp.concatenate([prefix.embeddings, self.llm.embed(tokens)], axis=1)
         mask, positions = self._places(prefix.real, tokens.shape[1])
         states = self.llm(embeddings=x, mask=mask, positions=positions)
-        before, states = states[:, : 1 - tokens.shape[1] or None], states[:, -tokens.shape[1] :]
-        logits = self._logits(states)
+        before, states = states[:, : 1 - tokens.shape[1]], states[:, -tokens.shape[1] :]
+        logits = self._logits(states[:, :-1])
         return Spoken(jnp.argmax(logits, -1).astype(jnp.int32), logits, states, before)
+
+    def code_loss(self, taught: Spoken, codes: jax.Array) -> jax.Array:
+        """f32 [B]: the cross-entropy, among all ids, of the codes i32 [B, N] and of the end behind them, as official.
+
+        Args:
+          taught: what `teach` made of them.
+        """
+        tokens, states = self.first_code + codes, taught.states[:, :-1]
+        if self.end is not None:
+            tokens, states = jnp.pad(tokens, ((0, 0), (0, 1)), constant_values=self.end), taught.states
+        return vla.cross_entropy(self.lm_head(states), tokens).mean(-1)
 
     def encode_images(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         """Tokens of the images; a rest at the right and below that makes no whole patch is not seen, as in timm."""
@@ -136,7 +150,7 @@ class Model(Univla, base.LatentPolicy):
     """The codes of a latent action, from an image and an instruction.
 
     Batches are those of `data.samples = "steps"` with the fields "image", "text" and "latent". The loss is "latent",
-    the cross-entropy among the codes, given the true ones before. (The official one is among all tokens.)
+    see `Univla.code_loss`.
     """
 
     @nn.nowrap
@@ -151,7 +165,8 @@ class Model(Univla, base.LatentPolicy):
         codes = batch["latent"]
         with self.adapters():
             taught = self.teach(batch, codes)
-        return Output(losses={"latent": vla.cross_entropy(taught.logits, codes).mean(-1)},
+            error = self.code_loss(taught, codes)
+        return Output(losses={"latent": error},
                       metrics={"latent_accuracy": (taught.codes == codes).mean(-1)})  # fmt: skip
 
     @nn.nowrap

@@ -31,8 +31,10 @@ def from_data(spec: dict, source, seed: int) -> dict:
         raise UserError(f"{spec['name']} learns chunks of actions from an image and an instruction: set "
                         "data.samples=chunks, data.history=0 and data.fields=('image','text','action')")  # fmt: skip
     chunk, width = batch["action"].shape[1:]
-    sizes = {"chunk_length": chunk, "action_dim": width,
+    sizes = {"chunk_length": chunk, "action_dim": width, "learns_codes": "latent" in batch,
              "state_dim": batch["state"].shape[-1] if "state" in batch else 0}  # fmt: skip
+    if "latent" in batch:
+        sizes |= vision_language.latent_from_data(spec, source)
     return {**vision_language.body_from_data(spec, source), **vision_language.agree(spec, sizes)}
 
 
@@ -87,14 +89,20 @@ class Model(Univla, base.ActionPolicy):
     """Chunks of actions, from an image and an instruction.
 
     Batches are those of `data.samples = "chunks"` with the fields "image", "text" and "action", perhaps "state". The
-    loss is "action", the absolute error of what the decoder makes of the model's own greedy codes.
+    loss is "action", the absolute error of what the decoder makes of the model's own greedy codes. With the field
+    "latent" it is that of what it makes of the true codes, and there is the loss "latent" of saying these
+    (`Univla.code_loss`); the official training is the sum of the two.
 
     Attributes: those of `Univla`, and
+      learns_codes: whether batches hold "latent". None is taken from the data.
       action_dim, chunk_length: A and T. state_dim: S, 0 for none. None is taken from the data.
       decoder_dim, decoder_heads, decoder_hidden: of the two `Pool`s.
       squash: whether the actions go through a tanh; the decoder that sees the state has none.
     """
 
+    kind = "coded_policy"
+
+    learns_codes: bool | None = False
     action_dim: FromData = None
     chunk_length: FromData = None
     state_dim: int | None = 0
@@ -118,18 +126,41 @@ class Model(Univla, base.ActionPolicy):
         if self.decoder_dim % self.decoder_heads:
             raise UserError(f"decoder_heads is {self.decoder_heads}; it must divide decoder_dim, {self.decoder_dim}")
 
+    @property
+    def tokens(self) -> int:
+        """How many are decoded before the actions."""
+        return self.code_length
+
+    @nn.nowrap
+    def first_token_only(self) -> "Model":
+        """The same model that stops behind its first token; the difference in time is that of the others."""
+        return self.clone(code_length=1)
+
     @nn.nowrap
     def example(self, batch_size: int) -> dict[str, np.ndarray]:
         """A batch of zeros with the right shapes and dtypes, with all masks 1."""
         batch = {**super().example(batch_size),
                  "action": np.zeros((batch_size, self.chunk_length, self.action_dim), np.float32),
                  "action_mask": np.ones((batch_size, self.chunk_length), np.float32)}  # fmt: skip
-        return batch | ({"state": np.zeros((batch_size, self.state_dim), np.float32)} if self.state_dim else {})
+        state = {"state": np.zeros((batch_size, self.state_dim), np.float32)} if self.state_dim else {}
+        codes = {"latent": np.zeros((batch_size, self.code_length), np.int32)} if self.learns_codes else {}
+        return batch | state | codes
 
     def __call__(self, batch: Mapping[str, jax.Array], *, train: bool) -> Output:
-        """The loss of a batch; nothing differs in training."""
-        error = jnp.abs(self.predict(batch)["action"] - batch["action"])
-        return Output(losses={"action": weighted_mean(error, self._weight(batch))}, metrics={})
+        """The losses of a batch; nothing differs in training."""
+        losses, metrics = {}, {}
+        if self.learns_codes:
+            codes = batch["latent"]
+            with self.adapters():
+                taught = self.teach(batch, codes)
+                losses["latent"] = self.code_loss(taught, codes)
+            metrics["latent_accuracy"] = (taught.codes == codes).mean(-1)
+            # those that codes are read off, as when it acts; the official training takes those of the codes themselves
+            action = self.decode_actions(taught.prefix, taught.states[:, :-1], batch.get("state"))
+        else:
+            action = self.predict(batch)["action"]
+        losses["action"] = weighted_mean(jnp.abs(action - batch["action"]), self._weight(batch))
+        return Output(losses=losses, metrics=metrics)
 
     @nn.nowrap
     def weights(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

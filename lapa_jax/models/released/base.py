@@ -113,7 +113,8 @@ def _misfit(name: str, shape: tuple[int, ...], place: Place, wanted: Mapping[str
         got = place.change(np.broadcast_to(np.float32(0), shape)).shape
     except (ValueError, IndexError):  # of a shape that cannot even be changed
         got = None
-    return "" if got == expected else f"{name} has shape {shape}, which does not give {place.path} {expected}"
+    instead = f" but {got}" if got is not None and expected is not None else ""
+    return "" if got == expected else f"{name} has shape {shape}, which does not give {place.path} {expected}{instead}"
 
 
 def same(x: np.ndarray) -> np.ndarray:

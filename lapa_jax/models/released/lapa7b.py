@@ -17,6 +17,7 @@ from lapa_jax.core.array_stream import ArrayStream
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import read_json
 from lapa_jax.core.inert_pickle import read_arrays
+from lapa_jax.data import images as images_lib
 from lapa_jax.data import text
 from lapa_jax.models.policies import lapa, lapa_action
 from lapa_jax.models.released.base import Place, Release, same
@@ -49,6 +50,7 @@ def read(
     params: pathlib.Path, vqgan: pathlib.Path, *, bins: pathlib.Path | None = None, heads: int | None = None,
     rotary: float | None = None, eps: float | None = None, image_size: int | None = None, code_length: int = 4,
     text_length: int = 128, dtype: str = "float32", words: "Words | None" = None, existing_bins: bool = False,
+    center_crop: bool = False,
 ) -> Release:  # fmt: skip
     """Reads what the files hold, without the decoder's numbers.
 
@@ -63,6 +65,7 @@ def read(
       dtype: of the decoder's computation.
       words: the tokenizer; None: there is none, and the run cannot act on words.
       existing_bins: choose among the bins that a dimension has, see `lapa_action.Model`.
+      center_crop: see the middle 0.9 of images' height, as models finetuned with `image_aug` are run.
 
     Raises:
       UserError: a file that is missing, damaged or of something else.
@@ -95,7 +98,8 @@ def read(
     data = {"samples": "steps", "fields": ["image", "text", "latent"]}
     if acts:
         data = {"samples": "chunks", "fields": ["image", "text", "action"], "chunk_length": 1, "normalize": "none"}
-    data |= {"camera": "image", "image_size": image_size, "resize": "lapa", "text_length": text_length,
+    data |= {"camera": "image", "image_size": image_size, "text_length": text_length,
+             "resize": images_lib.LAPA_CROPPED if center_crop else "lapa",
              "text_tokenizer": words.config if words else None}  # fmt: skip
     sources = {name: (stream, name) for name in stream.shapes} | {f"vqgan/{n}": (images, n) for n in images.shapes}
     notes = [f"left out of {params.name}: {len(stream.left)} entries that are no parameters"] if stream.left else []

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.core.files import read_json
+from lapa_jax.core.files import read_json_object
 from lapa_jax.models.released import peft, prismatic_parts, statistics, timm
 from lapa_jax.models.released.base import Release, Tensors
 from lapa_jax.models.released.prismatic_parts import Chosen
@@ -21,6 +21,8 @@ from lapa_jax.models.released.tensors import SafetensorsFolder
 PROCESSOR = "preprocessor_config.json"
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
              "added_tokens.json")  # fmt: skip
+OFT = ("action_head", "proprio_projector", "noisy_action_projector", "vision_backbone")
+"""Beginnings of the names of files that lie beside an OpenVLA-OFT; its other files are those of an OpenVLA."""
 INTERPOLATIONS = {3: "bicubic", 2: "bilinear", "bicubic": "bicubic", "bilinear": "bilinear"}
 
 
@@ -61,12 +63,15 @@ def _open(folder: pathlib.Path) -> tuple[Mapping, Tensors]:
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; give that of a Hugging Face checkpoint")
     if peft.is_adapter(folder) and not (folder / "config.json").is_file():
-        base = read_json(folder / peft.CONFIG).get("base_model_name_or_path")
+        base = read_json_object(folder / peft.CONFIG).get("base_model_name_or_path")
         raise UserError(f"{folder} is an adapter; give the model that it was trained on ({base}) as --input, and this "
                         f"as --adapter {folder}")  # fmt: skip
-    config = read_json(folder / "config.json")
+    config = read_json_object(folder / "config.json")
     if config.get("model_type") not in ("openvla", "prismatic"):
         raise UserError(f"{folder / 'config.json'} has model_type {config.get('model_type')!r}; this imports 'openvla'")
+    if heads := sorted(path.name for kind in OFT for path in folder.glob(f"{kind}--*.pt")):
+        raise UserError(f"{folder} is an OpenVLA-OFT ({', '.join(heads)}), whose attention and heads are others; it "
+                        "cannot be imported")  # fmt: skip
     return config, SafetensorsFolder(folder)
 
 
@@ -97,7 +102,7 @@ def _towers(config: Mapping, tensors: Tensors) -> tuple[list[timm.Tower], list[i
 def _images(folder: pathlib.Path, config: Mapping, spec: dict, sizes: list[int]) -> tuple[dict, list[str]]:
     """How images become what the towers see: fields of `PrismaticResize`; sets the towers' `mean` and `std`."""
     kinds, path, notes = [timm.kind_of(timm_id) for timm_id in config["timm_model_ids"]], folder / PROCESSOR, []
-    about = read_json(path) if path.is_file() else {}
+    about = read_json_object(path) if path.is_file() else {}
     if not about:
         notes.append(f"{folder.name} has no {PROCESSOR}: images are normalised as in the released OpenVLA")
     normalize = about.get("tvf_normalize_params")
@@ -134,5 +139,5 @@ def _statistics(folder: pathlib.Path, adapter: pathlib.Path | None, config: Mapp
     """Those beside the adapter go before those of the folder, and these before those of the config."""
     for place in (adapter, folder):
         if place is not None and (path := place / "dataset_statistics.json").is_file():
-            return path, read_json(path)
+            return path, read_json_object(path)
     return folder / "config.json", config.get("norm_stats") or {}

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.core.files import read_json
+from lapa_jax.core.files import read_json_object
 from lapa_jax.models.released.base import Tensors
 from lapa_jax.models.released.tensors import SafetensorsFile
 
@@ -84,7 +84,7 @@ def is_adapter(folder: pathlib.Path) -> bool:
 
 
 def _config(folder: pathlib.Path) -> Mapping:
-    config = read_json(folder / CONFIG)
+    config = read_json_object(folder / CONFIG)
     if config.get("peft_type") != "LORA":
         raise UserError(f"{folder / CONFIG} has peft_type {config.get('peft_type')!r}; LORA can be merged")
     for name in OFF:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 
 from lapa_jax.core.errors import UserError, did_you_mean
-from lapa_jax.core.files import read_json
+from lapa_jax.core.files import read_json_object
 from lapa_jax.core.torch_file import TorchFile
 from lapa_jax.models.released import prismatic_parts, statistics, timm
 from lapa_jax.models.released.base import Release, Tensors
@@ -69,7 +69,7 @@ def read(
     chosen = chosen or Chosen()
     folder, file = _locate(source)
     about = _about(folder / "config.json")
-    sizes = read_json(folder / "sizes.json") if (folder / "sizes.json").is_file() else {}
+    sizes = read_json_object(folder / "sizes.json") if (folder / "sizes.json").is_file() else {}
     ids, side = VISION[about["vision_backbone_id"]]
     side = sizes.get("image_size", side)
     tensors, unused = _checkpoint(file), []
@@ -89,7 +89,7 @@ def read(
         parts.spec[tower.kind] = {**parts.spec[tower.kind], "mean": list(mean), "std": list(std)}
     resize, notes = _resize(about["image_resize_strategy"], towers)
     path = folder / "dataset_statistics.json"
-    datasets, line = statistics.datasets(path, read_json(path) if path.is_file() else {}, side)
+    datasets, line = statistics.datasets(path, read_json_object(path) if path.is_file() else {}, side)
     vocab = parts.spec["llm"]["vocab"]
     run = prismatic_parts.run_config(
         parts.spec, chosen, side=side, resize=resize, datasets=datasets, llm_id=about["llm_backbone_id"],
@@ -116,8 +116,8 @@ def _locate(source: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
 
 def _about(path: pathlib.Path) -> dict:
     """What `config.json` says of the model, or what the model stands for that a training of OpenVLA began with."""
-    content = read_json(path)
-    about = content.get("model") if isinstance(content, Mapping) else None
+    content = read_json_object(path)
+    about = content.get("model")
     if about is None and isinstance(content.get("vla"), Mapping):
         base = re.sub(r"(-controlled)?\+\d+b$", "", str(content["vla"].get("base_vlm")))
         if base not in BASES:

@@ -98,6 +98,7 @@ class Chosen(NamedTuple):
       text_length: tokens that prompts are padded to.
       template: of the prompt, see `data.text.prompt`; None for the one that the language model was trained with.
       center_crop: see only the middle 0.9 of images' area, as models finetuned with augmentation are run.
+      actions_only: compare the ids of actions alone, see `policies.openvla.Model.choose`.
     """
 
     dtype: str = "float32"
@@ -105,6 +106,7 @@ class Chosen(NamedTuple):
     text_length: int = 128
     template: str | None = None
     center_crop: bool = False
+    actions_only: bool = False
 
 
 def run_config(
@@ -124,6 +126,7 @@ def run_config(
         "name": "policies.openvla", **spec, "image_size": side, "cameras": 1, "text_length": chosen.text_length,
         "action_dim": max((entry["features"]["action"]["shape"][0] for entry in datasets.values()), default=7),
         "action_end": vocab - padding, "edges": edges, "dtype": chosen.dtype,
+        "choose": "actions" if chosen.actions_only else "all",
     }  # fmt: skip
     for name, part in spec.items():
         if isinstance(part, Mapping):

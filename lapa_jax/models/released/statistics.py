@@ -29,6 +29,8 @@ def datasets(path: pathlib.Path, stats: Mapping[str, Mapping], side: int) -> tup
 
 def _dataset(path: pathlib.Path, name: str, entry: Mapping, side: int) -> dict:
     statistics, features = {}, {"image": {"shape": [side, side, 3]}}
+    if not isinstance(entry, Mapping) or not all(isinstance(entry.get(column, {}), Mapping) for column in COLUMNS):
+        raise UserError(f"{path}: '{name}' is no entry of statistics, {{'action': {{'q01': [...], ...}}, ...}}")
     for theirs, ours in COLUMNS.items():
         if theirs not in entry:
             continue

@@ -9,7 +9,7 @@ import numpy as np
 
 from lapa_jax.core import torch_file
 from lapa_jax.core.errors import UserError
-from lapa_jax.core.files import placeholder, read_json
+from lapa_jax.core.files import placeholder, read_json_object
 from lapa_jax.core.torch_file import TorchFile
 from lapa_jax.models.released.base import Tensors
 
@@ -142,8 +142,7 @@ def open_safetensors(path: pathlib.Path) -> Iterator:
 
 
 def _weight_map(index: pathlib.Path) -> dict[str, str]:
-    content = read_json(index)
-    weight_map = content.get("weight_map") if isinstance(content, Mapping) else None
+    weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, Mapping) or not all(isinstance(name, str) for name in weight_map.values()):
         raise UserError(f"{index} has no weight_map {{tensor: file}}; download the checkpoint again")
     if away := sorted({name for name in weight_map.values() if pathlib.PurePath(name).name != name}):

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.core.files import read_json
+from lapa_jax.core.files import read_json_object
 from lapa_jax.core.torch_file import TorchFile
 from lapa_jax.models.released import timm
 from lapa_jax.models.released.base import Place, Release, Tensors, patches_kernel, prefixed, same, without_batch
@@ -53,7 +53,7 @@ def read_lam(
         raise UserError(f"{path} is no {KIND}; missing or of a wrong shape ({len(missing)}): {', '.join(missing)}; it "
                         f"holds {', '.join(sorted(shapes)[:5])}, ...")  # fmt: skip
     sizes = path.with_name("sizes.json")
-    sizes = read_json(sizes) if sizes.is_file() else {}
+    sizes = read_json_object(sizes) if sizes.is_file() else {}
     data = {**data, "image_size": data["image_size"] or sizes.get("img", 224)}
     heads, tower_heads = heads or sizes.get("heads"), tower_heads or sizes.get("dheads")
     tower, places = _tower(shapes, tower_heads)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.core.files import read_json
+from lapa_jax.core.files import read_json_object
 from lapa_jax.core.torch_file import TorchFile
 from lapa_jax.models.released import openvla
 from lapa_jax.models.released.base import Place, Release, Tensors, same
@@ -40,7 +40,7 @@ def read(
     release = openvla.read(folder, adapter, chosen)
     model, data = dict(release.config["model"]), dict(release.config["data"])
     action_dim, first = model["action_dim"], model["action_end"] + 1
-    for name in ("action_dim", "action_end", "edges"):
+    for name in ("action_dim", "action_end", "edges", "choose"):
         del model[name]
     tokens, notes = _codes(folder), list(release.notes)
     if tokens:
@@ -79,9 +79,9 @@ def _codes(folder: pathlib.Path) -> dict[int, int]:
     """{code: id} of the tokens `<ACT_k>` that the folder's tokenizer was given."""
     ids = {}
     if (path := folder / "added_tokens.json").is_file():
-        ids |= read_json(path)
+        ids |= read_json_object(path)
     if (path := folder / "tokenizer.json").is_file():
-        ids |= {token["content"]: token["id"] for token in read_json(path).get("added_tokens") or ()}
+        ids |= {token["content"]: token["id"] for token in read_json_object(path).get("added_tokens") or ()}
     return {int(match[1]): int(number) for token, number in ids.items() if (match := ACTION.fullmatch(token))}
 
 
