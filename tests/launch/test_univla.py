@@ -29,7 +29,7 @@ FOLDER = str(pathlib.Path(lapa_jax.__file__).parent / "sample")
 
 SHORT = ("data.path=sample", "data.threads=1", "data.eval_examples=4", "train.steps=2", "train.batch_size=4",
          "train.eval_batch_size=4", "train.log_every=1", "train.eval_every=2", "train.save_every=2",
-         "train.tensorboard=False", "mesh.fsdp=1", "mesh.data=-1", "model.dtype=float32")  # fmt: skip
+         "train.trackers=()", "mesh.fsdp=1", "mesh.data=-1", "model.dtype=float32")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
