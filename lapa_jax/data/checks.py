@@ -73,7 +73,8 @@ def _splits(splits: Mapping) -> Iterator[Finding]:
     if train and not val:
         yield Finding(True, "Nothing is held out: there is no validation without a val_path or another --split.")
     elif val and val < 5:
-        yield Finding(True, f"Only {val} episodes are held out: what validation says of them depends on chance.")
+        few = "Only one episode is" if val == 1 else f"Only {val} episodes are"
+        yield Finding(True, f"{few} held out: what validation says of so few depends on chance.")
 
 
 def _conversion(folder: pathlib.Path) -> Iterator[Finding]:
@@ -90,8 +91,10 @@ def _conversion(folder: pathlib.Path) -> Iterator[Finding]:
         yield Finding(True, f"{missing} frame numbers are missing between those that are there: frames before and "
                             "behind such a hole are taken as neighbours.")  # fmt: skip
     if told := report.get("filter"):
-        done = ", ".join(f"{what} {count}" for what, count in told.items() if what != "rules")
-        yield Finding(False, f"The filter ({told['rules']}): {done}.")
+        frames = {what: f" ({told[f'frames of {what}']} frames)" for what in told if f"frames of {what}" in told}
+        names = [what for what in told if "frames of" not in what and what != "rules"]
+        done = [f"{what} {told[what]}{frames.get(what, '')}" for what in names]
+        yield Finding(False, f"The filter ({told['rules']}): {', '.join(done) or 'nothing to do'}.")
 
 
 def _rates(shards: StepShards) -> Iterator[Finding]:
@@ -103,7 +106,7 @@ def _rates(shards: StepShards) -> Iterator[Finding]:
                             "(data.gap_frames), or convert with --fps.")  # fmt: skip
     if len(known) > 1 and known[-1] > 1.001 * known[0]:
         shown = ", ".join(f"{rate:g}" for rate in known[:_SHOWN]) + (", ..." if len(known) > _SHOWN else "")
-        yield Finding(known[-1] > 2 * known[0], f"{len(known)} frame rates, {shown}: set gaps in seconds, not in "
+        yield Finding(bool(known[-1] > 2 * known[0]), f"{len(known)} frame rates, {shown}: set gaps in seconds, not in "
                                                 "frames; chunks of actions span different times.")  # fmt: skip
     elif len(known):
         yield Finding(False, f"Frames per second: {known[0]:g}.")
@@ -200,11 +203,11 @@ def _idle(shards: StepShards) -> Iterator[Finding]:
         stretches = _idle_rows(shards, episode, column, least) if column else _idle_frames(shards, episode, least)
         own = sum(end - first for first, end in stretches)
         steps, idle, idle_episodes = steps + episode.length, idle + own, idle_episodes + (own > 0)
-    by = f"the {column}" if column else "the images"
+    by, change = (f"the {column}", "changes") if column else ("the images", "change")
     among = f"{len(episodes)} episodes" + (" that were looked at" if len(episodes) < len(shards.episodes) else "")
     if idle:
         yield Finding(idle > 0.1 * steps, f"{100 * idle / steps:.0f} % of the steps lie in stretches of {IDLE:g} s or "
-                                          f"more in which {by} hardly change, in {idle_episodes} of {among}: "
+                                          f"more in which {by} hardly {change}, in {idle_episodes} of {among}: "
                                           "tools/convert.py --filter still leaves them out.")  # fmt: skip
     else:
         yield Finding(False, f"No idle stretches of {IDLE:g} s or more, by {by}, in {among}.")

@@ -65,7 +65,8 @@ def describe_pairs(pairs: PairShards) -> str:
 def _head(shards: StepShards, dataset: Mapping) -> str:
     rates = shards.episode_fps()
     finite = rates[np.isfinite(rates)]
-    fps = f"{shards.fps:g}" if shards.fps else "none" if not len(finite) else f"{finite.min():g} to {finite.max():g}"
+    low_high = sorted({f"{finite.min():g}", f"{finite.max():g}"}, key=float) if len(finite) else ["none"]
+    fps = " to ".join(low_high)
     source = dict(dataset["source"])
     rows = [("folder", str(shards.folder)), ("format", f"{dataset['format']}, version {dataset['version']}")]
     rows += [("fingerprint", shards.fingerprint), ("frames per second", fps)]

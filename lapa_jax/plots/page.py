@@ -19,6 +19,7 @@ td, th { border: 1px solid #dde1ea; padding: 3px 9px; text-align: left; font-var
 th { background: #f4f6fa } tr:first-child th:empty { display: none }
 .findings { list-style: none; padding: 0 } .findings li { padding: 7px 12px; margin: 5px 0; background: #f6f8fb;
   border-left: 4px solid #b9c1d1 } .findings li.warning { border-color: #d1603d; background: #fdf1ec }
+li, p, td, figcaption { overflow-wrap: anywhere }
 img { max-width: 100% } figure { margin: 12px 0 } figcaption { color: #5b6478; font-size: 13px }
 .strips { display: flex; flex-wrap: wrap; gap: 12px } .strips figure { margin: 0; max-width: 400px }
 .strips img { image-rendering: auto; border: 1px solid #dde1ea; display: block }
@@ -88,8 +89,13 @@ def _figure(path: pathlib.Path) -> str:
 def _filtered(filtered: Mapping) -> str:
     """What `tools/convert.py --filter` did: counts, and strips of small frames by the reason."""
     counts = {name: count for name, count in filtered.items() if name not in ("rules", "events")}
-    rows = "".join(f"<tr><td>{html.escape(name)}</td><td>{count}</td></tr>" for name, count in counts.items())
-    parts = [f"<h2>What the filter did</h2><p>{html.escape(filtered['rules'])}</p><table>{rows}</table>"]
+    rows = "".join(
+        f"<tr><td>{title}</td><td>{counts[kind]}</td><td>{counts.get(f'frames of {kind}', '')}</td></tr>"
+        for kind, (title, _) in KINDS.items() if kind in counts
+    )  # fmt: skip
+    of_all = f" on {counts['episodes of the source']} episodes" if "episodes of the source" in counts else ""
+    parts = [f"<h2>What the filter did</h2><p>{html.escape(filtered['rules'])}{of_all}</p>"]
+    parts += [f"<table><tr><th>rule</th><th>times</th><th>frames left out</th></tr>{rows}</table>"] if rows else []
     for kind, (title, words) in KINDS.items():
         events = [event for event in filtered["events"] if event["kind"] == kind]
         if not events:

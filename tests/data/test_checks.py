@@ -64,6 +64,7 @@ def told(shards, gap=0.6, length=64) -> tuple[str, str]:
     """(all warnings, all others), a line each."""
     found = findings(shards, Gap(seconds=gap), text.build({"name": "bytes"}), length)
     assert [finding.warning for finding in found] == sorted((f.warning for f in found), reverse=True), "warnings first"
+    assert {type(finding.warning) for finding in found} == {bool}
     return tuple("\n".join(f.text for f in found if f.warning == warning) for warning in (True, False))
 
 
@@ -107,7 +108,7 @@ def test_idle_stretches(tmp_path, rng, columns, by):
     episodes[2]["state"] = np.cumsum(episodes[2]["action"][:, :2], 0)
     warnings, _ = told(write(tmp_path, episodes, ["go"], [10.0], columns))
     count = 41 if by == "state" else 40
-    share = f"{100 * count / 180:.0f} % of the steps lie in stretches of 2 s or more in which the {by} hardly change"
+    share = f"{100 * count / 180:.0f} % of the steps lie in stretches of 2 s or more in which the {by} hardly changes"
     assert share in warnings and "in 1 of 3 episodes" in warnings
 
 

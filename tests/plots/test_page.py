@@ -56,14 +56,15 @@ def test_everything_is_in_it_and_nothing_beside_it(tmp_path):
     draw(tmp_path / "contact_sheet.png")
     event = {"kind": "cut", "source": "a<b>.mp4", "first": 7, "end": 7, "words": "", "jpeg": STRIP}
     like = {"kind": "duplicate", "source": "c.mp4", "first": 0, "end": 9, "words": "like a", "jpeg": STRIP}
-    filtered = {"rules": "cuts=2", "cut": 12, "duplicate": 1, "events": [event, like]}
+    filtered = {"rules": "cuts=2", "cut": 12, "duplicate": 1, "frames of duplicate": 9, "events": [event, like]}
     found = [Finding(True, "x < y & z"), Finding(False, "fine")]
     path = page.write(tmp_path / "index.html", found, MARKDOWN, [tmp_path / "contact_sheet.png"], filtered)
     reader = read(path)
     assert ("h1", "set <1>") in reader.texts and ("h2", "1 warning") in reader.texts
     assert [text for tag, text in reader.texts if tag == "li"] == ["x < y & z", "fine", "one", "two & three"]
     assert [attributes.get("class") for tag, attributes in reader.tags if tag == "li"][:2] == ["warning", None]
-    assert [text for tag, text in reader.texts if tag == "th"] == ["a", "b | c"]
+    assert [text for tag, text in reader.texts if tag == "th"] == ["rule", "times", "frames left out", "a", "b | c"]
+    assert [text for tag, text in reader.texts if tag == "td"][:5] == ["Scene cuts", "12", "Near-duplicates", "1", "9"]
     assert ("td", "<b>") in reader.texts and ("p", "words") in reader.texts and ("p", "cuts=2") in reader.texts
     captions = [text for tag, text in reader.texts if tag == "figcaption"]
     assert captions == ["a<b>.mp4: frame 7", "c.mp4: frames 0 to 8, like a"]
