@@ -44,7 +44,7 @@ def findings(shards: StepShards, gap: Gap, tokenizer: Tokenizer, text_length: in
       tokenizer, text_length: of prompts: how long they may become, in tokens.
     """
     dataset = read_dataset(shards.folder)
-    found = [
+    all_findings = [
         *_splits(dataset["splits"]),
         *_conversion(shards.folder),
         *_rates(shards),
@@ -54,20 +54,20 @@ def findings(shards: StepShards, gap: Gap, tokenizer: Tokenizer, text_length: in
         *(finding for name in sorted(shards.statistics) for finding in _column(shards, name)),
         *_idle(shards),
     ]
-    return sorted(found, key=lambda finding: not finding.warning)
+    return sorted(all_findings, key=lambda finding: not finding.warning)
 
 
-def as_markdown(found: list[Finding]) -> str:
+def as_markdown(listed: list[Finding]) -> str:
     """The findings as a list, under a heading."""
-    lines = [f"- {'**Warning:** ' if finding.warning else ''}{finding.text}" for finding in found]
+    lines = [f"- {'**Warning:** ' if finding.warning else ''}{finding.text}" for finding in listed]
     return "## What to know first\n\n" + "\n".join(lines) + "\n"
 
 
 def _splits(splits: Mapping) -> Iterator[Finding]:
     sizes = {name: (split["episodes"], split["steps"]) for name, split in sorted(splits.items())}
-    told = ", ".join(f"{name} {episodes} episodes with {steps} steps" for name, (episodes, steps) in sizes.items())
+    listed = ", ".join(f"{name} {episodes} episodes with {steps} steps" for name, (episodes, steps) in sizes.items())
     (train, train_steps), (val, val_steps) = sizes.get("train", (0, 0)), sizes.get("val", (0, 0))
-    yield Finding(False, f"Splits: {told}.")
+    yield Finding(False, f"Splits: {listed}.")
     if train and val_steps > train_steps:
         yield Finding(True, f"More is held out ({val_steps} steps) than there is to train on ({train_steps}).")
     if train and not val:
@@ -90,26 +90,28 @@ def _conversion(folder: pathlib.Path) -> Iterator[Finding]:
     if missing := (report.get("notes") or {}).get("frame_numbers_missing"):
         yield Finding(True, f"{missing} frame numbers are missing between those that are there: frames before and "
                             "behind such a hole are taken as neighbours.")  # fmt: skip
-    if told := report.get("filter"):
-        frames = {what: f" ({told[f'frames of {what}']} frames)" for what in told if f"frames of {what}" in told}
-        names = [what for what in told if "frames of" not in what and what != "rules"]
-        done = [f"{what} {told[what]}{frames.get(what, '')}" for what in names]
-        yield Finding(False, f"The filter ({told['rules']}): {', '.join(done) or 'nothing to do'}.")
+    if filtered := report.get("filter"):
+        done = []
+        for what in (what for what in filtered if "frames of" not in what and what != "rules"):
+            frames = filtered.get(f"frames of {what}")
+            done.append(f"{what} {filtered[what]}" + (f" ({frames} frames)" if frames else ""))
+        yield Finding(False, f"The filter ({filtered['rules']}): {', '.join(done) or 'nothing to do'}.")
 
 
 def _rates(shards: StepShards) -> Iterator[Finding]:
     rates = shards.episode_fps()
-    known = np.unique(np.round(rates[np.isfinite(rates)], 3))
+    distinct = np.unique(np.round(rates[np.isfinite(rates)], 3))
     clockless = int(np.isnan(rates).sum())
     if clockless:
         yield Finding(True, f"{clockless} of {len(rates)} episodes have no frame rate: set gaps in frames "
                             "(data.gap_frames), or convert with --fps.")  # fmt: skip
-    if len(known) > 1 and known[-1] > 1.001 * known[0]:
-        shown = ", ".join(f"{rate:g}" for rate in known[:_SHOWN]) + (", ..." if len(known) > _SHOWN else "")
-        yield Finding(bool(known[-1] > 2 * known[0]), f"{len(known)} frame rates, {shown}: set gaps in seconds, not in "
-                                                "frames; chunks of actions span different times.")  # fmt: skip
-    elif len(known):
-        yield Finding(False, f"Frames per second: {known[0]:g}.")
+    if len(distinct) > 1 and distinct[-1] > 1.001 * distinct[0]:
+        shown = ", ".join(f"{rate:g}" for rate in distinct[:_SHOWN]) + (", ..." if len(distinct) > _SHOWN else "")
+        far_apart = bool(distinct[-1] > 2 * distinct[0])
+        yield Finding(far_apart, f"{len(distinct)} frame rates, {shown}: set gaps in seconds, not in frames; chunks of "
+                                 "actions span different times.")  # fmt: skip
+    elif len(distinct):
+        yield Finding(False, f"Frames per second: {distinct[0]:g}.")
 
 
 def _lengths(shards: StepShards, gap: Gap) -> Iterator[Finding]:
@@ -201,8 +203,8 @@ def _idle(shards: StepShards) -> Iterator[Finding]:
         rate = rates[shards.episode_of(episode.start)]
         least = max(3, round(IDLE * rate)) if np.isfinite(rate) else 20
         stretches = _idle_rows(shards, episode, column, least) if column else _idle_frames(shards, episode, least)
-        own = sum(end - first for first, end in stretches)
-        steps, idle, idle_episodes = steps + episode.length, idle + own, idle_episodes + (own > 0)
+        idle_steps = sum(end - first for first, end in stretches)
+        steps, idle, idle_episodes = steps + episode.length, idle + idle_steps, idle_episodes + (idle_steps > 0)
     by, change = (f"the {column}", "changes") if column else ("the images", "change")
     among = f"{len(episodes)} episodes" + (" that were looked at" if len(episodes) < len(shards.episodes) else "")
     if idle:

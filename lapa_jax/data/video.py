@@ -107,8 +107,8 @@ class Video:
             return pace.fps
         fastest = pace.fastest or pace.fps
         if fastest is not None and fastest < self._target * 0.995:
-            told = f"it has {fastest:.6g} frames per second, less than --fps {self._target:g}"
-            raise ValueError(f"{told}: frames would repeat")
+            reason = f"it has {fastest:.6g} frames per second, less than --fps {self._target:g}"
+            raise ValueError(f"{reason}: frames would repeat")
         return self._target
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -160,13 +160,13 @@ def look(file: pathlib.Path | BinaryIO) -> Film:
         packets: dict[int, list] = {stream.index: [] for stream in container.streams.video}
         for packet in container.demux(container.streams.video) if packets else ():
             if packet.size and not packet.is_discard:
-                stamps = (packet.dts, packet.pts, packet.duration)
-                packets[packet.stream.index].append([s and float(s * packet.time_base) for s in stamps])
-        stream, left_out = choose_film(container, {index: len(found) for index, found in packets.items()})
-        found = packets[stream.index]
-        times, joined = clock([dts for dts, _, _ in found], [pts for _, pts, _ in found])
-        ends = [(pts if pts is not None else dts or 0.0) + (duration or 0.0) for dts, pts, duration in found]
-        if found and not _is_whole(file, container, stream, max(ends), len(found)):
+                times = (packet.dts, packet.pts, packet.duration)
+                packets[packet.stream.index].append([time and float(time * packet.time_base) for time in times])
+        stream, left_out = choose_film(container, {index: len(stamps) for index, stamps in packets.items()})
+        stamps = packets[stream.index]
+        times, joined = clock([dts for dts, _, _ in stamps], [pts for _, pts, _ in stamps])
+        ends = [(pts if pts is not None else dts or 0.0) + (duration or 0.0) for dts, pts, duration in stamps]
+        if stamps and not _is_whole(file, container, stream, max(ends), len(stamps)):
             length = _length(container, stream)
             raise ValueError(f"it ends after {max(ends):.2f} s, its header says {length:.2f} s: the file is truncated")
         rate = stream.average_rate or stream.guessed_rate
@@ -344,7 +344,7 @@ def resample(frames: Iterator, fps: float, remarks: Counter | None = None) -> It
     A frame counts as on screen a quarter of an interval early, so that rounded time stamps do not shift the choice.
     Frames that are taken more than once are counted among `remarks`.
     """
-    held, start, count, taken = None, None, 0, 0
+    held, start, count, repeats = None, None, 0, 0
     for frame in frames:
         if frame.time is None:
             raise ValueError("its frames have no time stamps, --fps cannot be met; convert it with --fps native")
@@ -355,10 +355,10 @@ def resample(frames: Iterator, fps: float, remarks: Counter | None = None) -> It
         while held is not None and frame.time - start > (count + 0.25) / fps:
             yield held
             count += 1
-            taken += 1
-        if remarks is not None and taken > 1:
-            remarks[REPEATED] += taken - 1
-        held, taken = frame, 0
+            repeats += 1
+        if remarks is not None and repeats > 1:
+            remarks[REPEATED] += repeats - 1
+        held, repeats = frame, 0
     if held is not None and held.time - start > (count - 0.25) / fps:
         yield held
 

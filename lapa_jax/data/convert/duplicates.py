@@ -74,7 +74,7 @@ class Duplicates:
         return self._decided.get(episode, {})
 
     def _judge(self, pieces: Sequence[Likeness]) -> dict[str, str]:
-        found = {}
+        originals = {}
         for piece in pieces:
             count = len(self._names)
             away = scenes.distances(scenes.directions(bytes.fromhex(piece.hash)), self._hashes[:count]) if count else []
@@ -82,10 +82,10 @@ class Duplicates:
             alike = (texts == self._texts.get(piece.text, -1)) & (np.abs(lengths - piece.length) <= _LENGTH * lengths)
             near = np.flatnonzero(alike & (np.asarray(away) <= self._distance))
             if len(near):
-                found[piece.id] = self._names[near[np.argmin(away[near])]]
+                originals[piece.id] = self._names[near[np.argmin(away[near])]]
             else:
                 self._keep(piece)
-        return found
+        return originals
 
     def _keep(self, piece: Likeness) -> None:
         number = len(self._names)

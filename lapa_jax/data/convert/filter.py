@@ -144,13 +144,13 @@ _STILL_LEVEL = 4.0
 
 def counts(events: list[Event]) -> dict[str, int]:
     """{what: how many} for the report: events by kind, and the frames that they took."""
-    found: dict[str, int] = {}
+    totals: dict[str, int] = {}
     for event in events:
-        found[event.kind] = found.get(event.kind, 0) + 1
+        totals[event.kind] = totals.get(event.kind, 0) + 1
         if event.end > event.first:
             frames = f"frames of {event.kind}"
-            found[frames] = found.get(frames, 0) + event.end - event.first
-    return dict(sorted(found.items()))
+            totals[frames] = totals.get(frames, 0) + event.end - event.first
+    return dict(sorted(totals.items()))
 
 
 def described(rules: Filter, episodes: int, totals: Mapping[str, int]) -> dict:

@@ -37,9 +37,9 @@ class Options:
     def __post_init__(self):
         rules = Filter.parse(self.filter)
         object.__setattr__(self, "filter", str(rules) if rules else None)
-        known = ("auto", *formats.NAMES)
+        names = ("auto", *formats.NAMES)
         checks = (
-            (self.format in known, f"--format {self.format} is not known{did_you_mean(self.format, known)}"),
+            (self.format in names, f"--format {self.format} is not known{did_you_mean(self.format, names)}"),
             (self.fps is None or 0 < self.fps < 1e4, f"--fps must be positive or 'native', got {self.fps}"),
             (self.size is None or 1 <= self.size <= 16384, f"--size is in pixels, 1 to 16384, got {self.size}"),
             (self.resize in RESIZE_MODES, f"--resize {self.resize} is not one of {', '.join(RESIZE_MODES)}"),

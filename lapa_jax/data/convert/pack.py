@@ -139,12 +139,12 @@ def _kept(part: Mapping, twice: Mapping[str, str]) -> list[dict]:
 
 def _told(part: Mapping, twice: Mapping[str, str]) -> list[list]:
     """[kind, first, end, JPEG in base64, words] of what the filter did to an episode."""
-    told = [[*event, ""] for event in part["strips"]["events"]]
+    events = [[*event, ""] for event in part["strips"]["events"]]
     for piece, strip in zip(part["pieces"], part["strips"]["pieces"]):
         if piece["id"] in twice:
             first, end = piece["first"], piece["first"] + piece["steps"]
-            told.append([DUPLICATE, first, end, strip, f"like {twice[piece['id']]}"])
-    return told
+            events.append([DUPLICATE, first, end, strip, f"like {twice[piece['id']]}"])
+    return events
 
 
 def flush_folder(folder: pathlib.Path) -> None:

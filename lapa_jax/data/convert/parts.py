@@ -153,15 +153,15 @@ def _strips(events: list, kept: list, rules: Filter, spool, frames: list[dict]) 
             cells.append(images.resize_to(image, height, width))
         return base64.b64encode(images.encode(np.concatenate(cells, axis=1), 80)).decode()
 
-    told, seen = [], Counter()
+    shown, counts = [], Counter()
     for kind, first, end in events:
-        seen[kind] += 1
-        if seen[kind] <= _TOLD:
+        counts[kind] += 1
+        if counts[kind] <= _TOLD:
             middle = (first + end - 1) // 2
             steps = (first - 2, first - 1, first, first + 1) if kind == filtering.CUT else (first, middle, end - 1)
-            told.append([kind, first, end, strip(*steps)])
+            shown.append([kind, first, end, strip(*steps)])
     pieces = [strip(first, (first + end) // 2, end - 1) for first, end in kept] if rules.duplicates else []
-    return {"events": told, "pieces": pieces}
+    return {"events": shown, "pieces": pieces}
 
 
 _STRIP, _TOLD = 96, 4
@@ -206,8 +206,8 @@ def _pictures(
         try:
             stored = {}
             for name, frame in zip(names, frames):
-                seen = watch if name == MAIN else None
-                stored[name] = _jpeg(frame, plan, options, name, episode.remarks, seen)
+                watching = watch if name == MAIN else None
+                stored[name] = _jpeg(frame, plan, options, name, episode.remarks, watching)
         except ValueError as error:
             raise ValueError(f"frame {step}: {error}") from None
         stored = {name: jpeg for name, jpeg in stored.items() if jpeg is not None}

@@ -82,13 +82,13 @@ def _files(data: Mapping, root: pathlib.Path) -> list[File]:
     parts = [part for part in data.get("mixture") or () if hasattr(part, "get")]
     named = [(part.get("path"), "auto") for part in parts or [data]]
     named += [(part.get("val_path"), "val") for part in [data, *parts]]
-    found: dict[pathlib.Path, File] = {}
+    files: dict[pathlib.Path, File] = {}
     for path, split in named:
-        if is_raw(path) and (place := pathlib.Path(path).resolve()) not in found:
-            same = sum(file.path.stem == place.stem for file in found.values())
+        if is_raw(path) and (place := pathlib.Path(path).resolve()) not in files:
+            same = sum(file.path.stem == place.stem for file in files.values())
             name = f"{place.stem}-{same + 1}" if same else place.stem
-            found[place] = File(place, root / FOLDER / name, split)
-    return list(found.values())
+            files[place] = File(place, root / FOLDER / name, split)
+    return list(files.values())
 
 
 def _with_folders(config: ml_collections.ConfigDict, files: list[File]) -> ml_collections.ConfigDict:
@@ -144,10 +144,10 @@ def _finished(file: File) -> bool:
     record = _record(file)
     if not record.exists():
         return False
-    known = read_json(record)
+    recorded = read_json(record)
     stamp = file.path.stat()
-    same = (known.get("size"), known.get("modified")) == (stamp.st_size, stamp.st_mtime_ns)
-    if known.get("split") != file.split or not (same or known.get("sha256") == _describe(file)["sha256"]):
+    same = (recorded.get("size"), recorded.get("modified")) == (stamp.st_size, stamp.st_mtime_ns)
+    if recorded.get("split") != file.split or not (same or recorded.get("sha256") == _describe(file)["sha256"]):
         raise UserError(f"{file.path} is not what {file.folder} was made from, or it is held out otherwise; restore "
                         f"it, choose another --workdir, or remove {file.folder} and {record} to convert it again")
     return (file.folder / DATASET).exists()

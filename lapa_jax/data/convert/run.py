@@ -258,12 +258,12 @@ class _Conversion:
     def _filtered(self, report: dict) -> dict:
         """What `--filter` did, with small frames of its first deeds of each kind in the order of the plan."""
         entries = [entry for packer in self.packers for entry in packer.journal]
-        strips = {episode: told for entry in entries for episode, told in entry["strips"].items()}
-        events, seen = [], Counter()
+        strips = {episode: of_episode for entry in entries for episode, of_episode in entry["strips"].items()}
+        events, counts = [], Counter()
         for entry in self.plan["episodes"]:
             for kind, first, end, strip, words in strips.get(entry["id"], ()):
-                seen[kind] += 1
-                if seen[kind] <= SHOWN:
+                counts[kind] += 1
+                if counts[kind] <= SHOWN:
                     events.append({"kind": kind, "source": planning.place_of(entry), "first": first, "end": end,
                                    "words": words, "jpeg": strip})  # fmt: skip
         return {**report["filter"], "events": events}

@@ -43,7 +43,7 @@ def cuts(frames: np.ndarray, ratio: float) -> list[int]:
     """
     values = frames.astype(np.int16)
     changes = np.abs(np.diff(values, axis=0)).mean((1, 2, 3))
-    found = []
+    starts = []
     for i, change in enumerate(changes.tolist()):
         before, after = changes[max(0, i - 2) : i].tolist(), changes[i + 1 : i + 3].tolist()
         if change < _LEAST or not before + after:
@@ -52,16 +52,16 @@ def cuts(frames: np.ndarray, ratio: float) -> list[int]:
         if not before or not after:
             # at the ends only one side is there to compare with
             if change >= max(2 * _LEAST, 2 * ratio * loudest):
-                found.append(i + 1)
+                starts.append(i + 1)
         elif change >= ratio * loudest:
-            found.append(i + 1)
+            starts.append(i + 1)
         elif change >= _LARGE:
             quiet = min(max(before), max(after))
             across = (np.abs(values[i + 2] - values[i]).mean(), np.abs(values[i + 1] - values[i - 1]).mean())
             # a side on which nothing at all moves is a film that was stopped in the middle of a motion
             if quiet > _NOISE and change >= 2.5 * ratio * (quiet + _NOISE) and min(across) >= change / 2:
-                found.append(i + 1)
-    return found
+                starts.append(i + 1)
+    return starts
 
 
 def still(frames: np.ndarray, least: int, level: float) -> list[tuple[int, int]]:

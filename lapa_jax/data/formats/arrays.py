@@ -145,14 +145,14 @@ def _place(group: str, arrays: Mapping) -> Place:
     return Place(group, {name: array.shape or () for name, array in arrays.items()}, images)
 
 
-def _groups(group, seen: set) -> Iterator[Place]:
+def _groups(group, visited: set) -> Iterator[Place]:
     """A group and those within that have arrays, in natural order. A group with an action owns all that is within."""
     import h5py
 
     address = h5py.h5o.get_info(group.id).addr
-    if address in seen:
+    if address in visited:
         raise ValueError(f"group {group.name} is contained in itself, or twice")
-    seen.add(address)
+    visited.add(address)
     arrays = {name: data for name, data in hdf5.datasets(group).items() if name not in _ABOUT}
     if {"action", "actions"} & set(arrays):
         yield _place(group.name, {name: data for name, data in hdf5.walk(group).items() if name not in _ABOUT})
@@ -161,7 +161,7 @@ def _groups(group, seen: set) -> Iterator[Place]:
         yield _place(group.name, arrays)
     for name in sorted(hdf5.members(group), key=natural_key):
         if isinstance(group[name], h5py.Group):
-            yield from _groups(group[name], seen)
+            yield from _groups(group[name], visited)
 
 
 def _with_other_actions(group) -> Iterator[Place]:
@@ -306,8 +306,8 @@ def _trajectory(store: _Store, path: pathlib.Path, item: Item, options: Mapping)
     if "action" not in columns and (like := [name for name in vectors if "action" in name and name not in used]):
         unread["actions"] = f"{array_images.describe(like[0], store.arrays[like[0]])}; --action {like[0]} takes it"
     text, task, fps = _about(store)
-    asked = [name for name in store.about if like_instruction(name) and name not in _TEXTS]
-    if not text and (named := [name for name in asked if hdf5.instruction(store.about[name]())]):
+    texts_of_other_names = [name for name in store.about if like_instruction(name) and name not in _TEXTS]
+    if not text and (named := [name for name in texts_of_other_names if hdf5.instruction(store.about[name]())]):
         unread["instructions"] = f"the text {named[0]}; store it as the text instruction"
     frames = {member: _Images(path, item.at["group"], images[camera]) for camera, member in cameras.items()}
     left_out = sorted(name for name in store.arrays if name not in used)

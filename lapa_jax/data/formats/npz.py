@@ -88,9 +88,9 @@ def _check_contents(path: pathlib.Path, members: int) -> None:
     with open(path, "rb") as file:
         file.seek(-22, 2)
         end = file.read()
-    said = int.from_bytes(end[10:12], "little")
-    if end.startswith(b"PK\5\6") and said not in (members, 0xFFFF):
-        raise ValueError(f"its table of contents should have {said} arrays, {members} can be read: copy it again")
+    listed = int.from_bytes(end[10:12], "little")
+    if end.startswith(b"PK\5\6") and listed not in (members, 0xFFFF):
+        raise ValueError(f"its table of contents should have {listed} arrays, {members} can be read: copy it again")
 
 
 def _header(file: BinaryIO) -> Header:
@@ -154,9 +154,9 @@ def _rows(file: BinaryIO, size: int, name: str, start: int, end: int | None) -> 
     check_kind(header.dtype, name)
     count = header.shape[0] if header.shape else 1
     row = math.prod(header.shape[1:]) * header.dtype.itemsize
-    there = size - (file.tell() - begin)
-    if count * row > there:
-        raise ValueError(f"'{name}' should have {count} rows of {row} bytes, it has {there} bytes: it is truncated")
+    available = size - (file.tell() - begin)
+    if count * row > available:
+        raise ValueError(f"'{name}' should have {count} rows of {row} bytes, it has {available} bytes: it is truncated")
     end = count if end is None else end
     if not 0 <= start <= end <= count:
         raise ValueError(f"'{name}' has {count} rows, {start} to {end} were expected")

@@ -23,8 +23,8 @@ def walk(root: pathlib.Path, exclude: pathlib.Path | None) -> Iterator[tuple[pat
     macOS and Windows put beside files, and the folder `exclude` are left out."""
     for folder, folders, names in os.walk(root, followlinks=True):
         here = pathlib.Path(folder)
-        seen = (name for name in folders if not is_hidden(name) and (here / name).resolve() != exclude)
-        folders[:] = sorted(seen, key=natural_key)
+        visible = (name for name in folders if not is_hidden(name) and (here / name).resolve() != exclude)
+        folders[:] = sorted(visible, key=natural_key)
         yield here, sorted((name for name in names if not is_hidden(name)), key=natural_key)
 
 

@@ -227,9 +227,9 @@ def _check_lengths(demo, datasets: list) -> None:
         raise ValueError("nothing of it is wanted: --cameras, --action and --state leave everything out")
     what = "actions" if "action" in datasets[0].name else f"rows of {datasets[0].name}"
     count = datasets[0].shape[0] if datasets[0].ndim else 0
-    said = demo.attrs.get("num_samples", count)
-    if int(said) != count or not count:
-        raise ValueError(f"it has {count} {what}, num_samples says {int(said)}")
+    recorded = demo.attrs.get("num_samples", count)
+    if int(recorded) != count or not count:
+        raise ValueError(f"it has {count} {what}, num_samples says {int(recorded)}")
     for dataset in datasets[1:]:
         if dataset.shape[0] != count:
             raise ValueError(f"{dataset.name} has {dataset.shape[0]} rows, there are {count} {what}")

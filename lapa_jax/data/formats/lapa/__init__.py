@@ -60,19 +60,19 @@ def find(source: pathlib.Path, options: Mapping, exclude: pathlib.Path | None = 
             "for stage-1 folders of frames use --format video"
         )
     listing = Listing([], notes={"instructions_outside_the_prompt": 0})
-    found: dict[tuple[bool, str], tuple[pathlib.Path, _Steps]] = {}
+    episodes: dict[tuple[bool, str], tuple[pathlib.Path, _Steps]] = {}
     for table in tables:
         held_out = bool(_HELD_OUT.search(table.stem.lower()))
         for episode, steps in _episodes(table, listing).items():
-            if (held_out, episode) in found:
-                other = found[held_out, episode][0].name
+            if (held_out, episode) in episodes:
+                other = episodes[held_out, episode][0].name
                 raise UserError(
                     f"episode '{episode}' is in {other} and in {table.name} of {source}; give one of the files"
                 )
-            found[held_out, episode] = (table, steps)
-    names = Counter(episode for _, episode in found)
-    splits = ("train", "val") if any(held_out for held_out, _ in found) else ("", "")
-    for (held_out, episode), (table, steps) in found.items():
+            episodes[held_out, episode] = (table, steps)
+    names = Counter(episode for _, episode in episodes)
+    splits = ("train", "val") if any(held_out for held_out, _ in episodes) else ("", "")
+    for (held_out, episode), (table, steps) in episodes.items():
         name = episode if names[episode] == 1 else f"{table.stem}/{episode}"
         _add(listing, name, table, steps, splits[held_out])
     if not listing.items:

@@ -102,16 +102,16 @@ def read_spans(path: pathlib.Path, spans: Sequence[Sequence[int]], listed: bool)
     Args:
       path: the file. spans: (first byte, end, how many records) of each stretch. listed: see `is_list`.
     """
-    found: list[dict] = []
+    records: list[dict] = []
     with reading(f"the records in {path.name}"), open(path, "rb") as file:
         for start, end, count in spans:
             data = os.pread(file.fileno(), end - start, start)
             lines = [b"[" + data + b"]"] if listed else [b"[" + d + b"]" for d in data.split(b"\n") if d.strip()]
-            here = [value for line in lines for value in load_json(line)]
-            if len(here) != count or not all(map(_is_record, here)):
+            parsed = [value for line in lines for value in load_json(line)]
+            if len(parsed) != count or not all(map(_is_record, parsed)):
                 raise ValueError(f"at byte {start} there are no longer the {count} records that were listed")
-            found += here
-    return found
+            records += parsed
+    return records
 
 
 def place_of(record: Mapping, default: str) -> tuple[str, int] | None:

@@ -19,9 +19,9 @@ def folders(source: pathlib.Path, exclude: pathlib.Path | None) -> list[pathlib.
     """Dataset folders: the source itself, else the nearest below it."""
     level = [source]
     for _ in range(_DEPTH + 1):
-        found = [f for f in level if (f / INFO).is_file() and (f / features.FILE).is_file()]
-        if found:
-            return sorted(found)
+        datasets = [f for f in level if (f / INFO).is_file() and (f / features.FILE).is_file()]
+        if datasets:
+            return sorted(datasets)
         below = [child for folder in level for child in sorted(folder.iterdir()) if child.is_dir()]
         level = [child for child in below if not child.name.startswith(".") and child.resolve() != exclude]
     return []
@@ -29,13 +29,13 @@ def folders(source: pathlib.Path, exclude: pathlib.Path | None) -> list[pathlib.
 
 def dataset_folder(source: pathlib.Path, exclude: pathlib.Path | None) -> pathlib.Path:
     """The one dataset folder of a source; none or several are a `UserError`."""
-    found = folders(source, exclude) if source.is_dir() else []
-    if not found:
+    datasets = folders(source, exclude) if source.is_dir() else []
+    if not datasets:
         raise UserError(f"{source} is no TensorFlow Datasets folder: there is no {INFO} beside a {features.FILE}")
-    if len(found) > 1:
-        names = ", ".join(f.relative_to(source).as_posix() for f in found)
-        raise UserError(f"{source} holds {len(found)} datasets or versions; give one of them: {names}")
-    return found[0]
+    if len(datasets) > 1:
+        names = ", ".join(f.relative_to(source).as_posix() for f in datasets)
+        raise UserError(f"{source} holds {len(datasets)} datasets or versions; give one of them: {names}")
+    return datasets[0]
 
 
 def folder_above(path: pathlib.Path) -> pathlib.Path:
@@ -69,7 +69,7 @@ class Shard(NamedTuple):
 
 def shards(folder: pathlib.Path, info: Mapping) -> list[Shard]:
     """Every shard that the table lists, whether it is there or not."""
-    found = []
+    listed = []
     for entry in info["splits"]:
         try:
             split, lengths = str(entry["name"]), [int(n) for n in entry["shardLengths"]]
@@ -80,8 +80,8 @@ def shards(folder: pathlib.Path, info: Mapping) -> list[Shard]:
             name = pathlib.PurePath(_fill(template, info, split, number, len(lengths)))
             if name.is_absolute() or ".." in name.parts:
                 raise UserError(f"{folder / INFO}: the shard {name} lies outside of the dataset's folder")
-            found.append(Shard(split, number, folder / name, count))
-    return found
+            listed.append(Shard(split, number, folder / name, count))
+    return listed
 
 
 def _fill(template: str, info: Mapping, split: str, number: int, total: int) -> str:
@@ -107,13 +107,13 @@ def records(shard: Shard, kind: str) -> list[tuple[dict, int]]:
     if kind == "array_record":
         with _array_record(shard.path) as reader:
             total = reader.num_records()
-        found = [({"record": i}, shard.path.stat().st_size // total) for i in range(total)]
+        places = [({"record": i}, shard.path.stat().st_size // total) for i in range(total)]
     else:
-        found = [({"offset": r.offset, "length": r.length}, r.length) for r in tfrecord.index(shard.path)]
-    if len(found) != shard.episodes:
+        places = [({"offset": r.offset, "length": r.length}, r.length) for r in tfrecord.index(shard.path)]
+    if len(places) != shard.episodes:
         listed = f"{INFO} lists {shard.episodes}: one of the two is of another version"
-        raise ValueError(f"it holds {len(found)} episodes, {listed}")
-    return found
+        raise ValueError(f"it holds {len(places)} episodes, {listed}")
+    return places
 
 
 def payload(path: pathlib.Path, at: Mapping) -> bytes:
@@ -149,8 +149,8 @@ def _array_record(path: pathlib.Path) -> Iterator:
         reader.close()
 
 
-def others(folder: pathlib.Path, known: Iterable[Shard]) -> dict[str, int]:
+def others(folder: pathlib.Path, shards: Iterable[Shard]) -> dict[str, int]:
     """How many other files lie in a dataset's folder."""
-    paths = {folder / INFO, folder / features.FILE, *(shard.path for shard in known)}
+    paths = {folder / INFO, folder / features.FILE, *(shard.path for shard in shards)}
     count = sum(1 for p in folder.iterdir() if p.is_file() and p not in paths and not p.name.startswith("."))
     return {f"files that {INFO} does not list": count} if count else {}

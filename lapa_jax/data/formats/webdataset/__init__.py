@@ -136,14 +136,14 @@ def _one_kind(tars: Mapping[str, Tar], kinds: Mapping[str, np.ndarray], source: 
     for name, kind in kinds.items():
         for value, row in zip(*np.unique(kind, return_index=True)):
             first.setdefault(int(value), f"'{tars[name].key(row)}' in {name}")
-    seen = [kind for kind in sorted(first) if kind != NONE]
-    if len(seen) > 1:
-        two = " and ".join(f"{KINDS[kind]} ({first[kind]})" for kind in seen[:2])
+    present = [kind for kind in sorted(first) if kind != NONE]
+    if len(present) > 1:
+        two = " and ".join(f"{KINDS[kind]} ({first[kind]})" for kind in present[:2])
         raise UserError(f"{source} mixes {two}; put each kind into a folder of its own")
-    if not seen:
+    if not present:
         fields = sorted({field for tar in tars.values() for field in tar.index.fields})
         raise UserError(f"{source} holds no sample with pictures, a video or arrays; it has {fields or 'no members'}")
-    return seen[0]
+    return present[0]
 
 
 def _item(name: str, tar: Tar, row: int, kind: int) -> Item:
