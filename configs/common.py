@@ -69,7 +69,16 @@ def training(
     group.eval_every = every
     group.save_every = every
     group.save_minutes = config_dict.placeholder(float)
-    group.keep_last = 2
+    group.keep_last = 10
+    group.keep_best = 1
+    group.keep_every = config_dict.placeholder(int)
+    group.fast_dir = config_dict.placeholder(str)
+    group.fast_every = config_dict.placeholder(int)
+    group.fast_minutes = config_dict.placeholder(float)
+    group.keep_fast = 3
+    group.hang_minutes = config_dict.placeholder(float)
+    group.on_spike = "stop"
+    group.spike_factor = config_dict.placeholder(float)
     group.best_metric = best_metric
     group.best_mode = "max"
     group.patience = config_dict.placeholder(int)

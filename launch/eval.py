@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from lapa_jax.core import startup
 from lapa_jax.core.checkpoint_step import parse_step
 from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.files import check_can_write
 from lapa_jax.evaluate import requirements
 from lapa_jax.sim import flags
 
@@ -34,6 +35,8 @@ def main(argv: list[str]) -> None:
     args = _parser(argv).parse_args(argv)
     args.require = requirements.parse(args.require)
     _check(args)
+    if args.out or args.run:
+        check_can_write(args.out or args.run)
     # Defaults are filled in after the checks, which have to tell what the command says from what it leaves out.
     for name, value in (USUAL if args.env else USUAL_ON_DATA).items():
         if getattr(args, name) is None:

@@ -12,6 +12,7 @@ from lapa_jax.core import startup
 from lapa_jax.core.checkpoint_step import parse_step
 from lapa_jax.core.errors import UserError, did_you_mean, run_main
 from lapa_jax.core.files import atomic_folder, check_new_folder, write_json
+from lapa_jax.core.lock import beside, locked
 
 FORMATS = ("safetensors", "stablehlo", "int8")
 OF_FORMAT = {"platform": "stablehlo", "data": "int8", "labels": "int8", "split": "int8", "dataset": "int8",
@@ -23,7 +24,11 @@ SAMPLES, MAX_ERROR = 512, 5.0
 def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
     _check(args)
+    with locked(beside(args.out), f"exporting to {args.out}"):
+        _export(args)
 
+
+def _export(args: argparse.Namespace) -> None:
     # After the checks: importing jax takes seconds, and a typing error should be told at once.
     startup.begin(f"exporting {args.run} to {args.out}")
     import jax

@@ -10,6 +10,7 @@ import argparse
 from lapa_jax.core import startup
 from lapa_jax.core.checkpoint_step import parse_step
 from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.files import check_can_write
 from lapa_jax.data.shards.step_shards import read_dataset
 
 
@@ -18,6 +19,7 @@ def main(argv: list[str]) -> None:
     if args.batch_size < 1:
         raise UserError(f"--batch_size {args.batch_size} must be at least 1")
     read_dataset(args.data)  # raw videos are refused at once
+    check_can_write(args.out)
 
     # After the checks: importing jax takes seconds, and a typing error should be told at once.
     startup.begin(f"labelling {args.data} with {args.run}")

@@ -11,6 +11,7 @@ import argparse
 from lapa_jax.core import config as config_lib
 from lapa_jax.core import config_files, startup
 from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.files import check_can_write
 
 
 def main(argv: list[str]) -> None:
@@ -37,6 +38,8 @@ def main(argv: list[str]) -> None:
         raise UserError("--mesh and --device go together and with --dry_run: --dry_run --mesh 8x4 --device H100-94GB")
     config = config_lib.load(args.config, overrides, args.config_file)
     workdir = args.workdir or f"{config_files.read(args.config_file).roots.get('runs', 'runs')}/{config.name}"
+    if not args.dry_run:
+        check_can_write(workdir)
     startup.begin(f"dry run of {config.name}" if args.dry_run else f"training {config.name} in {workdir}")
 
     from lapa_jax.data.convert.raw import as_shards

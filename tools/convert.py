@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Mapping
 
 from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.files import check_can_write
 from lapa_jax.data import formats
 from lapa_jax.data.convert.options import Options
 from lapa_jax.data.convert.pool import PATIENCE
@@ -83,6 +84,7 @@ def main(argv: list[str]) -> None:
     for name, value in {"workers": args.workers, **limits}.items():
         if value is not None and not value >= 0:
             raise UserError(f"--{name} is 0 or more, got {value}")
+    check_can_write(args.output)
     report = convert(args.source, args.output, options, args.workers, **limits)
     done = "is already finished" if report["finished"] else "is finished"
     print(f"{args.output} {done}: {summary(report)}")

@@ -9,6 +9,7 @@ import argparse
 import pathlib
 
 from lapa_jax.core.errors import run_main
+from lapa_jax.core.files import check_can_write
 from lapa_jax.sim import flags
 from lapa_jax.sim.recording import COLUMNS, Options, default_workers, record
 
@@ -37,6 +38,7 @@ def main(argv: list[str]) -> None:
     columns = values.pop("columns")
     columns = () if columns == "none" else tuple(columns.split(","))
     options = Options(columns=columns, env_options=given_options, **values)
+    check_can_write(out)
     lines = record(options, out, workers)
     steps = sum(line["frames"] for line in lines)
     held_out = sum(line["split"] == "val" for line in lines)

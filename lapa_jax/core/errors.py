@@ -1,16 +1,25 @@
 """Errors that are meant for the user: one clear line that names the thing, the value and the remedy."""
 
+import errno
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from lapa_jax.core.allocator import keep_freed_memory
 
 EXIT_BAD_INPUT = 2
+EXIT_HANGS = 75
+"""Nothing moved any more (`train.hang_minutes`); the same command resumes. EX_TEMPFAIL of sysexits.h: try again."""
 EXIT_INTERRUPTED = 130
 
 
 class UserError(Exception):
     """Something the user can mend. Launchers print it as one line and exit with code 2, without a traceback."""
+
+
+class Stopped(Exception):
+    """A signal asked for the end at a moment when there is nothing to save. Launchers end with code 0."""
 
 
 class ConfigError(UserError):
@@ -26,14 +35,56 @@ def did_you_mean(word: str, known) -> str:
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
 
 
+OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EFBIG,
+            errno.ESTALE, errno.ENAMETOOLONG, errno.EISDIR)  # fmt: skip
+"""What a user's file system may answer: no room, no permission, no disk."""
+_WORDS = ("No space left", "Disk quota exceeded", "Read-only file system", "Permission denied", "RESOURCE_EXHAUSTED")
+_BACKEND = "Unable to initialize backend"
+
+
+def of_disk(error: BaseException) -> bool:
+    """Whether an error is the answer of a file system, whatever library passes it on."""
+    if isinstance(error, OSError):
+        return error.errno in OF_DISKS
+    return any(word in str(error) for word in _WORDS)
+
+
+@contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Gives errors of the file system the path that was written, which writing to an open file leaves out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in OF_DISKS and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
 def run_main(main: Callable[[list[str]], None]) -> None:
-    """Runs a launcher's `main(argv)` and turns a `UserError` into one line on stderr and exit code 2."""
+    """Runs a launcher's `main(argv)` and turns what a user can mend into one line on stderr and exit code 2: a
+    `UserError`, what a file system refuses, a device that is asked for and is not there."""
     keep_freed_memory()
     try:
         main(sys.argv[1:])
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
+        _end(str(error))
+    except OSError as error:
+        if error.errno not in OF_DISKS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _end(f"{where}{error.strerror}; what was whole before is unchanged, and the same command goes on once this is "
+             "mended")  # fmt: skip
+    except RuntimeError as error:
+        if _BACKEND not in str(error):
+            raise
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        _end(f"{str(error).splitlines()[0]} (JAX_PLATFORMS={asked}): install JAX for that device, or set "
+             "JAX_PLATFORMS=cpu")  # fmt: skip
     except KeyboardInterrupt:
         print("interrupted; the same command resumes", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _end(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(EXIT_BAD_INPUT)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from lapa_jax.core.errors import UserError
+from lapa_jax.core.errors import UserError, naming
 
 _HEAD = 1024
 _REFUSALS = re.compile(
@@ -38,12 +38,25 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with naming(path):
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_can_write(path: str | os.PathLike) -> None:
+    """A `UserError` where a folder cannot be written: it is a file, lies in one, or may not be written or made."""
+    path = pathlib.Path(path).absolute()
+    existing = next(each for each in (path, *path.parents) if os.path.lexists(each))
+    if not existing.is_dir():
+        raise UserError(f"{path} cannot be written: {existing} is no folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{path} cannot be written: no permission to write in {existing}")
+    if os.statvfs(existing).f_flag & os.ST_RDONLY:
+        raise UserError(f"{path} cannot be written: {existing} lies on a read-only file system")
 
 
 def check_new_folder(path: str | os.PathLike) -> None:
@@ -51,6 +64,7 @@ def check_new_folder(path: str | os.PathLike) -> None:
     path = pathlib.Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists and is not an empty folder; name a new one as --out, or remove it first")
+    check_can_write(path)
 
 
 @contextlib.contextmanager
@@ -66,8 +80,9 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir()
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with naming(path):
+            yield temporary
+            os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -1,15 +1,18 @@
 """Metric writers: one JSON object a line in `metrics.jsonl`, always, and trackers beside it."""
 
 import json
+import logging
 import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
+from lapa_jax.core.errors import naming
 from lapa_jax.core.files import atomic_path
 from lapa_jax.core.trackers import Trackers
 
-METRICS_FILE = "metrics.jsonl"
+LOG = logging.getLogger("lapa_jax")
+METRICS_FILE, DAMAGED_FILE = "metrics.jsonl", "metrics.damaged.jsonl"
 
 
 class MetricsWriter:
@@ -37,30 +40,46 @@ class MetricsWriter:
         """Writes one line. A value that is not finite becomes null, which JSON can say."""
         values = {name: float(value) for name, value in metrics.items()}
         line = {"step": step, **{n: v if math.isfinite(v) else None for n, v in values.items()}}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
         self.trackers.scalars(step, values)
 
     def close(self) -> None:
-        self._file.close()
+        with naming(self._path):
+            self._file.close()
         self.trackers.close()
 
 
 def read_metrics(folder: str | os.PathLike) -> list[dict]:
-    """The lines of a run's `metrics.jsonl`; a last line cut off by a kill is left out."""
-    path = pathlib.Path(folder) / METRICS_FILE
-    if not path.is_file():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    """The lines of a run's `metrics.jsonl`; those that cannot be read, and one cut off by a kill, are left out."""
+    return _read(pathlib.Path(folder) / METRICS_FILE)[0]
+
+
+def _read(path: pathlib.Path) -> tuple[list[dict], list[str]]:
+    """The lines of a file, and those that are damaged."""
+    lines, damaged = [], []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for row in text.split("\n"):
         try:
-            lines.append(json.loads(text))
+            line = json.loads(row)
         except json.JSONDecodeError:
-            break
-    return lines
+            line = None
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines.append(line)
+        elif row:
+            damaged.append(row)
+    if damaged and not text.endswith("\n") and text.endswith(damaged[-1]):
+        damaged.pop()  # a kill in the middle of a line, which is written again
+    return lines, damaged
 
 
 def _drop_after(path: pathlib.Path, step: int) -> None:
-    kept = [line for line in read_metrics(path.parent) if line["step"] <= step] if step else []
+    lines, damaged = _read(path)
+    if damaged:
+        LOG.warning("%s: %d line(s) cannot be read and are left out; they lie in %s", path, len(damaged), DAMAGED_FILE)
+        with open(path.with_name(DAMAGED_FILE), "a", encoding="utf-8") as file:
+            file.write("".join(f"{row}\n" for row in damaged))
+    kept = [line for line in lines if line["step"] <= step] if step else []
     with atomic_path(path) as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")

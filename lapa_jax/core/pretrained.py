@@ -2,7 +2,7 @@
 
 `config.json` is `{"format": "lapa_jax.model", "version": 1, "model": {"name": ..., fields}, "meta": {...}}`. Tensors
 are named by collection and path, "params/encoder/project/kernel". The weights carry the sha256 of their `config.json`,
-so that files of two exports are never taken for one.
+so that files of two exports are never taken for one; `config.json` has the size and checksum of the weights, "weights".
 """
 
 import contextlib
@@ -16,13 +16,13 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from lapa_jax.core import tree
+from lapa_jax.core import integrity, tree
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import atomic_path, placeholder, read_json, write_json
 
 FORMAT, VERSION = "lapa_jax.model", 1
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-CONFIG_DIGEST = "config_sha256"
+CONFIG_DIGEST, WEIGHTS = "config_sha256", "weights"
 
 
 def save_pretrained(folder: str | os.PathLike, model_spec: Mapping, variables: Mapping, meta: Mapping) -> None:
@@ -42,7 +42,7 @@ def save_pretrained(folder: str | os.PathLike, model_spec: Mapping, variables: M
     # The weights first: until their config lies beside them, the digests differ and the folder does not load.
     with atomic_path(folder / WEIGHTS_FILE) as temporary:
         safetensors.numpy.save_file(tensors, temporary, metadata={CONFIG_DIGEST: _digest(config)})
-    write_json(folder / CONFIG_FILE, config)
+    write_json(folder / CONFIG_FILE, {**config, WEIGHTS: _size_and_sum(folder / WEIGHTS_FILE)})
 
 
 def load_pretrained(folder: str | os.PathLike) -> tuple[dict, dict, dict]:
@@ -60,8 +60,11 @@ def load_pretrained(folder: str | os.PathLike) -> tuple[dict, dict, dict]:
 
 
 @contextlib.contextmanager
-def open_pretrained(folder: str | os.PathLike) -> Iterator[tuple[dict, safetensors.safe_open]]:
+def open_pretrained(folder: str | os.PathLike, verify: bool = True) -> Iterator[tuple[dict, safetensors.safe_open]]:
     """The `config.json` of an exported model, and its open weights, to take single tensors from.
+
+    Args:
+      verify: whether to compare the checksum of the weights, which reads all of them.
 
     Raises:
       UserError: as `load_pretrained`.
@@ -80,10 +83,19 @@ def open_pretrained(folder: str | os.PathLike) -> Iterator[tuple[dict, safetenso
         with safetensors.safe_open(weights, framework="numpy") as file:
             if (file.metadata() or {}).get(CONFIG_DIGEST) != _digest(config):
                 raise UserError(f"{weights} does not belong to the {CONFIG_FILE} beside it; export the model again")
+            if verify and integrity.enabled() and _size_and_sum(weights) != config.get(WEIGHTS):
+                raise UserError(f"{weights} is damaged: its checksum is not that in {CONFIG_FILE}; copy it again, or "
+                                "export the model again")
             yield config, file
     except safetensors.SafetensorError as error:
         raise UserError(placeholder(weights) or f"{weights} is damaged ({error}); export the model again") from None
 
 
+def _size_and_sum(weights: pathlib.Path) -> list:
+    return [weights.stat().st_size, integrity.checksum(weights)]
+
+
 def _digest(config: Mapping) -> str:
+    """The sha256 of a config, which is in the weights; what it says about the weights themselves is left out."""
+    config = {name: value for name, value in config.items() if name != WEIGHTS}
     return hashlib.sha256(json.dumps(config, sort_keys=True, allow_nan=False).encode()).hexdigest()

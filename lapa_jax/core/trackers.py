@@ -46,7 +46,7 @@ class TensorBoard:
     def __init__(self, folder: pathlib.Path, run: str | None, resume_step: int, config: Mapping):
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step and resume_step + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():

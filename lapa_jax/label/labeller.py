@@ -14,6 +14,7 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.core.files import read_json, write_json
+from lapa_jax.core.lock import locked
 from lapa_jax.core.progress import bar
 from lapa_jax.data.shards.labels import FORMATS, TABLES
 from lapa_jax.data.shards.step_shards import (
@@ -87,6 +88,11 @@ class Labeller:
         if (self.out / SUMMARY_FILE).is_file() and self._all_there():
             return read_json(self.out / SUMMARY_FILE)
         self.out.mkdir(parents=True, exist_ok=True)
+        # Hosts label beside each other; the same share twice would be two writers of one file.
+        with locked(self.out / f".share-{host[0]}-of-{host[1]}.lock", f"labelling to {self.out}"):
+            return self._write(batch_size, host, progress)
+
+    def _write(self, batch_size: int, host: tuple[int, int], progress: bool) -> dict | None:
         # Before the first shard, so that another labelling is never mixed into a half-finished folder.
         write_json(self.out / SETTINGS_FILE, self.settings)
         # Hosts share the work without talking to each other: by the shards' numbers.

@@ -18,6 +18,7 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import read_json, write_json
+from lapa_jax.core.lock import beside, locked
 from lapa_jax.core.progress import bar
 from lapa_jax.data.convert import pool
 from lapa_jax.data.convert.plan import assign_splits
@@ -114,13 +115,14 @@ def record(options: Options, out: pathlib.Path, workers: int = 1) -> list[dict]:
     env = options.make_env()
     _check(env, options)
     tasks = [options.task or env.tasks[number % len(env.tasks)] for number in range(options.episodes)]
-    _pin(options, out)
-    if not (out / EPISODES).exists():
-        ids = [f"{task}-{number:06d}" for number, task in enumerate(tasks)]
-        _record_missing(env, options, out, tasks, ids, workers)
-        entries = [read_json(out / WORK / f"{i}.json") for i in ids]
-        recording_formats.finish(options, out, out / WORK, entries)
-    shutil.rmtree(out / WORK, ignore_errors=True)
+    with locked(beside(out), f"recording to {out}"):
+        _pin(options, out)
+        if not (out / EPISODES).exists():
+            ids = [f"{task}-{number:06d}" for number, task in enumerate(tasks)]
+            _record_missing(env, options, out, tasks, ids, workers)
+            entries = [read_json(out / WORK / f"{i}.json") for i in ids]
+            recording_formats.finish(options, out, out / WORK, entries)
+        shutil.rmtree(out / WORK, ignore_errors=True)
     env.close()
     return [json.loads(line) for line in (out / EPISODES).read_text().splitlines()]
 

@@ -2,20 +2,20 @@
 
 `checkpoints/<step>/{params,state,meta}`: "params" holds every collection of variables, so that inference never reads
 optimizer slots; "state" the rest; "meta" is JSON with all that is needed to use them. A step exists under its name only
-when it is whole. Where a run averages its parameters, whoever reads the checkpoint for another purpose than to go on
-with the run gets the averages, under the parameters' names.
+when it is whole, with the checksums that are compared when it is read (`checkpoint_folder`). Where a run averages its
+parameters, whoever reads the checkpoint for another purpose than to go on with the run gets the averages, under the
+parameters' names.
 """
 
 import contextlib
 import dataclasses
-import functools
-import json
+import logging
 import math
+import os
 import pathlib
-import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+import time
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import ml_collections
@@ -25,19 +25,30 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from lapa_jax.core import config as config_lib
-from lapa_jax.core import tree
+from lapa_jax.core import integrity, tree
 from lapa_jax.core.checkpoint_step import BEST, FOLDER, split_best
-from lapa_jax.core.errors import UserError
+from lapa_jax.core.errors import UserError, of_disk
 from lapa_jax.core.files import read_json, write_json
 from lapa_jax.train import ema
+from lapa_jax.train.background import Background
+from lapa_jax.train.checkpoint_folder import (
+    BEST_FILE,
+    CONFIG_FILE,
+    META_FILE,
+    Keep,
+    best_checkpoint,
+    clear_temporary,
+    folder_of,
+    lacks,
+    prune,
+    ranked,
+    steps,
+    writing_name,
+)
 from lapa_jax.train.state import State
 
-CONFIG_FILE, BEST_FILE = "config.json", "best.json"
+LOG = logging.getLogger("lapa_jax")
 CHUNK = 2**26  # bytes of the pieces that imported weights are stored in: a device reads those that it holds a part of
-# Orbax takes any folder with a number for a name as a checkpoint. Writing ends in a rename, but removing an old one
-# does not begin with one: a step that lacks any of these was being removed when its run was killed.
-WHOLE = ("_CHECKPOINT_METADATA", "commit_success.txt", "meta/data.json", "params/_METADATA", "params/manifest.ocdbt",
-         "state/_METADATA", "state/manifest.ocdbt")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,78 +67,120 @@ class Checkpoint:
     path: pathlib.Path
 
 
-class Best(NamedTuple):
-    """The best checkpoint of a run: `value` of `metric` at `step`; `mode` "max" where higher values are better."""
-
-    metric: str
-    mode: str
-    value: float
-    step: int
-
-
 class Checkpointer:
-    """Writes checkpoints in the background, keeps the last ones and the best one, restores the newest."""
+    """Writes checkpoints in the background, keeps those that are to stay, restores the newest.
 
-    def __init__(self, workdir: pathlib.Path, *, keep_last: int, best_metric: str | None, best_mode: str = "max"):
+    Orbax writes a step under a temporary name. When all hosts have written theirs, checksums are added and it gets its
+    number: what has a number was whole.
+    """
+
+    def __init__(
+        self, workdir: pathlib.Path, *, keep_last: int, best_metric: str | None, best_mode: str = "max",
+        keep_best: int = 1, keep_every: int | None = None,
+    ):  # fmt: skip
         """Opens (or creates) `workdir/checkpoints`; leftovers of a killed writer are removed.
 
         Args:
           workdir: the run folder.
           keep_last: how many of the newest checkpoints stay.
-          best_metric: the validation metric whose best checkpoint stays besides; None keeps none.
+          best_metric: the validation metric whose best checkpoints stay besides; None keeps none.
           best_mode: "max" where higher values are better, or "min".
+          keep_best: how many of the best stay.
+          keep_every: checkpoints whose step it divides stay; None: none for that reason.
         """
-        self._workdir, self._metric, self._mode = workdir, best_metric, best_mode
+        self._workdir, self._keep = workdir, Keep(keep_last, best_metric, best_mode, keep_best, keep_every)
         absl_logging.set_verbosity(absl_logging.ERROR)
-        _remove_broken(workdir / FOLDER)
-        policies = [ocp.training.preservation_policies.LatestN(keep_last)]
-        if best_metric is not None:
-            policies.append(ocp.training.preservation_policies.BestN(
-                get_metric_fn=functools.partial(_score, best_metric, best_mode), n=1,
-                keep_checkpoints_without_metrics=False))  # fmt: skip
-        self._manager = ocp.training.Checkpointer(
-            (workdir / FOLDER).absolute(),
-            save_decision_policy=_Always(),
-            preservation_policy=ocp.training.preservation_policies.AnyPreservationPolicy(policies),
-            cleanup_tmp_directories=True,
-            context=_context(),
-        )
+        if jax.process_index() == 0:
+            (workdir / FOLDER).mkdir(parents=True, exist_ok=True)
+            clear_temporary(workdir)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("checkpoints")
+        self._latest = max(steps(workdir), default=None)
+        self._write: Background | None = None
 
     @property
     def latest_step(self) -> int | None:
-        """The step of the newest whole checkpoint."""
-        return None if self._manager.latest is None else self._manager.latest.step
+        """The step of the newest checkpoint, which may still be written."""
+        return self._latest
 
     def save(self, state: State, step: int, meta: Mapping, metrics: Mapping[str, float] | None) -> None:
         """Starts writing; waits only for a write that is still under way. An existing step stays as it is."""
-        if self.latest_step is not None and self.latest_step >= step:
+        if self._latest is not None and self._latest >= step:
             return
+        start = time.perf_counter()
+        self.wait()
         items = {"params": state.variables, "state": _rest(state), "meta": dict(meta)}
-        self._manager.save_checkpointables_async(step, items, metrics=dict(metrics) if metrics else None)
-        self._write_best()
+        temporary = (self._workdir / FOLDER / writing_name(step)).absolute()
+        with _context():
+            response = ocp.save_checkpointables_async(temporary, items)
+        self._latest = step
+        waited = time.perf_counter() - start
+        self._write = Background(lambda: self._finish(response, temporary, step, metrics or {}, start, waited))
 
-    def restore(self, abstract: State) -> State:
-        """The newest checkpoint, placed as the shardings of `abstract` say; strict on names and shapes."""
-        folder = self._manager.latest.path
+    def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds the evaluation of a step that was saved without."""
+        self.wait()
+        if jax.process_index() == 0:
+            folder = folder_of(self._workdir, step)
+            integrity.reseal(folder, {"step": step, "metrics": _finite(metrics)})
+            self._write_best()
+
+    def meta(self) -> dict:
+        """The metadata of the newest checkpoint."""
+        self.wait()
+        return read_json(folder_of(self._workdir, self._latest) / META_FILE)
+
+    def restore(self, abstract: State, step: int | None = None) -> State:
+        """The newest checkpoint, or that of a step, placed as the shardings of `abstract` say; strict on names and
+        shapes."""
+        self.wait()
+        folder = folder_of(self._workdir, self._latest if step is None else step)
         variables = ocp.load(folder, abstract.variables, checkpointable_name="params")
         rest = ocp.load(folder, _rest(abstract), checkpointable_name="state")
         return State(rest["step"], variables, rest["opt_state"])
 
-    def meta(self) -> dict:
-        """The metadata of the newest checkpoint."""
-        return _load_meta(self._manager.latest.path)
+    def wait(self) -> None:
+        """Waits for the last write, and raises what went wrong there."""
+        if self._write is not None:
+            write, self._write = self._write, None
+            try:
+                write.result()
+            except Exception as error:
+                if not of_disk(error):
+                    raise
+                raise UserError(f"checkpoint {folder_of(self._workdir, self._latest)} could not be written "
+                                f"({' '.join(str(error).split())[:200]}); the older ones are whole, and the same "
+                                "command resumes from them once there is room") from None
+
+    def abandon(self) -> None:
+        """Waits for no write: one that is under way may stay unfinished, and is removed by the next run."""
+        self._write = None
 
     def close(self) -> None:
         """Waits for the last write."""
-        self._manager.close()
+        self.wait()
+
+    def _finish(self, response, temporary: pathlib.Path, step: int, metrics: Mapping, start: float, waited: float):
+        """Waits for all hosts; the first one adds the checksums, gives the step its name, and removes older ones."""
+        response.result()  # without it orbax leaves a thread and an event loop behind, with three descriptors
+        if jax.process_index() > 0:
+            return
+        content = integrity.seal(temporary, {"step": step, "metrics": _finite(metrics)})
+        os.rename(temporary, folder_of(self._workdir, step))
+        size = sum(size for size, _ in content["files"].values())
+        LOG.info("saved step %d: %.1f MB in %.2f s, of which the run waited %.2f s", step, size / 1e6,
+                 time.perf_counter() - start, waited)  # fmt: skip
+        prune(self._workdir, self._keep)
         self._write_best()
 
     def _write_best(self) -> None:
-        """Writes `best.json`, for people and their scripts, about the checkpoints that are whole by now."""
-        if self._metric is None or jax.process_index() > 0:
-            return
-        if (best := _best(self._workdir, self._metric, self._mode)) is not None:
-            write_json(self._workdir / BEST_FILE, best._asdict())
+        if self._keep.metric is not None and (best := ranked(self._workdir, self._keep.metric, self._keep.mode)):
+            write_json(self._workdir / BEST_FILE, best[0]._asdict())  # for people and their scripts
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """As JSON can say it."""
+    return {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def write_weights(
@@ -156,6 +209,7 @@ def write_weights(
     items = {"params": variables, "state": {"step": np.zeros((), np.int32)}, "meta": {"config": config, **meta}}
     with context, _repeated(forget):
         ocp.save_checkpointables((folder / FOLDER / "0").absolute(), items, overwrite=True)
+    integrity.seal(folder / FOLDER / "0", {"step": 0})
     write_json(folder / CONFIG_FILE, config)
 
 
@@ -203,7 +257,7 @@ def load_for_inference(path: str | pathlib.Path, step: int | str | None = None) 
       step: which step of a run folder, or "best"; the newest whole one if None.
 
     Raises:
-      UserError: no run, no checkpoint, or not that step; a run without a best metric.
+      UserError: no run, no checkpoint, or not that step; a run without a best metric; a damaged file.
     """
     folder, meta, shapes = describe(path, step)
     abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
@@ -224,7 +278,8 @@ def describe(path: str | pathlib.Path, step: int | str | None = None) -> tuple[p
       UserError: as `load_for_inference`.
     """
     folder = _checkpoint_folder(pathlib.Path(path).absolute(), step)
-    return folder, _load_meta(folder), ema.averaged(_stored_shapes(folder))
+    _check_files(folder, META_FILE, "_", "params/_")
+    return folder, read_json(folder / META_FILE), ema.averaged(_stored_shapes(folder))
 
 
 def load_some(folder: pathlib.Path, abstract: Mapping) -> dict:
@@ -234,7 +289,11 @@ def load_some(folder: pathlib.Path, abstract: Mapping) -> dict:
       folder: `checkpoints/<step>`.
       abstract: {collection: {...}} of `jax.ShapeDtypeStruct` with the shardings that the arrays get, or of arrays of
         numpy for such; their dtypes are what numbers are cast to.
+
+    Raises:
+      UserError: a damaged file.
     """
+    _check_files(folder, "params/")
     averages = ema.averages_of(_stored_shapes(folder))
     stored = {averages.get(name, name): leaf for name, leaf in tree.flatten(abstract).items()}
     context = ocp.Context()
@@ -249,42 +308,12 @@ def _stored_shapes(folder: pathlib.Path) -> dict:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata)
 
 
-def steps(path: str | pathlib.Path) -> list[int]:
-    """The steps of a run that have a whole checkpoint, ascending."""
-    folder = pathlib.Path(path) / FOLDER
-    names = [p for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
-    return sorted(int(p.name) for p in names if _is_whole(p))
-
-
-def best_checkpoint(path: str | pathlib.Path) -> Best:
-    """The best whole checkpoint of a run, by `train.best_metric` and `train.best_mode` of its config.
-
-    Raises:
-      UserError: the run keeps no best one, or none of its checkpoints was evaluated.
-    """
-    path = pathlib.Path(path)
-    train = read_json(path / CONFIG_FILE).get("train", {})
-    metric, mode = train.get("best_metric"), train.get("best_mode") or "max"
-    if metric is None:
-        raise UserError(f"run {path} has no best checkpoint: its config.train.best_metric is None; it has the steps "
-                        f"{steps(path)}")
-    if (best := _best(path, metric, mode)) is None:
-        raise UserError(f"run {path} has no checkpoint with a value of '{metric}', its best_metric; it has the steps "
-                        f"{steps(path)}")
-    return best
-
-
-def latest_meta(path: str | pathlib.Path) -> dict | None:
-    """The metadata of a run's newest whole checkpoint; None where there is none yet."""
-    whole = steps(path)
-    return _load_meta(pathlib.Path(path).absolute() / FOLDER / str(whole[-1])) if whole else None
-
-
 def _checkpoint_folder(path: pathlib.Path, step: int | str | None) -> pathlib.Path:
     path, step = split_best(path, step)
     if path.name.isdigit() and path.parent.name == FOLDER:
-        if not _is_whole(path):
-            raise UserError(f"{path} is no whole checkpoint; steps of this run: {steps(path.parent.parent)}")
+        if missing := lacks(path):
+            raise UserError(f"{path} is no whole checkpoint (it lacks {missing}); steps of this run: "
+                            f"{steps(path.parent.parent)}")
         return path
     if not (path / CONFIG_FILE).is_file():
         raise UserError(f"{path} is no run folder: it has no {CONFIG_FILE}; give the folder that --workdir named")
@@ -296,29 +325,17 @@ def _checkpoint_folder(path: pathlib.Path, step: int | str | None) -> pathlib.Pa
         step = best_checkpoint(path).step
     if step is not None and step not in whole:
         raise UserError(f"run {path} has no checkpoint of step {step}; it has {whole}")
-    return path / FOLDER / str(whole[-1] if step is None else step)
+    return folder_of(path, whole[-1] if step is None else step)
 
 
-def _is_whole(folder: pathlib.Path) -> bool:
-    return all((folder / name).is_file() for name in WHOLE)
-
-
-def _remove_broken(folder: pathlib.Path) -> None:
-    if jax.process_index() == 0 and folder.is_dir():
-        for step in folder.iterdir():
-            if step.name.isdigit() and not _is_whole(step):
-                shutil.rmtree(step)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("broken checkpoints")
+def _check_files(folder: pathlib.Path, *parts: str) -> None:
+    """Refuses a checkpoint with a damaged file among those whose names begin so. Another one is never taken for it."""
+    others = [step for step in steps(folder.parents[1]) if step != int(folder.name)]
+    integrity.check(folder, f"copy it again, or name another step of this run: {others}", parts)
 
 
 def _rest(state: State) -> dict:
     return {"step": state.step, "opt_state": state.opt_state}
-
-
-def _load_meta(folder: pathlib.Path) -> dict:
-    with _context():
-        return ocp.load_checkpointables(folder, {"meta": None})["meta"]
 
 
 def _context() -> ocp.Context:
@@ -328,34 +345,3 @@ def _context() -> ocp.Context:
     context = ocp.Context()
     context.checkpointables.registry = registry
     return context
-
-
-def _best(run: pathlib.Path, metric: str, mode: str) -> Best | None:
-    """The best of the whole checkpoints that have a finite value of the metric; of equals the earliest."""
-    values = {}
-    for step in steps(run):
-        # Orbax keeps what it was given as metrics beside the arrays. A checkpoint between evaluations has none, and one
-        # that is being removed may lose them at any time.
-        with contextlib.suppress(FileNotFoundError):
-            value = json.loads((run / FOLDER / str(step) / "metrics" / "metrics").read_text()).get(metric)
-            if value is not None and math.isfinite(value):
-                values[step] = value
-    if not values:
-        return None
-    step = max(values, key=lambda step: (_score(metric, mode, {metric: values[step]}), -step))
-    return Best(metric, mode, values[step], step)
-
-
-def _score(metric: str, mode: str, metrics: Mapping[str, float]) -> float:
-    """What is highest for the best checkpoint; a value that is no number is worse than any."""
-    value = metrics.get(metric)
-    if value is None or math.isnan(value):
-        return -math.inf
-    return value if mode == "max" else -value
-
-
-class _Always(ocp.training.save_decision_policies.SaveDecisionPolicy):
-    """The loop decides when to save."""
-
-    def should_save(self, step: object, previous_steps: Sequence, *, context) -> bool:
-        return True

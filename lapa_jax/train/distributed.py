@@ -1,19 +1,21 @@
 """Several processes as one run: started from Slurm's variables or from JAX's own, stopped after the same step."""
 
+import json
 import math
 import os
 import re
 import signal
 import socket
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from lapa_jax.core.config import ConfigError
-from lapa_jax.core.errors import UserError
+from lapa_jax.core.errors import Stopped, UserError
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # The coordinator's port follows from the job's number: all processes know it, jobs on one node do not share it.
@@ -28,6 +30,7 @@ def initialize() -> None:
 
     Raises:
       UserError: a coordinator that cannot be found; variables that contradict each other or what JAX sees.
+      RuntimeError: the platform that JAX_PLATFORMS asks for is not there, which `run_main` says in a line.
     """
     given = [name for name in VARIABLES if name in os.environ]
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
@@ -41,6 +44,7 @@ def initialize() -> None:
     elif "JAX_NUM_PROCESSES" in given:
         missing = [name for name in VARIABLES if name not in given]
         raise UserError(f"JAX_NUM_PROCESSES is set but {', '.join(missing)} is not; set all of {', '.join(VARIABLES)}")
+    jax.devices()  # a platform that is not there is refused now, and not after the data were converted
     if "SLURM_PROCID" in os.environ:
         check_counts(os.environ, jax.process_count(), _visible_gpus())
 
@@ -122,18 +126,69 @@ def check_counts(variables: Mapping[str, str], processes: int, gpus: int | None)
                     f"{gpus} GPUs in {processes} process(es); {remedy}")
 
 
+def gather(value) -> list:
+    """What each process gives, JSON values, in the order of the processes: the same list in all of them."""
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.asarray(text.size, np.int32))
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: text.size] = text
+    texts = multihost_utils.process_allgather(padded)
+    return [json.loads(bytes(row[:size])) for row, size in zip(texts, sizes, strict=True)]
+
+
+def on_first_host(function: Callable):
+    """Calls a function in the first process alone; all get its result, JSON values, or the `UserError` it raised.
+
+    No process waits for one that has stopped at an error.
+    """
+    answer = None
+    if jax.process_index() == 0:
+        try:
+            answer = {"result": function()}
+        except UserError as error:
+            if jax.process_count() == 1:
+                raise
+            answer = {"error": str(error), "config": isinstance(error, ConfigError)}
+    answer = gather(answer)[0]
+    if "error" in answer:
+        raise (ConfigError if answer["config"] else UserError)(answer["error"])
+    return answer["result"]
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+"""Ask a run to save and stop: of schedulers, of Ctrl-C, of whoever sends one, of a terminal that goes away."""
+
+
 class StopRequests:
-    """SIGTERM, seen between steps: by every process of a run after the same step, so that they save together."""
+    """Signals that ask for the end, seen between steps: by every process of a run after the same step, so that they
+    save together.
+
+    Before the first step there is nothing to save: the run ends at once, by the exception `Stopped`, or by
+    KeyboardInterrupt after SIGINT. A second SIGINT always ends it at once.
+    """
 
     def __init__(self):
-        """Listens from here on; with several processes JAX has listened since `initialize`."""
-        self._asked, self._calls = False, 0
+        """Listens from here on; with several processes JAX has listened to SIGTERM since `initialize`."""
+        self._asked, self._stepped, self._interrupts, self._calls = False, False, 0, 0
         self._several = jax.process_count() > 1
-        if not self._several:
-            self._previous = signal.signal(signal.SIGTERM, self._ask)
+        # Python has one place where signals arrive: other threads cannot listen.
+        listens = threading.current_thread() is threading.main_thread()
+        heard = [each for each in SIGNALS if not (self._several and each == signal.SIGTERM)] if listens else []
+        self._previous = {each: signal.signal(each, self._ask) for each in heard}
+
+    @property
+    def asked(self) -> bool:
+        """Whether this process was asked to stop; others may not know of it yet."""
+        return self._asked
+
+    def stepped(self) -> None:
+        """A step has been made: from here on there is something to save."""
+        self._stepped = True
 
     def reached(self) -> bool:
-        """Whether to save and stop now. To be called after every step, by every process."""
+        """Whether to save and stop now. To be called after every step and evaluated batch, by every process."""
         self._calls += 1
         if self._several:
             # Calls are counted and not steps: JAX agrees on the count after the highest so far, which is 1 where the
@@ -142,27 +197,37 @@ class StopRequests:
         return self._asked
 
     def close(self) -> None:
-        """Leaves SIGTERM to whoever had it before."""
-        if not self._several:
-            signal.signal(signal.SIGTERM, self._previous)
+        """Leaves the signals to whoever had them before."""
+        for each, handler in self._previous.items():
+            signal.signal(each, handler)
+        self._previous = {}
 
-    def _ask(self, *_) -> None:
-        self._asked = True
+    def _ask(self, number: int, _frame) -> None:
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1:
+            raise KeyboardInterrupt
+        if self._several:
+            # JAX tells the other processes of SIGTERM, and of no other signal.
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif self._stepped:
+            self._asked = True
+        else:
+            raise KeyboardInterrupt if number == signal.SIGINT else Stopped
 
 
 class SaveTimer:
     """Says when a checkpoint is due by the clock: to every process of a run after the same step.
 
-    Args: minutes: between checkpoints; None: never.
+    Args: minutes: between checkpoints; None: never. name: of the field of `config.train`.
 
     Raises:
       ConfigError: no positive number.
     """
 
-    def __init__(self, minutes: float | None):
+    def __init__(self, minutes: float | None, name: str = "save_minutes"):
         number = isinstance(minutes, (int, float)) and not isinstance(minutes, bool)
         if minutes is not None and not (number and math.isfinite(minutes) and minutes > 0):
-            raise ConfigError(f"config.train.save_minutes is {minutes!r}; give a number of minutes above 0, or None")
+            raise ConfigError(f"config.train.{name} is {minutes!r}; give a number of minutes above 0, or None")
         self._minutes, self._saved = minutes, time.monotonic()
 
     def due(self, logged: bool) -> bool:

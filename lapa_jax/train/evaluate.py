@@ -1,7 +1,7 @@
 """The one evaluator: per-example arrays over a finite data set, exact whatever the batch size and device count."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -30,12 +30,15 @@ class Evaluator:
         # Replicated results: every host holds all rows and computes the same summary.
         self._rows = jax.jit(rows, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
-    def __call__(self, variables, batches: Iterable[dict]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    def __call__(
+        self, variables, batches: Iterable[dict], each: Callable[[], None] = lambda: None
+    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Runs over all batches.
 
         Args:
           variables: the task's variables.
           batches: this host's slices, dicts of numpy arrays with "mask" f32 `[B]`: 1 for real rows, 0 for padding.
+          each: called after each batch; what it raises ends the evaluation.
 
         Returns:
           Scalars by the task's `summarize`, and the arrays of all real rows, `{name: [N, ...]}`. With several datasets
@@ -50,6 +53,7 @@ class Evaluator:
             real = rows.pop("mask") > 0
             for name, value in rows.items():
                 collected.setdefault(name, []).append(value[real])
+            each()
         arrays = {name: np.concatenate(parts) for name, parts in collected.items()}
         if not self._datasets:
             return self._task.summarize(arrays), arrays

@@ -12,6 +12,8 @@ from lapa_jax.train.profiler import WAIT
 
 # Seconds between two looks at whether the devices are still at work, while there is no batch for them.
 POLL = 0.0005
+# Seconds between two looks at whether anybody still waits for a batch that does not come.
+PATIENCE = 1.0
 
 
 class Feed:
@@ -30,11 +32,15 @@ class Feed:
         self._thread = threading.Thread(target=self._fill, args=(batches, place), name="feed", daemon=True)
         self._thread.start()
 
-    def take(self, busy: Callable[[], bool]):
+    def take(self, busy: Callable[[], bool], stopped: Callable[[], bool] = lambda: False):
         """The next batch, on the devices.
 
         Args:
           busy: whether the devices still have something to do.
+          stopped: whether nobody waits for it any more; looked at once a second.
+
+        Returns:
+          None where nobody waits any more and it is not there.
 
         Raises:
           What the iterator raised in place of this batch; StopIteration at its end.
@@ -45,15 +51,20 @@ class Feed:
             with contextlib.suppress(queue.Empty):
                 return self._delivered(self._queue.get(timeout=POLL))
         start = time.perf_counter()
+        item = None
         with jax.profiler.TraceAnnotation(WAIT):
-            item = self._queue.get()
+            while item is None:
+                with contextlib.suppress(queue.Empty):
+                    item = self._queue.get(timeout=PATIENCE)
+                if item is None and stopped():
+                    return None
         self.idle += time.perf_counter() - start
         return self._delivered(item)
 
     def close(self) -> None:
         """Stops the thread; what it has taken from the iterator is lost."""
         self._stopped.set()
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=PATIENCE)  # a batch that hangs is not waited for
 
     def _fill(self, batches: Iterator, place: Callable) -> None:
         try:

@@ -1,10 +1,12 @@
 """The one training loop. A run in the order it happens: build, compile, start or resume, step, log, evaluate, save."""
 
+import contextlib
 import functools
 import itertools
 import math
 import os
 import pathlib
+import sys
 import textwrap
 import time
 from collections.abc import Mapping
@@ -15,21 +17,25 @@ import numpy as np
 
 from lapa_jax.core import config as config_lib
 from lapa_jax.core import progress
-from lapa_jax.core.errors import UserError, did_you_mean
-from lapa_jax.core.files import read_json, write_json
+from lapa_jax.core.errors import Stopped, UserError, did_you_mean
+from lapa_jax.core.files import check_can_write, read_json, write_json
 from lapa_jax.core.metrics import MetricsWriter, read_metrics
 from lapa_jax.core.output import COLLAPSED
 from lapa_jax.core.startup import say
-from lapa_jax.train.checkpoint import Checkpointer, latest_meta
-from lapa_jax.train.distributed import SaveTimer, StopRequests
+from lapa_jax.train.checkpoint import Checkpointer
+from lapa_jax.train.distributed import SaveTimer, StopRequests, on_first_host
 from lapa_jax.train.evaluate import Evaluator
+from lapa_jax.train.fast_checkpoints import FastCheckpoints
 from lapa_jax.train.feed import Feed
 from lapa_jax.train.monitor import Monitor
 from lapa_jax.train.profiler import Profiler
-from lapa_jax.train.run import LOG, UNTRAINED_FILE, check_config, logging_to, open_run
-from lapa_jax.train.setup import Setup, compile_step, make_patience, on_mesh, parameter_table, prepare
+from lapa_jax.train.recovery import Recovered, newest, recover
+from lapa_jax.train.run import LOG, UNTRAINED_FILE, check_config, check_kept, hold, logging_to, open_run, run_id
+from lapa_jax.train.setup import Setup, compile_step, make_losses, make_patience, on_mesh, parameter_table, prepare
 from lapa_jax.train.sharding import shard_batch
+from lapa_jax.train.spikes import MOST, LeftOut, Spike
 from lapa_jax.train.state import State
+from lapa_jax.train.watchdog import Watchdog
 
 # Probes score above chance on a random network too: what it reaches stands beside every later figure.
 BASELINES = ("action_probe_r2",)
@@ -56,17 +62,39 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike, *, dry_
       UserError: anything the user can mend, before anything is written or compiled; also a non-finite loss.
     """
     workdir = pathlib.Path(workdir)
+    if not dry_run:
+        check_can_write(workdir)
     check_config(workdir, config)
     say("opening the data and building the model")
-    setup = prepare(config, latest_meta(workdir))
-    with on_mesh(setup.mesh):
-        if dry_run:
-            with logging_to(None):
-                _dry_run(setup)
-            return
-        open_run(workdir, setup.config)
-        with logging_to(workdir):
-            Loop(setup, workdir).run()
+    if dry_run:
+        setup = prepare(config, newest(workdir).meta)
+        with on_mesh(setup.mesh), logging_to(None):
+            _dry_run(setup)
+        return
+    with contextlib.ExitStack() as stack:
+        stops = stack.enter_context(contextlib.closing(StopRequests()))
+        try:
+            held = hold(stack, workdir)
+            run = on_first_host(lambda: run_id(workdir))
+            recovered = recover(workdir, _fast_checkpoints(config, run))
+            if recovered.step is None:
+                check_kept(workdir)
+            setup = prepare(config, recovered.meta)
+            if not held:
+                hold(stack, workdir, make=True)
+            with on_mesh(setup.mesh):
+                run = open_run(workdir, setup.config, begins=recovered.step is None)
+                with logging_to(workdir):
+                    Loop(setup, workdir, recovered, stops, _fast_checkpoints(config, run)).run()
+        except Stopped:
+            print("asked to stop before the first step: nothing to save; the same command resumes", file=sys.stderr)
+
+
+def _fast_checkpoints(config: ml_collections.ConfigDict, run: str | None) -> FastCheckpoints | None:
+    train = config.train
+    if not train.get("fast_dir") or run is None:
+        return None
+    return FastCheckpoints(train.fast_dir, run, config_lib.to_json(config)["mesh"], train.get("keep_fast", 3))
 
 
 def _dry_run(setup: Setup) -> None:
@@ -91,9 +119,14 @@ def _origin_lines(setup: Setup) -> list[str]:
 class Loop:
     """One run in progress."""
 
-    def __init__(self, setup: Setup, workdir: pathlib.Path):
-        """Compiles, then restores the newest checkpoint or initialises from the first batch."""
-        self._setup, self._config, self._workdir = setup, setup.config.train, workdir
+    def __init__(
+        self, setup: Setup, workdir: pathlib.Path, recovered: Recovered, stops: StopRequests,
+        fast: FastCheckpoints | None,
+    ):  # fmt: skip
+        """Compiles, then restores the checkpoint that was recovered or initialises from the first batch."""
+        self._setup, self._config, self._workdir, self._stops = setup, setup.config.train, workdir, stops
+        for line in recovered.lines:
+            LOG.warning(line)
         LOG.info("training data: %s", setup.data.train.summary())
         for line in _origin_lines(setup):
             LOG.info(line)
@@ -101,14 +134,20 @@ class Loop:
         self._step, flops = compile_step(setup)
         self._flops, self._hardware_flops = flops
         train = self._config
-        self._checkpoints = Checkpointer(workdir, keep_last=train.keep_last, best_metric=train.best_metric,
-                                         best_mode=train.get("best_mode") or "max")  # fmt: skip
+        self._checkpoints = Checkpointer(
+            workdir, keep_last=train.keep_last, best_metric=train.best_metric, keep_best=train.get("keep_best", 1),
+            best_mode=train.get("best_mode") or "max", keep_every=train.get("keep_every"))  # fmt: skip
         self._evaluator = Evaluator(setup.task, setup.mesh, setup.val_datasets)
         self._meta = setup.meta()
-        self._state = self._start()
-        self._patience = make_patience(self._config)
-        self._patience.replay(read_metrics(workdir), int(self._state.step))
+        self._fast = fast
+        self._state = self._start(recovered)
+        self._losses = make_losses(train)
+        self._left_out = LeftOut.read(workdir)
+        self._evaluated = recovered.evaluated
+        self._replay((recovered.meta or {}).get("losses", []))
+        self._watchdog = Watchdog(train.get("hang_minutes"), workdir)
         self._pending: list[dict[str, jax.Array]] = []
+        self._evaluation: tuple[int, dict[str, float]] = -1, {}
         self._since = time.perf_counter()
         self._monitor = Monitor(workdir)
         self._profiler = Profiler(train.get("profile"), workdir, self._step.as_text,
@@ -118,67 +157,160 @@ class Loop:
         self._writer: MetricsWriter | None = None
 
     def run(self) -> None:
-        """Steps until the end, or until the scheduler asks to stop (SIGTERM), which saves first."""
+        """Steps until the end, or until a signal asks to stop, which saves first."""
         first, last = int(self._state.step), self._config.steps
         if jax.process_index() == 0:
-            self._writer = MetricsWriter(self._workdir, resume_step=first, trackers=self._config.trackers,
-                                         config=config_lib.to_json(self._setup.config))  # fmt: skip
-        stop_requests, timer = StopRequests(), SaveTimer(self._config.get("save_minutes"))
+            self._writer = self._open_metrics(first)
+        timers = (SaveTimer(self._config.get("save_minutes")),
+                  SaveTimer(self._config.get("fast_minutes"), "fast_minutes"))  # fmt: skip
         bar = progress.bar(total=last, initial=first, desc="train", unit="step")
         try:
             if first == 0:
                 self._evaluate(0)
-            # a run that went further than is asked for now has no steps left
-            batches = itertools.islice(self._setup.train_batches(first), max(0, last - first))
-            self._feed = Feed(batches, functools.partial(shard_batch, self._setup.mesh))
-            self._reset_clock()
-            for step in range(first + 1, last + 1):
+            elif self._evaluation_due(first) and not self._evaluated:
+                # It was asked to stop before, or in the middle of it.
+                self._evaluate(first)
+                if self._checkpoints.latest_step == first:  # and not of the fast level
+                    self._checkpoints.add_metrics(*self._evaluation)
+            self._begin_feed(first)
+            self._watchdog.start()
+            step = first
+            while step < last:
                 if self._patience.exhausted:
-                    LOG.info("stopping early after step %d: %s", step - 1, self._patience)
+                    LOG.info("stopping early after step %d: %s", step, self._patience)
                     break
-                with self._profiler.step(step):
-                    self._one_step()
-                stop = stop_requests.reached()
-                bar.update()
-                if logged := step % self._config.log_every == 0 or step == last:
-                    bar.set_postfix(self._log(step), refresh=False)
-                evaluated = None
-                if step % self._config.eval_every == 0 or step == last:
-                    evaluated = self._evaluate(step)
-                due = timer.due(logged) or step % self._config.save_every == 0 or step == last
-                if due or stop or self._patience.exhausted:
-                    self._save(step, evaluated)
-                    timer.saved()
-                if stop:
-                    LOG.info("asked to stop: saved step %d; the same command resumes", step)
+                with self._profiler.step(step + 1):
+                    stepped = self._one_step()
+                if not stepped:  # asked to stop, and the next batch does not come
+                    self._save(step)
                     break
+                step += 1
+                try:
+                    saved = self._after_step(step, timers, bar)
+                except Spike as spike:
+                    step = self._roll_back(spike.step, step)
+                    bar.update(step - bar.n)
+                    continue
+                if self._stops.asked and saved:
+                    LOG.info("asked to stop after step %d; the same command resumes", step)
+                    break
+        except KeyboardInterrupt:
+            self._checkpoints.abandon()
+            if self._fast is not None:
+                self._fast.abandon()
+            raise
         finally:
+            self._watchdog.close()
             if self._feed is not None:
                 self._feed.close()
             bar.close()
-            stop_requests.close()
             self._profiler.close()
             self._checkpoints.close()
+            if self._fast is not None:
+                self._fast.wait()
             if self._writer is not None:
                 self._writer.close()
         LOG.info("done: %s", self._workdir)
 
-    def _start(self) -> State:
-        latest = self._checkpoints.latest_step
-        if latest is not None:
-            LOG.info("resuming from step %d", latest)
-            return self._checkpoints.restore(self._setup.abstract)
+    def _after_step(self, step: int, timers: tuple[SaveTimer, SaveTimer], bar) -> bool:
+        """Logs, evaluates and saves where it is time for that; returns whether it saved.
+
+        Args:
+          timers: of the checkpoints in the run folder, and of the fast ones.
+        """
+        timer, fast_timer = timers
+        self._stops.stepped()
+        self._watchdog.progress()
+        stop, last = self._stops.reached(), step == self._config.steps
+        bar.update()
+        if logged := step % self._config.log_every == 0 or last:
+            bar.set_postfix(self._log(step), refresh=False)
+        if self._evaluation_due(step) and not stop:
+            # A stop in the middle of it leaves it to the run that resumes.
+            with contextlib.suppress(Stopped):
+                self._evaluate(step)
+            stop = self._stops.asked
+        due = timer.due(logged) or step % self._config.save_every == 0 or last
+        if self._fast is not None:
+            every = self._config.get("fast_every")
+            if fast_timer.due(logged) or (every and step % every == 0):
+                self._save_fast(step)
+                fast_timer.saved()
+        if due or stop or self._patience.exhausted:
+            self._save(step)
+            timer.saved()
+            return True
+        return False
+
+    def _evaluation_due(self, step: int) -> bool:
+        return step % self._config.eval_every == 0 or step == self._config.steps
+
+    def _open_metrics(self, step: int) -> MetricsWriter:
+        return MetricsWriter(self._workdir, resume_step=step, trackers=self._config.trackers,
+                             config=config_lib.to_json(self._setup.config))  # fmt: skip
+
+    def _begin_feed(self, step: int) -> None:
+        batches = self._left_out.batches(self._setup.train_batches, step)
+        # a run that went further than is asked for now has no steps left
+        batches = itertools.islice(batches, max(0, self._config.steps - step))
+        self._feed = Feed(batches, functools.partial(shard_batch, self._setup.mesh))
+        self._reset_clock()
+
+    def _replay(self, losses: list[float]) -> None:
+        """Early stopping and the judgement of losses as they were at the step of the state."""
+        self._patience = make_patience(self._config)
+        self._patience.replay(read_metrics(self._workdir), int(self._state.step))
+        self._losses.recent = list(losses)
+
+    def _roll_back(self, bad: int, last: int) -> int:
+        """Goes back to the newest checkpoint and leaves out the batches of the steps from `bad` to `last`; returns the
+        step of the checkpoint."""
+        self._checkpoints.wait()
+        good = self._checkpoints.latest_step
+        if good is None or len(self._left_out.windows) >= MOST:
+            why = "no checkpoint to go back to" if good is None else f"{MOST} windows of batches left out already"
+            raise UserError(f"the loss spiked at step {bad}, with {why}; lower config.optim.learning_rate")
+        self._left_out = self._left_out.without(bad, last)
+        windows = self._left_out.windows
+        LOG.warning("the loss spiked at step %d: back to step %d, without the batches of the steps %d to %d", bad, good,
+                    bad, last)  # fmt: skip
+        self._feed.close()
+        self._pending.clear()
+        self._state = self._checkpoints.restore(self._setup.abstract)
+        if self._writer is not None:
+            self._left_out.write(self._workdir)
+            self._writer.close()
+            self._writer = self._open_metrics(good)
+        self._write(good, {"train/left_out_batches": sum(b - a + 1 for a, b in windows)})
+        self._replay(self._checkpoints.meta().get("losses", []))
+        self._begin_feed(good)
+        return good
+
+    def _start(self, recovered: Recovered) -> State:
+        if recovered.step is not None:
+            LOG.info("resuming from step %d%s", recovered.step, ", a fast checkpoint" if recovered.fast else "")
+            source = self._fast if recovered.fast else self._checkpoints
+            return source.restore(self._setup.abstract, recovered.step)
         LOG.info("initialising the parameters")
         batch = shard_batch(self._setup.mesh, next(self._setup.train_batches(0)))
         return self._setup.init(batch)
 
-    def _one_step(self) -> None:
-        """Dispatches a step. The host may be two steps ahead of the devices, no more: so it knows what they do."""
-        batch = self._feed.take(busy=lambda: bool(self._pending) and not self._pending[-1]["loss"].is_ready())
+    def _one_step(self) -> bool:
+        """Dispatches a step. The host may be two steps ahead of the devices, no more: so it knows what they do.
+
+        Returns:
+          False, and no step, where the run was asked to stop and waits for a batch in vain. Not with several
+          processes: others may have begun the step.
+        """
+        batch = self._feed.take(busy=lambda: bool(self._pending) and not self._pending[-1]["loss"].is_ready(),
+                                stopped=lambda: self._stops.asked and jax.process_count() == 1)  # fmt: skip
+        if batch is None:
+            return False
         self._state, metrics = self._step(self._state, batch)
         self._pending.append(metrics)
         if len(self._pending) > AHEAD:
             jax.block_until_ready(self._pending[-1 - AHEAD])
+        return True
 
     def _log(self, step: int) -> dict[str, str]:
         """Writes the interval's means and returns what the progress bar shows."""
@@ -200,11 +332,22 @@ class Loop:
         return shown
 
     def _drain(self, step: int) -> dict[str, float]:
-        """Waits for the steps since the last log line and returns their means; a non-finite one ends the run."""
+        """Waits for the steps since the last log line and returns their means; a non-finite one, or a spike, ends the
+        run or makes it go back."""
         rows = jax.device_get(self._pending)
         self._pending.clear()
         first = step - len(rows) + 1
         bad = [first + i for i, row in enumerate(rows) if not math.isfinite(row["loss"] + row["grad_norm"])]
+        losses = [math.nan if first + i in bad else float(row["loss"]) for i, row in enumerate(rows)]
+        try:
+            self._losses.check(first, losses)
+        except Spike as spike:
+            if self._losses.action == "rollback":
+                raise
+            if spike.step not in bad:
+                raise UserError(f"the loss spiked at step {spike.step}: {losses[spike.step - first]:.4g} is more than "
+                                f"config.train.spike_factor={self._losses.factor:g} times the median of the last ones; "
+                                "no checkpoint was written from there on") from None
         if bad:
             shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
             raise UserError(f"the loss or its gradient is not finite at step(s) {shown}; no checkpoint was written "
@@ -212,13 +355,13 @@ class Loop:
         means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} if rows else {}
         return {**means, "learning_rate": float(rows[-1]["learning_rate"]), "steps": len(rows)}
 
-    def _evaluate(self, step: int) -> dict[str, float]:
+    def _evaluate(self, step: int) -> None:
         """Evaluates on the held-out split, writes it, and warns when the codebook has collapsed."""
         paused = time.perf_counter()
         if self._eval_seconds is None or self._eval_seconds > ANNOUNCED:
             model = "model" if step else "untrained model"
             LOG.info("evaluating the %s%s", model, "" if self._eval_seconds else "; the first evaluation compiles")
-        metrics, _ = self._evaluator(self._state.variables, self._setup.eval_batches())
+        metrics, _ = self._evaluator(self._state.variables, self._setup.eval_batches(), self._after_eval_batch)
         metrics |= self._untrained(step, metrics)
         named = {f"val/{name}": value for name, value in metrics.items()}
         self._write(step, named)
@@ -234,7 +377,12 @@ class Loop:
             self._patience.update(step, named[best])
         self._eval_seconds = time.perf_counter() - paused
         self._since += self._eval_seconds
-        return named
+        self._evaluation = step, named
+
+    def _after_eval_batch(self) -> None:
+        self._watchdog.progress()
+        if self._stops.reached():
+            raise Stopped
 
     def _shown(self, metrics: dict[str, float]) -> list[str]:
         best = (self._config.best_metric or "").removeprefix("val/")
@@ -242,16 +390,32 @@ class Loop:
         return names if len(names) > 1 else list(dict.fromkeys([*names, *metrics]))[:FEW]
 
     def _untrained(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
+        """The scores of the untrained network, which stand beside every later figure."""
         path = self._workdir / UNTRAINED_FILE
-        baselines = {f"{name}_untrained": metrics[name] for name in BASELINES if name in metrics}
-        if step == 0 and jax.process_index() == 0:
-            write_json(path, baselines)
-        return baselines if step == 0 else read_json(path)
+        if step == 0:
+            baselines = {f"{name}_untrained": metrics[name] for name in BASELINES if name in metrics}
+            if jax.process_index() == 0:
+                write_json(path, baselines)
+            return baselines
+        try:
+            return read_json(path)
+        except UserError as error:
+            LOG.warning("%s: evaluations go on without the scores of the untrained network", error)
+            return {}
 
-    def _save(self, step: int, evaluated: dict[str, float] | None) -> None:
+    def _save(self, step: int) -> None:
+        evaluated = self._evaluation[1] if self._evaluation[0] == step else None
+        self._checkpoints.save(self._state, step, self._meta_at(step), evaluated)
+
+    def _save_fast(self, step: int) -> None:
+        self._fast.save(self._state, step, self._meta_at(step), self._evaluation[0] == step)
+
+    def _meta_at(self, step: int) -> dict:
+        """What is saved with a step, once all losses up to it are known to be usual ones."""
         if self._pending:
             self._log(step)
-        self._checkpoints.save(self._state, step, {**self._meta, "step": step}, evaluated)
+        self._watchdog.progress()
+        return {**self._meta, "step": step, "losses": self._losses.recent}
 
     def _write(self, step: int, metrics: dict[str, float]) -> None:
         if self._writer is not None:

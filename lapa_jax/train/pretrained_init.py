@@ -209,7 +209,7 @@ def _free(name: str, free: tuple[re.Pattern, ...]) -> bool:
 
 
 def _exported(prefix: str, folder: pathlib.Path) -> InitSource:
-    with pretrained.open_pretrained(folder) as (config, file):
+    with pretrained.open_pretrained(folder, verify=False) as (config, file):
         flat = {name: _shape(file, name) for name in file.keys()}
     meta = {**config["meta"], "config": {**config["meta"].get("config", {}), "model": config["model"]}}
     return InitSource(prefix, folder, int(meta.get("step", 0)), meta, tree.unflatten(flat))

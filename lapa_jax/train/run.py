@@ -1,42 +1,44 @@
 """The run folder: who may write into it, its config, its log, and the record of the environment."""
 
 import contextlib
-import fcntl
 import importlib.metadata
 import logging
 import os
 import pathlib
 import platform
+import re
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from typing import IO
 
 import jax
 import ml_collections
-from jax.experimental import multihost_utils
 
 from lapa_jax.core import checkpoint_step
 from lapa_jax.core import config as config_lib
 from lapa_jax.core.config import ConfigError
+from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import read_json, write_json
-from lapa_jax.core.metrics import METRICS_FILE
+from lapa_jax.core.lock import locked
+from lapa_jax.core.metrics import DAMAGED_FILE, METRICS_FILE, read_metrics
 from lapa_jax.core.trackers import RUNS_FILE
 from lapa_jax.data.convert.raw import FOLDER as SHARDS
-from lapa_jax.train.checkpoint import CONFIG_FILE, steps
+from lapa_jax.train.checkpoint_folder import CONFIG_FILE, check_not_lost, steps
+from lapa_jax.train.distributed import on_first_host
 
 LOG = logging.getLogger("lapa_jax")
-LOG_FILE, ENV_FILE, UNTRAINED_FILE = "log.txt", "env.json", "untrained.json"
-BEGINNINGS = {CONFIG_FILE, LOG_FILE, ENV_FILE, UNTRAINED_FILE, METRICS_FILE, SHARDS, checkpoint_step.FOLDER,
-              "tensorboard", "wandb", "profile", RUNS_FILE}  # fmt: skip
+LOG_FILE, ENV_FILE, UNTRAINED_FILE, LOCK_FILE = "log.txt", "env.json", "untrained.json", ".lock"
+BEGINNINGS = {CONFIG_FILE, LOG_FILE, ENV_FILE, UNTRAINED_FILE, METRICS_FILE, DAMAGED_FILE, SHARDS,
+              checkpoint_step.FOLDER, "tensorboard", "wandb", "profile", RUNS_FILE}  # fmt: skip
 """What lies in the folder of a run before its first checkpoint."""
+_SAVED = re.compile(r"^\S+ saved step (\d+):", re.MULTILINE)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # What a resumed run may change: how long and how often, where and how fast, never what is learned from what.
 MAY_CHANGE = ("train.steps", "train.log_every", "train.eval_every", "train.save_every", "train.save_minutes",
-              "train.keep_last",
+              "train.keep_", "train.fast_", "train.hang_minutes", "train.on_spike", "train.spike_factor",
               "train.best_metric", "train.best_mode", "train.patience", "train.min_delta", "train.trackers",
-              "train.profile",
-              "mesh.", "data.threads", "data.workers", "data.prefetch", "data.max_bad_samples",
+              "train.profile", "mesh.", "data.threads", "data.workers", "data.prefetch", "data.max_bad_samples",
               "data.max_normalized")  # fmt: skip
 
 
@@ -45,9 +47,12 @@ def check_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> No
     are opened.
 
     What a model takes from its data is not in the given config yet, so the model is left to `open_run`. A run that
-    never reached a checkpoint has nothing to go on from: its folder may be used for another one.
+    never reached a checkpoint has nothing to go on from: its folder may be used for another one. One that has lost its
+    checkpoints is refused.
     """
     path = workdir / CONFIG_FILE
+    if not config.train.get("fast_dir"):
+        check_kept(workdir)  # else it may go on from a fast checkpoint, which all hosts look for later
     if _is_beginning(workdir):
         return
     if path.is_file():
@@ -59,36 +64,80 @@ def check_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> No
         raise ConfigError(f"{workdir} is not empty and holds no run; choose another --workdir")
 
 
+def check_kept(workdir: pathlib.Path) -> None:
+    """Refuses a run whose metrics or log know of checkpoints where no whole one is left.
+
+    Raises:
+      UserError: what was found, and what to do.
+    """
+    log = workdir / LOG_FILE
+    saved = _SAVED.findall(log.read_text("utf-8", errors="replace")) if log.is_file() else ()
+    logged = [line["step"] for line in read_metrics(workdir)]
+    check_not_lost(workdir, logged, [int(step) for step in saved])
+
+
 def _is_beginning(workdir: pathlib.Path) -> bool:
     """Whether a folder holds a run that never reached a checkpoint, and nothing besides."""
     names = {p.name for p in workdir.iterdir() if not p.name.startswith(".")} if workdir.is_dir() else set()
     return CONFIG_FILE in names and names <= BEGINNINGS and not steps(workdir)
 
 
-def open_run(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-    """Creates the run folder, or checks that an existing one belongs to this config.
+def hold(stack: contextlib.ExitStack, workdir: pathlib.Path, make: bool = False) -> bool:
+    """Keeps other processes from training in a run folder until `stack` closes; the first host does so for all.
+
+    Args:
+      make: whether to make the folder.
+
+    Returns:
+      Whether it is locked: an absent folder is not.
 
     Raises:
-      ConfigError: the folder holds a run of another config (which keys differ) that has reached a checkpoint, or one
-        that another process is training.
+      UserError: another process is training there.
+    """
+
+    def lock() -> bool:
+        if make:
+            workdir.mkdir(parents=True, exist_ok=True)
+        if workdir.is_dir():
+            stack.enter_context(locked(workdir / LOCK_FILE, f"training in {workdir}"))
+        return workdir.is_dir()
+
+    return on_first_host(lock)
+
+
+def run_id(workdir: pathlib.Path) -> str | None:
+    """What tells a run from another one that had its folder before; None where there is no run."""
+    try:
+        return read_json(workdir / ENV_FILE).get("run")
+    except UserError:
+        return None
+
+
+def open_run(workdir: pathlib.Path, config: ml_collections.ConfigDict, begins: bool) -> str:
+    """Writes the run's config, or checks that an existing one belongs to it. The folder is locked.
+
+    Args:
+      begins: whether it has no checkpoint to go on from.
+
+    Returns:
+      The id of the run, another one whenever it begins.
+
+    Raises:
+      ConfigError: the folder holds a run of another config (which keys differ) that has reached a checkpoint.
     """
     # One host looks and writes; the others must not find a folder that is half made.
-    if jax.process_index() == 0:
-        _claim(workdir, config_lib.to_json(config))
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("run folder")
+    return on_first_host(lambda: _claim(workdir, config_lib.to_json(config), begins))
 
 
-def _claim(workdir: pathlib.Path, values: dict) -> None:
+def _claim(workdir: pathlib.Path, values: dict, begins: bool) -> str:
     path = workdir / CONFIG_FILE
-    if (workdir / LOG_FILE).is_file():
-        with open(workdir / LOG_FILE, "ab") as log:
-            if not _lock(log):
-                raise ConfigError(f"another process is training in {workdir}; wait for it, or choose another --workdir")
     if path.is_file() and not _is_beginning(workdir):
         _check_same(read_json(path), values, workdir)
     write_json(path, values)
-    write_json(workdir / ENV_FILE, environment())
+    run = None if begins else run_id(workdir)
+    run = run or secrets.token_hex(8)
+    write_json(workdir / ENV_FILE, {**environment(), "run": run})
+    return run
 
 
 def environment() -> dict:
@@ -127,8 +176,8 @@ def logging_to(workdir: pathlib.Path | None) -> Iterator[None]:
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)] if jax.process_index() == 0 else []
     if workdir is not None and jax.process_index() == 0:
         handlers.append(logging.FileHandler(workdir / LOG_FILE, encoding="utf-8"))
-        _lock(handlers[-1].stream)  # as long as the file is open
     for handler in handlers:
+        handler.handleError = lambda record: None  # a full disk ends no run for want of a line in the log
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         LOG.addHandler(handler)
     LOG.setLevel(logging.INFO)
@@ -139,17 +188,6 @@ def logging_to(workdir: pathlib.Path | None) -> Iterator[None]:
         for handler in handlers:
             LOG.removeHandler(handler)
             handler.close()
-
-
-def _lock(file: IO) -> bool:
-    """Locks a file until it is closed; False where another process has. File systems without locks let all pass."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True
 
 
 def _check_same(old: Mapping, new: Mapping, workdir: pathlib.Path) -> None:

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -23,10 +24,12 @@ from lapa_jax.train.distributed import SaveTimer
 from lapa_jax.train.flops import Flops, trace_step
 from lapa_jax.train.optim import Optimizer, check_gradients, make_optimizer
 from lapa_jax.train.run import LOG
+from lapa_jax.train.spikes import Losses
 from lapa_jax.train.state import State, init_state
 from lapa_jax.train.step import make_train_step
 from lapa_jax.train.stopping import Patience
 from lapa_jax.train.task import Task
+from lapa_jax.train.watchdog import Watchdog
 
 GIB = 2**30
 MODELS = "lapa_jax.models"
@@ -123,7 +126,10 @@ def prepare(
     make_patience(config.train)
     trackers.check(config.train.trackers)
     profiler.check(config.train.get("profile"))
+    make_losses(config.train)
     SaveTimer(config.train.get("save_minutes"))
+    SaveTimer(config.train.get("fast_minutes"), "fast_minutes")
+    Watchdog(config.train.get("hang_minutes"), pathlib.Path())
 
     # 1. What other runs give to begin with: the model's fields that come from them, later their weights.
     config, sources, init_sources, notes = _begin(config, saved)
@@ -175,6 +181,11 @@ def make_patience(train: Mapping) -> Patience:
     """Early stopping as `config.train` asks for it; configs of runs from before it existed do not."""
     mode = train.get("best_mode") or "max"
     return Patience(train.get("best_metric"), train.get("patience"), train.get("min_delta") or 0.0, mode)
+
+
+def make_losses(train: Mapping) -> Losses:
+    """The judgement of losses as `config.train` asks for it."""
+    return Losses(train.get("spike_factor"), train.get("on_spike") or "stop")
 
 
 def lower_step(setup: Setup) -> tuple[jax.stages.Lowered, Flops]:

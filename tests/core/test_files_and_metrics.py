@@ -87,6 +87,37 @@ def test_metrics_after_the_resume_step_are_dropped(tmp_path):
     assert read_metrics(tmp_path) == [], "a run that begins keeps nothing of one that was there"
 
 
+def test_a_flipped_byte_costs_its_own_line_alone(tmp_path, caplog):
+    rows = [json.dumps({"step": step, "train/loss": step / 7}) for step in (1, 2, 3, 4)]
+    rows[1] = rows[1].replace("step", "stfp")
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes("\n".join([*rows, ""]).encode().replace(b'"step": 3', b'"step": \xff3'))
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 4]
+    MetricsWriter(tmp_path, resume_step=4).close()
+    assert [json.loads(row) for row in path.read_text().splitlines()] == [json.loads(rows[0]), json.loads(rows[3])]
+    assert len((tmp_path / "metrics.damaged.jsonl").read_text().splitlines()) == 2
+    assert "2 line(s) cannot be read" in caplog.text
+
+
+def test_the_scalars_of_a_run_that_begins_again_stand_in_tensorboard_once(tmp_path):
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    for _ in range(2):
+        writer = MetricsWriter(tmp_path, resume_step=0, trackers=["tensorboard"])
+        writer.write(0, {"val/psnr": 1.0})
+        writer.close()
+    starts = []
+    for path in (tmp_path / "tensorboard").iterdir():
+        content = path.read_bytes()
+        while content:
+            size = int.from_bytes(content[:8], "little")
+            event = Event.FromString(content[12 : 12 + size])
+            if event.session_log.status == SessionLog.START:
+                starts.append(event.step)
+            content = content[16 + size :]
+    assert starts and set(starts) == {0}, "what was there from step 0 on is purged"
+
+
 def test_user_errors_end_in_one_line_and_exit_code_2(capsys):
     def main(argv):
         raise UserError("no such thing; do that")

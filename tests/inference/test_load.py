@@ -6,6 +6,7 @@ import pytest
 
 import lapa_jax
 from lapa_jax.core import config as config_lib
+from lapa_jax.core import integrity
 from lapa_jax.core.errors import UserError
 from lapa_jax.data import images
 from lapa_jax.inference.load import load
@@ -152,5 +153,8 @@ def test_weights_of_another_model_are_refused(root, tmp_path):
     changed = meta.read_text().replace('"dim": 16', '"dim": 24')
     assert changed != meta.read_text()
     meta.write_text(changed)
+    with pytest.raises(UserError, match="meta/data.json has another checksum"):
+        lapa_jax.load(run)
+    integrity.seal(run / "checkpoints/1")
     with pytest.raises(UserError, match="do not fit its config: .*has shape"):
         lapa_jax.load(run)

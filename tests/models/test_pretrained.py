@@ -1,3 +1,4 @@
+import contextlib
 import json
 
 import numpy as np
@@ -65,3 +66,30 @@ def test_a_damaged_folder_is_named(tmp_path, harm, message):
     with pytest.raises(UserError, match=message) as error:
         load_pretrained(tmp_path)
     assert str(tmp_path) in str(error.value)
+
+
+def test_every_flipped_bit_is_refused(tmp_path, monkeypatch):
+    save_pretrained(tmp_path, SPEC, variables(), META)
+    rng = np.random.default_rng(0)
+    for name, count in (("model.safetensors", 150), ("config.json", 50)):
+        whole = (tmp_path / name).read_bytes()
+        for position, bit in zip(rng.integers(0, len(whole), count), rng.integers(0, 8, count), strict=True):
+            damaged = bytearray(whole)
+            damaged[position] ^= 1 << int(bit)
+            (tmp_path / name).write_bytes(damaged)
+            same = name == "config.json" and _reads_as(damaged, whole)  # a space that became another one
+            with contextlib.nullcontext() if same else pytest.raises(UserError, match=str(tmp_path)):
+                load_pretrained(tmp_path)
+        (tmp_path / name).write_bytes(whole)
+    weights = bytearray((tmp_path / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    monkeypatch.setenv("LAPA_JAX_CHECKSUMS", "off")
+    load_pretrained(tmp_path)
+
+
+def _reads_as(text: bytes, other: bytes) -> bool:
+    try:
+        return json.loads(text) == json.loads(other)
+    except ValueError:
+        return False

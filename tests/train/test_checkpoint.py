@@ -1,5 +1,10 @@
+import itertools
 import json
 import math
+import os
+import pathlib
+import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +14,10 @@ import pytest
 from lapa_jax.core.checkpoint_step import parse_step
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import write_json
-from lapa_jax.train import checkpoint, pretrained_init, sharding
+from lapa_jax.train import checkpoint, pretrained_init, recovery, sharding
 from lapa_jax.train.checkpoint import Checkpointer, load_for_inference
 from lapa_jax.train.optim import make_optimizer
+from lapa_jax.train.run import check_kept
 from lapa_jax.train.state import init_state
 from lapa_jax.train.task import Task
 from tests.train import toy
@@ -110,7 +116,7 @@ def test_inference_reads_variables_and_meta_only(run):
 def test_refusals_name_what_there_is(run, tmp_path_factory):
     with pytest.raises(UserError, match=r"no checkpoint of step 3; it has \[2, 4, 5\]"):
         load_for_inference(run, step=3)
-    with pytest.raises(UserError, match="no whole checkpoint; steps of this run"):
+    with pytest.raises(UserError, match=r"no whole checkpoint \(it lacks _CHECKPOINT_METADATA\); steps of this run"):
         load_for_inference(run / "checkpoints" / "3")
     empty = tmp_path_factory.mktemp("empty")
     with pytest.raises(UserError, match="is no run folder"):
@@ -120,22 +126,134 @@ def test_refusals_name_what_there_is(run, tmp_path_factory):
         load_for_inference(empty)
 
 
-def test_half_written_step_is_never_read(run):
-    half = run / "checkpoints" / "6.orbax-checkpoint-tmp-1"
-    half.mkdir()
-    (half / "params").mkdir()
+def test_what_a_killed_writer_leaves_is_removed_and_never_read(run):
+    half = run / "checkpoints" / ".6.writing.orbax-checkpoint-tmp-1"
+    (half / "params").mkdir(parents=True)
+    (run / "checkpoints/.3.removing").mkdir()
+    assert load_for_inference(run).step == 5 and half.exists()
     assert Checkpointer(run, keep_last=2, best_metric=None).latest_step == 5
-    assert load_for_inference(run).step == 5 and not half.exists()
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["2", "4", "5"]
 
 
-def test_step_half_removed_is_never_read(run):
-    for name in ("params/manifest.ocdbt", "commit_success.txt"):
-        (run / "checkpoints/5" / name).unlink()
-    assert checkpoint.steps(run) == [2, 4] and load_for_inference(run).step == 4
+def every_file(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def append(path):
+    path.write_bytes(path.read_bytes() + b"0")
+
+
+def test_every_damage_of_every_file_is_seen_and_the_next_checkpoint_taken(run, tmp_path_factory):
+    newest, damages = run / "checkpoints" / "5", (flip, truncate, empty, append, pathlib.Path.unlink)
+    spare = tmp_path_factory.mktemp("spare") / "5"
+    shutil.copytree(newest, spare)
+    files = [path.relative_to(newest) for path in every_file(newest)]
+    assert len(files) >= 14
+    for name, damage in itertools.product(files, damages):
+        if damage in (truncate, flip, empty) and not (newest / name).stat().st_size:
+            continue  # commit_success.txt is empty
+        damage(newest / name)
+        recovered = recovery.recover(run)
+        assert recovered.step == 4 and recovered.meta["step"] == 4, (name, damage)
+        assert len(recovered.lines) == 1 and "moved aside to 5.damaged" in recovered.lines[0]
+        assert str(name) in recovered.lines[0], recovered.lines[0]
+        aside = run / "checkpoints/5.damaged"
+        assert len(every_file(aside)) == len(files) - (damage is pathlib.Path.unlink), "and nothing is removed"
+        shutil.rmtree(aside)
+        shutil.copytree(spare, newest)
+    assert recovery.recover(run) == (5, {**META, "step": 5}, (), True, False)
+
+
+def test_inference_refuses_damaged_weights_and_takes_no_others(run, monkeypatch):
+    weights = max((run / "checkpoints/5/params").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    flip(weights)
+    words = rf"5 is damaged: params/.*{weights.name} has another checksum; copy it again, or .*: \[2, 4\]"
+    with pytest.raises(UserError, match=words):
+        load_for_inference(run)
+    assert load_for_inference(run, 4).step == 4
+    folder, _, shapes = checkpoint.describe(run)
+    with pytest.raises(UserError, match="has another checksum"):
+        checkpoint.load_some(folder, shapes)
+    monkeypatch.setenv("LAPA_JAX_CHECKSUMS", "off")
+    assert load_for_inference(run).step == 5
+    monkeypatch.setenv("LAPA_JAX_CHECKSUMS", "no")
+    with pytest.raises(UserError, match="LAPA_JAX_CHECKSUMS=no is not known"):
+        load_for_inference(run)
+
+
+def test_inference_does_not_read_the_optimizer(run):
+    for path in every_file(run / "checkpoints/5/state/d"):
+        flip(path)
+    assert load_for_inference(run).step == 5
+
+
+def test_a_copy_without_some_files_is_moved_aside_and_named(run):
+    for step in (4, 5):
+        (run / f"checkpoints/{step}/commit_success.txt").unlink()
+    (run / "checkpoints/4.damaged").mkdir()
+    assert checkpoint.steps(run) == [2] and load_for_inference(run).step == 2
     with pytest.raises(UserError, match="no whole checkpoint"):
         load_for_inference(run / "checkpoints/5")
-    assert Checkpointer(run, keep_last=2, best_metric=None).latest_step == 4
-    assert not (run / "checkpoints/5").exists()
+    recovered = recovery.recover(run)
+    assert recovered.step == 2 and len(recovered.lines) == 2
+    assert "4 lacks commit_success.txt: moved aside to 4.damaged-2" in recovered.lines[0]
+    assert {"2", "4.damaged", "4.damaged-2", "5.damaged"} == {p.name for p in (run / "checkpoints").iterdir()}
+
+
+def test_a_run_that_has_lost_its_checkpoints_is_refused(run):
+    write_json(run / "config.json", {"train": {"save_every": 5}})
+    metrics = run / "metrics.jsonl"
+    metrics.write_text('{"step": 9}\n')
+    check_kept(run)
+    spare = run / "elsewhere"
+    os.rename(run / "checkpoints", spare)
+    check_kept(run)  # killed while its first checkpoint was written
+    metrics.write_text('{"step": 9}\n{"step": 10}\n')
+    with pytest.raises(UserError, match="no whole checkpoint left: metrics.jsonl goes up to step 10, .*every 5"):
+        check_kept(run)
+    metrics.unlink()
+    (run / "log.txt").write_text("12:00:00 saved step 3: 1.0 MB in 0.1 s\n")
+    with pytest.raises(UserError, match="log.txt says that step 3 was saved"):
+        check_kept(run)
+    os.rename(spare, run / "checkpoints")
+    for step in (2, 4, 5):
+        (run / f"checkpoints/{step}/commit_success.txt").unlink()
+    with pytest.raises(UserError, match=r"checkpoints/ holds 2, 4, 5; .* Nothing was changed. Copy the missing files"):
+        check_kept(run)
+    assert {"2", "4", "5"} == {p.name for p in (run / "checkpoints").iterdir()}
+
+
+def test_milestones_and_several_best_ones_stay(tmp_path):
+    writer = Checkpointer(tmp_path, keep_last=1, best_metric="val/x", keep_best=2, keep_every=4)
+    for step in range(1, 10):
+        writer.save(make_state(step), step, {**META, "step": step}, {"val/x": -abs(step - 2.4)})
+    writer.close()
+    assert checkpoint.steps(tmp_path) == [2, 3, 4, 8, 9]
+    assert json.loads((tmp_path / "best.json").read_text())["step"] == 2
+
+
+def test_fifty_saves_leave_no_descriptor_and_no_thread_behind(tmp_path):
+    writer, state, seen = Checkpointer(tmp_path, keep_last=1, best_metric=None), make_state(), []
+    for step in range(1, 51):
+        writer.save(state, step, META, None)
+        writer.wait()
+        seen.append((len(os.listdir("/proc/self/fd")), threading.active_count()))
+    writer.close()
+    assert max(seen[25:]) <= max(seen[:5]), "each save of orbax leaves three and one, where nobody asks for its result"
 
 
 def test_another_model_is_refused_with_the_names(run):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lapa_jax.core.config import ConfigError
-from lapa_jax.core.errors import UserError
+from lapa_jax.core.errors import Stopped, UserError
 from lapa_jax.train import distributed
 from lapa_jax.train.distributed import SaveTimer, StopRequests, check_counts, coordinator, local_gpus
 
@@ -100,16 +100,47 @@ def test_a_step_of_slurm_names_all_that_jax_would_guess(monkeypatch):
     assert given == [("localhost:61444", 8, 5, [1])]
 
 
-def test_one_process_stops_after_the_step_in_which_it_was_asked():
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.fixture
+def requests():
+    before = {each: signal.getsignal(each) for each in distributed.SIGNALS}
+    requests = StopRequests()
+    yield requests
+    requests.close()
+    assert {each: signal.getsignal(each) for each in distributed.SIGNALS} == before
+
+
+@pytest.mark.parametrize("number", distributed.SIGNALS)
+def test_one_process_stops_after_the_step_in_which_it_was_asked(requests, number):
+    requests.stepped()
+    assert not requests.reached() and not requests.asked
+    os.kill(os.getpid(), number)
+    assert requests.reached() and requests.reached() and requests.asked
+
+
+@pytest.mark.parametrize("number", distributed.SIGNALS)
+def test_before_the_first_step_it_ends_at_once(requests, number):
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else Stopped):
+        os.kill(os.getpid(), number)
+
+
+def test_the_second_interrupt_ends_at_once(requests):
+    requests.stepped()
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_of_several_processes_all_hear_of_any_signal_by_the_one_that_jax_spreads(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    heard, before = [], signal.signal(signal.SIGTERM, lambda *_: heard.append("SIGTERM"))
     requests = StopRequests()
     try:
-        assert not requests.reached()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert requests.reached() and requests.reached()
+        for number in (signal.SIGUSR1, signal.SIGHUP, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        assert heard == 3 * ["SIGTERM"]
     finally:
         requests.close()
-    assert signal.getsignal(signal.SIGTERM) is before
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_several_processes_count_from_where_they_began(monkeypatch):

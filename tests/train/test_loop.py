@@ -1,6 +1,5 @@
 """The loop end to end, on a LAQ of a few thousand parameters and the sample that comes with the package."""
 
-import fcntl
 import json
 import os
 import pathlib
@@ -14,6 +13,7 @@ import pytest
 from lapa_jax.core import config as config_lib
 from lapa_jax.core.config import ConfigError
 from lapa_jax.core.errors import UserError
+from lapa_jax.core.lock import locked
 from lapa_jax.core.metrics import read_metrics
 from lapa_jax.train import checkpoint, profile_report
 from lapa_jax.train.checkpoint import load_for_inference
@@ -69,7 +69,14 @@ def test_metrics_have_their_names(whole):
 def test_interrupted_run_ends_in_the_same_bits(root, whole, tmp_path):
     run = tmp_path / "run"
     train(make_config(root, "--config.train.steps=4"), run)
+    # What happened to it meanwhile: its newest checkpoint was damaged, and a small file was lost.
+    (run / "checkpoints/4/state/manifest.ocdbt").write_bytes(b"")
+    (run / "untrained.json").unlink()
     train(make_config(root), run)
+    log = (run / "log.txt").read_text()
+    assert "state/manifest.ocdbt has 0 bytes instead of" in log and "resuming from step 2" in log
+    assert "untrained.json does not exist: evaluations go on without" in log
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"2", "4", "6", "4.damaged"}
     a, b = variables(whole), variables(run)
     assert jax.tree.all(jax.tree.map(np.array_equal, a, b))
     assert [line["step"] for line in read_metrics(run) if "train/loss" in line] == [2, 4, 6]
@@ -122,10 +129,8 @@ def test_a_run_that_never_reached_a_checkpoint_does_not_block_its_folder(root, w
     with pytest.raises(UserError, match="not finite"):
         train(make_config(root, "--config.optim.learning_rate=1e30", "--config.optim.clip_norm=None"), run)
     assert not checkpoint.steps(run) and read_metrics(run)
-    with open(run / "log.txt", "a") as log:  # as another process that is training there holds it
-        fcntl.flock(log, fcntl.LOCK_EX)
-        with pytest.raises(ConfigError, match="another process is training in"):
-            train(make_config(root), run)
+    with locked(run / ".lock", f"training in {run}"), pytest.raises(UserError, match="already training in"):
+        train(make_config(root), run)
     (run / "notes.md").write_text("mine")
     with pytest.raises(ConfigError, match="learning_rate"):
         train(make_config(root), run)

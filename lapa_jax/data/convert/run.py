@@ -1,18 +1,17 @@
 """The run of a conversion, start to end; see `convert`."""
 
-import contextlib
 import dataclasses
-import fcntl
 import itertools
 import pathlib
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import read_json, write_json
+from lapa_jax.core.lock import locked
 from lapa_jax.core.progress import bar
 from lapa_jax.data import images
 from lapa_jax.data.convert import filter as filtering
@@ -75,7 +74,7 @@ def convert(
     if (out / step_shards.DATASET).exists():
         return _already_finished(out, plan)
     (work / "parts").mkdir(parents=True, exist_ok=True)
-    with _lock(work):
+    with locked(work / "lock", f"converting to {out}"):
         conversion = _Conversion(source, out, _with_captions(source, options), plan)
         return conversion.run(workers, max_errors, episode_timeout)
 
@@ -97,17 +96,6 @@ def _already_finished(out: pathlib.Path, plan: dict) -> dict:
         raise UserError(f"{out} holds a finished conversion with another plan: {what}; choose another output")
     shutil.rmtree(out / step_shards.WORK, ignore_errors=True)
     return {**read_json(out / REPORT), "finished": True}
-
-
-@contextlib.contextmanager
-def _lock(work: pathlib.Path) -> Iterator[None]:
-    """Keeps two conversions out of one folder; the lock goes with the process, however it ends."""
-    with open(work / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is converting to {work.parent}; wait for it, or end it") from None
-        yield
 
 
 def _far_values(features: dict, statistics: dict) -> dict[str, list[str]]:

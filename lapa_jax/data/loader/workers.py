@@ -30,6 +30,8 @@ from lapa_jax.data.loader.batches import Assembler, Batch, Plan
 
 DEATHS = 3
 """How many workers one batch may cost."""
+HANGS = 300.0
+"""Seconds without any answer after which the worker with the batch that is waited for counts as dead."""
 SPARE = 4
 """Batches that may be in use in shared memory besides those that are prepared; further ones are copied out of it."""
 LOG = logging.getLogger("lapa_jax")
@@ -111,9 +113,13 @@ class WorkerBatches:
             self._asked += 1
 
     def _receive(self) -> None:
-        """Waits for an answer or a death, and takes in what there is."""
+        """Waits for an answer or a death, and takes in what there is. A worker that hangs dies of it."""
         workers = {worker.connection: worker for worker in self._workers}
-        for ready in connection.wait(list(workers)):
+        if not (answers := connection.wait(list(workers), HANGS)):
+            hanging = next(worker for worker in self._workers if self._next in worker.tasks)
+            LOG.warning("a data worker has not answered for %.0f s", HANGS)
+            return self._replace(hanging)
+        for ready in answers:
             worker = workers[ready]
             try:
                 k, answer = ready.recv()
@@ -175,8 +181,9 @@ class _Worker:
         self.tasks: dict[int, int] = {}
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs,), name="lapa_jax data worker", daemon=True)
-        # Ctrl-C and Slurm's SIGTERM go to all processes, but it is for the training process to decide what they mean
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        # Ctrl-C and Slurm's signals go to all processes, but it is for the training process to decide what they mean
+        ours = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ours)
         try:
             self._process.start()
         finally:

@@ -1,0 +1,84 @@
+"""What a file system refuses is one line with the path, and harms nothing that was there."""
+
+import errno
+import subprocess
+import sys
+
+import pytest
+
+from lapa_jax.core.errors import UserError, of_disk, run_main
+from lapa_jax.core.files import atomic_folder, atomic_path, check_can_write, write_json
+from lapa_jax.core.metrics import MetricsWriter
+
+
+def message(capsys, function) -> str:
+    with pytest.raises(SystemExit) as end:
+        run_main(lambda argv: function())
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    return error
+
+
+def full():
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_one_line_with_the_path(tmp_path, capsys):
+    target = tmp_path / "file.json"
+    write_json(target, {"old": 1})
+
+    def write():
+        with atomic_path(target) as temporary:
+            temporary.write_text("half")
+            full()
+
+    assert f"error: {target}: No space left on device; what was whole" in message(capsys, write)
+    assert "old" in target.read_text() and [p.name for p in tmp_path.iterdir()] == ["file.json"]
+
+    def write_folder():
+        with atomic_folder(tmp_path / "out"):
+            full()
+
+    assert f"error: {tmp_path / 'out'}: No space left" in message(capsys, write_folder)
+    assert [p.name for p in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_a_real_full_disk(tmp_path, capsys):
+    """/dev/full has no room for anything."""
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    writer = MetricsWriter.__new__(MetricsWriter)
+    writer._path = tmp_path / "metrics.jsonl"
+    writer._file = open("/dev/full", "w")
+    assert f"{tmp_path / 'metrics.jsonl'}: No space left" in message(capsys, lambda: writer.write(1, {"x": 1.0}))
+
+
+def test_other_errors_keep_their_traceback():
+    with pytest.raises(OSError, match="reset"):
+        run_main(lambda argv: (_ for _ in ()).throw(ConnectionResetError(errno.ECONNRESET, "reset")))
+    with pytest.raises(RuntimeError, match="else"):
+        run_main(lambda argv: (_ for _ in ()).throw(RuntimeError("something else")))
+
+
+def test_libraries_say_it_in_words():
+    assert of_disk(ValueError("RESOURCE_EXHAUSTED: Error writing: [OS error 28: ENOSPC No space left on device]"))
+    assert not of_disk(ValueError("shapes differ")) and not of_disk(TimeoutError())
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_done(tmp_path):
+    check_can_write(tmp_path)
+    check_can_write(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError, match="cannot be written: .*file is no folder"):
+            check_can_write(path)
+
+
+def test_a_device_that_is_not_there_is_one_line(root):
+    code = "from lapa_jax.core.errors import run_main\nimport jax\nrun_main(lambda argv: jax.devices())"
+    done = subprocess.run([sys.executable, "-B", "-c", code], cwd=root, capture_output=True, text=True, check=False,
+                          env={"JAX_PLATFORMS": "tpu", "PATH": "/usr/bin:/bin"})  # fmt: skip
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert last.startswith("error: Unable to initialize backend 'tpu'") and "(JAX_PLATFORMS=tpu): install JAX" in last
