@@ -7,6 +7,7 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.metrics import read_metrics
+from lapa_jax.core.startup import say
 from lapa_jax.data import pipeline
 from lapa_jax.evaluate import report
 from lapa_jax.evaluate.base import METRICS_FILE, REPORT_FILE, BaseEvaluation, data_config
@@ -54,6 +55,7 @@ class Evaluation(BaseEvaluation):
         metrics, arrays = self.measure(self.tokenizer.variables)
         # Without a probe there is nothing that a baseline or a bound could be compared with.
         if "action_probe_r2" in metrics:
+            say("measuring the same network untrained")
             metrics |= self._untrained()
             if supervised_steps:
                 metrics["action_probe_r2_supervised"] = supervised_bound.action_r2(
