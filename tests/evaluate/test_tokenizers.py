@@ -9,7 +9,7 @@ from PIL import Image
 import lapa_jax
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import read_json
-from lapa_jax.evaluate import evaluation_of, requirements
+from lapa_jax.evaluate import evaluation_of, options_of, requirements
 from lapa_jax.evaluate.report import GOOD, NOTE, POOR
 from lapa_jax.evaluate.tokenizers import dimensions, judge_column
 from lapa_jax.nn.quantizers import usage
@@ -123,6 +123,26 @@ def test_errors_of_steps_and_rows(evaluated, data):
     own = result["datasets"]["arm"]["dimensions"]
     np.testing.assert_allclose([d["mse"] for d in own], (error**2).mean(0), rtol=1e-4)
     assert result["samples"] == len(rows) == 15 and "gripper_accuracy" not in result["measured"]
+
+
+def test_codes_of_features_are_judged_as_tokens(evaluated, data):
+    _, tokenizer, result = evaluated["rows"]
+    rows = np.concatenate(episodes(data[0], "feature"))
+    bits = sum(np.log2(size) for size in tokenizer.codebook_sizes)
+    assert result["measured"]["bits_per_row"] == pytest.approx(bits)
+    assert result["measured"]["compression_ratio"] == pytest.approx(32 * rows.shape[1] / bits)
+    chance = result["measured"]["episode_accuracy_chance"]
+    assert chance == pytest.approx(1 / len(episodes(data[0], "feature")))
+    assert "compression_ratio" not in evaluated["chunks"][2]["measured"]
+
+
+def test_only_codebooks_of_features_are_projected(evaluated, tmp_path):
+    run, tokenizer, _ = evaluated["rows"]
+    assert options_of(tokenizer, {"projection": "pca", "labels": None}, run) == {"projection": "pca"}
+    with pytest.raises(UserError, match="--projection tsne draws codebooks of features, which runs/x has not"):
+        options_of(evaluated["chunks"][1], {"projection": "tsne"}, "runs/x")
+    with pytest.raises(UserError, match="--projection tsn does not exist; did you mean 'tsne'"):
+        evaluation_of(tokenizer)(tokenizer, run=run, out=tmp_path, projection="tsn")
 
 
 def test_datasets_are_measured_apart(evaluated, data):

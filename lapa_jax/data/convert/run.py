@@ -274,7 +274,7 @@ class _Conversion:
         """Of the training split, since that is what a model is normalised by; of the other where it is empty."""
         table, statistics = tables.get("train") or tables["val"], {}
         for name in self.plan["columns"]:
-            chunks = step_shards.column(table, name) if np.issubdtype(COLUMNS[name], np.floating) else iter(())
+            chunks = table.column(name) if np.issubdtype(COLUMNS[name], np.floating) else iter(())
             if (first := next(chunks, None)) is not None:  # episodes of one step have no action
                 statistics[name] = column_statistics(itertools.chain([first], chunks))
         return statistics

@@ -21,7 +21,7 @@ from lapa_jax.core.files import atomic_path, placeholder, read_json, write_json
 from lapa_jax.data import images
 from lapa_jax.data.shards import tar
 from lapa_jax.data.shards.files import DamagedSample, Files
-from lapa_jax.data.shards.table import Table, open_table
+from lapa_jax.data.shards.table import open_table
 
 FORMAT, VERSION = "lapa_jax.step_shards", 1
 DATASET, STATISTICS = "dataset.json", "statistics.json"
@@ -279,12 +279,8 @@ class StepShards:
         return DamagedSample(f"{self._path(i)}: {self.key(i)}.{field} is damaged ({error}); convert the data again")
 
     def column(self, name: str, numbers: int = 1 << 20) -> Iterator[np.ndarray]:
-        """A numeric column in step order, as chunks f[n, A] of about `numbers` numbers; steps without it are left out.
-
-        Raises:
-          DamagedSample: one of its rows is damaged.
-        """
-        yield from column(self.table, name, numbers)
+        """See `Table.column`."""
+        return self.table.column(name, numbers)
 
     def episode_fps(self) -> np.ndarray:
         """f64[episodes], frames per second of each episode; NaN where it has no clock."""
@@ -300,17 +296,3 @@ class StepShards:
     def instructions(self) -> list[str]:
         """The distinct instructions of all steps of the split, sorted."""
         return self.table.instructions()
-
-
-def column(table: Table, name: str, numbers: int = 1 << 20) -> Iterator[np.ndarray]:
-    """As `StepShards.column`, of a table."""
-    present, values = table.present(f"{name}.npy"), table.arrays.get(f"column/{name}")
-    for why in table.damaged.get(f"{name}.npy", {}).values():
-        raise DamagedSample(why)
-    if values is None:
-        return
-    rows = max(1, numbers // max(1, values.shape[1]))
-    for start in range(0, len(values), rows):
-        chosen = np.asarray(present[start : start + rows])
-        if chosen.any():
-            yield np.asarray(values[start : start + rows])[chosen]

@@ -31,7 +31,7 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import arrays_on_disk
 from lapa_jax.data.formats.base import COLUMNS
 from lapa_jax.data.shards import mapped, tar
-from lapa_jax.data.shards.files import Files
+from lapa_jax.data.shards.files import DamagedSample, Files
 from lapa_jax.data.shards.index import TarIndex, build_index
 
 VERSION = 1
@@ -110,6 +110,23 @@ class Table:
         places = zip((array.offset + steps[begins].astype(np.int64) * size).tolist(), (counts * size).tolist())
         data = bytearray().join(self._files.read(array.filename, *place) for place in places)
         return np.frombuffer(data, array.dtype).reshape(len(steps), *array.shape[1:])
+
+    def column(self, name: str, numbers: int = 1 << 20) -> Iterator[np.ndarray]:
+        """A numeric column in step order, as chunks f[n, A] of about `numbers` numbers; steps without it are left out.
+
+        Raises:
+          DamagedSample: one of its rows is damaged.
+        """
+        for why in self.damaged.get(f"{name}.npy", {}).values():
+            raise DamagedSample(why)
+        values = self.arrays.get(f"column/{name}")
+        if values is None:
+            return
+        present, rows = self.present(f"{name}.npy"), max(1, numbers // max(1, values.shape[1]))
+        for start in range(0, len(values), rows):
+            chosen = np.asarray(present[start : start + rows])
+            if chosen.any():
+                yield np.asarray(values[start : start + rows])[chosen]
 
     def present(self, field: str) -> np.ndarray:
         """bool[N]: which steps have a member."""
