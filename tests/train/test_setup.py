@@ -10,7 +10,7 @@ from lapa_jax.core import config as config_lib
 from lapa_jax.core.config import ConfigError
 from lapa_jax.core.errors import UserError
 from lapa_jax.data import pipeline, text
-from lapa_jax.train import checkpoint, sharding
+from lapa_jax.train import recovery, sharding
 from lapa_jax.train.run import check_config
 from lapa_jax.train.setup import _batch_shapes, prepare
 from tests.data.samples import make
@@ -33,7 +33,7 @@ def test_a_run_goes_on_with_the_statistics_of_its_checkpoint(root):
 
 
 def test_a_run_without_a_checkpoint_has_no_metadata(tmp_path):
-    assert checkpoint.latest_meta(tmp_path / "nothing") is None
+    assert recovery.newest(tmp_path / "nothing") == recovery.Recovered()
 
 
 def test_shapes_are_known_without_reading_a_sample(tmp_path):
