@@ -11,7 +11,7 @@ import logging
 import pathlib
 import socket
 
-from lapa_jax.core import startup
+from lapa_jax.core import escape, startup
 from lapa_jax.core.checkpoint_step import parse_step
 from lapa_jax.core.errors import UserError, run_main
 
@@ -22,6 +22,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--port {args.port} is no port; give 1 to 65535, or 0 for a free one")
     if not 0 < args.message_mb < 2**20:
         raise UserError(f"--message_mb {args.message_mb} is no size of messages; give MiB, such as 16")
+    if not 0 < args.held_mb < 2**20:
+        raise UserError(f"--held_mb {args.held_mb} is no size of memory; give MiB, such as 256")
     token = _token(args.token_file)
     renamed = tuple(_pair(text) for text in args.rename)
 
@@ -45,13 +47,14 @@ def main(argv: list[str]) -> None:
         instruction_characters=args.instruction_characters,
         rate=args.rate,
         pending=args.pending,
+        held_bytes=int(args.held_mb * 2**20),
         sockets=args.sockets,
     )
-    options = Options(batch=args.batch, wait=args.wait_ms / 1000, renamed=renamed, limits=limits)
+    options = Options(args.batch, args.wait_ms / 1000, args.decoders, renamed, limits)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     policy = lapa_jax.load(args.run, step=args.step)
     run.serve(lambda: Service(policy, args.run, options), args.host, args.port, token,
-              say=functools.partial(print, flush=True))  # fmt: skip
+              say=functools.partial(escape.say, flush=True), allowed=args.allow_host)  # fmt: skip
 
 
 def _check_address(host: str, port: int) -> None:
@@ -94,12 +97,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; this machine only by default")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     parser.add_argument("--token_file", help="file with the token that clients must send; none is asked for by default")
+    parser.add_argument("--allow_host", action="append", default=[], metavar="NAME",
+                        help="name by which clients may call the server, beside localhost and addresses")  # fmt: skip
     parser.add_argument("--rename", action="append", default=[], metavar="KEY=NAME",
                         help="what a key means: a camera, instruction, state, dataset, or nothing")  # fmt: skip
     parser.add_argument("--batch", type=int, default=8, help="requests that are computed together at most")
     parser.add_argument("--wait_ms", type=float, default=2.0, help="how long a request waits for others to join it")
+    parser.add_argument("--decoders", type=int, default=1, help="processes that read large messages")
     parser.add_argument("--rate", type=float, default=500.0, help="requests a second from one address")
     parser.add_argument("--pending", type=int, default=256, help="requests that may be open, of all clients")
+    parser.add_argument("--held_mb", type=float, default=256.0,
+                        help="MiB of large messages that arrive or wait, of all clients")  # fmt: skip
     parser.add_argument("--sockets", type=int, default=1024, help="websockets that may be open at a time")
     parser.add_argument("--message_mb", type=float, default=16.0, help="MiB of a message at most")
     parser.add_argument("--picture_side", type=int, default=2048, help="pixels of an image's longer side at most")

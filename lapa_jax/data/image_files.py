@@ -3,7 +3,8 @@
 **Depth of values.** 16-bit images are scaled by 1/257, floats of 0 to 1 by 255; other floats and 32-bit integers are
 refused. **Orientation.** The EXIF orientation is applied, as viewers do. **Colours.** Grey, palettes and CMYK become
 RGB; an alpha channel is left out, the colours stay as they are stored. **Pages.** A file has one image, unless its
-pages or frames are asked for. **Size.** More than `LARGEST` pixels are refused before they are decoded.
+pages or frames are asked for. **Size.** More than `LARGEST` pixels are refused before they are decoded, and so is a
+JPEG of more than `MAX_SCANS` scans.
 """
 
 import io
@@ -20,6 +21,9 @@ from lapa_jax.data import images
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 LARGEST = 1 << 26
 """Pixels: 8192 x 8192, of which a decoder needs some 400 MB."""
+MAX_SCANS = 32
+"""Scans of a JPEG. A progressive one is drawn in passes over all its pixels, of which an empty one takes 16 bytes in
+the file and 5 ms for 2048 x 2048 pixels: 41 KB of 1,000 passes take a decoder 5 to 20 s. Encoders write 10 passes."""
 
 COLOUR, GREY, INDEXED, DEEP = "colour", "grey", "8-bit single channel", "16-bit or float single channel"
 """Kinds of images. INDEXED, of palettes or grey but no JPEG, is how masks are stored; DEEP is how depth is."""
@@ -49,6 +53,7 @@ def open_frame(frame: np.ndarray | bytes, remarks: Counter | None = None) -> np.
     if is_plain_jpeg(frame):
         height, width = simplejpeg.decode_jpeg_header(frame)[:2]
         check_size(width, height)
+        check_scans(frame)
         return images.decode(frame)
     pages = list(_pages(io.BytesIO(frame), remarks, only_one=True))
     return pages[0]
@@ -103,6 +108,17 @@ def check_size(width: int, height: int) -> None:
         raise ValueError(f"it has {width} x {height} pixels, more than {LARGEST / 1e6:.0f} million are not opened")
 
 
+def scans_of(data: bytes) -> int:
+    """At most so many scans has a JPEG: the marker cannot occur in entropy-coded data, but it may in other segments."""
+    return data.count(b"\xff\xda")
+
+
+def check_scans(data: bytes) -> None:
+    """More than `MAX_SCANS` scans of a JPEG are a ValueError."""
+    if (scans := scans_of(data)) > MAX_SCANS:
+        raise ValueError(f"it is a JPEG of {scans:,} scans, more than {MAX_SCANS} are not decoded")
+
+
 def _orientation(data: bytes) -> int:
     """The EXIF orientation of a JPEG, 1 where it has none: 1 is upright, 2 to 8 are turned or mirrored."""
     if b"Exif\0\0" not in data[: 1 << 16]:
@@ -124,6 +140,11 @@ def _pages(file, remarks: Counter | None, only_one: bool) -> Iterator[np.ndarray
         # Pillow warns of images that are larger than it likes; `check_size` refuses them
         with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
             check_size(*image.size)
+            if image.format in ("JPEG", "MPO"):
+                position = file.tell()
+                file.seek(0)
+                check_scans(file.read())
+                file.seek(position)
             # the further images of an MPO file, as phones write, are previews and depth, not moments
             several = getattr(image, "n_frames", 1) > 1 and image.format != "MPO"
             taken = 0

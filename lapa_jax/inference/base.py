@@ -13,6 +13,7 @@ from lapa_jax.core.config import to_json
 from lapa_jax.core.errors import UserError
 from lapa_jax.data import pipeline
 from lapa_jax.data.normalize import Normalizer
+from lapa_jax.inference import observations
 from lapa_jax.inference.kinds import Kind, kind_of
 from lapa_jax.train.sharding import batch_sharding, make_mesh
 
@@ -133,14 +134,7 @@ class ColumnModel(TrainedModel):
 
     def dataset(self, name: str | None = None) -> str | None:
         """The name of the dataset whose units are meant: the given one, or the only one there is; None: unknown."""
-        if name is None and len(self.datasets) > 1:
-            names = ", ".join(self.datasets)
-            raise UserError("this model was trained on several datasets, each with its own scaling; say whose "
-                            f"units are meant with dataset=... (--dataset; one of {names})")  # fmt: skip
-        if name is not None and name not in self.datasets:
-            names = ", ".join(self.datasets) or "none"
-            raise UserError(f"unknown dataset '{name}'; this model was trained on: {names}")
-        return name or next(iter(self.datasets), None)
+        return observations.chosen_dataset(self.datasets, name)
 
     def dataset_of(self, fingerprint: str, name: str | None = None) -> str | None:
         """The dataset whose scaling data of this fingerprint get: the given one, the one it is, or the only one."""

@@ -1,6 +1,7 @@
 """What models are given to see: checks, and bringing it to the size that they were trained with, as in training."""
 
 import warnings
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -73,6 +74,16 @@ def _stored_mode(trained, dataset: str | None, mode: str | None, what: str) -> s
         warnings.warn(f"{what} and is squashed to a square: the data that this model was trained on do not say "
                       "whether theirs were squashed or cropped", stacklevel=4)  # fmt: skip
     return stored
+
+
+def chosen_dataset(datasets: Mapping[str, Mapping], name: str | None) -> str | None:
+    """The name of the dataset whose units are meant: the given one, or the only one there is; None: unknown."""
+    if name is None and len(datasets) > 1:
+        raise UserError("this model was trained on several datasets, each with its own scaling; say whose units are "
+                        f"meant with dataset=... (--dataset; one of {', '.join(datasets)})")  # fmt: skip
+    if name is not None and name not in datasets:
+        raise UserError(f"unknown dataset '{name}'; this model was trained on: {', '.join(datasets) or 'none'}")
+    return name or next(iter(datasets), None)
 
 
 def check_lead(values: np.ndarray, name: str, lead: tuple[int, ...]) -> None:

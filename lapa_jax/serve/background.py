@@ -35,9 +35,7 @@ class Background:
     async def start(self, service_of: Callable[[], Service], token: str | None) -> None:
         """Listens."""
         web, self.service = http.need_aiohttp(), service_of()
-        self._runner = web.AppRunner(
-            http.application(self.service, token), access_log=None, shutdown_timeout=http.GRACE
-        )
+        self._runner = http.runner(self.service, token, hosts=())
         await self._runner.setup()
         # Port 0: the system picks a free one, so that tests do not meet.
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()

@@ -11,9 +11,15 @@ import jax
 import numpy as np
 
 from lapa_jax.inference.policies import Policy
-from lapa_jax.serve.messages import Observation
 
 _LOG = logging.getLogger(__name__)
+
+
+class Observation(NamedTuple):
+    """batch: of one row, as `Policy.predict` takes it. dataset: whose units the actions are in."""
+
+    batch: dict[str, np.ndarray]
+    dataset: str | None
 
 
 class Answer(NamedTuple):

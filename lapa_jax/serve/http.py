@@ -2,19 +2,21 @@
 
 import asyncio
 import contextlib
-import functools
 import hmac
+import ipaddress
 import logging
 import time
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.serve import msgpack_numpy
-from lapa_jax.serve.limits import Refused
+from lapa_jax.serve.arriving import Arriving
+from lapa_jax.serve.limits import Place, Refused
+from lapa_jax.serve.remarks import Remarks
 from lapa_jax.serve.service import Service
 
 _LOG = logging.getLogger(__name__)
@@ -24,6 +26,8 @@ OPEN = ("/healthz", "/readyz")
 PING = 60.0
 GRACE = 10.0
 """Seconds between signs of life of a websocket, and for what is in flight when the server stops."""
+CLOSING = 2.0
+"""Seconds for a client to agree that its websocket is closed."""
 BODY = 30.0
 """Seconds for the body of a request to arrive; it holds one of the places for open requests."""
 
@@ -44,16 +48,21 @@ def need_aiohttp():
     return web
 
 
-def application(service: Service, token: str | None = None):
-    """The `aiohttp.web.Application` of a service; with a token every path but `OPEN` asks for it."""
+def application(service: Service, token: str | None = None, hosts: Sequence[str] | None = None):
+    """The `aiohttp.web.Application` of a service.
+
+    Args:
+      service: the service. token: that every path but `OPEN` asks for; None for none.
+      hosts: names by which clients may call the server, beside localhost and addresses; None: any.
+    """
     web = need_aiohttp()
-    front, most = Front(service, token), service.options.limits.message_bytes
+    front = Front(service, token, hosts)
 
     @web.middleware
     async def guard(request, handler):
         return await front.guard(request, handler)
 
-    app = web.Application(middlewares=[guard], client_max_size=most)
+    app = web.Application(middlewares=[guard])
     app.add_routes([
         web.get("/", front.root), web.get("/healthz", front.healthz), web.get("/readyz", front.readyz),
         web.get("/metadata", front.metadata), web.post("/act", front.act),
@@ -69,28 +78,59 @@ def _of_another_site(request) -> bool:
     return origin is not None and urllib.parse.urlsplit(origin).netloc != request.host
 
 
+def runner(service: Service, token: str | None, hosts: Sequence[str] | None):
+    """The `aiohttp.web.AppRunner` of `application`."""
+    return need_aiohttp().AppRunner(
+        application(service, token, hosts),
+        access_log=None,
+        shutdown_timeout=GRACE,
+        auto_decompress=False,  # a body of 16 MB could unfold to 16 GB
+        logger=Remarks.logger("lapa_jax.serve.requests", known=token is None),
+    )
+
+
+def _host_of(request) -> str:
+    """The name in the header Host, without the port; "" where there is none."""
+    try:
+        return urllib.parse.urlsplit(f"//{request.headers.get('Host', '')}").hostname or ""
+    except ValueError:
+        return "?"
+
+
+def _is_named_otherwise(host: str, hosts: Sequence[str]) -> bool:
+    """Whether a browser may have been led here under another site's name, which then resolves to this machine (DNS
+    rebinding): to the browser we are that site. Addresses are no names, and programs may send none."""
+    if not host or host == "localhost" or host.endswith(".localhost") or host in hosts:
+        return False
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(host)
+        return False
+    return True
+
+
 class Front:
     """The handlers. Every error is an answer: JSON {"error": text} with a status, or a text on websockets."""
 
-    def __init__(self, service: Service, token: str | None):
+    def __init__(self, service: Service, token: str | None, hosts: Sequence[str] | None):
         self._service, self._token, self._web = service, token, need_aiohttp()
+        self._hosts = None if hosts is None else [name.lower() for name in hosts]
         self._sockets: set[_Socket] = set()
+        self._remarks = Remarks(_LOG)
 
     async def guard(self, request, handler):
         """Refuses pages of other sites, asks for the token, and turns errors into answers."""
         try:
+            if self._hosts is not None and _is_named_otherwise(host := _host_of(request), self._hosts):
+                return self._error(403, f"this server is not called {host[:60]!r}; --allow_host allows a name")
             if _of_another_site(request):
                 return self._error(403, "a page of another site may not ask; this server is for programs")
             if request.path not in OPEN and not self._allowed(request.headers.get("Authorization", "")):
                 return self._error(401, "a token is needed: send the header 'Authorization: Bearer TOKEN'")
             return await handler(request)
         except self._web.HTTPException as error:
-            if error.status == 413:
-                most = self._service.options.limits.message_bytes
-                return self._error(413, f"the message is larger than {most} bytes")
             return self._error(error.status, f"{error.reason}: {request.method} {request.path[:60]}")
         except Exception as error:  # asyncio.CancelledError, of clients that went away, is none
-            return self._error(*_explained(error))
+            return self._error(*self._explained(error, request.remote or ""))
 
     async def healthz(self, request):
         """GET /healthz: the process is alive."""
@@ -110,15 +150,12 @@ class Front:
 
     async def act(self, request):
         """POST /act. msgpack gets {"actions", "server_timing"} in msgpack, JSON what OpenVLA's servers answer."""
-        packed, replies = request.content_type in MSGPACK, {}
-        with self._service.admitted(request.remote or ""):  # before the body is read: it may be large, or never come
-            body = await _body(request)
-            read = (
-                functools.partial(msgpack_numpy.unpack, body, replies)
-                if packed
-                else functools.partial(_from_json, body, replies)
-            )
-            answer, timing = await self._service.act(read)
+        packed = request.content_type in MSGPACK
+        if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise Refused(415, "the body is compressed; send it as it is")
+        with self._service.admitted(request.remote or "") as place:  # before the body, which may never come
+            body = await _body(request, place, self._service.options.limits.message_bytes)
+            answer, timing, replies = await self._service.act(body, packed)
         headers = {"Server-Timing": ", ".join(f"{name.removesuffix('_ms')};dur={value:.3f}"
                                            for name, value in timing.items() if name != "batch")}  # fmt: skip
         if packed:
@@ -129,30 +166,31 @@ class Front:
 
     async def root(self, request):
         """GET /: a websocket; for a browser where to look."""
+        limits = self._service.options.limits
         socket = self._web.WebSocketResponse(
-            max_msg_size=self._service.options.limits.message_bytes, compress=False, heartbeat=PING)  # fmt: skip
+            max_msg_size=limits.message_bytes, compress=False, heartbeat=PING, timeout=CLOSING)  # fmt: skip
         if not socket.can_prepare(request).ok:
             return self._web.Response(text="lapa_jax: a websocket here, POST /act, /metadata, /healthz, /readyz\n")
-        if len(self._sockets) >= (most := self._service.options.limits.sockets):
-            raise Refused(503, f"{most} websockets are open already; close one, or come back later")
+        if len(self._sockets) >= limits.sockets:
+            raise Refused(503, f"{limits.sockets} websockets are open already; close one, or come back later")
         await socket.prepare(request)
         entry = _Socket(socket, asyncio.Lock())
         self._sockets.add(entry)
-        try:
-            with contextlib.suppress(ConnectionError):  # the client went away before its answer
-                await self._converse(entry, request.remote or "")
-        finally:
-            self._sockets.discard(entry)
+        with Arriving(request.transport, self._service.room, BODY, socket.close) as arriving:
+            try:
+                with contextlib.suppress(ConnectionError):  # the client went away before its answer
+                    await self._converse(entry, arriving, request.remote or "")
+            finally:
+                self._sockets.discard(entry)
         return socket
 
     async def stop(self, app=None) -> None:
         """Takes on nothing new, and closes websockets behind their answers."""
-        self._service.stopping.set()
-        self._service.ready.set()  # whoever waits for it goes on, and is told
+        self._service.stop()
         if leaving := [asyncio.create_task(self._goodbye(entry)) for entry in self._sockets]:
             await asyncio.wait(leaving, timeout=GRACE)  # a client that reads nothing holds nobody up
 
-    async def _converse(self, entry: _Socket, address: str) -> None:
+    async def _converse(self, entry: _Socket, arriving: Arriving, address: str) -> None:
         """Metadata when all is ready, then an answer to each message."""
         await self._service.ready.wait()
         if self._service.stopping.is_set():
@@ -162,6 +200,7 @@ class Front:
         async for message in socket:
             if not isinstance(message.data, bytes | str):
                 return  # too large, or no frame of websockets: the socket is closed, with a code that says so
+            arriving.complete(len(message.data))
             async with entry.busy:
                 start = time.perf_counter()
                 reply = await self._reply(message.data, address, last)
@@ -176,16 +215,26 @@ class Front:
         try:
             if not isinstance(data, bytes):
                 raise UserError("a text came; messages are msgpack in binary frames")
-            replies = {}
-            with self._service.admitted(address):
-                answer, timing = await self._service.act(functools.partial(msgpack_numpy.unpack, data, replies))
+            with self._service.admitted(address) as place:
+                place.hold(len(data))
+                answer, timing, replies = await self._service.act(data, packed=True)
             return _packed(answer.actions, {**timing, **last}, replies)
         except Exception as error:
-            return f"error: {_explained(error)[1]}"
+            return f"error: {self._explained(error, address)[1]}"
 
     async def _goodbye(self, entry: _Socket) -> None:
         async with entry.busy:
             await entry.response.close(code=1001, message=b"the server stops")
+
+    def _explained(self, error: Exception, address: str) -> tuple[int, str]:
+        """Status and words of what went wrong. A mistake of a client is one line of the log, our own a traceback."""
+        if isinstance(error, Refused):
+            return error.status, str(error)
+        if isinstance(error, UserError | msgpack_numpy.WireError):
+            self._remarks.say(f"refused a message of {address}: {error}")
+            return 400, str(error)
+        _LOG.error("a request failed", exc_info=error)
+        return 500, f"the server failed ({type(error).__name__}); its log says more"
 
     def _allowed(self, header: str) -> bool:
         """Bearer as of RFC 6750, and Api-Key, which openpi's clients send."""
@@ -206,23 +255,23 @@ class Front:
                                   content_type="application/json", headers=headers)  # fmt: skip
 
 
-async def _body(request) -> bytes:
-    """The body of a request; `Refused` with status 408 if it does not arrive in time."""
+async def _body(request, place: Place, most: int) -> bytes:
+    """The body of a request; `Refused` if it is too large (413), if large messages hold too much memory (503), or if it
+    does not arrive in time (408)."""
+    parts, size = [], 0
+    if (request.content_length or 0) > most:
+        raise Refused(413, f"the message is larger than {most} bytes")
     try:
         async with asyncio.timeout(BODY):
-            return await request.read()
+            async for part in request.content.iter_any():
+                parts.append(part)
+                size += len(part)
+                if size > most:
+                    raise Refused(413, f"the message is larger than {most} bytes")
+                place.hold(size)
+        return b"".join(parts)
     except TimeoutError:
         raise Refused(408, f"the body did not arrive within {BODY:g} s") from None
-
-
-def _explained(error: Exception) -> tuple[int, str]:
-    """Status and words of whatever went wrong."""
-    if isinstance(error, Refused):
-        return error.status, str(error)
-    if isinstance(error, UserError | msgpack_numpy.WireError):
-        return 400, str(error)
-    _LOG.error("a request failed", exc_info=error)
-    return 500, f"the server failed ({type(error).__name__}); its log says more"
 
 
 def _packed(actions: np.ndarray, timing: Mapping[str, float], replies: Mapping) -> bytes:
@@ -230,15 +279,3 @@ def _packed(actions: np.ndarray, timing: Mapping[str, float], replies: Mapping) 
     our arrays for such, and lists are the same to all."""
     return msgpack_numpy.pack({"actions": actions.tolist() if replies.get("package") else actions,
                                "server_timing": timing})  # fmt: skip
-
-
-def _from_json(body: bytes, replies: dict[str, bool]):
-    """A message in JSON, maybe as a text in {"encoded": ...}; `replies` is told which kind of answer is expected."""
-    message = msgpack_numpy.from_json(body)
-    replies["twice"] = isinstance(message, dict) and set(message) == {"encoded"}
-    if replies["twice"]:
-        if not isinstance(message["encoded"], str):
-            raise UserError(f"encoded is a {type(message['encoded']).__name__}; JSON as a text is expected")
-        message = msgpack_numpy.from_json(message["encoded"])
-    replies["chunk"] = isinstance(message, dict) and "full_image" in message
-    return message

@@ -6,6 +6,10 @@ from collections.abc import Callable
 
 from lapa_jax.core.errors import UserError
 
+FREE = 2**20
+"""Bytes of each message that `Limits.held_bytes` does not count, so that messages of usual size always find room."""
+UNFINISHED = 2**16
+"""Bytes from which on a message that is still arriving over a websocket takes one of the places of `Limits.pending`."""
 ADDRESSES = 4096
 """How many addresses are remembered; those that were silent the longest are forgotten first."""
 
@@ -26,6 +30,7 @@ class Limits:
       message_bytes: of one message. picture_side: pixels of an image's longer side. instruction_characters: of a text.
       rate: requests a second from one address, on the average; twice as many may come at once.
       pending: requests that may arrive, wait or be computed at a time, of all clients.
+      held_bytes: of messages that arrive or wait, of all clients, beyond the first `FREE` of each.
       sockets: websockets that may be open at a time.
     """
 
@@ -34,12 +39,52 @@ class Limits:
     instruction_characters: int = 1000
     rate: float = 500.0
     pending: int = 256
+    held_bytes: int = 256 * 2**20
     sockets: int = 1024
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             if not getattr(self, field.name) > 0:
                 raise UserError(f"{field.name} is {getattr(self, field.name)}; it must be more than 0")
+
+
+class Room:
+    """The places for requests and the bytes for their messages, of all clients. One event loop uses it, in one thread.
+
+    Attributes: places: taken ones. bytes: that count.
+    """
+
+    def __init__(self, limits: Limits):
+        self._limits, self.places, self.bytes = limits, 0, 0
+
+    def place(self) -> "Place":
+        """Takes a place; `Refused` with status 503 if there is none."""
+        if self.places >= self._limits.pending:
+            raise Refused(503, f"{self.places} requests are open already; ask again later")
+        return Place(self, self._limits.held_bytes)
+
+
+class Place:
+    """A request's place, and the bytes of its message. A context manager, which gives both back."""
+
+    def __init__(self, room: Room, most: int):
+        self._room, self._most, self._bytes = room, most, 0
+        room.places += 1
+
+    def hold(self, size: int) -> None:
+        """So many bytes have come; `Refused` with status 503 if all messages together hold too many."""
+        counted = max(0, size - FREE)
+        self._room.bytes += counted - self._bytes
+        self._bytes = counted
+        if counted and self._room.bytes > self._most:
+            raise Refused(503, f"large messages hold {self._most / 2**20:g} MiB already; ask again later, or send less")
+
+    def __enter__(self) -> "Place":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._room.places -= 1
+        self._room.bytes -= self._bytes
 
 
 class Rate:

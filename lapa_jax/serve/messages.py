@@ -1,5 +1,7 @@
-"""From a client's message to what a policy takes: which keys mean what, and what is refused."""
+"""From a client's message to what a policy takes: which keys mean what, and what is refused. Imports no jax: the
+processes that read large messages hold nothing else."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -7,10 +9,9 @@ import numpy as np
 import simplejpeg
 
 from lapa_jax.core.errors import UserError, did_you_mean
-from lapa_jax.data import images
+from lapa_jax.data import image_files, images
 from lapa_jax.inference import observations
-from lapa_jax.inference.policies import Policy
-from lapa_jax.serve import metadata
+from lapa_jax.serve import msgpack_numpy
 from lapa_jax.serve.limits import Limits
 
 NOTHING = "nothing"
@@ -20,63 +21,78 @@ GROUPS = ("image", "images", f"{PREFIX}images")
 """Keys that may hold {camera: image}."""
 
 
-class Observation(NamedTuple):
-    """batch: of one row, as `Policy.predict` takes it. dataset: whose units the actions are in."""
+class Parts(NamedTuple):
+    """What a message holds. image: uint8 [(V,) side, side, 3], as the model takes it. state: f64 [S] or None. dataset:
+    whose units the numbers are in."""
 
-    batch: dict[str, np.ndarray]
+    image: np.ndarray
+    instruction: str
+    state: np.ndarray | None
     dataset: str | None
 
 
-class Reader:
-    """Reads messages for a policy.
-
-    Args:
-      policy: the policy. limits: of images and texts.
-      renamed: pairs (key of messages, own name): a camera, "instruction", "state", "dataset", or "nothing" for what is
-        left out. Several keys of "state" are put behind each other, in this order.
+@dataclasses.dataclass(frozen=True)
+class Contract:
+    """What messages are checked against, of plain values.
 
     Attributes:
-      keys: {own name: keys of messages that mean it}.
+      cameras: names, in the order of training. image_size: in pixels. takes_state: whether a state is needed.
+      datasets: {name: {"features": ...}}. resize: `data.resize` of the run. limits: of images and texts.
+      renamed: pairs (key of messages, own name): a camera, "instruction", "state", "dataset", or "nothing" for what is
+        left out. Several keys of "state" are put behind each other, in this order.
+    """
+
+    cameras: Sequence[str]
+    image_size: int
+    takes_state: bool
+    datasets: Mapping[str, Mapping]
+    resize: str | Mapping | None
+    limits: Limits
+    renamed: Sequence[tuple[str, str]] = ()
+
+    @property
+    def config(self) -> dict:
+        """As a `TrainedModel` has it, for `observations.resized`."""
+        return {"data": {"resize": self.resize}}
+
+
+class Reader:
+    """Reads messages.
+
+    Args:
+      contract: what they are checked against.
+
+    Attributes:
+      keys: {own name: keys of messages that mean it}. state_parts: the keys that the state is put together from.
 
     Raises:
       UserError: an own name that there is not.
     """
 
-    def __init__(self, policy: Policy, limits: Limits, renamed: Sequence[tuple[str, str]] = ()):
-        self._policy, self._limits, self._cameras = policy, limits, metadata.cameras(policy)
+    def __init__(self, contract: Contract):
+        self._contract, self._limits, self._cameras = contract, contract.limits, contract.cameras
         self.keys = _accepted(self._cameras)
-        for key, name in renamed:
+        for key, name in contract.renamed:
             if name != NOTHING and name not in self.keys:
                 raise UserError(f"--rename {key}={name}: '{name}' is nothing that the policy takes"
                                 f"{did_you_mean(name, [*self.keys, NOTHING])}")  # fmt: skip
-        self._state_parts = [key for key, name in renamed if name == STATE]
-        self._meaning = {key: name for name, accepted in self.keys.items() for key in accepted} | dict(renamed)
+        self.state_parts = [key for key, name in contract.renamed if name == STATE]
+        self._meaning = {key: name for name, accepted in self.keys.items() for key in accepted}
+        self._meaning |= dict(contract.renamed)
         self.keys = {name: [key for key, means in self._meaning.items() if means == name] for name in self.keys}
 
-    def read(self, message) -> Observation:
-        """Checks and prepares one observation.
+    def read(self, message) -> Parts:
+        """Checks one observation and brings its images to the model's size.
 
         Raises:
           UserError: a key that is missing, unknown or there twice; a value that the policy or the limits do not allow.
         """
         values = self._sort(message)
-        dataset = self._policy.dataset(self._optional_text(values, DATASET))
+        dataset = observations.chosen_dataset(self._contract.datasets, self._optional_text(values, DATASET))
         sides = [self._image(name, values, dataset) for name in self._cameras]
-        image = sides[0] if self._policy.model.cameras == 1 else np.stack(sides)
+        image = sides[0] if len(self._cameras) == 1 else np.stack(sides)
         state = self._state(values)
-        batch, _ = self._policy.prepare(image, self._text(values), state, dataset=dataset, resized=True)
-        return Observation(batch, dataset)
-
-    def example(self) -> dict:
-        """A message of black images."""
-        message = {name: np.zeros((8, 8, 3), np.uint8) for name in self._cameras} | {TEXT: ""}
-        if self._policy.datasets:
-            message[DATASET] = next(iter(self._policy.datasets))
-        if self._policy.model.state_dim:
-            parts = self._state_parts or [STATE]
-            width = self._policy.width_of(message.get(DATASET), STATE)
-            message |= {key: np.zeros(width if key == parts[0] else 0) for key in parts}
-        return message
+        return Parts(image, self._text(values), state, dataset)
 
     def _sort(self, message) -> dict[str, dict[str, object]]:
         """{own name: {key: value}} of a message."""
@@ -93,13 +109,13 @@ class Reader:
                 raise UserError(f"{key} is there twice, alone and in a map of cameras; send it once")
             sorted_values[name][key] = value
         for name, values in sorted_values.items():
-            if len(values) > 1 and name != NOTHING and not (name == STATE and set(values) <= set(self._state_parts)):
+            if len(values) > 1 and name != NOTHING and not (name == STATE and set(values) <= set(self.state_parts)):
                 raise UserError(f"{' and '.join(values)} both mean {name}; send one of them")
         return sorted_values
 
     def _expected(self) -> str:
-        needed = [*self._cameras, TEXT, *((STATE,) if self._policy.model.state_dim else ())]
-        if len(self._policy.datasets) > 1:
+        needed = [*self._cameras, TEXT, *((STATE,) if self._contract.takes_state else ())]
+        if len(self._contract.datasets) > 1:
             needed.append(DATASET)
         return ", ".join(f"{name} (as {' or '.join(self.keys[name])})" if self.keys[name] != [name] else name
                          for name in needed)  # fmt: skip
@@ -113,7 +129,7 @@ class Reader:
     def _image(self, name: str, values: Mapping[str, Mapping], dataset: str | None) -> np.ndarray:
         """uint8 [side, side, 3] of an array or a JPEG."""
         key, value = self._one(values, name)
-        side, most = self._policy.model.image_size, self._limits.picture_side
+        side, most = self._contract.image_size, self._limits.picture_side
         if isinstance(value, bytes):
             value = _jpeg(value, key, most)
         if not isinstance(value, np.ndarray):
@@ -123,7 +139,7 @@ class Reader:
             raise UserError(f"{key} has shape {value.shape}, channels first; [H, W, 3] is expected")
         if max(value.shape, default=0) > most:
             raise UserError(f"{key} has shape {value.shape}; sides of at most {most} pixels are allowed")
-        return observations.model_images(value, key, (), 1, side, self._policy, dataset)
+        return observations.model_images(value, key, (), 1, side, self._contract, dataset)
 
     def _text(self, values: Mapping[str, Mapping]) -> str:
         key, value = self._one(values, TEXT)
@@ -143,16 +159,53 @@ class Reader:
         return value
 
     def _state(self, values: Mapping[str, Mapping]) -> np.ndarray | None:
-        """f32 [S]; None for a policy that takes none, whatever was sent."""
-        if not self._policy.model.state_dim:
+        """f64 [S]; None for a policy that takes none, whatever was sent."""
+        if not self._contract.takes_state:
             return None
         if STATE not in values:
             self._one(values, STATE)
         parts = values[STATE]
-        if set(parts) & set(self._state_parts) and len(parts) < len(self._state_parts):
-            raise UserError(f"the state is {', '.join(self._state_parts)}; the message has {', '.join(parts)} only")
-        ordered = self._state_parts if len(parts) > 1 else parts
+        if set(parts) & set(self.state_parts) and len(parts) < len(self.state_parts):
+            raise UserError(f"the state is {', '.join(self.state_parts)}; the message has {', '.join(parts)} only")
+        ordered = self.state_parts if len(parts) > 1 else parts
         return np.concatenate([_numbers(parts[key], key) for key in ordered])
+
+
+def decode(data: bytes, packed: bool) -> tuple[object, dict[str, bool]]:
+    """A message in msgpack (`packed`) or JSON, and which kind of answer is expected.
+
+    JSON may be a text in {"encoded": ...}; its answer is then JSON in a text: "twice". "chunk": all actions are asked
+    for. "package": lists are, see `msgpack_numpy.unpack`.
+
+    Raises:
+      UserError, WireError: no message.
+    """
+    replies: dict[str, bool] = {}
+    if packed:
+        return msgpack_numpy.unpack(data, replies), replies
+    message = msgpack_numpy.from_json(data)
+    replies["twice"] = isinstance(message, dict) and set(message) == {"encoded"}
+    if replies["twice"]:
+        if not isinstance(message["encoded"], str):
+            raise UserError(f"encoded is a {type(message['encoded']).__name__}; JSON as a text is expected")
+        message = msgpack_numpy.from_json(message["encoded"])
+    replies["chunk"] = isinstance(message, dict) and "full_image" in message
+    return message, replies
+
+
+def work(message) -> int:
+    """How much there is to do: pixels of a message's images, those of a JPEG as often as it has scans."""
+    return sum(_pixels(value) for _, value in _flat(message)) if isinstance(message, Mapping) else 0
+
+
+def _pixels(value) -> int:
+    if isinstance(value, np.ndarray):
+        return value.size // 3
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(value) if isinstance(value, bytes) else (0, 0)
+        return height * width * image_files.scans_of(value) if height else 0
+    except ValueError:  # no JPEG, which `Reader.read` says
+        return 0
 
 
 def _accepted(cameras: Sequence[str]) -> dict[str, list[str]]:
@@ -184,6 +237,8 @@ def _jpeg(data: bytes, key: str, most: int) -> np.ndarray:
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
         if max(height, width) > most:
             raise UserError(f"{key} is a JPEG of {width} x {height}; sides of at most {most} pixels are allowed")
+        if (scans := image_files.scans_of(data)) > image_files.MAX_SCANS:
+            raise UserError(f"{key} is a JPEG of {scans:,} scans; at most {image_files.MAX_SCANS} are allowed")
         return images.decode(data)
     except ValueError:
         raise UserError(f"{key} is neither an array nor a whole JPEG ({len(data)} bytes)") from None

@@ -20,7 +20,19 @@ import numpy as np
 MAX_AXES = 8
 MAX_ENTRIES = 4096
 """Of a list or a map in msgpack: its reader makes room for as many as a message claims to hold, level by level."""
+MAX_VALUES = 16_384
+"""Of a message: numbers, texts, arrays, lists and maps, at all levels. 16 MB of empty lists take either reader 5 to
+20 s and 1 GB, with Python's global lock held all the time, so they are counted before they are read."""
+MAX_TEXT = 2**20
+"""Bytes of one text in msgpack."""
 
+_SIZED = {0xC4: (1, 0, 0), 0xC5: (2, 0, 0), 0xC6: (4, 0, 0), 0xC7: (1, 1, 0), 0xC8: (2, 1, 0), 0xC9: (4, 1, 0),
+          0xD9: (1, 0, 0), 0xDA: (2, 0, 0), 0xDB: (4, 0, 0),
+          0xDC: (2, 0, 1), 0xDD: (4, 0, 1), 0xDE: (2, 0, 2), 0xDF: (4, 0, 2)}  # fmt: skip
+"""msgpack's first bytes of what says its size: (bytes of the size, further bytes, values an entry; 0: of bytes)."""
+_FIXED = {0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8,
+          0xD4: 2, 0xD5: 3, 0xD6: 5, 0xD7: 9, 0xD8: 17}  # fmt: skip
+"""msgpack's first bytes of numbers and small extensions: bytes behind them."""
 _TYPES = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
 
 
@@ -43,9 +55,12 @@ def unpack(data: bytes, dialect: dict | None = None):
     Raises:
       WireError: not msgpack, or arrays that do not hold what they say.
     """
+    _check_count(data)
     try:
         hook = functools.partial(_unpacked, dialect={} if dialect is None else dialect)
-        return msgpack.unpackb(data, object_hook=hook, max_array_len=MAX_ENTRIES, max_map_len=MAX_ENTRIES)
+        return msgpack.unpackb(
+            data, object_hook=hook, max_array_len=MAX_ENTRIES, max_map_len=MAX_ENTRIES, max_str_len=MAX_TEXT
+        )
     except WireError:
         raise
     except (ValueError, TypeError, RecursionError, OverflowError, MemoryError) as error:
@@ -63,12 +78,38 @@ def from_json(text: str | bytes):
     Raises:
       WireError: not JSON in UTF-8, or arrays that do not hold what they say.
     """
+    # Each value stands behind one of these, a text between two, and every letter may be written with a backslash:
+    # counting bytes is a thousand times as fast as reading them, and a comma in an instruction does no harm.
+    for sign in "[{,\"\\":
+        count = text.count(sign if isinstance(text, str) else sign.encode())
+        if count > 2 * MAX_VALUES:
+            raise WireError(f"the message holds {count:,} times {sign}; JSON of at most {MAX_VALUES:,} values is read")
     try:
         return json.loads(text, object_hook=_decoded)
     except WireError:
         raise
     except (ValueError, TypeError, RecursionError, OverflowError, MemoryError) as error:
         raise WireError(f"the message is not valid JSON ({_reason(error)})") from None
+
+
+def _check_count(data: bytes) -> None:
+    """More than `MAX_VALUES` values in msgpack are a `WireError`. It reads no bodies, and takes a few ms at most."""
+    at, count, waiting, end = 0, 0, 1, len(data)
+    while waiting and at < end:
+        count += 1
+        if count > MAX_VALUES:
+            raise WireError(f"the message holds more than {MAX_VALUES:,} values")
+        first, at, waiting = data[at], at + 1, waiting - 1
+        if first in _SIZED:
+            size, extra, per_entry = _SIZED[first]
+            entries = int.from_bytes(data[at : at + size], "big")
+            at += size + extra
+        elif 0x80 <= first < 0xC0:  # a short map, list or text
+            entries, per_entry = (first & 0x1F, 0) if first >= 0xA0 else (first & 0x0F, 2 if first < 0x90 else 1)
+        else:
+            at += _FIXED.get(first, 0)
+            continue
+        waiting, at = (waiting + per_entry * entries, at) if per_entry else (waiting, at + entries)
 
 
 def _packed(value) -> dict:
@@ -148,5 +189,7 @@ def _shown(value) -> str:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it nests too deeply"
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 100 else f"{text[:100]}..."

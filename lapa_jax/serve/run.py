@@ -5,31 +5,41 @@ import contextlib
 import ipaddress
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from lapa_jax.core import escape
 from lapa_jax.core.errors import UserError
 from lapa_jax.serve import http
 from lapa_jax.serve.service import Service
 
 
-def serve(service_of: Callable[[], Service], host: str, port: int, token: str | None, say=print) -> None:
+def serve(
+    service_of: Callable[[], Service],
+    host: str,
+    port: int,
+    token: str | None,
+    say=escape.say,
+    allowed: Sequence[str] = (),
+) -> None:
     """Serves until SIGTERM or SIGINT.
 
     Args:
       service_of: makes the service, within the running loop. host, port: where; port 0 takes a free one.
       token: that clients must send; None for none. say: is told what happens, in lines.
+      allowed: names of the server, if only requests to these, to localhost and to addresses are answered, as is always
+        the case on addresses of this machine alone.
 
     Raises:
       UserError: the address cannot be used.
     """
     http.need_aiohttp()
-    asyncio.run(_serve(service_of, host, port, token, say))
+    asyncio.run(_serve(service_of, host, port, token, say, allowed))
 
 
-async def _serve(service_of, host: str, port: int, token: str | None, say) -> None:
+async def _serve(service_of, host: str, port: int, token: str | None, say, allowed: Sequence[str]) -> None:
     web = http.need_aiohttp()
     service, stop = service_of(), asyncio.Event()
-    runner = web.AppRunner(http.application(service, token), access_log=None, shutdown_timeout=http.GRACE)
+    runner = http.runner(service, token, allowed if allowed or _is_local(host) else None)
     await runner.setup()
     try:
         try:

@@ -16,7 +16,7 @@ from lapa_jax.data.convert.run import convert
 from lapa_jax.data.shards.step_shards import StepShards
 from lapa_jax.inference import observations
 from lapa_jax.label import codes
-from lapa_jax.serve.limits import Limits
+from lapa_jax.serve import service
 from lapa_jax.serve.messages import Reader
 from tests.inference import small_policy, small_run
 
@@ -80,7 +80,8 @@ def test_training_policy_and_server_see_the_same(data, policy):
     assert thickness(trained) == pytest.approx(expected(mode), abs=0.012)
     policy = policy(table=entry(shards))
     batch, _ = policy.prepare(bar(), "go", dataset="table")
-    served = Reader(policy, Limits()).read({"image": bar(), "instruction": "go"}).batch["image"]
+    reader = Reader(service.contract_of(policy, service.Options()))
+    served = reader.read({"image": bar(), "instruction": "go"}).image[None]
     for seen in (batch["image"][0], served[0]):
         # the data were scaled down twice and went through a JPEG
         assert np.abs(seen.astype(int) - trained).mean() < 2

@@ -190,7 +190,8 @@ NUMPY = '{"__numpy__": "AAAA", "dtype": "|u1", "shape": [1, 1, 3]}'
         (b"", "not valid JSON"),
         (b"{", "not valid JSON"),
         (b"\xff\xfe{}", "not valid JSON"),
-        (b"[" * 100_000, "not valid JSON"),
+        (b"[" * 100_000, "at most 16,384 values"),
+        (b"[" * 16_000, "not valid JSON (it nests too deeply)"),
         (b'{"image": ' + b"9" * 5000 + b"}", "not valid JSON"),
         (b"null", "a map is expected"),
         (b'{"encoded": 3}', "JSON as a text is expected"),
@@ -236,7 +237,7 @@ def test_cameras_by_name_states_in_parts_and_what_is_left_out():
             "arm": messages.STATE[:3], "extra": [1], "prompt": messages.TEXT}  # fmt: skip
     plain = {"images": {"image": messages.PICTURE, "wrist_image": messages.WRIST}, "state": messages.STATE.tolist(),
              "instruction": messages.TEXT}  # fmt: skip
-    read = [service.reader.read(message).batch for message in (sent, plain)]
+    read = [service.observation(service.reader.read(message)).batch for message in (sent, plain)]
     for name, values in read[0].items():
         np.testing.assert_array_equal(values, read[1][name])
     wanted = policy.prepare(np.stack([images.resize(x, served.SIDE) for x in (messages.PICTURE, messages.WRIST)]),
@@ -340,7 +341,7 @@ def test_what_is_in_flight_is_answered_before_it_stops():
         message = messages.packed(image=messages.PICTURE, prompt="x")
 
         async def wait_for(count):
-            while server.service._open < count:
+            while server.service.room.places < count:
                 await asyncio.sleep(0.01)
 
         with concurrent.futures.ThreadPoolExecutor(3) as pool:

@@ -1,0 +1,40 @@
+"""Text of others (file names, instructions, messages of clients) on its way to a terminal, a page or a spreadsheet."""
+
+import html
+import re
+import sys
+
+_UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb]"
+)
+"""Control characters, which move the cursor, colour a terminal or end a line; what turns the direction of writing or is
+not seen at all; and halves of characters, which cannot be written."""
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def one_line(text) -> str:
+    r"""Text that shows as one line of what it says, whatever that is: a line break is the two characters \n."""
+    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
+
+
+def lines(text) -> str:
+    """As `one_line`, of text that may have several lines: line breaks stay."""
+    return "\n".join(map(one_line, str(text).split("\n")))
+
+
+def say(*texts, sep: str = " ", file=None, flush: bool = False) -> None:
+    """Prints texts as `print` does, each as `lines` gives it: a file name cannot command the terminal."""
+    print(sep.join(map(lines, texts)), file=sys.stdout if file is None else file, flush=flush)
+
+
+def page(text) -> str:
+    """Text within the HTML of a page, and within the quotes of an attribute."""
+    return html.escape(one_line(text), quote=True)
+
+
+def cell(value):
+    """A value of a CSV table: a text that a spreadsheet would compute, as "=1+1", gets a ' in front; numbers stay."""
+    if not isinstance(value, str):
+        return value
+    text = one_line(value)
+    return f"'{text}" if value.startswith(_FORMULA) else text

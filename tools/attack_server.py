@@ -1,0 +1,265 @@
+"""How a server bears hostile clients: python tools/attack_server.py --run RUN [--clients 300] [--hostile 50].
+
+Starts launch/serve.py, lets valid clients ask at a set pace alone, then beside hostile ones that send without pause
+what costs most: JPEGs of 1,000 scans and of as many as are allowed, lists of lists in JSON and msgpack, a PNG of 12,000
+pixels a side, compressed bodies, messages that never end, bytes that are no HTTP. Prints the percentiles of both, what
+the hostile ones were told, the server's memory, and how soon it stops under attack. Clients run in processes of their
+own, the hostile ones with low priority, as if they were on other machines.
+"""
+
+import argparse
+import asyncio
+import collections
+import gzip
+import io
+import json
+import multiprocessing
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.escape import say
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+MIB = 2**20
+UPGRADE = (b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+           b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n")  # fmt: skip
+
+
+def main(argv: list[str]) -> None:
+    """Measures and prints."""
+    args = _parser().parse_args(argv)
+    if args.clients < 1 or args.hostile < 1 or args.seconds <= 0 or args.period <= 0:
+        raise UserError("--clients, --hostile, --seconds and --period must be more than 0")
+    import aiohttp  # noqa: F401  that it is there, before anything starts
+
+    server = subprocess.Popen([sys.executable, str(ROOT / "launch" / "serve.py"), "--run", args.run, "--port", "0",
+                               "--pending", "512", "--rate", "1000000", *args.server],
+                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                              env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    try:
+        address = server.stdout.readline().split()[2].rstrip(",")
+        server.stdout.readline()  # ready
+        alone = _in_process(valid_clients, address, args.clients, args.seconds, args.period)
+        until = time.time() + args.seconds + 8
+        context = multiprocessing.get_context("spawn")
+        results = context.SimpleQueue()
+        attack = context.Process(target=_attack, args=(results, address, args.hostile, until))
+        attack.start()
+        time.sleep(3)
+        attacked = _in_process(valid_clients, address, args.clients, args.seconds, args.period)
+        memory = _peak_memory(server.pid)
+        start = time.perf_counter()
+        server.send_signal(signal.SIGTERM)
+        server.wait(60)
+        stopped = time.perf_counter() - start
+        outcomes = results.get()
+        attack.join()
+    finally:
+        server.kill()
+    say(table(args, alone, attacked, outcomes, memory, stopped))
+
+
+def table(args, alone, attacked, outcomes, memory: float, stopped: float) -> str:
+    """The figures as Markdown."""
+    lines = [f"{args.clients} valid clients, one request each {args.period:g} s, {args.seconds:g} s; "
+             f"{args.hostile} hostile ones; {os.cpu_count()} cores", "",
+             "| valid clients, ms | p50 | p95 | p99 | answered | failed |", "|---|---|---|---|---|---|"]  # fmt: skip
+    for name, (times, failed) in (("alone", alone), ("under attack", attacked)):
+        figures = " | ".join(f"{1000 * np.percentile(times, p):.1f}" for p in (50, 95, 99))
+        lines.append(f"| {name} | {figures} | {len(times)} | {failed} |")
+    told = ", ".join(f"{name}: {count}" for name, count in sorted(outcomes.items()))
+    return "\n".join([*lines, "", f"Hostile messages ended so: {told}. Most memory of the server: {memory:.0f} MB. "
+                      f"It stopped within {stopped:.1f} s of SIGTERM, under attack."])  # fmt: skip
+
+
+def valid_clients(address: str, count: int, seconds: float, period: float) -> tuple[list[float], int]:
+    """The seconds that each request over a websocket took, and how many failed."""
+    return asyncio.run(_valid(address, count, seconds, period))
+
+
+async def _valid(address: str, count: int, seconds: float, period: float) -> tuple[list[float], int]:
+    import aiohttp
+
+    from lapa_jax.serve import msgpack_numpy
+
+    times, failed = [], 0
+
+    async def client(session, number: int) -> None:
+        nonlocal failed
+        rng = random.Random(number)
+        async with session.ws_connect(f"ws://{address}/", max_msg_size=0) as socket:
+            metadata = msgpack_numpy.unpack((await socket.receive(60)).data)
+            message = msgpack_numpy.pack(valid_message(metadata))
+            until = time.perf_counter() + seconds
+            await asyncio.sleep(rng.uniform(0, period))
+            while time.perf_counter() < until:
+                start = time.perf_counter()
+                await socket.send_bytes(message)
+                reply = await socket.receive(60)
+                if isinstance(reply.data, bytes):
+                    times.append(time.perf_counter() - start)
+                else:
+                    failed += 1
+                await asyncio.sleep(max(0.0, period * rng.uniform(0.8, 1.2) - (time.perf_counter() - start)))
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        await asyncio.gather(*(client(session, number) for number in range(count)))
+    return times, failed
+
+
+def valid_message(metadata: dict) -> dict:
+    """What a policy of this metadata takes: JPEGs of 256 x 256."""
+    from lapa_jax.data import images
+
+    picture = images.encode(np.random.default_rng(0).integers(0, 256, (256, 256, 3)).astype(np.uint8))
+    message = dict.fromkeys(metadata["cameras"], picture) | {"instruction": "push it"}
+    if metadata["datasets"]:
+        message["dataset"] = next(iter(metadata["datasets"]))
+        if metadata["state_dim"]:
+            message["state"] = np.zeros(len(metadata["datasets"][message["dataset"]]["state"]["names"]))
+    return message
+
+
+def hostile_messages(metadata: dict) -> dict[str, tuple[bytes, dict]]:
+    """{name: (body of POST /act, headers)}: what costs a server most, each below 16 MiB."""
+    from lapa_jax.serve import msgpack_numpy
+
+    packed, camera = {"Content-Type": "application/msgpack"}, metadata["cameras"][0]
+    valid = valid_message(metadata)
+    # In a list of lists each inner one is a single byte.
+    inner = b"\xdc\x0f\xff" + b"\x90" * 4095
+    return {
+        "1,000 scans": (msgpack_numpy.pack(valid | {camera: progressive_jpeg(2048, 1000)}), packed),
+        "32 scans": (msgpack_numpy.pack(valid | {camera: progressive_jpeg(2048, 32)}), packed),
+        "largest array": (msgpack_numpy.pack(valid | {camera: np.zeros((2048, 2048, 3), np.uint8)}), packed),
+        "PNG of 12,000": (msgpack_numpy.pack(valid | {camera: large_png(12_000)}), packed),
+        "JSON lists": (b"[" + b"[]," * (5 * MIB) + b"[]]", {}),
+        "JSON depth": (b"[" * (15 * MIB), {}),
+        "JSON depth, below the limits": (b"[" * 16_000, {}),
+        "JSON text": (b'{"instruction": "' + b"a" * (15 * MIB) + b'"}', {}),
+        "JSON digits": (b'{"state": 0.' + b"1" * (15 * MIB) + b"}", {}),
+        "msgpack lists": (b"\xdc\x0f\xff" + inner * 3800, packed),
+        "compressed": (gzip.compress(bytes(1024 * MIB // 8), 9), {"Content-Encoding": "gzip"}),
+        "nothing": (b"", packed),
+    }
+
+
+def progressive_jpeg(side: int, scans: int) -> bytes:
+    """A grey progressive JPEG of so many scans: its last one, which has no new bits, over and over."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side), (128, 128, 128)).save(buffer, "JPEG", progressive=True, quality=50)
+    data = buffer.getvalue()
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * max(0, scans - data.count(b"\xff\xda")) + data[-2:]
+
+
+def large_png(side: int) -> bytes:
+    """A PNG of so many pixels a side, of one bit each."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("1", (side, side)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _attack(results, address: str, count: int, until: float) -> None:
+    os.nice(19)
+    results.put(asyncio.run(_hostile(address, count, until)))
+
+
+async def _hostile(address: str, count: int, until: float) -> dict[str, int]:
+    """Hostile clients until a time of `time.time` or until the server is gone; {what they were told: how often}."""
+    import aiohttp
+
+    outcomes: collections.Counter = collections.Counter()
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        async with session.get(f"http://{address}/metadata") as reply:
+            messages = hostile_messages(json.loads(await reply.text()))
+
+        async def post(number: int) -> None:
+            rng = random.Random(number)
+            while time.time() < until:
+                body, headers = messages[rng.choice(list(messages))]
+                try:
+                    async with session.post(f"http://{address}/act", data=body, headers=headers) as reply:
+                        await reply.read()
+                        outcomes[str(reply.status)] += 1
+                except (OSError, aiohttp.ClientError):
+                    outcomes["closed"] += 1
+                    await asyncio.sleep(0.05)
+
+        async def unfinished(number: int) -> None:
+            host, port = address.split(":")
+            while time.time() < until:
+                try:
+                    reader, writer = await asyncio.open_connection(host, int(port))
+                    writer.write(UPGRADE)
+                    # A binary frame of 15 MiB of which the last byte never comes.
+                    writer.write(b"\x82\xff" + (15 * MIB).to_bytes(8, "big") + bytes(4) + bytes(15 * MIB - 1))
+                    await writer.drain()
+                    await asyncio.wait_for(reader.read(), max(0.1, until - time.time()))
+                    writer.close()
+                    outcomes["websocket closed"] += 1
+                except (OSError, TimeoutError):
+                    outcomes["websocket closed"] += 1
+                    await asyncio.sleep(0.05)
+
+        async def garbage(number: int) -> None:
+            host, port = address.split(":")
+            while time.time() < until:
+                try:
+                    _, writer = await asyncio.open_connection(host, int(port))
+                    writer.write(random.randbytes(200) + b"\r\n\r\n")
+                    await writer.drain()
+                    writer.close()
+                    outcomes["no HTTP"] += 1
+                except OSError:
+                    outcomes["closed"] += 1
+                await asyncio.sleep(0.05)
+
+        kinds = [post, post, post, unfinished, garbage]
+        tasks = [asyncio.create_task(kinds[number % len(kinds)](number)) for number in range(count)]
+        await asyncio.wait(tasks, timeout=max(0.0, until - time.time()) + 1)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return dict(outcomes)
+
+
+def _peak_memory(pid: int) -> float:
+    """MB that a process held at most."""
+    lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("VmHWM"))
+
+
+def _in_process(function: Callable, *arguments):
+    """The result of a function that runs in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)  # fmt: skip
+    parser.add_argument("--run", required=True, help="run folder, checkpoint folder or exported folder of a policy")
+    parser.add_argument("--clients", type=int, default=300, help="valid clients")
+    parser.add_argument("--hostile", type=int, default=50, help="hostile clients")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
+    parser.add_argument("--period", type=float, default=3.0, help="seconds between the requests of a valid client")
+    parser.add_argument("--server", action="append", default=[], metavar="OPTION", help="--server=--wait_ms=0")
+    return parser
+
+
+if __name__ == "__main__":
+    run_main(main)
