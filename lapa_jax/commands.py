@@ -9,6 +9,7 @@ import sys
 
 from lapa_jax.core import shipped
 from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.core.escape import say
 
 NAMED = {
     "train": "launch/train.py",
@@ -50,8 +51,8 @@ def main(argv: list[str]) -> None:
     known = scripts()
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help"):
-        print(__doc__, end="\n\n")
-        print("\n".join(f"  {name:22s} {script}" for name, script in known.items()))
+        say(__doc__, end="\n\n")
+        say("\n".join(f"  {name:22s} {script}" for name, script in known.items()))
         return
     if name not in known:
         raise UserError(f"there is no command '{name}'{did_you_mean(name, known)}")

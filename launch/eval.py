@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from lapa_jax.core import startup
 from lapa_jax.core.checkpoint_step import parse_step
 from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.escape import say
 from lapa_jax.core.files import check_can_write
 from lapa_jax.evaluate import requirements
 from lapa_jax.sim import flags
@@ -59,9 +60,9 @@ def main(argv: list[str]) -> None:
     result = evaluation.write(**how)
     for verdict in evaluation.judge(result):
         if verdict.words:
-            print(f"{verdict.level:5s} {verdict.metric:32s} {verdict.shown:>12s}  {verdict.words}")
+            say(f"{verdict.level:5s} {verdict.metric:32s} {verdict.shown:>12s}  {verdict.words}")
     for name in evaluation.FILES:
-        print(pathlib.Path(out) / name)
+        say(pathlib.Path(out) / name)
     _require(args.require, evaluation.figures(result))
 
 
@@ -69,11 +70,11 @@ def _require(wanted: list[requirements.Requirement], metrics: Mapping[str, float
     """Ends the command with exit code 1 where the metrics do not reach what is wanted."""
     lines = requirements.failures(wanted, metrics)
     for line in lines:
-        print(f"not reached: {line}", file=sys.stderr)
+        say(f"not reached: {line}", file=sys.stderr)
     if lines:
         sys.exit(EXIT_NOT_REACHED)
     if wanted:
-        print(f"reached: {', '.join(map(str, wanted))}")
+        say(f"reached: {', '.join(map(str, wanted))}")
 
 
 def act(args: argparse.Namespace) -> None:
@@ -99,7 +100,7 @@ def act(args: argparse.Namespace) -> None:
         options, controller, notes = _controller(args, policy, options)
         name = pathlib.Path(args.run).name
     for note in notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
     parts = ["eval", re.sub(r"[^\w-]+", "_", args.env.removesuffix(".py")), *([args.split] if args.split else [])]
     out = pathlib.Path(args.out or pathlib.Path(args.run) / "_".join(parts))
     results, lines = evaluation.compare(options, controller, args.episodes, out, args.videos)
@@ -107,8 +108,8 @@ def act(args: argparse.Namespace) -> None:
              "controller": controller.about, "episodes": args.episodes}  # fmt: skip
     result = closed_loop.write(out, about, results, lines, out / controller.name)
     for verdict in closed_loop.judge(result["metrics"]):
-        print(f"{verdict.level:5s} {verdict.metric:32s} {verdict.shown:>12s}  {verdict.words}")
-    print(out / "metrics.json", out / "report.html", sep="\n")
+        say(f"{verdict.level:5s} {verdict.metric:32s} {verdict.shown:>12s}  {verdict.words}")
+    say(out / "metrics.json", out / "report.html", sep="\n")
     _require(args.require, result["metrics"])
 
 

@@ -11,6 +11,7 @@ import pathlib
 from lapa_jax.core import startup
 from lapa_jax.core.checkpoint_step import parse_step
 from lapa_jax.core.errors import UserError, did_you_mean, run_main
+from lapa_jax.core.escape import say
 from lapa_jax.core.files import atomic_folder, check_new_folder, write_json
 from lapa_jax.core.lock import beside, locked
 
@@ -55,7 +56,7 @@ def _export(args: argparse.Namespace) -> None:
         if report:
             write_json(folder / int8_error.REPORT_FILE, report)
     for file in sorted(pathlib.Path(args.out).iterdir()):
-        print(f"{file}  {file.stat().st_size / 1e6:.2f} MB")
+        say(f"{file}  {file.stat().st_size / 1e6:.2f} MB")
 
 
 def _in_int8(trained, args):
@@ -74,7 +75,7 @@ def _in_int8(trained, args):
     if args.dtype:
         small = variants.in_bfloat16(small)
     report = {**int8_error.compare(trained, small, **where), "modules": modules, "max_error": limit}
-    print(int8_error.describe(report))
+    say(int8_error.describe(report))
     int8_error.check_error(report, limit)
     return small, report
 

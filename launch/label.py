@@ -10,6 +10,7 @@ import argparse
 from lapa_jax.core import startup
 from lapa_jax.core.checkpoint_step import parse_step
 from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.escape import say
 from lapa_jax.core.files import check_can_write
 from lapa_jax.data.shards.step_shards import read_dataset
 
@@ -42,11 +43,11 @@ def main(argv: list[str]) -> None:
     startup.say("the first batch compiles")
     summary = labeller.run(batch_size=args.batch_size, host=(jax.process_index(), jax.process_count()))
     if summary is None:
-        print(f"this host's share of {args.out} is done; another host is still at work on the rest")
+        say(f"this host's share of {args.out} is done; another host is still at work on the rest")
         return
     for split, figures in summary["splits"].items():
-        print(_describe(split, figures, summary["labels"]["codebook_size"]))
-    print(f"labels: {args.out}")
+        say(_describe(split, figures, summary["labels"]["codebook_size"]))
+    say(f"labels: {args.out}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,6 +10,7 @@ import pathlib
 
 from lapa_jax.core.checkpoint_step import parse_step
 from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.escape import say
 
 
 def main(argv: list[str]) -> None:
@@ -38,8 +39,8 @@ def main(argv: list[str]) -> None:
         title = f"{args.data} ({args.split}): segments of {args.run}"
         segment_plots.overview(out / "overview.png", episodes[: args.pictures], all_segments[: args.pictures], title)
     for name, value in segmentation.summary(all_segments).items():
-        print(f"{name:22s} {value:g}")
-    print(out / segmentation.SEGMENTS_FILE)
+        say(f"{name:22s} {value:g}")
+    say(out / segmentation.SEGMENTS_FILE)
 
 
 def _parser() -> argparse.ArgumentParser:

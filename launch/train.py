@@ -11,6 +11,7 @@ import argparse
 from lapa_jax.core import config as config_lib
 from lapa_jax.core import config_files, startup
 from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.escape import say
 from lapa_jax.core.files import check_can_write
 
 
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> None:
     if args.help:
         parser.print_help()
         if args.config:
-            print("\n".join(["", *config_lib.explain(args.config, overrides, args.config_file)]))
+            say("\n".join(["", *config_lib.explain(args.config, overrides, args.config_file)]))
         return
     if not args.config:
         parser.error("--config is required, configs/laq.py:tiny for example")

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.escape import say
 from lapa_jax.data import images
 from lapa_jax.data.loader import orders
 from lapa_jax.data.loader.loader import train_batches
@@ -35,11 +36,11 @@ def main(argv: list[str]) -> None:
     source = FramePairSource(shards, gap, image_size=args.image_size)
     batches = train_batches(source, seed=0, batch_size=args.batch_size, threads=args.threads, workers=args.workers,
                             shuffle=args.shuffle, window=args.window, prefetch=PREFETCH)  # fmt: skip
-    print(describe(args, source) + "\n")
+    say(describe(args, source) + "\n")
     if args.memory:
-        print(memory_table(batches, args.memory, args.batch_size))
+        say(memory_table(batches, args.memory, args.batch_size))
     else:
-        print(speed_table(source, batches, args.batch_size, args.pairs // args.batch_size // ROUNDS))
+        say(speed_table(source, batches, args.batch_size, args.pairs // args.batch_size // ROUNDS))
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

@@ -18,6 +18,7 @@ from multiprocessing.reduction import ForkingPickler
 import numpy as np
 
 from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.escape import say
 from lapa_jax.data import pipeline
 from lapa_jax.data.loader.loader import train_batches
 from lapa_jax.data.shards import mapped, table
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> None:
     args = parse(argv)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         make(pathlib.Path(folder), args.steps)
-        print("\n".join(["| | |", "|---|---|", *measure(pathlib.Path(folder), args)]))
+        say("\n".join(["| | |", "|---|---|", *measure(pathlib.Path(folder), args)]))
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

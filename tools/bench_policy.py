@@ -18,6 +18,7 @@ import numpy as np
 
 from lapa_jax.core.checkpoint_step import parse_step
 from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.escape import say
 
 WARM = 5
 PERCENTILES = (50, 95, 99)
@@ -47,11 +48,11 @@ def main(argv: list[str]) -> None:
     if policy.model.lora_rank:
         raise UserError(f"{args.run} has low-rank adapters beside its weights; export it, which merges them")
     device, megabytes = jax.devices()[0].device_kind, sum(x.nbytes for x in jax.tree.leaves(policy.variables)) / 1e6
-    print(f"{policy.config.name}, step {policy.step}, {policy.model.llm.dtype}, parameters of {megabytes:.1f} MB, on "
+    say(f"{policy.config.name}, step {policy.step}, {policy.model.llm.dtype}, parameters of {megabytes:.1f} MB, on "
           f"{policy.mesh.size} × {device}, {os.cpu_count()} CPU cores; JPEGs of {args.side} × {args.side}, "
           f"{args.rounds} rounds\n")  # fmt: skip
     for size in sizes:
-        print(table(size, measure(policy, args.run, size, args.rounds, args.side)) + "\n")
+        say(table(size, measure(policy, args.run, size, args.rounds, args.side)) + "\n")
 
 
 def measure(policy, run: str, size: int, rounds: int, side: int) -> dict[str, np.ndarray]:

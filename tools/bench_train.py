@@ -13,6 +13,7 @@ import time
 
 from lapa_jax.core import config as config_lib
 from lapa_jax.core.errors import run_main
+from lapa_jax.core.escape import say
 
 
 def main(argv: list[str]) -> None:
@@ -77,9 +78,9 @@ def _report(setup, flops, rounds) -> None:
         f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB resident")  # fmt: skip
     columns = ("machine", "model", "batch", "samples/s, step alone", "samples/s with loader", "input wait",
                "peak memory", "GFLOP/s")  # fmt: skip
-    print(f"| {' | '.join(columns)} |")
-    print("|---" * len(columns) + "|")
-    print(f"| {jax.device_count()} × {device.device_kind}, {os.cpu_count()} cores | {setup.config.name} | {batch} | "
+    say(f"| {' | '.join(columns)} |")
+    say("|---" * len(columns) + "|")
+    say(f"| {jax.device_count()} × {device.device_kind}, {os.cpu_count()} cores | {setup.config.name} | {batch} | "
           f"{batch / alone:.1f} | {batch / together:.1f} | {wait:.0%} | {peak} | {flops.model / alone / 1e9:.1f} |")
 
 

@@ -9,6 +9,7 @@ import argparse
 import pathlib
 
 from lapa_jax.core.errors import run_main
+from lapa_jax.core.escape import say
 
 
 def main(argv: list[str]) -> None:
@@ -24,8 +25,8 @@ def main(argv: list[str]) -> None:
 
     compared = runs.read(args.runs)
     written = runs.write(args.out, compared)
-    print(runs.as_markdown(compared))
-    print("\n".join(map(str, written)))
+    say(runs.as_markdown(compared))
+    say("\n".join(map(str, written)))
 
 
 if __name__ == "__main__":

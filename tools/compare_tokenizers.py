@@ -14,6 +14,7 @@ import pathlib
 from collections.abc import Sequence
 
 from lapa_jax.core.errors import UserError, did_you_mean, run_main
+from lapa_jax.core.escape import say
 
 LENGTH = 16
 
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> None:
         for name, folder in folders.items()
     ]  # fmt: skip
     for path in comparison.compare(sets, _learned(runs, sets), args.out):
-        print(path)
+        say(path)
 
 
 def _one_thread() -> None:

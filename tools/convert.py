@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Mapping
 
 from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.escape import say
 from lapa_jax.core.files import check_can_write
 from lapa_jax.data import formats
 from lapa_jax.data.convert.options import Options
@@ -87,25 +88,25 @@ def main(argv: list[str]) -> None:
     check_can_write(args.output)
     report = convert(args.source, args.output, options, args.workers, **limits)
     done = "is already finished" if report["finished"] else "is finished"
-    print(f"{args.output} {done}: {summary(report)}")
+    say(f"{args.output} {done}: {summary(report)}")
     for line in split_lines(report.get("splits", {}), args.split):
-        print(f"  {line}")
+        say(f"  {line}")
     for error in report["errors"][:10]:
-        print(f"  unreadable: {error['path']}: {error['error']}")
+        say(f"  unreadable: {error['path']}: {error['error']}")
     for what in ("missing", "left_out", "fields_left_out", "steps_dropped", "blank_pictures", "remarks", "filter"):
         if report[what]:
-            print(f"  {what.replace('_', ' ')}: {_counts(report[what])}")
+            say(f"  {what.replace('_', ' ')}: {_counts(report[what])}")
     if missing := report["notes"].get("frame_numbers_missing"):
-        print(f"  frame numbers missing between those that are there: {missing}")
+        say(f"  frame numbers missing between those that are there: {missing}")
     for column, dimensions in report.get("far_values", {}).items():
-        print(f"  warning: values far out in '{column}', as data.normalize=q01_q99 scales it:")
+        say(f"  warning: values far out in '{column}', as data.normalize=q01_q99 scales it:")
         for text in dimensions[:10]:
-            print(f"    {text}")
+            say(f"    {text}")
     if report.get("far_values"):
-        print("    tools/inspect_data.py tells the choices")
+        say("    tools/inspect_data.py tells the choices")
     if report["notes"].get("captions"):
-        print(f"  instructions from {report['notes']['captions']}: {_counts(report['notes'])}")
-    print(f"  the whole report is {args.output / REPORT}")
+        say(f"  instructions from {report['notes']['captions']}: {_counts(report['notes'])}")
+    say(f"  the whole report is {args.output / REPORT}")
 
 
 def summary(report: Mapping) -> str:

@@ -8,6 +8,7 @@ import argparse
 import pathlib
 
 from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.escape import say
 from lapa_jax.data.formats.lapa.export import KINDS, export
 
 
@@ -27,11 +28,11 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     report = export(args.shards, args.output, args.kind, args.split, args.labels)
     for split, counts in report["splits"].items():
-        print(f"{args.output} {split}: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+        say(f"{args.output} {split}: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
     for what, count in sorted(report["left_out"].items()):
-        print(f"  left out: {what}: {count}")
+        say(f"  left out: {what}: {count}")
     if args.kind == "latent":
-        print("  without `vision`: its ids need LAPA's VQGAN, which LAPA's loader expects to have been run")
+        say("  without `vision`: its ids need LAPA's VQGAN, which LAPA's loader expects to have been run")
 
 
 if __name__ == "__main__":

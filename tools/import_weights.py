@@ -31,6 +31,7 @@ import numpy as np
 
 from lapa_jax.core import tree
 from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.escape import say
 from lapa_jax.core.files import arrays_on_disk, placeholder, read_json_object
 from lapa_jax.core.torch_file import Tensor, TorchFile
 from lapa_jax.models.official_laq import convert, unwrap
@@ -83,14 +84,14 @@ def write_release(release: base.Release, out: pathlib.Path, wanted: dict[str, tu
             shutil.copyfile(file, out / name)
         write_weights(out, release.config, {"params": tree.unflatten(arrays)}, meta, arrays.forget)
     if left:
-        print(f"left out: {len(left)} tensors that the model does not use, {', '.join(left[:3])}"
+        say(f"left out: {len(left)} tensors that the model does not use, {', '.join(left[:3])}"
               f"{', ...' if len(left) > 3 else ''}")  # fmt: skip
     for line in release.notes:
-        print(line)
+        say(line)
     fields = ", ".join(textwrap.shorten(f"{key}={value}", 300) for key, value in release.config["model"].items()
                        if key != "name")  # fmt: skip
     count = sum(math.prod(shape) for shape in wanted.values())
-    print(f"{release.source.name}: {len(release.places)} tensors, {count:,} numbers, {dtype} -> {out}\n{fields}")
+    say(f"{release.source.name}: {len(release.places)} tensors, {count:,} numbers, {dtype} -> {out}\n{fields}")
 
 
 def read_state_dict(path: pathlib.Path) -> dict:
@@ -156,10 +157,10 @@ def import_laq(
     config = {"name": "laq", "model": spec, "data": _pairs(image_size, gap_seconds, gap_frames)}
     write_weights(out, config, variables, {"source": {"kind": "official LAQ", "file": source.name}})
     for line in (*notes, *dropped):
-        print(line)
+        say(line)
     count = sum(np.size(leaf) for leaf in plain.values())
     fields = ", ".join(f"{key}={value}" for key, value in spec.items() if key != "name")
-    print(f"{source.name}: {len(plain)} tensors, {count:,} numbers -> {out}\n{fields}")
+    say(f"{source.name}: {len(plain)} tensors, {count:,} numbers -> {out}\n{fields}")
 
 
 def import_hugging_face(kind: str, source: pathlib.Path, out: pathlib.Path, dtype: str, **options) -> None:

@@ -15,6 +15,7 @@ import argparse
 import pathlib
 
 from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.escape import say
 from lapa_jax.core.files import read_json
 from lapa_jax.data import text
 from lapa_jax.data.checks import Finding, as_markdown, findings
@@ -47,13 +48,13 @@ def main(argv: list[str]) -> None:
     policy = load_policy(args.run) if args.run else None
     if policy:
         tokenizer, text_length = policy.tokenizer, policy.model.text_length
-    print(inspect(folder, split, out, gap, tokenizer, text_length))
+    say(inspect(folder, split, out, gap, tokenizer, text_length))
     if policy:
         from lapa_jax.evaluate.replay import Replay
 
         replay = Replay(policy, folder, split)
         found = replay.differences()
-        print(replay.describe(found, args.run, out / "replay.png"))
+        say(replay.describe(found, args.run, out / "replay.png"))
         replay.check(found)
 
 

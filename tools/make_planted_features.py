@@ -12,6 +12,7 @@ import tempfile
 import numpy as np
 
 from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.escape import say
 from lapa_jax.core.files import write_json
 from lapa_jax.data.convert.options import Options
 from lapa_jax.data.convert.run import convert
@@ -45,7 +46,7 @@ def make(out: pathlib.Path, rows: int, seed: int, categories: int, val_fraction:
             np.savez(source / f"rows_{i:02d}.npz", feature=part)
         convert(source, out, Options(format="arrays", val_fraction=val_fraction))
     write_json(out / TRUTH, {"rows": rows, "seed": seed, **truth})
-    print(f"{out}: {rows} rows of {features.shape[1]} features in {categories} categories")
+    say(f"{out}: {rows} rows of {features.shape[1]} features in {categories} categories")
 
 
 if __name__ == "__main__":

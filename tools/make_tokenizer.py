@@ -9,6 +9,7 @@ import argparse
 import pathlib
 
 from lapa_jax.core.errors import run_main
+from lapa_jax.core.escape import say
 from lapa_jax.data.shards.step_shards import StepShards, read_dataset
 from lapa_jax.data.text import build
 from lapa_jax.data.words import write_tokenizer
@@ -23,7 +24,7 @@ def main(argv: list[str]) -> None:
                            for text in StepShards(folder, split).instructions()})  # fmt: skip
     size = write_tokenizer(args.out, instructions)
     longest = max(build({"name": str(args.out)}).lengths(instructions))
-    print(f"{args.out}: {size} tokens; the longest of {len(instructions)} instructions takes {longest}: "
+    say(f"{args.out}: {size} tokens; the longest of {len(instructions)} instructions takes {longest}: "
           "set data.text_length to that or more, or to None")  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import argparse
 import pathlib
 
 from lapa_jax.core.errors import run_main
+from lapa_jax.core.escape import say
 
 
 def main(argv: list[str]) -> None:
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> None:
     summary = write(args.demonstrations, args.data, args.out, options)
     r2 = summary["action_r2"]
     against = "" if r2 is None else f", R² {r2:.3f} against the actions that the data have"
-    print(f"{args.out}: pseudo-actions of {summary['steps']} steps{against}")
+    say(f"{args.out}: pseudo-actions of {summary['steps']} steps{against}")
 
 
 if __name__ == "__main__":

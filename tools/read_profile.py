@@ -8,6 +8,7 @@ of every host, and the longest operations. The traces in RUN/profile also open i
 import argparse
 
 from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.escape import say
 
 
 def main(argv: list[str]) -> None:
@@ -22,7 +23,7 @@ def main(argv: list[str]) -> None:
     # After the checks: importing jax takes seconds.
     from lapa_jax.train import profile_report
 
-    print(profile_report.as_text(profile_report.read(args.run), args.longest))
+    say(profile_report.as_text(profile_report.read(args.run), args.longest))
 
 
 if __name__ == "__main__":

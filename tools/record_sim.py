@@ -9,6 +9,7 @@ import argparse
 import pathlib
 
 from lapa_jax.core.errors import run_main
+from lapa_jax.core.escape import say
 from lapa_jax.core.files import check_can_write
 from lapa_jax.sim import flags
 from lapa_jax.sim.recording import COLUMNS, Options, default_workers, record
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> None:
     lines = record(options, out, workers)
     steps = sum(line["frames"] for line in lines)
     held_out = sum(line["split"] == "val" for line in lines)
-    print(f"{out}: {len(lines)} episodes ({held_out} held out), {steps} frames of {options.size} px")
+    say(f"{out}: {len(lines)} episodes ({held_out} held out), {steps} frames of {options.size} px")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from lapa_jax.core.allocator import keep_freed_memory
+from lapa_jax.core.escape import say
 
 EXIT_BAD_INPUT = 2
 EXIT_HANGS = 75
@@ -81,10 +82,10 @@ def run_main(main: Callable[[list[str]], None]) -> None:
         _end(f"{str(error).splitlines()[0]} (JAX_PLATFORMS={asked}): install JAX for that device, or set "
              "JAX_PLATFORMS=cpu")  # fmt: skip
     except KeyboardInterrupt:
-        print("interrupted; the same command resumes", file=sys.stderr)
+        say("interrupted; the same command resumes", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
 
 
 def _end(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    say(f"error: {message}", file=sys.stderr)
     sys.exit(EXIT_BAD_INPUT)

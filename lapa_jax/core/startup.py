@@ -15,7 +15,7 @@ def say(text: str) -> None:
     """A line on stderr, with the time of the log; of several processes the first one's alone."""
     # Known before jax is: by these `train.distributed.initialize` tells who is who.
     if os.environ.get("JAX_PROCESS_ID", os.environ.get("SLURM_PROCID", "0")) == "0":
-        print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
+        say(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
 
 
 def begin(text: str) -> None:

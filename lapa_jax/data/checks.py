@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lapa_jax.core.escape import one_line
 from lapa_jax.core.files import read_json
 from lapa_jax.data import images
 from lapa_jax.data.contents import REPORT
@@ -59,7 +60,7 @@ def findings(shards: StepShards, gap: Gap, tokenizer: Tokenizer, text_length: in
 
 def as_markdown(listed: list[Finding]) -> str:
     """The findings as a list, under a heading."""
-    lines = [f"- {'**Warning:** ' if finding.warning else ''}{finding.text}" for finding in listed]
+    lines = [f"- {'**Warning:** ' if finding.warning else ''}{one_line(finding.text)}" for finding in listed]
     return "## What to know first\n\n" + "\n".join(lines) + "\n"
 
 

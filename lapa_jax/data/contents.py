@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from lapa_jax.core.escape import one_line
 from lapa_jax.core.files import read_json
 from lapa_jax.data.far_values import choices, far_values
 from lapa_jax.data.samples.meta import dimension_names
@@ -58,7 +59,7 @@ def describe_pairs(pairs: PairShards) -> str:
         ("split", pairs.split),
         ("pairs", f"{len(pairs)}"),
     ]
-    head = f"# {pairs.folder.resolve().name}\n\n" + _table(("", ""), rows)
+    head = f"# {one_line(pairs.folder.resolve().name)}\n\n" + _table(("", ""), rows)
     return head + "\n\n## Features\n\n" + _features(features) + "\n"
 
 
@@ -76,7 +77,7 @@ def _head(shards: StepShards, dataset: Mapping) -> str:
     rows += [(f"source: {key}", _value(value)) for key, value in sorted(source.items())]
     used_options = ", ".join(f"{key} {_value(value)}" for key, value in sorted(options.items()) if value is not None)
     rows += [("converted with", used_options)] if used_options else []
-    return f"# {shards.folder.resolve().name}\n\n" + _table(("", ""), rows)
+    return f"# {one_line(shards.folder.resolve().name)}\n\n" + _table(("", ""), rows)
 
 
 def _features(features: Mapping) -> str:
@@ -150,9 +151,9 @@ def _report(folder: pathlib.Path) -> str:
             continue
         if isinstance(value, list):
             more = f", ... ({len(value)} in all)" if len(value) > 3 else ""
-            lines.append(f"- {key.replace('_', ' ')}: {'; '.join(_value(v) for v in value[:3])}{more}")
+            lines.append(f"- {one_line(key.replace('_', ' '))}: {'; '.join(_value(v) for v in value[:3])}{more}")
         else:
-            lines.append(f"- {key.replace('_', ' ')}: {_value(value)}")
+            lines.append(f"- {one_line(key.replace('_', ' '))}: {_value(value)}")
     return "\n".join(lines) or "Nothing was dropped, left out or damaged."
 
 
@@ -174,23 +175,23 @@ def _column(name: str, shards: StepShards) -> str:
     more = f"\n\n... and {len(names) - DIMENSIONS} more dimensions" if len(names) > DIMENSIONS else ""
     far = far_values(summary, "q01_q99", names) if len(columns) == len(PER_DIMENSION) else []
     if far:
-        more += "\n\nValues far out:\n\n" + "\n".join(f"- {one.text}" for one in far[:EXAMPLES])
+        more += "\n\nValues far out:\n\n" + "\n".join(f"- {one_line(one.text)}" for one in far[:EXAMPLES])
         more += f"\n- ... and {len(far) - EXAMPLES} more" if len(far) > EXAMPLES else ""
         more += f"\n\nChoices: {choices('q01_q99', max(one.largest for one in far))}."
-    return f"### {name}, {summary['count']} rows\n\n{table}{more}"
+    return f"### {one_line(name)}, {summary['count']} rows\n\n{table}{more}"
 
 
 def _value(value) -> str:
     """A JSON value in one line."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {_value(v)}" for key, v in sorted(value.items()))
+        return ", ".join(f"{one_line(key)}: {_value(v)}" for key, v in sorted(value.items()))
     if isinstance(value, list):
         return ", ".join(map(_value, value))
-    return " ".join(str(value).split())
+    return one_line(" ".join(str(value).split()))
 
 
 def _table(header: Sequence, rows: Sequence[Sequence]) -> str:
     def line(cells: Sequence) -> str:
-        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(one_line(cell).replace("|", "\\|") for cell in cells) + " |"
 
     return "\n".join([line(header), "|" + "---|" * len(header), *map(line, rows)])

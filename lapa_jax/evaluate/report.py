@@ -1,10 +1,10 @@
 """The evaluation's web page: one HTML file that shows the PNGs lying beside it, no script and no network."""
 
 import dataclasses
-import html
 import pathlib
 from collections.abc import Sequence
 
+from lapa_jax.core import escape
 from lapa_jax.core.files import atomic_path
 
 GOOD, POOR, NOTE = "good", "poor", "note"
@@ -73,13 +73,15 @@ def write(
       `path`.
     """
     poor = [v for v in verdicts if v.level == POOR]
-    parts = [f"<h1>{html.escape(title)}</h1><p>{html.escape(subtitle)}</p>"]
+    parts = [f"<h1>{escape.page(title)}</h1><p>{escape.page(subtitle)}</p>"]
     if poor:
-        items = "".join(f"<li><code>{v.metric}</code> {html.escape(f'{v.shown}: {v.words}')}</li>" for v in poor)
+        items = "".join(
+            f"<li><code>{escape.page(v.metric)}</code> {escape.page(f'{v.shown}: {v.words}')}</li>" for v in poor
+        )
         parts.append(f'<section class="warning"><h2>Not good enough yet</h2><ul>{items}</ul></section>')
     parts += [_table(verdicts, note), *map(_section, sections)]
     page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape.page(title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_CSS}</style></head>'
         f"<body><main>{''.join(parts)}</main></body></html>\n"
     )
@@ -91,18 +93,18 @@ def write(
 
 def _table(verdicts: Sequence[Verdict], note: str) -> str:
     rows = "".join(
-        f'<tr><td class="{v.level}">{_MARKS[v.level]}</td><td><code>{html.escape(v.metric)}</code></td>'
-        f'<td class="value">{html.escape(v.shown)}</td><td>{html.escape(v.words)}</td></tr>'
+        f'<tr><td class="{v.level}">{_MARKS[v.level]}</td><td><code>{escape.page(v.metric)}</code></td>'
+        f'<td class="value">{escape.page(v.shown)}</td><td>{escape.page(v.words)}</td></tr>'
         # Figures with a bar first; the sort is stable, so that each group keeps its order.
         for v in sorted(verdicts, key=lambda v: v.level == NOTE)
     )
-    return f"<section><h2>Metrics</h2><p>{html.escape(note)}</p><table>{rows}</table></section>"
+    return f"<section><h2>Metrics</h2><p>{escape.page(note)}</p><table>{rows}</table></section>"
 
 
 def _section(section: Section) -> str:
-    rows = [f"<tr>{''.join(f'<{cell}>{html.escape(text)}</{cell}>' for text in row)}</tr>"
+    rows = [f"<tr>{''.join(f'<{cell}>{escape.page(text)}</{cell}>' for text in row)}</tr>"
             for row, cell in zip(section.table, ["th", *["td"] * len(section.table)])]  # fmt: skip
     table = f"<table>{''.join(rows)}</table>" if rows else ""
-    media = "".join(f'<img src="{html.escape(p)}" alt="{html.escape(section.title)}">' for p in section.images)
-    media += "".join(f'<video src="{html.escape(p)}" controls loop muted></video>' for p in section.videos)
-    return f"<section><h2>{html.escape(section.title)}</h2><p>{html.escape(section.text)}</p>{table}{media}</section>"
+    media = "".join(f'<img src="{escape.page(p)}" alt="{escape.page(section.title)}">' for p in section.images)
+    media += "".join(f'<video src="{escape.page(p)}" controls loop muted></video>' for p in section.videos)
+    return f"<section><h2>{escape.page(section.title)}</h2><p>{escape.page(section.text)}</p>{table}{media}</section>"

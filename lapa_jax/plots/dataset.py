@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from lapa_jax.core.escape import one_line
 from lapa_jax.data.action_bins import ActionBins
 from lapa_jax.data.samples.meta import dimension_names
 from lapa_jax.data.samples.pair_shards import PairShards
@@ -188,10 +189,9 @@ def _frames(shards: StepShards, episode: Episode, cameras: Sequence[str]) -> lis
 
 def caption(shards: StepShards, episode: Episode, limit: int = 100) -> str:
     """The episode in a line: its instruction, name and length."""
-    text = shards.text(episode.start)
+    text = one_line(shards.text(episode.start))
     text = f"“{text if len(text) <= limit else text[: limit - 1] + '…'}”  " if text else ""
-    # matplotlib reads text between dollar signs as mathematics.
-    return f"{text}{episode.id}, {episode.length} steps".replace("$", r"\$")
+    return f"{text}{one_line(episode.id)}, {episode.length} steps"
 
 
 def _cell(frames: Sequence[np.ndarray | None]) -> tuple[int, int]:

@@ -18,6 +18,7 @@ DPI = 110
 INK, MUTED, BAR, ACCENT = "#1f2430", "#7a8194", "#3b6fb6", "#d1603d"
 STYLE = {
     "font.size": 9,
+    "text.parse_math": False,  # matplotlib reads text between dollar signs as mathematics, instructions too
     "font.family": "sans-serif",
     "axes.edgecolor": "#c5cad6",
     "axes.labelcolor": INK,

@@ -2,11 +2,11 @@
 needed to look at it: styles and images lie in it, and there is no script."""
 
 import base64
-import html
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
+from lapa_jax.core import escape
 from lapa_jax.core.files import atomic_path
 from lapa_jax.data.checks import Finding
 
@@ -62,7 +62,7 @@ def simple(path: pathlib.Path, markdown: str, images: Sequence[pathlib.Path]) ->
 
 
 def _save(path: pathlib.Path, title: str, parts: Sequence[str]) -> pathlib.Path:
-    title = html.escape(title.lstrip("# "))
+    title = escape.page(title.lstrip("# "))
     parts = [f"<h1>{title}</h1>", *parts]
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
     page = f"<!doctype html>\n<html lang=en><head>{head}<style>{STYLE}</style></head>\n<body>\n"
@@ -73,7 +73,7 @@ def _save(path: pathlib.Path, title: str, parts: Sequence[str]) -> pathlib.Path:
 
 def _findings(findings: Sequence[Finding]) -> str:
     items = (
-        f"<li{' class=warning' if finding.warning else ''}>{html.escape(finding.text)}</li>" for finding in findings
+        f"<li{' class=warning' if finding.warning else ''}>{escape.page(finding.text)}</li>" for finding in findings
     )
     count = sum(finding.warning for finding in findings)
     words = f"{count} warning{'s' * (count != 1)}" if count else "No warnings"
@@ -82,7 +82,7 @@ def _findings(findings: Sequence[Finding]) -> str:
 
 def _figure(path: pathlib.Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
-    name = html.escape(path.stem.replace("_", " "))
+    name = escape.page(path.stem.replace("_", " "))
     return f'<figure><img alt="{name}" src="data:image/png;base64,{data}"></figure>'
 
 
@@ -94,7 +94,7 @@ def _filtered(filtered: Mapping) -> str:
         for kind, (title, _) in KINDS.items() if kind in counts
     )  # fmt: skip
     of_all = f" on {counts['episodes of the source']} episodes" if "episodes of the source" in counts else ""
-    parts = [f"<h2>What the filter did</h2><p>{html.escape(filtered['rules'])}{of_all}</p>"]
+    parts = [f"<h2>What the filter did</h2><p>{escape.page(filtered['rules'])}{of_all}</p>"]
     parts += [f"<table><tr><th>rule</th><th>times</th><th>frames left out</th></tr>{rows}</table>"] if rows else []
     for kind, (title, words) in KINDS.items():
         events = [event for event in filtered["events"] if event["kind"] == kind]
@@ -102,7 +102,7 @@ def _filtered(filtered: Mapping) -> str:
             continue
         shown = f", the first {len(events)} of {counts[kind]}" if counts.get(kind, 0) > len(events) else ""
         strips = "\n".join(map(_strip, events))
-        parts.append(f"<h3>{title}{shown}</h3><p>{words}</p>\n<div class=strips>\n{strips}\n</div>")
+        parts.append(f"<h3>{title}{escape.page(shown)}</h3><p>{words}</p>\n<div class=strips>\n{strips}\n</div>")
     return "\n".join(parts)
 
 
@@ -110,7 +110,7 @@ def _strip(event: Mapping) -> str:
     first, end = event["first"], event["end"]
     where = f"frame {first}" if first == end else f"frames {first} to {end - 1}"
     words = f", {event['words']}" if event["words"] else ""
-    caption = html.escape(f"{event['source']}: {where}{words}")
+    caption = escape.page(f"{event['source']}: {where}{words}")
     # base64 has no sign that means something in HTML; whatever else a file may hold must not become part of the page
     data = re.sub(r"[^A-Za-z0-9+/=]", "", event["jpeg"])
     image = f'<img alt="{caption}" src="data:image/jpeg;base64,{data}">'
@@ -124,7 +124,7 @@ def to_html(markdown: str) -> str:
         line = lines.pop(0)
         if line.startswith("#"):
             level = len(line) - len(line.lstrip("#"))
-            parts.append(f"<h{level}>{html.escape(line.lstrip('# '))}</h{level}>")
+            parts.append(f"<h{level}>{escape.page(line.lstrip('# '))}</h{level}>")
         elif line.startswith("|"):
             rows = [line]
             while lines and lines[0].startswith("|"):
@@ -134,15 +134,15 @@ def to_html(markdown: str) -> str:
             items = [line]
             while lines and lines[0].startswith("- "):
                 items.append(lines.pop(0))
-            parts.append("<ul>" + "".join(f"<li>{html.escape(item[2:])}</li>" for item in items) + "</ul>")
+            parts.append("<ul>" + "".join(f"<li>{escape.page(item[2:])}</li>" for item in items) + "</ul>")
         elif line.strip():
-            parts.append(f"<p>{html.escape(line)}</p>")
+            parts.append(f"<p>{escape.page(line)}</p>")
     return "\n".join(parts)
 
 
 def _table(lines: Sequence[str]) -> str:
     """Rows of cells between bars; a bar in a cell is written with a backslash. The second line only draws a rule."""
     cells = [[cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in cells[0])
-    rows = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in cells[2:])
+    head = "".join(f"<th>{escape.page(cell)}</th>" for cell in cells[0])
+    rows = ("".join(f"<td>{escape.page(cell)}</td>" for cell in row) for row in cells[2:])
     return f"<table><tr>{head}</tr>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"

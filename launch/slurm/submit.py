@@ -15,6 +15,7 @@ import sys
 
 from lapa_jax.core import config_files
 from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.escape import say
 
 SCRIPT = pathlib.Path(__file__).with_name("train.sbatch")
 
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> None:
     # The site files go on to the training too: the rest of them are its overrides.
     files = [argument for path in args.config_file for argument in ("--config_file", path)]
     command = ["sbatch", *options.values(), *args.sbatch, str(SCRIPT), *files, *rest]
-    print(shlex.join(command))
+    say(shlex.join(command))
     if args.dry_run:
         return
     try:

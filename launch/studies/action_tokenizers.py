@@ -21,6 +21,7 @@ import common
 import numpy as np
 
 from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.escape import say
 from lapa_jax.core.files import atomic_path
 
 SHORT_FSQ = ["train.steps=1600", "train.eval_every=800", "train.save_every=400"]
@@ -83,7 +84,7 @@ def main(argv: list[str]) -> None:
     table = usage_table(runs, folders)
     with atomic_path(args.out / "comparison" / "usage.md") as temporary:
         temporary.write_text(table, encoding="utf-8")
-    print(table)
+    say(table)
 
 
 def _data(name: str, shards: str, steps: str, gripper: str | None = None) -> Data:

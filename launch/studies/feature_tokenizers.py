@@ -17,6 +17,7 @@ import numpy as np
 
 from lapa_jax import sample
 from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.escape import say
 
 COLUMNS = {
     "categories": ("categories", "{:.0f}"),
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> None:
     for data in sets:
         group = [metrics for run, metrics in zip(runs, results, strict=True) if run[0] == data]
         rows.append([data.name, "mean", *common.cells(common.mean(group, COLUMNS), COLUMNS)])
-    print(common.table(["data", "seed", *COLUMNS], rows))
+    say(common.table(["data", "seed", *COLUMNS], rows))
 
 
 def _data(*parts: str) -> Data:

@@ -19,6 +19,7 @@ import statistics
 import common
 
 from lapa_jax.core.errors import UserError, did_you_mean, run_main
+from lapa_jax.core.escape import say
 from lapa_jax.core.files import atomic_path
 from lapa_jax.data.samples.tasks import task_names
 from lapa_jax.data.shards.step_shards import StepShards
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> None:
     text = f"{by_actions(runs)}\n{by_task([r for (actions, *_), r in runs if actions == 'raw'], results[len(seen):])}"
     with atomic_path(args.out / "tables.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
-    print(text)
+    say(text)
 
 
 def _parser() -> argparse.ArgumentParser:

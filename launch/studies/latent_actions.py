@@ -15,6 +15,7 @@ from typing import NamedTuple
 import common
 
 from lapa_jax.core.errors import run_main
+from lapa_jax.core.escape import say
 
 
 class Data(NamedTuple):
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> None:
     for data, recipe in dict.fromkeys(run[:2] for run in runs):
         group = [metrics for run, metrics in zip(runs, results, strict=True) if run[:2] == (data, recipe)]
         rows.append([str(data), recipe, "mean", *common.cells(common.mean(group, COLUMNS), COLUMNS)])
-    print(common.table(["data (gap)", "recipe", "seed", *COLUMNS], rows))
+    say(common.table(["data (gap)", "recipe", "seed", *COLUMNS], rows))
 
 
 def _data(name: str, train: str, labelled: str, gap: str) -> Data:

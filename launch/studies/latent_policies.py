@@ -15,6 +15,7 @@ from typing import NamedTuple
 import common
 
 from lapa_jax.core.errors import run_main
+from lapa_jax.core.escape import say
 from lapa_jax.data.shards.labels import read_label_info
 
 
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> None:
         results = list(pool.map(lambda run: _run(args.out, labels[run.data], run), runs))
     rows = [[run.data.name, run.recipe, str(run.seed), *common.cells(metrics, COLUMNS)]
             for run, metrics in zip(runs, results, strict=True)]  # fmt: skip
-    print(common.table(["data", "recipe", "seed", *COLUMNS], rows))
+    say(common.table(["data", "recipe", "seed", *COLUMNS], rows))
 
 
 def _label(out: pathlib.Path, data: Data) -> pathlib.Path:

@@ -30,6 +30,7 @@ from collections.abc import Callable, Mapping, Sequence
 import common
 
 from lapa_jax.core.errors import UserError, did_you_mean, run_main
+from lapa_jax.core.escape import say
 from lapa_jax.core.files import atomic_path, read_json, write_json
 from lapa_jax.core.metrics import read_metrics
 from lapa_jax.data.shards.labels import read_label_info
@@ -102,7 +103,7 @@ def main(argv: list[str]) -> None:
     from lapa_jax.evaluate import closed_loop
 
     closed_loop.draw_rates(args.out / "success.png", results)
-    print(text)
+    say(text)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import common
 
 from lapa_jax.core.errors import run_main
+from lapa_jax.core.escape import say
 
 
 class Data(NamedTuple):
@@ -64,8 +65,8 @@ def main(argv: list[str]) -> None:
     runs = common.grid(args, common.data_sets(args.data, FORM, Data), RECIPES)
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         results = list(pool.map(lambda run: _run(args.out, run), runs))
-    print(_means(runs, results))
-    print(_runs(runs, results))
+    say(_means(runs, results))
+    say(_runs(runs, results))
 
 
 def _run(out: pathlib.Path, run: common.Run) -> dict:

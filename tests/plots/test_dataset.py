@@ -79,7 +79,7 @@ def figures(monkeypatch):
 def test_captions_and_step_numbers(tmp_path, figures):
     dataset.contact_sheet(tmp_path / "sheet.png", write(tmp_path / "set"))
     for episode, axes in enumerate(figures[0].axes):
-        assert axes.get_title(loc="left") == rf"“cost \$5 or \$6”  e{episode}, 22 steps", "no formula"
+        assert axes.get_title(loc="left") == f"“cost $5 or $6”  e{episode}, 22 steps"
         assert [label.get_text() for label in axes.get_xticklabels()] == [str(step) for step in SHOWN]
         assert [label.get_text() for label in axes.get_yticklabels()] == ["image", "wrist"]
 

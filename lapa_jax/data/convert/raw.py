@@ -17,6 +17,7 @@ from typing import NamedTuple
 import ml_collections
 
 from lapa_jax.core.errors import UserError
+from lapa_jax.core.escape import say
 from lapa_jax.core.files import read_json, write_json
 from lapa_jax.data import formats
 from lapa_jax.data.convert.options import Options
@@ -122,10 +123,10 @@ def _convert_once(files: list[File], temporary: bool) -> None:
 
 def _convert(file: File, temporary: bool) -> None:
     if _finished(file):
-        print(f"{file.path} is converted already, in {file.folder}", file=sys.stderr)
+        say(f"{file.path} is converted already, in {file.folder}", file=sys.stderr)
         return
     where = "a temporary folder, for this dry run" if temporary else file.folder
-    print(f"converting {file.path} to step shards in {where} ...", file=sys.stderr)
+    say(f"converting {file.path} to step shards in {where} ...", file=sys.stderr)
     if not temporary and not _record(file).exists():
         # before the shards: whatever they are made from is known, also when this process is killed
         write_json(_record(file), _describe(file))
@@ -136,7 +137,7 @@ def _convert(file: File, temporary: bool) -> None:
     except UserError as error:
         hint = " (an option of tools/convert.py, with which you can convert it yourself)" if "--" in str(error) else ""
         raise UserError(f"{error}{hint}") from None
-    print(f"converted {report['episodes']} episodes, {report['steps']} steps", file=sys.stderr)
+    say(f"converted {report['episodes']} episodes, {report['steps']} steps", file=sys.stderr)
 
 
 def _finished(file: File) -> bool:

@@ -130,7 +130,8 @@ def plot(path, chunks: ActionChunks, measured: Sequence[Mapping]) -> pathlib.Pat
     """Draws error against bits: a line through the best settings of each family, all settings as pale points."""
     by_second = chunks.seconds is not None
     factor = 1 / chunks.seconds if by_second else 1.0
-    with matplotlib.rc_context(STYLE):
+    # The ticks of logarithmic axes are mathematics.
+    with matplotlib.rc_context({**STYLE, "text.parse_math": True}):
         figure = Figure(figsize=(8.2, 4.8), layout="constrained")
         axes = figure.subplots()
         lines = curves(measured)
@@ -142,7 +143,8 @@ def plot(path, chunks: ActionChunks, measured: Sequence[Mapping]) -> pathlib.Pat
             _draw_family(axes, ours, curve, factor, colour, marker, family, family in learned)
         axes.set(xscale="log", yscale="log", xlabel=f"bits a {'second' if by_second else 'step'}",
                  ylabel="normalised error (RMS)")  # fmt: skip
-        axes.set_title(f"{chunks.name}: {len(chunks.val)} held-out chunks of {chunks.length} steps", loc="left")
+        axes.set_title(f"{chunks.name}: {len(chunks.val)} held-out chunks of {chunks.length} steps", loc="left",
+                       parse_math=False)
         _plain_ticks(axes.xaxis)
         _plain_ticks(axes.yaxis)
         axes.grid(color="#e4e6ec", lw=0.6)
