@@ -1,6 +1,7 @@
 # Sourced by launch/test.sh and the quickstarts: makes the virtual environment in .venv once and activates it.
 #   install_venv EXTRAS      EXTRAS is "" or something like "[sim]"
 # PYTHON=/path/to/python picks the interpreter (3.11 or newer); VENV=/path/to/venv puts the environment elsewhere.
+# Versions are those of launch/constraints-PYTHON.txt where there is one; CONSTRAINTS=FILE takes another, CONSTRAINTS= none.
 
 find_python() {
     local candidate
@@ -20,7 +21,7 @@ find_python() {
 }
 
 install_venv() {
-    local extras="$1" venv="${VENV:-.venv}" python mark wanted
+    local extras="$1" venv="${VENV:-.venv}" python mark wanted constraints
     if [ ! -x "$venv/bin/python" ]; then
         python="$(find_python)" || return 2
         echo "== making $venv with $("$python" --version)"
@@ -28,10 +29,15 @@ install_venv() {
     fi
     # The mark is written last: an installation that was interrupted, or one for older requirements, is done again.
     mark="$venv/.lapa_jax${extras}"
-    wanted="$(cat requirements.txt setup.py | cksum) $PWD"
+    constraints="launch/constraints-$("$venv/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt"
+    [ -f "$constraints" ] || constraints=""
+    constraints="${CONSTRAINTS-$constraints}"
+    # shellcheck disable=SC2086
+    wanted="$(cat requirements.txt setup.py $constraints | cksum) $PWD"
     if [ ! -f "$mark" ] || [ "$(cat "$mark")" != "$wanted" ]; then
         echo "== installing lapa_jax$extras and its dependencies (1 to 2 minutes)"
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e ".$extras" || return 2
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+            ${constraints:+--constraint "$constraints"} -e ".$extras" || return 2
         echo "$wanted" >"$mark"
     fi
     # shellcheck disable=SC1091

@@ -185,10 +185,18 @@ def write_json(path: str | os.PathLike, value) -> None:
         temporary.write_text(text + "\n")
 
 
+def parse_json(text: str | bytes):
+    """`json.loads`, of which lists within lists by the thousand are a `json.JSONDecodeError` too."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise json.JSONDecodeError("it nests too deeply", "", 0) from None
+
+
 def read_json(path: str | os.PathLike):
     """Reads JSON, with or without a byte order mark; a missing or damaged file is a `UserError` that names it."""
     try:
-        return json.loads(pathlib.Path(path).read_text("utf-8-sig"))
+        return parse_json(pathlib.Path(path).read_text("utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -3,14 +3,13 @@
 import codecs
 import csv
 import io
-import json
 import pathlib
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.core.files import placeholder
+from lapa_jax.core.files import parse_json, placeholder
 from lapa_jax.data.formats.instructions import as_instruction
 
 VIDEO_COLUMNS = ("video", "path", "file", "filename", "name", "id", "video_id")
@@ -64,7 +63,7 @@ def _decode(data: bytes) -> str:
 
 def _json(path: str, text: str) -> Iterable[tuple[str, Mapping]]:
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError as error:
         raise UserError(f"captions file {path} is not valid JSON ({error})") from None
     if isinstance(value, Mapping):
@@ -78,7 +77,7 @@ def _jsonl(path: str, text: str) -> Iterable[tuple[str, Mapping]]:
     for number, line in enumerate(text.split("\n"), 1):  # not at U+2028 or U+0085, which JSON may hold
         if line.strip():
             try:
-                yield f"line {number}", json.loads(line)
+                yield f"line {number}", parse_json(line)
             except ValueError as error:
                 raise UserError(f"captions file {path}, line {number}, is not valid JSON ({error})") from None
 

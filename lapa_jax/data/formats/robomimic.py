@@ -3,13 +3,13 @@
 LIBERO's and RoboCasa's files are of this kind too; their instructions are found.
 """
 
-import json
 import pathlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from lapa_jax.core.files import parse_json
 from lapa_jax.data.formats import array_images, hdf5
 from lapa_jax.data.formats.base import (
     Episode,
@@ -260,7 +260,7 @@ def _json(group, name: str) -> dict:
     if name not in group.attrs:
         return {}
     with reading(f"attribute {name}"):
-        value = json.loads(hdf5.text(group.attrs[name]))
+        value = parse_json(hdf5.text(group.attrs[name]))
         if not isinstance(value, dict):
             raise ValueError("it is no JSON object")
         return value

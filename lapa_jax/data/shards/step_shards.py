@@ -11,13 +11,15 @@ import io
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from lapa_jax import sample
+from lapa_jax.core import escape
 from lapa_jax.core.errors import UserError
-from lapa_jax.core.files import atomic_path, placeholder, read_json, write_json
+from lapa_jax.core.files import atomic_path, parse_json, placeholder, read_json, write_json
 from lapa_jax.data import images
 from lapa_jax.data.shards import tar
 from lapa_jax.data.shards.files import DamagedSample, Files
@@ -149,7 +151,28 @@ def read_dataset(folder: str | os.PathLike) -> dict:
         raise UserError(f"{folder / DATASET} is not of format {FORMAT}; convert the data with tools/convert.py")
     if dataset.get("version") != VERSION:
         raise UserError(f"{folder} has format version {dataset.get('version')}, this is {VERSION}; convert it again")
+    _check_names(folder / DATASET, dataset)
     return dataset
+
+
+def _check_names(path: pathlib.Path, dataset: Mapping) -> None:
+    """A `UserError` where a name of a split, feature or shard is no plain one. All of them become names of files, read
+    here and written by whoever labels or looks at the data: "../other.tar" would lie in somebody else's folder."""
+    try:
+        splits, features = dict(dataset["splits"]), dict(dataset["features"])
+        shards = [shard["name"] for split in splits.values() for shard in split["shards"]]
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path} lacks splits, their shards or features; copy or convert the folder again") from None
+    for what, names in (("split", splits), ("feature", features), ("shard", shards)):
+        for name in names:
+            if not isinstance(name, str) or not _PLAIN.fullmatch(name):
+                shown = escape.one_line(repr(name)[:80])
+                raise UserError(f"{path} names a {what} {shown}, which is no plain name of a file: it may lie outside "
+                                "of its folder. Do not use these data, or ask whoever made them")  # fmt: skip
+
+
+_PLAIN = re.compile(r"[^./\\\s\x00-\x1f][^/\\\x00-\x1f]*")
+"""One part of a path, which is not hidden and is neither . nor .. ."""
 
 
 class StepShards:
@@ -271,7 +294,7 @@ class StepShards:
     def meta(self, i: int) -> dict:
         """{"episode", "step", "length", "fps", "source"} of step i."""
         try:
-            return json.loads(self._read(i, "json"))
+            return parse_json(self._read(i, "json"))
         except ValueError as error:
             raise self._bad(i, "json", error) from None
 

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.core.files import arrays_on_disk
+from lapa_jax.core.files import arrays_on_disk, parse_json
 from lapa_jax.data.formats.base import COLUMNS
 from lapa_jax.data.shards import mapped, tar
 from lapa_jax.data.shards.files import DamagedSample, Files
@@ -85,7 +85,7 @@ class Table:
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray]):
-        about = json.loads(arrays["about"].tobytes())
+        about = parse_json(arrays["about"].tobytes())
         self.arrays, self.texts = arrays, about["texts"]
         self.damaged = {name: {int(i): why for i, why in steps.items()} for name, steps in about["damaged"].items()}
         self.episodes = Episodes(*(np.asarray(arrays[f"episode/{name}"]) for name in ("id", "start", "length")))
@@ -316,7 +316,7 @@ class _Builder:
             facts = {}
             if number is not None and index.offsets[first, number] >= 0:
                 try:
-                    facts = json.loads(self._member(data, index, first, number))
+                    facts = parse_json(self._member(data, index, first, number))
                 except ValueError as error:
                     self._bad("json", start + first, path, index.keys[first], error)
             fps, task = facts.get("fps"), facts.get("task")
@@ -404,7 +404,7 @@ def _load(path: pathlib.Path, stamp: Mapping) -> dict[str, np.ndarray] | None:
                         while file.read(_READ):  # to the end, where the checksum is compared
                             pass
         arrays = mapped.open_mapped(path)
-        about = json.loads(arrays["about"].tobytes())
+        about = parse_json(arrays["about"].tobytes())
         whole = about["arrays"] == _forms({name: array for name, array in arrays.items() if name != "about"})
         return arrays if whole and about["stamp"] == stamp else None
     except Exception:  # a damaged zip file or header raises errors of many kinds

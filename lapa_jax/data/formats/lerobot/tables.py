@@ -1,13 +1,13 @@
 """The tables of a LeRobot dataset: what is recorded, the episodes and where they lie, and the tasks."""
 
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from lapa_jax.core.errors import UserError
+from lapa_jax.core.files import parse_json
 from lapa_jax.data import modalities
 from lapa_jax.data.formats.reading import check_downloaded, reading
 
@@ -114,7 +114,7 @@ def read_info(root: pathlib.Path) -> Info:
       ValueError: the file is damaged.
     """
     with reading(INFO):
-        info = json.loads((root / INFO).read_text("utf-8-sig"))
+        info = parse_json((root / INFO).read_text("utf-8-sig"))
         version = str(info["codebase_version"])
         version = version if version.startswith("v") else f"v{version}"
         if version not in VERSIONS:
@@ -235,7 +235,7 @@ def _json_lines(root: pathlib.Path, name: str) -> Iterator[dict]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             with reading(f"{name} line {number}"):
-                row = json.loads(line)
+                row = parse_json(line)
                 if not isinstance(row, dict):
                     raise ValueError("it is no JSON object")
             yield row

@@ -1,7 +1,6 @@
 """Pieces that foreign files are made of: JSON, text, arrays, a window into a file. Damage is always a ValueError."""
 
 import io
-import json
 import os
 import pathlib
 import zipfile
@@ -9,6 +8,7 @@ from collections.abc import Container
 
 import numpy as np
 
+from lapa_jax.core.files import parse_json
 from lapa_jax.data.formats.base import COLUMNS
 from lapa_jax.data.formats.reading import check_kind, numeric_rows, reading
 
@@ -16,7 +16,7 @@ from lapa_jax.data.formats.reading import check_kind, numeric_rows, reading
 def load_json(data: bytes) -> object:
     """The value of JSON bytes."""
     with reading("no valid JSON"):
-        return json.loads(data)
+        return parse_json(data)
 
 
 def load_text(data: bytes) -> str:
