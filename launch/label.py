@@ -2,7 +2,8 @@
 
 python launch/label.py --run RUN --data SHARDS --out LABELS [--format sidecar|full|npz|hdf5] [--split train --split val]
 
-The same command goes on after an interruption: it writes what is missing. Several hosts each take their share.
+The same command goes on after an interruption: it writes what is missing. Several hosts each take a share, and so do
+jobs that know nothing of each other, with --share I/N; whichever finishes last writes the summary.
 """
 
 import argparse
@@ -12,11 +13,13 @@ from lapa_jax.core.checkpoint_step import parse_step
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.escape import say
 from lapa_jax.core.files import check_can_write
+from lapa_jax.core.share import HELP, parse_share
 from lapa_jax.data.shards.step_shards import read_dataset
 
 
 def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
+    share = parse_share(args.share) or (0, 1)
     if args.batch_size < 1:
         raise UserError(f"--batch_size {args.batch_size} must be at least 1")
     read_dataset(args.data)  # raw videos are refused at once
@@ -41,9 +44,12 @@ def main(argv: list[str]) -> None:
     make = TableLabeller if args.format in TABLES else Labeller
     labeller = make(tokenizer, args.data, args.out, format=args.format, splits=args.split, dataset=args.dataset)
     startup.say("the first batch compiles")
-    summary = labeller.run(batch_size=args.batch_size, host=(jax.process_index(), jax.process_count()))
+    # The processes of a share divide it among themselves.
+    processes = jax.process_count()
+    host = (share[0] * processes + jax.process_index(), share[1] * processes)
+    summary = labeller.run(batch_size=args.batch_size, host=host)
     if summary is None:
-        say(f"this host's share of {args.out} is done; another host is still at work on the rest")
+        say(f"this share of {args.out} is done; others are at work on the rest, or have to be started")
         return
     for split, figures in summary["splits"].items():
         say(_describe(split, figures, summary["labels"]["codebook_size"]))
@@ -59,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="sidecar (codes only, default) or full shards; npz or hdf5, a table a split")  # fmt: skip
     parser.add_argument("--split", action="append", help="a split to label; may be repeated; all of them by default")
     parser.add_argument("--batch_size", type=int, default=64, help="frame pairs per batch over all devices of a host")
+    parser.add_argument("--share", metavar="I/N", help=HELP)
     parser.add_argument("--dataset", help="of a run on several datasets: the one whose scaling applies to --data")
     parser.add_argument("--step", type=parse_step, help="checkpoint step, or best; the newest by default")
     return parser

@@ -2,7 +2,8 @@
 
 SOURCE is what you have: an RLDS/TFDS folder, a LeRobot dataset, robomimic HDF5, WebDataset tars, LAPA's json, a folder
 of videos or pictures, or arrays; docs/reference/data_formats.md tells what each looks like. OUT becomes a folder of
-step shards. It can be killed at any moment; the same command finishes the work, with the same result to the byte.
+step shards. It can be killed at any moment; the same command finishes the work, with the same result to the byte. Jobs
+that know nothing of each other divide it with --share I/N; whichever finishes last packs the shards.
 """
 
 import argparse
@@ -11,12 +12,14 @@ import pathlib
 from collections.abc import Mapping
 
 from lapa_jax.core.errors import UserError, run_main
-from lapa_jax.core.escape import say
+from lapa_jax.core.escape import one_line, say
 from lapa_jax.core.files import check_can_write
+from lapa_jax.core.share import HELP, parse_share
 from lapa_jax.data import formats
 from lapa_jax.data.convert.options import Options
 from lapa_jax.data.convert.pool import PATIENCE
 from lapa_jax.data.convert.run import REPORT, convert
+from lapa_jax.data.convert.shares import convert_share
 
 FEW = 3
 """Fewer held-out episodes are named."""
@@ -69,6 +72,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--samples_per_shard", type=int, help="steps a shard; an episode is never cut")
     parser.add_argument("--shard_bytes", type=int, help="bytes a shard, 512 MiB by default")
     parser.add_argument("--workers", type=int, default=_cores(), help="processes; 0 works in this one")
+    parser.add_argument("--share", metavar="I/N", help=HELP)
     parser.add_argument("--max_errors", type=int, default=0, help="unreadable episodes that are tolerated")
     parser.add_argument("--max_missing", type=int, help="listed but absent episodes that are tolerated; default: any")
     parser.add_argument("--episode_timeout", type=float, default=PATIENCE, help="seconds that one episode may take")
@@ -86,13 +90,19 @@ def main(argv: list[str]) -> None:
         if value is not None and not value >= 0:
             raise UserError(f"--{name} is 0 or more, got {value}")
     check_can_write(args.output)
-    report = convert(args.source, args.output, options, args.workers, **limits)
+    if share := parse_share(args.share):
+        report = convert_share(args.source, args.output, options, share, args.workers, **limits)
+    else:
+        report = convert(args.source, args.output, options, args.workers, **limits)
+    if report is None:
+        say(f"this share of {args.output} is done; others are at work on the rest, or have to be started")
+        return
     done = "is already finished" if report["finished"] else "is finished"
     say(f"{args.output} {done}: {summary(report)}")
     for line in split_lines(report.get("splits", {}), args.split):
         say(f"  {line}")
     for error in report["errors"][:10]:
-        say(f"  unreadable: {error['path']}: {error['error']}")
+        say(f"  unreadable: {one_line(error['path'])}: {one_line(error['error'])}")
     for what in ("missing", "left_out", "fields_left_out", "steps_dropped", "blank_pictures", "remarks", "filter"):
         if report[what]:
             say(f"  {what.replace('_', ' ')}: {_counts(report[what])}")
@@ -142,7 +152,7 @@ def _counts(value) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name}: {count}" for name, count in value.items() if name != "captions")
     if isinstance(value[0], Mapping):
-        return f"{len(value)} episodes, the first: {value[0]['path']}: {value[0]['error']}"
+        return f"{len(value)} episodes, the first: {one_line(value[0]['path'])}: {one_line(value[0]['error'])}"
     return ", ".join(value)
 
 

@@ -6,6 +6,8 @@ import pathlib
 import sys
 import time
 
+from lapa_jax.core import escape
+
 OFF = "JAX_ENABLE_COMPILATION_CACHE"
 MAX_BYTES = 4 << 30
 """Of the compiled programs that are kept; jax removes those that were not used for longest."""
@@ -15,7 +17,7 @@ def say(text: str) -> None:
     """A line on stderr, with the time of the log; of several processes the first one's alone."""
     # Known before jax is: by these `train.distributed.initialize` tells who is who.
     if os.environ.get("JAX_PROCESS_ID", os.environ.get("SLURM_PROCID", "0")) == "0":
-        say(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
+        escape.say(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
 
 
 def begin(text: str) -> None:

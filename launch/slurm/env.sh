@@ -1,4 +1,4 @@
-# Sourced by launch/slurm/train.sbatch before Python starts: XLA and JAX read these once, when they are loaded.
+# Sourced in jobs before Python starts: XLA and JAX read these once, when they are loaded.
 # What is set already stays, and flags that are given in XLA_FLAGS win over those here.
 #   VENV     the virtual environment, .venv by default; VENV= (empty) where `python` is right already (modules, conda)
 

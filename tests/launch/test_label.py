@@ -42,6 +42,20 @@ def test_killed_runs_end_in_the_same_bits(setup, tmp_path):
     assert [labels.key(i) for i in range(len(labels))] == [source.key(i) for i in range(len(source))]
 
 
+def test_shares_beside_each_other_end_in_the_same_bits(setup, tmp_path):
+    """Jobs of an array: none knows of the others, and whichever is last writes the summary."""
+    command, env, _, _ = setup
+    array = {"SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_MAX": "4", "SLURM_ARRAY_TASK_COUNT": "2"}
+    jobs = [subprocess.Popen([*command, "--out", str(tmp_path / "shares"), "--share", "auto"], stdout=subprocess.PIPE,
+                             env={**env, **array, "SLURM_ARRAY_TASK_ID": number}, text=True)
+            for number in ("3", "4")]  # fmt: skip
+    printed = [job.communicate(timeout=600)[0] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0]
+    assert any("train: 96 steps" in text for text in printed)
+    call([*command, "--out", str(tmp_path / "whole")], env)
+    assert differences(tmp_path / "whole", tmp_path / "shares") == []
+
+
 def test_summary_is_printed_and_a_finished_set_recognised(setup, tmp_path):
     command, env, _, _ = setup
     done = call([*command, "--out", str(tmp_path / "labels"), "--split", "val"], env)
@@ -57,7 +71,8 @@ def test_summary_is_printed_and_a_finished_set_recognised(setup, tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [(["--run", "nowhere"], "nowhere does not exist"), (["--batch_size", "0"], "--batch_size 0 must be at least 1"),
-     (["--data", "VIDEOS"], "holds no step shards (dataset.json is missing); make them with tools/convert.py")],
+     (["--data", "VIDEOS"], "holds no step shards (dataset.json is missing); make them with tools/convert.py"),
+     (["--share", "2/2"], "--share 2/2: give I/N")],
 )
 def test_bad_arguments_end_in_one_line(setup, tmp_path, change, words):
     command, env, _, _ = setup

@@ -91,7 +91,7 @@ def ask(server, path="/act", body=None, kind="application/json", **headers):
     method = "GET" if body is None else "POST"
     connection.request(method, path, body, {"Content-Type": kind, **headers})
     answer = connection.getresponse()
-    found = answer.status, answer.headers, answer.read().decode()
+    found = answer.status, answer.headers, answer.read().decode(errors="replace")
     connection.close()
     return found
 

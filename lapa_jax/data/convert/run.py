@@ -22,6 +22,7 @@ from lapa_jax.data.convert.options import Options
 from lapa_jax.data.convert.pack import Packer
 from lapa_jax.data.convert.parts import Job, read_part, remove_part
 from lapa_jax.data.convert.pool import PATIENCE, call, run_jobs
+from lapa_jax.data.convert.share_lock import no_other
 from lapa_jax.data.convert.totals import Totals
 from lapa_jax.data.far_values import far_values
 from lapa_jax.data.formats.base import COLUMNS
@@ -63,7 +64,7 @@ def convert(
       "finished" tells whether the output had been there already.
     """
     planning.check_folders(source, out)
-    plan = call(planning.make_plan, source, out, _with_captions(source, options), workers=workers)
+    plan = call(planning.make_plan, source, out, with_captions(source, options), workers=workers)
     if max_missing is not None and len(plan["missing"]) > max_missing:
         path, why = plan["missing"][0]
         raise UserError(
@@ -72,14 +73,14 @@ def convert(
         )
     work = out / step_shards.WORK
     if (out / step_shards.DATASET).exists():
-        return _already_finished(out, plan)
+        return already_finished(out, plan)
     (work / "parts").mkdir(parents=True, exist_ok=True)
-    with locked(work / "lock", f"converting to {out}"):
-        conversion = _Conversion(source, out, _with_captions(source, options), plan)
+    with locked(work / "lock", f"converting to {out}"), no_other(work):
+        conversion = _Conversion(source, out, with_captions(source, options), plan)
         return conversion.run(workers, max_errors, episode_timeout)
 
 
-def _with_captions(source: pathlib.Path, options: Options) -> Options:
+def with_captions(source: pathlib.Path, options: Options) -> Options:
     """The options with the table of episodes that a recording carries, where no other is named."""
     table = source / RECORDED
     if options.captions is None and options.format in ("auto", "video") and table.is_file():
@@ -87,7 +88,8 @@ def _with_captions(source: pathlib.Path, options: Options) -> Options:
     return options
 
 
-def _already_finished(out: pathlib.Path, plan: dict) -> dict:
+def already_finished(out: pathlib.Path, plan: dict) -> dict:
+    """The report of a conversion that is done; a `UserError` where it is another one."""
     source = step_shards.read_dataset(out)["source"]
     if source.get("plan") != planning.digest(plan):
         before, now = source.get("options", {}), plan["options"]
