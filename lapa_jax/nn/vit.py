@@ -15,7 +15,7 @@ from lapa_jax.nn.attention import Attention
 from lapa_jax.nn.feedforward import exact_gelu
 from lapa_jax.nn.linear import Linear
 from lapa_jax.nn.norm import LayerNorm
-from lapa_jax.nn.patches import patch_grid, to_patches
+from lapa_jax.nn.patches import to_patches, whole_patches
 from lapa_jax.nn.transformer import run_stack
 
 GELU = {"exact": exact_gelu, "tanh": functools.partial(jax.nn.gelu, approximate=True)}
@@ -59,7 +59,7 @@ class VisionTower(nn.Module):
 
     Attributes:
       image_size: side of the square images that the learned positions belong to; others may be given.
-      patch: side of the patches in pixels.
+      patch: side of the patches in pixels. It need not divide the image: see `whole_patches`.
       dim, depth, heads, hidden, eps: sizes and the norms' eps.
       registers: learned tokens without a place in the image (Darcet et al. 2023), dropped in the output.
       layer: -1 for the last block's features behind the final norm, -2 for those of the block before, without a norm.
@@ -98,7 +98,7 @@ class VisionTower(nn.Module):
     @nn.nowrap
     def check(self) -> None:
         """Raises UserError for fields that do not fit together, with what to change."""
-        patch_grid((self.image_size, self.image_size), self.patch)
+        whole_patches((self.image_size, self.image_size), self.patch)
         if self.dim % self.heads:
             raise UserError(f"dim {self.dim} is not a multiple of the heads, {self.heads}")
         if self.layer not in (-1, -2) or self.depth + self.layer < 0:
@@ -114,16 +114,16 @@ class VisionTower(nn.Module):
         """Features of every patch.
 
         Args:
-          images: [..., H, W, 3] uint8, or float in [0, 1]; sides are multiples of `patch`.
+          images: [..., H, W, 3] uint8, or float in [0, 1].
 
         Returns:
-          [..., H/patch * W/patch, dim] in `dtype`, patches in row-major order.
+          [..., H//patch * W//patch, dim] in `dtype`, patches in row-major order.
 
         Raises:
-          UserError: a side that the patch does not divide.
+          UserError: an image smaller than a patch.
         """
         *batch, height, width, channels = images.shape
-        grid, dtype = patch_grid((height, width), self.patch), jnp.dtype(self.dtype)
+        grid, dtype = whole_patches((height, width), self.patch), jnp.dtype(self.dtype)
         x = self._normalized(images).reshape(-1, height, width, channels)
         x = Linear(self.dim, dtype=dtype, name="embed")(to_patches(x, self.patch))
         x = self._with_positions_and_tokens(x, grid)

@@ -56,13 +56,13 @@ def llama(name: str, shard: str, **options) -> None:
 
 @torch.no_grad()
 def vision(name: str, model: torch.nn.Module, skip: int, sizes: tuple, shard: str = "1GB") -> None:
-    """skip: the tokens before those of patches. sizes: (height, width) of the pictures."""
+    """skip: the tokens before those of patches. sizes: (height, width) of the images."""
     model, arrays = randomize(model), {}
     mean, std = (torch.tensor(x) for x in STATISTICS[name.partition("_")[0]])
     for height, width in sizes:
         image = torch.randint(0, 256, (1, height, width, 3), dtype=torch.uint8)
         pixels = ((image / 255 - mean) / std).permute(0, 3, 1, 2)
-        options = {"interpolate_pos_encoding": True} if name == "siglip" else {}
+        options = {"interpolate_pos_encoding": True} if name.startswith("siglip") else {}
         out = model(pixels, output_hidden_states=True, **options)
         size = f"{height}x{width}"
         arrays |= {f"image_{size}": image.numpy(), f"last_{size}": out.last_hidden_state[:, skip:].numpy(),
@@ -75,11 +75,14 @@ def main() -> None:
     llama("llama_tied", "1GB", num_key_value_heads=4, tie_word_embeddings=True)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "layer_norm_eps": EPS}
     siglip = hf.SiglipVisionConfig(intermediate_size=20, image_size=42, patch_size=14, **sizes)
-    vision("siglip", hf.SiglipVisionModel(siglip), 0, ((42, 42), (56, 28)))
+    vision("siglip", hf.SiglipVisionModel(siglip), 0, ((42, 42), (56, 28), (47, 33)))
+    # As so400m for 384 pixels, which are 27 patches of 14 and 6 pixels of border: here 3 of 14, and 5 pixels.
+    border = hf.SiglipVisionConfig(intermediate_size=20, image_size=47, patch_size=14, **sizes)
+    vision("siglip_border", hf.SiglipVisionModel(border), 0, ((47, 47), (60, 31)))
     dinov2 = hf.Dinov2Config(image_size=56, patch_size=14, mlp_ratio=2, **sizes)
-    vision("dinov2", hf.Dinov2Model(dinov2), 1, ((56, 56), (28, 70)), "20KB")
+    vision("dinov2", hf.Dinov2Model(dinov2), 1, ((56, 56), (28, 70), (61, 37)), "20KB")
     registers = hf.Dinov2WithRegistersConfig(image_size=20, patch_size=4, num_register_tokens=3, mlp_ratio=2, **sizes)
-    vision("dinov2_registers", hf.Dinov2WithRegistersModel(registers), 4, ((20, 20), (12, 28)))
+    vision("dinov2_registers", hf.Dinov2WithRegistersModel(registers), 4, ((20, 20), (12, 28), (15, 22)))
 
 
 if __name__ == "__main__":

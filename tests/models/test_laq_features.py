@@ -1,5 +1,6 @@
 """LAQ on features of a tower: what reaches the tower, training, figures, pictures and labels of such a run."""
 
+import collections
 import functools
 
 import jax
@@ -14,6 +15,7 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.core.metrics import read_metrics
 from lapa_jax.data.shards.step_shards import StepShards
 from lapa_jax.evaluate.latent_actions.evaluation import Evaluation
+from lapa_jax.evaluate.latent_actions.feature_colors import Coloured
 from lapa_jax.inference.load import load
 from lapa_jax.label.labeller import Labeller
 from lapa_jax.train.checkpoint import load_for_inference
@@ -78,6 +80,24 @@ def test_the_loss_is_of_features_and_none_of_it_reaches_the_tower(small):
     gain = 10 * np.log10(np.mean(arrays["mse_copy"]) / np.mean(arrays["mse"]))
     np.testing.assert_allclose(found["feature_gain"], gain, atol=1e-4)
     assert "swap_gap" in found and not {"psnr", "psnr_gain", "ssim", "identical_frame_psnr"} & found.keys()
+
+
+def test_frames_that_the_patch_does_not_divide_have_features_of_the_whole_patches(small):
+    """31 x 60 pixels are 2 x 4 patches of 14, and a border: only what predicts pixels must fill the image."""
+    model, variables, frames = small
+    wide = build(image_size=(31, 60))
+    bordered = np.pad(frames, ((0, 0), (0, 0), (0, 3), (0, 4), (0, 0)), constant_values=99)
+    got, expected = (jax.jit(functools.partial(m.apply, method="encode"))(variables, f)
+                     for m, f in ((wide, bordered), (model, frames)))  # fmt: skip
+    np.testing.assert_allclose(got["delta"], expected["delta"], atol=1e-5)
+    Tokenizer = collections.namedtuple("Tokenizer", "model image_size observe codebook_size code_length")
+    observe = jax.jit(functools.partial(wide.apply, variables, method="observe"))
+    tokenizer = Tokenizer(wide, (31, 60), lambda x: np.asarray(observe(x / np.float32(255))), 8, 2)
+    colours = Coloured(tokenizer, bordered[:, 0]).observe(bordered[:, 0])
+    assert colours.shape == (4, 31, 60, 3) and not colours[:, 28:].any() and not colours[:, :, 56:].any()
+    assert (colours[:, :14, :14] == colours[:, :1, :1]).all(), "a cell covers its patch"
+    with pytest.raises(UserError, match="patch_size 14 does not divide the image of 31x60"):
+        build(image_size=(31, 60), target="pixels", tower=None)
 
 
 @pytest.mark.parametrize(

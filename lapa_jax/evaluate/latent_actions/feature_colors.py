@@ -38,7 +38,8 @@ class Coloured:
     def _paint(self, features: np.ndarray) -> np.ndarray:
         colours = ((features - self._mean) @ self._directions - self._low) / self._span
         height, width = self._tokenizer.image_size
-        rows, columns = features.shape[-3:-1]
-        # A cell of features covers a patch of pixels.
-        image = np.repeat(np.repeat(colours, height // rows, axis=-3), width // columns, axis=-2)
-        return np.clip(image, 0, 1).astype(np.float32)
+        cell, (rows, columns) = self._tokenizer.model.cell, features.shape[-3:-1]
+        # A cell of features covers a patch of pixels; a border that no patch covers stays black.
+        image = np.repeat(np.repeat(colours, cell, axis=-3), cell, axis=-2)
+        border = [(0, 0)] * (image.ndim - 3) + [(0, height - rows * cell), (0, width - columns * cell), (0, 0)]
+        return np.pad(np.clip(image, 0, 1), border).astype(np.float32)

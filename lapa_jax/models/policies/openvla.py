@@ -98,12 +98,6 @@ class Model(VisionLanguageModel, base.ActionPolicy):
                             f"{self.llm.vocab} it lies between the two")
 
     @nn.nowrap
-    def _check_patches(self) -> None:
-        """Images that are no multiple of the patches are allowed: see `encode_images`."""
-        if self.siglip and self.dinov2 and self.siglip.patch != self.dinov2.patch:
-            super()._check_patches()
-
-    @nn.nowrap
     def example(self, batch_size: int) -> dict[str, np.ndarray]:
         """A batch of zeros with the right shapes and dtypes, with all masks 1."""
         return {**super().example(batch_size),
@@ -180,11 +174,6 @@ class Model(VisionLanguageModel, base.ActionPolicy):
         single = np.where(single < edges, np.nextafter(single, np.float32(2)), single)
         number = jnp.searchsorted(jnp.asarray(single), jnp.clip(action, -1, 1), side="right")
         return (self.action_end - number).astype(jnp.int32)
-
-    def encode_images(self, batch: Mapping[str, jax.Array]) -> jax.Array:
-        """Tokens of the images; a rest at the right and below that makes no whole patch is not seen, as in timm."""
-        side = self.image_size // self.patch * self.patch
-        return super().encode_images({**batch, "image": batch["image"][..., :side, :side, :]})
 
     def generate(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         """The A greedy tokens i32 [B, A] behind the prompt; the images are seen once, then a cache is read."""

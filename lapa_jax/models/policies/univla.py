@@ -112,17 +112,6 @@ class Univla(VisionLanguageModel):
             tokens, states = jnp.pad(tokens, ((0, 0), (0, 1)), constant_values=self.end), taught.states
         return vla.cross_entropy(self.lm_head(states), tokens).mean(-1)
 
-    def encode_images(self, batch: Mapping[str, jax.Array]) -> jax.Array:
-        """Tokens of the images; a rest at the right and below that makes no whole patch is not seen, as in timm."""
-        side = self.image_size // self.patch * self.patch
-        return super().encode_images({**batch, "image": batch["image"][..., :side, :side, :]})
-
-    @nn.nowrap
-    def _check_patches(self) -> None:
-        """Images that are no multiple of the patches are allowed: see `encode_images`."""
-        if self.siglip and self.dinov2 and self.siglip.patch != self.dinov2.patch:
-            super()._check_patches()
-
     @nn.nowrap
     def history_template(self, codes: np.ndarray) -> tuple[str, list[int]]:
         """The template of a prompt with the codes int [N] of the step before, and their ids.

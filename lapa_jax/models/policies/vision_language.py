@@ -20,6 +20,7 @@ from lapa_jax.nn import lora
 from lapa_jax.nn.attention import Cache
 from lapa_jax.nn.linear import Linear
 from lapa_jax.nn.norm import LayerNorm
+from lapa_jax.nn.patches import whole_patches
 
 
 def body_from_data(spec: Mapping, source) -> dict:
@@ -129,7 +130,8 @@ class VisionLanguageModel(nn.Module):
         projection for one tower only one of them.
       vision: one tower in place of the two, which also sees the instruction: `vision.film_conv`.
       llm: `llama` with head "none".
-      image_size: side of the images in pixels, a multiple of the patches' side; None is taken from the data.
+      image_size: side of the images in pixels; a border that makes no whole patch is not seen. None is taken from the
+        data.
       cameras: V, images a step; None is taken from the data.
       text_length: L, tokens that instructions are padded to; None is taken from the data. The first one is the
         tokenizer's bos.
@@ -174,14 +176,11 @@ class VisionLanguageModel(nn.Module):
 
     @nn.nowrap
     def _check_patches(self) -> None:
-        """That the two towers cut the picture alike."""
+        """That the two towers cut the image alike, and that it holds a patch."""
         if self.siglip and self.dinov2 and self.siglip.patch != self.dinov2.patch:
             raise UserError(f"siglip.patch is {self.siglip.patch}, dinov2.patch {self.dinov2.patch}; their features "
                             "are put together patch by patch, so both must be the same")
-        if self.image_size % self.patch:
-            down = self.image_size // self.patch * self.patch
-            raise UserError(f"image_size {self.image_size} is no multiple of the patches' {self.patch} pixels; "
-                            f"set data.image_size to {down + self.patch}{f' or {down}' if down else ''}")
+        whole_patches((self.image_size, self.image_size), self.patch)
 
     @property
     def patch(self) -> int:

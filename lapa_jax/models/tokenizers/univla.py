@@ -25,7 +25,7 @@ from lapa_jax.nn.attention import Attention
 from lapa_jax.nn.feedforward import exact_gelu
 from lapa_jax.nn.linear import Linear
 from lapa_jax.nn.norm import LayerNorm
-from lapa_jax.nn.patches import patch_grid
+from lapa_jax.nn.patches import whole_patches
 from lapa_jax.nn.quantizers.vq import VQ
 from lapa_jax.nn.transformer import run_stack
 from lapa_jax.nn.vit import VisionTower
@@ -144,7 +144,7 @@ class Model(FramePairModel):
             if getattr(self, field) != value:
                 raise UserError(f"{field} is {getattr(self, field)!r}; this model predicts features by one codebook "
                                 f"that learns by gradient: set it to {value!r}")  # fmt: skip
-        patch_grid(image_shape(self.image_size), self.tower.patch)
+        whole_patches(image_shape(self.image_size), self.tower.patch)
 
     @property
     def cell(self) -> int:
@@ -156,7 +156,7 @@ class Model(FramePairModel):
 
     def observe(self, frames: jax.Array) -> jax.Array:
         x = jax.lax.stop_gradient(self.tower(frames)).astype(jnp.float32)
-        return x.reshape(*frames.shape[:-3], *patch_grid(frames.shape[-3:-1], self.tower.patch), -1)
+        return x.reshape(*frames.shape[:-3], *whole_patches(frames.shape[-3:-1], self.tower.patch), -1)
 
     def raw_delta(self, frames: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         task, background = self.deltas(frames)

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from lapa_jax.core import config as config_lib
 from lapa_jax.core import fields, tree
 from lapa_jax.core.errors import UserError
 from lapa_jax.models import llama
@@ -102,6 +103,20 @@ def test_several_cameras_are_read_one_after_the_other():
     second = one.apply(variables_of(model), single, method="embed_prefix")
     assert prefix.embeddings.shape == (ROWS, LENGTH + 8, 16)
     np.testing.assert_allclose(prefix.embeddings[:, 5:9], second.embeddings[:, 1:5], atol=1e-6)
+
+
+def test_images_that_the_patch_does_not_divide_are_read_without_their_border(root):
+    """As siglip-so400m-patch14-384 needs it: 27 x 27 patches from both towers."""
+    model, exact = build(image_size=SIDE + 5), build()
+    batch = random_batch(model)
+    whole = {**batch, "image": batch["image"][:, :SIDE, :SIDE]}
+    assert model.image_tokens == exact.image_tokens == 4
+    found, expected = (apply(m, b, "predict", variables_of(exact)) for m, b in ((model, batch), (exact, whole)))
+    np.testing.assert_array_equal(found["logits"], expected["logits"])
+    sizes = ["--config.data.image_size=384", "--config.model.siglip.image_size=384"]
+    large = config_lib.load(f"{root}/configs/vla_latent.py", sizes).model
+    published = config_lib.build("lapa_jax.models", large.copy_and_resolve_references().to_dict())
+    assert published.image_tokens == 27 * 27
 
 
 def test_one_after_the_other_is_the_greedy_search_over_whole_passes():
@@ -234,7 +249,7 @@ def test_data_that_do_not_fit_are_refused(spec, source, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_size": 30}, "set data.image_size to 42 or 28"),
+        ({"image_size": 13}, "13x13 pixels is smaller than a patch of 14"),
         ({"llm": llama.Model(**{**DECODER, "head": "own"})}, "llm.head is 'own'"),
         ({"dinov2": dinov2.Model(**{**TOWER, "patch": 7})}, "patch by patch"),
         ({"siglip": None}, "only dinov2 and llm are set"),

@@ -1,4 +1,5 @@
-"""SigLIP and DINOv2 against Hugging Face's on tiny random models, at the size of their positions and at another."""
+"""SigLIP and DINOv2 against Hugging Face's on tiny random models, at the size of their positions and at others, some of
+which the patch does not divide."""
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +8,11 @@ import pytest
 
 from lapa_jax.core import config as config_lib
 from lapa_jax.core.errors import UserError
+from lapa_jax.models.released import hugging_face
 from lapa_jax.models.vision import dinov2, siglip
 from tests.golden.imported import imported
 
-NAMES = ("siglip", "dinov2", "dinov2_registers")
+NAMES = ("siglip", "siglip_border", "dinov2", "dinov2_registers")
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -25,7 +27,8 @@ def sizes(expected):
 def test_features_are_those_of_hugging_face(golden):
     model, variables, expected = golden
     found = sizes(expected)
-    assert len(found) == 2  # the size of the positions, and one that interpolates them
+    assert len(found) > 1  # the size of the positions, and those that interpolate them
+    assert any(int(side) % model.patch for size in found for side in size.split("x"))
     for size in found:
         got = jax.jit(model.apply)(variables, expected[f"image_{size}"])
         # the two kinds of gelu differ by 1e-4 here
@@ -70,7 +73,7 @@ def test_the_defaults_are_the_released_models_on_one_grid(model, count, dim, sid
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"image_size": 225}, "patch_size 14 does not divide the image of 225x225"),
+        ({"image_size": 13}, "13x13 pixels is smaller than a patch of 14"),
         ({"heads": 5}, "dim 1152 is not a multiple of the heads, 5"),
         ({"layer": -3}, "give -1"),
         ({"layer": -2, "depth": 1}, "layer is -2 with 1 blocks"),
@@ -83,7 +86,25 @@ def test_fields_that_cannot_work_are_named(fields, message):
         config_lib.check(siglip.Model(**fields))
 
 
-def test_a_picture_that_the_patches_do_not_fill_is_refused(golden):
-    model, variables, _ = golden
-    with pytest.raises(UserError, match="does not divide the image of 42x43"):
-        model.apply(variables, jnp.zeros((1, 42, 43, 3)))
+def test_the_border_that_no_patch_covers_changes_nothing():
+    model = siglip.Model(image_size=47, dim=8, depth=1, heads=2, hidden=8)
+    image = np.random.default_rng(0).integers(0, 256, (1, 47, 47, 3)).astype(np.uint8)
+    features, variables = jax.jit(model.init_with_output)(jax.random.key(0), image)
+    assert features.shape == (1, 9, 8)
+    image[:, 42:] = image[:, :, 42:] = 0
+    np.testing.assert_array_equal(jax.jit(model.apply)(variables, image), features)
+    np.testing.assert_allclose(model.apply(variables, image[:, :42, :42]), features, atol=1e-5)
+    with pytest.raises(UserError, match="42x13 pixels is smaller than a patch of 14"):
+        model.apply(variables, jnp.zeros((1, 42, 13, 3)))
+
+
+def test_so400m_for_384_pixels_has_27_by_27_patches(tmp_path):
+    """As `config.json` of siglip-so400m-patch14-384 gives its sizes: 384 = 27 * 14 + 6."""
+    vision = {"model_type": "siglip_vision_model", "hidden_size": 1152, "image_size": 384, "intermediate_size": 4304,
+              "num_attention_heads": 16, "num_hidden_layers": 27, "patch_size": 14}  # fmt: skip
+    plan = hugging_face.plan("siglip", {"model_type": "siglip", "vision_config": vision}, layer=-2)
+    assert hugging_face.shapes(plan.spec)["positions"] == (729, 1152)
+    tower = config_lib.build("lapa_jax.models", plan.spec)
+    image = jnp.zeros((1, 384, 384, 3), jnp.uint8)
+    features, _ = jax.eval_shape(tower.init_with_output, jax.random.key(0), image)
+    assert features.shape == (1, 729, 1152)

@@ -17,8 +17,14 @@ import jax.numpy as jnp
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.fields import Count, Range, Remat
 from lapa_jax.models.tokenizers.laq.frame_pair_model import FramePairModel
-from lapa_jax.models.tokenizers.laq.modules import FrameDecoder, PairEncoder, check_encoder, image_shape
-from lapa_jax.nn.patches import patch_grid
+from lapa_jax.models.tokenizers.laq.modules import (
+    FrameDecoder,
+    PairEncoder,
+    check_encoder,
+    check_image_size,
+    image_shape,
+)
+from lapa_jax.nn.patches import patch_grid, whole_patches
 from lapa_jax.nn.vit import VisionTower
 
 
@@ -26,7 +32,7 @@ class Model(FramePairModel):
     """The latent action tokenizer; what it shares with others of its kind is explained at `FramePairModel`.
 
     Attributes:
-      patch_size: side of a patch; divides both sides of the image.
+      patch_size: side of a patch; divides both sides of the image where pixels are predicted.
       dim: width of a token.
       code_seq_len: codes per pair, N; they cover the image as a grid (4 is 2x2).
       spatial_depth, temporal_depth, decoder_depth: blocks of the three stacks.
@@ -77,6 +83,9 @@ class Model(FramePairModel):
     @nn.nowrap
     def check(self) -> None:
         """Raises UserError for fields that do not fit together, with what to change."""
+        check_image_size(self.image_size)
+        if self.predicts_images:
+            patch_grid(image_shape(self.image_size), self.patch_size)  # the decoder's patches must fill the image
         check_encoder(self)
         self.check_common()
         if self.view_shift and self.decoder_context != "patch_embedding":
@@ -101,7 +110,7 @@ class Model(FramePairModel):
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
-        return patch_grid(image_shape(self.image_size), self.patch_size)
+        return whole_patches(image_shape(self.image_size), self.patch_size)
 
     @property
     def cell(self) -> int:

@@ -9,7 +9,7 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.nn.conv import Downsample, GridMaps, code_grid
 from lapa_jax.nn.linear import Linear
 from lapa_jax.nn.norm import LayerNorm
-from lapa_jax.nn.patches import from_patches, patch_grid, to_patches
+from lapa_jax.nn.patches import from_patches, to_patches, whole_patches
 from lapa_jax.nn.position import ContinuousPositionBias
 from lapa_jax.nn.transformer import Transformer
 
@@ -51,7 +51,7 @@ def check_encoder(model) -> None:
     check_image_size(model.image_size)
     if model.mlp_ratio * 2 / 3 * model.dim < 1:
         raise UserError(f"mlp_ratio {model.mlp_ratio} leaves no feature of {model.dim} to the feed-forward; give more")
-    code_grid(patch_grid(image_shape(model.image_size), model.patch_size), model.code_seq_len)
+    code_grid(whole_patches(image_shape(model.image_size), model.patch_size), model.code_seq_len)
 
 
 class PatchEmbedding(nn.Module):
@@ -99,7 +99,7 @@ class PairEncoder(nn.Module):
         return cls(**{field: getattr(model, field) for field in fields} | other)
 
     def setup(self):
-        self.grid = patch_grid(image_shape(self.image_size), self.patch_size)
+        self.grid = whole_patches(image_shape(self.image_size), self.patch_size)
         dtype, (rows, columns) = jnp.dtype(self.dtype), self.grid
         official = self.layout == "official"
         common = {"heads": self.heads, "dim_head": self.dim_head, "raw_kv": official, "dtype": dtype}
