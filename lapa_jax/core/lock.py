@@ -38,19 +38,22 @@ def locked(path: str | os.PathLike, doing: str) -> Iterator[None]:
     path = pathlib.Path(path)
     descriptor = _acquire(path, doing)
     stop, sign = threading.Event(), _signs(_beside(path))
-    sign()
     beating = threading.Thread(target=_beat, args=(sign, stop), name="lock", daemon=True)
-    beating.start()
     try:
+        sign()
+        beating.start()
         yield
     finally:
         stop.set()
-        beating.join(timeout=BEAT)
-        # Removed before it is let go: who waits for this very file notices that it has no name any more.
-        _beside(path).unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-        _held.discard(_inode(descriptor))
-        os.close(descriptor)
+        if beating.is_alive():
+            beating.join(timeout=BEAT)
+        try:
+            # Removed before it is let go: who waits for this very file notices that it has no name any more.
+            _beside(path).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        finally:
+            _held.discard(_inode(descriptor))
+            os.close(descriptor)
 
 
 def beside(folder: str | os.PathLike) -> pathlib.Path:
