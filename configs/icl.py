@@ -10,6 +10,9 @@ and raw actions. What the specification leaves open, or would leak:
   - an episode without another one of its task gets an empty prompt (data.alone), and is counted
 
   image       pictures and states; width and depth as without a variant
+  goal        the observation that an episode ends with stands before the prompt
+  bins        actions out as 256 bins of each dimension, by cross-entropy
+  dct         actions out as FAST's cosine coefficients of chunks of eight
   tokens      actions as clusters q of an MS-TCN tokenizer that is trained along, as in the specification
   frozen      the same with a trained one: give it as init_from.tokenizer
   small       a model and recipe that one CPU core trains in minutes; set data.path
@@ -40,6 +43,8 @@ def published() -> ml_collections.ConfigDict:
     config.model.prompts = 1
     config.model.prompt_length = 10
     config.model.future = 1
+    config.model.goal = False
+    config.model.head = config_dict.placeholder(object)
     config.model.dim = 512
     config.model.depth = 6
     config.model.heads = 8
@@ -66,7 +71,7 @@ def published() -> ml_collections.ConfigDict:
                               image_size=config_dict.placeholder(int), normalize="q01_q99", threads=2)  # fmt: skip
     config.data.length = config.model.get_ref("context")
     config.data.stride = 1
-    for field in ("future", "prompts", "prompt_length"):
+    for field in ("future", "goal", "prompts", "prompt_length"):
         config.data[field] = config.model.get_ref(field)
     config.data.prompt_steps = "even"
     config.data.alone = "empty"
@@ -84,6 +89,30 @@ def published() -> ml_collections.ConfigDict:
 def image(config: ml_collections.ConfigDict) -> None:
     """Images of 96 pixels and states."""
     config.data.update({"fields": ("image", "state", "action"), "image_size": 96, "threads": 8})
+
+
+def goal(config: ml_collections.ConfigDict) -> None:
+    """Policies that are told what to reach: in training the last observation of the window's own episode."""
+    config.model.goal = True
+
+
+def bins(config: ml_collections.ConfigDict) -> None:
+    """Actions out as bins, as OpenVLA has them."""
+    _head(config, "bins", bins=256, decode="argmax")
+
+
+def dct(config: ml_collections.ConfigDict) -> None:
+    """Chunks of eight actions out as rounded cosine coefficients, as FAST has them before its byte-pair encoding."""
+    _head(config, "dct", scale=10.0, limit=40)
+    config.model.future = 8
+
+
+def _head(config: ml_collections.ConfigDict, name: str, **fields) -> None:
+    with config.ignore_type():
+        config.model.head = ml_collections.ConfigDict({"name": f"policies.heads.{name}", **fields})
+    for numbers in ("l2", "smooth_l1", "cosine"):
+        del config.loss[numbers]
+    config.loss.action = 1.0
 
 
 def frozen(config: ml_collections.ConfigDict) -> None:
@@ -134,8 +163,9 @@ def test(config: ml_collections.ConfigDict) -> None:
     config.data.image_size = 16
 
 
-VARIANTS = {"image": image, "frozen": frozen, "tokens": tokens, "small": small, "tiny": tiny, "test": test}
+VARIANTS = {"image": image, "goal": goal, "bins": bins, "dct": dct, "frozen": frozen, "tokens": tokens, "small": small,
+            "tiny": tiny, "test": test}  # fmt: skip
 
 
 def get_config(variants: str = "") -> ml_collections.ConfigDict:
-    return with_variants(published(), variants, VARIANTS, one_of=(("frozen", "tokens"), common.SIZES))
+    return with_variants(published(), variants, VARIANTS, one_of=(("frozen", "tokens"), ("bins", "dct"), common.SIZES))

@@ -35,6 +35,7 @@ KEYS = {
     "data.length": "steps of a window",
     "data.stride": "steps between the starts of windows",
     "data.future": "actions that each step predicts, its own and those after it",
+    "data.goal": "samples hold the last observation of their episode, which acting is to lead to",
     "data.prompts": "demonstrations in a sample; 0 is plain behaviour cloning",
     "data.prompt_length": "steps of each demonstration",
     "data.prompt_steps": '"even", spread over the whole demonstration, or a "window" of it',

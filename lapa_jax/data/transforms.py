@@ -10,7 +10,7 @@ from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.data.images import resize_box
 
 DIRECTIONAL = re.compile(r"\b(left|right|clockwise|counterclockwise|anticlockwise)(most|wards?|hand)?\b", re.IGNORECASE)
-IMAGES = ("frames", "image", "prompt_image")
+IMAGES = ("frames", "image", "prompt_image", "goal_image")
 """Fields of samples that are images: uint8[..., H, W, 3]."""
 
 MIRRORED = ("net_action", "action", "state", "latent", "feature")

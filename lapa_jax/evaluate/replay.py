@@ -39,7 +39,7 @@ def replay(policy, source, episode: int, dataset: str | None) -> tuple[np.ndarra
     steps, complete = _steps(source, first, _index(source, episode + 1, 0))
     # argmin of a bool array is its first False; the one appended stands for an episode without a gap.
     count = min(LONGEST_IN_CONTEXT, int(np.argmin(np.append(complete, False))))
-    policy.reset(_prompt(source[first]), dataset=dataset)
+    policy.reset(_prompt(source[first]), goal=_goal(source[first]), dataset=dataset)
     predicted = []
     for t in range(count):
         done = steps["action"][t - 1] if t else None
@@ -82,6 +82,11 @@ def _prompt(sample: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
             demonstrations.append({name: sample[f"prompt_{name}"][number][rows] for name in ("action", "state", "image")
                           if f"prompt_{name}" in sample})  # fmt: skip
     return demonstrations
+
+
+def _goal(sample: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+    """The observation that a sample's episode leads to; None of samples without goals."""
+    return {name: sample[f"goal_{name}"][0] for name in ("state", "image") if f"goal_{name}" in sample} or None
 
 
 EPISODES, CHECKED = 3, 64

@@ -110,6 +110,9 @@ def in_context(policy, demonstrations, *, execute, ensemble, dataset, history) -
     """Step by step, after demonstrations."""
     if execute is not None or ensemble is not None or history:
         raise UserError("--execute, --ensemble and --history are for chunks; an in-context policy acts step by step")
+    if policy.model.goal:
+        raise UserError("this policy was trained with model.goal=True, and a simulator knows no observation that is to "
+                        "be reached; evaluate it on recorded episodes, or train with model.goal=False")  # fmt: skip
     return InContext(policy, demonstrations, dataset)
 
 

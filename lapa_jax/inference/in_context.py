@@ -35,20 +35,21 @@ class InContextPolicy(ColumnModel):
             "later": jax.jit(functools.partial(model.apply, method="extend", begin=False), donate_argnums=(1, 2)),
         }
 
-    def reset(self, prompt=None, *, dataset: str | None = None) -> None:
+    def reset(self, prompt=None, *, goal: Mapping | None = None, dataset: str | None = None) -> None:
         """Forgets everything and begins an episode.
 
         Args:
           prompt: demonstrations of the task: a `Demonstration` of any length, a list of up to P of them, or none (None
             or an empty list). Each is reduced to L steps as in training (`data.prompt_steps`; of windows the first),
             images are brought to the model's size. With fewer than P the rest of the prompt is empty.
+          goal: of a policy that was trained with goals: the observation that is to be reached, as `act` takes one.
           dataset: of a policy trained on several: whose units all numbers are in.
 
         Raises:
           UserError: too many demonstrations, or one that lacks a field or has another shape, another type or numbers
-            that are not finite.
+            that are not finite; no goal where one is needed, or one where none is.
         """
-        self._session = self.start([prompt], dataset=dataset)
+        self._session = self.start([prompt], goals=None if goal is None else [goal], dataset=dataset)
 
     def act(self, observation: Mapping, executed=None) -> np.ndarray:
         """What to do now.
@@ -75,11 +76,16 @@ class InContextPolicy(ColumnModel):
         chunk = self._session and self._session.chunk
         return None if chunk is None else chunk[0]
 
-    def start(self, prompts: Sequence, *, dataset: str | None = None) -> "Session":
-        """Begins B episodes at once, each with its prompt as `reset` takes it; they act in step."""
+    def start(self, prompts: Sequence, *, goals: Sequence | None = None, dataset: str | None = None) -> "Session":
+        """Begins B episodes at once, each with its prompt and goal as `reset` takes them; they act in step."""
         if len(prompts) == 0:
             raise UserError("prompts is empty; give one entry for each episode, None for an episode without a prompt")
-        return Session(self, [self._demonstrations(prompt) for prompt in prompts], self.dataset(dataset))
+        if self.model.goal != (goals is not None) or len(prompts) != len(prompts if goals is None else goals):
+            needed = f"a goal for each of the {len(prompts)} episodes" if self.model.goal else "no goals"
+            given = "none is" if goals is None else f"{len(goals)} are"
+            raise UserError(f"this policy was trained with model.goal={self.model.goal} and takes {needed}; "
+                            f"{given} given")  # fmt: skip
+        return Session(self, [self._demonstrations(prompt) for prompt in prompts], self.dataset(dataset), goals)
 
     def compute(self, program: str, *arguments):
         """The model's "start", "begin" or "later" on the first device."""
@@ -130,10 +136,11 @@ class Session:
       chunk: f32[B, F, A], what the last `act` gave and what is expected after it; None before.
     """
 
-    def __init__(self, policy: InContextPolicy, prompts: Sequence[Sequence[Demonstration]], dataset: str | None):
+    def __init__(self, policy: InContextPolicy, prompts: Sequence[Sequence[Demonstration]], dataset: str | None,
+                 goals: Sequence[Mapping] | None = None):  # fmt: skip
         self.chunk: np.ndarray | None = None
         self._policy, self._dataset, self._rows = policy, dataset, len(prompts)
-        self._prompt = policy.compute("start", self._prompt_batch(prompts))
+        self._prompt = policy.compute("start", {**self._prompt_batch(prompts), **self._goal_batch(goals)})
         self._seen = None
         self._observations: list[dict] = []
         self._actions = np.zeros((self._rows, policy.model.context, policy.width), np.float32)
@@ -195,6 +202,18 @@ class Session:
                 for name, values in self._reduced(demonstration, where).items():
                     batch[f"prompt_{name}"][row, number, : len(values)] = values
         return {"action": example["action"], **batch}
+
+    def _goal_batch(self, goals: Sequence[Mapping] | None) -> dict[str, np.ndarray]:
+        """The goals as the model's batches hold them, a step each; nothing without goals."""
+        if goals is None:
+            return {}
+        policy, model = self._policy, self._policy.model
+        names = [name for name, used in (("state", model.state_dim), ("image", model.cameras)) if used]
+        rows = {name: np.stack([np.asarray(_field(goal, name, "the goal's")) for goal in goals])[:, None]
+                for name in names}  # fmt: skip
+        lead = (self._rows, 1)
+        prepared = policy.prepared(rows, "the goal's", lead, self._dataset)
+        return {"goal_step_mask": np.ones(lead, np.float32), **{f"goal_{name}": x for name, x in prepared.items()}}
 
     def _reduced(self, demonstration: Demonstration, where: str) -> dict[str, np.ndarray]:
         """The steps of a demonstration that the model sees, as it takes them, at most L."""

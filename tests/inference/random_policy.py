@@ -74,6 +74,8 @@ def batch_of(policy: InContextPolicy, prompts, window, normalizers) -> dict[str,
     for name in ("action", "state", "image"):
         if name in batch:
             batch[name] = scaled(name, window[name])
+    for name in [name for name in ("goal_state", "goal_image") if name in batch]:
+        batch[name] = scaled(name.removeprefix("goal_"), window[name])
     for name in [name for name in batch if name.startswith("prompt_")]:
         batch[name] = np.zeros_like(batch[name])
     for row, prompt in enumerate(prompts):

@@ -17,6 +17,8 @@ SETTINGS = [
     {}, {"actions": "z"}, {"actions": "z+q", "fifa_temperature": 0.3, "causal": False, "future": 3},
     {"actions": "q", "cameras": 2, "image_size": SIDE, "context": 5, "prompts": 1, "normalize": "mean_std"},
     {"prompts": 0, "context": 1, "normalize": "none"},
+    {"goal": True, "cameras": 1, "image_size": SIDE, "actions": "z", "causal": False, "context": 4},
+    {"goal": True, "prompts": 0, "future": 2, "head": {"name": "policies.heads.bins", "bins": 9}, "context": 3},
 ]  # fmt: skip
 
 
@@ -54,17 +56,21 @@ def window_of(step, context):
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_step_by_step_equals_the_full_forward_pass(setting):
-    policy = made(**setting)
+    make = random_policy.make if "head" in setting else made  # a group of fields has no hash
+    policy = make(**setting)
     context, count = policy.model.context, policy.model.prompts
     lengths = [(L, 2), (3,), ()]
     prompts = [[random_policy.episode(policy, n, 7 * n + k) for n in row[:count]] for k, row in enumerate(lengths)]
     steps = 2 * context + 2
     executed = np.stack([random_policy.numbers(steps, A, 90 + k) for k in range(3)]) if "future" in setting else None
-    seen, done, chunks = rollout(policy, policy.start(prompts), steps, executed)
+    goals = random_policy.episode(policy, 3, 77)
+    given = [{name: goals[name][k] for name in ("state", "image")} for k in range(3)] if policy.model.goal else None
+    seen, done, chunks = rollout(policy, policy.start(prompts, goals=given), steps, executed)
     scale, predict = random_policy.normalizers(policy), random_policy.predictor(policy)
     for first in sorted({window_of(t, context) for t in range(steps)}):
         places = np.minimum(np.arange(first, first + context), steps - 1)
         window = {name: values[:, places] for name, values in {**seen, "action": done}.items()}
+        window |= {f"goal_{name}": goals[name][:, None] for name in ("state", "image")}
         full = np.asarray(predict(random_policy.batch_of(policy, prompts, window, scale)))
         for t in [t for t in range(first, min(first + context, steps)) if window_of(t, context) == first]:
             ours = scale["action"].normalize(chunks[:, t])
@@ -75,6 +81,16 @@ def test_step_by_step_equals_the_full_forward_pass(setting):
 @pytest.fixture(scope="module")
 def policy():
     return made()
+
+
+def test_a_goal_is_given_where_one_was_trained_with(policy):
+    with pytest.raises(UserError, match="model.goal=False and takes no goals; 1 are given"):
+        policy.reset(goal={"state": np.zeros(S)})
+    with_goal = made(goal=True, prompts=0)
+    with pytest.raises(UserError, match="takes a goal for each of the 1 episodes; none is given"):
+        with_goal.reset()
+    with pytest.raises(UserError, match="the goal's 'state' is missing"):
+        with_goal.reset(goal={})
 
 
 @pytest.fixture(scope="module")

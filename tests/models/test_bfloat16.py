@@ -11,7 +11,7 @@ import pytest
 from lapa_jax.core import config as config_lib
 from lapa_jax.models import llama
 from lapa_jax.models.policies.heads import bins as bins_head
-from lapa_jax.models.policies.heads import chunk, flow, latent
+from lapa_jax.models.policies.heads import chunk, dct, flow, latent
 from lapa_jax.models.policies.heads.base import Context
 from lapa_jax.models.policies.icl_tokens import StateEncoder
 from lapa_jax.models.tokenizers import laq_conv
@@ -72,6 +72,7 @@ def flow_velocity():
 WRITTEN = {
     "bins": lambda: made_and_called(bins_head.Model(bins=16, binary=(), **FILLED), normal(4, 1, 32)),
     "chunk": lambda: made_and_called(chunk.Model(width=32, **FILLED), normal(8, 2, 32)),
+    "dct": lambda: made_and_called(dct.Model(limit=8, binary=(), **FILLED), normal(4, 1, 32)),
     "flow": flow_velocity,
     "latent": lambda: latent_head(True),
     "latent without context": lambda: latent_head(False),

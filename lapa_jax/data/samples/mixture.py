@@ -9,7 +9,7 @@ from lapa_jax.data.loader.buffers import empty
 from lapa_jax.data.samples.meta import join
 from lapa_jax.data.transforms import IMAGES
 
-PADDED = ("action", "state", "net_action", "future_action", "prompt_action", "prompt_state")
+PADDED = ("action", "state", "net_action", "future_action", "prompt_action", "prompt_state", "goal_state")
 """Fields whose last axis differs between robots: filled up with zeros to the largest."""
 
 

@@ -25,6 +25,7 @@ class Options(StepOptions):
     Attributes:
       length: T, steps of a window. stride: windows begin at every so many steps of an episode, and at its last window.
       future: F; with more than 1 each step also has the F actions from it on.
+      goal: samples hold the observation at the last step of the window's own episode, which acting is to lead to.
       prompts: P, prompt episodes a sample; 0 for none, and then episodes need no task.
       prompt_length: L, steps of a prompt.
       prompt_steps: of a longer prompt episode "even" takes L steps evenly spread from its first to its last, "window" L
@@ -39,6 +40,7 @@ class Options(StepOptions):
     length: int = 10
     stride: int = 1
     future: int = 1
+    goal: bool = False
     prompts: int = 1
     prompt_length: int = 10
     prompt_steps: str = "even"
@@ -152,7 +154,8 @@ class Sequences(FieldSource):
           int32[B, T, N], "feature" f32[B, T, F] as asked for, "action_mask" and "step_mask" f32[B, T] (1 where there is
           an action; where the other fields are there); with F > 1 "future_action" f32[B, T, F, A] and "future_mask"
           f32[B, T, F]. Of the prompts the same with "prompt_" before the name and [B, P, L, ...] for [B, T, ...], and
-          "prompt_episode_id" int32[B, P], -1 for an empty prompt. "text" (see `Texts.read`); "episode_id", "step",
+          "prompt_episode_id" int32[B, P], -1 for an empty prompt. With a goal what is observed and "step_mask" of one
+          step with "goal_" before the name, [B, 1, ...]. "text" (see `Texts.read`); "episode_id", "step",
           "task_id" int32[B]. Whatever a mask leaves out is 0. `into`: see `StepSource.batch`.
         """
         first = self._first_of(indices)
@@ -165,6 +168,11 @@ class Sequences(FieldSource):
         if self.options.future > 1:
             ahead = steps[..., None] + np.arange(self.options.future)
             batch["future_action"], batch["future_mask"] = self._act(episodes[:, None, None], ahead)
+        if self.options.goal:
+            last = (self._used[episodes] - 1)[:, None]
+            goal = self._window(episodes[:, None], last, into.get("goal_image"))
+            # what is done at that step is none of the policy's business
+            batch |= {f"goal_{name}": values for name, values in goal.items() if not name.startswith("action")}
         if self.options.prompts:
             batch |= self._prompt(indices, episodes, into.get("prompt_image"))
         return {**batch, **where, "task_id": self._task_of[episodes].astype(np.int32)}

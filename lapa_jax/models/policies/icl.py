@@ -1,8 +1,9 @@
 """In-context imitation: a transformer that sees demonstrations of a task as its prompt, and then acts.
 
 Demonstrations and the steps so far are one sequence, state, action, state, action, ...; the action of a step is read
-off at its state's token, which sees the prompt and what came before, and never the step's own action. After ICRT (Fu et
-al. 2024), with the sizes of the specification.
+off at its state's token, which sees the prompt and what came before, and never the step's own action. The observation
+that is to be reached can stand before all, and actions be numbers, bins or cosine coefficients. After ICRT (Fu et al.
+2024), with the sizes of the specification.
 """
 
 from typing import Annotated, Literal
@@ -96,7 +97,6 @@ def by_task(task: np.ndarray, chosen: np.ndarray) -> list[np.ndarray]:
     return [(task == number) & chosen for number in np.unique(task[chosen])]
 
 
-
 from_data = icl_data.from_data
 
 
@@ -104,14 +104,17 @@ class Model(base.InContextPolicy):
     """The policy.
 
     Batches are those of `data.samples = "sequences"`: windows of T steps with P prompts of L steps each, normalised.
-    Losses, each f32 [B], over the supervised steps: "l2", "smooth_l1" and "cosine" (see `action_losses`),
-    and those of a tokenizer that is trained along, with "tokenizer_" before their names.
+    Losses, each f32 [B], over the supervised steps: "l2", "smooth_l1" and "cosine" (see `action_losses`), or with a
+    head "action", the head's; and those of a tokenizer that is trained along, with "tokenizer_" before their names.
 
     Attributes:
       action_dim: A, numbers of an action. state_dim: S, numbers of a state. cameras: V, images a step. image_size: side
         of the images in pixels. None is taken from the data, 0 means none.
       context: T, steps of a window. prompts: P, demonstrations in a sample. prompt_length: L, steps of each.
       future: F, actions that each step predicts, its own and those after it.
+      goal: a token of the observation that acting is to lead to stands before the prompts.
+      head: None for numbers; or what makes actions of each step's state, a module of `policies.heads` that reads one
+        query: "bins", or "dct", for cosine coefficients of the F actions.
       dim, depth, heads, hidden: of the transformer; hidden is the width of its feed-forward.
       patch, vit_dim, vit_depth, vit_heads: of the image encoder.
       actions: what the policy sees of past actions: "raw" numbers, or the code vectors "z", "q" or "z+q" of the
@@ -137,6 +140,8 @@ class Model(base.InContextPolicy):
     prompts: Annotated[int, Range(0)] = 1
     prompt_length: Count = 10
     future: Count = 1
+    goal: bool = False
+    head: nn.Module | None = None
     dim: Count = 512
     depth: Count = 6
     heads: Count = 8
@@ -166,7 +171,13 @@ class Model(base.InContextPolicy):
         self.kinds = self.param("kinds", nn.initializers.normal(0.02), (2, 2, self.dim))
         self.decoder = Decoder(self.depth, self.heads, self.dim // self.heads, self.hidden, dtype=dtype,
                                remat=self.remat)  # fmt: skip
-        self.head = Linear(self.future * self.action_dim)
+        if self.goal:
+            self.kind_of_goal = self.param("kind_of_goal", nn.initializers.normal(0.02), (self.dim,))
+        if self.head is None:
+            self.to_actions = Linear(self.future * self.action_dim)
+        else:
+            self.act = self.head.clone(action_dim=self.action_dim, chunk_length=self.future, binary=(),
+                                       dtype=self.dtype)  # fmt: skip
 
     @nn.nowrap
     def check(self) -> None:
@@ -185,6 +196,7 @@ class Model(base.InContextPolicy):
         if self.prompt_loss and not self.prompts:
             raise UserError("prompt_loss needs prompts; prompts is 0")
         self._check_images()
+        self._check_head()
         self._check_tokenizer()
 
     @nn.nowrap
@@ -193,6 +205,15 @@ class Model(base.InContextPolicy):
             raise UserError(f"patch {self.patch} does not divide image_size {self.image_size}; change one of them")
         if self.cameras and self.vit_dim % self.vit_heads:
             raise UserError(f"vit_dim {self.vit_dim} is not a multiple of vit_heads {self.vit_heads}")
+
+    @nn.nowrap
+    def _check_head(self) -> None:
+        if self.head is None:
+            return
+        filled = self.head.clone(action_dim=self.action_dim, chunk_length=self.future, binary=())
+        if self.head.latent or self.head.iterative or filled.queries != 1:
+            raise UserError(f"model.head is a {type(self.head).__module__}; a step's actions are read off one state, "
+                            "which 'policies.heads.bins' and 'policies.heads.dct' can do")  # fmt: skip
 
     @nn.nowrap
     def _check_tokenizer(self) -> None:
@@ -230,15 +251,14 @@ class Model(base.InContextPolicy):
         """Losses and metrics of a batch; with `train` states are noisy and some prompts missing."""
         batch = self._disturbed(batch) if train else batch
         vectors, named, metrics = self._vectors(batch, train=train)
-        prediction = self._predict(batch, vectors)
-        supervised = icl_data.supervised(self, batch, prediction)
-        return Output(losses={**action_losses(*supervised), **named}, metrics=metrics)
+        supervised = icl_data.supervised(self, batch, self._states(batch, vectors))
+        return Output(losses={**self._losses(*supervised), **named}, metrics=metrics)
 
     def predict(self, batch) -> dict[str, jax.Array]:
         """ "action" f32 [B, T, F, A], normalised: what the policy would do at each step of the window, given the
         recorded steps before it."""
         vectors, _, _ = self._vectors(batch, train=False)
-        return {"action": self._predict(batch, vectors)[:, -self.context :]}
+        return {"action": self._act(self._states(batch, vectors)[:, -self.context :])}
 
     def evaluate(self, batch) -> dict[str, jax.Array]:
         """Per example "action" f32 [B, T, A], "action_mask", "task_id", and what is predicted for it: "prediction" with
@@ -258,22 +278,24 @@ class Model(base.InContextPolicy):
         return summarize(arrays)
 
     def start(self, batch) -> tuple[Cache, jax.Array]:
-        """Prefills the cache with the prompts of a batch.
+        """Prefills the cache with the goals and prompts of a batch.
 
         Args:
-          batch: of which what begins with "prompt_" counts; without prompts "action" alone, for the number of rows.
+          batch: of which what begins with "goal_" and "prompt_" counts, and "action" for the number of rows.
 
         Returns:
-          The cache that `extend` goes on with, and which of its slots hold tokens, bool [B, 2 P L + 2 T].
+          The cache that `extend` goes on with, and which of its slots hold tokens, bool [B, prefix + 2 T].
         """
         rows = len(batch["action"])
         slots = self._prefix + 2 * self.context
         cache, valid = self.decoder.new_cache(rows, slots), jnp.zeros((rows, slots), bool)
-        if not self.prompts:
+        if not self._prefix:
             return cache, valid
-        action, mask = batch["prompt_action"], batch["prompt_action_mask"]
-        vectors = self._flat(self._tokenized(*(_merged(x, 2) for x in (action, mask))), rows)
-        x, seen = self._tokens(icl_data.prompt_of(batch), vectors, segment=0)
+        vectors = None
+        if self.prompts:
+            action, mask = batch["prompt_action"], batch["prompt_action_mask"]
+            vectors = self._flat(self._tokenized(*(_merged(x, 2) for x in (action, mask))), rows)
+        x, seen = _joined(self._before(batch, vectors))
         mask = jnp.pad(self._sees(seen), ((0, 0), (0, 0), (0, slots - self._prefix)))
         _, cache = self.decoder(x, positions=_positions(x, 0), mask=mask, cache=cache)
         return cache, valid.at[:, : self._prefix].set(seen)
@@ -312,13 +334,13 @@ class Model(base.InContextPolicy):
 
     @property
     def _prefix(self) -> int:
-        """Tokens of the prompts."""
-        return 2 * self.prompts * self.prompt_length
+        """Tokens of goal and prompts."""
+        return int(self.goal) + 2 * self.prompts * self.prompt_length
 
     def _disturbed(self, batch) -> dict:
         """The batch as training sees it: noise on the states, no prompt for some rows."""
         batch = dict(batch)
-        for name in ("state", "prompt_state"):
+        for name in ("state", "prompt_state", "goal_state"):
             if self.state_noise and name in batch:
                 noise = jax.random.normal(self.make_rng("noise"), batch[name].shape)
                 batch[name] = batch[name] + self.state_noise * noise
@@ -371,14 +393,21 @@ class Model(base.InContextPolicy):
         """Vectors of prompts [B P, L, E] -> [B, P L, E]."""
         return vectors and {name: x.reshape(rows, -1, x.shape[-1]) for name, x in vectors.items()}
 
-    def _predict(self, batch, vectors: tuple) -> jax.Array:
-        """Actions f32 [B, P L + T, F, A] for all steps, prompts first."""
-        x, seen = self._tokens(batch, vectors[1], segment=1)
+    def _states(self, batch, vectors: tuple) -> jax.Array:
+        """What the actions of all steps are read off, [B, P L + T, D], prompts first."""
+        x, seen = _joined([*self._before(batch, vectors[0]), self._tokens(batch, vectors[1], segment=1)])
+        # Behind the goal every other token is a state, and a step's action is read at its state.
+        return self.decoder(x, positions=_positions(x, 0), mask=self._sees(seen))[:, int(self.goal) :: 2]
+
+    def _before(self, batch, vectors: dict | None) -> list[tuple[jax.Array, jax.Array]]:
+        """What stands before the window, as `_tokens` gives it: the goal, one token, and the prompts."""
+        parts = []
+        if self.goal:
+            goal = icl_data.goal_of(batch)
+            parts.append((self.observe(goal) + self.kind_of_goal, goal["step_mask"] > 0))
         if self.prompts:
-            before, seen_before = self._tokens(icl_data.prompt_of(batch), vectors[0], segment=0)
-            x, seen = jnp.concatenate([before, x], 1), jnp.concatenate([seen_before, seen], 1)
-        # Even tokens are states, and a step's action is read at its state.
-        return self._act(self.decoder(x, positions=_positions(x, 0), mask=self._sees(seen))[:, ::2])
+            parts.append(self._tokens(icl_data.prompt_of(batch), vectors, segment=0))
+        return parts
 
     def _tokens(self, part, vectors: dict | None, *, segment: int) -> tuple[jax.Array, jax.Array]:
         """Tokens [B, 2N, D] of N steps, and which of them there are, bool [B, 2N]. `segment`: 0 prompts, 1 window."""
@@ -386,9 +415,22 @@ class Model(base.InContextPolicy):
         actions = self.embed_action(part["action"], vectors) + self.kinds[segment, 1]
         return interleave(states, actions), interleave(part["step_mask"], part["action_mask"]) > 0
 
-    def _act(self, hidden: jax.Array) -> jax.Array:
-        """[B, N, D] -> f32 [B, N, F, A]."""
-        return self.head(hidden.astype(jnp.float32)).reshape(*hidden.shape[:2], self.future, self.action_dim)
+    def _act(self, states: jax.Array) -> jax.Array:
+        """[B, N, D] -> actions f32 [B, N, F, A]."""
+        if self.head is None:
+            actions = self.to_actions(states.astype(jnp.float32))
+        else:
+            actions = self.act.sample(_merged(states, 2)[:, None], None, None)
+        return actions.reshape(*states.shape[:2], self.future, self.action_dim)
+
+    def _losses(self, states: jax.Array, target: jax.Array, weight: jax.Array) -> dict[str, jax.Array]:
+        """Of states [B, N, D] with targets f32 [B, N, F, A] and weights f32 [B, N, F]; see the class."""
+        if self.head is None:
+            return action_losses(self._act(states), target, weight)
+        each = jnp.broadcast_to(weight[..., None], target.shape)
+        steps = (_merged(x, 2) for x in (target, each))
+        error = self.act.loss(_merged(states, 2)[:, None], None, *steps, None)
+        return {"action": _mean(error.reshape(target.shape).mean(-1), weight)}
 
     def _sees(self, seen: jax.Array) -> jax.Array:
         """Which tokens each token sees, bool [B, N, N], of those that there are, bool [B, N]; itself always."""
@@ -403,6 +445,12 @@ class Model(base.InContextPolicy):
 def _positions(x: jax.Array, at) -> jax.Array:
     """i32 [B, N]: positions `at`, `at` + 1, ... of the tokens [B, N, D]."""
     return jnp.broadcast_to(at + jnp.arange(x.shape[1]), x.shape[:2])
+
+
+def _joined(parts: list[tuple[jax.Array, jax.Array]]) -> tuple[jax.Array, jax.Array]:
+    """Tokens [B, N, D] and which there are, bool [B, N], of several parts in a row."""
+    tokens, seen = zip(*parts)
+    return jnp.concatenate(tokens, 1), jnp.concatenate(seen, 1)
 
 
 def _merged(x: jax.Array, axes: int, first: int = 0) -> jax.Array:

@@ -8,7 +8,7 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError
 
-PROMPT = "prompt_"
+PROMPT, GOAL = "prompt_", "goal_"
 SAME = {"length": "context", "prompts": "prompts", "prompt_length": "prompt_length", "future": "future"}
 """Fields of `config.data` and the model's that must agree with them."""
 
@@ -39,6 +39,8 @@ def from_data(spec: Mapping, source, seed: int) -> dict:
     for name, value in fields.items():
         if spec.get(name) not in (None, value):
             raise UserError(f"model.{name} is {spec[name]}, the data have {value}; leave it None")
+    if bool(spec.get("goal")) != (f"{GOAL}step_mask" in shapes):
+        raise UserError(f"model.goal is {bool(spec.get('goal'))}, data.goal is not; set both to the same")
     _check_lengths(spec, shapes)
     tokenizer = spec.get("tokenizer")
     if isinstance(tokenizer, Mapping) and tokenizer.get("action_dim") is None:
@@ -66,6 +68,9 @@ def example(model, batch_size: int) -> dict[str, np.ndarray]:
     if model.prompts:
         prompt = _zeros(model, (batch_size, model.prompts, model.prompt_length))
         batch |= {f"{PROMPT}{name}": value for name, value in prompt.items()}
+    if model.goal:
+        goal = _zeros(model, (batch_size, 1))
+        batch |= {f"{GOAL}{name}": value for name, value in goal.items() if not name.startswith("action")}
     return batch
 
 
@@ -84,6 +89,11 @@ def prompt_of(batch) -> dict[str, jax.Array]:
     """The prompts of a batch as one row of steps each: "state" f32 [B, P L, S] and the like."""
     prompt = {name.removeprefix(PROMPT): x for name, x in batch.items() if name.startswith(PROMPT)}
     return {name: x.reshape(x.shape[0], -1, *x.shape[3:]) for name, x in prompt.items() if x.ndim >= 3}
+
+
+def goal_of(batch) -> dict[str, jax.Array]:
+    """The goals of a batch as steps: "state" f32 [B, 1, S] and the like."""
+    return {name.removeprefix(GOAL): x for name, x in batch.items() if name.startswith(GOAL)}
 
 
 def without_prompt(batch, keep: jax.Array | None = None) -> dict[str, jax.Array]:
@@ -108,14 +118,14 @@ def of_another_task(batch) -> tuple[dict[str, jax.Array], jax.Array]:
     return {**batch, **moved}, (distance.min(1) < len(rows)).astype(jnp.float32)
 
 
-def supervised(model, batch, prediction: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def supervised(model, batch, states: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What is learned from.
 
     Args:
-      prediction: f32 [B, P L + T, F, A].
+      states: [B, P L + T, ...], what the actions of each step are read off.
 
     Returns:
-      Predictions and targets f32 [B, N, F, A] and their weights f32 [B, N, F].
+      These of the N supervised steps, [B, N, ...], targets f32 [B, N, F, A], and their weights f32 [B, N, F].
     """
     target, mask = batch["action"][:, :, None], batch["action_mask"][..., None]
     if model.future > 1:
@@ -126,7 +136,7 @@ def supervised(model, batch, prediction: jax.Array) -> tuple[jax.Array, jax.Arra
         # Where the episode ends within the window the last real step counts, not the last of the padding.
         last = jnp.max(jnp.where(mask[..., 0] > 0, position, -1), 1)
         mask = mask * (position == last[:, None])[..., None]
-    window = prediction[:, -model.context :]
+    window = states[:, -model.context :]
     if not model.prompt_loss:
         return window, target, mask
     prompt = prompt_of(batch)
@@ -134,4 +144,4 @@ def supervised(model, batch, prediction: jax.Array) -> tuple[jax.Array, jax.Arra
     ahead = jnp.arange(model.future) == 0
     prompt_mask = (prompt["action_mask"] * prompt["step_mask"])[..., None] * ahead
     actions = jnp.broadcast_to(prompt["action"][:, :, None], (*prompt_mask.shape, model.action_dim))
-    return prediction, jnp.concatenate([actions, target], 1), jnp.concatenate([prompt_mask, mask], 1)
+    return states, jnp.concatenate([actions, target], 1), jnp.concatenate([prompt_mask, mask], 1)

@@ -1,3 +1,4 @@
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -62,6 +63,23 @@ def test_windows(folder, length, stride):
             np.testing.assert_array_equal(batch["future_action"][i, k], ahead)
             np.testing.assert_array_equal(batch["future_mask"][i, k], mask)
     assert source.summary()["windows"] == len(expected) and "prompt_action" not in batch
+
+
+def test_a_goal_is_the_last_observation_of_the_episode_and_holds_no_action(folder):
+    options = Options(fields=("action", "state", "image"), length=3, prompts=1, prompt_length=2, goal=True)
+    source, episodes = Sequences(StepShards(folder), options), make.decoded(folder)
+    batch = source.batch(range(len(source)))
+    assert {name for name in batch if name.startswith("goal_")} == {"goal_state", "goal_image", "goal_step_mask"}
+    for i, number in enumerate(batch["episode_id"]):
+        end = used(episodes[number]) - 1
+        rows, _, _, seen = window(episodes[number], [end], ["state.npy", "image.jpg"])
+        np.testing.assert_array_equal(batch["goal_step_mask"][i], seen)
+        np.testing.assert_array_equal(batch["goal_state"][i], rows["state.npy"])
+        assert make.close(batch["goal_image"][i], rows["image.jpg"])
+    without = Sequences(StepShards(folder), dataclasses.replace(options, goal=False)).batch(range(len(source)))
+    assert batch.keys() - without.keys() == {"goal_state", "goal_image", "goal_step_mask"}
+    for name, values in without.items():
+        np.testing.assert_array_equal(batch[name], values)
 
 
 @pytest.mark.parametrize("prompt_steps", ["even", "window"])

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.special
 
 from lapa_jax.core import config as config_lib
 from lapa_jax.core.errors import UserError
 from lapa_jax.models import fifa
 from lapa_jax.models.policies import icl, icl_data
 from lapa_jax.models.policies import icl as icl_losses
+from lapa_jax.models.policies.heads import bins, chunk, dct, flow
 from lapa_jax.models.tokenizers import mstcn
 from lapa_jax.train.task import Task
 
@@ -60,7 +62,7 @@ def in_training(model, variables, batch):
 
     def predict(self, batch):
         batch = self._disturbed(batch)
-        return self._predict(batch, self._vectors(batch, train=True)[0])[:, -self.context :]
+        return _read_off(self, self._states(batch, self._vectors(batch, train=True)[0])[:, -self.context :])
 
     mutable = [name for name in variables if name != "params"]
     rngs = {name: RNGS[name] for name in ("noise", "dropout")}
@@ -68,13 +70,22 @@ def in_training(model, variables, batch):
 
 
 def at_inference(model, variables, batch):
+    if model.head is not None:
+        return everywhere(model, variables, batch)[:, -T:]
     return model.apply(variables, batch, method="predict")["action"]
 
 
 def everywhere(model, variables, batch):
     """Predictions of the prompts' steps too."""
-    everything = lambda self, batch: self._predict(batch, self._vectors(batch, train=False)[0])  # noqa: E731
+    everything = lambda self, batch: _read_off(self, self._states(batch, self._vectors(batch, train=False)[0]))  # noqa: E731
     return model.apply(variables, batch, method=everything)
+
+
+def _read_off(self, states):
+    """Actions [B, N, F, A], or of a head its logits [B, N, F, A K]: the likeliest of them may stay what it was."""
+    if self.head is None:
+        return self._act(states)
+    return self.act(states.reshape(-1, 1, self.dim)).reshape(*states.shape[:2], self.future, -1)
 
 
 def predictor(model, how=at_inference):
@@ -85,6 +96,8 @@ SETTINGS = [
     {}, {"causal": False}, {"prompt_loss": True}, {"supervise_all_steps": False}, {"future": 3}, {"prompts": 0},
     *({"actions": level, "train_tokenizer": joint} for level in ("z", "q", "z+q") for joint in (False, True)),
     {"actions": "q", "fifa_temperature": 0.1}, {"actions": "z+q", "fifa_temperature": 1.0, "causal": False},
+    {"goal": True, "prompts": 0}, {"goal": True, "actions": "q", "causal": False},
+    {"head": bins.Model(bins=5)}, {"head": dct.Model(limit=3), "future": 3, "goal": True},
 ]  # fmt: skip
 
 
@@ -107,6 +120,47 @@ def test_no_prediction_depends_on_its_own_or_a_later_action(setting, how):
     model = build(**setting)
     batch = random_batch(model)
     assert first_changes(predictor(model, how), model, batch) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("setting", [{}, {"head": bins.Model(bins=5), "goal": True}], ids=str)
+def test_no_prediction_depends_on_a_later_observation(setting):
+    """The goal is the one thing of the future that a policy knows; it is none of the window."""
+    model = build(**setting)
+    batch, predict = random_batch(model), predictor(model)
+    before = np.asarray(predict(batch))
+    for t in range(1, T):
+        changed = batch["state"].copy()
+        changed[:, t:] += 1
+        change = np.abs(predict({**batch, "state": changed}) - before).max((0, 2, 3))
+        assert (change[:t] == 0).all() and (change[t:] > 0).all()
+
+
+@pytest.mark.parametrize("setting", [{}, {"causal": False}, {"prompts": 0}], ids=str)
+def test_every_step_knows_the_goal_unless_it_is_masked(setting):
+    model = build(goal=True, **setting)
+    batch, predict = random_batch(model), predictor(model, everywhere)
+    assert not [name for name in batch if name.startswith("goal_action")], "what is done at the goal is not told"
+    other = {**batch, "goal_state": batch["goal_state"] + 1}
+    assert (np.abs(predict(other) - predict(batch)).max((0, 2, 3)) > 0).all()
+    masked = {"goal_step_mask": np.zeros((ROWS, 1), np.float32)}
+    np.testing.assert_array_equal(predict({**other, **masked}), predict({**batch, **masked}))
+    if model.prompts:
+        alone = predict(icl_data.without_prompt(batch))[:, -T:]
+        assert np.abs(alone - predict(icl_data.without_prompt(other))[:, -T:]).max() > 0, "the goal is no demonstration"
+
+
+def test_the_loss_of_a_head_counts_the_supervised_steps():
+    model = build(head=bins.Model(bins=5), goal=True)
+    batch = random_batch(model)
+    batch["action_mask"] = (np.arange(T) < 4).astype(np.float32) * np.ones((ROWS, 1), np.float32)
+    out = jax.jit(lambda v, b: model.apply(v, b, train=False))(variables_of(model), batch)
+    logits = np.asarray(predictor(model)(batch), np.float64).reshape(ROWS, T, A, 5)
+    chosen = np.clip(np.floor((batch["action"] + 1) / 2 * 5), 0, 4).astype(int)
+    error = scipy.special.logsumexp(logits, -1) - np.take_along_axis(logits, chosen[..., None], -1)[..., 0]
+    assert out.losses.keys() == {"action"}
+    np.testing.assert_allclose(out.losses["action"], error[:, :4].mean((1, 2)), rtol=1e-5)
+    actions = jax.jit(lambda v, b: model.apply(v, b, method="predict"))(variables_of(model), batch)["action"]
+    np.testing.assert_allclose(actions[:, :, 0], (logits.argmax(-1) + 0.5) / 5 * 2 - 1, atol=1e-6)
 
 
 def test_the_leak_test_finds_the_leak_of_a_tokenizer_that_looks_ahead():
@@ -192,9 +246,8 @@ def test_what_is_learned_from(setting, steps):
     batch["action_mask"][:, 5:] = 0  # the episode ends: the last step that there is, is the fifth
     if model.future > 1:
         batch["future_mask"] = batch["future_mask"] * batch["action_mask"][..., None]
-    prediction = jnp.zeros((ROWS, P * L + T, model.future, A))
-    prediction, target, weight = icl_data.supervised(model, batch, prediction)
-    assert prediction.shape == target.shape and weight.shape == target.shape[:-1]
+    states, target, weight = icl_data.supervised(model, batch, jnp.zeros((ROWS, P * L + T, 7)))
+    assert states.shape == (*target.shape[:2], 7) and weight.shape == target.shape[:-1]
     np.testing.assert_array_equal((weight.sum(-1) > 0).sum(1), steps)
     window, own = target[:, -T:], batch["action"]
     if model.future == 1:
@@ -334,6 +387,8 @@ def test_it_learns_from_the_prompt_what_the_task_is():
         ({"prompt_loss": True, "prompts": 0}, "needs prompts"),
         ({"prompt_dropout": 1.0}, "prompt_dropout is 1.0"),
         ({"cameras": 1, "image_size": 30, "patch": 16}, "does not divide image_size 30"),
+        ({"head": flow.Model(width=8, heads=2)}, "heads.flow; a step's actions are read off one state"),
+        ({"head": chunk.Model(width=8), "future": 2}, "heads.chunk; a step's actions are read off one state"),
         ({"dtype": "float16"}, "dtype is 'float16'"),
     ],
 )
