@@ -38,7 +38,8 @@ def source(tmp_path):
 
 def config(source, **data):
     places = {"path": str(source), "val_path": None, "mixture": None, **data}
-    return ml_collections.ConfigDict({"data": {"samples": "chunks", "fields": ("action",), **places}}).lock()
+    data = {"samples": "chunks", "fields": ("action",), **places}
+    return ml_collections.ConfigDict({"data": data, "train": {}}).lock()
 
 
 def converted(found, workdir, **options):
