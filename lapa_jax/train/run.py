@@ -180,11 +180,14 @@ def logging_to(workdir: pathlib.Path | None) -> Iterator[None]:
         handler.handleError = lambda record: None  # a full disk ends no run for want of a line in the log
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         LOG.addHandler(handler)
+    level, propagate = LOG.level, LOG.propagate
     LOG.setLevel(logging.INFO)
     LOG.propagate = False
     try:
         yield
     finally:
+        LOG.setLevel(level)
+        LOG.propagate = propagate
         for handler in handlers:
             LOG.removeHandler(handler)
             handler.close()
