@@ -271,6 +271,7 @@ def test_two_conversions_to_one_folder(source, tmp_path):
         while not list((tmp_path / "out").glob(".convert/parts/*.json")):
             assert first.poll() is None
             time.sleep(0.02)
+        os.killpg(first.pid, signal.SIGSTOP)  # Else it may be done before the second has begun.
         second = subprocess.run(arguments, env=environment(), capture_output=True, text=True, check=False)
         assert second.returncode == 2 and "another process is converting" in second.stderr
     finally:
