@@ -24,6 +24,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     _CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "lapa_jax" / "tests"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE / f"jax-{jax.__version__}"))
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.0"
+    # Commands that run within pytest would keep the memory of the largest test for good.
+    os.environ["LAPA_JAX_KEEP_MEMORY"] = "0"
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
