@@ -135,7 +135,7 @@ def test_two_nodes_train_stop_together_resume_and_equal_one_process(slurm, root,
     slurm.run("scancel", "--signal=TERM", job)
     assert wait_for_end(slurm, job, output, 60) == "COMPLETED", output.read_text()
     (stopped,) = steps(run)
-    assert f"asked to stop: saved step {stopped}" in output.read_text()
+    assert f"asked to stop after step {stopped}" in output.read_text()
     assert read_json(run / "env.json")["devices"] == {"kind": "cpu", "count": 2, "hosts": 2}
 
     job = start(stopped + 3)
