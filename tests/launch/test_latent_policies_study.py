@@ -27,7 +27,8 @@ def test_data_are_labelled_first_and_policies_trained_on_the_labels_alone(monkey
             folder.mkdir(exist_ok=True)
             entry = {"tokenizer": f"of {log.stem}", "source": "", "gap_frames": 3, "codebook_size": 8, "code_length": 4,
                      "format": "sidecar"}  # fmt: skip
-            about = {"format": "lapa_jax.step_shards", "version": 1, "source": {"labels": entry}}
+            about = {"format": "lapa_jax.step_shards", "version": 1, "source": {"labels": entry},
+                     "splits": {}, "features": {}}
             (folder / "dataset.json").write_text(json.dumps(about))
         elif script == "launch/eval.py":
             folder = tmp_path / log.stem / "eval"

@@ -11,7 +11,7 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.data import formats, image_files
 from lapa_jax.data.convert.options import Options
 from lapa_jax.data.convert.plan import make_plan
-from lapa_jax.data.convert.run import _with_captions, convert
+from lapa_jax.data.convert.run import convert, with_captions
 from lapa_jax.data.formats.base import Item
 from lapa_jax.data.shards.step_shards import StepShards
 
@@ -48,7 +48,7 @@ def compare(source: pathlib.Path, out: pathlib.Path, options: Options) -> int:
 
     That the readers say what is in the files is tested beside each of them, against a second reading.
     """
-    options = _with_captions(source, options)
+    options = with_captions(source, options)
     plan = make_plan(source, out, options)
     reader, compared = formats.open_format(plan["format"]), 0
     shards = {split: StepShards(out, split) for split in json.loads((out / "dataset.json").read_text())["splits"]}
