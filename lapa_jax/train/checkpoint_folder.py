@@ -93,23 +93,31 @@ def writing_name(step: int) -> str:
 
 def clear_temporary(run: str | os.PathLike) -> None:
     """Removes what killed writers and removals have left. The run must be locked: it may be in use otherwise."""
-    folder = pathlib.Path(run) / FOLDER
+    clear(pathlib.Path(run) / FOLDER)
+
+
+def clear(folder: pathlib.Path) -> None:
+    """Removes what killed writers and removals have left in a folder of checkpoints, and nothing else."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if _TEMPORARY.fullmatch(path.name):
             shutil.rmtree(path)
 
 
+def remove(checkpoint: pathlib.Path) -> None:
+    """Removes a checkpoint. It loses its name first: no half of one is ever left under it."""
+    os.rename(checkpoint, removed := checkpoint.with_name(f".{checkpoint.name}.removing"))
+    shutil.rmtree(removed)
+
+
 def prune(run: str | os.PathLike, keep: Keep) -> None:
-    """Removes the checkpoints that need not stay. Each loses its name first: no half of one is ever left under it."""
+    """Removes the checkpoints that need not stay."""
     whole = steps(run)
     stay = set(whole[-keep.last :]) if keep.last else set()
     stay |= {best.step for best in ranked(run, keep.metric, keep.mode)[: keep.best]} if keep.metric else set()
     stay |= {step for step in whole if keep.every and step % keep.every == 0}
     for step in whole:
         if step not in stay:
-            path = folder_of(run, step)
-            os.rename(path, removed := path.with_name(f".{step}.removing"))
-            shutil.rmtree(removed)
+            remove(folder_of(run, step))
 
 
 def ranked(run: str | os.PathLike, metric: str, mode: str) -> list[Best]:

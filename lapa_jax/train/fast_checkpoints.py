@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import pathlib
-import shutil
 import time
 from collections.abc import Mapping
 
@@ -19,7 +18,7 @@ import safetensors.numpy
 from lapa_jax.core import integrity
 from lapa_jax.core.files import read_json, write_json
 from lapa_jax.train.background import Background
-from lapa_jax.train.checkpoint_folder import move_aside
+from lapa_jax.train.checkpoint_folder import clear, move_aside, remove, writing_name
 from lapa_jax.train.state import State
 
 LOG = logging.getLogger("lapa_jax")
@@ -89,21 +88,19 @@ class FastCheckpoints:
 
     def _finish(self, pieces: dict, step: int, meta: dict, about: dict, start: float, waited: float) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        for path in self._folder.glob(".*"):  # of a killed writer
-            shutil.rmtree(path)
-        temporary, target = self._folder / f".{step}.writing", self._folder / str(step)
+        clear(self._folder)
+        temporary, target = self._folder / writing_name(step), self._folder / str(step)
         temporary.mkdir()
         safetensors.numpy.save_file(pieces, temporary / STATE_FILE)
         write_json(temporary / META_FILE, meta)
         sizes = integrity.seal(temporary, about)["files"]
-        if target.exists():
+        if target.exists():  # It goes with the next write: a kill here must find one or the other.
             os.rename(target, self._folder / f".{step}.removing")
         os.rename(temporary, target)
         LOG.info("fast checkpoint of step %d: %.1f MB in %.2f s, of which the run waited %.2f s", step,
                  sum(size for size, _ in sizes.values()) / 1e6, time.perf_counter() - start, waited)  # fmt: skip
         for path in sorted(self._numbered(), key=lambda path: int(path.name))[: -self._keep]:
-            os.rename(path, removed := path.with_name(f".{path.name}.removing"))
-            shutil.rmtree(removed)
+            remove(path)
 
     def _numbered(self) -> list[pathlib.Path]:
         return [p for p in self._folder.iterdir() if p.name.isdigit()] if self._folder.is_dir() else []
