@@ -6,7 +6,7 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 def run_until_done_with_kills(
@@ -70,3 +70,34 @@ def differences(left: os.PathLike, right: os.PathLike) -> list[str]:
 
 def _same(left: pathlib.Path, right: pathlib.Path) -> bool:
     return left.exists() and right.exists() and left.read_bytes() == right.read_bytes()
+
+
+class _Killed(BaseException):
+    """What no code under test catches."""
+
+
+def dies_at(monkeypatch, stop: int, command: Callable[[], object]) -> bool:
+    """Runs a command within this process, and ends it at its `stop`-th rename, flush or deletion, as a kill would.
+
+    Returns:
+      Whether it was ended; False where it has fewer of these and came to its own end.
+    """
+    calls = iter(range(10**6))
+
+    def dying(original):
+        def call(*args, **kwargs):
+            if next(calls) == stop:
+                raise _Killed
+            return original(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("replace", "fsync"):
+            patch.setattr(os, name, dying(getattr(os, name)))
+        patch.setattr(pathlib.Path, "unlink", dying(pathlib.Path.unlink))
+        try:
+            command()
+        except _Killed:
+            return True
+    return False

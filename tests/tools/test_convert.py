@@ -18,7 +18,7 @@ from lapa_jax.data.convert.options import Options
 from lapa_jax.data.convert.run import convert
 from lapa_jax.data.shards.step_shards import StepShards
 from tests.data import videos
-from tests.killing import differences, run_until_done_with_kills, timed
+from tests.killing import dies_at, differences, run_until_done_with_kills, timed
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -179,30 +179,10 @@ def test_every_moment_can_be_the_last(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda file: None)
     go(source, tmp_path / "whole", samples_per_shard=5)
 
-    class Killed(BaseException):
-        pass
-
     for stop in range(200):
-        calls = iter(range(10**6))
-
-        def dying(original, stop=stop, calls=calls):
-            def call(*args, **kwargs):
-                if next(calls) == stop:
-                    raise Killed
-                return original(*args, **kwargs)
-
-            return call
-
         out = tmp_path / f"out{stop}"
-        with monkeypatch.context() as patch:
-            for name in ("replace", "fsync"):
-                patch.setattr(os, name, dying(getattr(os, name)))
-            patch.setattr(pathlib.Path, "unlink", dying(pathlib.Path.unlink))
-            try:
-                go(source, out, samples_per_shard=5)
-                break
-            except Killed:
-                pass
+        if not dies_at(monkeypatch, stop, lambda out=out: go(source, out, samples_per_shard=5)):
+            break
         go(source, out, samples_per_shard=5)
         assert differences(tmp_path / "whole", out) == [], f"stopped at call {stop}"
     assert stop > 40, "the loop ended because a run was no longer hit"

@@ -3,7 +3,6 @@
 import base64
 import json
 import os
-import pathlib
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from lapa_jax.data.convert.run import convert
 from lapa_jax.data.shards.step_shards import StepShards
 from lapa_jax.data.video import Video
 from tests.data.convert import film
-from tests.killing import differences
+from tests.killing import dies_at, differences
 
 CLOSE = 3
 """Frames by which a stretch may be found beside where it was planted."""
@@ -252,31 +251,10 @@ def test_every_moment_can_be_the_last(source, tmp_path, monkeypatch):
     report = go(source, tmp_path / "whole", **options)
     assert report["filter"]["duplicate"] >= 2 and report["filter"]["cut"] >= 3 and report["filter"]["still"] == 1
 
-    class Killed(BaseException):
-        pass
-
-    stops = iter(range(0, 400, 9))
-    for stop in stops:
-        calls = iter(range(10**6))
-
-        def dying(original, stop=stop, calls=calls):
-            def call(*args, **kwargs):
-                if next(calls) == stop:
-                    raise Killed
-                return original(*args, **kwargs)
-
-            return call
-
+    for stop in range(0, 400, 9):
         out = tmp_path / f"out{stop}"
-        with monkeypatch.context() as patch:
-            for name in ("replace", "fsync"):
-                patch.setattr(os, name, dying(getattr(os, name)))
-            patch.setattr(pathlib.Path, "unlink", dying(pathlib.Path.unlink))
-            try:
-                go(source, out, **options)
-                break
-            except Killed:
-                pass
+        if not dies_at(monkeypatch, stop, lambda out=out: go(source, out, **options)):
+            break
         go(source, out, **options)
         assert differences(tmp_path / "whole", out) == [], f"stopped at call {stop}"
     assert stop > 40, "the loop ended because a run was no longer hit"
