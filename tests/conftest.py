@@ -1,5 +1,6 @@
 """Shared fixtures. Eight CPU devices stand in for a node of accelerators; tests that want one use a mesh of one."""
 
+import gc
 import os
 import pathlib
 
@@ -24,10 +25,15 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     _CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "lapa_jax" / "tests"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE / f"jax-{jax.__version__}"))
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.0"
+    # Where in the code an operation comes from is not written into programs: looking it up is a tenth of lowering them.
+    os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
     # Commands that run within pytest would keep the memory of the largest test for good.
     os.environ["LAPA_JAX_KEEP_MEMORY"] = "0"
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_traceback_in_locations_limit", 0)
+# Tracing makes millions of objects; looking through them for cycles every 700 is a fifth of the suite's time.
+gc.set_threshold(200_000, 20, 100)
 
 MOST_MEMORY = 2 << 30
 """Bytes that a worker may hold before it lets go of compiled programs."""

@@ -75,7 +75,10 @@ def run_stack(block: nn.Module, depth: int, remat: str, x: jax.Array, *rest, in_
     in_axes = (*in_axes, *(nn.broadcast,) * (len(rest) - len(in_axes)))
 
     def scan(length: int):
-        return nn.scan(call, length=length, in_axes=in_axes, variable_axes={"params": 0}, split_rngs={"params": True})
+        # The check traces the block once more, to see that what all blocks share is the same for all: nothing is. It
+        # stays where parameters are made, since it also counts for the random numbers that they begin with.
+        return nn.scan(call, length=length, in_axes=in_axes, variable_axes={"params": 0}, split_rngs={"params": True},
+                       check_constancy_invariants=block.is_initializing())  # fmt: skip
 
     frozen = layers.frozen_in(block.path)
     if not frozen:

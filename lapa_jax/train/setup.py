@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from lapa_jax.core import config as config_lib
 from lapa_jax.core import trackers, tree
+from lapa_jax.core.allocator import without_collection
 from lapa_jax.core.config import ConfigError
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.loader import loader
@@ -90,6 +91,7 @@ class Setup:
         """The names of the datasets that evaluation tells apart; empty where there is one."""
         return tuple(getattr(self.data.validation, "names", ()))
 
+    @without_collection()
     def init(self, batch) -> State:
         """Fresh state on the devices, sharded as it is made; what other runs give is read, and never made."""
         wanted = set(self.loaded.names)
@@ -111,6 +113,7 @@ class Setup:
         return {"config": config_lib.to_json(self.config), **self.data.meta, **init_sources}
 
 
+@without_collection()
 def prepare(
     config: ml_collections.ConfigDict, saved: Mapping | None = None, devices: Sequence | None = None
 ) -> Setup:  # fmt: skip
@@ -188,6 +191,7 @@ def make_losses(train: Mapping) -> Losses:
     return Losses(train.get("spike_factor"), train.get("on_spike") or "stop")
 
 
+@without_collection()
 def lower_step(setup: Setup) -> tuple[jax.stages.Lowered, Flops]:
     """Traces the training step, which donates its state, and counts its FLOPs, on all devices together."""
     train = setup.config.train

@@ -1,10 +1,13 @@
-"""Memory that is freed stays with the process: the kernel's own count of page faults."""
+"""Memory that is freed stays with the process: the kernel's own count of page faults. Collections of garbage."""
 
+import gc
 import os
 import subprocess
 import sys
 
 import pytest
+
+from lapa_jax.core.allocator import without_collection
 
 # 64 MiB are taken, written and freed again and again, as a training step does with its temporary buffers.
 PROGRAM = """
@@ -34,3 +37,17 @@ def test_pages_of_freed_memory_are_not_cleared_again():
     kept, ours = faults("1")
     assert kept and default > 1000 and ours < default / 20
     assert faults("0")[0] == 0
+
+
+def test_nothing_is_collected_while_it_says_so():
+    collections = []
+    gc.callbacks.append(lambda phase, info: collections.append(phase))
+    try:
+        with without_collection(), without_collection():
+            objects = [[] for _ in range(10**6)]
+            meanwhile = len(collections)
+        assert meanwhile == 0 and len(objects) == 10**6
+        gc.collect()
+        assert gc.isenabled() and collections
+    finally:
+        gc.callbacks.pop()
