@@ -84,6 +84,7 @@ def training(
     group.patience = config_dict.placeholder(int)
     group.min_delta = 0.0
     group.trackers = ("tensorboard",)
+    group.images = True
     group.profile = config_dict.placeholder(object)
     group.update(changes)
     return group
@@ -232,5 +233,5 @@ def shortest(config: ml_collections.ConfigDict) -> None:
     """A run of four steps on a few samples, which still logs, evaluates and saves in between."""
     config.data.update({"eval_examples": 32, "threads": 1, "prefetch": 2})
     config.train.update({"steps": 4, "batch_size": 8, "eval_batch_size": 16, "log_every": 1, "eval_every": 2,
-                         "save_every": 2, "trackers": ()})  # fmt: skip
+                         "save_every": 2, "trackers": (), "images": False})  # fmt: skip
     config.optim.warmup_steps = 0

@@ -44,6 +44,7 @@ def main(argv: list[str]) -> None:
     startup.begin(f"dry run of {config.name}" if args.dry_run else f"training {config.name} in {workdir}")
 
     from lapa_jax.data.convert.raw import as_shards
+    from lapa_jax.evaluate.training_images import drawing_of
     from lapa_jax.train.distributed import initialize
     from lapa_jax.train.loop import train
     from lapa_jax.train.plan import plan
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> None:
     with as_shards(config, workdir, check_config, dry_run=args.dry_run) as config:
         if planned:
             return plan(config, args.mesh, args.device)
-        train(config, workdir, dry_run=args.dry_run)
+        train(config, workdir, dry_run=args.dry_run, drawing_of=drawing_of)
 
 
 if __name__ == "__main__":

@@ -98,6 +98,7 @@ KEYS = {
     "train.patience": "stops after this many evaluations without improvement; None is off",
     "train.min_delta": "smallest improvement that counts for train.patience",
     "train.trackers": 'beside metrics.jsonl: any of "tensorboard", "wandb" and "clearml"',
+    "train.images": "draws what the model does at evaluations, plots/<step>.png of the run folder; False: not",
     "train.profile": "(step, steps): traces so many steps from that one on, for tools/read_profile.py; None is off",
     # which devices do what
     "mesh.data": "devices that each hold all parameters and take their part of the batch; -1 is what remains",

@@ -19,6 +19,7 @@ class Kind:
       codes: gives the codes of steps (`launch/label.py`); None: it has none.
       controller: acts in environments (`launch/eval.py --env`); None: it does not act in physical units.
       not_served: why `launch/serve.py` refuses it, and what to do; None: it is served.
+      training_image: what shows it at evaluations of its training, see `train.images`.
       program: whether its forward pass is exported as a StableHLO program and its weights as int8. What int8 costs is
         then measured in `int8_error`: "actions" or "codes".
     """
@@ -27,6 +28,7 @@ class Kind:
     noun: str
     trained: str
     evaluation: str
+    training_image: str
     codes: str | None = None
     controller: str | None = None
     not_served: str | None = "does not act on images and instructions; serve a run of configs/vla_action.py"
@@ -38,38 +40,46 @@ KINDS = {kind.name: kind for kind in (
     Kind("frame_pair_tokenizer", "tokenizer of frame pairs",
          trained="lapa_jax.inference.latent_action_tokenizer:LatentActionTokenizer",
          evaluation="lapa_jax.evaluate.latent_actions.evaluation:Evaluation",
+         training_image="lapa_jax.evaluate.training_images:FramePairs",
          codes="lapa_jax.label.codes:PairCodes"),
     Kind("action_tokenizer", "tokenizer of actions",
          trained="lapa_jax.inference.tokenizers:ActionTokenizer",
          evaluation="lapa_jax.evaluate.action_tokenizer:Evaluation",
+         training_image="lapa_jax.evaluate.training_images:ActionTokenizers",
          codes="lapa_jax.label.codes:ActionCodes"),
     Kind("feature_tokenizer", "tokenizer of features",
          trained="lapa_jax.inference.tokenizers:FeatureTokenizer",
          evaluation="lapa_jax.evaluate.feature_tokenizer:Evaluation",
+         training_image="lapa_jax.evaluate.training_images:feature_tokenizers",
          codes="lapa_jax.label.codes:FeatureCodes"),
     Kind("latent_policy", "stage-2 policy",
          trained="lapa_jax.inference.policies:LatentPolicy",
          evaluation="lapa_jax.evaluate.latent_policy:Evaluation",
+         training_image="lapa_jax.evaluate.training_images:LatentPolicies",
          not_served="gives codes and no actions; train it on actions with configs/vla_action.py and serve that run",
          program=True, int8_error="codes"),
     Kind("action_policy", "stage-3 policy",
          trained="lapa_jax.inference.policies:Policy",
          evaluation="lapa_jax.evaluate.policy:Evaluation",
+         training_image="lapa_jax.evaluate.training_images:ActionPolicies",
          controller="lapa_jax.inference.controllers:of_chunks",
          not_served=None, program=True, int8_error="actions"),
     Kind("token_policy", "policy of action tokens",
          trained="lapa_jax.inference.policies:TokenPolicy",
          evaluation="lapa_jax.evaluate.policy:Evaluation",
+         training_image="lapa_jax.evaluate.training_images:ActionPolicies",
          controller="lapa_jax.inference.controllers:of_chunks",
          not_served=None, program=True, int8_error="actions"),
     Kind("coded_policy", "policy of latent actions and actions",
          trained="lapa_jax.inference.policies:CodedPolicy",
          evaluation="lapa_jax.evaluate.policy:Evaluation",
+         training_image="lapa_jax.evaluate.training_images:ActionPolicies",
          controller="lapa_jax.inference.controllers:of_chunks",
          not_served=None, program=True, int8_error="actions"),
     Kind("in_context_policy", "in-context policy",
          trained="lapa_jax.inference.in_context:InContextPolicy",
          evaluation="lapa_jax.evaluate.in_context:Evaluation",
+         training_image="lapa_jax.evaluate.training_images:InContextPolicies",
          controller="lapa_jax.inference.controllers:in_context"),
 )}  # fmt: skip
 

@@ -12,6 +12,11 @@ class Background:
         self._thread = threading.Thread(target=self._run, args=(function,), name="background", daemon=True)
         self._thread.start()
 
+    @property
+    def done(self) -> bool:
+        """Whether `result` would not wait."""
+        return not self._thread.is_alive()
+
     def result(self) -> None:
         """Waits for the end."""
         self._thread.join()

@@ -9,7 +9,7 @@ import pathlib
 import sys
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import ml_collections
@@ -22,11 +22,13 @@ from lapa_jax.core.files import check_can_write, read_json, write_json
 from lapa_jax.core.metrics import MetricsWriter, read_metrics
 from lapa_jax.core.output import COLLAPSED
 from lapa_jax.core.startup import say
+from lapa_jax.core.trackers import Trackers
 from lapa_jax.train.checkpoint import Checkpointer
 from lapa_jax.train.distributed import SaveTimer, StopRequests, on_first_host
 from lapa_jax.train.evaluate import Evaluator
 from lapa_jax.train.fast_checkpoints import FastCheckpoints
 from lapa_jax.train.feed import Feed
+from lapa_jax.train.images import Drawing, Images
 from lapa_jax.train.monitor import Monitor
 from lapa_jax.train.profiler import Profiler
 from lapa_jax.train.recovery import Recovered, newest, recover
@@ -50,13 +52,17 @@ AHEAD = 2
 SHARE_OF_LARGEST = "largest_code_share_"
 
 
-def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike, *, dry_run: bool = False) -> None:
+def train(
+    config: ml_collections.ConfigDict, workdir: str | os.PathLike, *, dry_run: bool = False,
+    drawing_of: Callable[..., Drawing | None] = lambda task, mesh: None,
+) -> None:  # fmt: skip
     """Trains what `config` describes in `workdir`, or goes on where an interrupted run of the same config stopped.
 
     Args:
       config: a stage's config.
       workdir: the run folder.
       dry_run: build and compile everything, print the parameter table, memory and batch shapes, write nothing.
+      drawing_of: what shows the model at evaluations, see `train.images`; nothing by default.
 
     Raises:
       UserError: anything the user can mend, before anything is written or compiled; also a non-finite loss.
@@ -85,7 +91,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike, *, dry_
             with on_mesh(setup.mesh):
                 run = open_run(workdir, setup.config, begins=recovered.step is None)
                 with logging_to(workdir):
-                    Loop(setup, workdir, recovered, stops, _fast_checkpoints(config, run)).run()
+                    Loop(setup, workdir, recovered, stops, _fast_checkpoints(config, run), drawing_of).run()
         except Stopped:
             print("asked to stop before the first step: nothing to save; the same command resumes", file=sys.stderr)
 
@@ -121,7 +127,7 @@ class Loop:
 
     def __init__(
         self, setup: Setup, workdir: pathlib.Path, recovered: Recovered, stops: StopRequests,
-        fast: FastCheckpoints | None,
+        fast: FastCheckpoints | None, drawing_of: Callable[..., Drawing | None],
     ):  # fmt: skip
         """Compiles, then restores the checkpoint that was recovered or initialises from the first batch."""
         self._setup, self._config, self._workdir, self._stops = setup, setup.config.train, workdir, stops
@@ -138,6 +144,8 @@ class Loop:
             workdir, keep_last=train.keep_last, best_metric=train.best_metric, keep_best=train.get("keep_best", 1),
             best_mode=train.get("best_mode") or "max", keep_every=train.get("keep_every"))  # fmt: skip
         self._evaluator = Evaluator(setup.task, setup.mesh, setup.val_datasets)
+        shown = drawing_of if train.get("images", True) else lambda task, mesh: None
+        self._images = Images(shown, setup.task, setup.mesh, setup.eval_batches, workdir)
         self._meta = setup.meta()
         self._fast = fast
         self._state = self._start(recovered)
@@ -208,6 +216,7 @@ class Loop:
             self._checkpoints.close()
             if self._fast is not None:
                 self._fast.wait()
+            self._images.close(self._trackers)
             if self._writer is not None:
                 self._writer.close()
         LOG.info("done: %s", self._workdir)
@@ -325,6 +334,7 @@ class Loop:
             speed["hfu"] = steps * self._hardware_flops / possible
         named = {f"train/{name}": value for name, value in {**metrics, **speed}.items()}
         self._write(step, named | self._monitor.read(speed["input_wait"]))
+        self._images.collect(self._trackers)
         self._reset_clock()
         shown = {"loss": f"{metrics['loss']:.4f}", "samples/s": f"{rate:.0f}", "wait": f"{speed['input_wait']:.0%}"}
         if "perplexity" in metrics:
@@ -361,7 +371,7 @@ class Loop:
         if self._eval_seconds is None or self._eval_seconds > ANNOUNCED:
             model = "model" if step else "untrained model"
             LOG.info("evaluating the %s%s", model, "" if self._eval_seconds else "; the first evaluation compiles")
-        metrics, _ = self._evaluator(self._state.variables, self._setup.eval_batches(), self._after_eval_batch)
+        metrics, arrays = self._evaluator(self._state.variables, self._setup.eval_batches(), self._after_eval_batch)
         metrics |= self._untrained(step, metrics)
         named = {f"val/{name}": value for name, value in metrics.items()}
         self._write(step, named)
@@ -369,6 +379,7 @@ class Loop:
         if step and (collapsed := collapsed_positions(metrics)):
             LOG.warning("the codes have collapsed at %s: one code takes more than %.0f %% of the held-out samples; see "
                         "docs/howto/troubleshooting.md", ", ".join(collapsed), 100 * COLLAPSED)
+        self._images.take(step, self._state.variables, arrays, self._trackers)
         best = self._config.best_metric
         if best is not None:
             if best not in named:
@@ -416,6 +427,10 @@ class Loop:
             self._log(step)
         self._watchdog.progress()
         return {**self._meta, "step": step, "losses": self._losses.recent}
+
+    @property
+    def _trackers(self) -> Trackers | None:
+        return None if self._writer is None else self._writer.trackers
 
     def _write(self, step: int, metrics: dict[str, float]) -> None:
         if self._writer is not None:

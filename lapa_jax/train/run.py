@@ -30,7 +30,7 @@ from lapa_jax.train.distributed import on_first_host
 LOG = logging.getLogger("lapa_jax")
 LOG_FILE, ENV_FILE, UNTRAINED_FILE, LOCK_FILE = "log.txt", "env.json", "untrained.json", ".lock"
 BEGINNINGS = {CONFIG_FILE, LOG_FILE, ENV_FILE, UNTRAINED_FILE, METRICS_FILE, DAMAGED_FILE, SHARDS,
-              checkpoint_step.FOLDER, "tensorboard", "wandb", "profile", RUNS_FILE}  # fmt: skip
+              checkpoint_step.FOLDER, "tensorboard", "wandb", "profile", "plots", RUNS_FILE}  # fmt: skip
 """What lies in the folder of a run before its first checkpoint."""
 _SAVED = re.compile(r"^\S+ saved step (\d+):", re.MULTILINE)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -38,8 +38,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 MAY_CHANGE = ("train.steps", "train.log_every", "train.eval_every", "train.save_every", "train.save_minutes",
               "train.keep_", "train.fast_", "train.hang_minutes", "train.on_spike", "train.spike_factor",
               "train.best_metric", "train.best_mode", "train.patience", "train.min_delta", "train.trackers",
-              "train.profile", "mesh.", "data.threads", "data.workers", "data.prefetch", "data.max_bad_samples",
-              "data.max_normalized")  # fmt: skip
+              "train.profile", "train.images", "mesh.", "data.threads", "data.workers", "data.prefetch",
+              "data.max_bad_samples", "data.max_normalized")  # fmt: skip
 
 
 def check_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:

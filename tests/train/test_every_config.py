@@ -5,11 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import lapa_jax
 from lapa_jax.core import config as config_lib
 from lapa_jax.core import tree
 from lapa_jax.core.metrics import read_metrics
+from lapa_jax.evaluate.training_images import drawing_of
 from lapa_jax.train.checkpoint import load_for_inference
 from lapa_jax.train.loop import train
 
@@ -22,9 +24,9 @@ CONFIGS = sorted(path.name for path in FOLDER.glob("*.py") if path.stem != "comm
 @pytest.fixture(scope="module", params=CONFIGS)
 def run(request, tmp_path_factory):
     """(config, its run of four steps), which the tests of a config share."""
-    config = config_lib.load(f"{FOLDER}/{request.param}:test")
+    config = config_lib.load(f"{FOLDER}/{request.param}:test", ["--config.train.images=True"])
     folder = tmp_path_factory.mktemp("run") / "run"
-    train(config, folder)
+    train(config, folder, drawing_of=drawing_of)
     return config, folder
 
 
@@ -42,6 +44,15 @@ def test_it_trains_evaluates_and_loads(run):
     assert loaded.step == 4
     at_two = lapa_jax.load(folder, step=2)
     assert loaded.fingerprint != at_two.fingerprint, "two steps of training change the weights"
+
+
+def test_its_evaluations_are_drawn(run):
+    _, folder = run
+    for step in (0, 2, 4):
+        with Image.open(folder / f"plots/{step}.png") as image:
+            # something is drawn on the white ground
+            assert min(image.size) > 200 and np.asarray(image.convert("L")).std() > 5
+    assert "could not be made" not in (folder / "log.txt").read_text()
 
 
 def test_an_interrupted_run_ends_in_the_same_bits(run, tmp_path):

@@ -1,0 +1,154 @@
+"""What shows each kind of model while it trains, see `train.images`: `launch/train.py` hands it to the loop."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lapa_jax.evaluate.latent_actions.feature_colors import Colors
+from lapa_jax.inference import kinds
+from lapa_jax.nn.quantizers import usage
+from lapa_jax.plots import features, latent_policy, training
+from lapa_jax.train.ema import averaged
+from lapa_jax.train.images import Drawing
+from lapa_jax.train.sharding import shard_batch
+from lapa_jax.train.task import Task
+
+PAIRS, STARTS, SEQUENCES = 8, 4, 8
+Arrays = Mapping[str, np.ndarray]
+
+
+def drawing_of(task: Task, mesh: Mesh) -> Drawing | None:
+    """What shows the model of a task; None of one without a kind."""
+    kind = kinds.kind_of(task.model)
+    return None if kind is None else kinds.resolve(kind.training_image)(task.model, mesh)
+
+
+class FramePairs:
+    """Eight fixed pairs of the held-out ones with their reconstructions, and the most frequent code sequences on the
+    first frames of four."""
+
+    def __init__(self, model, mesh: Mesh):
+        self._model, self._mesh = model, mesh
+        self._whole = NamedSharding(mesh, PartitionSpec())
+        self._frames: np.ndarray | None = None
+        self._compute = jax.jit(self._shown, out_shardings=self._whole)
+
+    def compute(self, variables, arrays: Arrays, batches: Callable[[], Iterable[dict]]) -> Arrays:
+        """See `train.images.Drawing`."""
+        if self._frames is None:
+            self._frames = self._choose(batches)
+        distinct, often = usage.sequences(arrays["codes"])
+        # As many at each evaluation, however few the model uses: another number would be another program.
+        sequences = distinct[np.arange(SEQUENCES) % len(distinct)]
+        content = jax.device_get(self._compute(variables, self._frames, sequences))
+        kept = min(SEQUENCES, len(distinct))
+        decoded = content["decoded"].reshape(STARTS, SEQUENCES, *content["decoded"].shape[1:])[:, :kept]
+        return {**content, "decoded": decoded, "sequences": sequences[:kept], "shares": often[:kept] / often.sum(),
+                "counts": usage.histogram(arrays["codes"], self._model.codebook_size)}  # fmt: skip
+
+    def draw(self, path, content: Arrays) -> None:
+        """See `train.images.Drawing`."""
+        images = [content[name] for name in ("shown", "reconstructions", "decoded")]
+        if not self._model.predicts_images:
+            height, width = self._frames.shape[2:4]
+            colors = Colors(content["shown"])
+            images = [colors.paint(values, self._model.cell, (height, width)) for values in images]
+        names = [f"{usage.name(s)}\n{share:.0%}" for s, share in zip(content["sequences"], content["shares"])]
+        counts = content["counts"]
+        training.frame_pairs(path, *images, names, counts, [usage.perplexity(row) for row in counts])
+
+    def _choose(self, batches: Callable[[], Iterable[dict]]) -> np.ndarray:
+        """The pairs u8 [8, 2, H, W, 3] of the first batch in which most changes: there is something to see."""
+        batch = {name: value for name, value in next(iter(batches())).items() if name in ("frames", "mask")}
+        # Of all hosts' slices, so that each host chooses the same ones.
+        whole = jax.device_get(jax.jit(lambda batch: batch, out_shardings=self._whole)(shard_batch(self._mesh, batch)))
+        frames = whole["frames"][whole["mask"] > 0]
+        change = np.abs(frames[:, 1].astype(np.float32) - frames[:, 0]).mean(axis=(1, 2, 3))
+        order = np.argsort(-change, kind="stable")
+        return frames[order[np.arange(PAIRS) % len(order)]]
+
+    def _shown(self, variables, frames, sequences) -> dict[str, jax.Array]:
+        def apply(method, *inputs):
+            return self._model.apply(averaged(variables), *inputs, method=method)
+
+        first = frames[:, 0]
+        scaled = frames / 255 if frames.dtype == jnp.uint8 else frames
+        starts = jnp.repeat(first[:STARTS], len(sequences), axis=0)
+        codes = apply("encode", frames)["codes"]
+        given = {"shown": apply("observe", scaled.astype(jnp.float32)),
+                 "reconstructions": apply("decode", first, codes),
+                 "decoded": apply("decode", starts, jnp.tile(sequences, (STARTS, 1)))}  # fmt: skip
+        return {name: value.astype(jnp.float32) for name, value in given.items()}
+
+
+class OfArrays:
+    """What needs no more than the arrays of the evaluation."""
+
+    def __init__(self, model, mesh: Mesh):
+        self._model = model
+
+    def compute(self, variables, arrays: Arrays, batches: Callable[[], Iterable[dict]]) -> Arrays:
+        """See `train.images.Drawing`."""
+        return arrays
+
+
+class LatentPolicies(OfArrays):
+    """True against predicted codes."""
+
+    def draw(self, path, content: Arrays) -> None:
+        """See `train.images.Drawing`."""
+        kept = content["latent_mask"] > 0
+        latent_policy.confusion(path, content["codes"][kept], content["predicted"][kept], self._model.codebook_size)
+
+
+class ActionPolicies(OfArrays):
+    """Predicted against true actions."""
+
+    def draw(self, path, content: Arrays) -> None:
+        """See `train.images.Drawing`."""
+        # A step exists where any dimension counts; constant dimensions have the weight 0 everywhere.
+        mask = content["weight"].max(2) > 0
+        training.actions(path, content["action"], content["prediction"], mask)
+
+
+class InContextPolicies(OfArrays):
+    """Predicted against true actions, with the right prompts."""
+
+    def draw(self, path, content: Arrays) -> None:
+        """See `train.images.Drawing`."""
+        training.actions(path, content["action"], content["prediction"], content["action_mask"] > 0)
+
+
+class ActionTokenizers(OfArrays):
+    """Decoded against true actions, and a map of the codes by what they stand for."""
+
+    def draw(self, path, content: Arrays) -> None:
+        """See `train.images.Drawing`."""
+        model = self._model
+        training.actions(path, content["action"], content["reconstruction"], content["action_mask"] > 0,
+                         content["codes"], model.codebook_sizes, model.code_names)  # fmt: skip
+
+
+def feature_tokenizers(model, mesh: Mesh) -> Drawing | None:
+    """What shows a tokenizer of features; None for one without categories."""
+    return None if model.layout() is None else CodebookMaps(model, mesh)
+
+
+class CodebookMaps:
+    """Maps of the codebooks of a tokenizer of features."""
+
+    def __init__(self, model, mesh: Mesh):
+        self._model = model
+        self._gather = jax.jit(lambda books: books, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def compute(self, variables, arrays: Arrays, batches: Callable[[], Iterable[dict]]) -> Arrays:
+        """See `train.images.Drawing`."""
+        books = jax.device_get(self._gather(variables["codebook"]["codebooks"]["codes"]))
+        return {"latent": arrays["latent"], "codes": arrays["codes"], "books": books}
+
+    def draw(self, path, content: Arrays) -> None:
+        """See `train.images.Drawing`."""
+        features.codebook_maps(path, content, content["books"], self._model.layout())
