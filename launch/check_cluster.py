@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.escape import say
 
@@ -175,7 +176,7 @@ def _node() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)  # fmt: skip
     parser.add_argument("--folder", default=".", help="on the file system that all nodes share; this one by default")
     parser.add_argument("--mib", type=int, default=256, help="MiB that each device brings to an all-reduce")

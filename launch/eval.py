@@ -14,10 +14,13 @@ import sys
 from collections.abc import Mapping
 
 from lapa_jax.core import startup
+from lapa_jax.core.arguments import Parser
 from lapa_jax.core.checkpoint_step import parse_step
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.escape import say
 from lapa_jax.core.files import check_can_write
+from lapa_jax.data.samples.pair_shards import PairShards
+from lapa_jax.data.shards.step_shards import dataset_folder, read_dataset
 from lapa_jax.evaluate import requirements
 from lapa_jax.sim import flags
 
@@ -49,12 +52,16 @@ def main(argv: list[str]) -> None:
     startup.begin(f"evaluating {args.run}")
     import lapa_jax
     from lapa_jax.evaluate import evaluation_of, options_of
+    from lapa_jax.inference.load import kind_of_run
 
+    # Before the weights, which may take minutes to read.
+    options = options_of(kind_of_run(args.run), {name: getattr(args, name) for name in ONLY_SOME}, args.run)
+    if args.data and not PairShards.is_one(dataset_folder(args.data)):
+        read_dataset(args.data)
     model = lapa_jax.load(args.run, step=args.step)
     out = args.out or default_out(pathlib.Path(args.run), args.step)
-    arguments = {"run": args.run, "out": out, "data": args.data, "split": args.split, "pairs": args.pairs}
-    arguments |= options_of(model, {name: getattr(args, name) for name in ONLY_SOME}, args.run)
-    how = {name: getattr(args, name) for name in ("supervised_steps",) if name in evaluation_of(model).OPTIONS}
+    arguments = {"run": args.run, "out": out, "data": args.data, "split": args.split, "pairs": args.pairs, **options}
+    how = {name: getattr(args, name) for name in ("supervised_steps",) if name in model.kind.options}
     evaluation = evaluation_of(model)(model, **arguments)
     startup.say(f"measuring {evaluation.count} samples of {evaluation.about()['data']}; the first batch compiles")
     result = evaluation.write(**how)
@@ -116,12 +123,13 @@ def act(args: argparse.Namespace) -> None:
 def _policy(args):
     """The run's policy; what does not act is refused."""
     import lapa_jax
+    from lapa_jax.inference.load import kind_of_run
 
-    policy = lapa_jax.load(args.run, step=args.step)
-    if policy.kind.controller is None:
-        raise UserError(f"{args.run} holds a {policy.config.model.name}, which does not act in physical units; --env "
-                        "takes policies of stage 3 and in-context policies")  # fmt: skip
-    return policy
+    kind = kind_of_run(args.run)
+    if kind.controller is None:
+        raise UserError(f"{args.run} holds a {kind.noun}, which does not act in physical units; --env takes policies "
+                        "of stage 3 and in-context policies")  # fmt: skip
+    return lapa_jax.load(args.run, step=args.step)
 
 
 def _trained_size(policy, dataset: str | None) -> int | None:
@@ -154,6 +162,8 @@ def _controller(args, policy, options):
 
 def _check(args) -> None:
     """Refuses options that do not go together."""
+    if args.pairs is not None and args.pairs < 2:
+        raise UserError(f"--pairs {args.pairs} are too few to measure by; give 2 or more")
     if args.supervised_steps is not None and args.supervised_steps < 0:
         raise UserError(f"--supervised_steps {args.supervised_steps} must be 0 (off) or more")
     only = [name for name, value in _closed_loop_only(args).items() if value is not None and value is not False]
@@ -191,7 +201,7 @@ def default_out(run: pathlib.Path, step: int | str | None) -> pathlib.Path:
 
 
 def _parser(argv: list[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--run", help="run folder, checkpoint folder or exported folder")
     parser.add_argument(
         "--data", help="folder of step shards; the run's own by default. Latent actions are probed where it has actions"

@@ -9,6 +9,7 @@ import argparse
 import pathlib
 
 from lapa_jax.core import startup
+from lapa_jax.core.arguments import Parser
 from lapa_jax.core.checkpoint_step import parse_step
 from lapa_jax.core.errors import UserError, did_you_mean, run_main
 from lapa_jax.core.escape import say
@@ -34,15 +35,15 @@ def _export(args: argparse.Namespace) -> None:
     startup.begin(f"exporting {args.run} to {args.out}")
     import jax
 
-    from lapa_jax.export import int8_error, stablehlo, variants
-    from lapa_jax.inference.load import load
+    from lapa_jax.export import int8_error, model_card, stablehlo, variants
+    from lapa_jax.inference.load import kind_of_run, load
 
-    platforms = args.platform or ["cpu", "cuda"]
-    trained = load(args.run, args.step, devices=jax.local_devices()[:1])
+    platforms, kind = args.platform or ["cpu", "cuda"], kind_of_run(args.run)
     if args.format == "stablehlo":
-        stablehlo.check_kind(trained, args.run, platforms)
+        stablehlo.check_kind(kind, args.run, platforms)
     if args.format == "int8":
-        int8_error.check_kind(trained, args.run)
+        int8_error.check_kind(kind, args.run)
+    trained = load(args.run, args.step, devices=jax.local_devices()[:1])
     trained, report = variants.merged(trained), None
     if args.format == "int8":
         trained, report = _in_int8(trained, args)
@@ -55,6 +56,7 @@ def _export(args: argparse.Namespace) -> None:
             trained.save_pretrained(folder)
         if report:
             write_json(folder / int8_error.REPORT_FILE, report)
+        model_card.write(folder, trained, args.run, args.license)
     for file in sorted(pathlib.Path(args.out).iterdir()):
         say(f"{file}  {file.stat().st_size / 1e6:.2f} MB")
 
@@ -70,7 +72,7 @@ def _in_int8(trained, args):
     modules, limit = args.modules or ".*", MAX_ERROR if args.max_error is None else args.max_error
     where = {"run": args.run, "out": args.out, "data": args.data, "split": args.split,
              "pairs": args.samples or SAMPLES}  # fmt: skip
-    where |= options_of(trained, {"dataset": args.dataset, "labels": args.labels}, args.run)
+    where |= options_of(trained.kind, {"dataset": args.dataset, "labels": args.labels}, args.run)
     small = variants.in_int8(trained, modules)
     if args.dtype:
         small = variants.in_bfloat16(small)
@@ -97,7 +99,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--run", required=True, help="run folder, checkpoint folder or exported folder")
     parser.add_argument("--out", required=True, help="folder to write, new or empty")
     parser.add_argument("--format", default="safetensors",
@@ -105,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype",
                         help="bfloat16: kernels and tokens' embedding in half the room; else as stored")  # fmt: skip
     parser.add_argument("--step", type=parse_step, help="checkpoint step, or best; the newest by default")
+    parser.add_argument("--license", help="of the weights, for the model card: an SPDX identifier, apache-2.0")
     stablehlo = parser.add_argument_group("stablehlo")
     stablehlo.add_argument("--platform", action="append",
                            help="cpu, cuda, rocm or tpu; may be repeated; cpu and cuda by default")  # fmt: skip

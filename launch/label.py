@@ -9,11 +9,13 @@ jobs that know nothing of each other, with --share I/N; whichever finishes last 
 import argparse
 
 from lapa_jax.core import startup
+from lapa_jax.core.arguments import Parser
 from lapa_jax.core.checkpoint_step import parse_step
-from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.errors import UserError, did_you_mean, run_main
 from lapa_jax.core.escape import say
 from lapa_jax.core.files import check_can_write
 from lapa_jax.core.share import HELP, parse_share
+from lapa_jax.data.shards.labels import FORMATS, TABLES
 from lapa_jax.data.shards.step_shards import read_dataset
 
 
@@ -22,7 +24,12 @@ def main(argv: list[str]) -> None:
     share = parse_share(args.share) or (0, 1)
     if args.batch_size < 1:
         raise UserError(f"--batch_size {args.batch_size} must be at least 1")
-    read_dataset(args.data)  # raw videos are refused at once
+    if args.format not in (*FORMATS, *TABLES):
+        raise UserError(f"--format {args.format} is unknown{did_you_mean(args.format, (*FORMATS, *TABLES))}")
+    splits = read_dataset(args.data)["splits"]  # raw videos are refused at once
+    for split in args.split or ():
+        if split not in splits:
+            raise UserError(f"{args.data} has no split '{split}'{did_you_mean(split, splits)}")
     check_can_write(args.out)
 
     # After the checks: importing jax takes seconds, and a typing error should be told at once.
@@ -30,7 +37,6 @@ def main(argv: list[str]) -> None:
     import jax
 
     import lapa_jax
-    from lapa_jax.data.shards.labels import TABLES
     from lapa_jax.inference.load import kind_of_run
     from lapa_jax.label.labeller import Labeller
     from lapa_jax.label.tables import TableLabeller
@@ -57,7 +63,7 @@ def main(argv: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--run", required=True, help="run folder, checkpoint folder or exported folder of a tokenizer")
     parser.add_argument("--data", required=True, help="folder of step shards")
     parser.add_argument("--out", required=True, help="folder to write")

@@ -8,6 +8,7 @@ Writes segments.json, segments.npz, overview.png and episodes/<id>.png.
 import argparse
 import pathlib
 
+from lapa_jax.core.arguments import Parser
 from lapa_jax.core.checkpoint_step import parse_step
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.escape import say
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--run", required=True, help="run folder, checkpoint folder or exported folder")
     parser.add_argument("--data", required=True, help="folder of step shards with actions")
     parser.add_argument("--out", required=True, help="folder to write")

@@ -10,13 +10,14 @@ import argparse
 
 from lapa_jax.core import config as config_lib
 from lapa_jax.core import config_files, startup
+from lapa_jax.core.arguments import Parser, check_options
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.escape import say
 from lapa_jax.core.files import check_can_write
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False, add_help=False)  # fmt: skip
     parser.add_argument("-h", "--help", action="store_true", help="show this; with --config also its keys and values")
     parser.add_argument("--config", help="config file and optional variants, configs/laq.py:features+cosine")
@@ -37,14 +38,18 @@ def main(argv: list[str]) -> None:
     planned = args.mesh is not None or args.device is not None
     if planned and not (args.mesh and args.device and args.dry_run):
         raise UserError("--mesh and --device go together and with --dry_run: --dry_run --mesh 8x4 --device H100-94GB")
+    check_options(parser, overrides)
     config = config_lib.load(args.config, overrides, args.config_file)
     workdir = args.workdir or f"{config_files.read(args.config_file).roots.get('runs', 'runs')}/{config.name}"
     if not args.dry_run:
         check_can_write(workdir)
+    from lapa_jax.data.training import check_folders
+
+    check_folders(config.data)
     startup.begin(f"dry run of {config.name}" if args.dry_run else f"training {config.name} in {workdir}")
 
     from lapa_jax.data.convert.raw import as_shards
-    from lapa_jax.evaluate.training_images import drawing_of
+    from lapa_jax.evaluate import drawing_of
     from lapa_jax.train.distributed import initialize
     from lapa_jax.train.loop import train
     from lapa_jax.train.plan import plan

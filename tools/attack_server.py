@@ -25,6 +25,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.escape import say
 
@@ -250,7 +251,7 @@ def _in_process(function: Callable, *arguments):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)  # fmt: skip
     parser.add_argument("--run", required=True, help="run folder, checkpoint folder or exported folder of a policy")
     parser.add_argument("--clients", type=int, default=300, help="valid clients")

@@ -12,12 +12,13 @@ import statistics
 import time
 
 from lapa_jax.core import config as config_lib
+from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import run_main
 from lapa_jax.core.escape import say
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)  # fmt: skip
     parser.add_argument("--config", required=True, help="config file and optional variant, configs/laq.py:tiny")
     parser.add_argument("--steps", type=int, default=30, help="steps per round")

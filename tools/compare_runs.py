@@ -8,12 +8,13 @@ the keys of the configs that differ. The tables also go to the terminal.
 import argparse
 import pathlib
 
+from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import run_main
 from lapa_jax.core.escape import say
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)  # fmt: skip
     parser.add_argument("runs", metavar="RUN", nargs="+", type=pathlib.Path, help="run folders, the reference first")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("comparison"),

@@ -13,6 +13,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
+from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, did_you_mean, run_main
 from lapa_jax.core.escape import say
 
@@ -96,7 +97,7 @@ def _checked(name: str, option: str, names: Sequence[str]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)  # fmt: skip
     parser.add_argument("--data", nargs="+", required=True, metavar="NAME=SHARDS")
     parser.add_argument("--runs", nargs="+", default=[], metavar="NAME=RUN", help="trained action tokenizers")

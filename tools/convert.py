@@ -11,6 +11,7 @@ import os
 import pathlib
 from collections.abc import Mapping
 
+from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.escape import one_line, say
 from lapa_jax.core.files import check_can_write
@@ -25,14 +26,9 @@ FEW = 3
 """Fewer held-out episodes are named."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"{message}; see --help")
-
-
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line as a namespace; a wrong one is a `UserError`."""
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("source", metavar="SOURCE", type=pathlib.Path)
     parser.add_argument("output", metavar="OUT", type=pathlib.Path)
     parser.add_argument("--format", default="auto", help=f"auto or one of {', '.join(formats.NAMES)}")

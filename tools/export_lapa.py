@@ -7,19 +7,15 @@ finetune: the json of finetuning, with actions and states. tools/convert.py --fo
 import argparse
 import pathlib
 
-from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.arguments import Parser
+from lapa_jax.core.errors import run_main
 from lapa_jax.core.escape import say
 from lapa_jax.data.formats.lapa.export import KINDS, export
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"{message}; see --help")
-
-
 def main(argv: list[str]) -> None:
     """Exports and prints what came of it."""
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("shards", metavar="SHARDS", type=pathlib.Path, help="a folder of step shards")
     parser.add_argument("output", metavar="OUT", type=pathlib.Path, help="the folder to write, new or empty")
     parser.add_argument("--kind", required=True, help="; ".join(f"{name}: {what}" for name, what in KINDS.items()))

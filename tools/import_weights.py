@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lapa_jax.core import tree
+from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.escape import say
 from lapa_jax.core.files import arrays_on_disk, placeholder, read_json_object
@@ -348,7 +349,7 @@ COMMANDS = {
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True)
     for kind, command in COMMANDS.items():
         options = kinds.add_parser(kind, help=command.help, allow_abbrev=False)

@@ -14,6 +14,7 @@ and whether the policy sees them as its training did. Where it does not, the com
 import argparse
 import pathlib
 
+from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.escape import say
 from lapa_jax.core.files import read_json
@@ -30,7 +31,7 @@ PAGE = "index.html"
 
 def main(argv: list[str]) -> None:
     """Prints and draws."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", metavar="SHARDS")
     parser.add_argument("--split", help="which split; train where there is one")
     parser.add_argument("--out", type=pathlib.Path, help="where the page goes; inspect/NAME OF SHARDS by default")
@@ -61,11 +62,12 @@ def main(argv: list[str]) -> None:
 def load_policy(run: str):
     """The stage-3 policy of a run; a `UserError` for other models."""
     import lapa_jax
+    from lapa_jax.inference.load import kind_of_run
 
-    model = lapa_jax.load(run)
-    if model.kind.name != "action_policy":
-        raise UserError(f"--run {run} holds a {model.config.model.name}; steps are replayed through stage-3 policies")
-    return model
+    kind = kind_of_run(run)
+    if kind.name != "action_policy":
+        raise UserError(f"--run {run} holds a {kind.noun}; steps are replayed through stage-3 policies")
+    return lapa_jax.load(run)
 
 
 def inspect(

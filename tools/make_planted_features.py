@@ -11,6 +11,7 @@ import tempfile
 
 import numpy as np
 
+from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.escape import say
 from lapa_jax.core.files import write_json
@@ -22,7 +23,7 @@ TRUTH = "planted.json"
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", metavar="OUT", type=pathlib.Path, help="a new folder")
     parser.add_argument("--rows", type=int, default=20_000, help="feature vectors, held-out ones included")
     parser.add_argument("--categories", type=int, default=8)

@@ -8,6 +8,7 @@ Words that no instruction has become one token, "<unk>"; large models have token
 import argparse
 import pathlib
 
+from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import run_main
 from lapa_jax.core.escape import say
 from lapa_jax.data.shards.step_shards import StepShards, read_dataset
@@ -16,7 +17,7 @@ from lapa_jax.data.words import write_tokenizer
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", required=True, help="step shards; the words of all splits are known")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="a new folder")
     args = parser.parse_args(argv)

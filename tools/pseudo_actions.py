@@ -8,12 +8,13 @@ The result are step shards like any others, to train a policy on. Run again, wha
 import argparse
 import pathlib
 
+from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import run_main
 from lapa_jax.core.escape import say
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--demonstrations", required=True, help="folder of step shards with actions, to learn from")
     add("--data", required=True, help="folder of step shards whose split train gets pseudo-actions")

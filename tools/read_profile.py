@@ -7,12 +7,13 @@ of every host, and the longest operations. The traces in RUN/profile also open i
 
 import argparse
 
+from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.escape import say
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)  # fmt: skip
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("--longest", type=int, default=10, help="how many operations are listed; 10 by default")

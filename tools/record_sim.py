@@ -8,6 +8,7 @@ Run again, it goes on where it stopped. Needs an OpenGL driver, and the extra `l
 import argparse
 import pathlib
 
+from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import run_main
 from lapa_jax.core.escape import say
 from lapa_jax.core.files import check_can_write
@@ -16,7 +17,7 @@ from lapa_jax.sim.recording import COLUMNS, Options, default_workers, record
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--env", required=True, help="a simulator with a scripted expert: push_table, metaworld, or a file of your own")
     add("--episodes", type=int, required=True)

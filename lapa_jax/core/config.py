@@ -74,15 +74,20 @@ def explain(path_and_variants: str, overrides: Sequence[str] = (), files: Sequen
     config = load(path_and_variants, overrides, files)
     path = path_and_variants.partition(":")[0]
     yield from (f"{path}: {(import_file(path).__doc__ or '').strip()}", "", f"Keys of {path_and_variants}:")
+    for name, value, means in keys(config):
+        setting = f"  {config_overrides.PREFIX}{name}={textwrap.shorten(str(value), 48, placeholder=' ...')}"
+        yield f"{setting:<52} {textwrap.shorten(means, 100, placeholder=' ...')}".rstrip()
+
+
+def keys(config: ml_collections.ConfigDict) -> Iterator[tuple[str, object, str]]:
+    """(dotted name, value, what it means) of each key, those of models and samples included that it does not list."""
     for name, value in _keys(config, config, ""):
         group, _, key = name.rpartition(".")
         if group.split(".")[0] == "model":
             model = _import(MODELS, config_overrides.get(config, f"{group}.name")).Model
-            means = config_keys.line("model.name") if key == "name" else fields.describe(model).get(key, "")
+            yield name, value, config_keys.line("model.name") if key == "name" else fields.describe(model).get(key, "")
         else:
-            means = config_keys.line(name)
-        setting = f"  {config_overrides.PREFIX}{name}={textwrap.shorten(str(value), 48, placeholder=' ...')}"
-        yield f"{setting:<52} {textwrap.shorten(means, 100, placeholder=' ...')}".rstrip()
+            yield name, value, config_keys.line(name)
 
 
 def _keys(config: ml_collections.ConfigDict, node: ml_collections.ConfigDict, parent: str) -> Iterator:
@@ -123,7 +128,8 @@ def import_file(path: str) -> types.ModuleType:
     file = shipped.find(path, ".py")
     if not file.is_file():
         neighbours = sorted(str(p) for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
-        raise ConfigError(f"config file {path} does not exist{did_you_mean(path, neighbours or shipped.names('.py'))}")
+        near = did_you_mean(path, neighbours) if neighbours else did_you_mean(file.stem, shipped.names(".py"))
+        raise ConfigError(f"config file {path} does not exist{near}")
     # The file's folder is a package for the time of the import: neighbours are those that lie there now.
     package = types.ModuleType("lapa_jax_config")
     package.__path__ = [str(file.parent)]

@@ -101,7 +101,9 @@ def _replacement_of_group(name: str, old: ml_collections.ConfigDict, value):
     given = _literal(value) if isinstance(value, Text) else value
     if "." in name and (given is None or isinstance(given, Mapping)):
         return given if given is None else ml_collections.ConfigDict(dict(given))
-    raise ConfigError(f"config.{name} is a group; set one of its keys: {', '.join(sorted(map(str, old)))}")
+    # a key may be empty, as that of config.init_from which means the whole model
+    keys = ", ".join(f"{PREFIX}{name}.{key}=" for key in sorted(map(str, old)))
+    raise ConfigError(f"config.{name} is a group; set one of its keys: {keys}")
 
 
 def _typed(name: str, old, value, field: Callable[[], dataclasses.Field | None]):
@@ -122,7 +124,8 @@ def _typed(name: str, old, value, field: Callable[[], dataclasses.Field | None])
         value = tuple(value)
     if old is None or value is None or type(value) is type(old) or _declared(field, value):
         return value
-    raise ConfigError(f"config.{name} is {type(old).__name__} (now {old!r}), '{given}' is {type(value).__name__}")
+    raise ConfigError(f"config.{name} is {type(old).__name__} (now {old!r}), '{given}' is {type(value).__name__}; "
+                      f"give a {type(old).__name__}")
 
 
 def _literal(text: str):

@@ -32,6 +32,11 @@ def page(text) -> str:
     return html.escape(one_line(text), quote=True)
 
 
+def markdown(text) -> str:
+    r"""Text within a line or a cell of Markdown: what Markdown or HTML would make something of is escaped."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~$!&])", r"\\\1", one_line(text))
+
+
 def cell(value):
     """A value of a CSV table: a text that a spreadsheet would compute, as "=1+1", gets a ' in front; numbers stay."""
     if not isinstance(value, str):

@@ -9,6 +9,7 @@ from lapa_jax.data import pipeline
 from lapa_jax.data.far_values import LIMIT
 from lapa_jax.data.samples.meta import statistics_of
 from lapa_jax.data.samples.padded import as_wide_as
+from lapa_jax.data.shards.step_shards import dataset_folder, read_dataset
 from lapa_jax.data.transforms import Augment
 
 
@@ -30,6 +31,15 @@ class TrainingData:
     meta: Mapping
     notes: tuple[str, ...] = ()
     text_length: int | None = None
+
+
+def check_folders(data: Mapping) -> None:
+    """Refuses folders of `config.data` that do not exist, before jax is imported and anything is opened."""
+    parts = [part for part in data.get("mixture") or () if hasattr(part, "get")]
+    for part, names in [(data, ("val_path",) if parts else ("path", "val_path")), *((p, ("path",)) for p in parts)]:
+        for name in names:
+            if isinstance(part.get(name), str) and not dataset_folder(part[name]).exists():
+                read_dataset(part[name])  # says so
 
 
 def open_training(data: Mapping, *, batch_size: int, saved: Mapping | None = None) -> TrainingData:

@@ -19,10 +19,15 @@ def evaluation_of(trained):
     return kinds.resolve(trained.kind.evaluation)
 
 
-def options_of(trained, given: Mapping, run) -> dict:
-    """Those of `given` that the model's evaluation takes; a `UserError` where it does not take one that has a value."""
-    taken = evaluation_of(trained).OPTIONS
+def drawing_of(task, mesh):
+    """What shows the model of a `train.task.Task` at evaluations, see `train.images`; None of one without a kind."""
+    kind = kinds.kind_of(task.model)
+    return None if kind is None else kinds.resolve(kind.training_image)(task.model, mesh)
+
+
+def options_of(kind: kinds.Kind, given: Mapping, run) -> dict:
+    """Those of `given` that the kind's evaluation takes; a `UserError` where it does not take one that has a value."""
     for name, value in given.items():
-        if value and name not in taken:
+        if value and name not in kind.options:
             raise UserError(f"--{name} {value} {MISMATCHES[name].format(run=run)}")
-    return {name: value for name, value in given.items() if name in taken}
+    return {name: value for name, value in given.items() if name in kind.options}

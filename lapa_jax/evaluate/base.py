@@ -14,6 +14,7 @@ from lapa_jax.data import pipeline
 from lapa_jax.data.loader import loader
 from lapa_jax.data.samples.meta import statistics_of
 from lapa_jax.data.shards.step_shards import read_dataset
+from lapa_jax.evaluate import provenance
 from lapa_jax.evaluate.report import Verdict
 from lapa_jax.train.evaluate import Evaluator
 from lapa_jax.train.task import Task
@@ -34,11 +35,9 @@ class BaseEvaluation:
 
     Attributes:
       FILES: what it writes besides images, the most important last.
-      OPTIONS: options of `launch/eval.py` that it takes besides those of all.
     """
 
     FILES: tuple[str, ...] = (METRICS_FILE, REPORT_FILE)
-    OPTIONS: tuple[str, ...] = ("dataset",)
 
     def __init__(self, tokenizer, *, run, out, data: Mapping, source, count: int):
         self.tokenizer, self.run, self.out = tokenizer, pathlib.Path(run), pathlib.Path(out)
@@ -78,6 +77,10 @@ class BaseEvaluation:
             "data_fingerprint": self.source.meta()["data_fingerprint"],
             "split": str(self.data["split_val"]),
         }
+
+    def head(self) -> dict:
+        """What the report says of the run, as arguments of `report.write`."""
+        return {"about": provenance.rows(self.run, self.about()), "compared": provenance.config_differences(self.run)}
 
     def save(self, result: dict) -> dict:
         """Writes `metrics.json`; numbers that are not finite become null."""

@@ -46,6 +46,7 @@ def write(
         out / REPORT_FILE, title=f"{about['policy']} in {about['env']}",
         subtitle=f"{len(episodes)} episodes, seed {about['seed']}", verdicts=judge(metrics), sections=sections,
         note="Closed loop: the policy meets what its own actions lead to.",
+        about=[(name, str(value)) for name, value in about.items() if value],
     )  # fmt: skip
     return result
 

@@ -30,7 +30,6 @@ class Evaluation(ColumnEvaluation):
     """One evaluation of a `FeatureTokenizer`, see `ColumnEvaluation`."""
 
     NOUN = "rows"
-    OPTIONS = ("dataset", "projection")
 
     def __init__(self, tokenizer, *, projection: str | None = None, **arguments):
         """As of `ColumnEvaluation`; projection: of the maps of codebooks, see `features.project`; "pca" where None."""

@@ -86,6 +86,7 @@ class Evaluation(BaseEvaluation):
             self.out / REPORT_FILE, title=f"In-context policy {self.run.name}",
             subtitle=f"step {result['step']}, {self.count} windows of {result['data']} ({result['split']})",
             verdicts=self.judge(result), sections=self._sections(result["tasks"], arrays), note=_NOTE,
+            **self.head(),
         )  # fmt: skip
         return result
 

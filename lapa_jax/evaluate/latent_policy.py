@@ -26,8 +26,6 @@ IMAGINED_FILE = "imagined.png"
 class Evaluation(BaseEvaluation):
     """One evaluation of a `LatentPolicy`."""
 
-    OPTIONS = ("labels", "tokenizer")
-
     def __init__(
         self, policy, *, run, out, data=None, split: str | None = None, pairs: int = 2048, labels=None, tokenizer=None
     ):  # fmt: skip
@@ -76,7 +74,7 @@ class Evaluation(BaseEvaluation):
         report.write(
             self.out / REPORT_FILE, title=f"Latent actions that {self.run.name} predicts",
             subtitle=f"step {about['step']}, {self.count} steps of {about['data']} ({about['split']})",
-            verdicts=self.judge(result), sections=self._sections(arrays, samples), note=_NOTE,
+            verdicts=self.judge(result), sections=self._sections(arrays, samples), note=_NOTE, **self.head(),
         )  # fmt: skip
         return result
 

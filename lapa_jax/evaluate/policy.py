@@ -89,7 +89,7 @@ class Evaluation(BaseEvaluation):
             subtitle=f"step {about['step']}, {self.count} steps of {about['data']} ({about['split']})",
             verdicts=self.judge(result),
             sections=self._sections(result, parts, self._describe_worst(worst, parts, arrays)),
-            note=_NOTE,
+            note=_NOTE, **self.head(),
         )  # fmt: skip
         return result
 

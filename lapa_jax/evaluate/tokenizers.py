@@ -97,7 +97,7 @@ class ColumnEvaluation(BaseEvaluation):
         about = f"step {result['step']}, {self.count} {self.NOUN} of {result['data']} ({result['split']})"
         report.write(
             self.out / REPORT_FILE, title=f"{self.tokenizer.column.capitalize()} codes of {self.run.name}",
-            subtitle=about, verdicts=self.judge(result), sections=sections,
+            subtitle=about, verdicts=self.judge(result), sections=sections, **self.head(),
         )  # fmt: skip
         return result
 

@@ -8,22 +8,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lapa_jax.evaluate.latent_actions.feature_colors import Colors
-from lapa_jax.inference import kinds
 from lapa_jax.nn.quantizers import usage
 from lapa_jax.plots import features, latent_policy, training
 from lapa_jax.train.ema import averaged
 from lapa_jax.train.images import Drawing
 from lapa_jax.train.sharding import shard_batch
-from lapa_jax.train.task import Task
 
 PAIRS, STARTS, SEQUENCES = 8, 4, 8
 Arrays = Mapping[str, np.ndarray]
-
-
-def drawing_of(task: Task, mesh: Mesh) -> Drawing | None:
-    """What shows the model of a task; None of one without a kind."""
-    kind = kinds.kind_of(task.model)
-    return None if kind is None else kinds.resolve(kind.training_image)(task.model, mesh)
 
 
 class FramePairs:

@@ -8,15 +8,16 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.evaluate import evaluation_of
 from lapa_jax.export.variants import parameter_bytes
 from lapa_jax.inference.base import TrainedModel
+from lapa_jax.inference.kinds import Kind
 
 REPORT_FILE = "int8.json"
 
 
-def check_kind(trained: TrainedModel, path) -> None:
+def check_kind(kind: Kind, path) -> None:
     """Refuses what is no policy: tokenizers are small, and another code is another label."""
-    if trained.kind.int8_error is None:
-        raise UserError(f"{path} holds a {trained.config.model.name}; int8 is for the vision-language policies (stages "
-                        "2 and 3), whose error is measured in actions or codes: leave out --format int8")  # fmt: skip
+    if kind.int8_error is None:
+        raise UserError(f"{path} holds a {kind.noun}; int8 is for the vision-language policies (stages 2 and 3), whose "
+                        "error is measured in actions or codes: leave out --format int8")  # fmt: skip
 
 
 def compare(trained: TrainedModel, small: TrainedModel, **where) -> dict:

@@ -24,15 +24,16 @@ from lapa_jax.export.program import (
     VERSION,
 )
 from lapa_jax.inference.base import TrainedModel
+from lapa_jax.inference.kinds import Kind
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
-def check_kind(trained: TrainedModel, path, platforms: Sequence[str]) -> None:
+def check_kind(kind: Kind, path, platforms: Sequence[str]) -> None:
     """Refuses what has no program, and unknown platforms."""
-    if not trained.kind.program:
-        raise UserError(f"{path} holds a {trained.config.model.name}, which has no program to export; that have the "
-                        "vision-language policies (stages 2 and 3): leave out --format stablehlo")  # fmt: skip
+    if not kind.program:
+        raise UserError(f"{path} holds a {kind.noun}, which has no program to export; that have the vision-language "
+                        "policies (stages 2 and 3): leave out --format stablehlo")  # fmt: skip
     for name in platforms:
         if name not in PLATFORMS:
             raise UserError(f"platform '{name}' is none of JAX's{did_you_mean(name, PLATFORMS)}")

@@ -15,7 +15,7 @@ class Kind:
     Attributes:
       name: as models declare it. noun: in messages.
       trained: the inference object that `lapa_jax.load` gives.
-      evaluation: measures it on held-out samples (`launch/eval.py`).
+      evaluation: measures it on held-out samples (`launch/eval.py`). options: what it takes besides what all do.
       codes: gives the codes of steps (`launch/label.py`); None: it has none.
       controller: acts in environments (`launch/eval.py --env`); None: it does not act in physical units.
       not_served: why `launch/serve.py` refuses it, and what to do; None: it is served.
@@ -29,6 +29,7 @@ class Kind:
     trained: str
     evaluation: str
     training_image: str
+    options: tuple[str, ...] = ("dataset",)
     codes: str | None = None
     controller: str | None = None
     not_served: str | None = "does not act on images and instructions; serve a run of configs/vla_action.py"
@@ -39,7 +40,7 @@ class Kind:
 KINDS = {kind.name: kind for kind in (
     Kind("frame_pair_tokenizer", "tokenizer of frame pairs",
          trained="lapa_jax.inference.latent_action_tokenizer:LatentActionTokenizer",
-         evaluation="lapa_jax.evaluate.latent_actions.evaluation:Evaluation",
+         evaluation="lapa_jax.evaluate.latent_actions.evaluation:Evaluation", options=("supervised_steps",),
          training_image="lapa_jax.evaluate.training_images:FramePairs",
          codes="lapa_jax.label.codes:PairCodes"),
     Kind("action_tokenizer", "tokenizer of actions",
@@ -49,12 +50,12 @@ KINDS = {kind.name: kind for kind in (
          codes="lapa_jax.label.codes:ActionCodes"),
     Kind("feature_tokenizer", "tokenizer of features",
          trained="lapa_jax.inference.tokenizers:FeatureTokenizer",
-         evaluation="lapa_jax.evaluate.feature_tokenizer:Evaluation",
+         evaluation="lapa_jax.evaluate.feature_tokenizer:Evaluation", options=("dataset", "projection"),
          training_image="lapa_jax.evaluate.training_images:feature_tokenizers",
          codes="lapa_jax.label.codes:FeatureCodes"),
     Kind("latent_policy", "stage-2 policy",
          trained="lapa_jax.inference.policies:LatentPolicy",
-         evaluation="lapa_jax.evaluate.latent_policy:Evaluation",
+         evaluation="lapa_jax.evaluate.latent_policy:Evaluation", options=("labels", "tokenizer"),
          training_image="lapa_jax.evaluate.training_images:LatentPolicies",
          not_served="gives codes and no actions; train it on actions with configs/vla_action.py and serve that run",
          program=True, int8_error="codes"),

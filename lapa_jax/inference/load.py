@@ -61,6 +61,9 @@ def kind_of_run(path) -> kinds.Kind:
         folder = folder.parent.parent
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist; give a run folder, a checkpoint folder or an exported folder")
+    if not (folder / pretrained.CONFIG_FILE).is_file():
+        raise UserError(f"{folder} is no run folder: it has no {pretrained.CONFIG_FILE}; give the folder that "
+                        "--workdir named, or an exported one")  # fmt: skip
     config = read_json(folder / pretrained.CONFIG_FILE)
     kind = kinds.kind_of(config_lib.model_class(MODELS, config.get("model") or {}))
     if kind is None:

@@ -4,6 +4,7 @@ import argparse
 import typing
 from collections.abc import Callable, Sequence
 
+from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError
 from lapa_jax.sim.env import env_class, options_of, simulators
 
@@ -19,7 +20,7 @@ def add_options(add: Callable, argv: Sequence[str], skip: Sequence[str] = ()) ->
     Returns:
       The names of the options that were added.
     """
-    only_env = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    only_env = Parser(add_help=False, allow_abbrev=False)
     only_env.add_argument("--env", default="")
     env = only_env.parse_known_args(list(argv))[0].env
     names = [*simulators(), *([env] if env.endswith(".py") else [])]

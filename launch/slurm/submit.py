@@ -14,6 +14,7 @@ import subprocess
 import sys
 
 from lapa_jax.core import config_files
+from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.escape import say
 
@@ -21,7 +22,7 @@ SCRIPT = pathlib.Path(__file__).with_name("train.sbatch")
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)  # fmt: skip
     parser.add_argument("--config_file", action="append", default=[], help="YAML file of overrides; may be repeated")
     parser.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="--sbatch=--nodes=8")

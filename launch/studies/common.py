@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.core.files import atomic_path
 
@@ -73,7 +74,7 @@ def call(log: pathlib.Path, script: str, *arguments: str) -> None:
 
 def command_line(doc: str, seeds: int | None = None) -> argparse.ArgumentParser:
     """What every study asks: --out, --jobs, --overrides, and --seeds where there is a usual number of them."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
                                    allow_abbrev=False)  # fmt: skip
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the runs, and of what they need")
     parser.add_argument("--jobs", type=at_least_one, default=2, help="runs at the same time, one core each")

@@ -1,12 +1,18 @@
 """Verdicts, pictures and the page: the bar is applied as said, files are real PNGs, the page is sound HTML."""
 
+import base64
 import html.parser
+import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from lapa_jax.evaluate import report
+from lapa_jax.core import config as config_lib
+from lapa_jax.core.files import write_json
+from lapa_jax.evaluate import provenance, report
 from lapa_jax.evaluate.latent_actions import verdicts
 from lapa_jax.evaluate.report import Section
 from lapa_jax.plots import frames as plots
@@ -109,8 +115,11 @@ def test_pictures_are_pngs(tmp_path):
 
 def test_page_is_well_formed_and_escapes(tmp_path):
     found = verdicts.judge({**GOOD, "swap_gap": 0.0}, 8)
-    sections = [Section("Pictures <1>", "a & b", ("a.png",))]
-    path = report.write(tmp_path / "report.html", title="run <x>", subtitle="s", verdicts=found, sections=sections)
+    Image.new("RGB", (3, 2)).save(tmp_path / "there.png")
+    sections = [Section("Pictures <1>", "a & b", ("a.png", "there.png"), (("head", "x"), ("1", "2")), ("v.mp4",))]
+    run = {"about": [("commit", "<abc>")], "compared": ("configs/laq.py", [("model.dim", "1024 -> <16>")])}
+    path = report.write(tmp_path / "report.html", title="run <x>", subtitle="s", verdicts=found, sections=sections,
+                        **run)  # fmt: skip
     text = path.read_text()
     open_tags, images = [], []
 
@@ -124,7 +133,9 @@ def test_page_is_well_formed_and_escapes(tmp_path):
             assert open_tags.pop() == tag
 
     Check().feed(text)
-    assert open_tags == [] and images == ["a.png"]
+    assert open_tags == [] and images[0] == "a.png"
+    assert base64.b64decode(images[1].removeprefix("data:image/png;base64,")) == (tmp_path / "there.png").read_bytes()
+    assert "&lt;abc&gt;" in text and "1024 -&gt; &lt;16&gt;" in text and "1 keys differ from configs/laq.py" in text
     assert "run &lt;x&gt;" in text and "Not good enough yet" in text and "http" not in text
 
 
@@ -133,3 +144,53 @@ def test_a_probe_on_few_pairs_is_no_verdict():
     probe = next(v for v in verdicts.judge(few, 8) if v.metric == "action_probe_r2")
     assert probe.level == "note" and "34 pairs, too few" in probe.words
     assert levels({**few, "action_probe_pairs": 1000.0})["action_probe_r2"] == "poor"
+
+
+def test_the_head_names_the_run_and_what_differs_from_the_published_config(root, tmp_path):
+    config = config_lib.load(f"{root}/configs/laq.py", ["--config.model.dim=512"])
+    write_json(tmp_path / "config.json", config_lib.to_json(config))
+    command = ["launch/train.py", "--config", "configs/laq.py:tiny", "--config.model.dim=512"]
+    write_json(tmp_path / "env.json", {"command": command, "git": {"commit": "abc", "changed": True}})
+    about = {"step": 7, "data": "shards", "split": "val", "tokenizer": "f" * 64, "data_fingerprint": "e" * 64}
+    rows = dict(provenance.rows(tmp_path, about))
+    assert rows["commit"] == "abc, with changes" and rows["trained by"] == " ".join(command)
+    assert rows["weights"] == "f" * 12 and rows["run"].endswith("step 7") and "machine" not in rows
+    assert provenance.config_differences(tmp_path) == ("configs/laq.py", (("model.dim", "1024 -> 512"),))
+
+
+@pytest.mark.parametrize("given", ["mine.py", "/tmp/laq_of_others.py", None])
+def test_only_configs_of_the_package_are_run_to_compare_with(tmp_path, given):
+    """env.json is data: a config that it names is a program of who knows whom."""
+    (tmp_path / "mine.py").write_text("raise SystemExit('it ran')")
+    write_json(tmp_path / "config.json", {"name": "x"})
+    write_json(tmp_path / "env.json", {"command": ["train.py", "--config", str(tmp_path / given)] if given else []})
+    assert provenance.config_differences(tmp_path) == ("", ())
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+@pytest.mark.parametrize("width", [390, 1200])
+def test_the_page_never_scrolls_sideways(tmp_path, width):
+    """With metrics, fingerprints, commands, tables and images that are wider than a phone."""
+    Image.new("RGB", (1600, 200), "navy").save(tmp_path / "wide.png")
+    table = tuple(tuple(f"column_{i}_of_many" for i in range(14)) for _ in range(3))
+    long = [(f"a_key_that_is_rather_long_{i}.of_a_group", "x" * 300) for i in range(3)]
+    found = [report.Verdict(f"action_probe_r2_delta_untrained_{i}", "0.123", "poor", "words " * 20) for i in range(3)]
+    page = report.write(tmp_path / "page.html", title="r" * 90, subtitle="s" * 200, verdicts=found,
+                        sections=[Section("t", "words", ("wide.png",), table, ("v.mp4",))], about=long,
+                        compared=("configs/laq.py", long))  # fmt: skip
+    # Within a frame, because Chromium's windows are never narrower than 500 pixels.
+    (tmp_path / "frame.html").write_text(
+        f'<iframe src="{page.name}" style="border:0;width:{width}px;height:900px" onload="'
+        "const root = this.contentDocument.documentElement;"
+        "document.title = root.scrollWidth - root.clientWidth + ' ' + "
+        "[...this.contentDocument.images].every(image => image.naturalWidth)\"></iframe>"
+    )
+    command = [BROWSER, "--headless", "--no-sandbox", "--allow-file-access-from-files", "--dump-dom",
+               f"--user-data-dir={tmp_path}/browser", "--window-size=1400,1000",
+               (tmp_path / "frame.html").as_uri()]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    (title,) = re.findall("<title>(.*?)</title>", done.stdout)
+    assert title == "0 true"

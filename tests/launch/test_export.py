@@ -49,7 +49,7 @@ def used(model, kind: str) -> np.ndarray:
 @pytest.mark.parametrize("kind", PLACES)
 def test_weights_round_trip_to_the_bit(runs, kind, tmp_path, capsys):
     call(runs[kind], tmp_path / "out")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert str(tmp_path / "out" / "model.safetensors") in capsys.readouterr().out
     model, again = load(runs[kind]), load(tmp_path / "out")
     assert type(again) is type(model) and again.fingerprint == model.fingerprint and again.step == model.step
@@ -86,8 +86,8 @@ def test_int8_with_its_error_and_its_program(runs, tmp_path, capsys):
     ("kind", "options", "words"),
     [
         ("laq", ["--format", "onnx"], "--format 'onnx' is not known; known: int8, safetensors, stablehlo"),
-        ("laq", ["--format", "stablehlo"], "holds a tokenizers.laq, which has no program to export"),
-        ("laq", ["--format", "int8"], "holds a tokenizers.laq; int8 is for"),
+        ("laq", ["--format", "stablehlo"], "holds a tokenizer of frame pairs, which has no program to export"),
+        ("laq", ["--format", "int8"], "holds a tokenizer of frame pairs; int8 is for"),
         ("laq", ["--dtype", "float16"], "--dtype 'float16' is not bfloat16"),
         ("laq", ["--step", "9"], r"no checkpoint of step 9; it has \[1, 2\]"),
         ("laq", ["--data", "x"], "--data goes with --format int8, and this is safetensors"),

@@ -87,4 +87,4 @@ def test_wrong_input_is_one_line(tmp_path, monkeypatch, shards, arguments, told)
 
 def test_the_command_ends_with_2(root, tmp_path):
     done = run(root, "--data", "s=/nowhere", "--out", tmp_path / "out")
-    assert done.returncode == 2 and done.stderr == "error: data folder /nowhere does not exist\n"
+    assert done.returncode == 2 and done.stderr .startswith("error: data folder /nowhere does not exist; ")

@@ -11,7 +11,7 @@ import lapa_jax
 from lapa_jax.core import config as config_lib
 from lapa_jax.core import tree
 from lapa_jax.core.metrics import read_metrics
-from lapa_jax.evaluate.training_images import drawing_of
+from lapa_jax.evaluate import drawing_of
 from lapa_jax.train.checkpoint import load_for_inference
 from lapa_jax.train.loop import train
 

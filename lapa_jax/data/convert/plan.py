@@ -215,7 +215,7 @@ def compare(old: dict, new: dict, fixed: set[str]) -> str:
 def check_folders(source: pathlib.Path, out: pathlib.Path) -> None:
     """Refuses an input that is not there and an output that holds something else."""
     if not source.exists():
-        raise UserError(f"input {source} does not exist")
+        raise UserError(f"input {source} does not exist; give a file or folder of recordings")
     if source.resolve() == out.resolve():
         raise UserError(f"input and output are the same folder, {source}; choose another output")
     if out.exists() and not out.is_dir():

@@ -101,6 +101,8 @@ class CameraImages:
                 raise UserError(f"{shards.folder} has no camera '{name}' (data.camera){did_you_mean(name, cameras)}")
         if not self.cameras or len(set(self.cameras)) < len(self.cameras):
             raise UserError(f"data.camera {camera!r} must name one camera, or several different ones")
+        if size is not None and size < 1:
+            raise UserError(f"data.image_size is {size}; give pixels, 1 or more, or None for the stored size")
         self._shards, self._size, self._mode = shards, size, mode
         self._stored_modes = [shards.features[name].get(images.RESIZE) for name in self.cameras]
         # data whose images differ in size list no shape

@@ -141,7 +141,7 @@ def read_dataset(folder: str | os.PathLike) -> dict:
     if folder.is_file():
         raise UserError(f"{folder} is a file, not a folder of step shards; make one with tools/convert.py {folder} OUT")
     if not folder.is_dir():
-        raise UserError(f"data folder {folder} does not exist")
+        raise UserError(f"data folder {folder} does not exist; give one of step shards, as tools/convert.py writes")
     if not (folder / DATASET).exists():
         if (folder / WORK).exists():
             raise UserError(f"{folder} is an unfinished conversion; run the same tools/convert.py command to finish it")

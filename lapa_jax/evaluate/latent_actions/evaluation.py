@@ -23,7 +23,6 @@ class Evaluation(BaseEvaluation):
     """One evaluation: a tokenizer, the held-out pairs, and the folder for the results."""
 
     FILES = (METRICS_FILE, REPORT_FILE, OVERVIEW_FILE)
-    OPTIONS = ("supervised_steps",)
 
     def __init__(self, tokenizer, *, run, out, data=None, split: str | None = None, pairs: int = 2048):
         """Opens the held-out pairs.
@@ -97,6 +96,7 @@ class Evaluation(BaseEvaluation):
             title=f"Latent actions of {self.run.name}",
             subtitle=f"step {about['step']}, {self.count} pairs of {about['data']} ({about['split']})",
             verdicts=verdicts.judge(metrics, size),
+            **self.head(),
             sections=[
                 *sections.draw(examples, codes, arrays["delta"], self.out),
                 *self._action_sections(arrays),
