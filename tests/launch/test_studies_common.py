@@ -27,11 +27,10 @@ def test_recipes_train_at_least_one_seed():
 
 
 @pytest.mark.parametrize("arguments", [("--jobs", "0"), ("--jobs", "-1"), ("--seeds", "0"), ("--seeds", "two")])
-def test_numbers_of_jobs_and_seeds_are_checked_on_the_command_line(arguments, capsys):
+def test_numbers_of_jobs_and_seeds_are_checked_on_the_command_line(arguments):
     parser = common.command_line("what it does", 2)
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match=f"{arguments[0]}: {arguments[1]} is no number of at least 1"):
         parser.parse_args(["--out", "y", *arguments])
-    assert f"{arguments[0]}: {arguments[1]} is no number of at least 1" in capsys.readouterr().err
 
 
 class Shards(NamedTuple):
