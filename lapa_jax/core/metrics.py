@@ -7,6 +7,8 @@ import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
+import xxhash
+
 from lapa_jax.core.errors import naming
 from lapa_jax.core.files import atomic_path
 from lapa_jax.core.trackers import Trackers
@@ -24,15 +26,20 @@ class MetricsWriter:
 
     def __init__(
         self, folder: str | os.PathLike, *, resume_step: int, trackers: Sequence[str] = (),
-        config: Mapping | None = None,
+        config: Mapping | None = None, sealed: Mapping | None = None,
     ):  # fmt: skip
         """Opens the files and drops what earlier runs logged beyond `resume_step`; all of it where this one begins.
 
-        Args: trackers: names of `core.trackers`. config: of the run, which they show.
+        Args: trackers: names of `core.trackers`. config: of the run, which they show. sealed: what `seal` gave when
+          `resume_step` was saved; lines that are missing or changed since are told.
         """
         folder = pathlib.Path(folder)
         self._path = folder / METRICS_FILE
-        _drop_after(self._path, resume_step)
+        kept = _drop_after(self._path, resume_step)
+        if sealed and _seal(kept[: sealed["lines"]]) != sealed:
+            LOG.warning("%s is not as it was when step %d was saved: lines are missing or changed, and stay so",
+                        self._path, resume_step)  # fmt: skip
+        self._lines, self._sum = len(kept), xxhash.xxh3_64("".join(kept).encode())
         self._file = open(self._path, "a", encoding="utf-8")
         self.trackers = Trackers(trackers, folder, resume_step=resume_step, config=config or {})
 
@@ -40,10 +47,17 @@ class MetricsWriter:
         """Writes one line. A value that is not finite becomes null, which JSON can say."""
         values = {name: float(value) for name, value in metrics.items()}
         line = {"step": step, **{n: v if math.isfinite(v) else None for n, v in values.items()}}
+        text = json.dumps(line) + "\n"
+        self._lines += 1
+        self._sum.update(text.encode())
         with naming(self._path):
-            self._file.write(json.dumps(line) + "\n")
+            self._file.write(text)
             self._file.flush()
         self.trackers.scalars(step, values)
+
+    def seal(self) -> dict:
+        """{"lines": how many there are, "xxh3": their checksum}, to be kept with a checkpoint."""
+        return {"lines": self._lines, "xxh3": self._sum.hexdigest()}
 
     def close(self) -> None:
         with naming(self._path):
@@ -74,12 +88,18 @@ def _read(path: pathlib.Path) -> tuple[list[dict], list[str]]:
     return lines, damaged
 
 
-def _drop_after(path: pathlib.Path, step: int) -> None:
+def _drop_after(path: pathlib.Path, step: int) -> list[str]:
+    """Leaves the lines up to a step in the file, and returns them."""
     lines, damaged = _read(path)
     if damaged:
         LOG.warning("%s: %d line(s) cannot be read and are left out; they lie in %s", path, len(damaged), DAMAGED_FILE)
         with open(path.with_name(DAMAGED_FILE), "a", encoding="utf-8") as file:
             file.write("".join(f"{row}\n" for row in damaged))
-    kept = [line for line in lines if line["step"] <= step] if step else []
+    kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step] if step else []
     with atomic_path(path) as temporary:
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.write_text("".join(kept), encoding="utf-8")
+    return kept
+
+
+def _seal(lines: Sequence[str]) -> dict:
+    return {"lines": len(lines), "xxh3": xxhash.xxh3_64("".join(lines).encode()).hexdigest()}

@@ -152,7 +152,9 @@ class Loop:
         self._losses = make_losses(train)
         self._left_out = LeftOut.read(workdir)
         self._evaluated = recovered.evaluated
-        self._replay((recovered.meta or {}).get("losses", []))
+        resumed = recovered.meta or {}
+        self._sealed = resumed.get("metrics")
+        self._replay(resumed.get("losses", []))
         self._watchdog = Watchdog(train.get("hang_minutes"), workdir)
         self._pending: list[dict[str, jax.Array]] = []
         self._evaluation: tuple[int, dict[str, float]] = -1, {}
@@ -168,7 +170,7 @@ class Loop:
         """Steps until the end, or until a signal asks to stop, which saves first."""
         first, last = int(self._state.step), self._config.steps
         if jax.process_index() == 0:
-            self._writer = self._open_metrics(first)
+            self._writer = self._open_metrics(first, self._sealed)
         timers = (SaveTimer(self._config.get("save_minutes")),
                   SaveTimer(self._config.get("fast_minutes"), "fast_minutes"))  # fmt: skip
         bar = progress.bar(total=last, initial=first, desc="train", unit="step")
@@ -254,9 +256,9 @@ class Loop:
     def _evaluation_due(self, step: int) -> bool:
         return step % self._config.eval_every == 0 or step == self._config.steps
 
-    def _open_metrics(self, step: int) -> MetricsWriter:
+    def _open_metrics(self, step: int, sealed: Mapping | None = None) -> MetricsWriter:
         return MetricsWriter(self._workdir, resume_step=step, trackers=self._config.trackers,
-                             config=config_lib.to_json(self._setup.config))  # fmt: skip
+                             config=config_lib.to_json(self._setup.config), sealed=sealed)  # fmt: skip
 
     def _begin_feed(self, step: int) -> None:
         batches = self._left_out.batches(self._setup.train_batches, step)
@@ -426,7 +428,8 @@ class Loop:
         if self._pending:
             self._log(step)
         self._watchdog.progress()
-        return {**self._meta, "step": step, "losses": self._losses.recent}
+        metrics = None if self._writer is None else self._writer.seal()
+        return {**self._meta, "step": step, "losses": self._losses.recent, "metrics": metrics}
 
     @property
     def _trackers(self) -> Trackers | None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import xxhash
 
 from lapa_jax.core.errors import UserError, of_disk, run_main
 from lapa_jax.core.files import atomic_folder, atomic_path, check_can_write, write_json
@@ -49,7 +50,7 @@ def test_a_real_full_disk(tmp_path, capsys):
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     writer = MetricsWriter.__new__(MetricsWriter)
     writer._path = tmp_path / "metrics.jsonl"
-    writer._file = open("/dev/full", "w")
+    writer._file, writer._lines, writer._sum = open("/dev/full", "w"), 0, xxhash.xxh3_64()
     assert f"{tmp_path / 'metrics.jsonl'}: No space left" in message(capsys, lambda: writer.write(1, {"x": 1.0}))
 
 

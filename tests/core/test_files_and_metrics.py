@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import xxhash
 
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.files import arrays_on_disk, atomic_folder, atomic_path, read_json, write_json
@@ -97,6 +98,29 @@ def test_a_flipped_byte_costs_its_own_line_alone(tmp_path, caplog):
     assert [json.loads(row) for row in path.read_text().splitlines()] == [json.loads(rows[0]), json.loads(rows[3])]
     assert len((tmp_path / "metrics.damaged.jsonl").read_text().splitlines()) == 2
     assert "2 line(s) cannot be read" in caplog.text
+
+
+def test_lines_that_are_missing_or_changed_since_a_checkpoint_are_told(tmp_path, caplog):
+    path, writer = tmp_path / "metrics.jsonl", MetricsWriter(tmp_path, resume_step=0)
+    for step in (1, 2, 3):
+        writer.write(step, {"train/loss": step / 7})
+    sealed = json.loads(json.dumps(writer.seal()))
+    writer.write(3, {"val/psnr": 1.0})  # the evaluation of a step that was saved before
+    writer.write(4, {"train/loss": 0.1})
+    writer.close()
+    whole = path.read_text()
+    rows = whole.splitlines(keepends=True)
+    assert sealed["lines"] == 3 and sealed["xxh3"] == xxhash.xxh3_64("".join(rows[:3]).encode()).hexdigest()
+    damaged = {"": True, "".join(rows[:2]): True, "".join(rows[1:]): True, whole.replace("0.1428", "0.1429"): True,
+               whole: False, "".join(rows[:3]): False}  # fmt: skip
+    for text, told in damaged.items():
+        caplog.clear()
+        path.write_text(text)
+        MetricsWriter(tmp_path, resume_step=3, sealed=sealed).close()
+        assert ("is not as it was when step 3 was saved" in caplog.text) == told, text
+        writer = MetricsWriter(tmp_path, resume_step=3)
+        assert writer.seal()["lines"] == len(path.read_text().splitlines())
+        writer.close()
 
 
 def test_the_scalars_of_a_run_that_begins_again_stand_in_tensorboard_once(tmp_path):
