@@ -48,6 +48,7 @@ from lapa_jax.train.checkpoint_folder import (
 from lapa_jax.train.state import State
 
 LOG = logging.getLogger("lapa_jax")
+SMALL = 2**20  # bytes of files that are checked whenever a checkpoint is looked at
 CHUNK = 2**26  # bytes of the pieces that imported weights are stored in: a device reads those that it holds a part of
 
 
@@ -278,7 +279,8 @@ def describe(path: str | pathlib.Path, step: int | str | None = None) -> tuple[p
       UserError: as `load_for_inference`.
     """
     folder = _checkpoint_folder(pathlib.Path(path).absolute(), step)
-    _check_files(folder, META_FILE, "_", "params/_")
+    # All that tells what the arrays are, and no more of the weights than their sizes: reading them checks the rest.
+    _check_files(folder, META_FILE, "_", "params/", most=SMALL)
     return folder, read_json(folder / META_FILE), ema.averaged(_stored_shapes(folder))
 
 
@@ -304,7 +306,14 @@ def load_some(folder: pathlib.Path, abstract: Mapping) -> dict:
 
 
 def _stored_shapes(folder: pathlib.Path) -> dict:
-    metadata = ocp.metadata(folder, checkpointable_name="params").metadata
+    try:
+        metadata = ocp.metadata(folder, checkpointable_name="params").metadata
+    except Exception:
+        _check_files(folder, "params/")  # where a file is damaged, that says which
+        raise
+    if metadata is None:  # orbax's way to say that it cannot be read
+        _check_files(folder, "params/")
+        raise UserError(f"{folder}/params cannot be read")
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata)
 
 
@@ -328,10 +337,11 @@ def _checkpoint_folder(path: pathlib.Path, step: int | str | None) -> pathlib.Pa
     return folder_of(path, whole[-1] if step is None else step)
 
 
-def _check_files(folder: pathlib.Path, *parts: str) -> None:
-    """Refuses a checkpoint with a damaged file among those whose names begin so. Another one is never taken for it."""
+def _check_files(folder: pathlib.Path, *parts: str, most: float = math.inf) -> None:
+    """Refuses a checkpoint with a damaged file among those whose names begin so, of the larger ones by their size
+    alone. Another one is never taken for it."""
     others = [step for step in steps(folder.parents[1]) if step != int(folder.name)]
-    integrity.check(folder, f"copy it again, or name another step of this run: {others}", parts)
+    integrity.check(folder, f"copy it again, or name another step of this run: {others}", parts, most)
 
 
 def _rest(state: State) -> dict:

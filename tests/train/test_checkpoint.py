@@ -180,12 +180,12 @@ def test_every_damage_of_every_file_is_seen_and_the_next_checkpoint_taken(run, t
 
 def test_inference_refuses_damaged_weights_and_takes_no_others(run, monkeypatch):
     weights = max((run / "checkpoints/5/params").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    folder, _, shapes = checkpoint.describe(run)
     flip(weights)
     words = rf"5 is damaged: params/.*{weights.name} has another checksum; copy it again, or .*: \[2, 4\]"
     with pytest.raises(UserError, match=words):
         load_for_inference(run)
     assert load_for_inference(run, 4).step == 4
-    folder, _, shapes = checkpoint.describe(run)
     with pytest.raises(UserError, match="has another checksum"):
         checkpoint.load_some(folder, shapes)
     monkeypatch.setenv("LAPA_JAX_CHECKSUMS", "off")
@@ -193,6 +193,19 @@ def test_inference_refuses_damaged_weights_and_takes_no_others(run, monkeypatch)
     monkeypatch.setenv("LAPA_JAX_CHECKSUMS", "no")
     with pytest.raises(UserError, match="LAPA_JAX_CHECKSUMS=no is not known"):
         load_for_inference(run)
+
+
+def test_inference_names_whatever_file_of_the_weights_is_damaged(run, tmp_path_factory):
+    newest, spare = run / "checkpoints" / "5", tmp_path_factory.mktemp("spare") / "5"
+    shutil.copytree(newest, spare)
+    names = [path.relative_to(newest) for path in every_file(newest / "params") if path.stat().st_size]
+    assert len(names) >= 5
+    for name, damage in itertools.product(names, (flip, truncate)):
+        damage(newest / name)
+        with pytest.raises(UserError, match=f"5 is damaged: .*{name}"):
+            load_for_inference(run, 5)
+        shutil.copy(spare / name, newest / name)
+    assert load_for_inference(run, 5).step == 5
 
 
 def test_inference_does_not_read_the_optimizer(run):
