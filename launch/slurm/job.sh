@@ -31,7 +31,13 @@ in_all_tasks() {
         wait $! || code=$?
     done
     # 75: nothing moved any more (train.hang_minutes).
-    if { [ "$requeue" = true ] && [ "$code" -eq 0 ]; } || [ "$code" -eq 75 ]; then
+    if [ "$code" -eq 75 ]; then requeue=true; fi
+    # 137, 134: a task was killed, by its node or for want of memory, and JAX aborted those that waited for it. What dies
+    # soon after its start would die again.
+    if { [ "$code" -eq 137 ] || [ "$code" -eq 134 ]; } && [ "$SECONDS" -ge "${REQUEUE_KILLED_AFTER:-600}" ]; then
+        requeue=true
+    fi
+    if [ "$requeue" = true ] && [[ " 0 75 134 137 " == *" $code "* ]]; then
         scontrol requeue "$SLURM_JOB_ID" || echo "saved; submit the same command again to resume"
     fi
     exit "$code"

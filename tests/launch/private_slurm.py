@@ -17,6 +17,7 @@ PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "
 STARTED, STOPPED = 30, 15
 """Seconds that starting and each part of stopping may take."""
 
+# cred_expire: a job that is queued again waits for so many seconds, two minutes by default.
 CONFIG = """\
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
@@ -24,7 +25,7 @@ SlurmctldPort={port}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.sock
+AuthInfo=socket={folder}/munge.sock,cred_expire=20
 CryptoType=crypto/munge
 MpiDefault=none
 ProctrackType=proctrack/pgid

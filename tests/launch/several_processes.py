@@ -4,7 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tests.launch.private_slurm import free_ports
 
@@ -36,6 +36,11 @@ def train(root: pathlib.Path, workdir: pathlib.Path, *overrides: str, processes:
     """Runs launch/train.py to its end in `processes` processes of `devices` devices each."""
     command = [sys.executable, "launch/train.py", *ARGUMENTS, *(f"--config.{o}" for o in overrides), "--workdir",
                str(workdir)]  # fmt: skip
+    run_processes(command, root, processes, devices)
+
+
+def run_processes(command: Sequence[str], root: pathlib.Path, processes: int = 1, devices: int = 1) -> None:
+    """Runs a command in the project's folder as `processes` processes of one run."""
     own = [{**os.environ, **settings(root, devices)}]
     if processes > 1:
         shared = {**without_cache(own[0]), "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_ports(1)[0]}",

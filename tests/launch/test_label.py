@@ -9,7 +9,8 @@ import pytest
 from lapa_jax.data.shards.step_shards import StepShards
 from tests.commands import error_of
 from tests.inference import small_run, step_shards
-from tests.killing import differences, run_until_done_with_kills, timed
+from tests.killing import run_until_done_with_kills, timed
+from tools.torture.processes import differences
 
 LENGTHS = {"train": [[9, 7]] * 6, "val": [[8]]}
 

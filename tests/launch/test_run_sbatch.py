@@ -79,10 +79,16 @@ def test_a_container_gets_the_project_and_further_folders(job):
     assert f"PYTHONPATH={folder}" in environment and "VENV=" in environment
 
 
-@pytest.mark.parametrize(("code", "again"), [(0, False), (1, False), (2, False), (75, True)])
+@pytest.mark.parametrize(("code", "again"), [(0, False), (1, False), (2, False), (75, True), (137, True), (134, True)])
 def test_its_exit_code_is_that_of_the_command(job, code, again):
-    assert finish(job("run.sbatch", "launch/train.py", CODE=str(code)))[0] == code
+    variables = {"CODE": str(code), "REQUEUE_KILLED_AFTER": "0"}
+    assert finish(job("run.sbatch", "launch/train.py", **variables))[0] == code
     assert (job.folder / "scontrol.txt").exists() == again
+
+
+def test_what_is_killed_soon_after_its_start_is_not_queued_again(job):
+    assert finish(job("run.sbatch", "launch/train.py", CODE="137"))[0] == 137
+    assert not (job.folder / "scontrol.txt").exists()
 
 
 def test_before_the_time_limit_all_tasks_are_told_and_the_job_queues_again(job):

@@ -3,19 +3,21 @@
 import json
 import os
 import pathlib
+import signal
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from lapa_jax.core.files import read_json
 from lapa_jax.core.metrics import read_metrics
-from lapa_jax.train.checkpoint import steps
+from lapa_jax.train.checkpoint import load_for_inference, steps
 from lapa_jax.train.distributed import local_gpus
 from tests.launch import private_slurm
 from tests.launch.private_slurm import PrivateSlurm, free_ports
-from tests.launch.several_processes import ARGUMENTS, settings, train, without_cache
+from tests.launch.several_processes import ARGUMENTS, run_processes, settings, train, without_cache
 
 SCRIPT = "launch/slurm/train.sbatch"
 MISSING = private_slurm.missing()
@@ -147,3 +149,47 @@ def test_two_nodes_train_stop_together_resume_and_equal_one_process(slurm, root,
     two, one = ([line for line in read_metrics(tmp_path / name) if "train/loss" in line] for name in ("run", "one"))
     assert [line["step"] for line in two] == [line["step"] for line in one] == list(range(1, stopped + 4))
     np.testing.assert_allclose([line["train/loss"] for line in two], [line["train/loss"] for line in one], rtol=1e-5)
+
+
+def task_of(job: str, number: int) -> int:
+    """The process of a training task of a job."""
+    for folder in pathlib.Path("/proc").iterdir():
+        try:
+            variables = (folder / "environ").read_bytes().split(b"\0")
+            command = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"launch/train.py" in command and {f"SLURM_JOB_ID={job}".encode(), f"SLURM_PROCID={number}".encode()} <= {
+            *variables}:  # fmt: skip
+            return int(folder.name)
+    raise AssertionError(f"job {job} has no task {number}")
+
+
+def test_a_killed_task_and_a_stopped_host_are_queued_again_and_change_nothing(slurm, root, tmp_path):
+    """A task is killed in the middle of a run, and in the middle of what is left of it the other host stands still."""
+    run, output, last = tmp_path / "run", tmp_path / "out", 300
+    arguments = ("--config", "configs/fsq.py:test", *(f"--config.train.{each}" for each in (
+        f"steps={last}", "save_every=20", "eval_every=1000", "log_every=10", "hang_minutes=0.4")))  # fmt: skip
+    job = submit(slurm, root, output, "--nodes=2", "--ntasks-per-node=1", "--gres=none",
+                 arguments=(*arguments, "--workdir", str(run)), REQUEUE_KILLED_AFTER="0",
+                 JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{free_ports(1)[0]}", **settings(root, 1))  # fmt: skip
+    saved = lambda: max(steps(run), default=0) if run.is_dir() else 0  # noqa: E731
+    for restarts, number in enumerate((signal.SIGKILL, signal.SIGSTOP)):
+        begin = saved()
+        wait(slurm, job, output, lambda begin=begin: saved() > begin, 200)
+        os.kill(task_of(job, 1), number)
+        wait(slurm, job, output, lambda restarts=restarts: slurm.describe(job)["Restarts"] == str(restarts + 1), 90)
+        assert saved() < last, "the run was done before"
+    assert wait_for_end(slurm, job, output, 300) == "COMPLETED", output.read_text()
+    said = output.read_text()
+    assert said.count("resuming from step") == 2 and "no step in 0.4 minutes" in said
+    assert list(run.glob("hang-*-host0.txt"))
+
+    command = [sys.executable, "launch/train.py", *arguments, "--workdir", str(tmp_path / "whole")]
+    run_processes(command, root, processes=2)
+    killed, whole = (load_for_inference(folder) for folder in (run, tmp_path / "whole"))
+    assert killed.step == whole.step == last
+    assert jax.tree.all(jax.tree.map(np.array_equal, killed.variables, whole.variables))
+    losses = [[(line["step"], line["train/loss"]) for line in read_metrics(folder) if "train/loss" in line]
+              for folder in (run, tmp_path / "whole")]  # fmt: skip
+    assert losses[0] == losses[1] and len(losses[0]) == last // 10
