@@ -57,6 +57,27 @@ def test_a_worker_that_is_killed_is_replaced_and_the_stream_goes_on(caplog):
     assert caplog.text.count("killed by SIGKILL") >= 5
 
 
+def test_a_worker_that_hangs_without_dying_is_replaced_and_the_stream_goes_on(caplog, monkeypatch):
+    end = workers._Worker.end
+
+    def end_and_be_patient(worker):
+        monkeypatch.setattr(workers, "HANGS", 60.0)  # with its replacement, which takes a second to start
+        return end(worker)
+
+    monkeypatch.setattr(workers._Worker, "end", end_and_be_patient)
+    expected = take(train_batches(sources.Numbers(), **OPTIONS), 27)
+    batches = train_batches(sources.Numbers(), workers=2, prefetch=6, **OPTIONS)
+    got = take(batches, 7)
+    for number in (0, 1):
+        stopped = pids(batches)[number]
+        os.kill(stopped, signal.SIGSTOP)
+        monkeypatch.setattr(workers, "HANGS", 0.5)
+        got += take(batches, 10)
+        assert gone(stopped) and stopped not in pids(batches)
+    assert_equal(expected, got)
+    assert caplog.text.count("has not answered for") == 2
+
+
 def test_a_batch_that_kills_its_worker_is_tried_again_and_then_named(tmp_path):
     order = [b["i"].tolist() for b in take(train_batches(sources.Numbers(), **OPTIONS), 6)]
     once = sources.Suicidal(os.getpid(), order[4][2], tmp_path / "done")
