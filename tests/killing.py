@@ -60,18 +60,6 @@ def timed(command: Sequence[str], env: dict | None = None) -> float:
     return time.monotonic() - start
 
 
-def differences(left: os.PathLike, right: os.PathLike) -> list[str]:
-    """The relative paths whose bytes differ between two folders, or which only one has; indexes are left out."""
-    left, right = pathlib.Path(left), pathlib.Path(right)
-    names = {p.relative_to(root).as_posix() for root in (left, right) for p in root.rglob("*") if p.is_file()}
-    names = sorted(name for name in names if not name.endswith(".index.npz"))
-    return [name for name in names if not _same(left / name, right / name)]
-
-
-def _same(left: pathlib.Path, right: pathlib.Path) -> bool:
-    return left.exists() and right.exists() and left.read_bytes() == right.read_bytes()
-
-
 class _Killed(BaseException):
     """What no code under test catches."""
 

@@ -10,6 +10,7 @@ own, the hostile ones with low priority, as if they were on other machines.
 import argparse
 import asyncio
 import collections
+import contextlib
 import gzip
 import io
 import json
@@ -21,7 +22,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -49,24 +50,35 @@ def main(argv: list[str]) -> None:
     try:
         address = server.stdout.readline().split()[2].rstrip(",")
         server.stdout.readline()  # ready
-        alone = _in_process(valid_clients, address, args.clients, args.seconds, args.period)
-        until = time.time() + args.seconds + 8
-        context = multiprocessing.get_context("spawn")
-        results = context.SimpleQueue()
-        attack = context.Process(target=_attack, args=(results, address, args.hostile, until))
-        attack.start()
-        time.sleep(3)
-        attacked = _in_process(valid_clients, address, args.clients, args.seconds, args.period)
-        memory = _peak_memory(server.pid)
-        start = time.perf_counter()
-        server.send_signal(signal.SIGTERM)
-        server.wait(60)
-        stopped = time.perf_counter() - start
-        outcomes = results.get()
-        attack.join()
+        with attacking(address, args.clients, args.hostile, args.seconds, args.period) as (alone, attacked, outcomes):
+            memory = _peak_memory(server.pid)
+            start = time.perf_counter()
+            server.send_signal(signal.SIGTERM)
+            server.wait(60)
+            stopped = time.perf_counter() - start
     finally:
         server.kill()
     say(table(args, alone, attacked, outcomes, memory, stopped))
+
+
+@contextlib.contextmanager
+def attacking(address: str, clients: int, hostile: int, seconds: float, period: float) -> Iterator[tuple]:
+    """Measures valid clients of a server alone, then beside hostile ones, who go on for some seconds of the block.
+
+    Yields:
+      What `valid_clients` gives for both, and a dict that says after the block what the hostile ones were told,
+      {what: how often}.
+    """
+    alone = _in_process(valid_clients, address, clients, seconds, period)
+    context = multiprocessing.get_context("spawn")
+    results, outcomes = context.SimpleQueue(), {}
+    attack = context.Process(target=_attack, args=(results, address, hostile, time.time() + seconds + 8))
+    attack.start()
+    time.sleep(3)
+    attacked = _in_process(valid_clients, address, clients, seconds, period)
+    yield alone, attacked, outcomes
+    outcomes |= results.get()
+    attack.join()
 
 
 def table(args, alone, attacked, outcomes, memory: float, stopped: float) -> str:

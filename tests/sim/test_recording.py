@@ -11,7 +11,8 @@ import pytest
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.shards.step_shards import StepShards
-from tests.killing import differences, run_until_done_with_kills, timed
+from tests.killing import run_until_done_with_kills, timed
+from tools.torture.processes import differences
 
 pytestmark = pytest.mark.usefixtures("gl")
 BASE = {"env": "push_table", "episodes": 6, "size": 32, "noise": 0.003, "val_fraction": 0.3}

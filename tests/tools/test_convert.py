@@ -18,7 +18,8 @@ from lapa_jax.data.convert.options import Options
 from lapa_jax.data.convert.run import convert
 from lapa_jax.data.shards.step_shards import StepShards
 from tests.data import videos
-from tests.killing import dies_at, differences, run_until_done_with_kills, timed
+from tests.killing import dies_at, run_until_done_with_kills, timed
+from tools.torture.processes import differences
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

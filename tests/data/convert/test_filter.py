@@ -18,7 +18,8 @@ from lapa_jax.data.convert.run import convert
 from lapa_jax.data.shards.step_shards import StepShards
 from lapa_jax.data.video import Video
 from tests.data.convert import film
-from tests.killing import dies_at, differences
+from tests.killing import dies_at
+from tools.torture.processes import differences
 
 CLOSE = 3
 """Frames by which a stretch may be found beside where it was planted."""

@@ -1,0 +1,13 @@
+"""Tries to break lapa_jax: python tools/torture.py [--part NAME ...] [--scale F], see `tools/torture/command.py`."""
+
+import pathlib
+import sys
+
+from lapa_jax.core.errors import run_main
+
+if __name__ == "__main__":
+    # The parts lie in a package, which is found as tests find it; this script is run from wherever.
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+    from tools.torture.command import main
+
+    run_main(main)

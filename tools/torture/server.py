@@ -1,0 +1,143 @@
+"""Hostile messages to launch/serve.py: it answers or refuses each, and goes on answering valid ones as before."""
+
+import asyncio
+import contextlib
+import pathlib
+import random
+import re
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from lapa_jax.core.errors import UserError
+from tools import attack_server
+from tools.torture.mutations import mutated
+from tools.torture.processes import Process, still_carrying
+from tools.torture.tally import Kind, Tally
+from tools.torture.workshop import Workshop, script
+
+CONNECTIONS, VALID_EVERY = 20, 50
+SECONDS, PERIOD = 20.0, 6.0
+"""Of each measurement; between the requests of a valid client."""
+HOSTILE = 50
+
+
+def mutations(workshop: Workshop, count: int, rng: random.Random, tally: Tally) -> None:
+    """Sends `count` damaged messages over websockets and HTTP, and valid ones between, which get the same answer."""
+    with _serving(workshop) as (process, address):
+        asyncio.run(_mutations(address, count, rng, tally, workshop))
+        memory = _peak(process)
+        tally.figures.append(f"the server held {memory:.0f} MB at most")
+        if "Traceback" in process.printed():
+            tally.ended("log", ["a traceback in the server's log"])
+    _check_end(process, tally)
+
+
+async def _mutations(address: str, count: int, rng: random.Random, tally: Tally, workshop: Workshop) -> None:
+    import aiohttp
+
+    from lapa_jax.serve import msgpack_numpy
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        async with session.get(f"http://{address}/metadata") as reply:
+            valid = msgpack_numpy.pack(attack_server.valid_message(await reply.json()))
+        headers = {"Content-Type": "application/msgpack"}
+
+        async def post(body: bytes) -> tuple[int, bytes]:
+            async with session.post(f"http://{address}/act", data=body, headers=headers) as reply:
+                return reply.status, await reply.read()
+
+        _, right = await post(valid)
+        share = [len(range(k, count, CONNECTIONS)) for k in range(CONNECTIONS)]
+
+        async def by_post(number: int, rng: random.Random) -> None:
+            for k in range(share[number]):
+                status, text = await post(mutated(valid, rng))
+                how = {200: "answered", 400: "told what is wrong"}.get(status)
+                _count(tally, how, f"status {status}: {text[:200]}")
+                if k % VALID_EVERY == 0 and (answer := await post(valid)) != (200, right):
+                    tally.ended("a valid message", [f"got another answer: {answer[0]} {answer[1][:100]}"])
+
+        async def by_socket(number: int, rng: random.Random) -> None:
+            async with session.ws_connect(f"ws://{address}/", max_msg_size=0) as socket:
+                await socket.receive(300)
+                for k in range(share[number]):
+                    await socket.send_bytes(mutated(valid, rng))
+                    reply = await socket.receive(300)
+                    told = isinstance(reply.data, str) and reply.data.startswith("error: ")
+                    how = "told what is wrong" if told else "answered" if isinstance(reply.data, bytes) else None
+                    _count(tally, None if told and "server failed" in reply.data else how, f"{reply}"[:200])
+                    if k % VALID_EVERY == 0:
+                        await socket.send_bytes(valid)
+                        if not isinstance((await socket.receive(300)).data, bytes):
+                            tally.ended("a valid message", ["got no answer"])
+
+        async def progress() -> None:
+            while tally.tried < count:
+                await asyncio.sleep(5)
+                workshop.log(f"{tally.tried} of {count} damaged messages")
+
+        telling = asyncio.create_task(progress())
+        await asyncio.gather(*((by_post, by_socket)[k % 2](k, random.Random(rng.random())) for k in range(CONNECTIONS)))
+        telling.cancel()
+
+
+def _count(tally: Tally, how: str | None, otherwise: str) -> None:
+    tally.ended(how or "neither answered nor told", [] if how else [otherwise])
+
+
+def clients(workshop: Workshop, count: int, rng: random.Random, tally: Tally) -> None:
+    """`count` valid clients alone, then beside 50 hostile ones that send without pause what costs most."""
+    with _serving(workshop, "--pending", "512", "--rate", "1000000") as (process, address):
+        with attack_server.attacking(address, count, HOSTILE, SECONDS, PERIOD) as (alone, attacked, outcomes):
+            memory = _peak(process)
+            start = time.monotonic()
+            process.popen.terminate()
+            process.wait(60)
+            stopped = time.monotonic() - start
+    times, failed = attacked
+    before, after = (1000 * float(np.percentile(figures[0], 99)) for figures in (alone, attacked))
+    if times:
+        tally.ended("valid requests answered beside hostile clients", times=len(times))
+    for _ in range(failed):
+        tally.ended("a valid request", ["was not answered"])
+    told = ", ".join(f"{name} {number}" for name, number in sorted(outcomes.items()))
+    tally.figures += [f"{count} valid clients, {HOSTILE} hostile ones", f"p99 alone {before:.0f} ms, attacked "
+                      f"{after:.0f} ms ({after / before:.2f} times)", f"hostile ones: {told}",
+                      f"{memory:.0f} MB at most", f"stopped {stopped:.1f} s after SIGTERM"]  # fmt: skip
+    if after > 2 * before:
+        tally.ended("p99", [f"{after:.0f} ms is more than twice {before:.0f} ms"])
+    _check_end(process, tally)
+
+
+@contextlib.contextmanager
+def _serving(workshop: Workshop, *options: str) -> Iterator[tuple[Process, str]]:
+    """A server of the workshop's policy that is ready, and its address; ended by SIGTERM."""
+    command = script("launch/serve.py", "--run", workshop.policy, "--port", 0, "--rate", "1000000", *options)
+    process = Process(command, workshop.environment, workshop.folder / "printed" / "serve.txt",
+                      workshop.folder / "tmp" / "serve")  # fmt: skip
+    if not process.until(lambda: "ready" in process.printed(), 300):
+        raise UserError(f"the server did not start: {process.last_words()}")
+    address = re.search(r"127\.0\.0\.1:\d+", process.printed())[0]
+    try:
+        yield process, address
+    finally:
+        process.popen.terminate()
+        process.wait(60)
+
+
+def _check_end(process: Process, tally: Tally) -> None:
+    if process.popen.returncode:
+        tally.ended("the end", [f"the server ended with {process.popen.returncode}: {process.last_words()}"])
+    if alive := still_carrying(process.mark, 5.0):
+        tally.ended("the end", [f"{len(alive)} process(es) of the server live on"])
+
+
+def _peak(process: Process) -> float:
+    """MB that a process held at most."""
+    lines = pathlib.Path(f"/proc/{process.popen.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("VmHWM"))
+
+
+KINDS = {"mutations": Kind(mutations, 10_000, 240), "clients": Kind(clients, 300, 90)}
