@@ -176,6 +176,8 @@ class StopRequests:
         # Python has one place where signals arrive: other threads cannot listen.
         listens = threading.current_thread() is threading.main_thread()
         heard = [each for each in SIGNALS if not (self._several and each == signal.SIGTERM)] if listens else []
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # by nohup: the terminal may go away
+            heard = [each for each in heard if each != signal.SIGHUP]
         self._previous = {each: signal.signal(each, self._ask) for each in heard}
 
     @property

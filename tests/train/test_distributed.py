@@ -100,6 +100,14 @@ def test_a_step_of_slurm_names_all_that_jax_would_guess(monkeypatch):
     assert given == [("localhost:61444", 8, 5, [1])]
 
 
+@pytest.fixture(autouse=True)
+def without_nohup():
+    """These tests may run with nohup, which hides SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture
 def requests():
     before = {each: signal.getsignal(each) for each in distributed.SIGNALS}
@@ -128,6 +136,17 @@ def test_the_second_interrupt_ends_at_once(requests):
     os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_with_nohup_a_terminal_that_goes_away_ends_no_run():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    requests = StopRequests()
+    requests.stepped()
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert not requests.asked
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert requests.asked
+    requests.close()
 
 
 def test_of_several_processes_all_hear_of_any_signal_by_the_one_that_jax_spreads(monkeypatch):

@@ -89,9 +89,10 @@ def test_asked_in_the_middle_of_an_evaluation_it_saves_and_evaluates_later(whole
 
 
 def test_asked_before_the_first_step_it_saves_nothing_and_ends(data, tmp_path, monkeypatch, capsys):
-    evaluate = chunks.Model.summarize
+    evaluate, before = chunks.Model.summarize, signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup hides it
     monkeypatch.setattr(chunks.Model, "summarize", lambda *a: (os.kill(os.getpid(), signal.SIGHUP), evaluate(*a))[1])
     train(toys.config("chunks", data, **EVALUATED), tmp_path / "run")
+    signal.signal(signal.SIGHUP, before)
     assert not steps(tmp_path / "run") and "nothing to save" in capsys.readouterr().err
     assert ".lock" not in names(tmp_path / "run")
 

@@ -33,9 +33,9 @@ def fill(job: str, workshop: Workshop, count: int, rng: random.Random, tally: Ta
     for number in range(count):
         size = max(4096, round(most * (number + rng.random()) / count * 0.98))
         folder = workshop.new(f"disk-{job}").parent
-        with _limited(folder, size, means) as (options, give_room):
+        with _limited(folder, size, means) as (limit, give_room):
             out = folder / "out"
-            process = workshop.start(job, out, **options)
+            process = workshop.start(job, out, prepare=limit)
             code, wrong = process.wait(), []
             ended = f"code {code}"
             if code == 0:
@@ -57,15 +57,15 @@ def fill(job: str, workshop: Workshop, count: int, rng: random.Random, tally: Ta
 
 
 @contextlib.contextmanager
-def _limited(folder: pathlib.Path, size: int, means: str) -> Iterator[tuple[dict, object]]:
-    """A folder with so much room, as options of a process or by a mount; and what gives it room."""
+def _limited(folder: pathlib.Path, size: int, means: str) -> Iterator[tuple]:
+    """A folder with so much room: what sets that limit in a process, None where the folder has it; what ends it."""
     if means == "RLIMIT_FSIZE":
-        yield {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))}, lambda: None
+        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)), lambda: None
         shutil.rmtree(folder, ignore_errors=True)
         return
     _mount(folder, size)
     try:
-        yield {}, lambda: _mount(folder, ROOM, "remount,")
+        yield None, lambda: _mount(folder, ROOM, "remount,")
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 MARK = "LAPA_JAX_TORTURE"
 """An environment variable by whose value everything that a command started is found again."""
 
+HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
 
 class Process:
     """A command in a session of its own.
@@ -20,21 +22,29 @@ class Process:
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: pathlib.Path,
-                 temporary: pathlib.Path, mark: str | None = None, **options):  # fmt: skip
+                 temporary: pathlib.Path, mark: str | None = None, prepare: Callable | None = None):  # fmt: skip
         """Starts it.
 
         Args:
           environment: all of its other variables. log: the file that gets what it prints, written anew.
           temporary: a folder for its temporary files, made if absent.
-          mark: another one's mark, where both are looked for together. options: of `subprocess.Popen`.
+          mark: another one's mark, where both are looked for together. prepare: called in the new process before the
+            command.
         """
         self.mark, self._log, self.temporary = mark or secrets.token_hex(8), log, temporary
         temporary.mkdir(parents=True, exist_ok=True)
         environment = {**environment, MARK: self.mark, "TMPDIR": str(temporary)}
-        self.command, self.started = list(command), time.monotonic()
+        self.started = time.monotonic()
+
+        def begin() -> None:
+            for number in HEARD:  # what is started in the background, or with nohup, ignores some
+                signal.signal(number, signal.SIG_DFL)
+            if prepare is not None:
+                prepare()
+
         with open(log, "wb") as stream:
-            self.popen = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream,
-                                          stdin=subprocess.DEVNULL, start_new_session=True, **options)  # fmt: skip
+            self.popen = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=stream,
+                                          stderr=stream, start_new_session=True, preexec_fn=begin)  # fmt: skip
 
     @property
     def running(self) -> bool:
