@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lapa_jax.core import counting, layers
-from lapa_jax.nn.attention import Attention
+from lapa_jax.nn.attention import Attention, device_in_use
 from lapa_jax.nn.feedforward import GEGLU
 from lapa_jax.nn.norm import LayerNorm
 from lapa_jax.nn.position import NeighbourConv
@@ -18,6 +18,8 @@ REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+WRITTEN_OUT = 4
+"""Blocks up to which a stack on a CPU is written out, which takes longer to compile."""
 
 
 class Block(nn.Module):
@@ -77,8 +79,12 @@ def run_stack(block: nn.Module, depth: int, remat: str, x: jax.Array, *rest, in_
     def scan(length: int):
         # The check traces the block once more, to see that what all blocks share is the same for all: nothing is. It
         # stays where parameters are made, since it also counts for the random numbers that they begin with.
+        # Few blocks on a CPU are written out: a loop's slices cost a third of such a step. What is to be computed again
+        # stays a loop, since the compiler would notice that it has it already.
+        written_out = length <= WRITTEN_OUT and remat == "none" and device_in_use().platform == "cpu"
         return nn.scan(call, length=length, in_axes=in_axes, variable_axes={"params": 0}, split_rngs={"params": True},
-                       check_constancy_invariants=block.is_initializing())  # fmt: skip
+                       unroll=length if written_out else 1, check_constancy_invariants=block.is_initializing(),
+                       )  # fmt: skip
 
     frozen = layers.frozen_in(block.path)
     if not frozen:

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lapa_jax.nn.attention import Attention
+from lapa_jax.nn.attention import Attention, attention_on_cpu
 
 
 def reference(params, x, context, bias, *, heads, dim_head, cosine):
@@ -47,6 +47,26 @@ def test_matches_one_query_at_a_time(cosine, null_kv, cross):
         expected = reference(params, x[row], x[row] if context is None else context[row], bias,
                              heads=3, dim_head=4, cosine=cosine)  # fmt: skip
         np.testing.assert_allclose(got[row], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("queries", "keys", "with_bias", "with_mask"), [
+    (2, 2, True, False), (2, 2, False, False), (1, 4, False, False), (2, 2, False, True), (5, 3, True, True),
+    (6, 6, True, False)])  # fmt: skip
+def test_the_form_for_cpus_and_its_gradients_are_those_of_jax(queries, keys, with_bias, with_mask):
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.float32(rng.normal(size=shape))  # noqa: E731
+    q, k, v = draw(3, queries, 2, 8), draw(3, keys, 2, 8), draw(3, keys, 2, 8)
+    bias = draw(1, 2, queries, keys) if with_bias else None
+    # The last row sees nothing at all, whose values are then a mean.
+    mask = jnp.arange(keys) < jnp.array([keys, 1, 0])[:, None, None, None] if with_mask else None
+    weight = draw(3, queries, 2, 8)
+    ours = lambda q, k, v, bias: attention_on_cpu(q, k, v, bias, mask, 0.3)  # noqa: E731
+    jaxs = lambda q, k, v, bias: jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=0.3)  # noqa: E731
+    np.testing.assert_allclose(ours(q, k, v, bias), jaxs(q, k, v, bias), rtol=1e-5, atol=1e-6)
+    wanted = (0, 1, 2, 3) if with_bias else (0, 1, 2)
+    grads = [jax.jit(jax.grad(lambda *args: (f(*args) * weight).sum(), wanted))(q, k, v, bias) for f in (ours, jaxs)]  # noqa: B023
+    for a, b in zip(*grads, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_gradient_of_a_zero_token_is_finite():
