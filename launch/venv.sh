@@ -20,6 +20,20 @@ find_python() {
     return 2
 }
 
+# The file of versions for the Python of a virtual environment; nothing where there is none.
+constraints_of() {
+    local constraints
+    constraints="launch/constraints-$("$1/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt"
+    [ -f "$constraints" ] || constraints=""
+    echo "${CONSTRAINTS-$constraints}"
+}
+
+# What a finished virtual environment is marked with: another line, and it is installed again.
+mark_of() {
+    # shellcheck disable=SC2046
+    echo "$(cat requirements.txt setup.py $(constraints_of "$1") | cksum) $PWD"
+}
+
 install_venv() {
     local extras="$1" venv="${VENV:-.venv}" python mark wanted constraints
     if [ ! -x "$venv/bin/python" ]; then
@@ -29,11 +43,7 @@ install_venv() {
     fi
     # The mark is written last: an installation that was interrupted, or one for older requirements, is done again.
     mark="$venv/.lapa_jax${extras}"
-    constraints="launch/constraints-$("$venv/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt"
-    [ -f "$constraints" ] || constraints=""
-    constraints="${CONSTRAINTS-$constraints}"
-    # shellcheck disable=SC2086
-    wanted="$(cat requirements.txt setup.py $constraints | cksum) $PWD"
+    constraints="$(constraints_of "$venv")" wanted="$(mark_of "$venv")"
     if [ ! -f "$mark" ] || [ "$(cat "$mark")" != "$wanted" ]; then
         echo "== installing lapa_jax$extras and its dependencies (1 to 2 minutes)"
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
