@@ -23,6 +23,8 @@ def test_both_hosts_run_the_script_on_the_same_versions_and_ruff(root, workflows
     assert versions == ["3.11", "3.12"]
     ruff = [step["run"] for step in github["jobs"]["ruff"]["steps"] if "run" in step]
     assert ruff == gitlab["ruff"]["script"] and ruff[-1] == "ruff check ."
+    torture = [step["run"] for step in github["jobs"]["torture"]["steps"] if "run" in step]
+    assert torture[-2:] == gitlab["torture"]["script"] and torture[-1].startswith("python tools/torture.py --scale")
     script = (root / ".ci/run").read_text()
     assert 'exec bash launch/test.sh "$@"' in script and (root / ".ci/run").stat().st_mode & 0o100
     total = re.compile(gitlab["tests"]["coverage"].strip("/"), re.MULTILINE)

@@ -15,7 +15,7 @@ from tests.data.samples import make
 from tools.torture import command, damage, disk, kills, two
 from tools.torture.processes import Process, carrying, differences, still_carrying
 from tools.torture.tally import Kind, Tally
-from tools.torture.workshop import Job, Workshop
+from tools.torture.workshop import Job, NotHere, Workshop
 
 COUNT = """
 import os, pathlib, sys, time
@@ -134,13 +134,18 @@ def test_a_part_that_fails_does_not_stop_another_and_what_is_done_is_not_done_ag
     def badly(workshop, count, rng, tally):
         raise ValueError("no such luck")
 
-    monkeypatch.setattr(command, "_chosen", lambda parts: {"a/badly": Kind(badly, 1, 60), "a/well": Kind(well, 20, 60)})
+    def nowhere(workshop, count, rng, tally):
+        raise NotHere("no driver")
+
+    monkeypatch.setattr(command, "_chosen", lambda parts: {
+        "a/badly": Kind(badly, 1, 60), "a/nowhere": Kind(nowhere, 1, 60), "a/well": Kind(well, 20, 60)})  # fmt: skip
     for _ in range(2):
         with pytest.raises(SystemExit) as end:
             command.main(["--scale", "0.5", "--out", str(tmp_path / "rows.json"), "--markdown"])
         assert end.value.code == 1 and done == [10]
         printed = capsys.readouterr().out
-        assert "| a/well | 10 | 0 | well 10× |" in printed and "- a/badly: the torture failed: ValueError" in printed
+        assert "| a/well | 10 | 0 | well 10× |" in printed and "| 0 | 0 | not tried: no driver |" in printed
+        assert "- a/badly: the torture failed: ValueError" in printed
     assert json.loads((tmp_path / "rows.json").read_text())["rows"]["a/well"]["tried"] == 10
     with pytest.raises(UserError, match="results of another --scale or --seed"):
         command.main(["--scale", "1", "--out", str(tmp_path / "rows.json")])

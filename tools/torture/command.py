@@ -20,7 +20,7 @@ from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.core.escape import say
 from lapa_jax.core.files import read_json, write_json
 from tools.torture.tally import Tally, line, markdown
-from tools.torture.workshop import Workshop
+from tools.torture.workshop import NotHere, Workshop
 
 PREFIXES = ("JAX_", "XLA_FLAGS")
 PARTS = ("kills", "disk", "damage", "signals", "two", "server", "leaks", "hosts")
@@ -63,8 +63,8 @@ def _run(name: str, kind, workshop, args: argparse.Namespace) -> dict:
     workshop.log(f"{name}: {count} of {kind.count}")
     try:
         kind.run(workshop, count, random.Random(f"{args.seed} {name}"), tally)
-    except KeyboardInterrupt:
-        raise
+    except NotHere as error:
+        tally.figures.append(f"not tried: {error}")
     except Exception as error:
         workshop.log(traceback.format_exc())
         tally.ended("the torture failed", [f"{type(error).__name__}: {error}"])

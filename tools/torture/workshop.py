@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from lapa_jax.core.errors import EXIT_BAD_INPUT
 from lapa_jax.core.escape import say
 from lapa_jax.core.files import read_json, write_json
 from tools.torture.processes import Process, differences
@@ -23,6 +24,10 @@ CONSTANT = "--config.optim.schedule=constant"
 LONG = ("steps=80", "save_every=4", "eval_every=20", "log_every=1", "keep_last=3", "fast_every=3")
 """Of the run that is hurt: 20 durable and 26 fast checkpoints, 5 evaluations."""
 VIDEOS, FRAMES, EPISODES = 24, 20, 12
+
+
+class NotHere(Exception):
+    """This machine lacks what a kind of torture needs: a simulator, or a driver that draws."""
 
 
 class Job(NamedTuple):
@@ -104,7 +109,10 @@ class Workshop:
                 shutil.rmtree(out.parent, ignore_errors=True)
                 out.parent.mkdir(parents=True)
                 process = self.start(job, out)
-                if code := process.wait():
+                code = process.wait()
+                if code == EXIT_BAD_INPUT and job == "record":
+                    raise NotHere(process.last_words())
+                if code:
                     raise RuntimeError(f"{job} cannot be done undisturbed: code {code}, {process.last_words()}")
                 seconds = time.monotonic() - process.started
                 self.log(f"{name}, undisturbed: {seconds:.1f} s")
