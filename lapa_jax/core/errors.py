@@ -52,13 +52,24 @@ def of_disk(error: BaseException) -> bool:
 
 @contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
-    """Gives errors of the file system the path that was written, which writing to an open file leaves out."""
+    """Gives errors of the file system the path that was written, which writing to an open file leaves out.
+
+    Libraries that write by other means than Python's (safetensors) have errors of their own with its words: these
+    become an `OSError` too.
+    """
     try:
         yield
     except OSError as error:
         if error.errno in OF_DISKS and error.filename is None:
             error.filename = os.fspath(path)
         raise
+    except UserError:
+        raise
+    except Exception as error:
+        number = next((number for number in OF_DISKS if os.strerror(number) in str(error)), None)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), os.fspath(path)) from error
 
 
 def run_main(main: Callable[[list[str]], None]) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import safetensors.numpy
 
 from lapa_jax.core import integrity
+from lapa_jax.core.errors import naming
 from lapa_jax.core.files import read_json, write_json
 from lapa_jax.train.background import Background
 from lapa_jax.train.checkpoint_folder import clear, move_aside, remove, writing_name
@@ -91,7 +92,8 @@ class FastCheckpoints:
         clear(self._folder)
         temporary, target = self._folder / writing_name(step), self._folder / str(step)
         temporary.mkdir()
-        safetensors.numpy.save_file(pieces, temporary / STATE_FILE)
+        with naming(temporary):
+            safetensors.numpy.save_file(pieces, temporary / STATE_FILE)
         write_json(temporary / META_FILE, meta)
         sizes = integrity.seal(temporary, about)["files"]
         if target.exists():  # It goes with the next write: a kill here must find one or the other.

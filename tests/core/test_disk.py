@@ -1,10 +1,13 @@
 """What a file system refuses is one line with the path, and harms nothing that was there."""
 
 import errno
+import resource
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import safetensors.numpy
 import xxhash
 
 from lapa_jax.core.errors import UserError, of_disk, run_main
@@ -43,6 +46,24 @@ def test_a_full_disk_is_one_line_with_the_path(tmp_path, capsys):
 
     assert f"error: {tmp_path / 'out'}: No space left" in message(capsys, write_folder)
     assert [p.name for p in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_a_library_that_writes_by_other_means_is_one_line_too(tmp_path, capsys):
+    """safetensors writes from Rust, and its errors are none of the system."""
+
+    def write():
+        with atomic_path(tmp_path / "weights") as temporary:
+            safetensors.numpy.save_file({"x": np.zeros(999)}, temporary)
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # of a file, which stands for the disk
+    try:
+        with pytest.raises(safetensors.SafetensorError, match="File too large"):
+            safetensors.numpy.save_file({"x": np.zeros(999)}, tmp_path / "plain")
+        assert f"error: {tmp_path / 'weights'}: File too large; what was whole" in message(capsys, write)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_real_full_disk(tmp_path, capsys):
