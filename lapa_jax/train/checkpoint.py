@@ -90,7 +90,7 @@ class Checkpointer:
           keep_every: checkpoints whose step it divides stay; None: none for that reason.
         """
         self._workdir, self._keep = workdir, Keep(keep_last, best_metric, best_mode, keep_best, keep_every)
-        absl_logging.set_verbosity(absl_logging.ERROR)
+        absl_logging.set_verbosity(absl_logging.FATAL)  # errors are raised where the write is waited for
         if jax.process_index() == 0:
             (workdir / FOLDER).mkdir(parents=True, exist_ok=True)
             clear_temporary(workdir)
@@ -199,7 +199,7 @@ def write_weights(
       UserError: the folder holds a run already.
     """
     check_unused(folder)
-    absl_logging.set_verbosity(absl_logging.ERROR)
+    absl_logging.set_verbosity(absl_logging.FATAL)
     context = _context()
     context.array.saving.use_compression = False  # gains little on weights
     context.array.saving.storage_options.chunk_byte_size = CHUNK

@@ -1,5 +1,6 @@
 """What a file system refuses is one line with the path, and harms nothing that was there."""
 
+import contextlib
 import errno
 import resource
 import subprocess
@@ -13,6 +14,7 @@ import xxhash
 from lapa_jax.core.errors import UserError, of_disk, run_main
 from lapa_jax.core.files import atomic_folder, atomic_path, check_can_write, write_json
 from lapa_jax.core.metrics import MetricsWriter
+from lapa_jax.data.shards.step_shards import ShardWriter
 
 
 def message(capsys, function) -> str:
@@ -22,6 +24,17 @@ def message(capsys, function) -> str:
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     return error
+
+
+@contextlib.contextmanager
+def largest_file(size: int):
+    """No file may become larger, which stands for a disk without room."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def full():
@@ -55,15 +68,26 @@ def test_a_library_that_writes_by_other_means_is_one_line_too(tmp_path, capsys):
         with atomic_path(tmp_path / "weights") as temporary:
             safetensors.numpy.save_file({"x": np.zeros(999)}, temporary)
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # of a file, which stands for the disk
-    try:
+    with largest_file(1000):
         with pytest.raises(safetensors.SafetensorError, match="File too large"):
             safetensors.numpy.save_file({"x": np.zeros(999)}, tmp_path / "plain")
         assert f"error: {tmp_path / 'weights'}: File too large; what was whole" in message(capsys, write)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [100, 20_000])
+def test_a_shard_that_finds_no_room_names_its_path_and_leaves_nothing(tmp_path, capsys, size):
+    """Small ones fail when they are closed: until then their bytes are in memory."""
+
+    def write():
+        with ShardWriter(tmp_path / "train-00000.tar") as writer:
+            writer.add("e_000000", {"txt": bytes(size)})
+
+    with largest_file(1000):
+        assert f"error: {tmp_path / 'train-00000.tar'}: File too large; what was whole" in message(capsys, write)
+    assert list(tmp_path.iterdir()) == []
+    write()
+    assert [path.name for path in tmp_path.iterdir()] == ["train-00000.tar"]
 
 
 def test_a_real_full_disk(tmp_path, capsys):

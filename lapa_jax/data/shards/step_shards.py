@@ -95,12 +95,18 @@ class ShardWriter:
         self._bytes += len(data)
 
     def __exit__(self, kind, error, traceback) -> None:
+        try:
+            if kind is None:
+                self._write(tar.END)
+            self._file.close()
+        except OSError as full:  # of the last bytes, which were still in memory: no room for the file
+            if kind is None:
+                self._atomic.__exit__(type(full), full, full.__traceback__)
+                raise
+        self._atomic.__exit__(kind, error, traceback)
         if kind is None:
-            self._write(tar.END)
             entry = {"name": self.path.name, "samples": self._samples, "bytes": self._bytes}
             self.summary = entry | {"sha256": self._hash.hexdigest()}
-        self._file.close()
-        self._atomic.__exit__(kind, error, traceback)
 
 
 def dataset_fingerprint(features: Mapping, splits: Mapping) -> str:
