@@ -9,7 +9,6 @@ import functools
 import os
 import pathlib
 import random
-import resource
 import shutil
 import subprocess
 import threading
@@ -35,7 +34,7 @@ def fill(job: str, workshop: Workshop, count: int, rng: random.Random, tally: Ta
         folder = workshop.new(f"disk-{job}").parent
         with _limited(folder, size, means) as (limit, give_room):
             out = folder / "out"
-            process = workshop.start(job, out, prepare=limit)
+            process = workshop.start(job, out, largest_file=limit)
             code, wrong = process.wait(), []
             ended = f"code {code}"
             if code == 0:
@@ -58,14 +57,14 @@ def fill(job: str, workshop: Workshop, count: int, rng: random.Random, tally: Ta
 
 @contextlib.contextmanager
 def _limited(folder: pathlib.Path, size: int, means: str) -> Iterator[tuple]:
-    """A folder with so much room: what sets that limit in a process, None where the folder has it; what ends it."""
+    """A folder with so much room: the largest file, 0 where the folder itself is limited; and what gives it room."""
     if means == "RLIMIT_FSIZE":
-        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)), lambda: None
+        yield size, lambda: None
         shutil.rmtree(folder, ignore_errors=True)
         return
     _mount(folder, size)
     try:
-        yield None, lambda: _mount(folder, ROOM, "remount,")
+        yield 0, lambda: _mount(folder, ROOM, "remount,")
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 

@@ -5,13 +5,25 @@ import pathlib
 import secrets
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
 MARK = "LAPA_JAX_TORTURE"
 """An environment variable by whose value everything that a command started is found again."""
 
-HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+BEGIN = """
+import os, resource, signal, sys
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    signal.signal(number, signal.SIG_DFL)
+size, *command = sys.argv[1:]
+if int(size):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), int(size)))
+os.execvp(command[0], command)
+"""
+"""Becomes a command that hears all signals, although what is started in the background or with nohup ignores some; with
+a size, one whose files may not become larger. Not in `preexec_fn`: this process has threads, those of jax."""
 
 
 class Process:
@@ -22,29 +34,23 @@ class Process:
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: pathlib.Path,
-                 temporary: pathlib.Path, mark: str | None = None, prepare: Callable | None = None):  # fmt: skip
+                 temporary: pathlib.Path, mark: str | None = None, largest_file: int = 0):  # fmt: skip
         """Starts it.
 
         Args:
           environment: all of its other variables. log: the file that gets what it prints, written anew.
           temporary: a folder for its temporary files, made if absent.
-          mark: another one's mark, where both are looked for together. prepare: called in the new process before the
-            command.
+          mark: another one's mark, where both are looked for together. largest_file: bytes that a file of it may have;
+            0: any.
         """
         self.mark, self._log, self.temporary = mark or secrets.token_hex(8), log, temporary
         temporary.mkdir(parents=True, exist_ok=True)
         environment = {**environment, MARK: self.mark, "TMPDIR": str(temporary)}
         self.started = time.monotonic()
-
-        def begin() -> None:
-            for number in HEARD:  # what is started in the background, or with nohup, ignores some
-                signal.signal(number, signal.SIG_DFL)
-            if prepare is not None:
-                prepare()
-
+        command = [sys.executable, "-ISc", BEGIN, str(largest_file), *command]
         with open(log, "wb") as stream:
             self.popen = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=stream,
-                                          stderr=stream, start_new_session=True, preexec_fn=begin)  # fmt: skip
+                                          stderr=stream, start_new_session=True)  # fmt: skip
 
     @property
     def running(self) -> bool:

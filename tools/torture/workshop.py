@@ -80,11 +80,11 @@ class Workshop:
         return folder / "out"
 
     def start(self, job: str, out: pathlib.Path, *more: str, mark: str | None = None,
-              prepare: Callable | None = None) -> Process:  # fmt: skip
+              largest_file: int = 0) -> Process:  # fmt: skip
         """Starts a job's command for a folder; what it prints lies elsewhere."""
         name = f"{job}-{os.getpid()}-{next(self._numbers)}"
         command, log = [*self.jobs[job].arguments(out), *more], self.folder / "printed" / f"{name}.txt"
-        return Process(command, self.environment, log, self.folder / "tmp" / name, mark, prepare)
+        return Process(command, self.environment, log, self.folder / "tmp" / name, mark, largest_file)
 
     def finish(self, job: str, out: pathlib.Path, mark: str | None = None) -> list[str]:
         """Runs a job's command to its end; what is wrong then: with the command, or with what it has made."""
