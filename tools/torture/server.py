@@ -20,7 +20,8 @@ from tools.torture.workshop import Workshop, script
 CONNECTIONS, VALID_EVERY = 20, 50
 SECONDS, PERIOD = 20.0, 6.0
 """Of each measurement; between the requests of a valid client."""
-HOSTILE = 50
+VALID_EACH = 6
+"""Valid clients for each hostile one: 50 of them at scale 1."""
 
 
 def mutations(workshop: Workshop, count: int, rng: random.Random, tally: Tally) -> None:
@@ -105,9 +106,10 @@ def _count(tally: Tally, how: str | None, otherwise: str) -> None:
 
 
 def clients(workshop: Workshop, count: int, rng: random.Random, tally: Tally) -> None:
-    """`count` valid clients alone, then beside 50 hostile ones that send without pause what costs most."""
+    """`count` valid clients alone, then beside a sixth as many hostile ones that send without pause what costs most."""
+    hostile = -(-count // VALID_EACH)
     with _serving(workshop, "--pending", "512", "--rate", "1000000") as (process, address):
-        with attack_server.attacking(address, count, HOSTILE, SECONDS, PERIOD) as (alone, attacked, outcomes):
+        with attack_server.attacking(address, count, hostile, SECONDS, PERIOD) as (alone, attacked, outcomes):
             memory = _peak(process)
             start = time.monotonic()
             process.popen.terminate()
@@ -120,7 +122,7 @@ def clients(workshop: Workshop, count: int, rng: random.Random, tally: Tally) ->
     for _ in range(failed):
         tally.ended("a valid request", ["was not answered"])
     told = ", ".join(f"{name} {number}" for name, number in sorted(outcomes.items()))
-    tally.figures += [f"{count} valid clients, {HOSTILE} hostile ones", f"p99 alone {before:.0f} ms, attacked "
+    tally.figures += [f"{count} valid clients, {hostile} hostile ones", f"p99 alone {before:.0f} ms, attacked "
                       f"{after:.0f} ms ({after / before:.2f} times)", f"hostile ones: {told}",
                       f"{memory:.0f} MB at most", f"stopped {stopped:.1f} s after SIGTERM"]  # fmt: skip
     if after > 2 * before:
