@@ -10,7 +10,7 @@ names folders, which all files of a command may use as ${roots.NAME} (its "runs"
 holds options of sbatch for launch/slurm/submit.py.
 """
 
-import pathlib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -45,7 +45,7 @@ def read(paths: Sequence[str]) -> ConfigFiles:
     Raises:
       ConfigError: no such file, no YAML, a key twice, or a root that none of the files names.
     """
-    raw = {str(path): _read(pathlib.Path(path)) for path in paths}
+    raw = {str(path): read_yaml(path, "--config_file") for path in paths}
     roots = {}
     for path, values in raw.items():
         for name, folder in _group(path, values, ROOTS).items():
@@ -111,11 +111,19 @@ for _type, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_type}", re.compile(rf"(?:{_pattern})$"), _first)
 
 
-def _read(path: pathlib.Path) -> dict:
+def read_yaml(path: str | os.PathLike, option: str) -> dict:
+    """The keys of a YAML file; relative paths may be those of configs/.
+
+    Args:
+      option: of the command that named the file, for errors.
+
+    Raises:
+      ConfigError: no such file, no YAML, a key twice, or no keys.
+    """
     path = shipped.find(str(path), ".yaml")
     if not path.is_file():
         near = sorted(str(each) for each in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise ConfigError(f"--config_file {path} does not exist{did_you_mean(str(path), near) if near else ''}")
+        raise ConfigError(f"{option} {path} does not exist{did_you_mean(str(path), near) if near else ''}")
     try:
         with open(path, encoding="utf-8") as stream:
             # a subclass of SafeLoader: plain values only

@@ -98,7 +98,7 @@ def _find_group(config, group: str, key: str, schema: Schema) -> ml_collections.
 
 def _replacement_of_group(name: str, old: ml_collections.ConfigDict, value):
     """A group within a group may be switched off by None or replaced as a whole; others are set key by key."""
-    given = _literal(value) if isinstance(value, Text) else value
+    given = literal(value) if isinstance(value, Text) else value
     if "." in name and (given is None or isinstance(given, Mapping)):
         return given if given is None else ml_collections.ConfigDict(dict(given))
     # a key may be empty, as that of config.init_from which means the whole model
@@ -113,7 +113,7 @@ def _typed(name: str, old, value, field: Callable[[], dataclasses.Field | None])
     """
     given = value
     if isinstance(value, Text):
-        value = _literal(value)
+        value = literal(value)
         if isinstance(old, str) and (isinstance(value, str) or not (value is None or _declared(field, value))):
             value = str(given)
     if isinstance(old, float) and type(value) is int:
@@ -128,7 +128,7 @@ def _typed(name: str, old, value, field: Callable[[], dataclasses.Field | None])
                       f"give a {type(old).__name__}")
 
 
-def _literal(text: str):
+def literal(text: str):
     """The Python value that a text spells, or the text."""
     try:
         return ast.literal_eval(text)

@@ -1,0 +1,297 @@
+"""Trains a config, or runs a chain of stages, with many settings and seeds, and says which settings are best.
+
+python launch/sweep.py --config configs/laq.py:small --out sweeps/rate --metric val/action_probe_r2 --seeds 3 \\
+    [--grid model.code_seq_len=2,4 ...] [--random optim.learning_rate=log:1e-4,1e-2 ... --trials 8] \\
+    [--config.key=value ...] [--jobs 2] [--stop_hopeless] [--share I/N]
+python launch/sweep.py --file configs/sweeps/laq_rate.yaml --out sweeps/rate
+
+The same command goes on where it was interrupted; with more seeds, values or trials it runs what is new. OUT gets
+sweep.md, sweep.csv, sweep.png and the settings of the best as best.yaml, for launch/train.py --config_file.
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import csv
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import yaml
+
+from lapa_jax.core import config as config_lib
+from lapa_jax.core import sweep as sweeps
+from lapa_jax.core.arguments import OVERRIDE, Parser
+from lapa_jax.core.errors import UserError, did_you_mean, run_main
+from lapa_jax.core.escape import cell, markdown, say
+from lapa_jax.core.files import atomic_path, check_can_write, read_json
+from lapa_jax.core.lock import locked
+from lapa_jax.core.metrics import read_metrics
+from lapa_jax.core.share import HELP, parse_share
+from lapa_jax.core.sweep import Point, Step, Sweep
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+DONE = "done.json"
+LOOK = 2.0
+"""Seconds between two looks at what a run logs."""
+
+
+def main(argv: list[str]) -> None:
+    args, sweep = _arguments(argv)
+    points, share = sweep.points(), parse_share(args.share) or (0, 1)
+    trials = [(point, seed) for seed in range(sweep.seeds) for point in points]
+    _check(sweep, points, args.out)
+    check_can_write(args.out)
+    args.out.mkdir(parents=True, exist_ok=True)
+    say(f"{len(points)} settings x {sweep.seeds} seeds: {len(trials)} trials in {args.out}")
+    runner = Runner(sweep, args.out, args.jobs)
+    runner.run(trials[share[0] :: share[1]])
+    outcomes = [runner.outcome(point) for point in points]
+    waiting = sum("not run yet" in each.missing.values() for each in outcomes)
+    if waiting and args.share:
+        say(f"this share is done; {waiting} of {len(points)} settings wait for other shares; the last writes the table")
+        return
+    report(sweep, sweeps.ranking(outcomes, sweep.mode), args.out)
+    if runner.failed:
+        raise UserError(f"{len(runner.failed)} trials failed, the first with: {runner.failed[0]}; the same command "
+                        "tries them again")  # fmt: skip
+
+
+def _arguments(argv: list[str]) -> tuple[argparse.Namespace, Sweep]:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of all runs and of the table")
+    parser.add_argument("--file", help="YAML file of a sweep, see docs/howto/sweeps.md; --seeds, --trials go before it")
+    parser.add_argument("--config", help="what is trained, configs/laq.py:small")
+    parser.add_argument("--config_file", action="append", default=[], help="YAML file of overrides; may be repeated")
+    parser.add_argument("--grid", action="append", default=[], metavar="KEY=A,B", help="values that are all tried")
+    parser.add_argument("--random", action="append", default=[], metavar="KEY=KIND:A,B",
+                        help="log:LOW,HIGH, uniform:LOW,HIGH, int:LOW,HIGH or choice:A,B")  # fmt: skip
+    parser.add_argument("--trials", type=int, help="how often is drawn at random")
+    parser.add_argument("--seeds", type=int, help="runs of each setting")
+    parser.add_argument("--metric", help="what is compared: of the last evaluation, val/psnr_gain")
+    parser.add_argument("--mode", choices=("max", "min"), help="which is better")
+    parser.add_argument("--jobs", type=int, default=1, help="trials at the same time")
+    parser.add_argument("--stop_hopeless", action="store_true", help="end trials early by the median rule")
+    parser.add_argument("--share", metavar="I/N", help=HELP)
+    overrides = [text for text in argv if text.startswith(OVERRIDE)]
+    args = parser.parse_args([text for text in argv if not text.startswith(OVERRIDE)])
+    if bool(args.file) == bool(args.config):
+        raise UserError("give either --file, or --config and what is varied")
+    if args.jobs < 1:
+        raise UserError(f"--jobs {args.jobs}: give a number of at least 1")
+    given = {name: getattr(args, name) for name in ("seeds", "trials", "metric", "mode")}
+    given = {name: value for name, value in given.items() if value is not None}
+    given |= {"stop_hopeless": True} if args.stop_hopeless else {}
+    if args.file:
+        if args.grid or args.random or args.config_file or overrides:
+            raise UserError("--file says what is varied and set; change it there")
+        return args, sweeps.check(dataclasses.replace(sweeps.read(args.file), **given))
+    if not args.metric:
+        raise UserError("--metric is required: what is compared, such as val/loss")
+    settings = dict(text.removeprefix(OVERRIDE).partition("=")[::2] for text in overrides)
+    stage = sweeps.Stage("run", args.config, tuple(args.config_file), settings)
+    grid = {key: tuple(_values("--grid", key, text)) for key, text in _pairs("--grid", args.grid)}
+    return args, sweeps.check(Sweep((stage,), grid=grid, random=dict(_pairs("--random", args.random)), **given))
+
+
+def _pairs(option: str, texts: list[str]) -> list[tuple[str, str]]:
+    for text in texts:
+        if not all(text.partition("=")):
+            raise UserError(f"{option} {text} is not of the form KEY=...")
+    return [tuple(text.partition("=")[::2]) for text in texts]
+
+
+def _values(option: str, key: str, text: str) -> list[str]:
+    try:
+        return sweeps.split_values(text)
+    except ValueError as error:
+        raise UserError(f"{option} {key}={text}: {error}") from None
+
+
+def _check(sweep: Sweep, points: list[Point], out: pathlib.Path) -> None:
+    """Every config of the sweep loads, before the first is trained."""
+    for point in points:
+        for step in sweeps.steps(sweep, point, 0, out):
+            if step.command[0] == sweeps.TRAIN:
+                words = step.command[1:-2]
+                files = [after for word, after in zip(words, words[1:]) if word == "--config_file"]
+                config_lib.load(words[1], [word for word in words if word.startswith(OVERRIDE)], files)
+            elif not (ROOT / step.command[0]).is_file():
+                raise UserError(f"stage '{step.stage}': there is no script {step.command[0]}")
+
+
+class Runner:
+    """Runs trials, some at the same time, each stage once."""
+
+    def __init__(self, sweep: Sweep, out: pathlib.Path, jobs: int):
+        self._sweep, self._out, self._jobs = sweep, out, jobs
+        self._running: set[subprocess.Popen] = set()
+        self._ending = threading.Event()
+        self._locks: dict[pathlib.Path, threading.Lock] = {}
+        self._count, self._speak = 0, threading.Lock()
+        self.failed: list[str] = []
+
+    def run(self, trials: list[tuple[Point, int]]) -> None:
+        """Runs what is not done yet. A signal ends what runs, which saves, and the same command goes on."""
+        previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        pool = concurrent.futures.ThreadPoolExecutor(self._jobs)
+        try:
+            done = [pool.submit(self._trial, point, seed, len(trials)) for point, seed in trials]
+            for each in concurrent.futures.as_completed(done):
+                each.result()
+        except BaseException:
+            self._ending.set()
+            for process in list(self._running):
+                process.terminate()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+            signal.signal(signal.SIGTERM, previous)
+
+    def outcome(self, point: Point) -> sweeps.Outcome:
+        """What there is of a point by now."""
+        values, missing = {}, {}
+        for seed in range(self._sweep.seeds):
+            last = sweeps.steps(self._sweep, point, seed, self._out)[-1].folder
+            done = read_json(_done(last)) if _done(last).is_file() else {"missing": "not run yet"}
+            if "value" in done:
+                values[seed] = done["value"]
+            else:
+                missing[seed] = done["missing"]
+        return sweeps.Outcome(point, values, missing)
+
+    def _trial(self, point: Point, seed: int, trials: int) -> None:
+        steps = sweeps.steps(self._sweep, point, seed, self._out)
+        said = ", ".join(f"{key}={value}" for key, value in point.items()) or "as it is"
+        start = time.monotonic()
+        for step in steps:
+            with self._once(step):
+                if self._ending.is_set():
+                    return
+                problem = self._step(step, last=step is steps[-1])
+            if problem:
+                break
+        done = read_json(_done(steps[-1].folder)) if not problem else {"missing": problem}
+        what = f"{self._sweep.metric} {done['value']:.4g}" if "value" in done else done["missing"]
+        with self._speak:
+            self._count += 1
+            say(f"[{self._count}/{trials}] {said}, seed {seed}: {what} ({time.monotonic() - start:.0f} s)", flush=True)
+            if problem:
+                self.failed.append(problem)
+
+    @contextlib.contextmanager
+    def _once(self, step: Step):
+        """One at a time at a stage, of all threads here and all shares elsewhere."""
+        with self._speak:
+            mine = self._locks.setdefault(step.folder, threading.Lock())
+        with mine, contextlib.ExitStack() as held:
+            while not self._ending.is_set():
+                try:
+                    held.enter_context(locked(step.folder.with_name(f".{step.folder.name}.lock"), "running a stage"))
+                    break
+                except UserError:
+                    time.sleep(LOOK)
+            yield
+
+    def _step(self, step: Step, last: bool) -> str | None:
+        """Runs a stage unless it is done. Returns why it failed, None where it did not."""
+        done = _done(step.folder)
+        if done.is_file():
+            return None
+        log = step.folder.with_name(f"{step.folder.name}.log")
+        # One thread each where several run: two side by side take less time than one after the other on all cores.
+        flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1" if self._jobs > 1 else ""
+        env = {**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()}
+        with open(log, "a", encoding="utf-8") as file:
+            process = subprocess.Popen([sys.executable, str(ROOT / step.command[0]), *step.command[1:]], stdout=file,
+                                       stderr=file, env=env)  # fmt: skip
+        self._running.add(process)
+        try:
+            stopped_at = self._wait(process, step.folder, last)
+        finally:
+            self._running.discard(process)
+        if self._ending.is_set():
+            return None
+        content = {"command": step.command}
+        if stopped_at is not None:
+            content |= {"missing": f"stopped at step {stopped_at}, where it was worse than the median"}
+        elif process.returncode:
+            return f"{step.command[0]} ended with {process.returncode}, see {log}"
+        elif last:
+            curve = self._curve(step.folder)
+            content |= {"value": curve[max(curve)], "curve": sorted(curve.items())}
+        with atomic_path(done) as temporary:
+            temporary.write_text(json.dumps(content), encoding="utf-8")
+        return None
+
+    def _wait(self, process: subprocess.Popen, folder: pathlib.Path, last: bool) -> int | None:
+        """Waits for the end of a process. Returns the step at which it was ended for being hopeless."""
+        watched = last and self._sweep.stop_hopeless
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(LOOK)
+                return None
+            if not watched:
+                continue
+            curve = self._curve(folder, required=False)
+            ended = map(read_json, self._out.glob(f"*.{DONE}"))
+            others = [dict(done["curve"]) for done in ended if "curve" in done]
+            if sweeps.hopeless(curve, others, self._sweep.mode):
+                process.terminate()
+                process.wait()
+                return max(curve)
+
+    def _curve(self, folder: pathlib.Path, required: bool = True) -> dict[int, float]:
+        """{step: value} of the metric in a stage's folder: what a training logged, or an evaluation wrote."""
+        lines, name = read_metrics(folder), self._sweep.metric
+        for path in (folder / "eval" / "metrics.json", folder / "metrics.json"):
+            if path.is_file():
+                content = read_json(path)
+                lines += [{"step": max([0, *(line["step"] for line in lines)]) + 1, **content.get("metrics", content)}]
+        curve = {line["step"]: line[name] for line in lines if line.get(name) is not None}
+        if required and not curve:
+            known = sorted({key for line in lines for key, value in line.items() if isinstance(value, float)})
+            raise UserError(f"{folder} has no figure for --metric {name}{did_you_mean(name, known)}")
+        return curve
+
+
+def _done(folder: pathlib.Path) -> pathlib.Path:
+    return folder.with_name(f"{folder.name}.{DONE}")
+
+
+def report(sweep: Sweep, ranked: list[sweeps.Outcome], out: pathlib.Path) -> None:
+    """Prints the table, and writes it with the plot and the best settings."""
+    from lapa_jax.plots.sweep import parallel_coordinates
+
+    keys = list(ranked[0].point)
+    head = [*keys, f"{sweep.metric} (mean)", "95 % interval", "least to largest", "seeds", "missing"]
+    table = list(sweeps.rows(ranked))
+    lines = ["| " + " | ".join(map(markdown, row)) + " |" for row in (head, *table)]
+    lines.insert(1, "|---" * len(head) + "|")
+    say("\n".join(lines))
+    with atomic_path(out / "sweep.md") as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with atomic_path(out / "sweep.csv") as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([list(map(cell, row)) for row in (head, *table)])
+    best = ranked[0]
+    if not best.values:
+        return
+    for stage, settings in sweeps.best_settings(sweep, best).items():
+        name = "best.yaml" if len(sweep.stages) == 1 else f"best_{stage}.yaml"
+        with atomic_path(out / name) as temporary:
+            temporary.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        say(f"the best settings of {stage} -> {out / name}, for launch/train.py --config_file")
+    if keys:
+        parallel_coordinates(out / "sweep.png", keys, [(list(each.point.values()), each.mean) for each in ranked
+                                                       if each.values], sweep.metric, sweep.mode)  # fmt: skip
+        say(f"all of them -> {out / 'sweep.png'}")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,138 @@
+"""`launch/sweep.py`: trials run once, share their stages, and end in a table, an image and the best settings."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from lapa_jax.core.errors import UserError
+from launch import sweep
+
+# A stage whose figure is known: twice its first number, plus what the stage before wrote. Each run leaves a line.
+SCRIPT = """
+import json, pathlib, sys, time
+out, runs, number, *before = sys.argv[1:]
+with open(runs, "a") as file:
+    file.write(out + "\\n")
+time.sleep(float(number) if number == "60" else 0)
+if number == "-1":
+    sys.exit(3)
+total = sum(json.loads(pathlib.Path(b, "metrics.json").read_text())["metrics"]["figure"] for b in before)
+pathlib.Path(out).mkdir()
+pathlib.Path(out, "metrics.json").write_text(json.dumps({"metrics": {"figure": 2 * float(number) + total}}))
+"""
+
+
+@pytest.fixture
+def chain(tmp_path):
+    """(file of a sweep of two stages, the list of what was run)."""
+    script, runs = tmp_path / "stage.py", tmp_path / "runs.txt"
+    script.write_text(SCRIPT)
+    runs.touch()
+    content = {"metric": "figure", "stages": {
+        "a": {"command": [str(script), "{out}", str(runs), "{n}"]},
+        "b": {"command": [str(script), "{out}", str(runs), "{m}", "{a}"]},
+    }, "grid": {"a.n": [1, 2], "b.m": [10, 20]}}  # fmt: skip
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file, runs
+
+
+def test_stages_run_once_and_the_best_comes_first(chain, tmp_path, capsys):
+    file, runs = chain
+    command = ["--file", str(file), "--out", str(tmp_path / "out"), "--jobs", "3"]
+    sweep.main(command)
+    assert len(runs.read_text().splitlines()) == 2 + 4
+    with open(tmp_path / "out" / "sweep.csv") as table:
+        rows = list(csv.DictReader(table))
+    assert [(row["a.n"], row["b.m"], row["figure (mean)"]) for row in rows] == [
+        ("2", "20", "44"), ("1", "20", "42"), ("2", "10", "24"), ("1", "10", "22")]  # fmt: skip
+    assert (tmp_path / "out" / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    sweep.main(command)
+    assert len(runs.read_text().splitlines()) == 6, "nothing is run again"
+    content = yaml.safe_load(file.read_text())
+    content["grid"]["b.m"].append(0)
+    file.write_text(yaml.safe_dump({**content, "mode": "min"}))
+    capsys.readouterr()
+    sweep.main(command)
+    assert len(runs.read_text().splitlines()) == 8, "only what is new is run"
+    assert "| 1 | 0 | 2 |" in capsys.readouterr().out.splitlines()[-7]
+
+
+def test_what_fails_is_named_and_tried_again(chain, tmp_path):
+    file, runs = chain
+    content = yaml.safe_load(file.read_text())
+    content["grid"]["b.m"] = [10, -1]
+    file.write_text(yaml.safe_dump(content))
+    command = ["--file", str(file), "--out", str(tmp_path / "out")]
+    words = r"2 trials failed, the first with: .*stage.py ended with 3, see .*b-.*\.log"
+    for _ in range(2):
+        with pytest.raises(UserError, match=words):
+            sweep.main(command)
+    assert len(runs.read_text().splitlines()) == 2 + 4 + 2
+    assert "not run yet" in (tmp_path / "out" / "sweep.md").read_text()
+
+
+def test_shares_beside_each_other_make_one_table(chain, tmp_path, root):
+    file, runs = chain
+    command = [sys.executable, str(root / "launch/sweep.py"), "--file", str(file), "--out", str(tmp_path / "out")]
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    both = [subprocess.Popen([*command, "--share", f"{i}/2"], env=env, stdout=subprocess.PIPE) for i in range(2)]
+    said = [each.communicate(timeout=120)[0].decode() for each in both]
+    assert [each.returncode for each in both] == [0, 0]
+    assert len(runs.read_text().splitlines()) == 6
+    assert any("| 2 | 20 | 44 |" in text for text in said), said
+
+
+def test_a_signal_ends_what_runs(chain, tmp_path, root):
+    file, runs = chain
+    content = yaml.safe_load(file.read_text())
+    content["grid"]["a.n"] = [60]
+    file.write_text(yaml.safe_dump(content))
+    command = [sys.executable, str(root / "launch/sweep.py"), "--file", str(file), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(root)}, stderr=subprocess.PIPE)
+    while not runs.read_text():
+        time.sleep(0.05)
+    start = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode != 0 and time.monotonic() - start < 20
+
+
+def test_a_config_is_trained_with_each_setting(tmp_path, root, capsys):
+    command = ["--config", f"{root}/configs/fsq.py:test", "--config.train.steps=2", "--config.train.eval_every=2",
+               "--grid", "optim.learning_rate=0.01", "--metric", "val/action_mse", "--mode", "min",
+               "--out", str(tmp_path / "out")]  # fmt: skip
+    sweep.main(command)
+    (done,) = (tmp_path / "out").glob("*.done.json")
+    content = json.loads(done.read_text())
+    assert [step for step, _ in content["curve"]] == [0, 2] and content["value"] == content["curve"][-1][1]
+    assert yaml.safe_load((tmp_path / "out" / "best.yaml").read_text()) == {
+        "train": {"steps": 2, "eval_every": 2}, "optim": {"learning_rate": 0.01}}  # fmt: skip
+    assert f"{content['value']:.4g}" in capsys.readouterr().out
+    done.unlink()
+    with pytest.raises(UserError, match="no figure for --metric val/action_ms; did you mean .val/action_mse."):
+        sweep.main([*command, "--metric", "val/action_ms"])
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    ([], "either --file, or --config"),
+    (["--config", "configs/fsq.py:test"], "--metric is required"),
+    (["--config", "configs/fsq.py:test", "--metric", "m", "--grid", "a"], "not of the form KEY="),
+    (["--config", "configs/fsq.py:test", "--metric", "m", "--grid", "a=1,,2"], "has an empty value"),
+    (["--config", "configs/fsq.py:test", "--metric", "m", "--grid", "optim.learning_rat=1"], "did you mean"),
+    (["--config", "configs/fsq.py:test", "--metric", "m", "--jobs", "0"], "--jobs 0"),
+    (["--file", "configs/sweeps/laq_rate.yaml", "--grid", "a=1"], "change it there"),
+    (["--file", "configs/sweeps/laq_rat.yaml"], "does not exist; did you mean"),
+])  # fmt: skip
+def test_mistakes_cost_nothing(arguments, words, tmp_path, root, monkeypatch):
+    monkeypatch.chdir(root)
+    with pytest.raises(UserError, match=words):
+        sweep.main(["--out", str(tmp_path / "out"), *arguments])
+    assert not (tmp_path / "out").exists()
