@@ -232,6 +232,13 @@ def test_there_are_sixty_of_them_on_all_commands():
             "make_tokenizer"} <= {row[0].split()[0] for row in ROWS}  # fmt: skip
 
 
+def test_all_commands_read_their_arguments_alike(root):
+    """argparse's own parser prints its usage and no remedy."""
+    own = [path.relative_to(root).as_posix() for folder in ("launch", "tools") for path in (root / folder).rglob("*.py")
+           if "argparse.ArgumentParser(" in path.read_text()]  # fmt: skip
+    assert own == []
+
+
 @pytest.mark.parametrize("command", SLOWEST, ids=[command.split()[0] for command in SLOWEST])
 def test_a_command_of_its_own_takes_two_seconds_with_its_imports(command, root, desk):
     name, *arguments = command.split()

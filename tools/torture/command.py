@@ -16,6 +16,7 @@ import tempfile
 import time
 import traceback
 
+from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.core.escape import say
 from lapa_jax.core.files import read_json, write_json
@@ -98,7 +99,7 @@ def _earlier(out: pathlib.Path | None, about: dict) -> dict:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)  # fmt: skip
     parser.add_argument("--part", action="append", default=[], metavar="NAME",
                         help=f"one of {', '.join(PARTS)}, or a kind (kills/train); may be repeated; all by default")
