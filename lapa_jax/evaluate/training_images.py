@@ -15,6 +15,8 @@ from lapa_jax.train.images import Drawing
 from lapa_jax.train.sharding import shard_batch
 
 PAIRS, STARTS, SEQUENCES = 8, 4, 8
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+"""For CPUs: what runs for a tenth of a second a few times is not worth LLVM's best, which takes twice as long."""
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -26,7 +28,8 @@ class FramePairs:
         self._model, self._mesh = model, mesh
         self._whole = NamedSharding(mesh, PartitionSpec())
         self._frames: np.ndarray | None = None
-        self._compute = jax.jit(self._shown, out_shardings=self._whole)
+        on_cpu = mesh.devices.flat[0].platform == "cpu"
+        self._compute = jax.jit(self._shown, out_shardings=self._whole, compiler_options=QUICK if on_cpu else None)
 
     def compute(self, variables, arrays: Arrays, batches: Callable[[], Iterable[dict]]) -> Arrays:
         """See `train.images.Drawing`."""
@@ -69,11 +72,11 @@ class FramePairs:
         first = frames[:, 0]
         scaled = frames / 255 if frames.dtype == jnp.uint8 else frames
         starts = jnp.repeat(first[:STARTS], len(sequences), axis=0)
-        codes = apply("encode", frames)["codes"]
-        given = {"shown": apply("observe", scaled.astype(jnp.float32)),
-                 "reconstructions": apply("decode", first, codes),
-                 "decoded": apply("decode", starts, jnp.tile(sequences, (STARTS, 1)))}  # fmt: skip
-        return {name: value.astype(jnp.float32) for name, value in given.items()}
+        codes = jnp.concatenate([apply("encode", frames)["codes"], jnp.tile(sequences, (STARTS, 1))])
+        # In one go: a second decoder would take as long to compile again.
+        decoded = apply("decode", jnp.concatenate([first, starts]), codes).astype(jnp.float32)
+        shown = apply("observe", scaled.astype(jnp.float32)).astype(jnp.float32)
+        return {"shown": shown, "reconstructions": decoded[:PAIRS], "decoded": decoded[PAIRS:]}
 
 
 class OfArrays:
