@@ -108,7 +108,7 @@ def test_wrong_variants_are_told_what_there_is(path, variants, words):
         ("--config.model.motion_threshold=high", "motion_threshold is float (now 0.04), 'high' is str"),
         ("--config.on=1", "config.on is bool"),
         ("--config.model=3", "is a group"),
-        ("--config.data.more=3", "is a group; set one of its keys: a, b"),
+        ("--config.data.more=3", "is a group; set one of its keys: --config.data.more.a=, --config.data.more.b="),
         ("--config.steps.x=3", "is a value"),
         ("--steps=3", "overrides look like"),
     ],
