@@ -14,10 +14,13 @@ SHARED = ROOT.parent / "shared"
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
-# Tests compile far more than they compute, so LLVM's optimisation costs more than it saves; flags that are given come
-# later and win. Many compile the same small programs, which are shared. All of this also reaches the workers of
-# pytest-xdist and the commands that tests start.
-_QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# Tests compile far more than they compute, so what makes programs fast costs more than it saves: LLVM's optimisation,
+# the emitters of fusions by way of MLIR (which alone are half of the compilation), a module of code for each thread.
+# Flags that are given come later and win. Many compile the same small programs, which are shared. All of this also
+# reaches the workers of pytest-xdist and the commands that tests start.
+_QUICK = ("--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+          "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 "
+          "--xla_cpu_opt_preset=FAST_COMPILE")  # fmt: skip
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["XLA_FLAGS"] = f"{_QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
     # Programs are kept between runs, by the versions that made them; XLA's own key knows flags and the machine. Small
