@@ -6,7 +6,7 @@
 #
 # The data are metaworld_mt10_videos and metaworld_mt10 in ../shared/data (or SHARED=DIR): ten tasks of Meta-World, 200
 # videos, 50 demonstrations and 150 held out. Where they are absent, the embedded sample is both. SHORT=1 takes a few
-# steps of everything: that shows that it runs, and teaches nothing.
+# steps of the smallest model of every kind: that shows that it runs, and teaches nothing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/venv.sh
@@ -24,6 +24,8 @@ train() {
     local config="$1" run="$2"
     shift 2
     if [ -n "$short" ]; then
+        config="${config/:small/:test}"
+        config="${config/:tiny/:test}"
         set -- "$@" --config.train.steps=2 --config.train.eval_every=2 --config.train.save_every=2 \
             --config.train.batch_size=8 --config.train.eval_batch_size=16 --config.data.eval_examples=16
     fi

@@ -84,14 +84,23 @@ def _compiled_programs():
         jax.clear_caches()
 
 
+_DEVICES, _LOCAL_DEVICES = jax.devices, jax.local_devices
+
+
 @pytest.fixture(scope="module")
 def one_device():
     """Only the first of the devices is there, as on a workstation: for files that train, and not on a mesh."""
-    devices, local_devices = jax.devices, jax.local_devices
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda *args: devices(*args)[:1])
-        patch.setattr(jax, "local_devices", lambda **kwargs: local_devices(**kwargs)[:1])
+        patch.setattr(jax, "devices", lambda *args: _DEVICES(*args)[:1])
+        patch.setattr(jax, "local_devices", lambda **kwargs: _LOCAL_DEVICES(**kwargs)[:1])
         yield
+
+
+@pytest.fixture
+def all_devices(one_device, monkeypatch):
+    """All eight again, for a test of a file with `one_device`."""
+    monkeypatch.setattr(jax, "devices", _DEVICES)
+    monkeypatch.setattr(jax, "local_devices", _LOCAL_DEVICES)
 
 
 @pytest.fixture(scope="session")

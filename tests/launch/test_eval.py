@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from tests.commands import error_of
+from launch import eval as evaluate
+from tests.commands import refusal
 from tests.inference import small_run, step_shards
 
 
@@ -47,8 +48,7 @@ def test_report_is_written_and_named(setup):
         (["--step", "9"], "no checkpoint of step 9; it has [1, 2]"),
     ],
 )
-def test_bad_arguments_end_in_one_line(setup, change, words):
-    command, env, run = setup
-    done = call([*command, *change], env)
-    assert done.returncode == 2 and words in error_of(done.stderr)
+def test_bad_arguments_end_in_one_line(setup, change, words, capsys):
+    _, _, run = setup
+    assert words in refusal(evaluate.main, ["--run", run, *change], capsys)
     assert not (run / "eval").exists()

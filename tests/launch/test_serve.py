@@ -13,7 +13,8 @@ import pytest
 
 from lapa_jax.data import images
 from lapa_jax.serve.client import Client
-from tests.commands import error_of
+from launch import serve
+from tests.commands import refusal
 from tests.serve import served
 
 
@@ -53,7 +54,7 @@ def test_it_says_ready_answers_and_stops_at_a_signal(root, run, tmp_path, number
         process.kill()
 
 
-def test_bad_arguments_end_in_one_line(root, run, tmp_path):
+def test_bad_arguments_end_in_one_line(run, tmp_path, capsys):
     (tmp_path / "empty").write_text(" \n")
     cases = (
         (("--run", tmp_path / "nowhere"), "does not exist; give a run folder"),
@@ -68,13 +69,12 @@ def test_bad_arguments_end_in_one_line(root, run, tmp_path):
         (("--run", run, "--message_mb", "inf"), "--message_mb inf is no size"),
     )
     for arguments, words in cases:
-        process = start(root, *arguments)
-        told, errors = process.communicate(timeout=300)
-        assert process.returncode == 2 and words in error_of(errors), errors
-        assert told == ""
+        assert words in refusal(serve.main, arguments, capsys)
 
 
-def test_a_port_in_use_and_a_run_that_is_not_served_are_refused_before_anything_is_loaded(root, run, tmp_path):
+def test_a_port_in_use_and_a_run_that_is_not_served_are_refused_before_anything_is_loaded(
+    root, run, tmp_path, capsys
+):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -82,5 +82,5 @@ def test_a_port_in_use_and_a_run_that_is_not_served_are_refused_before_anything_
         # So early that not even the first line has come.
         assert errors.startswith("error: cannot listen on 127.0.0.1:") and errors.count("\n") == 1
     (tmp_path / "config.json").write_text(json.dumps({"model": {"name": "tokenizers.laq"}}))
-    _, errors = start(root, "--run", tmp_path, "--port", 0).communicate(timeout=300)
-    assert "holds a tokenizer of frame pairs, which does not act on images and instructions" in error_of(errors)
+    words = "holds a tokenizer of frame pairs, which does not act on images and instructions"
+    assert words in refusal(serve.main, ["--run", tmp_path, "--port", 0], capsys)

@@ -78,13 +78,13 @@ def test_an_empty_instruction_is_refused_where_the_policy_needs_one(client):
         with pytest.raises(UserError, match="instruction is empty, and this policy was trained with instructions"):
             client.act(pictures, empty, state)
     assert client.act(pictures, "push", state).shape == (served.A,)
-    policy = served.policy(state=True)
+    policy = served.policy(CAMERAS, True)
     config = policy.config.copy_and_resolve_references()
     config.data.fields = ("image", "action", "state")
     silent = copy.copy(policy)
     silent.config = config
-    with served.serving(silent) as found, Client(found.address, timeout=300) as other:
-        assert other.act(pictures["image"], "", state).shape == (served.A,)
+    with served.serving(silent, Options(batch=1)) as found, Client(found.address, timeout=300) as other:
+        assert other.act(pictures, "", state).shape == (served.A,)
 
 
 def test_a_connection_that_broke_is_made_again(client):
