@@ -190,12 +190,19 @@ class StopRequests:
         self._stepped = True
 
     def reached(self) -> bool:
-        """Whether to save and stop now. To be called after every step and evaluated batch, by every process."""
+        """Whether to save and stop now. To be called after every step and evaluated batch, by every process.
+
+        Raises:
+          Stopped, KeyboardInterrupt: it was asked before the first step, and that has not ended the run.
+        """
         self._calls += 1
         if self._several:
             # Calls are counted and not steps: JAX agrees on the count after the highest so far, which is 1 where the
             # signal came before the first step, and a resumed run has left that step behind it.
             self._asked = self._asked or multihost_utils.reached_preemption_sync_point(self._calls)
+        elif self._asked:
+            # What the handler raised is lost where it ran within a callback of the garbage collector.
+            self._end_if_unstepped()
         return self._asked
 
     def close(self) -> None:
@@ -211,10 +218,13 @@ class StopRequests:
         if self._several:
             # JAX tells the other processes of SIGTERM, and of no other signal.
             os.kill(os.getpid(), signal.SIGTERM)
-        elif self._stepped:
-            self._asked = True
         else:
-            raise KeyboardInterrupt if number == signal.SIGINT else Stopped
+            self._asked = True
+            self._end_if_unstepped()
+
+    def _end_if_unstepped(self) -> None:
+        if not self._stepped:
+            raise KeyboardInterrupt if self._interrupts else Stopped
 
 
 class SaveTimer:

@@ -131,6 +131,20 @@ def test_before_the_first_step_it_ends_at_once(requests, number):
         os.kill(os.getpid(), number)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("number", distributed.SIGNALS)
+def test_what_a_callback_swallows_ends_it_at_the_next_batch(requests, number):
+    class Object:
+        def __del__(self):  # as callbacks of the garbage collector, of which jax has one: nothing they raise is heard
+            os.kill(os.getpid(), number)
+
+    Object()
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else Stopped):
+        requests.reached()
+    requests.stepped()
+    assert requests.reached(), "and where a step has been made meanwhile, it saves and stops"
+
+
 def test_the_second_interrupt_ends_at_once(requests):
     requests.stepped()
     os.kill(os.getpid(), signal.SIGINT)
