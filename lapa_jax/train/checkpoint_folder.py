@@ -171,9 +171,9 @@ def check_not_lost(run: pathlib.Path, logged: Sequence[int], saved: Sequence[int
         return
     evidence = [f"{FOLDER}/ holds {', '.join(names[:5])}"] if (names := damaged(run)) else []
     evidence += [f"log.txt says that step {max(saved)} was saved"] if saved else []
-    # The second checkpoint is begun when the first one is whole.
+    # The second checkpoint is begun when the first one is whole; the metrics of its step are written before that.
     first = _json_or_empty(run / CONFIG_FILE).get("train", {}).get("save_every")
-    if logged and isinstance(first, int) and max(logged) >= 2 * first:
+    if logged and isinstance(first, int) and max(logged) > 2 * first:
         evidence.append(f"metrics.jsonl goes up to step {max(logged)}, with a checkpoint every {first}")
     if evidence:
         raise UserError(f"{run} has no whole checkpoint left: {'; '.join(evidence)}. Nothing was changed. Copy the "

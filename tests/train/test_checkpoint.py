@@ -230,13 +230,13 @@ def test_a_copy_without_some_files_is_moved_aside_and_named(run):
 def test_a_run_that_has_lost_its_checkpoints_is_refused(run):
     write_json(run / "config.json", {"train": {"save_every": 5}})
     metrics = run / "metrics.jsonl"
-    metrics.write_text('{"step": 9}\n')
+    metrics.write_text('{"step": 10}\n')
     check_kept(run)
     spare = run / "elsewhere"
     os.rename(run / "checkpoints", spare)
-    check_kept(run)  # killed while its first checkpoint was written
-    metrics.write_text('{"step": 9}\n{"step": 10}\n')
-    with pytest.raises(UserError, match="no whole checkpoint left: metrics.jsonl goes up to step 10, .*every 5"):
+    check_kept(run)  # killed while its first checkpoint was written, and it waited with the second one
+    metrics.write_text('{"step": 10}\n{"step": 11}\n')
+    with pytest.raises(UserError, match="no whole checkpoint left: metrics.jsonl goes up to step 11, .*every 5"):
         check_kept(run)
     metrics.unlink()
     (run / "log.txt").write_text("12:00:00 saved step 3: 1.0 MB in 0.1 s\n")
