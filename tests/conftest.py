@@ -43,25 +43,29 @@ MOST_MEMORY = 2 << 30
 
 SLOWEST = (
     "tests/train/test_every_config.py",
-    "tests/docs/test_add_pages.py",
-    "tests/train/test_loop.py",
-    "tests/models/test_laq_features.py",
-    "tests/models/policies/test_icl.py",
-    "tests/launch/test_train_killed.py",
     "tests/launch/test_quickstart_full.py",
+    "tests/models/policies/test_icl.py",
+    "tests/train/test_overfit.py",
     "tests/launch/test_train_two_processes.py",
+    "tests/tools/test_import_openvla.py",
+    "tests/tools/test_import_lapa7b.py",
     "tests/models/test_laq_conv.py",
-    "tests/models/test_laq.py",
-    "tests/evaluate/test_latent_actions.py",
+    "tests/models/test_laq_features.py",
+    "tests/launch/test_univla.py",
     "tests/models/policies/test_vla.py",
+    "tests/models/test_laq.py",
+    "tests/train/test_loop.py",
+    "tests/launch/test_openvla.py",
     "tests/nn/quantizers/test_vq.py",
+    "tests/export/test_token_policies.py",
+    "tests/inference/test_in_context.py",
+    "tests/launch/test_train_killed.py",
+    "tests/docs/test_add_pages.py",
+    "tests/evaluate/test_latent_actions.py",
     "tests/models/test_fsq.py",
-    "tests/evaluate/test_policy.py",
-    "tests/models/test_laq_quantizers.py",
-    "tests/tools/test_real_data.py",
 )
-"""Files of a minute or more, the slowest first. Workers of pytest-xdist take whole files: one of these taken last would
-leave the others idle."""
+"""Files of half a minute or more, the slowest first. Workers of pytest-xdist take whole files: one of these taken last
+would leave the others idle."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

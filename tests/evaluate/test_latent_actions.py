@@ -103,8 +103,8 @@ def test_the_bound_of_a_convolutional_tokenizer_is_that_of_the_small_encoder(roo
 
 
 def test_data_without_actions_say_so(folders, laq, tmp_path):
-    result = Evaluation(laq, run=folders[0], out=tmp_path, data=folders[2], pairs=10).write(supervised_steps=2)
-    assert not PROBES & result["metrics"].keys() and NAMES <= result["metrics"].keys() and result["pairs"] == 10
+    result = Evaluation(laq, run=folders[0], out=tmp_path, data=folders[2], pairs=34).write(supervised_steps=2)
+    assert not PROBES & result["metrics"].keys() and NAMES <= result["metrics"].keys() and result["pairs"] == 34
     assert {p.stem for p in tmp_path.glob("*.png")} == PICTURES
     assert "this data has no actions" in (tmp_path / "report.html").read_text()
 

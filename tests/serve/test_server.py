@@ -436,7 +436,7 @@ def test_the_rate_is_a_bucket_for_each_address():
 
 
 def test_pages_of_other_sites_cannot_move_the_robot():
-    with served.serving(served.policy()) as server:
+    with served.serving(served.policy(), Options(batch=4)) as server:
         body = messages.recorded("openvla.json")
         for origin in ("https://somewhere.example", "null", f"http://{server.address}.somewhere.example"):
             status, _, text = ask(server, body=body, Origin=origin)

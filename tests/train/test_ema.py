@@ -23,6 +23,8 @@ from tests import toys
 from tests.data.samples import make
 from tests.train import toy
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 DECAY = 0.75
 GROUPS = (("first/.*", None), (".*", {}))
 OPTIM = {"learning_rate": 0.05, "clip_norm": None, "groups": GROUPS, "ema_decay": DECAY, "frozen_dtype": "bfloat16"}
@@ -30,7 +32,8 @@ LOSS = Task(toy.Model(), {"mse": 1.0})
 
 
 def start(optim=OPTIM, **how):
-    state = init_state(LOSS, lambda params: make_optimizer(optim, 10, params), 0, toy.batch())
+    init = jax.jit(lambda batch: init_state(LOSS, lambda params: make_optimizer(optim, 10, params), 0, batch))
+    state = init(toy.batch())
     optimizer = make_optimizer(optim, 10, state.variables["params"])
     return state, jax.jit(make_train_step(LOSS, optimizer, seed=0, **how), donate_argnums=0)
 
@@ -65,7 +68,7 @@ def test_evaluation_uses_the_average():
 
 def test_frozen_numbers_are_stored_in_bfloat16_and_the_others_are_not():
     state, step = start()
-    whole = LOSS.init(jax.random.key(0), toy.batch())["params"]["first"]["kernel"]
+    whole = jax.jit(LOSS.init)(jax.random.key(0), toy.batch())["params"]["first"]["kernel"]
     for _ in range(2):
         dtypes = {name: str(leaf.dtype) for name, leaf in tree.flatten(state.variables).items()}
         assert dtypes == {

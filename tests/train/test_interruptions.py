@@ -21,6 +21,8 @@ from tests import toys
 from tests.data.samples import make
 from tests.toys import chunks
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 EVALUATED = {"steps": 6, "eval_every": 2, "save_every": 2, "log_every": 1, "best_metric": "val/action_mse",
              "best_mode": "min"}  # fmt: skip
 
@@ -153,7 +155,7 @@ def cut_at(monkeypatch, batch: int) -> None:
 
 
 @pytest.mark.parametrize("damage", ["nothing", "newest", "all", "another run", "another mesh"])
-def test_it_goes_on_from_the_newest_checkpoint_of_any_level(whole, data, tmp_path, monkeypatch, damage):
+def test_it_goes_on_from_the_newest_checkpoint_of_any_level(whole, data, tmp_path, monkeypatch, damage, request):
     fast, run = tmp_path / "disk", tmp_path / "run"
     change = {**EVALUATED, "save_every": 3, "fast_dir": str(fast), "fast_every": 2}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -170,7 +172,10 @@ def test_it_goes_on_from_the_newest_checkpoint_of_any_level(whole, data, tmp_pat
             file.write(b"\xff" if file.read(1) != b"\xff" else b"\x00")
     if damage == "another run":
         (run / "env.json").write_text('{"run": "0123"}')
-    mesh = {"data": 2, "fsdp": 4} if damage == "another mesh" else {}
+    mesh = {}
+    if damage == "another mesh":
+        request.getfixturevalue("all_devices")
+        mesh = {"data": 2, "fsdp": 4}
     train(toys.config("chunks", data, mesh=mesh, **change), run)
     log = (run / "log.txt").read_text()
     assert ("resuming from step 4, a fast checkpoint" if damage == "nothing" else "resuming from step 3\n") in log

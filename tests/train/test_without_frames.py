@@ -1,5 +1,6 @@
 """The loop on models that know no frames: what the data fills in, early stopping, datasets apart, EMA codebooks."""
 
+import functools
 import json
 import math
 
@@ -23,6 +24,8 @@ from lapa_jax.train.task import Task
 from tests import toys
 from tests.data.samples import make
 from tests.toys import chunks
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(autouse=True)
@@ -197,13 +200,16 @@ def test_means_over_datasets_leave_out_what_is_no_number():
     assert found["x"] == 2.5 and found["y"] == 2.0 and math.isnan(found["z"]) and found["a/x"] == 1.0
 
 
-def ema_steps(devices, axes, micro_batches: int, batches):
-    """The codebooks before and after a step for each of `batches`, on a mesh of these devices."""
+@functools.cache
+def ema_steps(data: int, fsdp: int, micro_batches: int):
+    """The codebooks before and after a step for each of four random batches, on a mesh of the first devices."""
+    rng, mask = np.random.default_rng(0), np.ones((32, 4), np.float32)
+    batches = [{"action": rng.normal(size=(32, 4, 3)).astype(np.float32), "action_mask": mask} for _ in range(4)]
     task = Task(chunks.Model(action_dim=3), {"reconstruction": 1.0})
     make_optim = lambda params: make_optimizer(toys.OPTIM, 10, params)  # noqa: E731
     state = jax.jit(lambda batch: init_state(task, make_optim, 0, batch))(batches[0])
     before = state.variables["codebook"]["quantizer"]
-    mesh = sharding.make_mesh(axes, devices)
+    mesh = sharding.make_mesh({"data": data, "fsdp": fsdp, "tensor": 1}, jax.devices()[: data * fsdp])
     step = make_train_step(task, make_optim(state.variables["params"]), seed=0, micro_batches=micro_batches)
     with jax.set_mesh(mesh):
         state = jax.device_put(state, sharding.shardings(state, mesh))
@@ -214,13 +220,11 @@ def ema_steps(devices, axes, micro_batches: int, batches):
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
-@pytest.mark.parametrize("axes", [{"data": 8, "fsdp": 1, "tensor": 1}, {"data": 2, "fsdp": 4, "tensor": 1}])
+@pytest.mark.parametrize("axes", [(8, 1), (2, 4)])
+@pytest.mark.usefixtures("all_devices")
 def test_ema_codebooks_are_one_codebook_on_all_devices(axes, micro_batches):
-    rng = np.random.default_rng(0)
-    mask = np.ones((32, 4), np.float32)
-    batches = [{"action": rng.normal(size=(32, 4, 3)).astype(np.float32), "action_mask": mask} for _ in range(4)]
-    _, many = ema_steps(jax.devices(), axes, micro_batches, batches)
-    before, one = ema_steps(jax.devices()[:1], {"data": 1, "fsdp": 1, "tensor": 1}, micro_batches, batches)
+    _, many = ema_steps(*axes, micro_batches)
+    before, one = ema_steps(1, 1, micro_batches)
     for name, value in many.items():
         copies = [np.asarray(shard.data) for shard in value.addressable_shards]
         assert len(copies) == 8 and all(np.array_equal(copies[0], copy) for copy in copies), name
