@@ -15,7 +15,7 @@ say() { echo "== $((SECONDS / 60)) min $((SECONDS % 60)) s: $*"; }
 
 SECONDS=0
 say "the embedded videos -> $folder/videos"
-[ -d "$folder/videos" ] || python -m lapa_jax.sample "$folder/videos"
+[ -d "$folder/videos" ] || python tools/sample_videos.py "$folder/videos"
 say "videos -> step shards, $folder/data"
 python tools/convert.py "$folder/videos" "$folder/data" --format video --size 64
 say "a tokenizer learns latent actions from pairs of frames 0.6 s apart; it sees no actions -> $folder/laq"

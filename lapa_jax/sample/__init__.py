@@ -5,7 +5,7 @@ docs/reference/data_formats.md; using them needs neither mujoco nor a GL driver.
 with planted categories, made by tools/make_planted_features.py --rows 640 --categories 4 --val_fraction 0.2.
 "sample_latents" names labels of "sample", by launch/label.py with a run of configs/laq.py:tiny.
 
-`python -m lapa_jax.sample FOLDER` writes 800 other push-table episodes as users have theirs, as mp4 files. They are
+`python tools/sample_videos.py FOLDER` writes 800 other push-table episodes as users have theirs, as mp4 files. They are
 enough for latent actions that mean something, which "sample" with its 42 training episodes is not.
 """
 

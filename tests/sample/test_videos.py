@@ -10,8 +10,8 @@ import pytest
 from lapa_jax import sample
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.shards.step_shards import StepShards
-from lapa_jax.sample.__main__ import main
 from tools import convert
+from tools.sample_videos import main
 
 
 @pytest.fixture(scope="module")

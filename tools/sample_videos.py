@@ -1,6 +1,6 @@
 """Writes the embedded videos into a folder, as users have them: mp4 files with instructions and actions beside them.
 
-python -m lapa_jax.sample FOLDER
+python tools/sample_videos.py FOLDER
 """
 
 import argparse
