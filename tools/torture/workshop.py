@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import itertools
 import os
 import pathlib
@@ -50,6 +51,7 @@ class Workshop:
         self._numbers = itertools.count()
         for name in ("tmp", "printed"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
+        self._forget_other_code()
         # As on a machine of one device; programs are compiled once, and hardly optimised, since they run for seconds.
         self.environment = {
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
@@ -68,6 +70,17 @@ class Workshop:
             Job("record", lambda out: script("tools/record_sim.py", "--env", "push_table", "--episodes", EPISODES,
                                              "--size", 48, "--workers", 2, "--out", out), differences),
         )}  # fmt: skip
+
+    def _forget_other_code(self) -> None:
+        """Removes what other code made, in a folder that was kept: it need not be the same to the bit."""
+        digest = hashlib.sha256()
+        for path in sorted(path for name in ("lapa_jax", "configs", "launch") for path in (ROOT / name).rglob("*.py")):
+            digest.update(path.read_bytes())
+        about = self.folder / "code.txt"
+        if not about.exists() or about.read_text() != digest.hexdigest():
+            for name in ("whole", "run", "twin", "policy", "reference"):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+        about.write_text(digest.hexdigest())
 
     def log(self, text: str) -> None:
         """A line with the time, at once."""
