@@ -40,6 +40,7 @@ from lapa_jax.train.checkpoint_folder import (
     clear_temporary,
     folder_of,
     lacks,
+    numbered,
     prune,
     ranked,
     steps,
@@ -327,7 +328,11 @@ def _checkpoint_folder(path: pathlib.Path, step: int | str | None) -> pathlib.Pa
     if not (path / CONFIG_FILE).is_file():
         raise UserError(f"{path} is no run folder: it has no {CONFIG_FILE}; give the folder that --workdir named")
     read_json(path / CONFIG_FILE)
-    whole = steps(path)
+    whole, last = steps(path), max(numbered(path), default=-1)
+    if step is None and whole and last > whole[-1]:
+        folder = folder_of(path, last)
+        raise UserError(f"{folder} is no whole checkpoint (it lacks {lacks(folder)}); copy it again, or name another "
+                        f"step of this run: {whole}")
     if not whole:
         raise UserError(f"run {path} has no checkpoint yet; the same train command goes on with it")
     if step == BEST:

@@ -55,6 +55,11 @@ def steps(run: str | os.PathLike) -> list[int]:
     return sorted(int(path.name) for path in _numbered(run) if not lacks(path))
 
 
+def numbered(run: str | os.PathLike) -> list[int]:
+    """The steps of a run that have a folder, ascending, whole or not."""
+    return sorted(int(path.name) for path in _numbered(run))
+
+
 def lacks(folder: pathlib.Path) -> str:
     """The first required file that a checkpoint lacks; "" where it has all."""
     names = (*REQUIRED, integrity.MANIFEST) if integrity.enabled() else REQUIRED

@@ -218,7 +218,10 @@ def test_a_copy_without_some_files_is_moved_aside_and_named(run):
     for step in (4, 5):
         (run / f"checkpoints/{step}/commit_success.txt").unlink()
     (run / "checkpoints/4.damaged").mkdir()
-    assert checkpoint.steps(run) == [2] and load_for_inference(run).step == 2
+    assert checkpoint.steps(run) == [2] and load_for_inference(run, 2).step == 2
+    words = r"checkpoints/5 is no whole checkpoint \(it lacks commit_success.txt\); copy it again, or .*: \[2\]"
+    with pytest.raises(UserError, match=words):  # and the older one is not taken in silence
+        load_for_inference(run)
     with pytest.raises(UserError, match="no whole checkpoint"):
         load_for_inference(run / "checkpoints/5")
     recovered = recovery.recover(run)
