@@ -26,10 +26,11 @@ import time
 import yaml
 
 from lapa_jax.core import config as config_lib
+from lapa_jax.core import escape
 from lapa_jax.core import sweep as sweeps
 from lapa_jax.core.arguments import OVERRIDE, Parser
 from lapa_jax.core.errors import UserError, did_you_mean, run_main
-from lapa_jax.core.escape import cell, markdown, say
+from lapa_jax.core.escape import markdown, say
 from lapa_jax.core.files import atomic_path, check_can_write, read_json
 from lapa_jax.core.lock import locked
 from lapa_jax.core.metrics import read_metrics
@@ -278,7 +279,7 @@ def report(sweep: Sweep, ranked: list[sweeps.Outcome], out: pathlib.Path) -> Non
     with atomic_path(out / "sweep.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     with atomic_path(out / "sweep.csv") as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([list(map(cell, row)) for row in (head, *table)])
+        csv.writer(file).writerows([list(map(escape.cell, row)) for row in (head, *table)])
     best = ranked[0]
     if not best.values:
         return
