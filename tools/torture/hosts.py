@@ -41,8 +41,8 @@ samples = np.concatenate([each.samples for each in rows])
 np.save(out, samples[positions < len(source)])
 status = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines())
 kb = lambda name: int(status[name].split()[0]) / 1000
-print(json.dumps({"length": len(source), "import": imported - begin, "open": opened - imported,
-                  "epoch": time.perf_counter() - opened, "own": kb("VmRSS") - kb("RssFile"), "peak": kb("VmHWM")}))
+json.dump({"length": len(source), "import": imported - begin, "open": opened - imported,
+           "epoch": time.perf_counter() - opened, "own": kb("VmRSS") - kb("RssFile"), "peak": kb("VmHWM")}, sys.stdout)
 """
 
 
