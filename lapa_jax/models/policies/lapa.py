@@ -216,6 +216,12 @@ class Lapa(nn.Module):
         """f32 [B, N, K]: logits of latent codes i32 [B, N], given the true ones before."""
         return self.to_latent(self.hidden(sequence, _embed_latent(self, codes[:, :-1]))).astype(jnp.float32)
 
+    def make_other_parameters(self, sequence: Sequence) -> None:
+        """Calls what the loss does not need: the other heads, and the decoder of images."""
+        self.every_head(sequence)
+        side = self.image_size // self.vqgan.cell
+        self.vqgan.decode(jnp.zeros((1, side, side), jnp.int32))
+
     def every_head(self, sequence: Sequence) -> dict[str, jax.Array]:
         """The logits f32 [B, S, ...] of "text", "vision" and "latent" at every place of a sequence."""
         mask, positions = _attend(sequence.real, 0)
@@ -260,10 +266,10 @@ class Model(Lapa, base.LatentPolicy):
         """The loss of a batch; nothing differs in training."""
         codes = batch["latent"]
         with self.adapters():
-            logits = self.teacher_forced_logits(self.sequence(batch, self.latent_prompt), codes)
+            sequence = self.sequence(batch, self.latent_prompt)
+            logits = self.teacher_forced_logits(sequence, codes)
         if self.is_initializing():
-            self.every_head(self.sequence(batch, self.latent_prompt))  # makes the parameters of the other heads
-            self.seen(batch["image"][:1])
+            self.make_other_parameters(sequence)
         right = (jnp.argmax(logits, -1) == codes).mean(-1)
         return Output(losses={"latent": vla.cross_entropy(logits, codes).mean(-1)},
                       metrics={"latent_accuracy": right})  # fmt: skip

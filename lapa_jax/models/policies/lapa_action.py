@@ -118,10 +118,10 @@ class Model(Lapa, base.ActionPolicy):
         """The loss of a batch; nothing differs in training."""
         tokens, weight = self.tokens_of(batch["action"]), self._weight(batch)
         with self.adapters():
-            logits = self.action_logits(self.sequence(batch, self.action_prompt), tokens)
+            sequence = self.sequence(batch, self.action_prompt)
+            logits = self.action_logits(sequence, tokens)
         if self.is_initializing():
-            self.every_head(self.sequence(batch, self.action_prompt))  # makes the parameters of the other heads
-            self.seen(batch["image"][:1])
+            self.make_other_parameters(sequence)
         return Output(losses={"action": weighted_mean(vla.cross_entropy(logits, tokens), weight)},
                       metrics={"token_accuracy": weighted_mean(jnp.argmax(logits, -1) == tokens, weight)})  # fmt: skip
 
@@ -140,12 +140,13 @@ class Model(Lapa, base.ActionPolicy):
     def evaluate(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Per example f32 [B, T, A]: "action", "prediction", "loss", given the true tokens before, "weight" of what
         counts, and "near" bool [B, T, A], whether the predicted bin is at most one away."""
-        tokens, predicted = self.tokens_of(batch["action"]), self.predict(batch)
+        tokens = self.tokens_of(batch["action"])
         with self.adapters():
-            logits = self.action_logits(self.sequence(batch, self.action_prompt), tokens)
-        return {"action": batch["action"], "prediction": predicted["action"], "weight": self._weight(batch),
-                "loss": vla.cross_entropy(logits, tokens),
-                "near": jnp.abs(predicted["tokens"] - tokens) <= 1}  # fmt: skip
+            sequence = self.sequence(batch, self.action_prompt)
+            predicted, _ = self.action_tokens(sequence)
+            logits = self.action_logits(sequence, tokens)
+        return {"action": batch["action"], "prediction": self._values(predicted), "weight": self._weight(batch),
+                "loss": vla.cross_entropy(logits, tokens), "near": jnp.abs(predicted - tokens) <= 1}  # fmt: skip
 
     @nn.nowrap
     def summarize(self, arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
