@@ -38,10 +38,14 @@ def runs(shared, tmp_path_factory):
     return {kind: folder / kind for kind in KINDS}
 
 
+@pytest.fixture(scope="module")
+def policies(runs):
+    return {kind: lapa_jax.load(folder) for kind, folder in runs.items()}
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_program_acts_as_the_run(runs, shared, tmp_path, kind):
-    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
-    policy = lapa_jax.load(runs[kind])
+def test_a_program_acts_as_the_run(runs, policies, tmp_path, kind):
+    images, policy = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8), policies[kind]
     dataset = next(iter(policy.datasets), None)
     expected = policy.chunk(images, INSTRUCTION, dataset=dataset)
     export.main(["--run", str(runs[kind]), "--out", str(tmp_path / "program"), "--format", "stablehlo", "--platform",
@@ -51,10 +55,10 @@ def test_a_program_acts_as_the_run(runs, shared, tmp_path, kind):
     assert (got.dtype, expected.dtype) == (np.float32, np.float32 if kind == "univla" else np.float64)
 
 
-def test_weights_alone_are_those_of_the_run(runs, tmp_path):
-    for kind in KINDS:
+def test_weights_alone_are_those_of_the_run(runs, policies, tmp_path):
+    for kind, policy in policies.items():
         export.main(["--run", str(runs[kind]), "--out", str(tmp_path / kind)])
-        policy, plain = lapa_jax.load(runs[kind]), lapa_jax.load(tmp_path / kind)
+        plain = lapa_jax.load(tmp_path / kind)
         assert plain.kind is policy.kind and plain.datasets == policy.datasets
         jax.tree.map(np.testing.assert_array_equal, plain.variables, policy.variables)
 

@@ -17,7 +17,8 @@ SMALL = {"name": "policies.icl", "action_dim": A, "state_dim": S, "cameras": 0, 
          "prompts": P, "prompt_length": L, "dim": 16, "depth": 2, "heads": 2, "hidden": 24, "patch": 4, "vit_dim": 12,
          "vit_depth": 1, "vit_heads": 2}  # fmt: skip
 TOKENIZER = {"name": "tokenizers.mstcn", "action_dim": A, "context": T, "embed_dim": 8, "width": 8, "layers": 2,
-             "stages": 1, "causal": True, "subclusters": 8, "clusters": 4, "dead_age": 1}  # fmt: skip
+             "stages": 1, "causal": True, "subclusters": 8, "clusters": 4, "dead_age": 1,
+             "codebook_init": "normal"}  # fmt: skip
 
 
 def make(

@@ -1,19 +1,15 @@
 """Every tokenizer of numeric columns, small and untrained: what inference asks of a model holds for the real ones."""
 
-import jax
 import numpy as np
 import pytest
 
 import lapa_jax
 from lapa_jax.core import config as config_lib
-from lapa_jax.core.files import write_json
 from lapa_jax.data.shards.labels import read_codes
 from lapa_jax.data.shards.step_shards import StepShards, dataset_folder
 from lapa_jax.evaluate import evaluation_of
 from lapa_jax.label.labeller import Labeller
-from lapa_jax.train.checkpoint import CONFIG_FILE, Checkpointer
-from lapa_jax.train.setup import prepare
-from lapa_jax.train.state import State
+from tests.inference import untrained
 
 SMALL = {
     "mstcn": ("width=8", "embed_dim=8", "layers=2", "subclusters=16", "clusters=4"),
@@ -24,22 +20,14 @@ SMALL = {
 
 @pytest.fixture(scope="module", params=list(SMALL))
 def run(request, root, tmp_path_factory):
-    """A run folder as training would leave it, with random weights, without training."""
     overrides = [f"--config.model.{override}" for override in SMALL[request.param]]
-    folder = tmp_path_factory.mktemp(request.param) / "run"
-    setup = prepare(config_lib.load(f"{root}/configs/{request.param}.py:tiny", overrides))
-    rng = np.random.default_rng(0)
+    config = config_lib.load(f"{root}/configs/{request.param}.py:tiny", overrides)
+    return untrained.write(tmp_path_factory.mktemp(request.param) / "run", config)
 
-    def random(leaf):
-        drawn = 0.3 * rng.normal(size=leaf.shape)
-        return np.array(drawn if leaf.dtype.kind == "f" else np.abs(drawn), leaf.dtype)
 
-    variables = jax.tree.map(random, setup.abstract.variables)
-    write_json(folder / CONFIG_FILE, config_lib.to_json(setup.config))
-    checkpoints = Checkpointer(folder, keep_last=1, best_metric=None)
-    checkpoints.save(State(np.array(1, np.int32), variables, {"slots": np.zeros(2)}), 1, setup.meta(), None)
-    checkpoints.close()
-    return folder
+@pytest.fixture(scope="module")
+def tokenizer(run):
+    return lapa_jax.load(run)
 
 
 def held_out(tokenizer) -> tuple[StepShards, list[np.ndarray]]:
@@ -53,8 +41,7 @@ def held_out(tokenizer) -> tuple[StepShards, list[np.ndarray]]:
     return shards, found
 
 
-def test_codes_and_units(run, tmp_path):
-    tokenizer = lapa_jax.load(run)
+def test_codes_and_units(tokenizer, tmp_path):
     rows = held_out(tokenizer)[1][0][:4]
     codes = tokenizer.encode(rows)
     per_row = tokenizer.column != "action" or tokenizer.chunk_length is None
@@ -69,9 +56,8 @@ def test_codes_and_units(run, tmp_path):
     np.testing.assert_array_equal(again.decode(codes), decoded)
 
 
-def test_what_is_padded_changes_nothing(run):
+def test_what_is_padded_changes_nothing(tokenizer):
     """A sequence has the same codes and actions alone, longer than it is, and beside others."""
-    tokenizer = lapa_jax.load(run)
     if tokenizer.column != "action":
         pytest.skip("rows of features have no neighbours")
     actions = np.random.default_rng(1).normal(size=(5, 7, tokenizer.width)).astype(np.float32)
@@ -86,8 +72,7 @@ def test_what_is_padded_changes_nothing(run):
     np.testing.assert_allclose(tokenizer.decode(codes, mask)[:, :4], tokenizer.decode(short), rtol=1e-4, atol=1e-5)
 
 
-def test_labels_are_the_codes_of_each_step(run, tmp_path):
-    tokenizer = lapa_jax.load(run)
+def test_labels_are_the_codes_of_each_step(tokenizer, tmp_path):
     shards, episodes = held_out(tokenizer)
     Labeller(tokenizer, shards.folder, tmp_path / "labels", splits=["val"]).run(progress=False)
     codes = read_codes(StepShards(tmp_path / "labels", "val"), shards)
@@ -103,8 +88,7 @@ def test_labels_are_the_codes_of_each_step(run, tmp_path):
         np.testing.assert_array_equal(own, want)
 
 
-def test_evaluation_measures_what_training_does(run, tmp_path):
-    tokenizer = lapa_jax.load(run)
+def test_evaluation_measures_what_training_does(run, tokenizer, tmp_path):
     result = evaluation_of(tokenizer)(tokenizer, run=run, out=tmp_path, pairs=40).write()
     assert {"metrics.json", "report.html", "usage.png"} <= {p.name for p in tmp_path.iterdir()}
     ours = result["measured"]

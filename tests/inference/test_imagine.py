@@ -11,6 +11,7 @@ from lapa_jax.data.shards.step_shards import StepShards
 from lapa_jax.inference.imagine import frames, imagine
 from launch import eval as evaluate
 from launch import label
+from tests import jitted
 from tests.golden import released_lapa as released
 from tests.inference import small_run
 from tools import import_weights
@@ -56,8 +57,8 @@ def test_what_a_policy_sees_is_its_codes_drawn_again(loaded, images):
     policy, _ = loaded
     seen = policy.seen(images)
     assert seen.shape == (2, 16, 16, 3) and 0 <= seen.min() and seen.max() <= 1
-    codes = policy.model.apply(policy.variables, policy.observed(images, "x")[0]["image"], method="image_codes")
-    drawn = policy.model.apply(policy.variables, codes, method=lambda m, c: m.vqgan.decode(c))
+    codes = jitted.apply(policy.model, policy.variables, policy.observed(images, "x")[0]["image"], method="image_codes")
+    drawn = jitted.apply(policy.model, policy.variables, codes, method=lambda model, codes: model.vqgan.decode(codes))
     np.testing.assert_allclose(seen, (drawn + 1) / 2, atol=1e-5)
     np.testing.assert_allclose(policy.seen(images[0]), seen[0], atol=1e-5)
 

@@ -14,7 +14,7 @@ from tests.inference import random_policy
 from tests.inference.random_policy import SIDE, A, L, P, S, T
 
 SETTINGS = [
-    {}, {"actions": "z"}, {"actions": "z+q", "fifa_temperature": 0.3, "causal": False, "future": 3},
+    {}, {"actions": "z+q", "fifa_temperature": 0.3, "causal": False, "future": 3},
     {"actions": "q", "cameras": 2, "image_size": SIDE, "context": 5, "prompts": 1, "normalize": "mean_std"},
     {"prompts": 0, "context": 1, "normalize": "none"},
     {"goal": True, "cameras": 1, "image_size": SIDE, "actions": "z", "causal": False, "context": 4},

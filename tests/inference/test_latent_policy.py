@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -17,6 +16,7 @@ from lapa_jax.evaluate import evaluation_of
 from lapa_jax.evaluate.latent_policy import partners, shuffled
 from lapa_jax.inference.policies import LatentPolicy
 from lapa_jax.train.loop import train
+from tests import jitted
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -55,7 +55,7 @@ def test_predictions_are_those_of_the_model_on_batches_as_in_training(policy, st
     small = np.stack([images.resize(picture, 28) for picture in pictures])
     ids, mask = text.ByteTokenizer()(texts, policy.model.text_length)
     batch = {"image": small, "text": ids, "text_mask": mask.astype(np.float32)}
-    expected = policy.model.apply(jax.device_get(policy.variables), batch, method="predict")
+    expected = jitted.apply(policy.model, policy.variables, batch, method="predict")
     np.testing.assert_allclose(policy.logits(pictures, texts), expected["logits"], atol=1e-5)
     codes = policy.predict(pictures, texts)
     assert codes.dtype == np.int32 and codes.shape == (5, 4)

@@ -11,6 +11,7 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.data import images
 from lapa_jax.inference.load import load
 from lapa_jax.train.checkpoint import load_for_inference
+from tests import jitted
 from tests.inference import small_run, step_shards
 
 RNG = np.random.default_rng(0)
@@ -33,7 +34,7 @@ def apply(run):
     """`apply(method, *arguments)` of the model, without the inference floor."""
     saved = load_for_inference(run)
     model = config_lib.build("lapa_jax.models", saved.config.model)
-    return lambda method, *args: jax.jit(lambda v, *a: model.apply(v, *a, method=method))(saved.variables, *args)
+    return lambda method, *args: jitted.apply(model, saved.variables, *args, method=method)
 
 
 def test_encode_and_decode_are_those_of_the_model(laq, apply):

@@ -91,9 +91,13 @@ def test_training_policy_and_server_see_the_same(data, policy):
     np.testing.assert_array_equal(labelled, trained)
 
 
-def test_a_tokenizer_encodes_what_it_was_trained_on(root, tmp_path, data):
+@pytest.fixture(scope="module")
+def tokenizer(root, tmp_path_factory):
+    return lapa_jax.load(small_run.write(tmp_path_factory.mktemp("laq") / "run", root, "sample", steps=(1,)))
+
+
+def test_a_tokenizer_encodes_what_it_was_trained_on(tokenizer, data):
     mode, shards = data
-    tokenizer = lapa_jax.load(small_run.write(tmp_path / "run", root, "sample", steps=(1,)))
     tokenizer.datasets = {"table": entry(shards)}
     frames = np.random.default_rng(0).integers(0, 256, (48, 64, 3)).astype(np.uint8)
     box = (8, 0, 56, 48) if mode == "center_crop" else (0, 0, 64, 48)

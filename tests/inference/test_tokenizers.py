@@ -11,9 +11,9 @@ from lapa_jax.core.files import read_json
 from lapa_jax.data.shards.step_shards import read_dataset
 from lapa_jax.inference.load import load
 from lapa_jax.inference.tokenizers import ActionTokenizer, FeatureTokenizer
-from lapa_jax.train.loop import train
-from tests import toys
+from tests import jitted, toys
 from tests.data.samples import make
+from tests.inference import untrained
 
 RNG = np.random.default_rng(0)
 ACTIONS = (3 * RNG.normal(size=(20, 4, 3)) + 1).astype(np.float32)
@@ -34,7 +34,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizers(data, tmp_path_factory):
-    """{name: a trained toy}."""
+    """{name: a toy with random weights}."""
     base, found = tmp_path_factory.mktemp("runs"), {}
     mixture = {"mixture": tuple({"path": str(folder), "weight": 1.0} for folder in data)}
     asked = {"chunks": ("chunks", data[0], {}), "steps": ("steps", data[0], {}), "rows": ("rows", data[0], {}),
@@ -42,8 +42,7 @@ def tokenizers(data, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         toys.use(patch)
         for name, (toy, places, model) in asked.items():
-            train(toys.config(toy, places, model=model, steps=3), base / name)
-            found[name] = lapa_jax.load(base / name)
+            found[name] = lapa_jax.load(untrained.write(base / name, toys.config(toy, places, model=model)))
     return found
 
 
@@ -54,8 +53,8 @@ def scaled(rows, summary):
 
 
 def apply(tokenizer, method, *args):
-    call = jax.jit(lambda variables, *args: tokenizer.model.apply(variables, *args, method=method))
-    return jax.tree.map(np.asarray, call(jax.device_get(tokenizer.variables), *args))
+    return jax.tree.map(np.asarray, jitted.apply(tokenizer.model, jax.device_get(tokenizer.variables), *args,
+                                                 method=method))  # fmt: skip
 
 
 def statistics(folder):

@@ -18,6 +18,7 @@ from lapa_jax.models.tokenizers import laq_conv
 from lapa_jax.models.tokenizers.fsq import Resampler
 from lapa_jax.models.tokenizers.laq.modules import FrameDecoder, PairEncoder
 from lapa_jax.nn.tcn import MultiStage
+from tests import jitted
 
 HALF = jnp.bfloat16
 FILLED = {"action_dim": 3, "chunk_length": 2, "dtype": "bfloat16"}
@@ -134,9 +135,9 @@ def test_bins_that_are_almost_as_likely_do_not_tie():
     """A learned distribution 8 bins wide: the most likely bin is the one at its centre, not the lowest of several."""
     centre, bins = 131.3, np.arange(256)
     head = bins_head.Model(action_dim=1, chunk_length=1, binary=(), dtype="bfloat16")
-    variables = head.init(jax.random.key(0), normal(1, 1, 8))
+    variables = jitted.init(head, jax.random.key(0), normal(1, 1, 8))
     logits = 10 - np.square((bins - centre) / 8) / 2
     out = {"kernel": jnp.zeros((8, 256)), "bias": jnp.asarray(logits, jnp.float32)}
     variables = {"params": {**variables["params"], "out": out}}
-    predicted = head.apply(variables, normal(1, 1, 8), None, None, method="sample")
+    predicted = jitted.apply(head, variables, normal(1, 1, 8), None, None, method="sample")
     assert predicted.item() == pytest.approx((131 + 0.5) / 128 - 1)

@@ -20,6 +20,7 @@ from lapa_jax.inference.load import load
 from lapa_jax.label.labeller import Labeller
 from lapa_jax.train.checkpoint import load_for_inference
 from lapa_jax.train.loop import train
+from tests import jitted
 from tests.golden.imported import TOWERS
 from tests.inference import step_shards
 from tools import import_weights
@@ -46,9 +47,9 @@ def small():
 
 def test_features_are_those_of_the_tower_standardised(small):
     model, variables, frames = small
-    got = model.apply(variables, frames[:, 0] / np.float32(255), method="observe")
+    got = jitted.apply(model, variables, frames[:, 0] / np.float32(255), method="observe")
     assert got.shape == (4, 2, 4, 8)
-    raw = np.asarray(model.tower.apply({"params": variables["params"]["tower"]}, frames[:, 0]), np.float64)
+    raw = np.asarray(jitted.apply(model.tower, {"params": variables["params"]["tower"]}, frames[:, 0]), np.float64)
     want = (raw - raw.mean(-1, keepdims=True)) / np.sqrt(raw.var(-1, keepdims=True) + 1e-6)
     np.testing.assert_allclose(got.reshape(4, 8, 8), want, atol=1e-4)
 
@@ -70,11 +71,11 @@ def test_the_loss_is_of_features_and_none_of_it_reaches_the_tower(small):
     assert {name.split("/")[0] for name, g in found.items() if not np.any(g)} >= {"tower"}
     assert not [name for name, g in found.items() if name.startswith("tower/") and np.any(g)]
     assert np.any(found["decoder/to_pixels/kernel"]) and found["decoder/to_pixels/kernel"].shape == (16, 8)
-    arrays = jax.jit(functools.partial(model.apply, method="evaluate"))(variables, {"frames": frames})
-    features = model.apply(variables, jnp.asarray(frames / np.float32(255)), method="observe")
+    arrays = jitted.apply(model, variables, {"frames": frames}, method="evaluate")
+    features = jitted.apply(model, variables, frames / np.float32(255), method="observe")
     np.testing.assert_allclose(arrays["mse_copy"], ((features[:, 1] - features[:, 0]) ** 2).mean((1, 2, 3)), rtol=1e-4)
     codes = arrays["codes"]
-    predicted = model.apply(variables, frames[:, 0], codes, method="decode")
+    predicted = jitted.apply(model, variables, frames[:, 0], codes, method="decode")
     np.testing.assert_allclose(arrays["mse"], ((predicted - features[:, 1]) ** 2).mean((1, 2, 3)), rtol=1e-3)
     found = model.summarize(jax.device_get(arrays))
     gain = 10 * np.log10(np.mean(arrays["mse_copy"]) / np.mean(arrays["mse"]))

@@ -12,6 +12,7 @@ from lapa_jax.core import config
 from lapa_jax.core.errors import UserError
 from lapa_jax.models.tokenizers.mstcn import TwoLevels
 from lapa_jax.nn.quantizers import vq
+from tests import jitted
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs/mstcn.py"
 
@@ -155,7 +156,7 @@ def test_the_decoder_reads_what_it_is_told(decoder_input, reads):
     assert plan().decoder_input == "z"
     levels = plan(subclusters=12, clusters=4, decoder_input=decoder_input)
     variables = begin(levels, embeddings())
-    look = lambda pair: np.asarray(levels.apply(variables, jnp.int32([[pair]]), method="lookup"))  # noqa: E731
+    look = lambda pair: np.asarray(jitted.apply(levels, variables, np.int32([[pair]]), method="lookup"))  # noqa: E731
     changes = tuple(bool(np.abs(look(pair) - look((0, 0))).max() > 0) for pair in ((1, 0), (0, 1)))
     assert changes == reads
     z, q = state(variables, "z")["codes"][0], state(variables, "q")["codes"][0]

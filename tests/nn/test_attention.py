@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lapa_jax.nn.attention import Attention, attention_on_cpu
+from tests import jitted
 
 
 def reference(params, x, context, bias, *, heads, dim_head, cosine):
@@ -30,19 +31,18 @@ def reference(params, x, context, bias, *, heads, dim_head, cosine):
     return out.reshape(len(q), -1) @ p["out"]["kernel"]
 
 
-@pytest.mark.parametrize("cosine", [False, True])
-@pytest.mark.parametrize("null_kv", [0, 2])
-@pytest.mark.parametrize("cross", [False, True])
+@pytest.mark.parametrize(("cosine", "null_kv", "cross"), [(False, 0, False), (False, 2, True), (True, 0, True),
+                                                          (True, 2, False)])  # fmt: skip
 def test_matches_one_query_at_a_time(cosine, null_kv, cross):
     rng = np.random.default_rng(0)
     x, context = rng.normal(size=(2, 5, 12)), rng.normal(size=(2, 3, 7)) if cross else None
     bias = None if cross else rng.normal(size=(3, 5, 5))
     module = Attention(heads=3, dim_head=4, cosine=cosine, null_kv=null_kv)
     args = jnp.float32(x), None if context is None else jnp.float32(context)
-    params = module.init(jax.random.key(0), *args)["params"]
+    params = jitted.init(module, jax.random.key(0), *args)["params"]
     # Scales other than one, so that a forgotten one shows.
     params = jax.tree.map(lambda p: p * 1.3 if p.ndim == 1 else p, params)
-    got = module.apply({"params": params}, *args, bias=None if bias is None else jnp.float32(bias))
+    got = jitted.apply(module, {"params": params}, *args, bias=None if bias is None else jnp.float32(bias))
     for row in range(2):
         expected = reference(params, x[row], x[row] if context is None else context[row], bias,
                              heads=3, dim_head=4, cosine=cosine)  # fmt: skip
@@ -72,33 +72,32 @@ def test_the_form_for_cpus_and_its_gradients_are_those_of_jax(queries, keys, wit
 def test_gradient_of_a_zero_token_is_finite():
     module = Attention(heads=2, dim_head=4, cosine=True)
     x = jnp.zeros((1, 3, 8)).at[0, 1].set(1.0)
-    params = module.init(jax.random.key(0), x)
-    grads = jax.grad(lambda p: module.apply(p, x).sum())(params)
+    params = jitted.init(module, jax.random.key(0), x)
+    grads = jax.jit(jax.grad(lambda p: module.apply(p, x).sum()))(params)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 
 def test_bfloat16_computation_keeps_float32_parameters():
     module = Attention(heads=2, dim_head=4, cosine=True, dtype=jnp.bfloat16)
     x = jax.random.normal(jax.random.key(1), (1, 3, 8))
-    params = module.init(jax.random.key(0), x)
+    params = jitted.init(module, jax.random.key(0), x)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    got, exact = module.apply(params, x), module.copy(dtype=jnp.float32).apply(params, x)
+    got, exact = module.apply(params, x), jitted.apply(module.copy(dtype=jnp.float32), params, x)
     assert got.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.float32(got), exact, atol=0.02)
 
 
-@pytest.mark.parametrize("null_kv", [0, 2])
-@pytest.mark.parametrize("cross", [False, True])
+@pytest.mark.parametrize(("null_kv", "cross"), [(0, True), (2, False)])
 def test_masked_keys_are_as_if_they_were_not_there(null_kv, cross):
     rng = np.random.default_rng(0)
     x, context = jnp.float32(rng.normal(size=(2, 5, 12))), jnp.float32(rng.normal(size=(2, 4, 12)))
     module = Attention(heads=3, dim_head=4, cosine=True, null_kv=null_kv)
     keys = context if cross else x
-    params = module.init(jax.random.key(0), x, keys)
+    params = jitted.init(module, jax.random.key(0), x, keys)
     mask = jnp.arange(keys.shape[1]) < jnp.array([[2], [3]])
-    got = module.apply(params, x, keys, mask=mask)
+    got = jitted.apply(module, params, x, keys, mask=mask)
     for row, length in enumerate((2, 3)):
-        alone = module.apply(params, x[row : row + 1], keys[row : row + 1, :length])
+        alone = jitted.apply(module, params, x[row : row + 1], keys[row : row + 1, :length])
         np.testing.assert_allclose(got[row], alone[0], rtol=1e-4, atol=1e-5)
-    other = module.apply(params, x, jnp.where(mask[..., None], keys, 1e4), mask=mask)
+    other = jitted.apply(module, params, x, jnp.where(mask[..., None], keys, 1e4), mask=mask)
     np.testing.assert_array_equal(got, other)

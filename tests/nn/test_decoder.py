@@ -7,6 +7,7 @@ import pytest
 
 from lapa_jax.nn.decoder import Decoder
 from lapa_jax.nn.position import rotate
+from tests import jitted
 
 DEPTH, HEADS, KV, DIM, HIDDEN = 2, 4, 2, 6, 10
 
@@ -56,14 +57,14 @@ def built():
     positions = np.broadcast_to(np.arange(7), (2, 7))
     mask = np.tril(np.ones((7, 7), bool))[None] & (rng.random((2, 7, 7)) > 0.2) | np.eye(7, dtype=bool)
     mask[1, :3, :3] = True  # a prefix that sees itself whole
-    params = module.init(jax.random.key(0), x, positions=positions)["params"]
+    params = jitted.init(module, jax.random.key(0), x, positions=positions)["params"]
     params = jax.tree.map(lambda a: a + 0.1 * rng.normal(size=a.shape).astype(np.float32), params)
     return module, params, x, positions, mask
 
 
 def test_matches_one_query_at_a_time(built):
     module, params, x, positions, mask = built
-    got = module.apply({"params": params}, x, positions=positions, mask=jnp.asarray(mask))
+    got = jitted.apply(module, {"params": params}, x, positions=positions, mask=jnp.asarray(mask))
     for row in range(2):
         np.testing.assert_allclose(got[row], reference(params, x[row].astype(np.float64), positions[row], mask[row]),
                                    atol=2e-5)  # fmt: skip
@@ -73,13 +74,13 @@ def test_matches_one_query_at_a_time(built):
 def test_the_cache_gives_what_the_whole_gives(built, pieces):
     module, params, x, positions, mask = built
     mask = mask & np.tril(np.ones((7, 7), bool))
-    whole = module.apply({"params": params}, x, positions=positions, mask=jnp.asarray(mask))
+    whole = jitted.apply(module, {"params": params}, x, positions=positions, mask=jnp.asarray(mask))
     cache, at, parts = module.new_cache(2, 9), 0, []
     for count in pieces:
         rows = slice(at, at + count)
         seen = jnp.pad(jnp.asarray(mask[:, rows]), ((0, 0), (0, 0), (0, 2)))
-        part, cache = module.apply({"params": params}, x[:, rows], positions=positions[:, rows], mask=seen,
-                                   cache=cache, at=at)  # fmt: skip
+        part, cache = jitted.apply(module, {"params": params}, x[:, rows], positions=positions[:, rows], mask=seen,
+                                   cache=cache, at=jnp.int32(at))  # fmt: skip
         parts.append(part)
         at += count
     np.testing.assert_allclose(np.concatenate(parts, 1), whole, atol=2e-6)

@@ -12,6 +12,7 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.models.llama import Model as Llama
 from lapa_jax.nn import lora
 from lapa_jax.nn.linear import Linear
+from tests import jitted
 
 SIZES = {"vocab": 11, "dim": 16, "depth": 2, "heads": 2, "hidden": 24, "kv_heads": 1}
 TOKENS = jnp.asarray([[1, 4, 2, 9, 3], [5, 5, 0, 7, 10]])
@@ -79,11 +80,11 @@ def test_a_layer_adds_the_product_of_its_input():
                 return Linear(4, name="layer")(x)
 
     x = np.random.default_rng(0).normal(size=(2, 3, 6)).astype(np.float32)
-    params = moved(One(2).init(jax.random.key(1), x)["params"])
+    params = moved(jitted.init(One(2), jax.random.key(1), x)["params"])
     a, b, kernel = (np.asarray(params["layer"][name], np.float64) for name in ("lora_a", "lora_b", "kernel"))
     want = x @ kernel + 5.0 / 2 * (x @ a) @ b
-    np.testing.assert_allclose(One(2).apply({"params": params}, x), want, atol=1e-5)
-    assert not np.allclose(want, One(0).apply({"params": params}, x), atol=0.1)
+    np.testing.assert_allclose(jitted.apply(One(2), {"params": params}, x), want, atol=1e-5)
+    assert not np.allclose(want, jitted.apply(One(0), {"params": params}, x), atol=0.1)
 
 
 @pytest.mark.parametrize("sizes", [{}, {"remat": "full"}], ids=["scan", "scan with remat"])

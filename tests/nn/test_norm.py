@@ -2,6 +2,7 @@ import jax
 import numpy as np
 
 from lapa_jax.nn.norm import RunningNorm
+from tests import jitted
 
 
 def batch(seed, scale=3.0):
@@ -14,9 +15,9 @@ def test_training_normalises_by_the_batch_and_evaluation_by_what_was_seen():
     np.testing.assert_allclose(y.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(np.sqrt(np.mean(np.square(y))), 1, rtol=1e-4)
     # The first statistics are those of the first batch.
-    np.testing.assert_allclose(module.apply(variables, batch(0), train=False), y, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jitted.apply(module, variables, batch(0), train=False), y, rtol=1e-4, atol=1e-5)
 
-    _, updated = module.apply(variables, batch(1), train=True, mutable=["codebook"])
+    _, updated = jitted.apply(module, variables, batch(1), train=True, mutable=["codebook"])
     expected = (batch(0).mean(0) + batch(1).mean(0)) / 2
     np.testing.assert_allclose(updated["codebook"]["mean"], expected, rtol=1e-5)
     spread = [np.sqrt(np.mean((b - b.mean(0)) ** 2)) for b in (batch(0), batch(1))]
@@ -34,7 +35,7 @@ def test_the_scale_is_one_for_all_features():
 def test_scaled_per_position_each_position_has_unit_size():
     x = np.random.default_rng(3).normal(size=(64, 3, 5)) * np.array([1.0, 10.0, 0.1])[:, None] + 2.0
     module = RunningNorm(per_position=True)
-    variables = module.init(jax.random.key(0), x, train=True)
-    y, _ = module.apply(variables, x, train=True, mutable=["codebook"])
+    variables = jitted.init(module, jax.random.key(0), x, train=True)
+    y, _ = jitted.apply(module, variables, x, train=True, mutable=["codebook"])
     np.testing.assert_allclose(np.sqrt(np.mean(np.square(y), axis=(0, 2))), 1.0, rtol=1e-4)
-    np.testing.assert_allclose(module.apply(variables, x, train=False), y, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(jitted.apply(module, variables, x, train=False), y, rtol=1e-4, atol=1e-4)

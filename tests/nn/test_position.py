@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lapa_jax.nn.position import ContinuousPositionBias, NeighbourConv, depthwise_conv
+from tests import jitted
 
 
 def convolution(x, kernel):
@@ -34,17 +35,17 @@ def test_convolution_and_its_gradients_equal_the_library(frames, axes):
 def test_a_frame_sees_no_later_frame():
     module = NeighbourConv()
     x = jax.random.normal(jax.random.key(0), (1, 3, 4, 4, 2))
-    params = module.init(jax.random.key(1), x)
-    change = module.apply(params, x.at[:, 1].add(1.0)) - module.apply(params, x)
+    params = jitted.init(module, jax.random.key(1), x)
+    change = jitted.apply(module, params, x.at[:, 1].add(1.0)) - jitted.apply(module, params, x)
     assert np.abs(change[:, 0]).max() == 0
     assert np.abs(change[:, 1]).max() > 0 and np.abs(change[:, 2]).max() > 0
 
 
 def test_bias_equals_the_network_on_every_pair_of_cells():
     module, grid = ContinuousPositionBias(dim=8, heads=3), (3, 4)
-    params = module.init(jax.random.key(0), grid)
+    params = jax.jit(lambda key: module.init(key, grid))(jax.random.key(0))
     params = jax.tree.map(lambda p: p + 0.1, params)
-    got = module.apply(params, grid)
+    got = jax.jit(lambda params: module.apply(params, grid))(params)
     p = params["params"]
     cells = [(r, c) for r in range(3) for c in range(4)]
     for i, a in enumerate(cells):

@@ -6,6 +6,7 @@ import pytest
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.nn import tcn
+from tests import jitted
 
 
 def numbers(*shape, seed=0):
@@ -16,7 +17,7 @@ def build(stages=1, layers=3, causal=False, length=40, **fields):
     net = tcn.MultiStage(stages, layers, width=5, features=4, causal=causal, **fields)
     mask = np.ones((1, length), np.float32)
     x = numbers(1, length, 3)
-    variables = net.init({"params": jax.random.key(0)}, x, mask, train=False)
+    variables = jitted.init(net, {"params": jax.random.key(0)}, x, mask, train=False)
     apply = jax.jit(lambda x, mask: net.apply(variables, x, mask, train=False))
     return net, variables, apply, x, mask
 
@@ -41,7 +42,7 @@ def test_a_stage_equals_a_convolution_by_hand(causal):
     p = jax.tree.map(np.asarray, variables["params"]["stage_0"])
     p = jax.tree.map(lambda leaf: leaf + 0.1 * numbers(*leaf.shape), p)  # biases that are not 0
     net = tcn.Stage(3, 5, 4, causal)
-    got = net.apply({"params": p}, x, mask[..., None], train=False)[0]
+    got = jitted.apply(net, {"params": p}, x, mask[..., None], train=False)[0]
     y = (x[0] * mask[0][:, None] @ p["inwards"]["kernel"][0] + p["inwards"]["bias"]) * mask[0][:, None]
     for index in range(3):
         y = layer_by_hand(p[f"layer_{index}"], y, mask[0], 2**index, causal)
@@ -105,7 +106,7 @@ def test_padding_equals_a_shorter_sequence():
 def test_dropout_acts_in_training_alone():
     """Spec error 11: the flag of evaluation."""
     net, variables, apply, x, mask = build(dropout=0.5)
-    run = lambda seed: net.apply(variables, x, mask, train=True, rngs={"dropout": jax.random.key(seed)})  # noqa: E731
+    run = lambda seed: jitted.apply(net, variables, x, mask, train=True, rngs={"dropout": jax.random.key(seed)})  # noqa: E731
     assert np.abs(run(0) - run(1)).max() > 0
     np.testing.assert_array_equal(apply(x, mask), apply(x, mask))
 
@@ -129,7 +130,7 @@ def test_the_deepest_layer_that_is_allowed_still_changes_something(context):
         net, variables, _, _, _ = build(1, layers, length=context)
         x, mask = numbers(1, context, 3), np.ones((1, context), np.float32)
         params = jax.tree.map(np.array, variables["params"])
-        before = net.apply({"params": params}, x, mask, train=False)
+        before = jitted.apply(net, {"params": params}, x, mask, train=False)
         params["stage_0"][f"layer_{layers - 1}"]["dilated"]["kernel"][[0, 2]] = 7.0
-        after = net.apply({"params": params}, x, mask, train=False)
+        after = jitted.apply(net, {"params": params}, x, mask, train=False)
         assert (np.abs(after - before).max() > 1e-3) == seen

@@ -5,6 +5,7 @@ import pytest
 
 from lapa_jax.nn.norm import LayerNorm
 from lapa_jax.nn.transformer import Block, Transformer
+from tests import jitted
 
 SIZES = {"heads": 2, "dim_head": 4, "view": (1, 2, 3)}
 
@@ -24,13 +25,12 @@ def apply(module, params, x, inputs):
 @pytest.mark.parametrize("raw_kv", [False, True])
 def test_the_scan_equals_blocks_one_after_another(raw_kv):
     module, params, x, inputs = stack(cross=True, raw_kv=raw_kv)
-    expected = x
+    expected, block = x, Block(2, 4, (1, 2, 3), (1, 2, 3), True, raw_kv, 4.0, jnp.float32)
     for layer in range(3):
-        own = jax.tree.map(lambda p, layer=layer: p[layer], params["params"]["layers"])
-        block = Block(2, 4, (1, 2, 3), (1, 2, 3), True, raw_kv, 4.0, jnp.float32)
-        run = jax.jit(lambda p, y: block.apply({"params": p}, y, inputs["bias"], inputs["context"])[0])  # noqa: B023
-        expected = run(own, expected)
-    expected = LayerNorm(use_bias=False).apply({"params": params["params"]["norm_out"]}, expected)
+        own = {"params": jax.tree.map(lambda p, layer=layer: p[layer], params["params"]["layers"])}
+        expected, _ = jitted.apply(block, own, expected, inputs["bias"], inputs["context"])
+    norm = LayerNorm(use_bias=False)
+    expected = jitted.apply(norm, {"params": params["params"]["norm_out"]}, expected)
     np.testing.assert_allclose(apply(module, params, x, inputs), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -42,12 +42,13 @@ def test_raw_keys_and_values_differ_from_normalised_ones():
     assert np.abs(apply(module, params, x, inputs) - apply(other, params, x, inputs)).max() > 1e-3
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
-def test_recomputation_changes_neither_values_nor_gradients(remat):
+def test_recomputation_changes_neither_values_nor_gradients():
     module, params, x, inputs = stack(depth=2)
     loss = lambda m: jax.jit(jax.value_and_grad(lambda p: jnp.sum(m.apply(p, x, **inputs) ** 2)))(params)  # noqa: E731
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-                 loss(module), loss(module.copy(remat=remat)))  # fmt: skip
+    plain = loss(module)
+    for remat in ("dots", "full"):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+                     plain, loss(module.copy(remat=remat)))  # fmt: skip
 
 
 def test_parameters_are_stacked_on_axis_0_and_float32():

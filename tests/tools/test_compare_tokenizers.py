@@ -32,13 +32,14 @@ def without_times(results):
 
 
 def test_it_writes_tables_figures_and_plots_the_same_every_time(root, tmp_path, shards):
-    options = ("--data", f"walks={shards}", f"Short walks={shards}", "--chunk_length", 10, "Short walks=5")
-    found = []
-    for name in ("a", "b"):
-        done = run(root, *options, "--gripper", "walks=0", "--out", tmp_path / name)
+    both = ("--data", f"walks={shards}", f"Short walks={shards}", "--chunk_length", 10, "Short walks=5",
+            "--gripper", "walks=0")  # fmt: skip
+    one, found = ("--data", f"Short walks={shards}", "--chunk_length", 5), []
+    for name, options in (("a", both), ("b", one)):
+        done = run(root, *options, "--out", tmp_path / name)
         assert done.returncode == 0, done.stderr
         found.append(without_times(json.loads((tmp_path / name / "comparison.json").read_text())))
-    assert found[0] == found[1]
+    assert found[0]["Short walks"] == found[1]["Short walks"]
     written = {"comparison.json", "comparison.md", "tokenizers_walks.png", "tokenizers_short_walks.png"}
     assert {path.name for path in (tmp_path / "a").iterdir()} == written
     assert [found[0][name]["chunk_length"] for name in ("walks", "Short walks")] == [10, 5]

@@ -166,7 +166,7 @@ def test_kills_change_nothing(tmp_path):
     arguments = ["--size", 256, "--samples_per_shard", 90, "--workers", 2]
     whole, killed = command(source, tmp_path / "whole", *arguments), command(source, tmp_path / "killed", *arguments)
     duration, startup = timed(whole, environment()), timed(whole, environment())
-    hits = run_until_done_with_kills(killed, kills=3, seed=0, duration=duration, startup=startup, env=environment())
+    hits = run_until_done_with_kills(killed, kills=2, seed=0, duration=duration, startup=startup, env=environment())
     assert hits >= 1
     assert differences(tmp_path / "whole", tmp_path / "killed") == []
     assert len(StepShards(tmp_path / "killed")) > 0

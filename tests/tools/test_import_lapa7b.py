@@ -15,6 +15,7 @@ from lapa_jax.core import tree
 from lapa_jax.core.errors import UserError
 from lapa_jax.data import images
 from lapa_jax.models.policies.lapa import Sequence
+from tests import jitted
 from tests.golden import released_lapa as released
 from tests.golden.imported import read
 from tools import import_weights
@@ -35,10 +36,9 @@ def golden(shared):
 
 @pytest.fixture(scope="module")
 def latent(golden, tmp_path_factory):
-    """The pretrained golden as `lapa_jax.load` gives it."""
+    """The pretrained golden as `lapa_jax.load` gives it; its sizes lie beside it."""
     folder, out = golden[0], tmp_path_factory.mktemp("lapa") / "run"
-    run(folder / "params", folder / "vqgan", out, "--heads", "3", "--image_size", "64", "--tokenizer", "bytes",
-        "--text_length", "160")  # fmt: skip
+    run(folder / "params", folder / "vqgan", out, "--tokenizer", "bytes", "--text_length", "160")
     return lapa_jax.load(out)
 
 
@@ -58,8 +58,15 @@ def sequence(golden, case, action=""):
 
 
 def apply(policy, method, *arguments):
-    call = jax.jit(lambda variables, *arguments: policy.model.apply(variables, *arguments, method=method))
-    return jax.device_get(call(policy.variables, *arguments))
+    return jax.device_get(jitted.apply(policy.model, policy.variables, *arguments, method=method))
+
+
+def features(model, image):
+    return model.vqgan.features(image)
+
+
+def looked_up(model, codes):
+    return model.vqgan.quantize.lookup(codes)
 
 
 def close(got, expected, tolerance=1e-4):
@@ -71,10 +78,10 @@ def test_images_features_and_codes_are_the_official_ones(golden, latent, case):
     g, name = golden[1], f"case{case}."
     image = latent.observed(g[f"{name}image"], "x")[0]["image"]
     np.testing.assert_array_equal(image[0], g[f"{name}resized"])
-    close(apply(latent, lambda m, x: m.vqgan.features(x), image), g[f"{name}features"])
+    close(apply(latent, features, image), g[f"{name}features"])
     codes = apply(latent, "image_codes", image)
     np.testing.assert_array_equal(codes, g[f"{name}codes"])
-    close(apply(latent, lambda m, x: m.vqgan.quantize.lookup(x), codes), g[f"{name}quantized"])
+    close(apply(latent, looked_up, codes), g[f"{name}quantized"])
     close(2 * latent.seen(g[f"{name}image"][None]) - 1, g[f"{name}reconstruction"], 1e-3)
 
 
@@ -127,23 +134,25 @@ def test_a_finetuned_model_acts_and_says_how_many_numbers(golden, acting):
     np.testing.assert_allclose(action, acting.model.actions_of(tokens)[0, 0], rtol=0, atol=1e-12)
 
 
-def test_of_the_bins_that_exist_one_is_chosen_where_that_is_wanted(golden, acting, tmp_path):
-    folder, g = golden
+@pytest.fixture(scope="module")
+def chosen(golden, tmp_path_factory):
+    """The finetuned golden with the choices that are not the defaults."""
+    folder, out = golden[0], tmp_path_factory.mktemp("lapa_chosen") / "run"
+    run(folder / "params_action", folder / "vqgan", out, "--heads", "3", "--image_size", "64", "--tokenizer", "bytes",
+        "--text_length", "160", "--bins", str(folder / "action_bins.csv"), "--existing_bins", "--center_crop")
+    return lapa_jax.load(out)
+
+
+def test_of_the_bins_that_exist_one_is_chosen_where_that_is_wanted(golden, chosen):
+    policy, g = chosen, golden[1]
     assert (g["case0.action_tokens_greedy"][-1] > 1) and g["case0.action"][-1] == 1, "a bin that the gripper has not"
-    out = run(folder / "params_action", folder / "vqgan", tmp_path / "run", "--heads", "3", "--image_size", "64",
-              "--bins", str(folder / "action_bins.csv"), "--existing_bins")  # fmt: skip
-    policy = lapa_jax.load(out)
     tokens, _ = apply(policy, "action_tokens", sequence(g, 0, "action_"))
     assert tokens[0, 0, -1] in (0, 1) and policy.model.actions_of(tokens)[0, 0, -1] in (0, 1)
     np.testing.assert_array_equal(tokens[0, 0, :-1], g["case0.action_tokens_greedy"][:-1])
 
 
-def test_a_model_that_was_finetuned_on_cropped_images_sees_them_so(golden, tmp_path):
-    folder, image = golden[0], golden[1]["case0.image"]
-    out = run(folder / "params_action", folder / "vqgan", tmp_path / "run", "--heads", "3", "--image_size", "64",
-              "--tokenizer", "bytes", "--text_length", "160", "--bins", str(folder / "action_bins.csv"),
-              "--center_crop")  # fmt: skip
-    policy = lapa_jax.load(out)
+def test_a_model_that_was_finetuned_on_cropped_images_sees_them_so(golden, chosen):
+    policy, image = chosen, golden[1]["case0.image"]
     for seen in (image, golden[1]["case0.resized"]):  # an image of the right size is cropped as well
         np.testing.assert_array_equal(policy.observed(seen, "x")[0]["image"][0],
                                       images.resize(image, 64, "lapa_cropped"))  # fmt: skip
@@ -192,36 +201,30 @@ def test_other_sizes_equal_a_decoder_written_out_in_numpy(tmp_path, seed, sizes,
         assert codes[0, number] == (states[-1] @ np.asarray(params["delta_head/kernel"], np.float64)).argmax()
 
 
-def test_a_vqgan_in_safetensors_gives_the_same(tmp_path):
-    arrays = released.vqgan_arrays(0, widths=(32, 32, 64), blocks=2)
-    params = released.write_params(tmp_path / "params", released.lapa_params(0))
-    flat = tree.flatten(arrays)
-    safetensors.numpy.save_file({n.replace("/", "."): v for n, v in flat.items()}, tmp_path / "vqgan.safetensors")
-    for name, source in (("pickle", released.write_vqgan(tmp_path / "vqgan", arrays)),
-                         ("tensors", tmp_path / "vqgan.safetensors")):  # fmt: skip
-        spec, variables, _ = read(run(params, source, tmp_path / name, *SMALL))
-        assert spec["vqgan"]["widths"] == (32, 32, 64) and spec["vqgan"]["blocks"] == 2
-        for path, value in tree.flatten(variables["params"]["vqgan"]).items():
-            np.testing.assert_array_equal(value, flat[path])
-
-
-def test_sizes_that_lie_beside_the_golden_are_taken(golden, tmp_path):
-    spec, _, _ = read(run(golden[0] / "params", golden[0] / "vqgan", tmp_path / "run"))
+def test_sizes_that_lie_beside_the_golden_are_taken(golden, latent, tmp_path):
+    spec = latent.config.model
     assert (spec["llm"]["heads"], spec["llm"]["rotary"], spec["llm"]["eps"], spec["image_size"]) == (3, 5e7, 1e-6, 64)
     given = ("--heads", "2", "--eps", "1e-5")
     spec, _, _ = read(run(golden[0] / "params", golden[0] / "vqgan", tmp_path / "other", *given))
     assert (spec["llm"]["heads"], spec["llm"]["eps"]) == (2, 1e-5)
 
 
-def test_a_train_state_gives_its_parameters(tmp_path, capsys):
-    params, vqgan = released.lapa_params(0), released.write_vqgan(tmp_path / "vqgan", released.vqgan_arrays(0))
+def test_a_train_state_gives_its_parameters_and_a_vqgan_in_safetensors_its_own(tmp_path, capsys):
+    params, vqgan = released.lapa_params(0), released.vqgan_arrays(0, widths=(32, 32, 64), blocks=2)
     state = {f"params/params/{name}": array for name, array in params.items()}
     state |= {"opt_state/0/mu/lm_head/kernel": params["lm_head/kernel"], "step": np.int32(7)}
-    out = run(released.write_params(tmp_path / "state", state), vqgan, tmp_path / "state_run", *SMALL)
+    flat = tree.flatten(vqgan)
+    tensors = tmp_path / "vqgan.safetensors"
+    safetensors.numpy.save_file({name.replace("/", "."): value for name, value in flat.items()}, tensors)
+    out = run(released.write_params(tmp_path / "state", state), tensors, tmp_path / "state_run", *SMALL)
     assert "left out of state: 2 entries" in capsys.readouterr().out
-    plain = run(released.write_params(tmp_path / "params", params), vqgan, tmp_path / "plain", *SMALL)
-    (_, a, _), (_, b, _) = read(out), read(plain)
+    plain = run(released.write_params(tmp_path / "params", params), released.write_vqgan(tmp_path / "vqgan", vqgan),
+                tmp_path / "plain", *SMALL)  # fmt: skip
+    (spec, a, _), (other, b, _) = read(out), read(plain)
     jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert spec == other and spec["vqgan"]["widths"] == (32, 32, 64) and spec["vqgan"]["blocks"] == 2
+    for name, value in tree.flatten(a["params"]["vqgan"]).items():
+        np.testing.assert_array_equal(value, flat[name])
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import safetensors.numpy
 import lapa_jax
 from lapa_jax.core.errors import UserError
 from lapa_jax.models.released import openvla
+from tests import jitted
 from tests.golden import openvla_by_hand, released
 from tests.tools.test_import_towers import peak_of_memory
 
@@ -176,13 +178,20 @@ def test_other_shapes_equal_the_equations(source, tmp_path, what):
                              if any(kind in timm_id for timm_id in config["timm_model_ids"])])  # fmt: skip
     ids = [int(i) for i in batch["text"][0][batch["text_mask"][0] > 0]]
     depths = [1 + max(int(n.split(".")[3]) for n in each if ".blocks." in n) for each in towers]
-    for _ in range(policy.model.action_dim):
-        x = openvla_by_hand.embed(t, np.array(ids), pixels.astype(np.float32), depths, tower_heads)
+
+    @jax.jit
+    def whole(t, ids, pixels):
+        """Logits of all places: what stands behind a token does not count, so that one program does for any length."""
+        x = openvla_by_hand.embed(t, ids, pixels, depths, tower_heads)
         states = openvla_by_hand.llama(t, x, decoder["depth"], decoder["heads"], 1e-5, 500.0)
-        logits = states[-1] @ t["language_model.lm_head.weight"].T
+        return states[-len(ids) :] @ t["language_model.lm_head.weight"].T
+
+    space = len(ids) + policy.model.action_dim
+    while len(ids) < space:
+        logits = whole(t, np.array(ids + [0] * (space - len(ids))), pixels.astype(np.float32))[len(ids) - 1]
         ids.append(int(np.argmax(logits)))
     tokens = np.array(ids[-policy.model.action_dim :])
-    forced = policy.model.apply(policy.variables, batch, tokens[None], method="teacher_forced_logits")
+    forced = jitted.apply(policy.model, policy.variables, batch, tokens[None], method="teacher_forced_logits")
     np.testing.assert_allclose(forced[0, policy.model.action_dim - 1], logits, atol=1e-4 * np.abs(logits).max())
     end, edges = 32064 - config.get("pad_to_multiple_of", 64), np.linspace(-1, 1, config.get("n_action_bins", 256))
     bins = np.clip(end - tokens - 1, 0, len(edges) - 2)
@@ -273,8 +282,6 @@ def test_an_adapter_that_was_not_merged_is_merged_on_the_way(source, tmp_path, c
     released.write_tensors(merged, released.tensors_of(source) | wanted)
     _, variables, _ = released.import_("openvla", source, tmp_path / "a", "--adapter", tmp_path / "adapter")
     _, expected, _ = released.import_("openvla", merged, tmp_path / "b")
-    import jax
-
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), variables, expected)
     assert list(lapa_jax.load(tmp_path / "a").datasets) == ["mine"]
 

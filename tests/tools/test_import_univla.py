@@ -9,6 +9,7 @@ import safetensors.numpy
 
 import lapa_jax
 from lapa_jax.core.errors import UserError
+from tests import jitted
 from tests.core import torch_writer
 from tests.golden import released
 
@@ -97,25 +98,42 @@ def latent(source, tmp_path_factory):
     return lapa_jax.load(out)
 
 
-def test_the_codes_are_the_largest_of_the_logits_that_openvla_has_for_their_ids(latent, source, golden, tmp_path):
-    model, variables, _ = released.import_("openvla", source, tmp_path / "openvla")
+@pytest.fixture(scope="module")
+def openvla(source, tmp_path_factory):
+    """(model, variables) of the same folder as an OpenVLA."""
+    return released.import_("openvla", source, tmp_path_factory.mktemp("openvla") / "run")[:2]
+
+
+@pytest.fixture(scope="module")
+def acting(source, tmp_path_factory):
+    """(policy with an action decoder, the decoder's tensors)."""
+    folder = tmp_path_factory.mktemp("acting")
+    width = released.tensors_of(source)["language_model.lm_head.weight"].shape[1]
+    torch_writer.save(folder / "decoder.pt", tensors := decoder(3, width))
+    released.import_("univla", source, folder / "run", "--action_decoder", folder / "decoder.pt", "--decoder_heads", 2)
+    return lapa_jax.load(folder / "run"), tensors
+
+
+def test_the_codes_are_the_largest_of_the_logits_that_openvla_has_for_their_ids(latent, openvla, golden):
+    model, variables = openvla
     assert latent.model.first_code == FIRST and latent.model.codebook_size == CODES and latent.model.code_length == 4
     for i, instruction in enumerate(released.INSTRUCTIONS):
         codes = latent.predict(golden[f"case{i}.image"], instruction)
         batch, _ = latent.observed(golden[f"case{i}.image"], instruction)
         tokens = np.zeros((1, LENGTH), np.int32)
         for number in range(LENGTH):  # one after the other, all of the sequence anew
-            logits = model.apply(variables, batch, tokens, method="teacher_forced_logits")[0, number]
+            logits = jitted.apply(model, variables, batch, tokens, method="teacher_forced_logits")[0, number]
             tokens[0, number] = FIRST + np.argmax(logits[FIRST : FIRST + CODES])
         np.testing.assert_array_equal(codes, tokens[0] - FIRST)
 
 
-def test_logits_given_the_true_codes_are_openvlas(latent, source, golden, tmp_path):
-    model, variables, _ = released.import_("openvla", source, tmp_path / "openvla")
+def test_logits_given_the_true_codes_are_openvlas(latent, openvla, golden):
+    model, variables = openvla
     batch, _ = latent.observed(golden["case0.image"], released.INSTRUCTIONS[0])
     codes = np.array([[3, 15, 0, 7]], np.int32)
-    logits = model.apply(variables, batch, FIRST + codes, method="teacher_forced_logits")[:, :4, FIRST : FIRST + CODES]
-    taught = latent.model.apply(latent.variables, batch, codes, method="teach")
+    logits = jitted.apply(model, variables, batch, FIRST + codes, method="teacher_forced_logits")
+    logits = logits[:, :LENGTH, FIRST : FIRST + CODES]
+    taught = jitted.apply(latent.model, latent.variables, batch, codes, method="teach")
     np.testing.assert_allclose(taught.logits, logits, rtol=1e-4, atol=1e-5)
 
 
@@ -134,33 +152,29 @@ def test_the_codes_of_the_step_before_stand_in_the_prompt(latent, golden):
             latent.predict(image, "pick up", history=wrong)
 
 
-def test_the_loss_is_the_cross_entropy_of_the_codes_and_of_the_end_among_all_ids(latent, source, golden, tmp_path):
+def test_the_loss_is_the_cross_entropy_of_the_codes_and_of_the_end_among_all_ids(latent, openvla, golden):
     """As in the official training, whose labels are the last five ids of a prompt with its answer."""
-    model, variables, _ = released.import_("openvla", source, tmp_path / "openvla")
+    model, variables = openvla
     batch, _ = latent.observed(golden["case0.image"], released.INSTRUCTIONS[0])
     codes = np.array([[3, 15, 0, 7]], np.int32)
-    logits = model.apply(variables, batch, FIRST + codes, method="teacher_forced_logits")[0]
+    logits = jitted.apply(model, variables, batch, FIRST + codes, method="teacher_forced_logits")[0]
     logits = np.asarray(logits, np.float64)
     shares = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     wanted = -np.mean([shares[number, token] for number, token in enumerate([*(FIRST + codes[0]), 2])])
     batch |= {"latent": codes, "latent_mask": np.ones(1, np.float32)}
-    out = latent.model.apply(latent.variables, batch, train=False)
+    out = jitted.apply(latent.model, latent.variables, batch, train=False)
     np.testing.assert_allclose(out.losses["latent"], [wanted], rtol=1e-4)
 
 
-def test_actions_are_learned_from_the_true_codes_where_there_are_some(source, golden, tmp_path):
-    width = released.tensors_of(source)["language_model.lm_head.weight"].shape[1]
-    torch_writer.save(tmp_path / "decoder.pt", tensors := decoder(3, width))
-    released.import_("univla", source, tmp_path / "run", "--action_decoder", tmp_path / "decoder.pt",
-                     "--decoder_heads", 2)  # fmt: skip
-    policy = lapa_jax.load(tmp_path / "run")
+def test_actions_are_learned_from_the_true_codes_where_there_are_some(acting, golden):
+    policy, tensors = acting
     model, rng = policy.model.clone(learns_codes=True), np.random.default_rng(0)
     batch, _ = policy.prepare(golden["case0.image"], released.INSTRUCTIONS[0])
     batch |= {"latent": np.array([[3, 15, 0, 7]], np.int32), "action_mask": np.array([[1, 1, 0]], np.float32),
               "action": rng.uniform(-1, 1, (1, CHUNK, 7)).astype(np.float32)}  # fmt: skip
-    out = model.apply(policy.variables, batch, train=False)
-    taught = model.apply(policy.variables, batch, batch["latent"], method="teach")
-    own = model.apply(policy.variables, batch, method="say")
+    out = jitted.apply(model, policy.variables, batch, train=False)
+    taught = jitted.apply(policy.model, policy.variables, batch, batch["latent"], method="teach")
+    own = jitted.apply(policy.model, policy.variables, batch, method="say")
     assert (own.codes != batch["latent"]).any()
     predicted = decoded(tensors, np.asarray(taught.prefix[0, : model.image_tokens], np.float64),
                         np.asarray(taught.states[0, :LENGTH], np.float64))  # fmt: skip
@@ -169,12 +183,8 @@ def test_actions_are_learned_from_the_true_codes_where_there_are_some(source, go
     assert set(out.losses) == {"action", "latent"} and set(model.example(2)) > {"latent"}
 
 
-def test_each_query_is_told_the_codes_of_the_one_before(source, golden, tmp_path):
-    width = released.tensors_of(source)["language_model.lm_head.weight"].shape[1]
-    torch_writer.save(tmp_path / "decoder.pt", decoder(3, width))
-    released.import_("univla", source, tmp_path / "run", "--action_decoder", tmp_path / "decoder.pt",
-                     "--decoder_heads", 2)  # fmt: skip
-    policy = lapa_jax.load(tmp_path / "run")
+def test_each_query_is_told_the_codes_of_the_one_before(acting, golden):
+    policy, _ = acting
     images = np.stack([golden["case1.image"], golden["case1.image"][::-1]])
     texts = list(released.INSTRUCTIONS)
     session = policy.session(history=True)
@@ -206,7 +216,7 @@ def test_an_action_decoder_acts_as_its_equations_say(source, golden, tmp_path, s
     assert (policy.model.chunk_length, policy.model.action_dim, policy.model.state_dim) == (CHUNK, 7, state)
     image, numbers = golden["case1.image"], np.linspace(-0.02, 0.02, 7).astype(np.float32) if state else None
     batch, _ = policy.prepare(image, "place the carrot on the plate", numbers)
-    spoken = policy.model.apply(policy.variables, batch, method="say")
+    spoken = jitted.apply(policy.model, policy.variables, batch, method="say")
     normalised = decoded(tensors, np.asarray(spoken.prefix[0, : policy.model.image_tokens], np.float64),
                          np.asarray(spoken.states[0], np.float64), batch["state"][0] if state else None)  # fmt: skip
     np.testing.assert_allclose(policy.predict(batch)[0], normalised, rtol=1e-4, atol=1e-5)

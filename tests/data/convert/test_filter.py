@@ -252,7 +252,7 @@ def test_every_moment_can_be_the_last(source, tmp_path, monkeypatch):
     report = go(source, tmp_path / "whole", **options)
     assert report["filter"]["duplicate"] >= 2 and report["filter"]["cut"] >= 3 and report["filter"]["still"] == 1
 
-    for stop in range(0, 400, 9):
+    for stop in range(0, 400, 17):
         out = tmp_path / f"out{stop}"
         if not dies_at(monkeypatch, stop, lambda out=out: go(source, out, **options)):
             break

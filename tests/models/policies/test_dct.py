@@ -11,6 +11,7 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.data.statistics import column_statistics
 from lapa_jax.evaluate.codecs.fast import Fast
 from lapa_jax.models.policies.heads import dct
+from tests import jitted
 
 T, A = 6, 3
 
@@ -46,13 +47,13 @@ def test_the_loss_is_the_cross_entropy_of_chunks_that_stay_where_they_end():
     known = np.array([6, 4, 1, 6, 3])
     weight = np.repeat(np.arange(T) < known[:, None], A, axis=1).reshape(5, T, A).astype(np.float32)
     hidden = rng.normal(size=(5, 1, 8)).astype(np.float32)
-    variables = model.init(jax.random.key(0), hidden)
-    logits = np.asarray(model.apply(variables, hidden), np.float64)
+    variables = jitted.init(model, jax.random.key(0), hidden)
+    logits = np.asarray(jitted.apply(model, variables, hidden), np.float64)
     held = np.stack([np.concatenate([c[:n], np.repeat(c[n - 1 : n], T - n, axis=0)]) for c, n in zip(chunks, known)])
     target = np.clip(np.round(2 * scipy.fft.dct(held, axis=1, norm="ortho")), -4, 4).astype(int) + 4
     expected = scipy.special.logsumexp(logits, -1) - np.take_along_axis(logits, target[..., None], -1)[..., 0]
     unknown = np.where(weight > 0, chunks, 9.0)
-    got = model.apply(variables, hidden, None, jnp.asarray(unknown), jnp.asarray(weight), None, method="loss")
+    got = jitted.apply(model, variables, hidden, None, jnp.asarray(unknown), jnp.asarray(weight), None, method="loss")
     np.testing.assert_allclose(got, expected, rtol=1e-4)
 
 

@@ -11,6 +11,7 @@ from lapa_jax.core import config as config_lib
 from lapa_jax.core.errors import UserError
 from lapa_jax.data import images
 from lapa_jax.models.policies import openvla
+from tests import jitted
 from tests.golden import released
 
 CASES = (0, 1)
@@ -18,8 +19,20 @@ LENGTH = 40
 
 
 def run(model, variables, batch, method, *args):
-    """A method of the model as one program: call by call each operation would be one."""
-    return jax.jit(lambda v, b: model.apply(v, b, *args, method=method))(variables, batch)
+    return jitted.apply(model, variables, batch, *args, method=method)
+
+
+def features(m, batch):
+    towers, image = (m.dinov2, m.siglip), batch["image"]
+    seen = [tower._normalized(image) for tower in towers], [tower(image) for tower in towers]
+    return (*seen, m.encode_images(batch))
+
+
+def whole(m, batch):
+    prefix = m.embed_prefix(batch)
+    mask, positions = m._places(prefix.real, 0)
+    states = m.llm(embeddings=prefix.embeddings, mask=mask, positions=positions)
+    return states, m.lm_head(states)
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +59,6 @@ def test_images_and_features_are_those_of_the_official_code(golden, imported, ba
     model, variables, _ = imported
     find = lambda name: golden[f"case{case}.{name}"]  # noqa: E731
 
-    def features(m, batch):
-        towers, image = (m.dinov2, m.siglip), batch["image"]
-        seen = [tower._normalized(image) for tower in towers], [tower(image) for tower in towers]
-        return (*seen, m.encode_images(batch))
-
     pixels, (dino, siglip), projected = run(model, variables, batches[case], features)
     np.testing.assert_allclose(np.moveaxis(np.concatenate(pixels, -1), -1, 1), find("pixel_values"), atol=1e-6)
     np.testing.assert_allclose(dino, find("dino"), atol=2e-5)
@@ -63,12 +71,6 @@ def test_states_and_logits_are_those_of_the_official_code(golden, imported, batc
     """eps 1e-5 in place of 1e-6 would be 9e-5 off."""
     model, variables, _ = imported
     find = lambda name: golden[f"case{case}.{name}"]  # noqa: E731
-
-    def whole(m, batch):
-        prefix = m.embed_prefix(batch)
-        mask, positions = m._places(prefix.real, 0)
-        states = m.llm(embeddings=prefix.embeddings, mask=mask, positions=positions)
-        return states, m.lm_head(states)
 
     states, logits = run(model, variables, batches[case], whole)
     length = find("hidden_last").shape[1]
@@ -108,17 +110,16 @@ def test_bfloat16_chooses_the_tokens_that_the_official_code_chooses_in_it(golden
 def test_the_part_of_the_head_that_holds_actions_chooses_the_best_of_them(imported, batches):
     model, variables, _ = imported
 
-    def chooser(choose):
-        return jax.jit(lambda v, b: model.clone(choose=choose).apply(v, b, method="predict")["tokens"])
+    def chosen(choose, params):
+        return np.asarray(run(model.clone(choose=choose), {"params": params}, batches[0], "predict")["tokens"])
 
-    choices = {choose: chooser(choose) for choose in typing.get_args(openvla.Choose)}
-    np.testing.assert_array_equal(*(choose(variables, batches[0]) for choose in choices.values()))
+    choices = typing.get_args(openvla.Choose)
+    np.testing.assert_array_equal(*(chosen(choose, variables["params"]) for choose in choices))
     # a text's token that beats all actions is chosen by the one and not by the other
     kernel = variables["params"]["lm_head"]["kernel"]
     kernel = np.where(np.arange(kernel.shape[1]) == 5, 100 * kernel[:, 31761:31762], kernel)
     params = {**variables["params"], "lm_head": {"kernel": kernel}}
-    chosen = {name: choose({"params": params}, batches[0]) for name, choose in choices.items()}
-    assert 5 in np.asarray(chosen["all"]) and np.asarray(chosen["actions"]).min() >= 31744
+    assert 5 in chosen("all", params) and chosen("actions", params).min() >= 31744
 
 
 def test_the_loop_over_tokens_is_one_program(imported, batches):
@@ -126,9 +127,11 @@ def test_the_loop_over_tokens_is_one_program(imported, batches):
     model, variables, _ = imported
     predict = jax.jit(lambda v, b: model.apply(v, b, method="predict")["tokens"])
     short = jax.jit(lambda v, b: model.clone(action_dim=3).apply(v, b, method="predict")["tokens"])
-    sizes = [len(f.lower(variables, batches[0]).as_text()) for f in (predict, short)]
+    lowered = [f.lower(variables, batches[0]) for f in (predict, short)]
+    sizes = [len(each.as_text()) for each in lowered]
     assert abs(sizes[0] - sizes[1]) < 0.02 * sizes[0]
-    np.testing.assert_array_equal(short(variables, batches[0]), predict(variables, batches[0])[..., :3])
+    tokens = run(model, variables, batches[0], "predict")["tokens"]
+    np.testing.assert_array_equal(lowered[1].compile()(variables, batches[0]), tokens[..., :3])
 
 
 def model_of(**fields):
@@ -154,6 +157,13 @@ def test_tokens_are_numpys_digitize_and_decode_to_the_middles_of_the_bins():
     np.testing.assert_array_equal(model.actions_of([5, 399]), [1 - 1 / 255, 1 / 255 - 1])
 
 
+def in_one_pass(model, image, ids):
+    """Logits of the last four of one example without padding, every token in one causal pass."""
+    words, image = model.llm.embed(ids[None]), model.encode_images({"image": image[None]})
+    states = model.llm(embeddings=jnp.concatenate([words[:, :1], image, words[:, 1:]], axis=1))
+    return model.lm_head(states[:, -4:])[0]
+
+
 def test_the_loss_is_the_cross_entropy_of_the_actions_and_of_the_end():
     model, rng = model_of(), np.random.default_rng(0)
     batch = model.example(2)
@@ -166,14 +176,8 @@ def test_the_loss_is_the_cross_entropy_of_the_actions_and_of_the_end():
     tokens = np.asarray(model.tokens_of(batch["action"][:, 0]))
     for row, length in enumerate((4, 3)):
 
-        def whole(m, image, ids):
-            """One example without padding, every token in one causal pass."""
-            words, image = m.llm.embed(ids[None]), m.encode_images({"image": image[None]})
-            states = m.llm(embeddings=jnp.concatenate([words[:, :1], image, words[:, 1:]], axis=1))
-            return m.lm_head(states[:, -4:])[0]
-
         ids = np.concatenate([batch["text"][row, :length], tokens[row]])
-        logits = np.asarray(run(model, variables, batch["image"][row], whole, ids), np.float64)
+        logits = np.asarray(run(model, variables, batch["image"][row], in_one_pass, ids), np.float64)
         shares = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         wanted = -np.mean([shares[i, token] for i, token in enumerate([*tokens[row], 2])])
         np.testing.assert_allclose(loss[row], wanted, rtol=1e-5)

@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -14,8 +13,10 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.models import llama
 from lapa_jax.models.policies import vision_language, vla
 from lapa_jax.models.policies import vla as vla_summary
+from lapa_jax.models.pretrained import expected_variables
 from lapa_jax.models.vision import dinov2, film_conv, siglip
 from lapa_jax.train.task import Task
+from tests import jitted
 
 ROWS, LENGTH, SIDE, N, K = 4, 7, 28, 4, 8
 TOWER = {"image_size": SIDE, "patch": 14, "dim": 8, "depth": 1, "heads": 2, "hidden": 12}
@@ -45,21 +46,26 @@ def random_batch(model, seed=0, rows=ROWS):
 
 @functools.cache
 def variables_of(model):
+    """Random ones, of the size that initial ones have."""
     rng = np.random.default_rng(1)
-    variables = jax.jit(lambda batch: model.init(RNGS, batch, train=True))(random_batch(model, 5))
-    return jax.tree.map(lambda a: a + 0.1 * rng.normal(size=a.shape).astype(np.float32), variables)
+
+    def draw(name, leaf):
+        size = leaf.shape[-2] ** -0.5 if name.endswith("kernel") else 0.1
+        return np.float32(name.endswith("scale") + size * rng.normal(size=leaf.shape))
+
+    return tree.map_named(draw, expected_variables(model))
 
 
 def apply(model, batch, method, variables=None):
-    run = jax.jit(lambda v, b: model.apply(v, b, method=method))
-    return jax.tree.map(np.asarray, run(variables_of(model) if variables is None else variables, batch))
+    variables = variables_of(model) if variables is None else variables
+    return jax.tree.map(np.asarray, jitted.apply(model, variables, batch, method=method))
 
 
 @pytest.mark.parametrize("attention", ["causal", "bidirectional"])
 def test_who_sees_whom(attention):
     model = build(image_attention=attention)
     real = np.array([[1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0], [1] * 9 + [0, 0]], bool)  # bos, 4 patches, 6 places for words
-    mask, positions = model.apply(variables_of(model), jnp.asarray(real), 2, method="_places")
+    mask, positions = jax.jit(lambda v, real: model.apply(v, real, 2, method="_places"))(variables_of(model), real)
     for row, rest in enumerate(real):
         tokens = [*rest, True, True]
         for i, seen in enumerate(np.asarray(mask[row])):
@@ -97,10 +103,10 @@ def test_several_cameras_are_read_one_after_the_other():
     model = build(cameras=2)
     batch = random_batch(model)
     assert batch["image"].shape == (ROWS, 2, SIDE, SIDE, 3)
-    prefix = model.apply(variables_of(model), batch, method="embed_prefix")
+    prefix = apply(model, batch, "embed_prefix")
     one = build()
     single = {**batch, "image": batch["image"][:, 1]}
-    second = one.apply(variables_of(model), single, method="embed_prefix")
+    second = apply(one, single, "embed_prefix", variables_of(model))
     assert prefix.embeddings.shape == (ROWS, LENGTH + 8, 16)
     np.testing.assert_allclose(prefix.embeddings[:, 5:9], second.embeddings[:, 1:5], atol=1e-6)
 
@@ -143,8 +149,8 @@ def test_a_code_is_not_seen_by_those_before_it_or_by_its_own_place():
 def test_the_loss_is_the_cross_entropy_of_the_steps_that_count():
     model, batch = build(), random_batch(build())
     batch["latent_mask"][1] = 0
-    variables = variables_of(model)
-    losses = lambda batch: Task(model, {"latent": 1.0}).loss(variables, batch, jax.random.key(0))[0]  # noqa: E731
+    task = Task(model, {"latent": 1.0})
+    losses = functools.partial(jax.jit(lambda v, batch: task.loss(v, batch, jax.random.key(0))[0]), variables_of(model))
     logits = apply(model, batch, "predict")["logits"]
     rows = [0, 2, 3]
     expected = optax.softmax_cross_entropy_with_integer_labels(logits[rows], batch["latent"][rows]).mean()
@@ -194,7 +200,7 @@ def test_figures_of_a_data_set():
 def test_low_rank_adapters_start_from_the_model_itself_and_are_all_that_learns():
     plain, batch = build(), random_batch(build())
     model = build(lora_rank=2, lora_modules="llm/decoder/layers/attention/(query|value)")
-    variables = jax.jit(lambda b: model.init(RNGS, b, train=True))(batch)
+    variables = jax.jit(lambda b: model.init(RNGS, b, train=True))(batch)  # of adapters what they start with counts
     names = [name for name in tree.flatten(variables) if "lora" in name]
     assert len(names) == 4
     layers = variables["params"]["llm"]["decoder"]["layers"]["attention"]
@@ -269,7 +275,7 @@ def test_fields_that_cannot_work_are_refused(change, message):
 
 @pytest.mark.parametrize("kind", ["layernorm", "openvla"])
 def test_projectors_have_the_layers_of_their_papers(kind):
-    params = variables_of(build(projection=kind))["params"]["projector"]
+    params = expected_variables(build(projection=kind))["params"]["projector"]
     shapes = {name: layer["kernel"].shape for name, layer in params.items() if "kernel" in layer}
     plans = {"layernorm": {"hidden": (16, 16), "out": (16, 16)},
              "openvla": {"widen": (16, 64), "hidden": (64, 16), "out": (16, 16)}}  # fmt: skip

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from lapa_jax.core import config as config_lib
-from lapa_jax.core import tree
 from lapa_jax.core.errors import UserError
 from lapa_jax.models.vision.film_conv import Model
+from tests import jitted
 
 ROWS, SIDE, LENGTH, WIDTH = 3, 12, 5, 7
 MODEL = Model(widths=(4, 6), condition=8, tokens=3, dim=5)
@@ -23,7 +23,7 @@ def inputs(seed=0):
 @pytest.fixture(scope="module")
 def variables():
     rng = np.random.default_rng(1)
-    made = MODEL.init(jax.random.key(0), *inputs())
+    made = jitted.init(MODEL, jax.random.key(0), *inputs())
     return jax.tree.map(lambda a: a + 0.1 * rng.normal(size=a.shape).astype(np.float32), made)
 
 
@@ -54,36 +54,38 @@ def test_it_computes_what_the_papers_say(variables):
         scale, shift = np.split(factors[:, None, None], 2, axis=-1)
         x = np.maximum(norm(conv(x, p[f"conv_{i}"]), p[f"norm_{i}"]) * (1 + scale) + shift, 0)
     expected = linear(x.reshape(ROWS, -1), "read_off").reshape(ROWS, 3, 5)
-    np.testing.assert_allclose(MODEL.apply(variables, images, words, real), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(jitted.apply(MODEL, variables, images, words, real), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_it_hears_words_in_their_order_and_no_padding(variables):
     images, words, real = inputs()
-    found = np.asarray(MODEL.apply(variables, images, words, real))
+    found = np.asarray(jitted.apply(MODEL, variables, images, words, real))
     changed = np.where(real[..., None] > 0, words, 9.0 * words[::-1])
-    np.testing.assert_array_equal(MODEL.apply(variables, images, changed, real), found)
-    other = np.asarray(MODEL.apply(variables, images, words[:, ::-1], np.ones_like(real)))
-    same = np.asarray(MODEL.apply(variables, images, words, np.ones_like(real)))
+    np.testing.assert_array_equal(jitted.apply(MODEL, variables, images, changed, real), found)
+    other = np.asarray(jitted.apply(MODEL, variables, images, words[:, ::-1], np.ones_like(real)))
+    same = np.asarray(jitted.apply(MODEL, variables, images, words, np.ones_like(real)))
     assert np.abs(other - same).max() > 1e-3
 
 
 def test_views_and_kinds_of_pictures(variables):
     images, words, real = inputs()
     both = np.stack([images, images[::-1]], axis=1)
-    found = np.asarray(MODEL.apply(variables, both, words, real))
+    found = np.asarray(jitted.apply(MODEL, variables, both, words, real))
     assert found.shape == (ROWS, 2, 3, 5)
     for view in range(2):
-        np.testing.assert_allclose(found[:, view], MODEL.apply(variables, both[:, view], words, real), atol=1e-5)
-    as_floats = MODEL.apply(variables, both.astype(np.float32) / 255, words, real)
+        one = jitted.apply(MODEL, variables, both[:, view], words, real)
+        np.testing.assert_allclose(found[:, view], one, atol=1e-5)
+    as_floats = jitted.apply(MODEL, variables, both.astype(np.float32) / 255, words, real)
     np.testing.assert_allclose(as_floats, found, atol=1e-5)
 
 
 def test_in_bfloat16_all_but_parameters_are_short(variables):
     short = Model(widths=(4, 6), condition=8, tokens=3, dim=5, dtype="bfloat16")
-    out = short.apply(variables, *inputs())
+    out = jitted.apply(short, variables, *inputs())
     assert out.dtype == "bfloat16"
-    np.testing.assert_allclose(np.asarray(out, np.float32), MODEL.apply(variables, *inputs()), atol=0.15)
-    assert {leaf.dtype.name for leaf in tree.flatten(short.init(jax.random.key(0), *inputs())).values()} == {"float32"}
+    np.testing.assert_allclose(np.asarray(out, np.float32), jitted.apply(MODEL, variables, *inputs()), atol=0.15)
+    made = jax.eval_shape(short.init, jax.random.key(0), *inputs())
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(made)} == {"float32"}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from lapa_jax.core import config as config_lib
 from lapa_jax.core.errors import UserError
 from lapa_jax.models.released import hugging_face
 from lapa_jax.models.vision import dinov2, siglip
+from tests import jitted
 from tests.golden.imported import imported
 
 NAMES = ("siglip", "siglip_border", "dinov2", "dinov2_registers")
@@ -93,7 +94,7 @@ def test_the_border_that_no_patch_covers_changes_nothing():
     assert features.shape == (1, 9, 8)
     image[:, 42:] = image[:, :, 42:] = 0
     np.testing.assert_array_equal(jax.jit(model.apply)(variables, image), features)
-    np.testing.assert_allclose(model.apply(variables, image[:, :42, :42]), features, atol=1e-5)
+    np.testing.assert_allclose(jitted.apply(model, variables, image[:, :42, :42]), features, atol=1e-5)
     with pytest.raises(UserError, match="42x13 pixels is smaller than a patch of 14"):
         model.apply(variables, jnp.zeros((1, 42, 13, 3)))
 

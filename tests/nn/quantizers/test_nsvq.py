@@ -5,11 +5,12 @@ import pytest
 
 from lapa_jax.nn.quantizers import nsvq
 from lapa_jax.nn.quantizers.nsvq import NSVQ
+from tests import jitted
 
 
 def start(x, size=5, **fields):
     module = NSVQ(size, **fields)
-    return module, module.init({"params": jax.random.key(0), "noise": jax.random.key(1)}, x, train=True)
+    return module, jitted.init(module, {"params": jax.random.key(0), "noise": jax.random.key(1)}, x, train=True)
 
 
 def vectors(*shape, seed=0):
@@ -33,7 +34,7 @@ def test_substituted_noise_has_the_length_of_the_error_and_its_own_direction():
 def test_training_returns_noise_and_evaluation_the_codes_themselves():
     x = vectors(2, 3, 4)
     module, variables = start(x)
-    quantised, codes, _ = module.apply(variables, x, train=False)
+    quantised, codes, _ = jitted.apply(module, variables, x, train=False)
     np.testing.assert_array_equal(quantised, variables["params"]["codebook"][codes])
     noisy, same_codes, _ = _train(module, variables, x)[0]
     np.testing.assert_array_equal(codes, same_codes)
@@ -44,14 +45,14 @@ def test_training_returns_noise_and_evaluation_the_codes_themselves():
 def test_gradients_reach_the_input_and_only_the_selected_codes():
     x = vectors(2, 1, 4)
     module, variables = start(x, size=6)
-    codes = module.apply(variables, x, train=False)[1]
+    codes = jitted.apply(module, variables, x, train=False)[1]
 
     def loss(params, x):
         out = module.apply({**variables, "params": params}, x, train=True, mutable=["codebook"],
                            rngs={"noise": jax.random.key(3)})  # fmt: skip
         return jnp.sum(out[0][0] ** 2)
 
-    codebook_grad, x_grad = jax.grad(loss, (0, 1))(variables["params"], x)
+    codebook_grad, x_grad = jax.jit(jax.grad(loss, (0, 1)))(variables["params"], x)
     moved = np.abs(codebook_grad["codebook"]).max(-1) > 0
     np.testing.assert_array_equal(moved, np.isin(np.arange(6), codes))
     assert np.all(np.abs(x_grad).max(-1) > 0)
@@ -67,7 +68,7 @@ def test_gradient_at_zero_error_is_finite():
 def test_hits_count_passes_and_tokens_count_vectors():
     x = vectors(4, 2, 3)
     module, variables = start(x, size=8)
-    codes = np.asarray(module.apply(variables, x, train=False)[1])
+    codes = np.asarray(jitted.apply(module, variables, x, train=False)[1])
     for _ in range(3):
         _, updated = _train(module, variables, x)
         variables = {**variables, **updated}
@@ -79,7 +80,7 @@ def test_hits_count_passes_and_tokens_count_vectors():
 def test_candidates_are_the_vectors_farthest_from_their_codes():
     x = vectors(4, 2, 3)
     module, variables = start(x, size=3)
-    quantised, _, _ = module.apply(variables, x, train=False)
+    quantised, _, _ = jitted.apply(module, variables, x, train=False)
     rows = np.asarray(x).reshape(-1, 3)
     far = np.argsort(-np.linalg.norm(rows - np.asarray(quantised).reshape(-1, 3), axis=-1))[:3]
     _, updated = _train(module, variables, x)
@@ -90,13 +91,13 @@ def test_counting_needs_a_mutable_collection():
     x = vectors(2, 1, 3)
     module, variables = start(x)
     with pytest.raises(Exception, match="hits"):
-        module.apply(variables, x, train=True, rngs={"noise": jax.random.key(0)})
+        jitted.apply(module, variables, x, train=True, rngs={"noise": jax.random.key(0)})
 
 
 def test_arithmetic_is_float32_whatever_comes_in():
     x = vectors(2, 3, 4).astype(jnp.bfloat16)
     module, variables = start(x)
-    quantised, codes, metrics = module.apply(variables, x, train=False)
+    quantised, codes, metrics = jitted.apply(module, variables, x, train=False)
     assert quantised.dtype == jnp.float32 and codes.dtype == jnp.int32
     assert {m.dtype for m in metrics.values()} == {jnp.dtype("float32")}
 
@@ -116,4 +117,4 @@ def test_data_initialisation_takes_fewer_vectors_than_codes():
 
 
 def _train(module, variables, x):
-    return module.apply(variables, x, train=True, mutable=["codebook"], rngs={"noise": jax.random.key(2)})
+    return jitted.apply(module, variables, x, train=True, mutable=["codebook"], rngs={"noise": jax.random.key(2)})

@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lapa_jax.core.errors import UserError
 from lapa_jax.nn.quantizers import vq
 from lapa_jax.nn.quantizers.vq import VQ
+from tests import jitted
 
 RNGS = {"params": jax.random.key(0), "noise": jax.random.key(1)}
 
@@ -78,7 +79,7 @@ def test_moving_averages_follow_the_equations_step_by_step(distance, positions):
 
 def test_the_nearest_code_is_found_by_a_search_over_all():
     x = data(6, 3, 4)
-    for distance, positions in (("l2", 1), ("l2", 3), ("cosine", 1), ("cosine", 3)):
+    for distance, positions in (("l2", 3), ("cosine", 1)):
         module, variables = start(x, distance=distance, positions=positions)
         books = np.broadcast_to(state(variables)["codes"], (3, 5, 4))
         if distance == "cosine":
@@ -87,10 +88,10 @@ def test_the_nearest_code_is_found_by_a_search_over_all():
             expected = np.linalg.norm(np.asarray(x)[:, :, None] - books, axis=-1).argmin(-1)
         (quantized, codes, _, _), _ = train(module, variables, x)
         np.testing.assert_array_equal(codes, expected)
-        np.testing.assert_array_equal(module.apply(variables, x, method="nearest"), expected)
+        np.testing.assert_array_equal(jitted.apply(module, variables, x, method="nearest"), expected)
         chosen = np.stack([books[n][expected[:, n]] for n in range(3)], 1)
         np.testing.assert_allclose(quantized, chosen, rtol=1e-6)
-        np.testing.assert_array_equal(module.apply(variables, codes, method="lookup"), quantized)
+        np.testing.assert_array_equal(jitted.apply(module, variables, codes, method="lookup"), quantized)
 
 
 @pytest.mark.parametrize("update", ["ema", "gradient"])
@@ -102,10 +103,10 @@ def test_the_gradient_of_what_is_done_with_the_codes_goes_straight_to_the_input(
         (quantized, _, _, _), _ = train(module, variables, x)
         return jnp.sum(quantized**2)
 
-    of_variables, of_x = jax.grad(task, (0, 1))(variables, x) if update == "gradient" else (
-        jax.grad(lambda books: task(with_state(variables, codes=books), x))(variables["codebook"]["codes"]),
-        jax.grad(task, 1)(variables, x),
-    )  # fmt: skip
+    if update == "ema":  # whose other arrays count
+        books, whole = variables["codebook"]["codes"], task
+        task = lambda books, x: whole(with_state(variables, codes=books), x)  # noqa: E731
+    of_variables, of_x = jax.jit(jax.grad(task, (0, 1)))(variables if update == "gradient" else books, x)
     np.testing.assert_allclose(of_x, 2 * train(module, variables, x)[0][0], rtol=1e-6)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(of_variables))
 
@@ -115,17 +116,20 @@ def test_codebook_loss_moves_only_codes_and_commitment_only_the_input():
     module, variables = start(x, update="gradient")
     book = np.asarray(variables["params"]["codebook"])[0]
 
-    def loss(params, x, name):
-        return jnp.sum(module.apply({"params": params}, x, train=True)[2][name])
+    @functools.partial(jax.jacrev, argnums=(0, 1), has_aux=True)
+    def losses(params, x):
+        _, codes, terms, _ = module.apply({"params": params}, x, train=True)
+        return {name: jnp.sum(term) for name, term in terms.items()}, codes
 
-    codes = np.asarray(module.apply(variables, x, train=True)[1])
+    gradients, codes = jax.jit(losses)(variables["params"], x)
+    codes = np.asarray(codes)
     expected = np.zeros_like(book)
     for vector, code in zip(np.asarray(x).reshape(-1, 3), codes.reshape(-1), strict=True):
         expected[code] += 2 * (book[code] - vector) / (2 * 3)
-    of_params, of_x = jax.grad(loss, (0, 1))(variables["params"], x, "codebook")
+    of_params, of_x = gradients["codebook"]
     np.testing.assert_allclose(of_params["codebook"][0], expected, rtol=1e-4, atol=1e-6)
     assert not np.any(of_x)
-    of_params, of_x = jax.grad(loss, (0, 1))(variables["params"], x, "commitment")
+    of_params, of_x = gradients["commitment"]
     np.testing.assert_allclose(of_x, 2 * (np.asarray(x) - book[codes]) / (2 * 3), rtol=1e-4, atol=1e-6)
     assert not np.any(of_params["codebook"])
 
@@ -133,7 +137,7 @@ def test_codebook_loss_moves_only_codes_and_commitment_only_the_input():
 def test_both_losses_are_the_same_mean_and_carry_no_weight():
     x = data(4, 2, 3)
     module, variables = start(x, update="gradient")
-    quantized, _, losses, _ = module.apply(variables, x, train=True)
+    quantized, _, losses, _ = jitted.apply(module, variables, x, train=True)
     expected = np.mean(np.square(np.asarray(x) - np.asarray(quantized)), axis=(1, 2))
     np.testing.assert_allclose(losses["codebook"], expected, rtol=1e-5)
     np.testing.assert_allclose(losses["commitment"], expected, rtol=1e-5)
@@ -149,16 +153,19 @@ def test_moving_averages_have_no_loss_and_take_no_gradient():
 
     assert "params" not in variables
     assert not np.any(train(module, variables, x)[0][2]["codebook"])
-    of_books, of_x = jax.grad(total, (0, 1))(variables["codebook"]["codes"], x)
+    of_books, of_x = jax.jit(jax.grad(total, (0, 1)))(variables["codebook"]["codes"], x)
     assert not np.any(of_books) and np.all(np.isfinite(of_x))
 
 
 def test_gradients_are_finite_for_vectors_of_length_zero():
     x = jnp.zeros((2, 1, 3))
     module, variables = start(data(4, 1, 3), distance="cosine")
-    grad = jax.grad(lambda x: jnp.sum(train(module, variables, x)[0][0]) + train(module, variables, x)[0][2][
-        "commitment"].sum())(x)  # fmt: skip
-    assert np.all(np.isfinite(grad))
+
+    def total(x):
+        quantized, _, losses, _ = train(module, variables, x)[0]
+        return jnp.sum(quantized) + losses["commitment"].sum()
+
+    assert np.all(np.isfinite(jax.jit(jax.grad(total))(x)))
 
 
 def test_data_initialisation_finds_the_clusters_of_each_position_and_not_the_padding():
@@ -234,8 +241,9 @@ def test_what_is_drawn_in_place_of_dead_codes_are_distinct_members_while_there_a
     books = {"codes": jnp.zeros((1, 6, 3)), "counts": jnp.ones((1, 6)), "sums": jnp.zeros((1, 6, 3)),
              "age": jnp.full((1, 6), 9)}  # fmt: skip
     dead = jnp.asarray([[True, False, True, True, False, True]])
+    replace = jax.jit(lambda key: vq.replace_dead(books, dead, vectors, used, key, lambda v: v))
     for seed in range(20):
-        after = vq.replace_dead(books, dead, vectors, used, jax.random.key(seed), lambda v: v)
+        after = replace(jax.random.key(seed))
         drawn = np.asarray(after["codes"])[0][np.asarray(dead)[0]]  # equal codes have no spread: no noise is added
         rows = [int(np.linalg.norm(np.asarray(vectors)[0] - row, axis=-1).argmin()) for row in drawn]
         np.testing.assert_array_equal(drawn, np.asarray(vectors)[0][rows])
@@ -368,7 +376,7 @@ def test_arithmetic_is_float32_whatever_comes_in():
 def test_evaluation_changes_nothing():
     x = data(4, 2, 3)
     module, variables = start(x, dead_share=0.5, dead_age=1)
-    _, updated = module.apply(variables, x, train=False, mutable=["codebook"])
+    _, updated = jitted.apply(module, variables, x, train=False, mutable=["codebook"])
     jax.tree.map(np.testing.assert_array_equal, updated["codebook"], variables["codebook"])
 
 
