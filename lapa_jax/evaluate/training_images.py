@@ -12,11 +12,10 @@ from lapa_jax.nn.quantizers import usage
 from lapa_jax.plots import features, latent_policy, training
 from lapa_jax.train.ema import averaged
 from lapa_jax.train.images import Drawing
+from lapa_jax.train.setup import quick_options
 from lapa_jax.train.sharding import shard_batch
 
 PAIRS, STARTS, SEQUENCES = 8, 4, 8
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-"""For CPUs: what runs for a tenth of a second a few times is not worth LLVM's best, which takes twice as long."""
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -28,8 +27,7 @@ class FramePairs:
         self._model, self._mesh = model, mesh
         self._whole = NamedSharding(mesh, PartitionSpec())
         self._frames: np.ndarray | None = None
-        on_cpu = mesh.devices.flat[0].platform == "cpu"
-        self._compute = jax.jit(self._shown, out_shardings=self._whole, compiler_options=QUICK if on_cpu else None)
+        self._compute = jax.jit(self._shown, out_shardings=self._whole, compiler_options=quick_options(mesh))
 
     def compute(self, variables, arrays: Arrays, batches: Callable[[], Iterable[dict]]) -> Arrays:
         """See `train.images.Drawing`."""

@@ -129,7 +129,9 @@ def test_a_run_resumes_and_is_used_without_the_other_run(tokenizer, data, tmp_pa
     train(config(), cut)
     a, b = (load_for_inference(run) for run in (whole, cut))
     assert_same(a.variables, b.variables)
-    assert a.meta == b.meta and a.meta["init_from"]["tokenizer"]["step"] == 6
+    # The lines that were logged, whose checksum it has, hold times.
+    metas = [{key: value for key, value in each.meta.items() if key != "metrics"} for each in (a, b)]
+    assert metas[0] == metas[1] and a.meta["init_from"]["tokenizer"]["step"] == 6
     saved = json.loads((cut / "config.json").read_text())["model"]["tokenizer"]
     assert saved["size"] == 5 and saved["action_dim"] == 3
     log = (whole / "log.txt").read_text()
