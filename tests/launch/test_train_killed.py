@@ -17,8 +17,9 @@ from tests.killing import timed
 from tests.train.test_loop import SMALL
 
 # `KILLS=20 pytest tests/launch/test_train_killed.py` runs the long version.
-KILLS = int(os.environ.get("KILLS", "3"))
-LENGTH = ["steps=60", "batch_size=8", "eval_batch_size=8", "log_every=1", "eval_every=20", "save_every=5"]
+KILLS = int(os.environ.get("KILLS", "2"))
+STEPS = 10 + 10 * KILLS
+LENGTH = [f"steps={STEPS}", "batch_size=8", "eval_batch_size=16", "log_every=1", "eval_every=15", "save_every=5"]
 
 
 def logged_step(run: pathlib.Path) -> int:
@@ -29,7 +30,7 @@ def run_and_kill(command, env, run: pathlib.Path, rng: random.Random) -> bool:
     """Kills a run a moment after it has logged some steps more, or while it starts; False if it ended before."""
     process = subprocess.Popen(command, env=env, start_new_session=True, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT)  # fmt: skip
-    target, patience = logged_step(run) + rng.randint(-2, max(6, 90 // KILLS)), time.monotonic() + 120
+    target, patience = logged_step(run) + rng.randint(-2, 15), time.monotonic() + 120
     while process.poll() is None and logged_step(run) < target and time.monotonic() < patience:
         time.sleep(0.01)
     time.sleep(rng.uniform(0, 0.3))
@@ -43,8 +44,8 @@ def run_and_kill(command, env, run: pathlib.Path, rng: random.Random) -> bool:
 
 def test_killed_runs_end_in_the_same_bits(root, tmp_path):
     overrides = [f"--config.model.{o}" for o in SMALL] + [f"--config.train.{o}" for o in LENGTH]
-    command = [sys.executable, str(root / "launch/train.py"), "--config", f"{root}/configs/laq.py:tiny", *overrides,
-               "--config.data.eval_examples=16", "--config.train.trackers=()", "--workdir"]  # fmt: skip
+    command = [sys.executable, str(root / "launch/train.py"), "--config", f"{root}/configs/laq.py:test", *overrides,
+               "--config.data.eval_examples=16", "--workdir"]  # fmt: skip
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root), "JAX_NUM_CPU_DEVICES": "1"}
     timed([*command, str(tmp_path / "whole")], env)
     rng, hits = random.Random(0), 0
@@ -54,8 +55,8 @@ def test_killed_runs_end_in_the_same_bits(root, tmp_path):
     print(f"{hits} of {KILLS} kills hit")
     assert hits > 0
     a, b = (load_for_inference(tmp_path / name) for name in ("whole", "killed"))
-    assert a.step == b.step == 60
+    assert a.step == b.step == STEPS
     assert jax.tree.all(jax.tree.map(np.array_equal, a.variables, b.variables))
     losses = [{line["step"]: line["train/loss"] for line in read_metrics(tmp_path / name) if "train/loss" in line}
               for name in ("whole", "killed")]  # fmt: skip
-    assert losses[0] == losses[1] and len(losses[0]) == 60
+    assert losses[0] == losses[1] and len(losses[0]) == STEPS
