@@ -42,6 +42,7 @@ MOST_MEMORY = 2 << 30
 """Bytes that a worker may hold before it lets go of compiled programs."""
 
 SLOWEST = (
+    "tests/launch/test_slurm.py",
     "tests/train/test_every_config.py",
     "tests/launch/test_quickstart_full.py",
     "tests/models/policies/test_icl.py",
