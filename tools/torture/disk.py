@@ -46,11 +46,7 @@ def fill(job: str, workshop: Workshop, count: int, rng: random.Random, tally: Ta
             if alive := still_carrying(process.mark, 5.0):
                 wrong.append(f"{len(alive)} process(es) live on")
             give_room()
-            again = workshop.start(job, out)
-            if again.wait():
-                wrong.append(f"with room: {again.last_words()}")
-            else:
-                wrong += workshop.compare(job, out)
+            wrong += workshop.finish(job, out)
             tally.ended(ended, wrong)
             workshop.log(f"{job} with {size / 1e6:.2f} MB: {process.last_words()[:150]} {'; '.join(wrong)}")
 

@@ -40,15 +40,11 @@ def kill_job(job: str, moment, workshop: Workshop, count: int, rng: random.Rando
             process.kill(group=rng.random() < 0.5)
             hits += 1
             workshop.log(f"killed {job} after {time.monotonic() - process.started:.1f} s ({tally.tried + hits})")
-        code, wrong = process.wait(), []
-        if code:
-            wrong.append(f"it ended by itself with code {code}: {process.last_words()}")
-        elif not hits:
+        if process.wait() == 0 and not hits:
             seconds *= 0.8  # it is faster by now than when it was measured
             continue
-        else:
-            seconds = 0.5 * seconds + 0.5 * (time.monotonic() - process.started)
-            wrong += workshop.compare(job, out)
+        seconds = 0.5 * seconds + 0.5 * (time.monotonic() - process.started)
+        wrong = workshop.ended(job, out, process)
         if left := still_carrying(mark, PATIENCE):
             wrong.append(f"{len(left)} process(es) of killed ones live on")
         tally.ended("ends as one left alone" if not wrong else f"{out}", wrong, times=hits or 1)

@@ -28,6 +28,9 @@ LONG = ("steps=80", "save_every=4", "eval_every=20", "log_every=1", "keep_last=3
 VIDEOS, FRAMES, EPISODES = 24, 20, 12
 
 
+REFUSAL = "exists and is not an empty folder"
+
+
 class NotHere(Exception):
     """This machine lacks what a kind of torture needs: a simulator, or a driver that draws."""
 
@@ -102,10 +105,16 @@ class Workshop:
 
     def finish(self, job: str, out: pathlib.Path, mark: str | None = None) -> list[str]:
         """Runs a job's command to its end; what is wrong then: with the command, or with what it has made."""
-        process = self.start(job, out, mark=mark)
-        if code := process.wait():
-            return [f"the same command ended with code {code}: {process.last_words()}"]
-        return self.compare(job, out)
+        return self.ended(job, out, self.start(job, out, mark=mark))
+
+    def ended(self, job: str, out: pathlib.Path, process: Process) -> list[str]:
+        """What is wrong when a job's command has ended by itself: with its code, or with what it has made."""
+        if not (code := process.wait()):
+            return self.compare(job, out)
+        if REFUSAL in process.last_words() and job == "export":
+            # It was killed when the folder was there and before it had ended: what is whole is not written again.
+            return [line for line in self.compare(job, out) if not line.startswith(f".{out.name}.lock")]
+        return [f"the same command ended with code {code}: {process.last_words()}"]
 
     def compare(self, job: str, out: pathlib.Path) -> list[str]:
         """What differs from a folder that was made undisturbed, and what lies beside it that should not."""
