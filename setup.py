@@ -59,7 +59,7 @@ setup(
         ]
     },
     package_data={"lapa_jax": ["py.typed"],
-                  "lapa_jax.sample": ["*.json", "*.jsonl", "*.tar", "*.tar.gz", "features/*.json", "features/*.tar",
+                  "lapa_jax.sample": ["*.json", "*.jsonl", "*.tar", "mp4/*.tar.gz", "features/*.json", "features/*.tar",
                                       "latents/*.json", "latents/*.tar"],
                   "lapa_jax.sim.maps": ["*.yaml"]},
     install_requires=requirements(),

@@ -87,6 +87,7 @@ def _compiled_programs():
     yield
     if psutil.Process().memory_info().rss > MOST_MEMORY:
         jax.clear_caches()
+        gc.collect()  # what is left in cycles, which is looked for so seldom
 
 
 _DEVICES, _LOCAL_DEVICES = jax.devices, jax.local_devices

@@ -11,7 +11,7 @@ enough for latent actions that mean something, which "sample" with its 42 traini
 
 import pathlib
 
-VIDEOS = pathlib.Path(__file__).with_name("videos.tar.gz")
+VIDEOS = pathlib.Path(__file__).parent / "mp4" / "videos.tar.gz"
 """Of tools/record_sim.py, see docs/reference/data_formats.md."""
 
 FOLDERS = {"sample": ".", "sample_features": "features", "sample_latents": "latents"}

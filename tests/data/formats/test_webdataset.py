@@ -88,8 +88,8 @@ def test_conversion(tmp_path, make):
 
 
 def test_our_own_shards_are_webdataset_too(root, tmp_path):
-    folder = tmp_path / "sample"  # without the features and latents that lie in folders of it
-    shutil.copytree(root / "lapa_jax" / "sample", folder, ignore=shutil.ignore_patterns("features", "latents"))
+    folder = tmp_path / "sample"  # without the features, latents and videos that lie in folders of it
+    shutil.copytree(root / "lapa_jax" / "sample", folder, ignore=shutil.ignore_patterns("features", "latents", "mp4"))
     episodes, listing = read(folder)
     splits = {item.name: item.split for item in listing.items}
     for split in ("train", "val"):
