@@ -8,6 +8,8 @@ import jax
 import psutil
 import pytest
 
+from tests.browser import Browser, executable
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
@@ -107,6 +109,16 @@ def all_devices(one_device, monkeypatch):
     """All eight again, for a test of a file with `one_device`."""
     monkeypatch.setattr(jax, "devices", _DEVICES)
     monkeypatch.setattr(jax, "local_devices", _LOCAL_DEVICES)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Headless Chromium; what needs it is skipped where there is none."""
+    path, reason = executable()
+    if path is None:
+        pytest.skip(reason)
+    with Browser(path, tmp_path_factory.mktemp("browser")) as chromium:
+        yield chromium
 
 
 @pytest.fixture(scope="session")
