@@ -33,7 +33,7 @@ from lapa_jax.core import tree
 from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.escape import say
-from lapa_jax.core.files import arrays_on_disk, placeholder, read_json_object
+from lapa_jax.core.files import arrays_on_disk, check_room, placeholder, read_json_object
 from lapa_jax.core.torch_file import Tensor, TorchFile
 from lapa_jax.models.official_laq import convert, unwrap
 from lapa_jax.models.released import base, hugging_face, lapa7b, openvla, prismatic, univla, univla_policy
@@ -74,6 +74,8 @@ def write_release(release: base.Release, out: pathlib.Path, wanted: dict[str, tu
     meta = {"source": {"kind": release.kind, "folder": release.source.resolve().name}, **release.meta}
     dtype = release.stored or dtype
     dtypes = {path: "float32" if re.fullmatch(release.float32, path) else dtype for path in wanted}
+    # The arrays lie on the disk twice, until the checkpoint is written.
+    check_room(out, 2 * sum(math.prod(shape) * jnp.dtype(dtypes[path]).itemsize for path, shape in wanted.items()))
     with arrays_on_disk(out, wanted, {path: jnp.dtype(stored) for path, stored in dtypes.items()}) as arrays:
         for name, places in release.places.items():
             tensor = release.tensors.read(name)

@@ -59,6 +59,15 @@ def check_can_write(path: str | os.PathLike) -> None:
         raise UserError(f"{path} cannot be written: {existing} lies on a read-only file system")
 
 
+def check_room(folder: str | os.PathLike, size: int) -> None:
+    """A `UserError` where a file system has less than `size` bytes left; quotas are not seen."""
+    path = pathlib.Path(folder).absolute()
+    existing = next(each for each in (path, *path.parents) if each.exists())
+    if (free := shutil.disk_usage(existing).free) < size:
+        raise UserError(f"{folder}: {size / 1e9:.3g} GB will be written, and the disk has room for {free / 1e9:.3g} "
+                        "GB; make room, or choose another folder")  # fmt: skip
+
+
 def check_new_folder(path: str | os.PathLike) -> None:
     """A `UserError` where something lies in the way of a new folder; an empty folder does not."""
     path = pathlib.Path(path)

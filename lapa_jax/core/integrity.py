@@ -58,12 +58,12 @@ def seal(folder: str | os.PathLike, about: Mapping | None = None) -> dict:
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         sums = pool.map(lambda name: [os.path.getsize(folder / name), checksum(folder / name)], names)
         content = {"files": dict(zip(names, sums)), "about": dict(about or {})}
-    return _write(folder, content)
+    return write_checked_json(folder / MANIFEST, content)
 
 
 def reseal(folder: str | os.PathLike, about: Mapping) -> None:
     """Replaces what else is kept in a folder's `checksums.json`; the sums stay."""
-    _write(pathlib.Path(folder), {"files": read_seal(folder)["files"], "about": dict(about)})
+    write_checked_json(pathlib.Path(folder) / MANIFEST, {"files": read_seal(folder)["files"], "about": dict(about)})
 
 
 def read_seal(folder: str | os.PathLike) -> dict:
@@ -72,7 +72,22 @@ def read_seal(folder: str | os.PathLike) -> dict:
     Raises:
       UserError: it is missing or damaged.
     """
-    path = pathlib.Path(folder) / MANIFEST
+    return read_checked_json(pathlib.Path(folder) / MANIFEST)
+
+
+def write_checked_json(path: str | os.PathLike, content: Mapping) -> dict:
+    """Writes a JSON object with the checksum of its own content, under the key "xxh3"; returns what was written."""
+    content = {**content, _SELF: _own_sum(content)}
+    write_json(path, content)
+    return content
+
+
+def read_checked_json(path: str | os.PathLike) -> dict:
+    """What `write_checked_json` was given.
+
+    Raises:
+      UserError: it is missing or damaged.
+    """
     content = read_json(path)
     if not isinstance(content, dict) or content.pop(_SELF, None) != _own_sum(content):
         raise UserError(f"{path} is damaged: its own checksum differs")
@@ -118,12 +133,6 @@ def _fault(folder: pathlib.Path, name: str, size: int, expected: str, most: floa
         return f"{name} is missing"
     except OSError as error:
         return f"{name} cannot be read ({error.strerror})"
-
-
-def _write(folder: pathlib.Path, content: dict) -> dict:
-    content = {**content, _SELF: _own_sum(content)}
-    write_json(folder / MANIFEST, content)
-    return content
 
 
 def _own_sum(content: Mapping) -> str:

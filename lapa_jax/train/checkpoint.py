@@ -27,8 +27,8 @@ from orbax.checkpoint import v1 as ocp
 from lapa_jax.core import config as config_lib
 from lapa_jax.core import integrity, tree
 from lapa_jax.core.checkpoint_step import BEST, FOLDER, split_best
-from lapa_jax.core.errors import UserError, of_disk
-from lapa_jax.core.files import read_json, write_json
+from lapa_jax.core.errors import UserError, naming, of_disk
+from lapa_jax.core.files import check_room, read_json, write_json
 from lapa_jax.train import ema
 from lapa_jax.train.background import Background
 from lapa_jax.train.checkpoint_folder import (
@@ -197,9 +197,12 @@ def write_weights(
       forget: called several times a second while it writes, to give back the memory of mapped files.
 
     Raises:
-      UserError: the folder holds a run already.
+      UserError: the folder holds a run already, or the disk has no room.
+      OSError: another answer of the disk, with the folder's name; the same call goes on once that is mended.
     """
     check_unused(folder)
+    clear_temporary(folder)
+    check_room(folder, sum(leaf.nbytes for leaf in jax.tree.leaves(variables)))
     absl_logging.set_verbosity(absl_logging.FATAL)
     context = _context()
     context.array.saving.use_compression = False  # gains little on weights
@@ -209,7 +212,7 @@ def write_weights(
     parts = [shard.data.nbytes for leaf in jax.tree.leaves(variables) for shard in leaf.addressable_shards]
     context.memory.write_concurrent_bytes = 1 + max(parts)
     items = {"params": variables, "state": {"step": np.zeros((), np.int32)}, "meta": {"config": config, **meta}}
-    with context, _repeated(forget):
+    with context, _repeated(forget), naming(folder):
         ocp.save_checkpointables((folder / FOLDER / "0").absolute(), items, overwrite=True)
     integrity.seal(folder / FOLDER / "0", {"step": 0})
     write_json(folder / CONFIG_FILE, config)

@@ -18,7 +18,8 @@ import numpy as np
 from lapa_jax.core import config as config_lib
 from lapa_jax.core import progress
 from lapa_jax.core.errors import Stopped, UserError, did_you_mean
-from lapa_jax.core.files import check_can_write, read_json, write_json
+from lapa_jax.core.files import check_can_write
+from lapa_jax.core.integrity import read_checked_json, write_checked_json
 from lapa_jax.core.metrics import MetricsWriter, read_metrics
 from lapa_jax.core.output import COLLAPSED
 from lapa_jax.core.startup import say
@@ -408,10 +409,10 @@ class Loop:
         if step == 0:
             baselines = {f"{name}_untrained": metrics[name] for name in BASELINES if name in metrics}
             if jax.process_index() == 0:
-                write_json(path, baselines)
+                write_checked_json(path, baselines)
             return baselines
         try:
-            return read_json(path)
+            return read_checked_json(path)
         except UserError as error:
             LOG.warning("%s: evaluations go on without the scores of the untrained network", error)
             return {}

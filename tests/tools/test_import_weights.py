@@ -1,3 +1,9 @@
+import errno
+import gc
+import resource
+import shutil
+import signal
+
 import jax
 import numpy as np
 import pytest
@@ -40,6 +46,36 @@ def test_a_torch_file_without_torch_names_the_extra(tmp_path, monkeypatch):
     (tmp_path / "laq.pt").write_bytes(b"anything")
     with pytest.raises(UserError, match=r"lapa_jax\[torch\]"):
         run(tmp_path / "laq.pt", tmp_path / "out")
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(golden, tmp_path, monkeypatch):
+    size = safetensors_size = (golden / "laq_seq4.safetensors").stat().st_size
+    usage = lambda path: __import__("collections").namedtuple("Usage", "free")(size)  # noqa: E731
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    run(golden / "laq_seq4.safetensors", tmp_path / "fits", "--image_size", "64")
+    size = safetensors_size // 2
+    with pytest.raises(UserError, match=r"laq: 0.0015\d GB will be written, and the disk has room for 0.000765 GB"):
+        run(golden / "laq_seq4.safetensors", tmp_path / "laq", "--image_size", "64")
+    assert not (tmp_path / "laq").exists()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of orbax's unfinished writes
+def test_a_full_disk_is_named_and_the_same_command_finishes(golden, tmp_path):
+    source, out = golden / "laq_seq4.safetensors", tmp_path / "laq"
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # files of more bytes fail, as on a full disk
+        with pytest.raises(OSError) as error:
+            run(source, out, "--image_size", "64")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert error.value.errno == errno.EFBIG and error.value.filename == str(out)
+    del error
+    gc.collect()  # the unfinished writes go here, and not in a test that knows nothing of them
+    run(source, out, "--image_size", "64")
+    assert read(out)[0]["code_seq_len"] == 4
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["0"]
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from lapa_jax.core.integrity import MANIFEST
 from tools.torture.tally import Kind, Tally
 from tools.torture.workshop import Workshop, compare_runs
 
-DERIVED = ("best.json", "env.json", "log.txt", "untrained.json")
-"""Records that nothing is read from when a run goes on, except that evaluations repeat `untrained.json`."""
+DERIVED = ("best.json", "env.json", "log.txt")
+"""Records that nothing is read from when a run goes on."""
 STEPS = 6
 
 
