@@ -96,6 +96,10 @@ def mesh(data: int, fsdp: int, rules: Sequence = ()) -> ml_collections.ConfigDic
                                       "grad_dtype": config_dict.placeholder(str)})  # fmt: skip
 
 
+ACTION_WEIGHT = 0.1
+"""Of the squared error in standard deviations, beside errors of pixels, which are about as much: see
+docs/results/latent_actions.md."""
+
 # Frame pairs: configs/laq.py, configs/laq_conv.py
 
 
@@ -106,9 +110,19 @@ def frame_pair_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigD
 
 
 def frame_pair_losses() -> ml_collections.ConfigDict:
-    """The paper's weights: reconstruction alone. NSVQ and FSQ have no loss of the codebook, then the last two are 0."""
-    return ml_collections.ConfigDict({"reconstruction": 1.0, "motion": 0.0, "coarse": 0.0,
+    """The paper's weights: reconstruction alone. NSVQ and FSQ have no loss of the codebook, then the codebook's and the
+    commitment's are 0. That of actions needs some."""
+    return ml_collections.ConfigDict({"reconstruction": 1.0, "motion": 0.0, "coarse": 0.0, "action": 0.0,
                                       "codebook": 1.0, "commitment": 0.25})  # fmt: skip
+
+
+def few_actions(config: ml_collections.ConfigDict) -> None:
+    """The actions of a few of the episodes, which say what the codes are to be about (LAOM, arXiv 2502.00379)."""
+    config.data.update({"fields": ("frames", "pair_action"), "action_share": 0.025, "action_draws": 0.25})
+    config.loss.action = ACTION_WEIGHT
+    # Mirrored images have other actions, and nothing says which of their numbers would have to change.
+    with config.ignore_type():
+        config.data.augment = None
 
 
 def frame_pairs_at_32_pixels(config: ml_collections.ConfigDict) -> None:
@@ -118,7 +132,9 @@ def frame_pairs_at_32_pixels(config: ml_collections.ConfigDict) -> None:
     config.model.update({"view_shift": 8, "view_share": 0.7, "output": "residual"})
     # Small moving things in a busy scene: plain squared error hardly sees them.
     config.loss.update({"motion": 0.1, "coarse": 0.1})
-    config.data.update({"augment": {"flip": 0.5}, "threads": 2, "prefetch": 4})
+    if "pair_action" not in config.data.get("fields", ()):  # see few_actions
+        config.data.augment = {"flip": 0.5}
+    config.data.update({"threads": 2, "prefetch": 4})
     config.train.batch_size = 32
     config.mesh.update({"data": -1, "fsdp": 1})
 

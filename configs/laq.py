@@ -5,6 +5,7 @@ Without a variant: the paper's sizes and optimizer (LAPA, arXiv 2410.11758, and 
   features    DINOv2's features of the frames instead of their pixels, on both sides (as in UniVLA, arXiv 2505.06111);
               weights by tools/import_weights.py, as init_from.tower
   cosine      the optimizer of most later work: AdamW, warm-up, cosine decay, batches of 256
+  actions     the codes must tell the actions of a few episodes besides, data.action_share of them
   small       a model and recipe that two CPU cores train in minutes; set data.path and the gap
   tiny        the same on the embedded sample
   test        the smallest that still has every part, for tests
@@ -113,7 +114,8 @@ def test(config: ml_collections.ConfigDict) -> None:
                          "view_shift": 0, "codebook_init": "normal", "replacement_schedule": ((4, 2),)})  # fmt: skip
 
 
-VARIANTS = {"features": features, "cosine": cosine, "small": small, "tiny": tiny, "test": test}
+VARIANTS = {"features": features, "cosine": cosine, "actions": common.few_actions, "small": small, "tiny": tiny,
+            "test": test}  # fmt: skip
 ONE_OF = (("features", *common.SIZES),)
 """The features are those of images of 224 pixels, the sizes have 32."""
 

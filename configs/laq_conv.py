@@ -6,6 +6,7 @@ and cosine decay), with what cannot work in it put right: the decoder knows the 
 moving averages or by gradient and never both, all positions share one codebook (one each is an option), and frames are
 flipped in pairs but never erased.
 
+  actions     the codes must tell the actions of a few episodes besides, data.action_share of them
   small       a model and recipe that two CPU cores train in minutes; set data.path and the gap
   tiny        the same on the embedded sample
   test        the smallest that still has every part, for tests
@@ -85,7 +86,7 @@ def test(config: ml_collections.ConfigDict) -> None:
     config.model.update({"channels": (8, 16), "groups": 4, "embed": 16, "view_shift": 0, "codebook_init": "normal"})
 
 
-VARIANTS = {"small": small, "tiny": tiny, "test": test}
+VARIANTS = {"actions": common.few_actions, "small": small, "tiny": tiny, "test": test}
 
 
 def get_config(variants: str = "") -> ml_collections.ConfigDict:

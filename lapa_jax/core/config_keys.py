@@ -12,6 +12,7 @@ KEYS = {
     "init_from_except": "regular expressions of variables that start from scratch, or are not used of the other run",
     "init_from_fields": "fields of the model that are those of the whole run that it starts from, in place of these",
     "loss": "weight of this loss; 0 leaves it out",
+    "loss.action": "weight of predicting actions; of frame pairs those of few, see data.action_share; 0: off",
     "model.name": "the model, a module under lapa_jax.models",
     # where the data lie
     "data.path": 'folder of step shards or ready-made pairs, an HDF5 file of robomimic, or "sample"',
@@ -30,6 +31,8 @@ KEYS = {
     "data.resize": 'how images come to that size: "squash", "center_crop", "lapa", or a group for Prismatic\'s models',
     "data.gap_seconds": "time between the two frames of a pair",
     "data.gap_frames": "the same in frames, instead of data.gap_seconds",
+    "data.action_share": 'of the field "pair_action": share of the episodes whose actions are used',
+    "data.action_draws": "least share of the drawn pairs that have such an action; their episodes are drawn more often",
     "data.chunk_length": "actions of a chunk, in steps of the data",
     "data.history": "earlier steps that are observed besides the current one",
     "data.length": "steps of a window",
@@ -146,6 +149,9 @@ def overruled(config: Mapping) -> dict[str, tuple[str, str]]:
     if "latent" not in (data.get("fields") or ("latent",)):
         for key in ("labels", "labels_tokenizer", "val_labels"):
             say(f"data.{key}", "data.fields", 'holds no "latent"')
+    if "pair_action" not in (data.get("fields") or ()):
+        for key in ("action_share", "action_draws"):
+            say(f"data.{key}", "data.fields", 'holds no "pair_action"')
     if data.get("shuffle", "window") != "window":
         say("data.window", "data.shuffle", f"is '{data['shuffle']}', which mixes all samples; set it to 'window'")
     for key in set.intersection(*map(set, trained)) if trained else ():

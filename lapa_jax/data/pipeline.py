@@ -12,6 +12,7 @@ from lapa_jax.data import samples
 from lapa_jax.data.far_values import LIMIT, choices, far_values
 from lapa_jax.data.samples.meta import check_statistics, dimension_names, statistics_of
 from lapa_jax.data.samples.mixture import Mixture
+from lapa_jax.data.samples.pair_actions import PAIR_ACTION
 from lapa_jax.data.samples.pair_shards import PairShards
 from lapa_jax.data.shards.step_shards import StepShards, dataset_folder, read_dataset
 from lapa_jax.data.transforms import IMAGES, Augment, check_augment
@@ -119,11 +120,19 @@ def has_actions(data: Mapping, split: str) -> bool:
     return all(not PairShards.is_one(path) and "action" in read_dataset(path)["features"] for path in folders)
 
 
+def action_width(folder) -> int:
+    """How many numbers the actions of a folder have; 0 where it has none."""
+    folder = dataset_folder(folder)
+    features = {} if PairShards.is_one(folder) else read_dataset(folder)["features"]
+    return features["action"]["shape"][0] if "action" in features else 0
+
+
 def eval_fields(data: Mapping) -> tuple[str, ...] | None:
-    """Fields that evaluation reads besides those of training, for `build`: pairs with the action between them."""
+    """Fields that evaluation reads in place of those of training, for `build`: pairs with the action between them."""
     if (data.get("samples") or "pairs") != "pairs":
         return None
-    return ("frames", "net_action") if has_actions(data, "val") else ("frames",)
+    few = (PAIR_ACTION,) if PAIR_ACTION in fields_of(data) else ()
+    return ("frames", *(("net_action",) if has_actions(data, "val") else ()), *few)
 
 
 def check_trainable(source, limit: float | None = LIMIT) -> list[str]:
@@ -222,10 +231,13 @@ def _open(kind: type, location: Mapping, split: str, options: Mapping, statistic
     chosen = kind(**{key: _plain(value) for key, value in options.items()})
     if split == "val" and "tasks_val" in allowed:
         chosen = dataclasses.replace(chosen, tasks=chosen.tasks_val)
+    if split == "val" and PAIR_ACTION in chosen.fields and chosen.action_share:
+        # A few actions are learned from; all that there are judge what came of it.
+        chosen = dataclasses.replace(chosen, action_share=1.0)
     if PairShards.is_one(path):
-        if chosen.fields != ("frames",):
+        if set(chosen.fields) - {"frames", PAIR_ACTION}:
             raise UserError(f"{path} holds ready-made pairs: they have frames only, not {', '.join(chosen.fields)}")
-        return PairShards(path, name, chosen.image_size)
+        return PairShards(path, name, chosen.image_size, chosen.fields)
     return chosen.open(StepShards(path, name), statistics)
 
 
@@ -242,6 +254,10 @@ def _pick(statistics: Mapping[str, Mapping] | None, name: str | None, options: M
         return None
     if name in statistics or len(statistics) == 1:
         return statistics.get(name) or next(iter(statistics.values()))
+    scaled = [each for each in statistics.values() if PAIR_ACTION in each]
+    if PAIR_ACTION in options.get("fields", ()) and len(scaled) == 1:
+        # The held-out pairs of a mixture in which one data set has actions.
+        return scaled[0]
     if options.get("normalize", "none") == "none":
         return None
     raise UserError(f"normalisation needs the statistics of one of {', '.join(statistics)}; '{name or 'val_path'}' is "

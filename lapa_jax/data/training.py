@@ -7,6 +7,7 @@ from lapa_jax.core.config import ConfigError
 from lapa_jax.core.errors import UserError
 from lapa_jax.data import pipeline
 from lapa_jax.data.far_values import LIMIT
+from lapa_jax.data.samples import pair_actions
 from lapa_jax.data.samples.meta import statistics_of
 from lapa_jax.data.samples.padded import as_wide_as
 from lapa_jax.data.shards.step_shards import dataset_folder, read_dataset
@@ -55,7 +56,7 @@ def open_training(data: Mapping, *, batch_size: int, saved: Mapping | None = Non
         samples; held-out samples of another kind.
     """
     train = pipeline.build(data, "train", statistics=statistics_of(saved) if saved else None)
-    notes = pipeline.check_trainable(train, data.get("max_normalized", LIMIT))
+    notes = pipeline.check_trainable(train, data.get("max_normalized", LIMIT)) + pair_actions.describe(train)
     meta = train.meta()
     before = (saved or {}).get("data_fingerprint")
     if before is not None and meta["data_fingerprint"] != before:

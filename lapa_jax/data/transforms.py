@@ -13,7 +13,7 @@ DIRECTIONAL = re.compile(r"\b(left|right|clockwise|counterclockwise|anticlockwis
 IMAGES = ("frames", "image", "prompt_image", "goal_image")
 """Fields of samples that are images: uint8[..., H, W, 3]."""
 
-MIRRORED = ("net_action", "action", "state", "latent", "feature")
+MIRRORED = ("net_action", "pair_action", "action", "state", "latent", "feature")
 """Fields that a flip of the images would have to change."""
 
 ERASED, ASPECT = (0.02, 0.33), 3.3

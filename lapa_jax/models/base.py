@@ -36,8 +36,10 @@ class Part(nn.Module):
 
 class Model(Part, abc.ABC):
     """A model that the training loop trains. `kind`: its row of `inference.kinds.KINDS`; None: it cannot be loaded.
-    `without_gradient`: patterns of parameters that no loss reaches; `optim.groups` must freeze them."""
+    `without_gradient`: patterns of parameters that no loss reaches; `optim.groups` must freeze them. `loss_fields`:
+    {loss: the field of batches without which the model does not give it}."""
     without_gradient: ClassVar[tuple[str, ...]] = ()
+    loss_fields: ClassVar[Mapping[str, str]] = {}
 
     @abc.abstractmethod
     def __call__(self, batch: Batch, *, train: bool) -> Output:
@@ -74,8 +76,10 @@ class Model(Part, abc.ABC):
 
 class FramePairTokenizer(Model):
     """Latent actions of "frames" [B, 2, H, W, 3]. Fields: image_size, codebook_size (K), code_seq_len (N).
-    `predicts_images`: otherwise features of their patches."""
+    `predicts_images`: otherwise features of their patches. Where the actions of a few pairs are known, "pair_action"
+    and "pair_action_mask" f32 [B, A], a head predicts them from the quantised delta: the loss "action"."""
     kind = "frame_pair_tokenizer"
+    loss_fields = {"action": "pair_action"}
     predicts_images: ClassVar[bool] = True
 
     @abc.abstractmethod

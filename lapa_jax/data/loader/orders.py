@@ -26,7 +26,8 @@ def train_order(source, seed: int, shuffle: str = "full", window: int = WINDOW) 
 
     Args:
       source: `len(source)` samples. One with `lengths` and `weights` is a mixture: its parts are shuffled and repeated
-        each on its own, and interleaved by weight.
+        each on its own, and interleaved by weight. So are the samples of its `emphasis`, or of those of the parts,
+        `emphases`, which come more often; see `samples.pair_actions.Emphasis`.
       seed: 0 .. 2^32 - 1.
       shuffle: "full" (any sample can follow any other) or "window" (reads stay local, see `WindowShuffle`).
       window: samples a window, at least 64; for "window" only.
@@ -37,10 +38,32 @@ def train_order(source, seed: int, shuffle: str = "full", window: int = WINDOW) 
         raise UserError(f"data.window is a number of samples, 1 or more (got {window})")
     make = FullShuffle if shuffle == "full" else functools.partial(WindowShuffle, window=window)
     if not hasattr(source, "weights"):
-        return make(len(source), seed)
+        return _emphasized(make, len(source), seed, getattr(source, "emphasis", None))
     # A seed for each part, or parts of the same length would be shuffled alike.
     seeds = [int(np.random.SeedSequence((seed, part)).generate_state(1)[0]) for part in range(len(source.lengths))]
-    return Mixed([make(n, s) for n, s in zip(source.lengths, seeds)], source.lengths, source.weights)
+    emphases = getattr(source, "emphases", [None] * len(seeds))
+    parts = [_emphasized(make, *each) for each in zip(source.lengths, seeds, emphases, strict=True)]
+    return Mixed(parts, source.lengths, source.weights)
+
+
+def _emphasized(make: Callable, length: int, seed: int, emphasis) -> Order:
+    """The order of `length` samples, in which those of an emphasis come between, shuffled among themselves."""
+    order = make(length, seed)
+    if emphasis is None:
+        return order
+    seed = int(np.random.SeedSequence((seed, 0, 1)).generate_state(1)[0])
+    chosen = Chosen(emphasis.samples, make(len(emphasis.samples), seed))
+    return Mixed([chosen, order], [0, length], [emphasis.weight, 1 - emphasis.weight])
+
+
+class Chosen:
+    """Some of the samples, in an order of theirs."""
+
+    def __init__(self, samples: np.ndarray, order: Order):
+        self._samples, self._order = samples, order
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        return self._samples[self._order(positions)]
 
 
 class Repeated:

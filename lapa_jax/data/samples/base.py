@@ -98,7 +98,10 @@ class StepSource:
       statistics: {column: summary} in use: those given (of a checkpoint, or of the training data), else the shards'.
       label_info: the "labels" entry of the set that the latents come from, or None.
       gaps: int64[episodes], of frame pairs, in frames; None for other kinds.
+      emphasis: samples that training draws more often, a `pair_actions.Emphasis`; None: none.
     """
+
+    emphasis = None
 
     def __init__(self, shards: StepShards, fields: Sequence[str], statistics: Mapping | None):
         self.shards, self.fields = shards, tuple(fields)

@@ -9,7 +9,8 @@ from lapa_jax.data.loader.buffers import empty
 from lapa_jax.data.samples.meta import join
 from lapa_jax.data.transforms import IMAGES
 
-PADDED = ("action", "state", "net_action", "future_action", "prompt_action", "prompt_state", "goal_state")
+PADDED = ("action", "state", "net_action", "pair_action", "pair_action_mask", "future_action", "prompt_action",
+          "prompt_state", "goal_state")  # fmt: skip
 """Fields whose last axis differs between robots: filled up with zeros to the largest."""
 
 
@@ -22,7 +23,7 @@ class Mixture:
 
     Attributes:
       sources: as given. names, lengths: of the parts, in order. weights: they sum to 1.
-      fields: what the samples hold.
+      fields: what the samples hold. emphases: of the parts, see `StepSource`.
 
     Raises:
       UserError: samples of two parts cannot be stacked; the message names the two, the field and the reason.
@@ -39,6 +40,7 @@ class Mixture:
         self._parts = tuple(self.sources.values())
         self.lengths = tuple(len(source) for source in self._parts)
         self.fields = self._parts[0].fields
+        self.emphases = tuple(source.emphasis for source in self._parts)
         self._before = np.concatenate([[0], np.cumsum(self.lengths)])
         self._empty = self._check([source.batch([]) for source in self._parts])
 

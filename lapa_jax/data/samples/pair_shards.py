@@ -11,6 +11,7 @@ from lapa_jax.data import images
 from lapa_jax.data.loader.buffers import empty
 from lapa_jax.data.samples.base import NOWHERE, Rows
 from lapa_jax.data.samples.meta import describe
+from lapa_jax.data.samples.pair_actions import MASK, PAIR_ACTION
 from lapa_jax.data.shards.files import DamagedSample, Files
 from lapa_jax.data.shards.index import open_index
 
@@ -20,15 +21,18 @@ class PairShards:
 
     The tars of a split are `<split>-*.tar` or `<split>_*.tar`; where no tar has such a name, all of them are "train".
     The same source interface as `FramePairSource`; each sample is its own episode, since nothing says which belong
-    together.
+    together. `fields` may name "pair_action", of which these pairs have none, as parts of a mixture do.
     """
 
     FIRST, SECOND = "t.jpg", "t1.jpg"
-    fields = ("frames",)
     numeric: dict[str, int] = {}
     text_lengths = (0, 0)
+    pair_actions = emphasis = None
 
-    def __init__(self, folder, split: str = "train", image_size: int | None = None):
+    def __init__(
+        self, folder, split: str = "train", image_size: int | None = None, fields: Sequence[str] = ("frames",)
+    ):  # fmt: skip
+        self.fields = tuple(fields)
         self.folder, self.split, self.image_size = pathlib.Path(folder), split, image_size
         paths = self._tars()
         indexes = [open_index(path) for path in paths]
@@ -93,6 +97,8 @@ class PairShards:
         for pair, i in zip(frames, indices):
             self._decode(int(i), pair)
         where = {"episode_id": np.array(indices, np.int32), "step": np.zeros(len(indices), np.int32)}
+        if PAIR_ACTION in self.fields:
+            where |= {name: np.zeros((len(indices), 0), np.float32) for name in (PAIR_ACTION, MASK)}
         return {**({"frames": frames} if rows is None else {}), **where}
 
     def _decode(self, i: int, pair: np.ndarray) -> None:

@@ -8,10 +8,11 @@ import numpy as np
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.loader.buffers import empty
 from lapa_jax.data.samples.base import NOWHERE, Rows, StepSource
+from lapa_jax.data.samples.pair_actions import PAIR_ACTION, PairActions, net_actions
 from lapa_jax.data.samples.reading import CameraImages, Column
 from lapa_jax.data.shards.step_shards import StepShards
 
-FIELDS = ("frames", "net_action")
+FIELDS = ("frames", "net_action", PAIR_ACTION)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,18 +53,31 @@ class Gap:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The fields of `config.data` for frame pairs; a gap in frames wins over one in seconds. See `FramePairSource`."""
+    """The fields of `config.data` for frame pairs; a gap in frames wins over one in seconds. See `FramePairSource`.
+
+    Attributes:
+      action_share: of "pair_action": share of the episodes with actions whose actions are used, from 0 to 1.
+      action_draws: least share of the drawn pairs that have one of these actions; 0 draws all pairs equally often.
+    """
 
     gap_seconds: float | None = None
     gap_frames: int | None = None
     fields: tuple[str, ...] = ("frames",)
     camera: str = "image"
     image_size: int | None = None
+    action_share: float = 1.0
+    action_draws: float = 0.25
+
+    def __post_init__(self):
+        if not 0 <= self.action_share <= 1 or not 0 <= self.action_draws < 1:
+            raise UserError(f"data.action_share is a share of the episodes in [0, 1], data.action_draws one of the "
+                            f"drawn pairs in [0, 1) (got {self.action_share} and {self.action_draws})")
 
     def open(self, shards: StepShards, statistics: Mapping | None = None) -> "FramePairSource":
         """The pairs of a split; `statistics` as for `StepSource`."""
         gap = Gap.from_config(self.gap_seconds, self.gap_frames)
-        return FramePairSource(shards, gap, self.fields, self.image_size, self.camera, statistics)
+        return FramePairSource(shards, gap, self.fields, self.image_size, self.camera, statistics, self.action_share,
+                               self.action_draws)  # fmt: skip
 
 
 class FramePairSource(StepSource):
@@ -76,15 +90,19 @@ class FramePairSource(StepSource):
     Args:
       shards: the steps.
       gap: the distance; seconds are turned into frames with each episode's own frame rate.
-      fields: "frames", and "net_action" for the sum of the actions t .. t + gap - 1, in the data's units.
+      fields: "frames", "net_action" for the sum of the actions t .. t + gap - 1, in the data's units, of pairs that
+        have all of these, and "pair_action" for the same scaled, of few pairs or none, see `PairActions`.
       image_size: side in pixels; stored images of another size are resized to it. None keeps the stored size.
       camera: the member name of the camera.
       statistics: see `StepSource`.
+      action_share, action_draws: of "pair_action", see `Options`.
+
+    Attributes: pair_actions: of "pair_action"; None without that field.
     """
 
     def __init__(
         self, shards: StepShards, gap: Gap, fields: Sequence[str] = ("frames",), image_size: int | None = None,
-        camera: str = "image", statistics: Mapping | None = None,
+        camera: str = "image", statistics: Mapping | None = None, action_share: float = 1.0, action_draws: float = 0.25,
     ):  # fmt: skip
         super().__init__(shards, fields, statistics)
         self.gap, self.image_size, self.camera = gap, image_size, camera
@@ -98,7 +116,21 @@ class FramePairSource(StepSource):
         self._images = CameraImages(shards, camera, image_size)
         self._actions = Column(shards, "action") if "net_action" in fields else None
         self.gaps = gap.of_episodes(shards)
+        self.action_share, self.action_draws, self.pair_actions = action_share, action_draws, None
         self._choose()
+        if PAIR_ACTION in fields:
+            self._open_pair_actions()
+
+    def _open_pair_actions(self) -> None:
+        first = self._first.astype(np.int64)
+        episodes = self._episode_of(first)
+        self.pair_actions = PairActions(
+            self.shards, first, first + self.gaps[episodes], episodes, self.action_share, self.action_draws,
+            self.statistics.get(PAIR_ACTION),
+        )  # fmt: skip
+        self.emphasis = self.pair_actions.emphasis
+        if self.pair_actions.summary is not None:
+            self.statistics[PAIR_ACTION] = self.pair_actions.summary
 
     def _choose(self) -> None:
         steps, _, last = self._every_step()
@@ -123,7 +155,8 @@ class FramePairSource(StepSource):
             )
 
     def __repr__(self) -> str:
-        return f"FramePairSource({self.shards!r}, {self.gap}, {self.fields}, {self.image_size}, {self.camera})"
+        few = f", {self.action_share}, {self.action_draws}" if PAIR_ACTION in self.fields else ""
+        return f"FramePairSource({self.shards!r}, {self.gap}, {self.fields}, {self.image_size}, {self.camera}{few})"
 
     def locate(self, i: int) -> tuple[int, int, int]:
         """(number of the episode, step t within it, gap in frames) of pair i."""
@@ -134,22 +167,22 @@ class FramePairSource(StepSource):
         """Several pairs, stacked. Images are decoded to where they belong in the result, without a copy.
 
         Returns:
-          {"frames": uint8[B, 2, H, W, 3], "episode_id": int32[B], "step": int32[B]} and "net_action" f32[B, A] where
-          asked for. `episode_id` is the number of the episode in `shards.episodes`, `step` the time of the first frame
-          in it. `into`: see `StepSource.batch`.
+          {"frames": uint8[B, 2, H, W, 3], "episode_id": int32[B], "step": int32[B]} and, where asked for,
+          "net_action" f32[B, A], "pair_action" and "pair_action_mask" f32[B, A]. `episode_id` is the number of the
+          episode in `shards.episodes`, `step` the time of the first frame in it. `into`: see `StepSource.batch`.
         """
         first = self._first_of(indices)
-        second = first + self.gaps[self._episode_of(first)]
+        episodes = self._episode_of(first)
+        second = first + self.gaps[episodes]
         rows = into.get("frames")
         frames = empty((len(first), 2, *self._images.shape), np.uint8) if rows is None else rows
         both = np.stack([first, second], axis=1)
         self._images.into([view for pair in frames for view in pair], both.ravel().tolist())
         batch = {**({"frames": frames} if rows is None else {}), **self._where(first)}
         if self._actions is not None:
-            actions = np.empty((len(first), self._actions.width), np.float32)
-            for row, (a, b) in zip(actions, both.tolist()):
-                row[:] = self._actions.take(np.arange(a, b)).sum(axis=0)
-            batch["net_action"] = actions
+            batch["net_action"] = net_actions(self._actions, first, second)
+        if self.pair_actions is not None:
+            batch |= self.pair_actions.batch(first, second, episodes)
         return batch
 
     def summary(self) -> dict[str, int]:

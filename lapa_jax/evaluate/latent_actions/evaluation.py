@@ -9,6 +9,8 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.core.metrics import read_metrics
 from lapa_jax.core.startup import say
 from lapa_jax.data import pipeline
+from lapa_jax.data.samples.meta import statistics_of
+from lapa_jax.data.samples.pair_actions import PAIR_ACTION
 from lapa_jax.evaluate import report
 from lapa_jax.evaluate.base import METRICS_FILE, REPORT_FILE, BaseEvaluation, data_config
 from lapa_jax.evaluate.latent_actions import overview, sections, supervised_bound, transfer, verdicts
@@ -41,7 +43,13 @@ class Evaluation(BaseEvaluation):
         if pairs < 2:
             raise UserError(f"{pairs} pairs are too few: codes are swapped between pairs; give --pairs 2 or more")
         config = data_config(tokenizer.config, data, split, tokenizer.datasets)
-        source = pipeline.build(config, "val", image_size=tokenizer.side, fields=pipeline.eval_fields(config))
+        fields = pipeline.eval_fields(config)
+        head = tokenizer.model.example(1).get(PAIR_ACTION)
+        if data is not None and head is not None and pipeline.action_width(data) != head.shape[-1]:
+            # Actions of another robot are none that the head of this run could predict.
+            fields = tuple(name for name in fields if name != PAIR_ACTION)
+        source = pipeline.build(config, "val", image_size=tokenizer.side, fields=fields,
+                                statistics=statistics_of({"datasets": tokenizer.datasets}) or None)  # fmt: skip
         super().__init__(tokenizer, run=run, out=out, data=config, source=source, count=pairs)
         self.has_actions = "net_action" in self.source.fields
 
@@ -77,7 +85,7 @@ class Evaluation(BaseEvaluation):
         # measured against it.
         seed = self.tokenizer.config.get("seed", 0)
         init = jax.jit(self._task.init, out_shardings=self.tokenizer.replicated)
-        variables = init(jax.random.key(seed), {"frames": first["frames"]})
+        variables = init(jax.random.key(seed), {name: first[name] for name in self.tokenizer.model.example(1)})
         # A pretrained tower was not trained by this run, and belongs to both sides.
         taken = {n for n, path in (self.tokenizer.config.get("init_from") or {}).items() if path is not None}
         params = {n: x for n, x in self.tokenizer.variables["params"].items() if n in taken}

@@ -86,7 +86,8 @@ def _shared_fields(model) -> dict:
     if "patch_size" not in model_fields:
         side = model.image_size if isinstance(model.image_size, int) else math.gcd(*model.image_size)
         return {**OTHERWISE, "image_size": model.image_size, "patch_size": side // 4}
-    theirs = {field.name for field in dataclasses.fields(inverse_dynamics.Model)} - {"parent", "name"}
+    # `build_model` knows the width of the actions; the tokenizer's is that of a head of its own.
+    theirs = {field.name for field in dataclasses.fields(inverse_dynamics.Model)} - {"parent", "name", "action_dim"}
     return {name: getattr(model, name) for name in model_fields & theirs}
 
 

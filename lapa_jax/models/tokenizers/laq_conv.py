@@ -13,13 +13,15 @@ import jax.numpy as jnp
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.fields import Count
-from lapa_jax.models.tokenizers.laq.frame_pair_model import FramePairModel
+from lapa_jax.models.tokenizers.laq.frame_pair_model import FramePairModel, from_data
 from lapa_jax.models.tokenizers.laq.modules import image_shape
 from lapa_jax.models.tokenizers.laq.quantizers import CodebookInit, Quantizer, Replacement
 from lapa_jax.nn.attention import Attention
 from lapa_jax.nn.conv import GridMaps
 from lapa_jax.nn.linear import Linear, fan_in_uniform
 from lapa_jax.nn.norm import LayerNorm
+
+__all__ = ["Model", "from_data"]
 
 Pooling = Literal["projection", "average", "attention"]
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.fields import Count, Range
-from lapa_jax.models.tokenizers.laq.frame_pair_model import FramePairModel
+from lapa_jax.models.tokenizers.laq.frame_pair_model import FramePairModel, from_data
 from lapa_jax.models.tokenizers.laq.modules import image_shape
 from lapa_jax.nn.attention import Attention
 from lapa_jax.nn.feedforward import exact_gelu
@@ -29,6 +29,8 @@ from lapa_jax.nn.patches import whole_patches
 from lapa_jax.nn.quantizers.vq import VQ
 from lapa_jax.nn.transformer import run_stack
 from lapa_jax.nn.vit import VisionTower
+
+__all__ = ["Model", "from_data"]
 
 
 class Block(nn.Module):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.fields import Count, Range, Remat
-from lapa_jax.models.tokenizers.laq.frame_pair_model import FramePairModel
+from lapa_jax.models.tokenizers.laq.frame_pair_model import FramePairModel, from_data
 from lapa_jax.models.tokenizers.laq.modules import (
     FrameDecoder,
     PairEncoder,
@@ -26,6 +26,8 @@ from lapa_jax.models.tokenizers.laq.modules import (
 )
 from lapa_jax.nn.patches import patch_grid, whole_patches
 from lapa_jax.nn.vit import VisionTower
+
+__all__ = ["Model", "from_data"]
 
 
 class Model(FramePairModel):

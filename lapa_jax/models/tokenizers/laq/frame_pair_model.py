@@ -19,6 +19,7 @@ from lapa_jax.models.tokenizers.laq import metrics, quantizers
 from lapa_jax.models.tokenizers.laq.modules import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    ActionHead,
     check_image_size,
     image_shape,
     to_unit_range,
@@ -30,6 +31,11 @@ from lapa_jax.nn.quantizers.usage import batch_usage
 from lapa_jax.nn.views import shift_clips
 
 
+def from_data(spec: dict, source, seed: int) -> dict:
+    """The width of the actions that few of the pairs have; nothing where the samples have no such field."""
+    return {"action_dim": source.batch([])["pair_action"].shape[-1]} if "pair_action" in source.fields else {}
+
+
 class FramePairModel(FramePairTokenizer):
     """The common part of latent action tokenizers.
 
@@ -37,6 +43,9 @@ class FramePairModel(FramePairTokenizer):
     "reconstruction", the mean squared error; "motion", the same where pixels change; "coarse", of averages over blocks
     of a quarter and half a cell, relative to how much these change (see `nn.losses`). Losses of the quantiser, zero
     where it has none: "codebook" and "commitment" (see `nn.quantizers.vq`), whose weights are in the config alone.
+    Where few pairs have an action "pair_action" f32 [B, A], in standard deviations, "pair_action_mask" says which: the
+    loss "action" is the squared error of predicting it from the quantised delta, 0 of other pairs (the supervision of
+    LAOM, Nikulin et al. 2025, arXiv 2502.00379).
 
     A model of this kind calls `setup_codes` in its `setup` and defines `cell`, `raw_delta`, `context` and `pixels`. One
     that predicts features of the second frame instead of its pixels defines `predicts_images` and `observe` too; its
@@ -69,6 +78,7 @@ class FramePairModel(FramePairTokenizer):
       normalization: "none", or "imagenet": the network works on pixels standardised with ImageNet's mean and standard
         deviation.
       motion_threshold: change of a pixel, in [0, 1], that "motion" does not count.
+      action_dim: numbers of the actions that few pairs have, A; 0: none has one. The data tell it.
       dtype: "float32" or "bfloat16" computation; parameters, norms, softmax and quantisation are float32.
     """
 
@@ -92,12 +102,15 @@ class FramePairModel(FramePairTokenizer):
     output: Literal["linear", "residual", "tanh"] = "linear"
     normalization: Literal["none", "imagenet"] = "none"
     motion_threshold: Annotated[float, Range(0, 1)] = 0.04
+    action_dim: Annotated[int, Range(0)] = 0
     dtype: Dtype = "float32"
 
     @nn.nowrap
     def setup_codes(self) -> None:
-        """What lies between the delta and the action: normalisation and quantiser; for `setup`."""
+        """What the delta goes through: normalisation, quantiser, and the head of few actions; for `setup`."""
         self.quantization = quantizers.build(self, name="quantizer")
+        if self.action_dim:
+            self.action_head = ActionHead(self.action_dim)
         if self.delta_norm != "none":
             self.normalizer = RunningNorm(per_position=self.delta_norm == "running_per_position")
 
@@ -137,7 +150,11 @@ class FramePairModel(FramePairTokenizer):
     @nn.nowrap
     def example(self, batch_size: int) -> dict[str, np.ndarray]:
         """A batch of zeros with the right shapes and dtypes."""
-        return {"frames": np.zeros((batch_size, 2, *image_shape(self.image_size), 3), np.uint8)}
+        batch = {"frames": np.zeros((batch_size, 2, *image_shape(self.image_size), 3), np.uint8)}
+        if self.action_dim:
+            batch |= {"pair_action": np.zeros((batch_size, self.action_dim), np.float32)}
+            batch |= {"pair_action_mask": np.ones((batch_size, self.action_dim), np.float32)}
+        return batch
 
     def __call__(self, batch, *, train: bool) -> Output:
         """Losses and metrics of a batch; with `train` the quantiser's state moves, and NSVQ puts noise in for codes."""
@@ -150,7 +167,24 @@ class FramePairModel(FramePairTokenizer):
         else:
             named = self._losses(view, action, frames)
         measured = measured | batch_usage(codes, self.codebook_size)
+        if self._has_actions(batch):
+            squared = jnp.square(self.action_head(action) - batch["pair_action"])
+            error = losses.weighted_mean(squared, batch["pair_action_mask"])
+            named["action"] = error
+            # Numbers that count vary by 1 over all such pairs, so that the mean of this is their mean R².
+            measured["action_r2"] = 1 - error
         return Output(losses=named | quantizer_losses | self.further_losses(view), metrics=measured, codes=codes)
+
+    @nn.nowrap
+    def _has_actions(self, batch) -> bool:
+        return self.action_dim > 0 and "pair_action" in batch
+
+    @nn.nowrap
+    def weights(self, batch) -> dict[str, jax.Array]:
+        """A pair counts in what concerns actions by how many numbers of its action count."""
+        if not self._has_actions(batch):
+            return {}
+        return dict.fromkeys(("action", "action_r2"), batch["pair_action_mask"].sum(-1))
 
     @nn.nowrap
     def further_losses(self, view: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -200,7 +234,8 @@ class FramePairModel(FramePairTokenizer):
           "mse" of the prediction, "mse_copy" of the first frame, "mse_swapped" of the prediction with the codes of the
           next example, "ssim" of images, "cycle": share of codes found again in (first frame, prediction),
           "identical_mse" and "identical_codes" for the pair (first frame, first frame), "codes", "delta"; "net_action"
-          and "episode_id" where the batch has them.
+          and "episode_id" where the batch has them; where few actions were learned from, "action_prediction" beside
+          "pair_action" and its mask.
         """
         frames = self._frames(batch["frames"])
         first, second = frames[:, 0], frames[:, 1]
@@ -218,6 +253,10 @@ class FramePairModel(FramePairTokenizer):
         still = self._encode(jnp.stack([first, first], 1), train=False)
         still_codes = nearest(still["delta"])
         still_frame = self._decode(still, lookup(still_codes))
+        few = {}
+        if self._has_actions(batch):
+            few = {"action_prediction": self.action_head(lookup(codes)), "pair_action": batch["pair_action"],
+                   "pair_action_mask": batch["pair_action_mask"]}  # fmt: skip
         return {
             "mse": losses.mean_squared_error(prediction, second),
             "mse_copy": losses.mean_squared_error(first, second),
@@ -229,6 +268,7 @@ class FramePairModel(FramePairTokenizer):
             "codes": codes,
             "delta": view["delta"],
             **{name: batch[name] for name in ("net_action", "episode_id") if name in batch},
+            **few,
         }
 
     @nn.nowrap

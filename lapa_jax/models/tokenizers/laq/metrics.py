@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lapa_jax.models.probe import probe_codes, probe_delta
+from lapa_jax.models.probe import probe_codes, probe_delta, r2_score
 from lapa_jax.nn.losses import psnr
 from lapa_jax.nn.quantizers.usage import dataset_usage
 
@@ -25,6 +25,8 @@ def summarize(arrays: dict[str, np.ndarray], codebook_size: int) -> dict[str, fl
         code, averaged over positions; 1 means that standing still has one code.
       "action_probe_r2" and "action_probe_r2_delta": see `lapa_jax.models.probe`; with "net_action" and "episode_id"
         only, and with episodes of even and of odd index. "action_probe_pairs": how many pairs they were fitted on.
+      "loss_action", and R² of the head of few actions over all pairs that have one: "action_r2_<number>" of each number
+        that varies, "action_r2" their mean; where `arrays` have its prediction.
     """
     mse, copy, swapped = (float(np.mean(arrays[name])) for name in ("mse", "mse_copy", "mse_swapped"))
     floor = 1e-12  # equal images have no finite PSNR
@@ -42,7 +44,7 @@ def summarize(arrays: dict[str, np.ndarray], codebook_size: int) -> dict[str, fl
         "identical_frame_agreement": _agreement(arrays["identical_codes"], codebook_size),
         **dataset_usage(arrays["codes"], codebook_size),
     }
-    return result | _probes(arrays, codebook_size)
+    return result | _probes(arrays, codebook_size) | _action_head(arrays)
 
 
 def _agreement(codes: np.ndarray, codebook_size: int) -> float:
@@ -59,3 +61,15 @@ def _probes(arrays: dict[str, np.ndarray], codebook_size: int) -> dict[str, floa
     }
     scores = {name: result.r2 for name, result in probes.items() if result is not None}
     return scores | {"action_probe_pairs": float(np.sum(episode % 2 == 0))} if scores else {}
+
+
+def _action_head(arrays: dict[str, np.ndarray]) -> dict[str, float]:
+    if "action_prediction" not in arrays or not (mask := arrays["pair_action_mask"] > 0).any():
+        return {}
+    prediction, action = (arrays[name].astype(np.float64) for name in ("action_prediction", "pair_action"))
+    # Numbers of other data sets of a mixture have no row that counts.
+    numbers = [i for i in range(mask.shape[1]) if mask[:, i].any()]
+    r2 = {i: r2_score(*(x[mask[:, i], i : i + 1] for x in (prediction, action)))[0] for i in numbers}
+    named = {f"action_r2_{i}": float(value) for i, value in r2.items() if np.isfinite(value)}
+    mean = {"action_r2": float(np.mean(list(named.values())))} if named else {}
+    return {"loss_action": float(np.square(prediction - action)[mask].mean()), **named, **mean}

@@ -183,3 +183,19 @@ class FrameDecoder(nn.Module):
         # Small initial weights, where the output is added to the first frame: training starts at copying it.
         x = Linear(self.channels * self.patch_size**2, scale=self.output_scale, name="to_pixels")(x)
         return from_patches(x, self.grid, self.patch_size)
+
+
+class ActionHead(nn.Module):
+    """Quantised deltas to the action between the two frames: one hidden layer, all positions side by side.
+
+    Attributes: action_dim: A. hidden: width of the layer.
+    """
+
+    action_dim: int
+    hidden: int = 64
+
+    @nn.compact
+    def __call__(self, vectors: jax.Array) -> jax.Array:
+        """f32 [B, N, Q] -> f32 [B, A]."""
+        x = nn.silu(Linear(self.hidden, name="hidden")(vectors.reshape(vectors.shape[0], -1)))
+        return Linear(self.action_dim, name="out")(x)
