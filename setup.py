@@ -61,7 +61,8 @@ setup(
     package_data={"lapa_jax": ["py.typed"],
                   "lapa_jax.sample": ["*.json", "*.jsonl", "*.tar", "mp4/*.tar.gz", "features/*.json", "features/*.tar",
                                       "latents/*.json", "latents/*.tar"],
-                  "lapa_jax.sim.maps": ["*.yaml"]},
+                  "lapa_jax.sim.maps": ["*.yaml"],
+                  "lapa_jax.plots": ["*.css", "*.js", "vendor/*/*"]},
     install_requires=requirements(),
     extras_require={
         "cuda12": ["jax[cuda12]>=0.10,<0.12"],  # NVIDIA GPUs with a CUDA 12 driver

@@ -90,7 +90,7 @@ def act(args: argparse.Namespace) -> None:
 
     env.env_class(args.env)  # a misspelled name is said before a model is loaded
     startup.begin(f"{args.run or args.policy} acts in {args.env}")
-    from lapa_jax.evaluate import closed_loop
+    from lapa_jax.evaluate import closed_loop, provenance
     from lapa_jax.sim import evaluation, rollouts
 
     policy = None if args.run is None else _policy(args)
@@ -113,7 +113,11 @@ def act(args: argparse.Namespace) -> None:
     results, lines = evaluation.compare(options, controller, args.episodes, out, args.videos)
     about = {"env": args.env, "options": options.env_options, "tasks": options.tasks, "seed": args.seed, "policy": name,
              "controller": controller.about, "episodes": args.episodes}  # fmt: skip
-    result = closed_loop.write(out, about, results, lines, out / controller.name)
+    head = {}
+    if policy is not None:
+        run, step = pathlib.Path(args.run), {"step": policy.step, "policy": policy.fingerprint}
+        head = {"trained": provenance.rows(run, step), "compared": provenance.config_differences(run)}
+    result = closed_loop.write(out, about, results, lines, out / controller.name, **head)
     for verdict in closed_loop.judge(result["metrics"]):
         say(f"{verdict.level:5s} {verdict.metric:32s} {verdict.shown:>12s}  {verdict.words}")
     say(out / "metrics.json", out / "report.html", sep="\n")

@@ -78,12 +78,14 @@ class Browser:
         os.close(self._in)
         os.close(self._out)
 
-    def open(self, where, width: int = 1200, height: int = 900, *, touch: bool = False, dark: bool = False) -> "Page":
+    def open(self, where, width: int = 1200, height: int = 900, *, touch: bool = False, dark: bool = False,
+             scripts: bool = True) -> "Page":  # fmt: skip
         """A page in a tab of its own, loaded.
 
         Args:
           where: a file's path, or a URL.
           width, height: of the window, in CSS pixels. touch: a phone, that is touched. dark: it prefers dark colours.
+          scripts: whether those of the page run.
         """
         url = where.resolve().as_uri() if isinstance(where, pathlib.Path) else where
         target = self.call("Target.createTarget", {"url": "about:blank"})["targetId"]
@@ -95,10 +97,20 @@ class Browser:
         page.call("Emulation.setDeviceMetricsOverride", size)
         page.call("Emulation.setTouchEmulationEnabled", {"enabled": touch})
         page.call("Emulation.setFocusEmulationEnabled", {"enabled": True})  # keys reach it, whichever tab is in front
+        page.call("Emulation.setScriptExecutionDisabled", {"value": not scripts})
         page.media(dark=dark)
         if "errorText" in (answer := page.call("Page.navigate", {"url": url})):
             raise OSError(f"{url}: {answer['errorText']}")
         page.wait("document.readyState === 'complete'")
+        return page
+
+    def check(self, where, widths=(390, 1200), **options) -> "Page":
+        """What holds for every page (`Page.check`), on a phone and on a desk, light and dark; returns the last one."""
+        for width, dark in zip(widths, (True, False)):
+            page = self.open(where, width, touch=width < 600, dark=dark, **options)
+            page.check()
+            if width != widths[-1]:
+                page.close()
         return page
 
     def call(self, method: str, params: dict | None = None, session: str | None = None) -> dict:
@@ -233,11 +245,11 @@ class Page:
         x, y, width, height = self.box(selector)
         self._mouse("mouseMoved", x + where[0] * width, y + where[1] * height, button="none")
 
-    def swipe(self, selector: str, distance: int) -> None:
-        """A finger on the middle of an element moves up (negative: down) by so many pixels."""
+    def swipe(self, selector: str, up: float = 0, right: float = 0) -> None:
+        """A finger on the middle of an element moves by so many pixels."""
         x, y, width, height = self.box(selector)
         for kind, share in (("touchStart", 0), *(("touchMove", k / 8) for k in range(1, 9)), ("touchEnd", None)):
-            point = {"x": x + width / 2, "y": y + height / 2 - (share or 0) * distance}
+            point = {"x": x + width / 2 + (share or 0) * right, "y": y + height / 2 - (share or 0) * up}
             self.call("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [] if share is None else [point]})
         # Two frames, so that what the finger has moved is drawn.
         self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")

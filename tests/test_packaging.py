@@ -52,6 +52,9 @@ def test_the_wheel_holds_what_a_user_needs_and_no_tests(root, wheel):
         wanted = {path.relative_to(root) for path in (root / folder).glob(pattern)}
         assert wanted and {path for path in wanted if not (package / path).is_file()} == set()
     assert (package / "py.typed").is_file() and (package / "sample/train-00000.tar").stat().st_size > 100_000
+    vendored = {path.name for path in (package / "plots/vendor/uplot").iterdir()}
+    assert vendored == {"uPlot.iife.min.js", "uPlot.min.css", "LICENSE", "README.md"}
+    assert (package / "plots/page.css").is_file() and (package / "plots/curves.js").is_file()
     assert {path.name for path in wheel.iterdir() if not path.name.endswith(".dist-info")} == {"lapa_jax"}
     size = sum(path.stat().st_size for path in wheel.rglob("*") if path.is_file())
     assert size < 12e6, f"{size / 1e6:.1f} MB"

@@ -1,6 +1,7 @@
 """Text of others (file names, instructions, messages of clients) on its way to a terminal, a page or a spreadsheet."""
 
 import html
+import json
 import re
 import sys
 
@@ -30,6 +31,12 @@ def say(*texts, sep: str = " ", file=None, flush: bool = False) -> None:
 def page(text) -> str:
     """Text within the HTML of a page, and within the quotes of an attribute."""
     return html.escape(one_line(text), quote=True)
+
+
+def script(value) -> str:
+    """A value as JSON within a <script> element of a page, which no text in it can end."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)  # ASCII alone
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def markdown(text) -> str:

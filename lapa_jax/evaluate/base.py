@@ -10,12 +10,15 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import write_json
+from lapa_jax.core.metrics import read_metrics
 from lapa_jax.data import pipeline
 from lapa_jax.data.loader import loader
 from lapa_jax.data.samples.meta import statistics_of
 from lapa_jax.data.shards.step_shards import read_dataset
 from lapa_jax.evaluate import provenance
-from lapa_jax.evaluate.report import Verdict
+from lapa_jax.evaluate.report import Section, Verdict
+from lapa_jax.plots import curves
+from lapa_jax.plots.curves import CURVES_FILE
 from lapa_jax.train.evaluate import Evaluator
 from lapa_jax.train.task import Task
 
@@ -81,6 +84,15 @@ class BaseEvaluation:
     def head(self) -> dict:
         """What the report says of the run, as arguments of `report.write`."""
         return {"about": provenance.rows(self.run, self.about()), "compared": provenance.config_differences(self.run)}
+
+    def course(self, best: str | None) -> Section:
+        """The curves of the run's training, the metric `best` first."""
+        title, panels = "The course of training", curves.of_run(read_metrics(self.run), best)
+        if not panels:
+            return Section(title, "This folder keeps no metrics.jsonl.")
+        curves.draw(self.out / CURVES_FILE, panels)
+        words = "Losses and validation metrics; of several datasets a metric is the mean, and each has a line."
+        return Section(title, words, (CURVES_FILE,), curves=panels)
 
     def save(self, result: dict) -> dict:
         """Writes `metrics.json`; numbers that are not finite become null."""

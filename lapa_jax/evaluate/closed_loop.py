@@ -14,9 +14,12 @@ from lapa_jax.data import images
 from lapa_jax.evaluate import report
 from lapa_jax.evaluate.base import METRICS_FILE, REPORT_FILE
 from lapa_jax.evaluate.report import GOOD, NOTE, POOR, Section, Verdict
+from lapa_jax.plots import film
 from lapa_jax.plots import frames as plots
 
 RATES_FILE, FAILURES_FILE, SUCCESSES_FILE = "rates.png", "failures.png", "successes.png"
+FILM_FILE = "episodes.webp"
+"""The filmed episodes beside each other."""
 ROWS = 8
 """Episodes of a contact sheet at most, of as many tasks as there are."""
 
@@ -24,7 +27,8 @@ COLOURS = (plots.ACCENT, plots.BAR, plots.MUTED, "#c5cad6", "#1c7a4a", "#e3b23c"
 
 
 def write(
-    out: pathlib.Path, about: Mapping, results: Mapping[str, Mapping], episodes: Sequence[Mapping], shown: pathlib.Path
+    out: pathlib.Path, about: Mapping, results: Mapping[str, Mapping], episodes: Sequence[Mapping], shown: pathlib.Path,
+    trained: report.Rows = (), compared: tuple[str, report.Rows] = ("", ()),
 ) -> dict:  # fmt: skip
     """Writes the evaluation of a policy and its controls.
 
@@ -33,6 +37,7 @@ def write(
       about: what was evaluated on what, the head of `metrics.json`: {"env", "policy", "seed", ...}.
       results: {name: {"overall", "tasks": {task: ...}}} with summaries as of `sim.scores`; the policy itself first.
       episodes: the policy's own, as of `sim.rollouts.run`. shown: their folder, within `out`, with strips and videos.
+      trained: (what, its value) of the policy's run. compared: see `report.write`. Both are as of `provenance`.
 
     Returns:
       The content of `metrics.json`: `about`, "policies" as `results`, and "metrics", flat.
@@ -46,7 +51,7 @@ def write(
         out / REPORT_FILE, title=f"{about['policy']} in {about['env']}",
         subtitle=f"{len(episodes)} episodes, seed {about['seed']}", verdicts=judge(metrics), sections=sections,
         note="Closed loop: the policy meets what its own actions lead to.",
-        about=[(name, str(value)) for name, value in about.items() if value],
+        about=[*((name, str(value)) for name, value in about.items() if value), *trained], compared=compared,
     )  # fmt: skip
     return result
 
@@ -128,13 +133,20 @@ def _sheets(out: pathlib.Path, episodes: Sequence[Mapping], shown: pathlib.Path)
             count = sum(e["success"] is success for e in episodes)
             sections.append(Section(title, f"{len(chosen)} of {count}, from the first step to the last.", (file,)))
     films = [e for e in episodes if (shown / "videos" / f"{e['number']:06d}.mp4").exists()]
+    (out / FILM_FILE).unlink(missing_ok=True)
     if films:
-        videos = tuple((shown / "videos" / f"{e['number']:06d}.mp4").relative_to(out).as_posix() for e in films)
-        rows = [(str(e["number"]), e["task"], e["instruction"], "yes" if e["success"] else "no", str(e["steps"]))
-                for e in films]  # fmt: skip
-        head = ("episode", "task", "instruction", "success", "steps")
-        sections.append(Section("Videos", "The first episodes, in this order.", table=(head, *rows), videos=videos))
+        files = [shown / "videos" / f"{e['number']:06d}.mp4" for e in films]
+        film.montage(out / FILM_FILE, [film.Filmed(file, e["instruction"], e["success"])
+                                       for file, e in zip(files, films)])  # fmt: skip
+        videos = {file.relative_to(out).as_posix(): _caption(e) for file, e in zip(files, films)}
+        words = f"The first episodes, in this order; {FILM_FILE} has them beside each other."
+        sections.append(Section("Videos", words, videos=videos))
     return sections
+
+
+def _caption(episode: Mapping) -> str:
+    result = "success" if episode["success"] else "failure"
+    return f"{episode['number']}, {episode['task']}: {episode['instruction']}. {result}, {episode['steps']} steps"
 
 
 def choose(episodes: Sequence[Mapping], count: int = ROWS) -> list[Mapping]:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.core.metrics import read_metrics
 from lapa_jax.data import pipeline
 from lapa_jax.data.samples.padded import as_wide_as
 from lapa_jax.data.statistics import kinds
@@ -14,7 +13,7 @@ from lapa_jax.evaluate import replay, report
 from lapa_jax.evaluate.base import REPORT_FILE, BaseEvaluation, open_scaled, unscaled
 from lapa_jax.evaluate.report import GOOD, NOTE, POOR, Section, Verdict
 from lapa_jax.evaluate.tokenizers import dimensions
-from lapa_jax.plots import curves, episodes
+from lapa_jax.plots import episodes
 
 CONDITIONS = {"right": "prediction", "none": "prediction_none", "wrong": "prediction_wrong"}
 """{prompt: the model's arrays with it}."""
@@ -24,7 +23,7 @@ SEEN, HELD_OUT, OTHER = "seen", "held out", "other data"
 
 MIN_WINS = 0.8
 EPISODES = 4
-TASKS_FILE, EPISODES_FILE, CURVES_FILE = "tasks.png", "episodes.png", "curves.png"
+TASKS_FILE, EPISODES_FILE = "tasks.png", "episodes.png"
 
 
 class Evaluation(BaseEvaluation):
@@ -183,9 +182,7 @@ class Evaluation(BaseEvaluation):
             *self._dimension_sections(tasks), *self._replayed(tasks, arrays),
         ]  # fmt: skip
         best = self.tokenizer.config.get("train", {}).get("best_metric")
-        drawn = curves.draw(self.out / CURVES_FILE, read_metrics(self.run), best)
-        words = "Losses, and the validation metrics." if drawn else "This folder keeps no metrics.jsonl."
-        return [*sections, Section("The course of training", words, (CURVES_FILE,) if drawn else ())]
+        return [*sections, self.course(best)]
 
     def _names(self, part: int) -> list[str]:
         """Of the dimensions of a part's actions."""

@@ -6,20 +6,19 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.core.metrics import read_metrics
 from lapa_jax.data import pipeline
 from lapa_jax.evaluate import report
 from lapa_jax.evaluate.base import REPORT_FILE, BaseEvaluation, data_config
 from lapa_jax.evaluate.report import GOOD, NOTE, POOR, Section, Verdict
 from lapa_jax.inference import imagine
 from lapa_jax.inference.load import load
-from lapa_jax.plots import curves, latent_policy
+from lapa_jax.plots import latent_policy
 
 MIN_GAIN, MIN_USE = 0.15, 0.01
 SHUFFLED = {"text": ("text", "text_mask"), "image": ("image",)}
 """What is exchanged between samples: instructions, or images."""
 EXAMPLES = 8
-CONFUSION_FILE, EXAMPLES_FILE, CURVES_FILE = "confusion.png", "examples.png", "curves.png"
+CONFUSION_FILE, EXAMPLES_FILE = "confusion.png", "examples.png"
 IMAGINED_FILE = "imagined.png"
 
 
@@ -96,13 +95,11 @@ class Evaluation(BaseEvaluation):
         kept = arrays["latent_mask"] > 0
         latent_policy.confusion(self.out / CONFUSION_FILE, arrays["codes"][kept], arrays["predicted"][kept], size)
         latent_policy.examples(self.out / EXAMPLES_FILE, self._examples(arrays, samples))
-        drawn = curves.draw(self.out / CURVES_FILE, read_metrics(self.run), "val/latent_accuracy")
-        words = "Losses, and the validation metrics." if drawn else "This folder keeps no metrics.jsonl."
         return [
             Section("What it sees and predicts", _EXAMPLES, (EXAMPLES_FILE,)),
             *self._imagined(arrays, samples),
             Section("Right and wrong codes", _CONFUSION, (CONFUSION_FILE,)),
-            Section("The course of training", words, (CURVES_FILE,) if drawn else ()),
+            self.course("val/latent_accuracy"),
         ]
 
     def _imagined(self, arrays: Mapping[str, np.ndarray], samples: list[dict]) -> list[Section]:

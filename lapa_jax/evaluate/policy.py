@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import numpy as np
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.core.metrics import read_metrics
 from lapa_jax.data import pipeline
 from lapa_jax.data.samples.meta import dimension_names
 from lapa_jax.data.samples.padded import as_wide_as
@@ -17,12 +16,12 @@ from lapa_jax.evaluate.base import REPORT_FILE, BaseEvaluation, open_scaled, uns
 from lapa_jax.evaluate.report import GOOD, NOTE, POOR, Section, Verdict
 from lapa_jax.evaluate.tokenizers import dimensions, entry_name
 from lapa_jax.models.policies.action_measures import distance
-from lapa_jax.plots import curves, episodes
+from lapa_jax.plots import episodes
 from lapa_jax.plots import policy as policy_plots
 
 MIN_R2 = 0.5
 EPISODES, WORST = 3, 8
-WORST_FILE, CURVES_FILE = "worst.png", "curves.png"
+WORST_FILE = "worst.png"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,10 +165,7 @@ class Evaluation(BaseEvaluation):
                 Section("What it does and what was done", _SPREAD, (f"spread{end}",)),
             ]
         policy_plots.worst(self.out / WORST_FILE, worst)
-        drawn = curves.draw(self.out / CURVES_FILE, read_metrics(self.run), "val/action_r2")
-        words = "Losses, and the validation metrics." if drawn else "This folder keeps no metrics.jsonl."
-        return [*sections, Section("Where it is furthest off", _WORST, (WORST_FILE,)),
-                Section("The course of training", words, (CURVES_FILE,) if drawn else ())]  # fmt: skip
+        return [*sections, Section("Where it is furthest off", _WORST, (WORST_FILE,)), self.course("val/action_r2")]
 
 
 def _rows_of(arrays: Mapping[str, np.ndarray], number: int) -> np.ndarray:

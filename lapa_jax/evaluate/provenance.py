@@ -22,7 +22,7 @@ def rows(run: pathlib.Path, about: Mapping) -> Rows:
 
     Args:
       run: what was evaluated: a run folder tells most, other folders hardly anything.
-      about: the head of `metrics.json`, see `BaseEvaluation.about`.
+      about: the head of `metrics.json`, see `BaseEvaluation.about`; in closed loop there are no data.
     """
     env = _read(run / "env.json")
     devices, git = env.get("devices") or {}, env.get("git") or {}
@@ -33,7 +33,7 @@ def rows(run: pathlib.Path, about: Mapping) -> Rows:
     pairs = {
         "run": f"{run}, step {about.get('step')}",
         "weights": str(model or "")[:LONG],
-        "data": f"{about.get('data')}, split {about.get('split')}",
+        "data": f"{about['data']}, split {about.get('split')}" if about.get("data") else "",
         "data fingerprint": str(about.get("data_fingerprint") or "")[:LONG],
         "trained by": shlex.join(map(str, env.get("command") or ())),
         "commit": commit,

@@ -1,55 +1,19 @@
-"""The evaluation's web page: one HTML file with its images in it, no script and no network; videos lie beside it."""
+"""The evaluation's web page: one HTML file with its images, short videos and what draws its curves in it."""
 
 import base64
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lapa_jax.core import escape
-from lapa_jax.core.files import atomic_path
+from lapa_jax.plots import page, zoom
+from lapa_jax.plots.curves import Panels
 
 GOOD, POOR, NOTE = "good", "poor", "note"
 """Levels of a verdict."""
 Rows = Sequence[tuple[str, str]]
-
-_CSS = """
-:root { color-scheme: light dark; --ink: #1f2430; --soft: #4a5164; --ground: #f6f7f9; --card: #fff; --line: #e1e4ea;
-  --good: #1c7a4a; --poor: #b3381f; --note: #6b7285; --warning: #fdf1ee; --warning-line: #f0c4b8; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e7e9ef; --soft: #b3b9c7; --ground: #14161c; --card: #1d2029;
-  --line: #333846; --good: #63c68f; --poor: #f08d75; --note: #98a0b3; --warning: #35211c; --warning-line: #6b3a2d; } }
-* { box-sizing: border-box; }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground); margin: 0; }
-main { max-width: 1100px; margin: 0 auto; padding: 32px 24px 64px; }
-h1 { font-size: 24px; margin: 0 0 4px; } h2 { font-size: 17px; margin: 0 0 4px; }
-h1, h2, p, td, th, li, summary, figcaption { overflow-wrap: anywhere; }
-p { margin: 4px 0 12px; color: var(--soft); max-width: 80ch; }
-section { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 20px; margin-top: 20px; }
-figure { margin: 12px 0 0; } figcaption { font-size: 12px; color: var(--note); }
-img { max-width: 100%; height: auto; display: block; background: #fff; border-radius: 4px; }
-.videos { display: flex; flex-wrap: wrap; gap: 8px; } video { width: 240px; max-width: 100%; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; }
-td, th { text-align: left; padding: 6px 10px; border-bottom: 1px solid var(--line); vertical-align: top; }
-.scroll td, .scroll th { overflow-wrap: normal; }
-td.value { white-space: nowrap; font-variant-numeric: tabular-nums; }
-.about td:first-child { white-space: nowrap; color: var(--note); width: 1%; }
-summary { cursor: pointer; margin: 8px 0; }
-code { font: 13px ui-monospace, monospace; }
-.good { color: var(--good); } .poor { color: var(--poor); } .note { color: var(--note); }
-.warning { background: var(--warning); border-color: var(--warning-line); } .warning li { margin: 4px 0; }
-@media (max-width: 600px) {
-  main { padding: 16px 10px 40px; } section { padding: 14px; }
-  .metrics tr { display: grid; grid-template-columns: 1.2em 1fr auto; border-bottom: 1px solid var(--line); }
-  .metrics td { border: 0; padding: 4px; } .metrics td:last-child { grid-column: 2 / -1; color: var(--soft); }
-  .about tr { display: block; border-bottom: 1px solid var(--line); padding: 4px 0; }
-  .about td { display: block; border: 0; padding: 0 4px; }
-}
-@media print {
-  :root { --ink: #000; --soft: #333; --ground: #fff; --card: #fff; --line: #bbb; --note: #444; }
-  main { max-width: none; padding: 0; } section { break-inside: avoid; border: 0; padding: 0; }
-  video { display: none; } details > * { display: block; }
-}
-"""
+VIDEO = 2_000_000
+"""Bytes of a video that becomes part of the page; of episodes in simulation a tenth is usual."""
 
 _MARKS = {"good": "✓", "poor": "✗", "note": "·"}
 
@@ -73,14 +37,21 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A titled part of the page: a sentence or two, a table (its first row is the head), then images and videos (file
-    names relative to the page); images that lie there become part of the page."""
+    """A titled part of the page: a sentence or two, a table, images, videos.
+
+    Attributes:
+      images: names of PNG files beside the page, which become part of it.
+      table: its first row is the head.
+      videos: {name of an mp4 file, relative to the page: caption}; those of at most `VIDEO` bytes become part of it.
+      curves: curves that zoom; `images` are then what is printed and what readers without scripts see.
+    """
 
     title: str
     text: str
     images: tuple[str, ...] = ()
     table: tuple[tuple[str, ...], ...] = ()
-    videos: tuple[str, ...] = ()
+    videos: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    curves: Panels = dataclasses.field(default_factory=dict)
 
 
 def write(
@@ -101,23 +72,17 @@ def write(
       `path`.
     """
     poor = [v for v in verdicts if v.level == POOR]
-    parts = [f"<h1>{escape.page(title)}</h1><p>{escape.page(subtitle)}</p>"]
+    path = pathlib.Path(path)
+    parts = [f"<p>{escape.page(subtitle)}</p>"]
     parts += [_about(about, *compared)] if about else []
+    poor = [v for v in verdicts if v.level == POOR]
     if poor:
         items = "".join(
             f"<li><code>{escape.page(v.metric)}</code> {escape.page(f'{v.shown}: {v.words}')}</li>" for v in poor
         )
         parts.append(f'<section class="warning"><h2>Not good enough yet</h2><ul>{items}</ul></section>')
-    path = pathlib.Path(path)
     parts += [_table(verdicts, note), *(_section(section, path.parent) for section in sections)]
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape.page(title)}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_CSS}</style></head>'
-        f"<body><main>{''.join(parts)}</main></body></html>\n"
-    )
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return path
+    return page.save(path, title, parts, curves=any(section.curves for section in sections))
 
 
 def _table(verdicts: Sequence[Verdict], note: str) -> str:
@@ -135,7 +100,8 @@ def _about(about: Rows, config: str, differing: Rows) -> str:
     rows = lambda pairs: "".join(  # noqa: E731
         f"<tr><td>{escape.page(name)}</td><td>{escape.page(value)}</td></tr>" for name, value in pairs
     )
-    words = f"{len(differing)} keys differ from {config}" if differing else f"The config is that of {config}."
+    keys = "1 key differs" if len(differing) == 1 else f"{len(differing)} keys differ"
+    words = f"{keys} from {config}" if differing else f"The config is that of {config}."
     table = f'<table class="about">{rows(differing)}</table>'
     details = f"<details><summary>{escape.page(words)}</summary>{table}</details>" if differing else f"<p>{words}</p>"
     return f'<section><h2>The run</h2><table class="about">{rows(about)}</table>{details if config else ""}</section>'
@@ -146,22 +112,24 @@ def _section(section: Section, folder: pathlib.Path) -> str:
             for row, cell in zip(section.table, ["th", *["td"] * len(section.table)])]  # fmt: skip
     table = f'<div class="scroll"><table>{"".join(rows)}</table></div>' if rows else ""
     images = "".join(_image(folder, name, section.title) for name in section.images)
-    videos = "".join(f"<figure>{_video(name)}<figcaption>{escape.page(name)}</figcaption></figure>"
-                     for name in section.videos)  # fmt: skip
+    images = zoom.html(section.curves, images) if section.curves else images
+    videos = "".join(_video(folder, name, caption) for name, caption in section.videos.items())
     videos = f'<div class="videos">{videos}</div>' if videos else ""
     text = f"<h2>{escape.page(section.title)}</h2><p>{escape.page(section.text)}</p>"
     return f"<section>{text}{table}{images}{videos}</section>"
 
 
 def _image(folder: pathlib.Path, name: str, title: str) -> str:
-    """An image within the page, so that the file alone can be sent to somebody."""
     try:
-        source = f"data:image/png;base64,{base64.b64encode((folder / name).read_bytes()).decode()}"
+        return page.figure(folder / name, title, caption=name)
     except (OSError, ValueError):  # a name may be anything
-        source = escape.page(name)
-    caption = f"<figcaption>{escape.page(name)}</figcaption>"
-    return f'<figure><img src="{source}" alt="{escape.page(title)}">{caption}</figure>'
+        name = escape.page(name)
+        return f'<figure><img src="{name}" alt="{escape.page(title)}"><figcaption>{name}</figcaption></figure>'
 
 
-def _video(name: str) -> str:
-    return f'<video src="{escape.page(name)}" controls loop muted playsinline></video>'
+def _video(folder: pathlib.Path, name: str, caption: str) -> str:
+    source, file = escape.page(name), folder / name
+    if file.is_file() and file.stat().st_size <= VIDEO:
+        source = f"data:video/mp4;base64,{base64.b64encode(file.read_bytes()).decode()}"
+    video = f'<video src="{source}" controls loop muted playsinline></video>'
+    return f"<figure>{video}<figcaption>{escape.page(caption)}</figcaption></figure>"

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.core.metrics import read_metrics
 from lapa_jax.core.output import COLLAPSED
 from lapa_jax.data import pipeline
 from lapa_jax.data.samples.padded import as_wide_as
@@ -16,9 +15,7 @@ from lapa_jax.evaluate import report
 from lapa_jax.evaluate.base import REPORT_FILE, BaseEvaluation, open_scaled, unscaled
 from lapa_jax.evaluate.report import GOOD, NOTE, POOR, Section, Verdict
 from lapa_jax.nn.quantizers import usage
-from lapa_jax.plots import curves
 
-CURVES_FILE = "curves.png"
 WORST = 20
 """Of many dimensions the table shows those with the lowest R²."""
 
@@ -93,7 +90,8 @@ class ColumnEvaluation(BaseEvaluation):
             **self.about(), "samples": self.count, "metrics": dict(sorted(metrics.items())), "measured": measured,
             "datasets": datasets, "codes": codes,
         })  # fmt: skip
-        sections = [*self._error_sections(result), *self.sections(rows, arrays, result), self._curves()]
+        sections = [*self._error_sections(result), *self.sections(rows, arrays, result)]
+        sections.append(self.course(self.tokenizer.config.get("train", {}).get("best_metric")))
         about = f"step {result['step']}, {self.count} {self.NOUN} of {result['data']} ({result['split']})"
         report.write(
             self.out / REPORT_FILE, title=f"{self.tokenizer.column.capitalize()} codes of {self.run.name}",
@@ -181,13 +179,6 @@ class ColumnEvaluation(BaseEvaluation):
                 words += f" Shown are the {WORST} of {len(listed)} dimensions with the lowest R²."
             sections.append(Section(f"Errors of {name}", words, (), (head, *table)))
         return sections
-
-    def _curves(self) -> Section:
-        best = self.tokenizer.config.get("train", {}).get("best_metric")
-        drawn = curves.draw(self.out / CURVES_FILE, read_metrics(self.run), best)
-        words = "Losses, and the validation metrics; thin lines: the datasets that a metric is the mean of."
-        return Section("The course of training", words if drawn else "This folder keeps no metrics.jsonl.",
-                       (CURVES_FILE,) if drawn else ())  # fmt: skip
 
     def figures(self, result: Mapping) -> dict[str, float | None]:
         """What `encode` and `decode` do, and of the metrics of training those that have no such name."""

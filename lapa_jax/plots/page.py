@@ -1,5 +1,5 @@
-"""One HTML file that shows a data set: findings first, then tables, images, and what a filter did. Nothing else is
-needed to look at it: styles and images lie in it, and there is no script."""
+"""One HTML file that needs nothing else: styles, images and, where there are curves, what draws them lie in it. The
+page of a data set has findings first, then tables, images, and what a filter did."""
 
 import base64
 import pathlib
@@ -9,21 +9,10 @@ from collections.abc import Mapping, Sequence
 from lapa_jax.core import escape
 from lapa_jax.core.files import atomic_path
 from lapa_jax.data.checks import Finding
+from lapa_jax.plots import zoom
+from lapa_jax.plots.curves import Panels
 
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #1f2430; max-width: 1200px; margin: 24px auto; padding: 0 16px }
-h1 { font-size: 26px } h2 { font-size: 20px; margin-top: 34px; border-bottom: 1px solid #dde1ea; padding-bottom: 4px }
-h3 { font-size: 16px }
-table { border-collapse: collapse; margin: 10px 0; display: block; overflow-x: auto }
-td, th { border: 1px solid #dde1ea; padding: 3px 9px; text-align: left; font-variant-numeric: tabular-nums }
-th { background: #f4f6fa } tr:first-child th:empty { display: none }
-.findings { list-style: none; padding: 0 } .findings li { padding: 7px 12px; margin: 5px 0; background: #f6f8fb;
-  border-left: 4px solid #b9c1d1 } .findings li.warning { border-color: #d1603d; background: #fdf1ec }
-li, p, td, figcaption { overflow-wrap: anywhere }
-img { max-width: 100% } figure { margin: 12px 0 } figcaption { color: #5b6478; font-size: 13px }
-.strips { display: flex; flex-wrap: wrap; gap: 12px } .strips figure { margin: 0; max-width: 400px }
-.strips img { image-rendering: auto; border: 1px solid #dde1ea; display: block }
-"""
+STYLE = pathlib.Path(__file__).with_name("page.css")
 
 KINDS = {
     "cut": ("Scene cuts", "The episode is split before the third image."),
@@ -49,26 +38,55 @@ def write(
       markdown: the description, as `lapa_jax.data.contents` writes it; its first line is the title.
       images: files to show, in this order. filtered: `filter.json` of a conversion.
     """
-    parts = [_findings(findings), "<h2>What it looks like</h2>", *map(_figure, images)]
-    parts += [_filtered(filtered)] if filtered else []
     title, _, description = markdown.partition("\n")
-    return _save(path, title, [*parts, "<h2>Contents</h2>", to_html(description)])
+    parts = [_findings(findings), _section("<h2>What it looks like</h2>", *map(figure, images))]
+    parts += [_section(_filtered(filtered))] if filtered else []
+    return save(path, title.lstrip("# "), [*parts, _section("<h2>Contents</h2>", to_html(description))])
 
 
-def simple(path: pathlib.Path, markdown: str, images: Sequence[pathlib.Path]) -> pathlib.Path:
-    """Writes a page of images and of Markdown, whose first line is the title."""
+def compare(path: pathlib.Path, markdown: str, panels: Panels, still: pathlib.Path | None) -> pathlib.Path:
+    """Writes a page of curves, which zoom, and of Markdown, whose first line is the title.
+
+    Args:
+      path: of the HTML file. panels: see `curves.Panels`; none: `still` is None. still: the image of the curves.
+    """
     title, _, rest = markdown.partition("\n")
-    return _save(path, title, [*map(_figure, images), to_html(rest)])
+    parts = [_section(zoom.html(panels, figure(still)))] if still else []
+    tables = [_section(to_html(f"## {part}")) for part in rest.split("\n## ")[1:]]
+    return save(path, title.lstrip("# "), [*parts, *tables], curves=bool(parts))
 
 
-def _save(path: pathlib.Path, title: str, parts: Sequence[str]) -> pathlib.Path:
-    title = escape.page(title.lstrip("# "))
-    parts = [f"<h1>{title}</h1>", *parts]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
-    page = f"<!doctype html>\n<html lang=en><head>{head}<style>{STYLE}</style></head>\n<body>\n"
+def save(path: pathlib.Path, title: str, parts: Sequence[str], curves: bool = False) -> pathlib.Path:
+    """Writes a page atomically: its title (plain text), then parts of HTML. curves: some are of `zoom.html`."""
+    title, body = escape.page(title), "\n".join(parts)
+    style = (zoom.style() if curves else "") + STYLE.read_text(encoding="utf-8")
+    page = (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}</style></head>\n'
+        f"<body><main>\n<h1>{title}</h1>\n{body}\n</main>{zoom.scripts() if curves else ''}</body></html>\n"
+    )
     with atomic_path(path) as temporary:
-        temporary.write_text(page + "\n".join(parts) + "\n</body></html>\n", encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8")
     return path
+
+
+def figure(path: pathlib.Path, title: str = "", caption: str = "") -> str:
+    """An image within the page, so that the file alone can be sent to somebody.
+
+    Args:
+      path: of a PNG. title: what it shows, the file's name by default. caption: a line below it.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    data = base64.b64encode(path.read_bytes()).decode()
+    below = f"<figcaption>{escape.page(caption)}</figcaption>" if caption else ""
+    alt = escape.page(title or path.stem.replace("_", " "))
+    return f'<figure><img alt="{alt}" src="data:image/png;base64,{data}">{below}</figure>'
+
+
+def _section(*parts: str) -> str:
+    return "<section>" + "\n".join(parts) + "</section>"
 
 
 def _findings(findings: Sequence[Finding]) -> str:
@@ -77,13 +95,7 @@ def _findings(findings: Sequence[Finding]) -> str:
     )
     count = sum(finding.warning for finding in findings)
     words = f"{count} warning{'s' * (count != 1)}" if count else "No warnings"
-    return f"<h2>{words}</h2>\n<ul class=findings>\n" + "\n".join(items) + "\n</ul>"
-
-
-def _figure(path: pathlib.Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
-    name = escape.page(path.stem.replace("_", " "))
-    return f'<figure><img alt="{name}" src="data:image/png;base64,{data}"></figure>'
+    return _section(f"<h2>{words}</h2>\n<ul class=findings>", *items, "</ul>")
 
 
 def _filtered(filtered: Mapping) -> str:
@@ -95,7 +107,8 @@ def _filtered(filtered: Mapping) -> str:
     )  # fmt: skip
     of_all = f" on {counts['episodes of the source']} episodes" if "episodes of the source" in counts else ""
     parts = [f"<h2>What the filter did</h2><p>{escape.page(filtered['rules'])}{of_all}</p>"]
-    parts += [f"<table><tr><th>rule</th><th>times</th><th>frames left out</th></tr>{rows}</table>"] if rows else []
+    head = "<tr><th>rule</th><th>times</th><th>frames left out</th></tr>"
+    parts += [f'<div class="scroll"><table>{head}{rows}</table></div>'] if rows else []
     for kind, (title, words) in KINDS.items():
         events = [event for event in filtered["events"] if event["kind"] == kind]
         if not events:
@@ -145,4 +158,5 @@ def _table(lines: Sequence[str]) -> str:
     cells = [[cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
     head = "".join(f"<th>{escape.page(cell)}</th>" for cell in cells[0])
     rows = ("".join(f"<td>{escape.page(cell)}</td>" for cell in row) for row in cells[2:])
-    return f"<table><tr>{head}</tr>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
+    lines = "".join(f"<tr>{row}</tr>" for row in (head, *rows))
+    return f'<div class="scroll"><table>{lines}</table></div>'

@@ -5,18 +5,13 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import matplotlib
-import numpy as np
-from matplotlib.figure import Figure
-
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import read_json
 from lapa_jax.core.metrics import read_metrics
-from lapa_jax.plots import frames, page
-from lapa_jax.plots.curves import COLUMNS, LESS, MOST
+from lapa_jax.plots import curves, page
+from lapa_jax.plots.curves import CURVES_FILE
 
-CURVES_FILE, PAGE, MARKDOWN = "curves.png", "index.html", "comparison.md"
-COLOURS = (frames.ACCENT, frames.BAR, "#1c7a4a", "#e3b23c", "#7b4fa3", "#1f2430", "#d1603d", "#8a91a3")
+PAGE, MARKDOWN = "index.html", "comparison.md"
 
 
 class Run(NamedTuple):
@@ -66,41 +61,14 @@ def flat(values: Mapping, prefix: str = "") -> dict:
 def write(out: pathlib.Path, runs: Sequence[Run]) -> list[pathlib.Path]:
     """Writes the curves, `comparison.md` and a page that needs nothing else; returns their paths."""
     out.mkdir(parents=True, exist_ok=True)
-    drawn = draw(out / CURVES_FILE, runs)
+    panels = curves.of_runs({run.name: run.history for run in runs})
+    drawn = curves.draw(out / CURVES_FILE, panels) if panels else None
     markdown = as_markdown(runs)
-    page.simple(out / PAGE, markdown, [drawn] if drawn else [])
+    page.compare(out / PAGE, markdown, panels, drawn)
     picture = f"\n![curves]({CURVES_FILE})\n" if drawn else ""
     title, _, rest = markdown.partition("\n")
     (out / MARKDOWN).write_text(f"{title}\n{picture}{rest}", encoding="utf-8")
     return [out / PAGE, out / MARKDOWN, *([drawn] if drawn else [])]
-
-
-def draw(path: pathlib.Path, runs: Sequence[Run]) -> pathlib.Path | None:
-    """Training losses and validation metrics that at least one run has, up to 16, a line a run; None without any."""
-    names = dict.fromkeys(name for run in runs for line in run.history for name in line)
-    losses = [name for name in names if name.startswith("train/loss")]
-    metrics = [name for name in names if name.startswith("val/") and name.count("/") == 1
-               and not name.removeprefix("val/").startswith(LESS)]  # fmt: skip
-    shown = [*losses[:COLUMNS], *metrics][:MOST]
-    if not shown:
-        return None
-    rows = -(-len(shown) // COLUMNS)
-    with matplotlib.rc_context(frames.STYLE):
-        figure = Figure(figsize=(3.2 * COLUMNS, 2.2 * rows + 0.4), layout="constrained")
-        axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
-        for unused in axes[len(shown) :]:
-            unused.set_visible(False)
-        for panel, name in zip(axes, shown):
-            for i, run in enumerate(runs):
-                points = np.array([(line["step"], line[name]) for line in run.history if line.get(name) is not None])
-                if len(points):
-                    panel.plot(*points.T, color=COLOURS[i % len(COLOURS)], lw=1.2, label=run.name,
-                               marker="o" if len(points) < 30 else None, ms=2)  # fmt: skip
-            panel.set_title(name, loc="left")
-        handles = [matplotlib.lines.Line2D([], [], color=COLOURS[i % len(COLOURS)], label=run.name)
-                   for i, run in enumerate(runs)]  # fmt: skip
-        figure.legend(handles=handles, loc="outside upper left", ncols=min(len(runs), 4), frameon=False)
-        return frames.save(figure, path)
 
 
 def as_markdown(runs: Sequence[Run]) -> str:
@@ -111,7 +79,8 @@ def as_markdown(runs: Sequence[Run]) -> str:
     if any(run.evaluated for run in runs):
         parts += ["## launch/eval.py", "", *_metrics([run.name for run in runs], [run.evaluated for run in runs]), ""]
     rows = differences([run.config for run in runs])
-    parts += ["## Configs", "", f"{len(rows)} keys differ." if rows else "The configs are the same.", ""]
+    keys = "1 key differs." if len(rows) == 1 else f"{len(rows)} keys differ."
+    parts += ["## Configs", "", keys if rows else "The configs are the same.", ""]
     if rows:
         parts += _table(["key", *(run.name for run in runs)], [[key, *map(_shown, values)] for key, values in rows])
     return "\n".join(parts) + "\n"

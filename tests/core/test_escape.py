@@ -144,7 +144,7 @@ def test_looking_into_hostile_shards(shards, tmp_path, capsys):
 
 def test_pages_of_hostile_texts(tmp_path):
     verdicts = [report.Verdict(EVIL, EVIL, level, EVIL) for level in (report.POOR, report.GOOD)]
-    section = report.Section(EVIL, EVIL, (EVIL,), ((EVIL,), (EVIL,)), (EVIL,))
+    section = report.Section(EVIL, EVIL, (EVIL,), ((EVIL,), (EVIL,)), {EVIL: EVIL})
     texts = {"title": EVIL, "subtitle": EVIL, "note": EVIL}
     path = report.write(tmp_path / "r.html", **texts, verdicts=verdicts, sections=[section])
     assert_no_script(path)

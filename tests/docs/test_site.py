@@ -50,3 +50,9 @@ def test_the_site_builds_strictly_and_has_the_readme_and_the_api(site):
 def test_the_site_needs_no_network(site):
     loaded = re.findall(r'(?:src|href)="(https?://[^"]+\.(?:js|css|woff2?)[^"]*)"', (site / "index.html").read_text())
     assert loaded == []
+
+
+@pytest.mark.parametrize("name", ["index.html", "readme.html", "results/results.html", "reference/api.html"])
+def test_pages_of_the_site_hold_in_a_browser(browser, site, name):
+    page = browser.check(site / name)
+    assert [url for url in page.requests() if not url.startswith("file:")] == []

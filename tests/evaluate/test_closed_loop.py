@@ -4,10 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image, ImageSequence
 
 from lapa_jax.data import images
 from lapa_jax.evaluate import closed_loop
+from lapa_jax.plots import film
 from lapa_jax.sim import scores
+from lapa_jax.sim.recording_formats import write_mp4
 
 
 def lines(successes, tasks=("push", "pull"), count=10):
@@ -27,7 +30,9 @@ def out(tmp_path):
         (tmp_path / "policy/strips").mkdir(parents=True, exist_ok=True)
         (tmp_path / f"policy/strips/{number:06d}.jpg").write_bytes(images.encode(strip))
     (tmp_path / "policy/videos").mkdir()
-    (tmp_path / "policy/videos/000000.mp4").write_bytes(b"film")
+    film = np.zeros((12, 32, 32, 3), np.uint8)
+    film[6:, :, :, 2] = 250
+    write_mp4(tmp_path / "policy/videos/000000.mp4", film, 20.0)
     return tmp_path
 
 
@@ -42,10 +47,41 @@ def test_metrics_report_and_pictures(out):
     assert told["metrics"] == {**own, **others}
     assert told["policies"]["policy"]["tasks"]["push"]["success_rate"] == 0.6 and told["seed"] == 3
     page = (out / "report.html").read_text()
-    for words in ("60% (23–88), 3/5", "0% (0–28), 0/10", 'video src="policy/videos/000000.mp4"', "push &lt;it&gt;",
+    for words in ("60% (23–88), 3/5", "0% (0–28), 0/10", 'video src="data:video/mp4;base64,',
+                  "<figcaption>0, push: push &lt;it&gt;. success, 7 steps<",
                   ">failures.png<", ">successes.png<", ">rates.png<"):  # fmt: skip
         assert words in page
     assert all((out / name).stat().st_size > 3000 for name in ("rates.png", "failures.png", "successes.png"))
+
+
+def test_films_stand_beside_each_other(out):
+    """Twelve frames of 20 a second: black for 0.3 s and then blue, as long as the longer episode beside it takes."""
+    write_mp4(out / "long.mp4", np.full((40, 32, 32, 3), 128, np.uint8), 20.0)
+    short, long = out / "policy/videos/000000.mp4", out / "long.mp4"
+    path = film.montage(out / "x.webp", [film.Filmed(short, "turn <blue>", True), film.Filmed(long, "wait", False)])
+    with Image.open(path) as image:
+        frames = []  # of a tenth of a second; equal ones that follow each other are stored once
+        for frame in ImageSequence.Iterator(image):
+            frames += [np.asarray(frame.convert("RGB")).astype(int)] * round(frame.info["duration"] / 100)
+    assert len(frames) == 20 + 10 * film.HOLD and frames[0].shape[1] == 2 * film.SIDE + 3 * film.GAP
+    left, right = film.GAP + film.SIDE // 2, 2 * film.GAP + film.SIDE * 3 // 2
+    assert [bool(frame[left, left, 2] > 200) for frame in frames] == [False] * 3 + [True] * 37
+    assert np.abs(frames[-1][left, right] - 128).max() < 10
+    border = [frames[k][film.GAP - 1, x] for k in (0, -1) for x in (left, right)]
+    assert border[0].min() > 240 and border[1].min() > 240, "none before the end"
+    assert border[2].argmax() == 1 and border[3].argmax() == 0, "green after success, red after failure"
+
+
+def test_the_page_holds_in_a_browser(browser, out):
+    """With a video that plays, and the run that the policy comes from."""
+    own = lines({0, 2})
+    closed_loop.write(out, {"env": "table", "policy": "bc", "seed": 3}, results(policy=own), own, out / "policy",
+                      trained=[("commit", "abc")], compared=("configs/laq.py", [("seed", "0 -> 1")]))  # fmt: skip
+    page = browser.check(out / "report.html")
+    page.run("document.querySelector('video').play()")
+    page.wait("document.querySelector('video').currentTime > 0.1")
+    assert page.requests() == [(out / "report.html").as_uri()], "the video lies in the page"
+    assert page.run("document.querySelector('summary').textContent") == "1 key differs from configs/laq.py"
 
 
 def test_a_policy_that_only_fails_has_no_sheet_of_successes(out):

@@ -68,6 +68,10 @@ def test_files_are_there(evaluated):
     assert "push (held out)" in page and "hard codes" not in page and "This folder keeps no metrics" in page
 
 
+def test_the_page_holds_in_a_browser(browser, evaluated):
+    browser.check(evaluated[2] / "report.html")
+
+
 def test_tasks_have_their_status_and_count(evaluated, policy):
     evaluation, result, _ = evaluated
     found = {task["name"]: task for task in result["tasks"]}

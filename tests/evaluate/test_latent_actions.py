@@ -25,7 +25,8 @@ PROBES = {
     "action_probe_r2", "action_probe_r2_delta", "action_probe_r2_untrained", "action_probe_r2_delta_untrained",
     "action_probe_r2_supervised",
 }  # fmt: skip
-PICTURES = {"reconstructions", "gallery", "gallery_change", "gallery_positions", "histograms", "deltas", "overview"}
+PICTURES = {"reconstructions", "gallery", "gallery_change", "gallery_positions", "histograms", "deltas", "overview",
+            "curves"}
 ACTION_PICTURES = {"probe", "code_action", "code_action_arrows"}
 
 
@@ -39,7 +40,10 @@ def folders(root, tmp_path_factory):
     base = tmp_path_factory.mktemp("evaluation")
     data = step_shards.write(base / "data", lengths=LENGTHS, draw=noise)
     free = step_shards.write(base / "free", lengths=LENGTHS, draw=noise, actions=False)
-    return small_run.write(base / "run", root, data, steps=(3,)), data, free
+    run = small_run.write(base / "run", root, data, steps=(3,))
+    lines = [{"step": step, "train/loss": 1 / step, "val/action_probe_r2": step / 9} for step in (1, 2, 3)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run, data, free
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +83,11 @@ def test_pictures_and_page_are_there(evaluated):
             assert min(picture.size) > 100 and np.asarray(picture.convert("L")).std() > 5
         assert f">{name}.png<" in page
     assert {p.stem for p in out.glob("*.png")} == PICTURES | ACTION_PICTURES
+
+
+def test_the_page_holds_in_a_browser(browser, evaluated):
+    page = browser.check(evaluated[0] / "report.html")
+    assert page.run("document.querySelectorAll('.uplot').length") == 2
 
 
 def test_supervised_bound_is_cached(evaluated, folders, laq, monkeypatch):

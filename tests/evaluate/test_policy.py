@@ -76,6 +76,11 @@ def test_the_report_tells_what_training_told(report, run):
         assert picture in page and (out / picture).stat().st_size > 1000
 
 
+def test_the_page_holds_in_a_browser(browser, report):
+    page = browser.check(report[1] / "report.html")
+    assert page.run("document.querySelectorAll('.uplot').length") > 3
+
+
 def test_errors_are_in_the_units_of_the_data(report, policy, data):
     """Against every chunk of the held-out episodes, read by other means, through the policy's own call."""
     true, guess = [], []

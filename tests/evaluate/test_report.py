@@ -113,7 +113,7 @@ def test_pictures_are_pngs(tmp_path):
 def test_page_is_well_formed_and_escapes(tmp_path):
     found = verdicts.judge({**GOOD, "swap_gap": 0.0}, 8)
     Image.new("RGB", (3, 2)).save(tmp_path / "there.png")
-    sections = [Section("Pictures <1>", "a & b", ("a.png", "there.png"), (("head", "x"), ("1", "2")), ("v.mp4",))]
+    sections = [Section("Pictures <1>", "a & b", ("a.png", "there.png"), (("head", "x"), ("1", "2")), {"v.mp4": "<c>"})]
     run = {"about": [("commit", "<abc>")], "compared": ("configs/laq.py", [("model.dim", "1024 -> <16>")])}
     path = report.write(tmp_path / "report.html", title="run <x>", subtitle="s", verdicts=found, sections=sections,
                         **run)  # fmt: skip
@@ -132,7 +132,8 @@ def test_page_is_well_formed_and_escapes(tmp_path):
     Check().feed(text)
     assert open_tags == [] and images[0] == "a.png"
     assert base64.b64decode(images[1].removeprefix("data:image/png;base64,")) == (tmp_path / "there.png").read_bytes()
-    assert "&lt;abc&gt;" in text and "1024 -&gt; &lt;16&gt;" in text and "1 keys differ from configs/laq.py" in text
+    assert "&lt;abc&gt;" in text and "1024 -&gt; &lt;16&gt;" in text and "1 key differs from configs/laq.py" in text
+    assert "<figcaption>&lt;c&gt;</figcaption>" in text and 'video src="v.mp4"' in text
     assert "run &lt;x&gt;" in text and "Not good enough yet" in text and "http" not in text
 
 

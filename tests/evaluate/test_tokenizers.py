@@ -13,7 +13,7 @@ from lapa_jax.evaluate import evaluation_of, options_of, requirements
 from lapa_jax.evaluate.report import GOOD, NOTE, POOR
 from lapa_jax.evaluate.tokenizers import dimensions, judge_column
 from lapa_jax.nn.quantizers import usage
-from lapa_jax.plots import curves, tokenizers
+from lapa_jax.plots import tokenizers
 from lapa_jax.train.loop import train
 from tests import toys
 from tests.data.samples import make
@@ -68,6 +68,12 @@ def test_files_are_there(evaluated, name):
             assert min(image.size) > 100 and np.asarray(image.convert("L")).std() > 5
         assert f">{picture}.png<" in page
     assert "<th>perplexity</th>" in page and "Errors of" in page
+
+
+def test_the_pages_hold_in_a_browser(browser, evaluated):
+    for run, *_ in evaluated.values():
+        page = browser.check(run / "eval" / "report.html")
+        assert page.run("document.querySelectorAll('.uplot').length") > 3
 
 
 @pytest.mark.parametrize("name", ["chunks", "steps", "rows", "mixture"])
@@ -203,16 +209,6 @@ def test_best_median_and_worst():
     assert chosen.tolist() == [2, 3, 0]
     mask[:3, 2] = False
     assert tokenizers.ranked(true, decoded, mask, np.array([1.0, 0.0]))[1].tolist() == [3], "whole sequences only"
-
-
-def test_curves_belong_together(tmp_path):
-    names = {"train/loss": lambda s: 1 / (s + 1), "val/r2": int, "val/a/r2": lambda s: s - 1, "val/r2_0": float}
-    history = [{"step": s, **{name: make(s) for name, make in names.items()}} for s in range(4)]
-    found = curves._panels(history)
-    assert list(found) == ["train/loss", "val/r2"] and list(found["val/r2"]) == ["val/r2", "val/a/r2"]
-    np.testing.assert_array_equal(found["val/r2"]["val/a/r2"], [[0, -1], [1, 0], [2, 1], [3, 2]])
-    assert list(curves._panels(history, "val/r2")) == ["val/r2", "train/loss"]
-    assert curves.draw(tmp_path / "x.png", []) is None and not (tmp_path / "x.png").exists()
 
 
 def test_verdicts():

@@ -115,18 +115,30 @@ def test_shuffling_exchanges_the_named_fields_alone_and_not_with_padding():
         np.testing.assert_array_equal(joined[fields[0]][11], batch[fields[0]][11])
 
 
-def test_the_report_tells_what_training_told(policy, run, tmp_path):
-    evaluation = evaluation_of(policy)(policy, run=run, out=tmp_path, pairs=40)
-    result = evaluation.write()
+@pytest.fixture(scope="module")
+def report(policy, run, tmp_path_factory):
+    """(the evaluation, its result, the folder)."""
+    out = tmp_path_factory.mktemp("report")
+    evaluation = evaluation_of(policy)(policy, run=run, out=out, pairs=40)
+    return evaluation, evaluation.write(), out
+
+
+def test_the_page_holds_in_a_browser(browser, report):
+    page = browser.check(report[2] / "report.html")
+    assert page.run("document.querySelectorAll('.uplot').length") > 3
+
+
+def test_the_report_tells_what_training_told(policy, run, report):
+    evaluation, result, out = report
     told = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     last = next(line for line in reversed(told) if "val/latent_accuracy" in line)
     for name in ("loss", "latent_accuracy", "latent_accuracy_top3", "majority_accuracy"):
         assert result["metrics"][name] == pytest.approx(last[f"val/{name}"], rel=1e-5), name
     assert {"text_use", "image_use"} <= set(result["metrics"])
     assert result["labels"] == policy.labels["tokenizer"]
-    page = (tmp_path / "report.html").read_text()
+    page = (out / "report.html").read_text()
     for picture in ("confusion.png", "examples.png", "curves.png"):
-        assert picture in page and (tmp_path / picture).stat().st_size > 1000
+        assert picture in page and (out / picture).stat().st_size > 1000
     words = [verdict.words for verdict in evaluation.judge(result)]
     assert any("listens" in word for word in words)
 

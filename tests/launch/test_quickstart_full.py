@@ -1,5 +1,6 @@
 """The script of the whole way, shortened: from videos and demonstrations to the action that a client is given."""
 
+import importlib.util
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from lapa_jax.core.errors import UserError
 from tests.data import videos
 
 FRAMES, NUMBER = 14, 12
@@ -21,7 +23,7 @@ def write_videos(folder, actions: bool) -> None:
         videos.write(folder / f"v{k}.mp4", FRAMES)
         rows.append({"video": f"v{k}.mp4", "instruction": f"push block {k % 3}"})
         if actions:
-            np.savez(folder / f"v{k}.npz", action=rng.normal(size=(FRAMES - 1, 2)).astype(np.float32))
+            np.savez(folder / f"v{k}.npz", action=rng.normal(size=(FRAMES - 1, 4)).astype(np.float32))
             rows[-1]["arrays"] = f"v{k}.npz"
     (folder / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -33,11 +35,28 @@ def this_environment(root, folder):
     (folder / "bin" / "activate").write_text(f'PATH="{os.path.dirname(sys.executable)}:$PATH"\n')
     mark = subprocess.run(["bash", "-c", f"source launch/venv.sh; mark_of '{folder}'"], cwd=root,
                           capture_output=True, text=True, check=True).stdout  # fmt: skip
-    (folder / ".lapa_jax[serve]").write_text(mark)
+    (folder / ".lapa_jax[serve,metaworld]").write_text(mark)
     return folder
 
 
-def test_videos_and_demonstrations_become_a_served_policy(root, tmp_path):
+def can_drive() -> bool:
+    """Whether Meta-World is here and can draw."""
+    if importlib.util.find_spec("metaworld") is None:
+        return False
+    from lapa_jax.sim.metaworld import Env
+
+    env = Env(16)
+    env.reset(0, "reach-v3")
+    try:
+        env.observe()
+    except UserError:
+        return False
+    finally:
+        env.close()
+    return True
+
+
+def test_videos_and_demonstrations_become_a_served_policy_that_drives(root, tmp_path):
     pytest.importorskip("aiohttp", reason="the server needs lapa_jax[serve]")
     write_videos(tmp_path / "shared" / "metaworld_mt10_videos", actions=False)
     write_videos(tmp_path / "shared" / "metaworld_mt10", actions=True)
@@ -50,8 +69,15 @@ def test_videos_and_demonstrations_become_a_served_policy(root, tmp_path):
     assert "installing" not in done.stdout, "the environment that runs the tests stays as it is"
     last = done.stdout.splitlines()[-1]
     action = json.loads(re.search(r"asked to \"push block \d\" it answers (\[.*\])", last).group(1))
-    assert len(action) == 2 and np.isfinite(action).all()
+    assert len(action) == 4 and np.isfinite(action).all()
     assert (out / "serve.log").read_text().splitlines()[-1] == "stopped"
     for run, figure in (("laq", "psnr_gain"), ("vla", "latent_accuracy"), ("act", "action_r2")):
         assert figure in json.loads((out / run / "eval" / "metrics.json").read_text())["metrics"]
         assert (out / run / "eval" / "report.html").is_file()
+    drives = out / "act" / "eval_metaworld"
+    if can_drive():
+        rates = json.loads((drives / "metrics.json").read_text())["policies"]
+        assert rates["expert"]["overall"]["successes"] == 1 and "1 of 1 episodes solved by the scripted" in done.stdout
+        assert (drives / "episodes.webp").is_file() and f"{drives}/episodes.webp" in done.stdout
+    else:
+        assert "it does not drive" in done.stdout and not (drives / "metrics.json").exists()

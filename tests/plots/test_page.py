@@ -78,6 +78,16 @@ def test_everything_is_in_it_and_nothing_beside_it(tmp_path):
     assert [p.name for p in tmp_path.iterdir()].count("index.html") == 1 and len(list(tmp_path.iterdir())) == 2
 
 
+def test_it_holds_in_a_browser(browser, tmp_path):
+    Image.new("RGB", (1600, 200), "navy").save(tmp_path / "wide.png")
+    event = {"kind": "cut", "source": "a<b>.mp4" * 20, "first": 7, "end": 7, "words": "", "jpeg": STRIP}
+    filtered = {"rules": "cuts=2" * 40, "cut": 12, "events": [event] * 5}
+    table = "\n".join(["| " + " | ".join(f"column_{i}_of_many" for i in range(14)) + " |"] * 3)
+    path = page.write(tmp_path / "index.html", [Finding(True, "x" * 300)], f"{MARKDOWN}\n{table}\n",
+                      [tmp_path / "wide.png"], filtered)  # fmt: skip
+    assert browser.check(path).requests() == [path.as_uri()]
+
+
 @given(st.lists(st.text(max_size=40), min_size=1, max_size=4), st.text(max_size=30))
 def test_no_text_becomes_part_of_the_page(tmp_path_factory, texts, name):
     folder = tmp_path_factory.getbasetemp()
@@ -86,6 +96,6 @@ def test_no_text_becomes_part_of_the_page(tmp_path_factory, texts, name):
     table = "\n".join(["# t", "| a |", "|---|", *(f"| {' '.join(t.split()).replace('|', '')} |" for t in texts)])
     path = page.write(folder / "any.html", found, table, [], {"rules": name, "events": [event]})
     reader = read(path)
-    allowed = "html head meta title style body h1 h2 h3 ul li table tr th td p div figure img figcaption".split()
-    assert {tag for tag, _ in reader.tags} <= set(allowed)
+    allowed = "html head meta title style body main section h1 h2 h3 ul li table tr th td p div figure img figcaption"
+    assert {tag for tag, _ in reader.tags} <= set(allowed.split())
     assert sum(tag == "li" for tag, _ in reader.tags) == len(texts)

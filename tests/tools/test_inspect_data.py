@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from lapa_jax.data import images
@@ -38,10 +39,21 @@ def test_it_prints_and_draws_and_leaves_the_data_alone(root, tmp_path):
     assert {name: size for name, size in before.items() if not name.endswith(".index.npz")} == after
 
 
-def test_the_sample_and_pairs(root, tmp_path):
-    done = run(root, tmp_path, "sample", "--out", tmp_path / "out")
+@pytest.fixture(scope="module")
+def of_sample(root, tmp_path_factory):
+    """The folder with the sample's page."""
+    folder = tmp_path_factory.mktemp("inspected")
+    done = run(root, folder, "sample", "--out", folder / "out")
     assert done.returncode == 0, done.stderr
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"index.html", "contact_sheet.png", "actions.png"}
+    return folder / "out"
+
+
+def test_the_page_of_the_sample_holds_in_a_browser(browser, of_sample):
+    browser.check(of_sample / "index.html")
+
+
+def test_the_sample_and_pairs(root, of_sample, tmp_path):
+    assert {path.name for path in of_sample.iterdir()} == {"index.html", "contact_sheet.png", "actions.png"}
     with ShardWriter(tmp_path / "pairs" / "train-00000.tar") as writer:
         for i in range(3):
             picture = images.encode(np.full((32, 32, 3), 50 * i, np.uint8))

@@ -108,7 +108,8 @@ class Evaluation(BaseEvaluation):
             sections=[
                 *sections.draw(examples, codes, arrays["delta"], self.out),
                 *self._action_sections(arrays),
-                Section("Overview", "The same on one page, with the course of training.", (OVERVIEW_FILE,)),
+                self.course("val/action_probe_r2"),
+                Section("Overview", "The same as one image, with the course of training.", (OVERVIEW_FILE,)),
             ],
         )
 
