@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from lapa_jax.core import escape
+from lapa_jax.evaluate import metric_words
 from lapa_jax.plots import page, zoom
 from lapa_jax.plots.curves import Panels
 
@@ -26,7 +27,7 @@ class Verdict:
       metric: the name in metrics.json.
       shown: the value, formatted with its unit.
       level: "good", "poor" or "note" (a figure without a bar).
-      words: what it says.
+      words: what it says; where empty, the page has those of `metric_words`.
     """
 
     metric: str
@@ -86,13 +87,23 @@ def write(
 
 
 def _table(verdicts: Sequence[Verdict], note: str) -> str:
+    # Figures with a bar first; the sort is stable, so that each group keeps its order.
+    ranked = sorted(verdicts, key=lambda v: v.level == NOTE)
+    parts = [v for v in ranked if v.level == NOTE and metric_words.is_part(v.metric)]
+    whole = _rows([v for v in ranked if v not in parts])
+    words = f"{len(parts)} figures of single code positions, dimensions and datasets"
+    details = f"<details><summary>{words}</summary>{_rows(parts)}</details>" if parts else ""
+    return f"<section><h2>Metrics</h2><p>{escape.page(note)}</p>{whole}{details}</section>"
+
+
+def _rows(verdicts: Sequence[Verdict]) -> str:
     rows = "".join(
         f'<tr><td class="{v.level}">{_MARKS[v.level]}</td><td><code>{escape.page(v.metric)}</code></td>'
-        f'<td class="value">{escape.page(v.shown)}</td><td>{escape.page(v.words)}</td></tr>'
-        # Figures with a bar first; the sort is stable, so that each group keeps its order.
-        for v in sorted(verdicts, key=lambda v: v.level == NOTE)
+        f'<td class="value">{escape.page(v.shown)}</td>'
+        f"<td>{escape.page(v.words or metric_words.of(v.metric))}</td></tr>"
+        for v in verdicts
     )
-    return f'<section><h2>Metrics</h2><p>{escape.page(note)}</p><table class="metrics">{rows}</table></section>'
+    return f'<table class="metrics">{rows}</table>'
 
 
 def _about(about: Rows, config: str, differing: Rows) -> str:

@@ -1,6 +1,7 @@
 """The course of training, of one run or of several over each other: losses and validation metrics over the steps."""
 
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -78,6 +79,8 @@ def _losses(names: Sequence[str]) -> list[str]:
 
 def _metrics(names: Sequence[str]) -> list[str]:
     metrics = [name for name in names if name.startswith("val/") and name.count("/") == 1]
+    # "action_mse_0" beside "action_mse" is that of one dimension.
+    metrics = [name for name in metrics if re.sub(r"_\d+$", "", name) not in metrics or not re.search(r"_\d+$", name)]
     return [name for name in metrics if not name.removeprefix("val/").startswith(LESS)]
 
 

@@ -81,7 +81,7 @@ def interface(options: Options, state: bool = False) -> Interface:
 def demonstrations(options: Options, count: int, task: str) -> list[Mapping[str, np.ndarray]]:
     """The expert's episodes of a task, as often observed as `options.fps` says: {"image" uint8[n, H, W, 3], "action"
     f32[n, A], "state" f32[n, S]} each; "state" where the environment has one."""
-    recorded = RecordingOptions(options.env, count, task=task, seed=options.seed + PROMPT_SEED, fps=options.fps)
+    recorded = RecordingOptions(options.env, count, (task,), seed=options.seed + PROMPT_SEED, fps=options.fps)
     env = options.make_env()
     recordings = [record_episode(env, recorded, number, task) for number in range(count)]
     env.close()

@@ -39,7 +39,7 @@ class Options:
     """What decides the content of a recording.
 
     Attributes:
-      env: name of a simulator, see `lapa_jax.sim.env`. task: one of its tasks, or None for all of them in turn.
+      env: name of a simulator, see `lapa_jax.sim.env`. tasks: those of its tasks that take turns; all if empty.
       episodes: how many. seed: of the whole recording. size: edge of the images in pixels.
       noise: standard deviation of what is added to the expert's actions, in their units.
       fps: of the recording; it divides the environment's, the actions in between are summed where they add up
@@ -53,7 +53,7 @@ class Options:
 
     env: str
     episodes: int
-    task: str | None = None
+    tasks: tuple[str, ...] = ()
     seed: int = 0
     size: int = 128
     noise: float = 0.0
@@ -114,7 +114,8 @@ def record(options: Options, out: pathlib.Path, workers: int = 1) -> list[dict]:
     """
     env = options.make_env()
     _check(env, options)
-    tasks = [options.task or env.tasks[number % len(env.tasks)] for number in range(options.episodes)]
+    turns = options.tasks or env.tasks
+    tasks = [turns[number % len(turns)] for number in range(options.episodes)]
     with locked(beside(out), f"recording to {out}"):
         _pin(options, out)
         if not (out / EPISODES).exists():
@@ -143,7 +144,8 @@ def record_episode(env: Simulator, options: Options, number: int, task: str) -> 
 def _check(env: Simulator, options: Options) -> None:
     """Refuses options that the environment would refuse later, before anything is written."""
     options.stride(env.fps)
-    env.reset(0, options.task)
+    for task in options.tasks or (None,):
+        env.reset(0, task)
     expert_of(env, 0, options.noise)
     if env.cameras > 1:
         raise UserError(f"a recording holds one camera, {options.env} gives {env.cameras}")

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 
 import jax
 import numpy as np
@@ -65,6 +66,7 @@ def test_files_are_there(evaluated):
         with Image.open(out / name) as picture:
             assert min(picture.size) > 100 and np.asarray(picture.convert("L")).std() > 5
         assert f">{name}<" in page
+    assert not re.search(r'class="value">[^<]*</td><td></td>', page), "each metric has its sentence"
     assert "push (held out)" in page and "hard codes" not in page and "This folder keeps no metrics" in page
 
 

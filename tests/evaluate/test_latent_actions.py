@@ -1,6 +1,7 @@
 """Evaluation of a small random model: every promised name and picture is there, and action-free data say so."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -83,6 +84,7 @@ def test_pictures_and_page_are_there(evaluated):
             assert min(picture.size) > 100 and np.asarray(picture.convert("L")).std() > 5
         assert f">{name}.png<" in page
     assert {p.stem for p in out.glob("*.png")} == PICTURES | ACTION_PICTURES
+    assert not re.search(r'class="value">[^<]*</td><td></td>', page), "each metric has its sentence"
 
 
 def test_the_page_holds_in_a_browser(browser, evaluated):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from lapa_jax.core import config as config_lib
 from lapa_jax.core.files import write_json
-from lapa_jax.evaluate import provenance, report
+from lapa_jax.evaluate import metric_words, provenance, report
 from lapa_jax.evaluate.latent_actions import verdicts
 from lapa_jax.evaluate.report import Section
 from lapa_jax.plots import frames as plots
@@ -137,6 +137,19 @@ def test_page_is_well_formed_and_escapes(tmp_path):
     assert "run &lt;x&gt;" in text and "Not good enough yet" in text and "http" not in text
 
 
+def test_metrics_of_parts_are_folded_away_and_all_have_a_sentence(tmp_path):
+    names = ["psnr", "perplexity_position_3", "bridge/action_mse_0", "loss_commitment", "largest_code_share_q"]
+    found = [report.Verdict(name, "1", report.NOTE, "") for name in names]
+    found.append(report.Verdict("action_mse_2", "9", report.POOR, "own words"))
+    path = report.write(tmp_path / "x.html", title="t", subtitle="s", verdicts=found, sections=[])
+    whole, _, parts = path.read_text().partition("<details>")
+    assert "3 figures of single code positions" in parts and "</td><td></td>" not in whole + parts
+    assert all(f"<code>{name}</code>" in whole for name in ("psnr", "loss_commitment", "action_mse_2"))
+    assert "bridge: mean squared error of actions, normalised: dimension 0" in parts
+    assert "effective number of codes in use at a code position: position 3" in parts
+    assert metric_words.of("a metric of somebody's own") == ""
+
+
 def test_a_probe_on_few_pairs_is_no_verdict():
     few = {**GOOD, "action_probe_r2": -1.0, "action_probe_pairs": 34.0}
     probe = next(v for v in verdicts.judge(few, 8) if v.metric == "action_probe_r2")
@@ -178,3 +191,7 @@ def test_the_page_never_scrolls_sideways(browser, tmp_path, width):
     page = browser.open(path, width)
     page.check()
     assert page.requests() == [path.as_uri()], "all that it shows lies in it"
+    height = "document.querySelector('details').getBoundingClientRect().height"
+    folded = page.run(height)
+    page.media(printed=True)
+    assert page.run(height) > folded + 50, "paper cannot be unfolded"

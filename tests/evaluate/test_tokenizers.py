@@ -1,6 +1,7 @@
 """Evaluations of action and feature tokenizers: figures against NumPy, every promised file, datasets apart."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -68,6 +69,7 @@ def test_files_are_there(evaluated, name):
             assert min(image.size) > 100 and np.asarray(image.convert("L")).std() > 5
         assert f">{picture}.png<" in page
     assert "<th>perplexity</th>" in page and "Errors of" in page
+    assert not re.search(r'class="value">[^<]*</td><td></td>', page), "each metric has its sentence"
 
 
 def test_the_pages_hold_in_a_browser(browser, evaluated):

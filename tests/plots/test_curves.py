@@ -17,13 +17,16 @@ def lines(steps, **of):
 
 
 def test_curves_belong_together():
-    names = {"train/loss": lambda s: 1 / (s + 1), "val/r2": int, "val/a/r2": lambda s: s - 1, "val/r2_0": float}
+    names = {"train/loss": lambda s: 1 / (s + 1), "val/r2": int, "val/a/r2": lambda s: s - 1, "val/r2_0": float,
+             "val/action_mse": float, "val/action_mse_0": float, "val/action_mse_10": float,
+             "val/top_3": float}  # fmt: skip
     found = curves.of_run(lines(range(4), **names))
-    assert list(found) == ["train/loss", "val/r2"] and list(found["val/r2"]) == ["val/r2", "a"]
+    assert list(found) == ["train/loss", "val/r2", "val/action_mse", "val/top_3"], "none of single dimensions"
+    assert list(found["val/r2"]) == ["val/r2", "a"]
     np.testing.assert_array_equal(found["val/r2"]["a"], [[0, -1], [1, 0], [2, 1], [3, 2]])
-    assert list(curves.of_run(lines(range(4), **names), "val/r2")) == ["val/r2", "train/loss"]
+    assert list(curves.of_run(lines(range(4), **names), "val/r2"))[:2] == ["val/r2", "train/loss"]
     assert curves.of_run([]) == {} and curves.of_run([{"step": 1, "train/loss": None}]) == {}
-    assert curves.colours(found) == {"train/loss": 0, "val/r2": 0, "a": 1}
+    assert curves.colours(found) == dict.fromkeys(found, 0) | {"a": 1}
 
 
 def test_a_run_has_one_colour_also_where_another_lacks_the_metric():

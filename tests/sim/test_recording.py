@@ -50,6 +50,13 @@ def test_shards_hold_the_episodes_that_the_lines_tell(shards):
         assert not steps.has(episode.start + episode.length - 1, "action.npy")
 
 
+def test_chosen_tasks_take_turns(tmp_path):
+    lines = record(tmp_path / "two", tasks=("separate", "block2block"), episodes=3)
+    assert [line["task"] for line in lines] == ["separate", "block2block", "separate"]
+    with pytest.raises(UserError, match="no task 'separat'"):
+        record(tmp_path / "typo", tasks=("separate", "separat"))
+
+
 def held_task(id: str) -> str:
     return id.rpartition("-")[0]
 
@@ -94,7 +101,7 @@ def test_a_slower_recording_sums_the_actions_in_between(shards, tmp_path):
 def test_a_slower_recording_takes_the_mean_of_actions_that_do_not_add_up(tmp_path):
     arrays = []
     for name, fps in (("fast", None), ("slow", 10.0)):
-        (line,) = record(tmp_path / name, env="metaworld", task="reach-v3", fps=fps, episodes=1, format="mp4")
+        (line,) = record(tmp_path / name, env="metaworld", tasks=("reach-v3",), fps=fps, episodes=1, format="mp4")
         assert line["instruction"] == "reach the target" and line["fps"] == (fps or 80.0)
         with np.load(tmp_path / name / line["arrays"], allow_pickle=False) as stored:
             arrays.append(dict(stored))
