@@ -53,6 +53,7 @@ setup(
             "lapa-eval = lapa_jax.commands:evaluate",
             "lapa-label = lapa_jax.commands:label",
             "lapa-serve = lapa_jax.commands:serve",
+            "lapa-explore = lapa_jax.commands:explore",
             "lapa-export = lapa_jax.commands:export",
             "lapa-convert = lapa_jax.commands:convert",
             "lapa-inspect = lapa_jax.commands:inspect",
@@ -62,6 +63,7 @@ setup(
                   "lapa_jax.sample": ["*.json", "*.jsonl", "*.tar", "mp4/*.tar.gz", "features/*.json", "features/*.tar",
                                       "latents/*.json", "latents/*.tar"],
                   "lapa_jax.sim.maps": ["*.yaml"],
+                  "lapa_jax.explore": ["page/*"],
                   "lapa_jax.plots": ["*.css", "*.js", "vendor/*/*"]},
     install_requires=requirements(),
     extras_require={
@@ -70,7 +72,7 @@ setup(
         # XLA's compiler for NVIDIA GPUs without CUDA (130 MB): launch/train.py --dry_run --mesh 8x4 --device H100-94GB.
         # "local" is JAX's word for CUDA that is found elsewhere, here nowhere; it pins the version that goes with jax.
         "plan": ['jax[cuda13-local]>=0.10,<0.12; sys_platform == "linux"'],
-        "serve": ["aiohttp>=3.11,<4"],  # launch/serve.py; clients need numpy and msgpack
+        "serve": ["aiohttp>=3.11,<4"],  # launch/serve.py and explore.py; clients of the former need numpy and msgpack
         "sim": ["mujoco>=3.2"],  # lapa_jax/sim and tools/record_sim.py: the push-table
         "metaworld": ["metaworld>=3.1.1,<3.2"],  # its 50 tasks. It pins mujoco to 3.3.0, with newer ones it fails
         "gym": ["gymnasium>=1.0,<2"],  # lapa_jax/sim/gym.py; the environments' own packages are the user's

@@ -16,6 +16,7 @@ NAMED = {
     "eval": "launch/eval.py",
     "label": "launch/label.py",
     "serve": "launch/serve.py",
+    "explore": "launch/explore.py",
     "export": "launch/export.py",
     "convert": "tools/convert.py",
     "inspect": "tools/inspect_data.py",
@@ -60,6 +61,6 @@ def main(argv: list[str]) -> None:
     run(name, f"lapa_jax {name}")
 
 
-train, evaluate, label, serve, export, convert, inspect = (
+train, evaluate, label, serve, explore, export, convert, inspect = (
     functools.partial(run, name, f"lapa-{name}") for name in NAMED
 )

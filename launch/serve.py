@@ -9,9 +9,8 @@ import argparse
 import functools
 import logging
 import pathlib
-import socket
 
-from lapa_jax.core import escape, startup
+from lapa_jax.core import escape, startup, web
 from lapa_jax.core.arguments import Parser
 from lapa_jax.core.checkpoint_step import parse_step
 from lapa_jax.core.errors import UserError, run_main
@@ -19,8 +18,6 @@ from lapa_jax.core.errors import UserError, run_main
 
 def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
-    if not 0 <= args.port < 65536:
-        raise UserError(f"--port {args.port} is no port; give 1 to 65535, or 0 for a free one")
     if not 0 < args.message_mb < 2**20:
         raise UserError(f"--message_mb {args.message_mb} is no size of messages; give MiB, such as 16")
     if not 0 < args.held_mb < 2**20:
@@ -28,17 +25,17 @@ def main(argv: list[str]) -> None:
     token = _token(args.token_file)
     renamed = tuple(_pair(text) for text in args.rename)
 
-    _check_address(args.host, args.port)
+    web.check_address(args.host, args.port)
 
     # After the checks: importing jax takes seconds, and a typing error should be told at once.
     startup.begin(f"serving {args.run}")
     import lapa_jax
     from lapa_jax.inference.load import kind_of_run
-    from lapa_jax.serve import http, run
+    from lapa_jax.serve import run
     from lapa_jax.serve.limits import Limits
     from lapa_jax.serve.service import Options, Service
 
-    http.need_aiohttp()
+    web.need_aiohttp()
     kind = kind_of_run(args.run)
     if kind.not_served:
         raise UserError(f"{args.run} holds a {kind.noun}, which {kind.not_served}")
@@ -56,19 +53,6 @@ def main(argv: list[str]) -> None:
     policy = lapa_jax.load(args.run, step=args.step)
     run.serve(lambda: Service(policy, args.run, options), args.host, args.port, token,
               say=functools.partial(escape.say, flush=True), allowed=args.allow_host)  # fmt: skip
-
-
-def _check_address(host: str, port: int) -> None:
-    """Refuses an address that cannot be listened on, before a model is loaded; it is free again at once."""
-    try:
-        # As asyncio does: a port whose last server has just stopped is free.
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            probe.listen()
-    except OSError as error:
-        raise UserError(f"cannot listen on {host}:{port} ({error.strerror}); choose another --port") from None
 
 
 def _token(file: str | None) -> str | None:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import pytest
 
 FLOORS = {"core": 0, "sample": 0, "data": 1, "nn": 1, "models": 2, "train": 3, "sim": 3, "plots": 3, "inference": 4,
-          "evaluate": 5, "label": 6, "serve": 6, "export": 6}  # fmt: skip
+          "evaluate": 5, "label": 6, "serve": 6, "explore": 6,
+          "export": 6}  # fmt: skip
 CONFIGS, LAUNCH = 7, 8
 NEVER = (("train", ("models", "nn")),)
 """Also not within a function, although the floors would allow it."""

@@ -51,6 +51,9 @@ def test_the_wheel_holds_what_a_user_needs_and_no_tests(root, wheel):
     for folder, pattern in shipped:
         wanted = {path.relative_to(root) for path in (root / folder).glob(pattern)}
         assert wanted and {path for path in wanted if not (package / path).is_file()} == set()
+    kinds = (".html", ".css", ".js", ".json", ".jsonl", ".tar", ".gz", ".yaml")
+    data = {path.relative_to(root) for path in (root / "lapa_jax").rglob("*") if path.suffix in kinds}
+    assert len(data) > 20 and {path.as_posix() for path in data if not (wheel / path).is_file()} == set()
     assert (package / "py.typed").is_file() and (package / "sample/train-00000.tar").stat().st_size > 100_000
     vendored = {path.name for path in (package / "plots/vendor/uplot").iterdir()}
     assert vendored == {"uPlot.iife.min.js", "uPlot.min.css", "LICENSE", "README.md"}

@@ -32,6 +32,25 @@ def frames(tokenizer: LatentActionTokenizer, image: np.ndarray, codes: np.ndarra
     return np.clip(tokenizer.decode(image, codes), 0, 1)
 
 
+def rollout(tokenizer: LatentActionTokenizer, image: np.ndarray, actions) -> np.ndarray:
+    """What a sequence of latent actions leads to: each predicted frame is the first frame of the next.
+
+    Errors of the decoder add up, so that frames far ahead are blurred.
+
+    Args:
+      tokenizer: that predicts images. image: uint8 [H, W, 3] or f32 in [0, 1], as of `encode`; the first frame.
+      actions: T sequences of N codes each.
+
+    Returns:
+      f32 [T, h, w, 3] in [0, 1], the frame after each action.
+    """
+    shown = []
+    for codes in actions:
+        image = frames(tokenizer, image, np.asarray(codes))
+        shown.append(image)
+    return np.stack(shown) if shown else np.zeros((0, *tokenizer.image_size, 3), np.float32)
+
+
 def check(policy: LatentPolicy, tokenizer) -> None:
     """Refuses a tokenizer whose codes a policy does not predict, or that gives no images."""
     name = tokenizer.config.model.name

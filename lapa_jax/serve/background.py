@@ -5,6 +5,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 
+from lapa_jax.core.web import need_aiohttp
 from lapa_jax.serve import http
 from lapa_jax.serve.service import Service
 
@@ -34,7 +35,7 @@ class Background:
 
     async def start(self, service_of: Callable[[], Service], token: str | None) -> None:
         """Listens."""
-        web, self.service = http.need_aiohttp(), service_of()
+        web, self.service = need_aiohttp(), service_of()
         self._runner = http.runner(self.service, token, hosts=())
         await self._runner.setup()
         # Port 0: the system picks a free one, so that tests do not meet.

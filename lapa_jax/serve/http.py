@@ -3,20 +3,20 @@
 import asyncio
 import contextlib
 import hmac
-import ipaddress
 import logging
 import time
-import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from lapa_jax.core import web as sites
 from lapa_jax.core.errors import UserError
+from lapa_jax.core.remarks import Remarks
+from lapa_jax.core.web import need_aiohttp
 from lapa_jax.serve import msgpack_numpy
 from lapa_jax.serve.arriving import Arriving
 from lapa_jax.serve.limits import Place, Refused
-from lapa_jax.serve.remarks import Remarks
 from lapa_jax.serve.service import Service
 
 _LOG = logging.getLogger(__name__)
@@ -37,15 +37,6 @@ class _Socket(NamedTuple):
 
     response: object
     busy: asyncio.Lock
-
-
-def need_aiohttp():
-    """`aiohttp.web`; a `UserError` that names the extra where it is not installed."""
-    try:
-        from aiohttp import web
-    except ImportError:
-        raise UserError("this needs aiohttp, which is not installed; run: pip install 'lapa_jax[serve]'") from None
-    return web
 
 
 def application(service: Service, token: str | None = None, hosts: Sequence[str] | None = None):
@@ -71,13 +62,6 @@ def application(service: Service, token: str | None = None, hosts: Sequence[str]
     return app
 
 
-def _of_another_site(request) -> bool:
-    """Whether a browser asks for a page that does not come from here: localhost is open to every page that is looked at
-    on the machine, and a robot would move. Programs send no Origin."""
-    origin = request.headers.get("Origin")
-    return origin is not None and urllib.parse.urlsplit(origin).netloc != request.host
-
-
 def runner(service: Service, token: str | None, hosts: Sequence[str] | None):
     """The `aiohttp.web.AppRunner` of `application`."""
     return need_aiohttp().AppRunner(
@@ -87,25 +71,6 @@ def runner(service: Service, token: str | None, hosts: Sequence[str] | None):
         auto_decompress=False,  # a body of 16 MB could unfold to 16 GB
         logger=Remarks.logger("lapa_jax.serve.requests", known=token is None),
     )
-
-
-def _host_of(request) -> str:
-    """The name in the header Host, without the port; "" where there is none."""
-    try:
-        return urllib.parse.urlsplit(f"//{request.headers.get('Host', '')}").hostname or ""
-    except ValueError:
-        return "?"
-
-
-def _is_named_otherwise(host: str, hosts: Sequence[str]) -> bool:
-    """Whether a browser may have been led here under another site's name, which then resolves to this machine (DNS
-    rebinding): to the browser we are that site. Addresses are no names, and programs may send none."""
-    if not host or host == "localhost" or host.endswith(".localhost") or host in hosts:
-        return False
-    with contextlib.suppress(ValueError):
-        ipaddress.ip_address(host)
-        return False
-    return True
 
 
 class Front:
@@ -120,9 +85,10 @@ class Front:
     async def guard(self, request, handler):
         """Refuses pages of other sites, asks for the token, and turns errors into answers."""
         try:
-            if self._hosts is not None and _is_named_otherwise(host := _host_of(request), self._hosts):
-                return self._error(403, f"this server is not called {host[:60]!r}; --allow_host allows a name")
-            if _of_another_site(request):
+            if self._hosts is not None and (name := sites.foreign_name(request, self._hosts)) is not None:
+                return self._error(403, f"this server is not called {name[:60]!r}; --allow_host allows a name")
+            # A robot would move.
+            if sites.of_another_site(request):
                 return self._error(403, "a page of another site may not ask; this server is for programs")
             if request.path not in OPEN and not self._allowed(request.headers.get("Authorization", "")):
                 return self._error(401, "a token is needed: send the header 'Authorization: Bearer TOKEN'")

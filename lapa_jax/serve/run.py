@@ -2,13 +2,10 @@
 
 import asyncio
 import contextlib
-import ipaddress
-import signal
 import time
 from collections.abc import Callable, Sequence
 
-from lapa_jax.core import escape
-from lapa_jax.core.errors import UserError
+from lapa_jax.core import escape, web
 from lapa_jax.serve import http
 from lapa_jax.serve.service import Service
 
@@ -32,31 +29,22 @@ def serve(
     Raises:
       UserError: the address cannot be used.
     """
-    http.need_aiohttp()
+    web.need_aiohttp()
     asyncio.run(_serve(service_of, host, port, token, say, allowed))
 
 
 async def _serve(service_of, host: str, port: int, token: str | None, say, allowed: Sequence[str]) -> None:
-    web = http.need_aiohttp()
-    service, stop = service_of(), asyncio.Event()
-    runner = http.runner(service, token, allowed if allowed or _is_local(host) else None)
-    await runner.setup()
+    service = service_of()
+    runner = http.runner(service, token, allowed if allowed or web.is_local(host) else None)
     try:
-        try:
-            await web.TCPSite(runner, host, port).start()
-        except OSError as error:
-            raise UserError(f"cannot listen on {host}:{port} ({error.strerror}); choose another --port") from None
-        address = f"{host}:{runner.addresses[0][1]}"
-        # Before compiling, which takes minutes: a signal in the meantime must not be lost.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        if not _is_local(host) and token is None:
-            say(f"warning: {host} is open to other machines and no token is asked for; see --token_file")
-        say(f"listening on {address}, compiling")
-        await _until_stopped(service, stop, address, say)
-        say("stopping: answering what is in flight")
+        # Listening comes before compiling, which takes minutes: a signal in the meantime must not be lost.
+        async with web.listening(runner, host, port) as (address, stop):
+            if not web.is_local(host) and token is None:
+                say(f"warning: {host} is open to other machines and no token is asked for; see --token_file")
+            say(f"listening on {address}, compiling")
+            await _until_stopped(service, stop, address, say)
+            say("stopping: answering what is in flight")
     finally:
-        await runner.cleanup()
         service.close()
     say("stopped")
 
@@ -72,9 +60,3 @@ async def _until_stopped(service: Service, stop: asyncio.Event, address: str, sa
         await stopped
     with contextlib.suppress(asyncio.CancelledError):
         await compiling  # a compiler cannot be interrupted
-
-
-def _is_local(host: str) -> bool:
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"

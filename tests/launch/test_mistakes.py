@@ -121,6 +121,18 @@ serve --run latent => latent holds a stage-2 policy, & train it on actions
 serve --run policy --token_file nowhere => --token_file nowhere does not exist; write the token into it
 serve --run policy --rename camera => --rename camera is not KEY=NAME
 serve --run policy --message_mb 0 => --message_mb 0.0 is no size of messages; give MiB
+explore => required: --run
+explore --run nowhere => nowhere does not exist; give a run folder
+explore --run empty => empty is no run folder: it has no config.json; give
+explore --run tokens => tokens holds a tokenizer of actions, for which there is no page; give
+explore --run laq --port PORT => cannot listen on 127.0.0.1: & in use & choose another --port
+explore --run laq --port 99999 => --port 99999 is no port; give 1 to 65535
+explore --run laq --data nowhere => data folder nowhere does not exist; give
+explore --run laq --data videos => videos holds no step shards & tools/convert.py
+explore --run laq --split test => no steps in split 'test' & 'val': 99
+explore --run laq --pairs 0 => --pairs 0 must be 1 or more
+explore --run laq --tokenizer laq => --tokenizer laq is nothing to laq, a tokenizer of frame pairs; leave
+explore --run laq --step 7 => no checkpoint of step 7; it has [1, 2]
 export --run laq => required: --out
 export --run laq --out out --format onnx => --format 'onnx' is not known; known: int8, safetensors, stablehlo
 export --run laq --out out --format stablehlo => laq holds a tokenizer of frame pairs, & leave out --format stablehlo
@@ -166,7 +178,7 @@ def desk(root, tmp_path_factory) -> pathlib.Path:
     """A folder with what the commands name: runs, raw videos, folders of other things."""
     folder = tmp_path_factory.mktemp("desk")
     small_run.write(folder / "laq", root, "sample")
-    for name, file in (("policy", "vla_action"), ("latent", "vla_latent")):
+    for name, file in (("policy", "vla_action"), ("latent", "vla_latent"), ("tokens", "fsq")):
         (folder / name).mkdir()
         config = config_lib.load(f"{root}/configs/{file}.py:test")
         write_json(folder / name / "config.json", config_lib.to_json(config))

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lapa_jax.core import remarks, web
 from lapa_jax.data import images
-from lapa_jax.serve import decoding, http, msgpack_numpy, remarks
+from lapa_jax.serve import decoding, http, msgpack_numpy
 from lapa_jax.serve.limits import Limits
 from lapa_jax.serve.service import Options
 from tests.serve import messages, served
@@ -211,8 +212,9 @@ def test_further_names_can_be_allowed():
         application = http.application(server.service, hosts=["Robot.lab"])
         assert application is not None
     front = http.Front(server.service, None, ["Robot.lab"])
-    assert not http._is_named_otherwise("robot.lab", front._hosts)
-    assert http._is_named_otherwise("other.lab", front._hosts)
+    asked = lambda name: types.SimpleNamespace(headers={"Host": f"{name}:8000"})  # noqa: E731
+    assert web.foreign_name(asked("robot.lab"), front._hosts) is None
+    assert web.foreign_name(asked("Other.lab"), front._hosts) == "other.lab"
 
 
 def test_mistakes_are_one_line_of_the_log(server, caplog):
