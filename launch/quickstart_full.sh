@@ -6,8 +6,9 @@
 # stopped.
 #
 # The data are metaworld_mt10_videos and metaworld_mt10 in ../shared/data (or SHARED=DIR): ten tasks of Meta-World, 200
-# videos, 50 demonstrations and 150 held out. Where they are absent, the embedded sample is both. SHORT=1 takes a few
-# steps of the smallest model of every kind: that shows that it runs, and teaches nothing.
+# videos, 50 demonstrations and 150 held out. Where they are absent, as many videos and demonstrations, and 30 held out,
+# are recorded in the simulator; where that cannot run either, the embedded sample is both, and nothing drives. SHORT=1
+# takes a few steps of the smallest model of every kind: that shows that it runs, and teaches nothing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/venv.sh
@@ -37,18 +38,58 @@ train() {
 
 evaluate() { python launch/eval.py --run "$folder/$1" --supervised_steps 0 --pairs "$([ -n "$short" ] && echo 16 || echo 1024)"; }
 
+# Says why Meta-World cannot run or draw here, if so.
+simulates() {
+    python - <<'CHECK'
+import sys
+
+from lapa_jax.core.errors import UserError
+from lapa_jax.sim.env import make
+
+try:
+    env = make("metaworld", size=16)
+    env.reset(0)
+    env.observe()
+except UserError as error:
+    sys.exit(f"no simulation: {error}")
+CHECK
+}
+
+mt10=(reach-v3 push-v3 pick-place-v3 door-open-v3 drawer-open-v3 drawer-close-v3 button-press-topdown-v3 peg-insert-side-v3
+    window-open-v3 window-close-v3)
+videos="$folder/videos" demos="$folder/demos"
+tokenizer=(laq_conv.py:small laq --config.data.path="$videos" --config.data.val_path="$demos" --config.data.gap_frames=8
+    --config.model.view_share=0.5 --config.model.view_shift=6 --config.model.delta_norm=running_per_position)
 if [ -d "$shared/metaworld_mt10_videos" ] && [ -d "$shared/metaworld_mt10" ]; then
-    videos="$folder/videos" demos="$folder/demos"
     say "videos without actions: $shared/metaworld_mt10_videos -> step shards $videos"
     python tools/convert.py "$shared/metaworld_mt10_videos" "$videos" --format video --size 64
     say "demonstrations: $shared/metaworld_mt10 -> step shards $demos, 50 to learn from and 150 held out"
     python tools/convert.py "$shared/metaworld_mt10" "$demos" --format video --size 64 --val_fraction 0.744
-    tokenizer=(laq_conv.py:small laq --config.data.path="$videos" --config.data.val_path="$demos" --config.data.gap_frames=8
-        --config.model.view_share=0.5 --config.model.view_shift=6 --config.model.delta_norm=running_per_position)
+elif simulates; then
+    record() { python tools/record_sim.py --env metaworld --size 64 "${mt10[@]/#/--task=}" "$@"; }
+    say "$shared has no metaworld_mt10_videos and metaworld_mt10. The simulator's expert records as many -> $videos, $demos"
+    record --out "$videos" --episodes $([ -n "$short" ] && echo 10 || echo 200) --seed 1 --columns none --val_fraction 0
+    record --out "$demos" --episodes $([ -n "$short" ] && echo 20 || echo 80) --seed 2 --val_fraction 0.375
 else
     videos=sample demos=sample
-    say "$shared has no metaworld_mt10_videos and metaworld_mt10: the embedded sample serves as videos and as demonstrations"
+    say "no recordings of Meta-World in $shared: the embedded sample serves as videos and as demonstrations"
     tokenizer=(laq_conv.py:tiny laq)
+fi
+
+# The seven tasks of MT10 in which nothing has to be carried or pushed freely over the table.
+tasks=(reach-v3 button-press-topdown-v3 door-open-v3 drawer-close-v3 drawer-open-v3 window-close-v3 window-open-v3) each=3
+if [ -n "$short" ]; then
+    tasks=(reach-v3) each=1
+fi
+drives="$folder/drives"
+drive=(python launch/eval.py --env metaworld --out "$drives" --size 64 --episodes $((${#tasks[@]} * each))
+    --num_envs "${#tasks[@]}" "${tasks[@]/#/--task=}")
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
+controls=""
+if [ "$videos" != sample ] && simulates; then
+    # The controls need no policy: they drive while it is trained, where that leaves the processor idle.
+    nice -n 10 "${drive[@]}" --policy expert --videos 0 >"$folder/controls.log" 2>&1 &
+    controls=$!
 fi
 
 say "stage 1: latent actions of pairs of frames -> $folder/laq"
@@ -68,7 +109,6 @@ say "a server for the policy -> $folder/serve.log"
 : >"$folder/serve.log"
 python launch/serve.py --run "$folder/act" --port 0 --batch 1 >>"$folder/serve.log" 2>&1 &
 server=$!
-trap 'kill "$server" 2>/dev/null || true' EXIT
 until grep -qs "^ready" "$folder/serve.log"; do
     kill -0 "$server" 2>/dev/null || { cat "$folder/serve.log" >&2; exit 1; }
     sleep 0.2
@@ -90,22 +130,14 @@ CLIENT
 kill "$server"
 wait "$server" || true
 
-# MT10 without its three tasks that need a grip or a straight push: 50 demonstrations of ten tasks are too few for these.
-tasks=(reach-v3 button-press-topdown-v3 door-open-v3 drawer-close-v3 drawer-open-v3 window-close-v3 window-open-v3)
-each=3
-if [ -n "$short" ]; then
-    tasks=(reach-v3) each=1
-fi
-drives="$folder/act/eval_metaworld"
 if [ "$videos" = sample ]; then
-    say "it does not drive: the embedded sample is of another robot than Meta-World's"
-elif ! python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("metaworld") is None)'; then
-    say "it does not drive: Meta-World is not installed. Install its extra, pip install -e '.[metaworld]', and run this again"
-elif ! python launch/eval.py --run "$folder/act" --env metaworld --execute 4 --out "$drives" --videos "${#tasks[@]}" \
-    --episodes $((${#tasks[@]} * each)) --num_envs "${#tasks[@]}" "${tasks[@]/#/--task=}"; then
-    say "it does not drive: the lines above say why. Run this again when that is mended"
+    say "it does not drive: the embedded sample is of another robot than the simulator's"
+elif [ -z "$controls" ]; then
+    simulates || say "it does not drive. Run this again when that is mended"
 else
-    say "it drives: $drives/episodes.webp shows an episode of each task, $drives/report.html all"
+    say "it drives: ${#tasks[@]} tasks of Meta-World, $each episodes each -> $drives"
+    wait "$controls" || cat "$folder/controls.log"
+    "${drive[@]}" --run "$folder/act" --execute 4 --videos "${#tasks[@]}"
     python - "$drives/metrics.json" <<'RATES'
 import json
 import sys
@@ -114,8 +146,9 @@ with open(sys.argv[1]) as file:
     rates = {name: rates["overall"] for name, rates in json.load(file)["policies"].items()}
 words = {"expert": "the scripted expert", "repeat": "the expert's first action repeated", "random": "random actions"}
 for name, rate in rates.items():
-    print(f"{rate['successes']:4d} of {rate['episodes']} episodes solved by {words.get(name, 'the policy')}")
+    print(f"{rate['successes']:4d} of {rate['episodes']} episodes are solved by {words.get(name, 'the policy')}")
 RATES
+    say "an episode of each task, side by side: $drives/episodes.webp; all of it: $drives/report.html"
 fi
 say "reports with pictures: $folder/laq/eval/report.html, $folder/vla/eval/report.html, $folder/act/eval/report.html"
 say "the policy is $folder/act; $answer"
