@@ -10,7 +10,7 @@ from PIL import Image
 from lapa_jax.core import config as config_lib
 from lapa_jax.core.errors import UserError
 from lapa_jax.evaluate import requirements
-from lapa_jax.evaluate.latent_actions import supervised_bound
+from lapa_jax.evaluate.latent_actions import action_table, supervised_bound
 from lapa_jax.evaluate.latent_actions.evaluation import Evaluation
 from lapa_jax.inference.load import load
 from tests.inference import small_run, step_shards
@@ -92,14 +92,52 @@ def test_the_page_holds_in_a_browser(browser, evaluated):
     assert page.run("document.querySelectorAll('.uplot').length") == 2
 
 
+def test_the_table_has_each_number_and_group_beside_the_reference(evaluated):
+    out, result = evaluated
+    table, metrics = result["action_table"], result["metrics"]
+    assert table["names"] == ["0", "1"] and set(table) == {"names", "codes", "mlp", "delta", "reference"}
+    for reader, metric in (("codes", ""), ("mlp", "_mlp"), ("delta", "_delta"), ("reference", "_supervised")):
+        assert np.mean(table[reader]["all"]) == pytest.approx(metrics[f"action_probe_r2{metric}"])
+        assert len(table[reader]) == 1 + 3 + 4
+    page = (out / "report.html").read_text()
+    for words in ("<th>codes, small MLP</th>", "<th>supervised reference</th>", "<td>last third</td>",
+                  "<td>least motion, a quarter</td>"):  # fmt: skip
+        assert words in page
+
+
+def test_pairs_are_grouped_by_phase_and_motion(folders, laq):
+    source = Evaluation(laq, run=folders[0], out=folders[0]).source  # four episodes of nine pairs
+    arrays = source.batch(range(len(source)))
+    rows = action_table.groups(arrays, source)
+    for third, name in enumerate(action_table.THIRDS):
+        np.testing.assert_array_equal(rows[name], arrays["step"] // 3 == third)
+    odd = arrays["episode_id"] % 2 == 1
+    length = np.linalg.norm(arrays["net_action"] / arrays["net_action"][odd].std(0), axis=1)
+    ranks = np.argsort(np.argsort(length[odd]))
+    for quarter, name in enumerate(action_table.QUARTERS):
+        assert 4 <= rows[name][odd].sum() <= 5
+        assert abs(ranks[rows[name][odd]].mean() - (2 + 4.5 * quarter)) < 1
+    # R² of a group by hand, and a number that does not vary in it.
+    action = arrays["net_action"].astype(np.float64)
+    guess, some = action + 0.1, rows[action_table.THIRDS[0]]
+    action[some, 1] = 3
+    scores = action_table.scores(guess, action, {"some": some})["some"]
+    total = np.sum((action[some, 0] - action[some, 0].mean()) ** 2)
+    assert scores[0] == pytest.approx(1 - some.sum() * 0.01 / total) and np.isnan(scores[1])
+
+
 def test_supervised_bound_is_cached(evaluated, folders, laq, monkeypatch):
     monkeypatch.setattr(supervised_bound, "_train_and_score", lambda *args: pytest.fail("trained again"))
     out, result = evaluated
     source = Evaluation(laq, run=folders[0], out=out).source
-    again = supervised_bound.action_r2(source, laq, steps=2, limit=36, cache=out)
-    assert again == result["metrics"]["action_probe_r2_supervised"]
-    monkeypatch.setattr(supervised_bound, "_train_and_score", lambda *args: 0.25)
-    assert supervised_bound.action_r2(source, laq, steps=3, limit=36, cache=out) == 0.25
+    again = supervised_bound.action_scores(source, laq, steps=2, limit=36, cache=out)
+    assert np.mean(again["all"]) == pytest.approx(result["metrics"]["action_probe_r2_supervised"])
+    other = {"all": [0.25, float("nan")]}
+    monkeypatch.setattr(supervised_bound, "_train_and_score", lambda *args: other)
+    for _ in range(2):  # trained, then read
+        again = supervised_bound.action_scores(source, laq, steps=3, limit=36, cache=out)
+        assert again.keys() == other.keys()
+        np.testing.assert_array_equal(again["all"], other["all"])
 
 
 def test_the_bound_of_a_convolutional_tokenizer_is_that_of_the_small_encoder(root):

@@ -52,3 +52,27 @@ def test_delta_probe_does_not_depend_on_scale_or_offset():
     plain = probe.probe_delta(delta, action, EPISODE).r2
     assert plain > 0.95
     assert probe.probe_delta(delta * 1e3 + 50, action, EPISODE).r2 == pytest.approx(plain, abs=1e-4)
+
+
+def test_a_small_network_reads_what_codes_say_only_together():
+    episode = np.repeat(np.arange(40), 30)
+    codes = RNG.integers(0, 2, (1200, 2))
+    together = (codes[:, 0] ^ codes[:, 1])[:, None] + np.array([0.0, 5.0])  # an exclusive or, of two numbers
+    action = together + 0.1 * RNG.normal(size=together.shape)
+    assert probe.probe_codes(codes, action, episode, 2).r2 < 0.1
+    network = probe.mlp_probe_codes(codes, action, episode, 2)
+    assert network.r2 > 0.9
+    np.testing.assert_array_equal(network.scored, episode % 2 == 1)
+    scored = action[network.scored]
+    residual = np.sum((scored - network.prediction[network.scored]) ** 2, 0)
+    np.testing.assert_allclose(network.r2_per_dimension, 1 - residual / np.sum((scored - scored.mean(0)) ** 2, 0))
+    # The scored half plays no part in fitting.
+    action[network.scored] = 0
+    np.testing.assert_array_equal(probe.mlp_probe_codes(codes, np.where(network.scored[:, None], action + RNG.normal(
+        size=action.shape), action), episode, 2).prediction, network.prediction)  # fmt: skip
+
+
+def test_the_small_network_finds_nothing_where_there_is_nothing():
+    episode, codes = np.repeat(np.arange(40), 30), RNG.integers(0, 8, (1200, 4))
+    assert -0.2 < probe.mlp_probe_codes(codes, RNG.normal(size=(1200, 2)), episode, 8).r2 < 0.05
+    assert probe.mlp_probe_codes(codes[:40], RNG.normal(size=(40, 2)), np.arange(40) % 2, 8) is None

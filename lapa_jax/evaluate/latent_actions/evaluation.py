@@ -13,7 +13,7 @@ from lapa_jax.data.samples.meta import statistics_of
 from lapa_jax.data.samples.pair_actions import PAIR_ACTION
 from lapa_jax.evaluate import report
 from lapa_jax.evaluate.base import METRICS_FILE, REPORT_FILE, BaseEvaluation, data_config
-from lapa_jax.evaluate.latent_actions import overview, sections, supervised_bound, transfer, verdicts
+from lapa_jax.evaluate.latent_actions import action_table, overview, sections, supervised_bound, transfer, verdicts
 from lapa_jax.evaluate.report import Section
 from lapa_jax.models.probe import probe_codes
 
@@ -60,18 +60,25 @@ class Evaluation(BaseEvaluation):
           supervised_steps: training steps of the supervised model that bounds the probe from above; 0 leaves it out.
         """
         metrics, arrays = self.measure(self.tokenizer.variables)
+        table: dict[str, dict[str, list[float]]] = {}
         # Without a probe there is nothing that a baseline or a bound could be compared with.
         if "action_probe_r2" in metrics:
             say("measuring the same network untrained")
             metrics |= self._untrained()
+            reference = None
             if supervised_steps:
-                metrics["action_probe_r2_supervised"] = supervised_bound.action_r2(
+                reference = supervised_bound.action_scores(
                     self.source, self.tokenizer, steps=supervised_steps, limit=self.count, cache=self.out
                 )
+                metrics["action_probe_r2_supervised"] = action_table.mean(reference[action_table.ALL])
+            table = action_table.measure(arrays, self.source, self.tokenizer.codebook_size, reference)
+            if "mlp" in table:
+                metrics["action_probe_r2_mlp"] = action_table.mean(table["mlp"][action_table.ALL])
         if self.tokenizer.predicts_images:
             metrics |= transfer.measure(self.tokenizer, self.batches())
-        result = self.save({**self.about(), "pairs": self.count, "metrics": dict(sorted(metrics.items()))})
-        self._report(result["metrics"], arrays)
+        by_number = {"action_table": {"names": action_table.names_of(self.source), **table}} if table else {}
+        result = self.save({**self.about(), "pairs": self.count, "metrics": dict(sorted(metrics.items())), **by_number})
+        self._report(result["metrics"], arrays, result.get("action_table"))
         return result
 
     def judge(self, result: Mapping) -> list[verdicts.Verdict]:
@@ -93,7 +100,9 @@ class Evaluation(BaseEvaluation):
         metrics, _ = self.measure(variables)
         return {f"{name}_untrained": metrics[name] for name in BASELINES if name in metrics}
 
-    def _report(self, metrics: Mapping[str, float | None], arrays: Mapping[str, np.ndarray]) -> None:
+    def _report(
+        self, metrics: Mapping[str, float | None], arrays: Mapping[str, np.ndarray], table: Mapping | None
+    ) -> None:  # fmt: skip
         codes, size = arrays["codes"], self.tokenizer.codebook_size
         examples = sections.choose_examples(self.tokenizer, self.source)
         history = read_metrics(self.run)
@@ -107,13 +116,13 @@ class Evaluation(BaseEvaluation):
             **self.head(),
             sections=[
                 *sections.draw(examples, codes, arrays["delta"], self.out),
-                *self._action_sections(arrays),
+                *self._action_sections(arrays, table),
                 self.course("val/action_probe_r2"),
                 Section("Overview", "The same as one image, with the course of training.", (OVERVIEW_FILE,)),
             ],
         )
 
-    def _action_sections(self, arrays: Mapping[str, np.ndarray]) -> list[Section]:
+    def _action_sections(self, arrays: Mapping[str, np.ndarray], table: Mapping | None) -> list[Section]:
         title = "What the codes say about the action"
         if not self.has_actions:
             return [Section(title, "Unknown: this data has no actions. Give a folder that has them with --data.")]
@@ -126,4 +135,8 @@ class Evaluation(BaseEvaluation):
             return [Section(title, words + "half is empty or its actions do not vary. Give more held-out episodes.")]
         rows = probe.scored
         shown = {"predicted": probe.prediction[rows], "true": actions[rows], "r2": probe.r2_per_dimension}
-        return sections.draw_actions(codes, actions, shown, size, self.out)
+        drawn = sections.draw_actions(codes, actions, shown, size, self.out)
+        if table is None:
+            return drawn
+        rows = action_table.as_rows(table, table["names"])
+        return [Section("The action, number by number", action_table.TEXT, table=rows), *drawn]

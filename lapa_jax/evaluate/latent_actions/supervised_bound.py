@@ -17,6 +17,7 @@ from lapa_jax.core import config as config_lib
 from lapa_jax.core.files import read_json, write_json
 from lapa_jax.core.progress import bar
 from lapa_jax.data.loader import loader
+from lapa_jax.evaluate.latent_actions import action_table
 from lapa_jax.models.tokenizers import inverse_dynamics
 from lapa_jax.train.evaluate import evaluate
 from lapa_jax.train.optim import make_optimizer
@@ -54,7 +55,7 @@ class _Half:
         return f"{type(self).__name__}({self.source!r}, {self.odd})"
 
 
-def action_r2(source, tokenizer, *, steps: int, limit: int, cache) -> float:
+def action_scores(source, tokenizer, *, steps: int, limit: int, cache) -> dict[str, list[float]]:
     """Trains the supervised model, or reads what an earlier evaluation of the same data and settings found.
 
     Args:
@@ -65,18 +66,20 @@ def action_r2(source, tokenizer, *, steps: int, limit: int, cache) -> float:
       cache: the folder that keeps the result.
 
     Returns:
-      R² on the episodes with an odd number, averaged over the action dimensions that vary; NaN if none does.
+      R² on the episodes with an odd number, `action_table.scores`: {group of pairs: of each number of the action}.
     """
     path = pathlib.Path(cache) / CACHE_FILE
     spec = _shared_fields(tokenizer.model)
     settings = json.dumps([spec, repr(source), steps, limit, BATCH, SEED, LEARNING_RATE], sort_keys=True)
     key = hashlib.sha256(settings.encode()).hexdigest()
     # Training takes most of an evaluation's time, and nothing of it depends on the codes.
-    if path.is_file() and (cached := read_json(path))["key"] == key:
-        return float("nan") if cached["action_r2"] is None else cached["action_r2"]
-    score = _train_and_score(source, spec, tokenizer.mesh, steps, limit)
-    write_json(path, {"key": key, "steps": steps, "action_r2": None if np.isnan(score) else score})
-    return score
+    cached = read_json(path) if path.is_file() else {}
+    if cached.get("key") == key and "r2" in cached:
+        return {name: [np.nan if v is None else v for v in values] for name, values in cached["r2"].items()}
+    table = _train_and_score(source, spec, tokenizer.mesh, steps, limit)
+    known = {name: [None if np.isnan(v) else v for v in values] for name, values in table.items()}
+    write_json(path, {"key": key, "steps": steps, "r2": known})
+    return table
 
 
 def _shared_fields(model) -> dict:
@@ -91,14 +94,14 @@ def _shared_fields(model) -> dict:
     return {name: getattr(model, name) for name in model_fields & theirs}
 
 
-def _train_and_score(source, spec: dict, mesh, steps: int, limit: int) -> float:
+def _train_and_score(source, spec: dict, mesh, steps: int, limit: int) -> dict[str, list[float]]:
     fit, scored = _Half(source, odd=False), _Half(source, odd=True)
     task = Task(build_model(fit, spec), {"action": 1.0})
     with jax.set_mesh(mesh):
         state = train(task, fit, mesh, steps, words="supervised bound")
         batches = loader.eval_batches(scored, batch_size=batch_size(mesh), limit=limit)
-        metrics, _ = evaluate(task, state.variables, batches, mesh)
-    return metrics.get("action_r2", float("nan"))
+        _, arrays = evaluate(task, state.variables, batches, mesh)
+    return action_table.scores(arrays["prediction"], arrays["net_action"], action_table.groups(arrays, source))
 
 
 def build_model(source, spec: dict) -> inverse_dynamics.Model:

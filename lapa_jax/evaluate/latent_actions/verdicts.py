@@ -62,6 +62,7 @@ def _meaning(m):
         level, words = NOTE, [f"fitted on {pairs:.0f} pairs, too few to judge by (the bar needs {MIN_PROBE_PAIRS})"]
     yield Verdict("action_probe_r2", f"{score:.2f}", level, "; ".join(words) or "how well codes predict the net action")
     for name, text in (
+        ("action_probe_r2_mlp", "a small network in place of the linear probe: what codes say only together"),
         ("action_probe_r2_delta", "the same probe on the continuous delta, before the codes round it"),
         ("action_probe_r2_untrained", "the probe on the untrained network's codes: only what exceeds it was learned"),
         ("action_probe_r2_delta_untrained", "the probe on the untrained network's delta"),

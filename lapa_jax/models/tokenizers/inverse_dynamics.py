@@ -83,9 +83,9 @@ class Model(base.Model):
         return {"actions": self._standardized(batch) * self._std() + self._mean()}
 
     def evaluate(self, batch) -> dict[str, jax.Array]:
-        """Per example: "prediction" and "net_action" f32 [B, A], "episode_id" where the batch has it."""
+        """Per example: "prediction" and "net_action" f32 [B, A]; of which pair, where the batch says it."""
         arrays = {"prediction": self.predict(batch)["actions"], "net_action": batch["net_action"]}
-        return arrays | {name: batch[name] for name in ("episode_id",) if name in batch}
+        return arrays | {name: batch[name] for name in ("episode_id", "step", "dataset_id") if name in batch}
 
     @nn.nowrap
     def summarize(self, arrays: dict[str, np.ndarray]) -> dict[str, float]:

@@ -233,9 +233,9 @@ class FramePairModel(FramePairTokenizer):
         Returns:
           "mse" of the prediction, "mse_copy" of the first frame, "mse_swapped" of the prediction with the codes of the
           next example, "ssim" of images, "cycle": share of codes found again in (first frame, prediction),
-          "identical_mse" and "identical_codes" for the pair (first frame, first frame), "codes", "delta"; "net_action"
-          and "episode_id" where the batch has them; where few actions were learned from, "action_prediction" beside
-          "pair_action" and its mask.
+          "identical_mse" and "identical_codes" for the pair (first frame, first frame), "codes", "delta"; "net_action",
+          "episode_id" and "step" where the batch has them; where few actions were learned from, "action_prediction"
+          beside "pair_action" and its mask.
         """
         frames = self._frames(batch["frames"])
         first, second = frames[:, 0], frames[:, 1]
@@ -267,7 +267,7 @@ class FramePairModel(FramePairTokenizer):
             "identical_codes": still_codes,
             "codes": codes,
             "delta": view["delta"],
-            **{name: batch[name] for name in ("net_action", "episode_id") if name in batch},
+            **{name: batch[name] for name in ("net_action", "episode_id", "step") if name in batch},
             **few,
         }
 
