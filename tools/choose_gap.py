@@ -75,7 +75,9 @@ def plan(argv: list[str]) -> tuple[argparse.Namespace, dict, float | None]:
     if args.labelled:
         judged = settings["data.val_path"] = str(dataset_folder(args.labelled))
     settings |= overrides
-    metric = PROBE if pipeline.has_actions({"path": judged}, "val") else "val/swap_gap"
+    # The probe is fitted on one half of the episodes and scored on the other.
+    known = pipeline.has_actions({"path": judged}, "val") and len(StepShards(judged, "val").episodes) > 1
+    metric = PROBE if known else "val/swap_gap"
     # A key that is varied is not set: the last one would win.
     settings = {key: value for key, value in settings.items() if key not in grid}
     content = {"config": args.config, "set": settings, "grid": grid, "seeds": args.seeds, "metric": metric}
@@ -139,6 +141,8 @@ def read(sweep: sweeps.Sweep, out: pathlib.Path) -> list[dict]:
             ends.append([line for line in lines if "val/swap_gap" in line][-1])
         row: dict = dict(point)
         for end in ends:
+            if "val/psnr" not in end:  # a model of features
+                continue
             # PSNR of copying the first frame says how much changes: as a root mean square of 256 grey levels.
             end["change"] = 255 * 10 ** (-(end["val/psnr"] - end["val/psnr_gain"]) / 20)
         for head, name in COLUMNS.items():
@@ -163,7 +167,8 @@ def advise(table: list[dict], keys: list[str], fps: float | None) -> tuple[dict 
         return None, [
             f"Nothing is recommended: {why}, and no rule that does without has been shown to work.",
             "Swap gap, perplexity and change say that something happens and that the codes are used, not what they "
-            "say: codes can be in use and steer the decoder, and yet say nothing about the action.",
+            "say: codes can be in use and steer the decoder, and yet say nothing about the action. A sweep has to rank "
+            "by something: the order in sweep.md and best.yaml is that of the swap gap, and no reason to choose.",
             f"Label about 20 episodes (--labelled FOLDER; a probe needs {FEWEST_PAIRS} pairs in one half of them).",
         ]
     best = max(scored, key=lambda row: row[COLUMNS_PROBE])

@@ -122,10 +122,10 @@ def describe(source) -> list[str]:
     if PAIR_ACTION not in source.fields:
         return []
     parts = getattr(source, "sources", None) or {next(iter(source.meta()["datasets"])): source}
-    lines, wanted = [], False
+    lines, shares = [], []
     for name, part in parts.items():
-        actions: PairActions | None = part.pair_actions
-        wanted |= actions is None or part.action_share > 0
+        actions: PairActions | None = part.pair_actions  # None: ready-made pairs, which never have one
+        shares += [] if actions is None else [part.action_share]
         if actions is None or not actions.usable.any():
             lines.append(f"data set '{name}' has no pair with an action")
             continue
@@ -133,7 +133,9 @@ def describe(source) -> list[str]:
         often = f"; {actions.emphasis.weight:.0%} of the draws are of these" if actions.emphasis else ""
         lines.append(f"data set '{name}': the actions of {used} of {usable} episodes are used "
                      f"({actions.pairs} of {len(part)} pairs{often})")  # fmt: skip
-    if wanted and not any(part.pair_actions and part.pair_actions.pairs for part in parts.values()):
+    # A share of 0 is asked for as a control: the same model and data, and no action.
+    control = shares and not any(shares)
+    if not control and not any(part.pair_actions and part.pair_actions.pairs for part in parts.values()):
         raise UserError(f"data.fields has '{PAIR_ACTION}', and no pair of {', '.join(map(repr, parts))} has an action: "
                         "give data with actions, a mixture with such a part, or take the field out and set "
                         "config.loss.action=0")  # fmt: skip

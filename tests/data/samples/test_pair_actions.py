@@ -1,6 +1,7 @@
 """The actions of few pairs: whose they are, what they are, how they are scaled, and how often their pairs come."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -97,6 +98,18 @@ def test_held_out_pairs_all_have_their_action_in_the_scale_of_training(folders):
     np.testing.assert_allclose(batch["pair_action"], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_run_that_goes_on_has_the_scale_that_it_began_with(folders):
+    data = {"path": str(folders[0]), "gap_frames": 3, "image_size": 16, "fields": FEW, "action_share": 0.3}
+    began = pipeline.build(data, "train")
+    saved = json.loads(json.dumps(statistics_of(began.meta())))  # as a checkpoint has it
+    goes_on = pipeline.build(data, "train", statistics=saved)
+    for name, values in everything(began).items():
+        np.testing.assert_array_equal(everything(goes_on)[name], values)
+    other = {name: {**each, "pair_action": {"mean": [0.0], "std": [1.0]}} for name, each in saved.items()}
+    with pytest.raises(UserError, match="actions of 2 numbers, and the run was trained on pairs with 1"):
+        pipeline.build(data, "val", statistics=other)
+
+
 def test_few_actions_are_in_every_batch(folders):
     source = build(folders[0], action_share=0.1, action_draws=0.25)
     order = orders.train_order(source, 7)
@@ -133,6 +146,8 @@ def test_data_without_actions_are_refused_in_one_line(folders):
         pair_actions.describe(build(folders[1]))
     assert "\n" not in str(refused.value)
     assert pair_actions.describe(build(folders[1], action_share=0.0)) == ["data set 'free' has no pair with an action"]
+    control = pair_actions.describe(build(folders[0], action_share=0.0))
+    assert control == ["data set 'whole': the actions of 0 of 7 episodes are used (0 of 40 pairs)"]
     with pytest.raises(UserError, match="a share of the episodes in"):
         build(folders[0], action_share=1.5)
     with pytest.raises(UserError, match="mirrors the images but not pair_action"):
