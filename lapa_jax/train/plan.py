@@ -1,7 +1,8 @@
 """What a run would need on devices that are not here: its training step is compiled for them, not run.
 
-With the extra `plan` by XLA's compiler for NVIDIA GPUs, which needs neither a GPU nor CUDA; otherwise by that for CPUs,
-whose temporary memory is larger. What the figures mean and leave out: docs/howto/scaling.md.
+With the extra `plan` by XLA's compiler for NVIDIA GPUs, which needs neither a GPU nor CUDA; with `plan-tpu` by that for
+TPUs; otherwise by that for CPUs, whose temporary memory is larger. What the figures mean and leave out:
+docs/howto/scaling.md.
 """
 
 import math
@@ -14,16 +15,17 @@ import ml_collections
 
 from lapa_jax.core import tree
 from lapa_jax.train import plan_hlo
-from lapa_jax.train.plan_devices import Target, how_to_install, target
+from lapa_jax.train.plan_devices import HBM_FULL, Gpu, Target, how_to_install, target
 from lapa_jax.train.run import LOG, logging_to
 from lapa_jax.train.setup import GIB, Setup, lower_step, on_mesh, prepare
 from lapa_jax.train.sharding import batch_parts
 
-USABLE = 0.9
-"""Share of a device's memory that the run may fill (XLA_PYTHON_CLIENT_MEM_FRACTION); the rest is for CUDA and NCCL."""
 NAMES = {"ema": "averages of parameters"}
 WITHOUT_CUDNN = ("planned without fused attention, which the run uses and which needs less memory: XLA's compiler "
                  "needs cuDNN for it (pip install --no-deps nvidia-cudnn-cu13, 0.5 GB)")  # fmt: skip
+
+
+REMEDY = "more micro-batches, remat 'full', more devices on the fsdp axis"
 
 
 class Needs(NamedTuple):
@@ -51,7 +53,8 @@ def plan(config: ml_collections.ConfigDict, mesh: str, device: str) -> None:
 
     Args:
       config: a stage's config; where `config.data` names no data, batches have the shapes that the model says.
-      mesh: hosts x devices per host, "2x4"; how the run uses them is the matter of `config.mesh`.
+      mesh: hosts x GPUs per host, "2x4", or the topology of a slice of TPUs; how the run uses them is the matter of
+        `config.mesh`.
       device: one of `plan_devices.DEVICES`.
 
     Raises:
@@ -61,17 +64,21 @@ def plan(config: ml_collections.ConfigDict, mesh: str, device: str) -> None:
     with logging_to(None):
         LOG.info("compiling the training step of %s for %s of %s ...", config.name, mesh, device)
         start = time.perf_counter()
+        setup, notes = prepare(config, devices=goal.devices), ()
         try:
-            setup = prepare(config, devices=goal.devices)
-            needs, notes = measure(setup, goal), ()
+            needs = measure(setup, goal)
         except RuntimeError as error:
+            if full := HBM_FULL.search(str(error)):
+                print("\n".join(_describe_full(setup, goal, *full.groups())))
+                return
             # Fused attention is on by default; XLA's compiler compiles it with cuDNN, which a plan need not have.
             if "cudnn" not in str(error).lower() or "llm" not in config.model:
                 raise
             config = config.copy_and_resolve_references()
             config.model.llm.flash = False
             setup = prepare(config, devices=goal.devices)
-            needs, notes = measure(setup, goal), (WITHOUT_CUDNN,)
+            notes = (WITHOUT_CUDNN,)
+            needs = measure(setup, goal)
         LOG.info("compiled in %.0f s", time.perf_counter() - start)
     print("\n".join([*notes, *describe(setup, goal, needs)]))
 
@@ -82,8 +89,10 @@ def measure(setup: Setup, goal: Target) -> Needs:
         lowered, flops = lower_step(setup)
         compiled = lowered.compile(compiler_options=dict(goal.options))
     memory, devices = compiled.memory_analysis(), setup.mesh.size
-    # The CPU's peak leaves temporary memory out.
-    peak = memory.peak_memory_in_bytes if goal.exact else memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    # The CPU's peak leaves temporary memory out; on a TPU all that is temporary is taken at once.
+    peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    if goal.exact and isinstance(goal.device, Gpu):
+        peak = memory.peak_memory_in_bytes
     program = plan_hlo.read(compiled.as_text(), devices)
     return Needs(_state(setup), _bytes(setup.batch), memory.temp_size_in_bytes, peak, program, flops.hardware / devices)
 
@@ -106,26 +115,39 @@ def describe(setup: Setup, goal: Target, needs: Needs) -> Iterator[str]:
 
 def verdict(goal: Target, needs: Needs) -> str:
     """Whether it fits, in one line."""
-    usable = USABLE * goal.device.memory
+    usable = goal.device.usable
     figures = (f"the peak of {_gib(needs.peak).strip()} GiB is {needs.peak / usable:.0%} of the {usable / GIB:.1f} GiB "
              f"that a run may fill of an {goal.device.name}")  # fmt: skip
     if needs.peak <= usable:
         return f"fits: {figures}"
-    remedy = "more micro-batches, remat 'full', more devices on the fsdp axis"
     if not goal.exact:
-        return f"may not fit: {figures}, by an over-estimate; for the GPU's own figure: {how_to_install()}"
-    return f"does not fit: {figures}; what helps: {remedy}"
+        better = how_to_install(goal.device)
+        return f"may not fit: {figures}, by an over-estimate; for the device's own figure: {better}"
+    return f"does not fit: {figures}; what helps: {REMEDY}"
+
+
+def _describe_full(setup: Setup, goal: Target, used: str, available: str) -> Iterator[str]:
+    """The report on a program that the compiler for TPUs gave up, which then has no figures but these."""
+    yield from _heading(setup, goal)
+    yield ""
+    yield f"{'memory of each device':40s}{'GiB':>10s}"
+    for name, size in {**_state(setup), "batch": _bytes(setup.batch)}.items():
+        yield f"  {name:38s}{_gib(size)}"
+    yield ""
+    yield (f"does not fit: the compiler counts {used}iB and a {goal.device.name} has {available}iB for a program; "
+           f"what helps: {REMEDY}")  # fmt: skip
 
 
 def _heading(setup: Setup, goal: Target) -> Iterator[str]:
     config, train = setup.config, setup.config.train
     axes = ", ".join(f"{axis} {size}" for axis, size in setup.mesh.shape.items())
+    kind = "GPU" if isinstance(goal.device, Gpu) else "TPU"
     yield f"{config.name} on {goal.hosts} x {goal.per_host} {goal.device.name}: {axes}"
     if goal.exact:
-        yield f"compiled by XLA's GPU compiler, jax {jax.__version__}"
+        yield f"compiled by XLA's {kind} compiler, jax {jax.__version__}"
     else:
         yield "compiled by XLA's CPU compiler: memory and traffic are OVER-ESTIMATED"
-        yield f"for the figures of the GPU's compiler: {how_to_install()}"
+        yield f"for the figures of the {kind}'s compiler: {how_to_install(goal.device)}"
     parts = batch_parts(setup.mesh) * train.micro_batches
     each, split = train.batch_size // parts, parts // train.micro_batches
     yield f"batch {train.batch_size} = {each} sequences a device x {split} x {train.micro_batches} micro-batches"

@@ -3,6 +3,9 @@
 import dataclasses
 import importlib
 import importlib.metadata
+import importlib.util
+import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -20,22 +23,73 @@ OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 they go to cuBLAS, as most large ones do in a run."""
 
 
+HBM_FULL = re.compile(r"Ran out of memory in memory space hbm[^U]*Used (\S+) of (\S+) hbm")
+"""How XLA's TPU compiler says that a program does not fit."""
+
+TPU_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
+                   "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_HOST_BOUNDS": "1,1,1",
+                   "TPU_CHIPS_PER_HOST_BOUNDS": "2,2,1", "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3"}  # fmt: skip
+"""So that libtpu looks for no TPU and does not complain that there is none; it has no part in what is planned."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """A GPU by its data sheet. Memory decides whether a run fits, the generation which code is generated; the rest
-    steers the compiler's choice between equivalents.
+    """A device by its data sheet.
 
     Attributes:
       name: as on the command line.
-      memory: bytes, the decimal gigabytes of the name; drivers report a few percent more.
+      memory: bytes. Of GPUs the decimal gigabytes of the name; drivers report a few percent more. Of TPUs what their
+        compiler lets a program have.
+      share: of the memory that a run may fill.
+    """
+
+    name: str
+    memory: int
+
+    @property
+    def usable(self) -> float:
+        """Bytes that a run may fill."""
+        return self.share * self.memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Tpu(Device):
+    """A TPU chip.
+
+    Attributes:
+      generation: "v5e", as in names of topologies. axes: how many its topology has.
+    """
+
+    generation: str
+    axes: tuple[int, ...]
+    share = 1.0
+
+    def topology(self, mesh: str) -> tuple[int, ...]:
+        """ "4x4" -> (4, 4): chips along each axis of a slice.
+
+        Raises:
+          UserError: no such slice.
+        """
+        shape = tuple(map(int, mesh.split("x"))) if re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", mesh) else ()
+        if len(shape) not in self.axes:
+            example = " or ".join({2: "4x4", 3: "2x2x4"}[axes] for axes in self.axes)
+            raise UserError(f"--mesh '{mesh}' is no slice of {self.name}s; give its topology in chips, such as "
+                            f"{example}")
+        return shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu(Device):
+    """An NVIDIA GPU. Memory decides whether a run fits, the generation which code is generated; the rest steers the
+    compiler's choice between equivalents.
+
+    Attributes:
       major, minor: compute capability.
       cores: streaming multiprocessors. fpus: float32 units of each. clock: GHz.
       shared, shared_optin: bytes of shared memory a core, and of those that one block may ask for.
       bandwidth: bytes a second to memory. cache: bytes of L2.
     """
 
-    name: str
-    memory: int
     major: int
     minor: int
     cores: int
@@ -45,6 +99,7 @@ class Device:
     shared_optin: int
     bandwidth: int
     cache: int
+    share = 0.9  # XLA_PYTHON_CLIENT_MEM_FRACTION; the rest is for CUDA and NCCL
 
     def target_config(self) -> str:
         """The text form of XLA's `GpuTargetConfigProto`."""
@@ -64,15 +119,18 @@ device_description_str: "NVIDIA {self.name}"
 """
 
 
-def _hopper(name: str, gigabytes: int, bandwidth: float) -> Device:
-    return Device(name, gigabytes * 10**9, 9, 0, 132, 128, 1.98, 233472, 232448, int(bandwidth * 1e12), 50 * 2**20)
+def _hopper(name: str, gigabytes: int, bandwidth: float) -> Gpu:
+    return Gpu(name, gigabytes * 10**9, 9, 0, 132, 128, 1.98, 233472, 232448, int(bandwidth * 1e12), 50 * 2**20)
 
 
 DEVICES = {device.name: device for device in (
     _hopper("H100-80GB", 80, 3.35),
     _hopper("H100-94GB", 94, 3.94),
     _hopper("H200-141GB", 141, 4.8),
-    Device("A100-80GB", 80 * 10**9, 8, 0, 108, 64, 1.41, 167936, 166912, int(2.04e12), 40 * 2**20),
+    Gpu("A100-80GB", 80 * 10**9, 8, 0, 108, 64, 1.41, 167936, 166912, int(2.04e12), 40 * 2**20),
+    Tpu("TPU-v5e", int(15.75 * 2**30), "v5e", (2,)),
+    Tpu("TPU-v5p", int(95.74 * 2**30), "v5p", (3, 2)),
+    Tpu("TPU-v6e", int(31.25 * 2**30), "v6e", (2,)),
 )}  # fmt: skip
 
 
@@ -81,7 +139,8 @@ class Target(NamedTuple):
 
     Attributes:
       device: the device that is planned for.
-      hosts, per_host: how many there are; devices of one host follow each other.
+      hosts, per_host: how many there are; devices of one host follow each other. The chips of a TPU slice count as
+        those of one host: all are joined by the same links.
       devices: stand-ins, `hosts * per_host` of them.
       options: for `Lowered.compile`.
       exact: whether this is the compiler of the device; otherwise it is the CPU's.
@@ -99,18 +158,43 @@ def target(device: str, mesh: str) -> Target:
     """Finds the device and the best compiler there is. Call it before anything else runs on JAX.
 
     Args:
-      device: one of `DEVICES`. mesh: "2x4" for 2 hosts with 4 devices each.
+      device: one of `DEVICES`. mesh: "2x4" for 2 hosts with 4 GPUs each; of TPUs the topology of the slice.
 
     Raises:
       UserError: an unknown device or a mesh that is none.
     """
-    planned, (hosts, per_host) = find_device(device), parse_mesh(mesh)
+    planned = find_device(device)
+    if isinstance(planned, Tpu):
+        return _slice(planned, planned.topology(mesh))
+    hosts, per_host = parse_mesh(mesh)
     jax.config.update("jax_platforms", "cpu")
     if has_compiler():
         topology = topologies.get_topology_desc(
             device.lower(), "cuda", target_config=planned.target_config(), topology=f"1x{hosts}x{per_host}"
         )  # fmt: skip
         return Target(planned, hosts, per_host, topology.devices, OPTIONS, exact=True)
+    return _on_cpus(planned, hosts, per_host)
+
+
+def _slice(planned: Tpu, shape: tuple[int, ...]) -> Target:
+    """A slice of a TPU pod."""
+    chips = math.prod(shape)
+    jax.config.update("jax_platforms", "cpu")
+    if not has_tpu_compiler():
+        return _on_cpus(planned, 1, chips)
+    os.environ.update(TPU_ENVIRONMENT)
+    # A slice of fewer chips than a host has is planned as a host of so many.
+    small = {} if chips >= 4 else {"chips_per_host_bounds": (*shape, 1, 1)[:3]}
+    name = f"{planned.generation}:{'x'.join(map(str, shape))}"
+    try:
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=name, **small)
+    except RuntimeError as error:
+        reason = str(error).partition(": ")[2] or str(error)
+        raise UserError(f"--mesh {'x'.join(map(str, shape))}: no slice of {planned.name}s ({reason})") from None
+    return Target(planned, 1, chips, topology.devices, {}, exact=True)
+
+
+def _on_cpus(planned: Device, hosts: int, per_host: int) -> Target:
     jax.config.update("jax_num_cpu_devices", hosts * per_host)
     return Target(planned, hosts, per_host, jax.devices("cpu"), {}, exact=False)
 
@@ -140,12 +224,36 @@ def has_compiler() -> bool:
         package = f"jax-{module.rpartition('xla_')[2]}-plugin"
         installed, wanted = importlib.metadata.version(package), importlib.metadata.version("jaxlib")
         if installed != wanted:
-            raise UserError(f"{package} {installed} does not go with jaxlib {wanted}; run: {how_to_install()}")
+            raise UserError(f"{package} {installed} does not go with jaxlib {wanted}; run: pip install "
+                            f"{package}=={wanted}")
         return True
     return False
 
 
-def how_to_install() -> str:
-    """The command that brings the real compiler: 130 MB, without CUDA itself."""
+def has_tpu_compiler() -> bool:
+    """Whether libtpu is there, in the version that goes with the installed JAX.
+
+    Raises:
+      UserError: it is there in another version, which would fail while it is loaded.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        return False
+    installed, wanted = importlib.metadata.version("libtpu"), _libtpu()
+    if not installed.startswith(wanted.rstrip("*")):
+        raise UserError(f"libtpu {installed} does not go with jax {jax.__version__}; run: pip install --no-deps "
+                        f"'libtpu=={wanted}'")
+    return True
+
+
+def _libtpu() -> str:
+    """The version of libtpu that the installed JAX asks for, "0.0.42.*"."""
+    needs = importlib.metadata.requires("jax") or []
+    return next(need for need in needs if need.startswith("libtpu==")).partition("==")[2].partition(";")[0].strip()
+
+
+def how_to_install(device: Device) -> str:
+    """The command that brings the real compiler: 130 MB for GPUs, without CUDA itself; 213 MB for TPUs."""
+    if isinstance(device, Tpu):
+        return f"pip install --no-deps 'libtpu=={_libtpu()}'"
     version = importlib.metadata.version("jaxlib")
     return f"pip install jax-cuda13-plugin=={version}"

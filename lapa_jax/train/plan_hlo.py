@@ -1,7 +1,8 @@
 """What a compiled program sends between devices, read from its text (HLO).
 
 A collective within a loop is written once and runs as often as the loop: XLA notes how often a loop runs wherever it
-knows (`known_trip_count`), and scans it always knows. Loops within loops multiply.
+knows (`known_trip_count`), and scans it always knows. The compiler for TPUs notes nothing; there the number is read
+from the loop's condition, `i < n`: scans count from 0. Loops within loops multiply.
 """
 
 import collections
@@ -20,6 +21,8 @@ _HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _OPCODE = re.compile(rf" ({'|'.join(KINDS)})(-start)?\(")
 _CALLED = re.compile(r"\b(body|condition|calls|to_apply|\w+_computations?)=(?:%?([\w.-]+)|\{([^}]*)\})")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_CONSTANT = re.compile(r"%([\w.-]+) = [su]\d+\[\]\S* constant\((\d+)\)")
+_BELOW = re.compile(r"^  ROOT .* compare\([^,]*, (?:\S+ )?%([\w.-]+)\), direction=LT")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _LISTED = re.compile(r"replica_groups=\{(\{.*?\})\}|source_target_pairs=\{(\{.*?\})\}")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
@@ -76,6 +79,7 @@ def read(text: str, devices: int) -> Program:
       text: the program. devices: how many it runs on.
     """
     computations, entry = _computations(text)
+    limits = _limits(text)
     collectives, unknown = [], 0
 
     def visit(name: str, times: int, looped: bool) -> int:
@@ -86,10 +90,11 @@ def read(text: str, devices: int) -> Program:
             if match := _OPCODE.search(line):
                 collectives.append(_collective(line, match, times, looped, devices))
                 continue
-            trips = _TRIPS.search(line)
+            roles = dict(_called(line)) if " while(" in line else {}
+            trips = int(match[1]) if (match := _TRIPS.search(line)) else limits.get(roles.get("condition"))
             for role, called in _called(line):
                 loop = role == "body"
-                count = visit(called, times * (int(trips[1]) if loop and trips else 1), looped or loop)
+                count = visit(called, times * (trips if loop and trips else 1), looped or loop)
                 unknown += bool(loop and count and not trips)
         return len(collectives) - before
 
@@ -113,6 +118,19 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
         elif _OPCODE.search(line) or _CALLED.search(line):
             bodies[name].append(line)
     return dict(bodies), entry
+
+
+def _limits(text: str) -> dict[str, int]:
+    """{computation: n} of those that end in a comparison `i < n` with a constant, as conditions of loops do."""
+    limits, constants, name = {}, {}, ""
+    for line in text.splitlines():
+        if head := _HEAD.match(line):
+            name, constants = head[2], {}
+        elif constant := _CONSTANT.search(line):
+            constants[constant[1]] = int(constant[2])
+        elif (below := _BELOW.match(line)) and below[1] in constants:
+            limits[name] = constants[below[1]]
+    return limits
 
 
 def _called(line: str) -> Iterator[tuple[str, str]]:
