@@ -72,6 +72,9 @@ setup(
         # XLA's compiler for NVIDIA GPUs without CUDA (130 MB): launch/train.py --dry_run --mesh 8x4 --device H100-94GB.
         # "local" is JAX's word for CUDA that is found elsewhere, here nowhere; it pins the version that goes with jax.
         "plan": ['jax[cuda13-local]>=0.10,<0.12; sys_platform == "linux"'],
+        "tpu": ["jax[tpu]>=0.10,<0.12"],  # Google's TPUs
+        # XLA's compiler for TPUs, which is in libtpu (213 MB): launch/train.py --dry_run --mesh 4x4 --device TPU-v5e
+        "plan-tpu": ['jax[tpu]>=0.10,<0.12; sys_platform == "linux"'],
         "serve": ["aiohttp>=3.11,<4"],  # launch/serve.py and explore.py; clients of the former need numpy and msgpack
         "sim": ["mujoco>=3.2"],  # lapa_jax/sim and tools/record_sim.py: the push-table
         "metaworld": ["metaworld>=3.1.1,<3.2"],  # its 50 tasks. It pins mujoco to 3.3.0, with newer ones it fails

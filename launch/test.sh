@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/venv.sh
-install_venv "[test,sim,metaworld,plan,serve,docs]"
+install_venv "[test,sim,metaworld,plan,plan-tpu,serve,docs]"
 
 export JAX_PLATFORMS=cpu
 export PYTHONDONTWRITEBYTECODE=1

@@ -4,6 +4,7 @@ python launch/train.py --config configs/laq.py[:variant+variant] [--config_file 
                        [--dry_run] [--config.key=value ...]
 python launch/train.py --config configs/laq.py:tiny --help      # all keys of this config, with their values
 python launch/train.py --config configs/vla_latent.py --dry_run --mesh 8x4 --device H100-94GB    # for GPUs not at hand
+python launch/train.py --config configs/vla_latent.py --dry_run --mesh 2x2x4 --device TPU-v5p    # or a slice of TPUs
 """
 
 import argparse
@@ -25,8 +26,9 @@ def main(argv: list[str]) -> None:
                         help="YAML file of overrides: a site, a data set; may be repeated, later ones win")  # fmt: skip
     parser.add_argument("--workdir", help="run folder; runs/<config.name> by default")
     parser.add_argument("--dry_run", action="store_true", help="build and compile, print sizes, write nothing")
-    parser.add_argument("--mesh", help="with --dry_run: compile for that many hosts x GPUs, 8x4, instead of run")
-    parser.add_argument("--device", help="with --mesh: which GPUs, H100-94GB")
+    parser.add_argument("--mesh", help="with --dry_run: compile for that many hosts x GPUs, 8x4, or for a slice "
+                        "of TPUs by its topology, 2x2x4, instead of run")  # fmt: skip
+    parser.add_argument("--device", help="with --mesh: which GPUs or TPUs, H100-94GB, TPU-v5e")
     args, overrides = parser.parse_known_args(argv)
     if args.help:
         parser.print_help()

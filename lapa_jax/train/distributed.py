@@ -1,8 +1,10 @@
 """Several processes as one run: started from Slurm's variables or from JAX's own, stopped after the same step."""
 
+import importlib.util
 import json
 import math
 import os
+import pathlib
 import re
 import signal
 import socket
@@ -26,7 +28,7 @@ def initialize() -> None:
     """Joins the other processes, where there are any, and compares what Slurm gave with what JAX sees.
 
     A step of Slurm with several tasks is recognised by Slurm's own variables; elsewhere JAX_COORDINATOR_ADDRESS,
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who.
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who. On hosts with TPUs JAX asks Google Cloud's metadata.
 
     Raises:
       UserError: a coordinator that cannot be found; variables that contradict each other or what JAX sees.
@@ -44,9 +46,25 @@ def initialize() -> None:
     elif "JAX_NUM_PROCESSES" in given:
         missing = [name for name in VARIABLES if name not in given]
         raise UserError(f"JAX_NUM_PROCESSES is set but {', '.join(missing)} is not; set all of {', '.join(VARIABLES)}")
+    elif has_tpus(os.environ):
+        jax.distributed.initialize()
     jax.devices()  # a platform that is not there is refused now, and not after the data were converted
     if "SLURM_PROCID" in os.environ:
         check_counts(os.environ, jax.process_count(), _visible_gpus())
+
+
+def has_tpus(variables: Mapping[str, str], devices: str = "/dev") -> bool:
+    """Whether this host has TPUs that JAX may use: libtpu is installed, the kernel shows their devices, and
+    JAX_PLATFORMS does not leave them out.
+
+    Args:
+      variables: the environment. devices: the folder of the kernel's devices.
+    """
+    platforms = variables.get("JAX_PLATFORMS", "")
+    if (platforms and "tpu" not in platforms) or importlib.util.find_spec("libtpu") is None:
+        return False
+    folder = pathlib.Path(devices)
+    return any(folder.glob("accel[0-9]*")) or any(folder.glob("vfio/[0-9]*"))
 
 
 def coordinator(variables: Mapping[str, str]) -> str:

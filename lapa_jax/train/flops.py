@@ -11,6 +11,17 @@ from jax.extend import core as jax_core
 
 from lapa_jax.core import counting
 
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12,
+         "TPU v6 lite": 918e12}  # fmt: skip
+"""Dense bf16 peaks in FLOP/s (data sheets), by a part of the name that JAX gives a device: v5e is "TPU v5 lite",
+v5p "TPU v5"."""
+
+
+def peak_flops(kind: str) -> float | None:
+    """The peak of a device whose `device_kind` is `kind`; None where it is not known."""
+    matches = [name for name in PEAKS if name in kind]
+    return PEAKS[max(matches, key=len)] if matches else None
+
 
 class Flops(NamedTuple):
     """Floating-point operations of a training step.

@@ -29,6 +29,7 @@ from lapa_jax.train.distributed import SaveTimer, StopRequests, on_first_host
 from lapa_jax.train.evaluate import Evaluator
 from lapa_jax.train.fast_checkpoints import FastCheckpoints
 from lapa_jax.train.feed import Feed
+from lapa_jax.train.flops import peak_flops
 from lapa_jax.train.images import Drawing, Images
 from lapa_jax.train.monitor import Monitor
 from lapa_jax.train.profiler import Profiler
@@ -331,7 +332,7 @@ class Loop:
         rate = steps * self._config.batch_size / elapsed
         speed = {"samples_per_second": rate, "input_wait": self._feed.idle / elapsed,
                  "flops_per_second": steps * self._flops / elapsed}  # fmt: skip
-        if (peak := _peak_flops()) is not None:
+        if (peak := peak_flops(jax.devices()[0].device_kind)) is not None:
             possible = peak * self._setup.mesh.size * elapsed
             speed["mfu"] = steps * self._flops / possible
             speed["hfu"] = steps * self._hardware_flops / possible
@@ -448,10 +449,3 @@ def collapsed_positions(metrics: Mapping[str, float]) -> list[str]:
     """The code positions where one code takes nearly everything, "position 2"; of a dataset "bridge/position 2"."""
     shares = {name: share for name, share in metrics.items() if SHARE_OF_LARGEST in name}
     return [name.replace(SHARE_OF_LARGEST, "").replace("_", " ") for name, share in shares.items() if share > COLLAPSED]
-
-
-def _peak_flops() -> float | None:
-    """Dense bf16 peak of one device in FLOP/s, where it is known (vendors' data sheets)."""
-    peaks = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "TPU v4": 275e12, "TPU v5": 459e12}
-    kind = jax.devices()[0].device_kind
-    return next((peak for name, peak in peaks.items() if name in kind), None)

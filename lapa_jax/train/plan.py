@@ -69,7 +69,7 @@ def plan(config: ml_collections.ConfigDict, mesh: str, device: str) -> None:
             needs = measure(setup, goal)
         except RuntimeError as error:
             if full := HBM_FULL.search(str(error)):
-                print("\n".join(_describe_full(setup, goal, *full.groups())))
+                print("\n".join(_describe_full(setup, goal, full[1])))
                 return
             # Fused attention is on by default; XLA's compiler compiles it with cuDNN, which a plan need not have.
             if "cudnn" not in str(error).lower() or "llm" not in config.model:
@@ -117,7 +117,7 @@ def verdict(goal: Target, needs: Needs) -> str:
     """Whether it fits, in one line."""
     usable = goal.device.usable
     figures = (f"the peak of {_gib(needs.peak).strip()} GiB is {needs.peak / usable:.0%} of the {usable / GIB:.1f} GiB "
-             f"that a run may fill of an {goal.device.name}")  # fmt: skip
+             f"that a run may fill of one {goal.device.name}")  # fmt: skip
     if needs.peak <= usable:
         return f"fits: {figures}"
     if not goal.exact:
@@ -126,7 +126,7 @@ def verdict(goal: Target, needs: Needs) -> str:
     return f"does not fit: {figures}; what helps: {REMEDY}"
 
 
-def _describe_full(setup: Setup, goal: Target, used: str, available: str) -> Iterator[str]:
+def _describe_full(setup: Setup, goal: Target, message: str) -> Iterator[str]:
     """The report on a program that the compiler for TPUs gave up, which then has no figures but these."""
     yield from _heading(setup, goal)
     yield ""
@@ -134,8 +134,7 @@ def _describe_full(setup: Setup, goal: Target, used: str, available: str) -> Ite
     for name, size in {**_state(setup), "batch": _bytes(setup.batch)}.items():
         yield f"  {name:38s}{_gib(size)}"
     yield ""
-    yield (f"does not fit: the compiler counts {used}iB and a {goal.device.name} has {available}iB for a program; "
-           f"what helps: {REMEDY}")  # fmt: skip
+    yield f"does not fit: {message.rstrip('.')} (the compiler's words); what helps: {REMEDY}"
 
 
 def _heading(setup: Setup, goal: Target) -> Iterator[str]:

@@ -23,12 +23,13 @@ OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 they go to cuBLAS, as most large ones do in a run."""
 
 
-HBM_FULL = re.compile(r"Ran out of memory in memory space hbm[^U]*Used (\S+) of (\S+) hbm")
-"""How XLA's TPU compiler says that a program does not fit."""
+HBM_FULL = re.compile(r"RESOURCE_EXHAUSTED: (.*Ran out of memory (?:on HBM|in memory space hbm).*)")
+"""How XLA's TPU compiler says that a program does not fit, and by how much."""
 
 TPU_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
                    "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_HOST_BOUNDS": "1,1,1",
-                   "TPU_CHIPS_PER_HOST_BOUNDS": "2,2,1", "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3"}  # fmt: skip
+                   "TPU_CHIPS_PER_HOST_BOUNDS": "2,2,1", "TPU_STDERR_LOG_LEVEL": "3",
+                   "TPU_MIN_LOG_LEVEL": "3", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true"}  # fmt: skip
 """So that libtpu looks for no TPU and does not complain that there is none; it has no part in what is planned."""
 
 

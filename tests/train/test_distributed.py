@@ -1,8 +1,12 @@
 """What a task of Slurm takes from its variables, and what is refused before anything waits for anybody."""
 
+import importlib.machinery
+import importlib.util
 import math
 import os
 import signal
+import sys
+import types
 
 import jax
 import numpy as np
@@ -11,7 +15,7 @@ import pytest
 from lapa_jax.core.config import ConfigError
 from lapa_jax.core.errors import Stopped, UserError
 from lapa_jax.train import distributed
-from lapa_jax.train.distributed import SaveTimer, StopRequests, check_counts, coordinator, local_gpus
+from lapa_jax.train.distributed import SaveTimer, StopRequests, check_counts, coordinator, has_tpus, local_gpus
 
 
 def task(**changes) -> dict[str, str]:
@@ -62,6 +66,23 @@ def test_gpus_that_cannot_be_shared_are_refused():
         local_gpus(task(STEP_TASKS_PER_NODE="3(x2)"))
     with pytest.raises(UserError, match="4 tasks on node .* cannot share 1 GPU"):
         local_gpus(task(GPUS_ON_NODE=1))
+
+
+def test_tpus_are_there_where_library_and_devices_are(monkeypatch, tmp_path):
+    (tmp_path / "vfio").mkdir()
+    (tmp_path / "vfio" / "vfio").touch()  # every host that can pass devices on has this one
+    monkeypatch.setitem(sys.modules, "libtpu", types.ModuleType("libtpu"))
+    sys.modules["libtpu"].__spec__ = importlib.machinery.ModuleSpec("libtpu", None)
+    assert not has_tpus({}, tmp_path)
+    (tmp_path / "vfio" / "0").touch()
+    assert has_tpus({}, tmp_path) and has_tpus({"JAX_PLATFORMS": "tpu,cpu"}, tmp_path)
+    assert not has_tpus({"JAX_PLATFORMS": "cpu"}, tmp_path)
+    (tmp_path / "vfio" / "0").unlink()
+    (tmp_path / "accel3").touch()
+    assert has_tpus({}, tmp_path)
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert not has_tpus({}, tmp_path)
 
 
 def test_counts_are_compared():

@@ -6,7 +6,7 @@ import pytest
 
 from lapa_jax.models import llama
 from lapa_jax.nn import attention
-from lapa_jax.train.flops import count_flops, trace_step
+from lapa_jax.train.flops import count_flops, peak_flops, trace_step
 
 
 def test_products_and_convolutions_count_a_multiply_add_as_two():
@@ -68,6 +68,14 @@ def test_fused_kernels_are_counted_as_what_they_compute(monkeypatch):
     params = jax.eval_shape(lambda e: plain.init(jax.random.key(0), embeddings=e), embeddings)
     counted = [count_flops(lambda p, e, m=m: m.apply(p, embeddings=e), params, embeddings) for m in (model, plain)]
     assert counted[0] == counted[1] > 0
+
+
+@pytest.mark.parametrize(("kind", "peak"), [
+    ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA A100-SXM4-80GB", 312e12), ("TPU v5 lite", 197e12), ("TPU v5", 459e12),
+    ("TPU v5p", 459e12), ("TPU v6 lite", 918e12), ("cpu", None),
+])  # fmt: skip
+def test_peaks_go_by_the_longest_name(kind, peak):
+    assert peak_flops(kind) == peak
 
 
 def test_a_trace_for_counting_leaves_the_next_one_alone():

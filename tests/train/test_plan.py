@@ -68,6 +68,21 @@ def test_collectives_count_as_often_as_their_loops_run():
     assert plan_hlo.total(program.collectives, "all-gather") == (96, 96 * 8192, 96 * 8192 * 3 / 4)
 
 
+def test_loops_without_a_note_run_as_often_as_their_condition_says():
+    """As the compiler for TPUs writes scans: layouts in the types, no trip counts."""
+    condition = """%condition (state: (s32[], bf16[4096])) -> pred[] {
+  %n = s32[]{:T(128)} constant(32)
+  %i = s32[]{:T(128)} get-tuple-element(%state), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %n), direction=LT, metadata={op_name="while/cond/lt"}
+}"""
+    start, end = PROGRAM.index("%condition"), PROGRAM.index("%micro")
+    text = PROGRAM[:start] + condition + "\n\n" + PROGRAM[end:].replace('"known_trip_count":{"n":"32"},', "")
+    program = plan_hlo.read(text, devices=8)
+    assert {c.kind: c.times for c in program.collectives} == {
+        "all-gather": 96, "reduce-scatter": 96, "all-to-all": 32, "all-reduce": 1, "collective-permute": 1}  # fmt: skip
+    assert program.unknown_loops == 0
+
+
 def test_groups_tell_what_leaves_a_host():
     kinds = {c.kind: c for c in plan_hlo.read(PROGRAM, devices=8).collectives[:-1]}
     assert kinds["all-gather"].groups.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
@@ -98,6 +113,11 @@ def test_meshes_and_devices_by_name():
         with pytest.raises(UserError, match="hosts x GPUs per host"):
             plan_devices.parse_mesh(wrong)
     assert plan_devices.find_device("A100-80GB").memory == 80 * 10**9
+    assert plan_devices.find_device("TPU-v5e").topology("16x16") == (16, 16)
+    assert plan_devices.find_device("TPU-v5p").topology("2x2x4") == (2, 2, 4)
+    for device, wrong in (("TPU-v5e", "2x2x4"), ("TPU-v5p", "16"), ("TPU-v6e", "0x4"), ("TPU-v6e", "")):
+        with pytest.raises(UserError, match="give its topology in chips, such as"):
+            plan_devices.find_device(device).topology(wrong)
     with pytest.raises(UserError, match="did you mean 'H100-94GB'"):
         plan_devices.find_device("H100-95GB")
 
@@ -122,6 +142,40 @@ def test_a_plan_is_asked_for_with_a_mesh_and_a_device(root):
     run = [sys.executable, "-B", "launch/train.py", "--config", "configs/fsq.py", "--mesh", "1x4"]
     done = subprocess.run(run, cwd=root, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: --mesh and --device go together and with --dry_run")
+
+
+def plan_for_a_slice(root, *arguments) -> subprocess.CompletedProcess:
+    """`--dry_run` of a small model for a slice of TPUs, in a process of its own."""
+    if not plan_devices.has_tpu_compiler():
+        pytest.skip("XLA's compiler for TPUs is not installed: pip install 'lapa_jax[plan-tpu]'")
+    run = [sys.executable, "-B", "launch/train.py", "--dry_run", *arguments]
+    return subprocess.run(run, cwd=root, capture_output=True, text=True)
+
+
+def test_a_step_is_compiled_for_a_slice_of_tpus(root):
+    done = plan_for_a_slice(root, "--config", "configs/mstcn.py:small", "--mesh", "2x2", "--device", "TPU-v5e",
+                            "--config.model.action_dim=3", "--config.model.state_dim=0")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "mstcn_small on 1 x 4 TPU-v5e: data 4, fsdp 1, tensor 1"
+    assert lines[1].startswith("compiled by XLA's TPU compiler, jax ")
+    assert "batch 64 = 16 sequences a device x 4 x 1 micro-batches" in lines
+    # Gradients of parameters that every chip has are summed over all chips once: 4 bytes each.
+    (reduced,) = [line.split() for line in lines if line.strip().startswith("all-reduce")]
+    trained = next(int(line.split()[0].replace(",", "")) for line in lines if "parameters trained" in line)
+    assert float(reduced[2]) * 2**30 == pytest.approx(4 * trained, rel=0.1)
+    assert lines[-1].startswith("fits: the peak of 0.0") and lines[-1].endswith("that a run may fill of one TPU-v5e")
+
+
+def test_a_slice_that_does_not_exist_or_is_too_small_is_refused_in_words(root):
+    wrong = plan_for_a_slice(root, "--config", "configs/fsq.py:test", "--mesh", "3x5", "--device", "TPU-v5e")
+    assert wrong.returncode == 2 and "error: --mesh 3x5: no slice of TPU-v5es" in wrong.stderr
+    full = plan_for_a_slice(root, "--config", "configs/mstcn.py:small", "--mesh", "1x1", "--device", "TPU-v5e",
+                            "--config.model.action_dim=3", "--config.model.state_dim=0",
+                            "--config.train.batch_size=1048576")  # fmt: skip
+    assert full.returncode == 0, full.stderr
+    *_, last = full.stdout.splitlines()
+    assert last.startswith("does not fit: ") and "15.75G" in last and "what helps: more micro-batches" in last
 
 
 @pytest.fixture(scope="module")
