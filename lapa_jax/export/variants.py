@@ -3,6 +3,8 @@
 import re
 from collections.abc import Mapping
 
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import ml_collections
 
@@ -37,7 +39,28 @@ def in_bfloat16(trained: TrainedModel) -> TrainedModel:
     A model that computes in bfloat16 rounds just these before it uses them: its outputs stay the same to the bit. Its
     layers that compute in float32 all the same, the last ones of heads, keep their kernels.
     """
-    layers = int8.linear_layers(trained.model)
+    return with_parameters(trained, _rounded(trained.model, trained.variables["params"]), trained.config)
+
+
+def stored_shapes(model: nn.Module, params: Mapping, stored: str) -> Mapping:
+    """Shapes and dtypes of parameters as an export stores them; nothing is computed.
+
+    Args:
+      model: their model, without adapters. params: shapes and dtypes of what was trained.
+      stored: "float32" for what they are, "bfloat16" as by `in_bfloat16`, "int8" for `in_int8` of all layers of `llm`
+        with all else in bfloat16.
+    """
+    if stored == "float32":
+        return params
+    rounded = jax.eval_shape(lambda params: _rounded(model, params), params)
+    if stored == "bfloat16":
+        return rounded
+    layers = int8.choose(int8.linear_layers(model), "llm/.*")
+    return jax.eval_shape(lambda params: int8.quantize_layers(params, layers), rounded)
+
+
+def _rounded(model: nn.Module, params: Mapping) -> dict:
+    layers = int8.linear_layers(model)
     rounded = [name for name, dtype in layers.items() if dtype == jnp.bfloat16]
     # A model that computes in float32 throughout has no layer in bfloat16: then all kernels are stored in half the
     # room.
@@ -46,7 +69,7 @@ def in_bfloat16(trained: TrainedModel) -> TrainedModel:
     def store(name: str, leaf):
         return leaf.astype(jnp.bfloat16) if name in kernels or EMBEDDING.fullmatch(name) else leaf
 
-    return with_parameters(trained, tree.map_named(store, trained.variables["params"]), trained.config)
+    return tree.map_named(store, params)
 
 
 def in_int8(trained: TrainedModel, modules: str) -> TrainedModel:

@@ -41,11 +41,19 @@ class Device:
       name: as on the command line.
       memory: bytes. Of GPUs the decimal gigabytes of the name; drivers report a few percent more. Of TPUs what their
         compiler lets a program have.
+      bandwidth: bytes a second to memory.
+      rate: FLOP/s that large products of bfloat16 reach.
+      links: bytes a second that one device sends within its host, or of TPUs within its slice. network: the same to
+        other hosts, for each device.
       share: of the memory that a run may fill.
     """
 
     name: str
     memory: int
+    bandwidth: int
+    rate: float
+    links: float
+    network: float
 
     @property
     def usable(self) -> float:
@@ -88,7 +96,7 @@ class Gpu(Device):
       major, minor: compute capability.
       cores: streaming multiprocessors. fpus: float32 units of each. clock: GHz.
       shared, shared_optin: bytes of shared memory a core, and of those that one block may ask for.
-      bandwidth: bytes a second to memory. cache: bytes of L2.
+      cache: bytes of L2.
     """
 
     major: int
@@ -98,7 +106,6 @@ class Gpu(Device):
     clock: float
     shared: int
     shared_optin: int
-    bandwidth: int
     cache: int
     share = 0.9  # XLA_PYTHON_CLIENT_MEM_FRACTION; the rest is for CUDA and NCCL
 
@@ -121,17 +128,20 @@ device_description_str: "NVIDIA {self.name}"
 
 
 def _hopper(name: str, gigabytes: int, bandwidth: float) -> Gpu:
-    return Gpu(name, gigabytes * 10**9, 9, 0, 132, 128, 1.98, 233472, 232448, int(bandwidth * 1e12), 50 * 2**20)
+    # NVLink 4 sends 450 GB/s; a node of four has four InfiniBand cards of 400 Gbit/s.
+    return Gpu(name, gigabytes * 10**9, int(bandwidth * 1e12), 790e12, 450e9, 50e9, 9, 0, 132, 128, 1.98, 233472,
+               232448, 50 * 2**20)
 
 
 DEVICES = {device.name: device for device in (
     _hopper("H100-80GB", 80, 3.35),
     _hopper("H100-94GB", 94, 3.94),
     _hopper("H200-141GB", 141, 4.8),
-    Gpu("A100-80GB", 80 * 10**9, 8, 0, 108, 64, 1.41, 167936, 166912, int(2.04e12), 40 * 2**20),
-    Tpu("TPU-v5e", int(15.75 * 2**30), "v5e", (2,)),
-    Tpu("TPU-v5p", int(95.74 * 2**30), "v5p", (3, 2)),
-    Tpu("TPU-v6e", int(31.25 * 2**30), "v6e", (2,)),
+    Gpu("A100-80GB", 80 * 10**9, int(2.04e12), 250e12, 300e9, 25e9, 8, 0, 108, 64, 1.41, 167936, 166912, 40 * 2**20),
+    # Rates are the data sheets' peaks; links are half of the bidirectional figure of a chip.
+    Tpu("TPU-v5e", int(15.75 * 2**30), int(819e9), 197e12, 200e9, math.inf, "v5e", (2,)),
+    Tpu("TPU-v5p", int(95.74 * 2**30), int(2765e9), 459e12, 600e9, math.inf, "v5p", (3, 2)),
+    Tpu("TPU-v6e", int(31.25 * 2**30), int(1638e9), 918e12, 400e9, math.inf, "v6e", (2,)),
 )}  # fmt: skip
 
 

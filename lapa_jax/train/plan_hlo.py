@@ -1,29 +1,16 @@
-"""What a compiled program sends between devices, read from its text (HLO).
+"""What a compiled program sends between devices, read from its text (HLO)."""
 
-A collective within a loop is written once and runs as often as the loop: XLA notes how often a loop runs wherever it
-knows (`known_trip_count`), and scans it always knows. The compiler for TPUs notes nothing; there the number is read
-from the loop's condition, `i < n`: scans count from 0. Loops within loops multiply.
-"""
-
-import collections
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
-BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "f16": 16, "bf16": 16, "s32": 32,
-        "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64, "c128": 128}  # fmt: skip
+from lapa_jax.train import hlo
 
-_HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
-_OPCODE = re.compile(rf" ({'|'.join(KINDS)})(-start)?\(")
-_CALLED = re.compile(r"\b(body|condition|calls|to_apply|\w+_computations?)=(?:%?([\w.-]+)|\{([^}]*)\})")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-_CONSTANT = re.compile(r"%([\w.-]+) = [su]\d+\[\]\S* constant\((\d+)\)")
-_BELOW = re.compile(r"^  ROOT .* compare\([^,]*, (?:\S+ )?%([\w.-]+)\), direction=LT")
-_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+
 _LISTED = re.compile(r"replica_groups=\{(\{.*?\})\}|source_target_pairs=\{(\{.*?\})\}")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _MESH = re.compile(
@@ -78,28 +65,15 @@ def read(text: str, devices: int) -> Program:
     Args:
       text: the program. devices: how many it runs on.
     """
-    computations, entry = _computations(text)
-    limits = _limits(text)
-    collectives, unknown = [], 0
+    runs = [run for run in hlo.Module(text).runs(into_fusions=True) if kind_of(run.instruction)]
+    collectives = tuple(collective(run, devices) for run in runs)
+    return Program(collectives, len({name for run in runs for name in run.unknown}))
 
-    def visit(name: str, times: int, looped: bool) -> int:
-        """The number of collectives in a computation and in what it calls."""
-        nonlocal unknown
-        before = len(collectives)
-        for line in computations.get(name, ()):
-            if match := _OPCODE.search(line):
-                collectives.append(_collective(line, match, times, looped, devices))
-                continue
-            roles = dict(_called(line)) if " while(" in line else {}
-            trips = int(match[1]) if (match := _TRIPS.search(line)) else limits.get(roles.get("condition"))
-            for role, called in _called(line):
-                loop = role == "body"
-                count = visit(called, times * (trips if loop and trips else 1), looped or loop)
-                unknown += bool(loop and count and not trips)
-        return len(collectives) - before
 
-    visit(entry, 1, False)
-    return Program(tuple(collectives), unknown)
+def kind_of(instruction: hlo.Instruction) -> str:
+    """One of `KINDS`, or "" where it is no collective. Of an asynchronous one its start counts."""
+    kind = instruction.opcode.removesuffix("-start")
+    return kind if kind in KINDS else ""
 
 
 def total(collectives: Sequence[Collective], kind: str) -> tuple[int, float, float]:
@@ -108,44 +82,15 @@ def total(collectives: Sequence[Collective], kind: str) -> tuple[int, float, flo
     return sum(c.times for c in chosen), sum(c.times * c.size for c in chosen), sum(c.moved for c in chosen)
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """{name: lines that call something or communicate}, and the name of the entry."""
-    bodies, entry, name = collections.defaultdict(list), "", ""
-    for line in text.splitlines():
-        if head := _HEAD.match(line):
-            name = head[2]
-            entry = name if head[1] else entry
-        elif _OPCODE.search(line) or _CALLED.search(line):
-            bodies[name].append(line)
-    return dict(bodies), entry
-
-
-def _limits(text: str) -> dict[str, int]:
-    """{computation: n} of those that end in a comparison `i < n` with a constant, as conditions of loops do."""
-    limits, constants, name = {}, {}, ""
-    for line in text.splitlines():
-        if head := _HEAD.match(line):
-            name, constants = head[2], {}
-        elif constant := _CONSTANT.search(line):
-            constants[constant[1]] = int(constant[2])
-        elif (below := _BELOW.match(line)) and below[1] in constants:
-            limits[name] = constants[below[1]]
-    return limits
-
-
-def _called(line: str) -> Iterator[tuple[str, str]]:
-    """(role, computation) of all that an instruction calls."""
-    for role, one, several in _CALLED.findall(line):
-        for called in [one] if one else re.findall(r"[\w.-]+", several):
-            yield role, called
-
-
-def _collective(line: str, match: re.Match, times: int, looped: bool, devices: int) -> Collective:
-    kind, started = match[1], bool(match[2])
-    groups = _groups(line, devices)
-    size = _whole(kind, started, _bytes(line[: match.start()].partition(" = ")[2]), groups.shape[1])
-    name = re.search(r'op_name="([^"]*)"', line)
-    return Collective(kind, size, groups, times, looped, name[1] if name else "")
+def collective(run: hlo.Run, devices: int) -> Collective:
+    """What a run of an instruction sends, on a program for `devices`; it must be a collective."""
+    instruction = run.instruction
+    kind, groups = kind_of(instruction), _groups(instruction.line, devices)
+    # Scalars that go along for bookkeeping are left out.
+    arrays = [array for array in instruction.results if array.shape] or instruction.results
+    size = sum(array.bytes for array in arrays)
+    size = _whole(kind, instruction.opcode.endswith("-start"), size, groups.shape[1])
+    return Collective(kind, size, groups, run.times, run.looped, instruction.source)
 
 
 def _whole(kind: str, started: bool, size: int, members: int) -> int:
@@ -154,13 +99,6 @@ def _whole(kind: str, started: bool, size: int, members: int) -> int:
         whole = size * members if kind == "reduce-scatter" else size
         return size * members // (members + 1) if started else whole
     return size // 2 if started and kind != "all-reduce" else size
-
-
-def _bytes(types: str) -> int:
-    """Of all arrays in a type, which may be a tuple; scalars that go along for bookkeeping are left out."""
-    arrays = [(BITS[t], [int(n) for n in d.split(",") if n]) for t, d in _ARRAY.findall(types) if t in BITS]
-    arrays = [(bits, dims) for bits, dims in arrays if dims] or arrays
-    return sum(bits * math.prod(dims) for bits, dims in arrays) // 8
 
 
 def _groups(line: str, devices: int) -> np.ndarray:

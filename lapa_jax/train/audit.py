@@ -1,0 +1,205 @@
+"""What a compiled program spends its time on, by what its text says: products, memory, links; and what the sheet of the
+device makes of that (a roofline, Williams et al. 2009).
+
+It is an estimate. A product is taken at the rate that large ones reach, memory and links at their data sheet; kernels
+that wait for each other, launches and the host are not in it.
+"""
+
+import collections
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from lapa_jax.train import hlo, plan_hlo
+from lapa_jax.train.plan_devices import Target
+
+REACHED = 0.8
+"""Share of the rate of large products that a program's products reach together."""
+SHARE = 0.01
+"""Of all bytes: what moves as much is named."""
+RELATIVE_RATE = {"bf16": 1.0, "f16": 1.0, "s8": 2.0, "f8e4m3fn": 2.0, "f8e5m2": 2.0, "f32": 0.5}
+"""Rates of products by the type of their operands, over that of bfloat16. float32 is TF32 on NVIDIA GPUs, as JAX has it
+by default; other types run outside of the tensor cores."""
+OUTSIDE = 0.05
+MOVES = frozenset("parameter constant copy transpose bitcast reshape slice dynamic-slice dynamic-update-slice "
+                  "concatenate pad broadcast tuple get-tuple-element reverse gather iota".split())
+"""A fusion of nothing else only rearranges."""
+HOST = ("infeed", "outfeed", "send", "recv", "send-done", "recv-done")
+_CONVOLUTION = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
+
+
+class Product(NamedTuple):
+    """A matrix product or convolution. Attributes: flops: of one run. dtype: of its operands. run: which."""
+
+    flops: float
+    dtype: str
+    run: hlo.Run
+
+
+class Audit(NamedTuple):
+    """The findings.
+
+    Attributes:
+      flops: {dtype: FLOPs of all products}, of one device and step.
+      traffic: {kind: bytes read and written}: "products", "fused attention", "collectives", "rearranging", "other".
+      float32: bytes of `traffic` that instructions with a float32 result move.
+      fused: kernels of fused attention that run. scores: products of each sequence's own, in attention outside of such:
+        of queries and keys, of weights and values, and their gradients.
+      sent: bytes sent by one device, (within a host or slice, between hosts).
+      exposed: bytes of it in collectives beside which no product is scheduled.
+      host: names of instructions within loops that exchange data with the host.
+      largest: [(bytes, kind, opcode, source)] of what moves more than `SHARE` of all bytes without being a product.
+      unknown_loops: loops that do not say how often they run; they count once.
+    """
+
+    flops: dict[str, float]
+    traffic: dict[str, float]
+    float32: float
+    fused: int
+    scores: int
+    sent: tuple[float, float]
+    exposed: float
+    host: list[str]
+    largest: list[tuple[float, str, str, str]]
+    unknown_loops: int
+
+
+class Estimate(NamedTuple):
+    """Seconds of a step that each resource needs alone. Attributes: products, memory, links: as named."""
+
+    products: float
+    memory: float
+    links: float
+
+    @property
+    def step(self) -> float:
+        """Seconds of a step in which all three overlap."""
+        return max(self)
+
+
+def audit(text: str, goal: Target) -> Audit:
+    """Reads an optimised program for GPUs.
+
+    Args:
+      text: `Compiled.as_text()`. goal: what it was compiled for.
+    """
+    module = hlo.Module(text)
+    runs = list(module.runs())
+    found = list(products(module))
+    flops = collections.Counter()
+    for product in found:
+        flops[product.dtype] += product.flops * product.run.times
+    with_product = {product.run.computation for product in found}
+    traffic, float32, largest = collections.Counter(), 0.0, collections.Counter()
+    for run in runs:
+        size = module.traffic(run) * run.times
+        kind = _kind(module, run, with_product)
+        traffic[kind] += size
+        float32 += size * any(array.dtype == "f32" for array in run.instruction.results[:1])
+        if kind != "products":
+            largest[kind, run.instruction.opcode, run.instruction.source] += size
+    total = sum(traffic.values())
+    devices = goal.hosts * goal.per_host
+    collectives = plan_hlo.read(text, devices).collectives
+    crossing = sum(c.moved for c in collectives if c.crosses(goal.per_host))
+    return Audit(
+        dict(flops), dict(traffic), float32,
+        fused=sum(run.times for run in runs if "fmha" in run.instruction.line),
+        scores=sum(p.run.times for p in found
+                   if _is_batched(p.run.instruction) and "attention" in p.run.instruction.source),
+        sent=(sum(c.moved for c in collectives) - crossing, crossing),
+        exposed=sum(_exposed(module, runs, with_product, devices)),
+        host=[run.instruction.name for run in runs if run.looped and _of_host(run.instruction)],
+        largest=[(size, *what) for what, size in largest.most_common() if size > SHARE * total],
+        unknown_loops=len({name for run in runs for name in run.unknown}),
+    )  # fmt: skip
+
+
+def estimate(found: Audit, flops: float, goal: Target) -> Estimate:
+    """What the step takes on that device.
+
+    Args:
+      found: of the program. flops: of all products of a device and step, counted on the traced step: those of fused
+        attention do not show in the program.
+    """
+    device = goal.device
+    # What the program does not show is bfloat16: fused attention takes no other type.
+    by_type = dict(found.flops)
+    by_type["bf16"] = by_type.get("bf16", 0.0) + max(0.0, flops - sum(found.flops.values()))
+    needed = sum(count / RELATIVE_RATE.get(dtype, OUTSIDE) for dtype, count in by_type.items())
+    within, between = found.sent
+    return Estimate(needed / (REACHED * device.rate), sum(found.traffic.values()) / device.bandwidth,
+                    within / device.links + between / device.network)  # fmt: skip
+
+
+def products(module: hlo.Module) -> Iterator[Product]:
+    """All matrix products and convolutions, those in fusions too."""
+    for run in module.runs(into_fusions=True):
+        computation, instruction = module.computations[run.computation], run.instruction
+        operands = [computation[name].results[0] for name in instruction.operands if computation[name].results]
+        target = re.search(r'custom_call_target="([^"]*)"', instruction.line)
+        target = target[1] if target and instruction.opcode == "custom-call" else ""
+        if instruction.opcode == "dot" or target.startswith(("__cublas$", "__cublas$lt")):
+            yield Product(_dot_flops(instruction, operands[0]), operands[0].dtype, run)
+        elif instruction.opcode == "convolution" or target.startswith("__cudnn$conv"):
+            yield Product(_convolution_flops(instruction, operands, target), operands[0].dtype, run)
+
+
+def _is_batched(instruction: hlo.Instruction) -> bool:
+    return re.search(r'lhs_batch_dim(ensions":\["|s=\{)\d', instruction.line) is not None
+
+
+def _dot_flops(instruction: hlo.Instruction, left: hlo.Array) -> float:
+    """Two for each product of numbers: results x what is summed over."""
+    noted = re.search(r'"lhs_contracting_dimensions":(\[[^\]]*\])', instruction.line)
+    listed = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.line)
+    axes = [int(axis) for axis in json.loads(noted[1])] if noted else [int(a) for a in listed[1].split(",") if a]
+    return 2.0 * math.prod(instruction.results[0].shape) * math.prod(left.shape[axis] for axis in axes)
+
+
+def _convolution_flops(instruction: hlo.Instruction, operands: list[hlo.Array], target: str) -> float:
+    """Two for each result of the forward convolution x kernel positions x features that come in."""
+    kernel, output = operands[1], instruction.results[0]
+    if target.endswith("convBackwardFilter"):  # of the images and the output's gradient
+        kernel, output = instruction.results[0], operands[1]
+    elif target.endswith("convBackwardInput"):  # of the output's gradient and the kernel
+        output = operands[0]
+    features = kernel.shape[_CONVOLUTION.search(instruction.line)[2].index("o")]
+    return 2.0 * math.prod(output.shape) * math.prod(kernel.shape) / features
+
+
+def _kind(module: hlo.Module, run: hlo.Run, with_product: set[str]) -> str:
+    instruction = run.instruction
+    if plan_hlo.kind_of(instruction):
+        return "collectives"
+    if "fmha" in instruction.line and instruction.opcode == "custom-call":
+        return "fused attention"
+    if instruction.opcode in ("dot", "convolution") or "__cublas" in instruction.line or "__cudnn" in instruction.line:
+        return "products"
+    fused = module.computations.get(dict(hlo.called_by(instruction)).get("calls", ""), {})
+    if instruction.opcode == "fusion":
+        if dict(hlo.called_by(instruction))["calls"] in with_product:
+            return "products"
+        opcodes = {inner.opcode for inner in fused.values()}
+    else:
+        opcodes = {instruction.opcode.removesuffix("-start")}
+    return "rearranging" if opcodes <= MOVES else "other"
+
+
+def _exposed(module: hlo.Module, runs: list[hlo.Run], with_product: set[str], devices: int) -> Iterator[float]:
+    """Bytes sent by collectives beside which no product runs, in the order in which the program is scheduled."""
+    for run in runs:
+        if not plan_hlo.kind_of(run.instruction):
+            continue
+        order = list(module.computations[run.computation].values())
+        begin = order.index(run.instruction)
+        end = next((i for i, other in enumerate(order) if i > begin and run.instruction.name in other.operands), begin)
+        beside = order[begin + 1 : end] if run.instruction.opcode.endswith("-start") else []
+        if not any(_kind(module, run._replace(instruction=other), with_product) == "products" for other in beside):
+            yield plan_hlo.collective(run, devices).moved
+
+
+def _of_host(instruction: hlo.Instruction) -> bool:
+    return instruction.opcode in HOST or "callback" in instruction.line.partition("metadata=")[0]

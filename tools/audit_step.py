@@ -1,0 +1,137 @@
+"""Audits a compiled program for GPUs that are not here: python tools/audit_step.py --config configs/laq.py
+
+Compiles the training step of a config for --mesh and --device, or with --act one prediction of its policy, as
+`launch/train.py --dry_run` does, and reads the program: which products run on tensor cores and in which type, what
+moves how many bytes, whether attention is fused, which collectives nothing hides, what talks to the host within a loop.
+A roofline gives the time that this takes at best. Needs the extra `plan`; other arguments are those of launch/train.py.
+"""
+
+import argparse
+from collections.abc import Iterator
+
+from lapa_jax.core import config as config_lib
+from lapa_jax.core.arguments import Parser, check_options
+from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.escape import say
+
+ROWS = 12
+
+
+def main(argv: list[str]) -> None:
+    """Compiles, reads and prints."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)  # fmt: skip
+    parser.add_argument("--config", required=True, help="config file and optional variants, configs/vla_latent.py")
+    parser.add_argument("--mesh", default="1x1", help="hosts x GPUs per host (1x1)")
+    parser.add_argument("--device", default="H100-94GB", help="which GPUs")
+    parser.add_argument("--act", action="store_true", help="a prediction for one observation on one GPU, not a step")
+    parser.add_argument("--weights", default="bfloat16", choices=("float32", "bfloat16", "int8"),
+                        help="with --act: how kernels of linear layers are stored")  # fmt: skip
+    args, overrides = parser.parse_known_args(argv)
+    check_options(parser, overrides)
+    if args.act and args.mesh != "1x1":
+        raise UserError(f"--act --mesh {args.mesh}: a prediction is audited on one GPU; leave --mesh out")
+    config = config_lib.load(args.config, overrides)
+
+    from lapa_jax.train import plan_devices
+    from lapa_jax.train.audit import audit
+
+    device = plan_devices.find_device(args.device)
+    if not isinstance(device, plan_devices.Gpu):
+        raise UserError(f"--device {args.device}: programs for NVIDIA GPUs are audited; known: "
+                        f"{', '.join(n for n, d in plan_devices.DEVICES.items() if isinstance(d, plan_devices.Gpu))}")
+    if not plan_devices.has_compiler():
+        raise UserError(f"an audit needs the GPU's compiler: {plan_devices.how_to_install(device)}")
+    goal = plan_devices.target(args.device, args.mesh)
+    if args.act:
+        text, flops = _prediction(config, goal, args.weights)
+        name = f"one prediction of {config.name} with {args.weights} kernels"
+    else:
+        text, flops = _step(config, goal)
+        name = f"a training step of {config.name}"
+    say(f"{name}, {goal.hosts} x {goal.per_host} {device.name}")
+    say("\n".join(describe(audit(text, goal), flops, goal)))
+
+
+def _step(config, goal) -> tuple[str, float]:
+    """The program of a training step, and the FLOPs of its products a device."""
+    from lapa_jax.train.setup import lower_step, on_mesh, prepare
+
+    setup = prepare(config, devices=goal.devices)
+    with on_mesh(setup.mesh):
+        lowered, flops = lower_step(setup)
+        return lowered.compile(compiler_options=dict(goal.options)).as_text(), flops.hardware / setup.mesh.size
+
+
+def _prediction(config, goal, stored: str) -> tuple[str, float]:
+    """The program of a prediction for one observation, and the FLOPs of its products."""
+    import jax
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    from lapa_jax.export.variants import stored_shapes
+    from lapa_jax.train.flops import count_flops
+    from lapa_jax.train.setup import prepare
+
+    setup = prepare(config, devices=goal.devices[:1])
+    model = setup.task.model
+    variables = {**setup.abstract.variables, "params": stored_shapes(model, setup.abstract.variables["params"], stored)}
+    place = NamedSharding(Mesh(goal.devices[:1], "d"), PartitionSpec())
+    placed = lambda tree: jax.tree.map(  # noqa: E731
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree)  # fmt: skip
+    variables, batch = placed(variables), placed(dict(model.example(1)))
+
+    def predict(variables, batch):
+        return model.apply(variables, batch, method="predict")
+
+    compiled = jax.jit(predict).lower(variables, batch).compile(compiler_options=dict(goal.options))
+    return compiled.as_text(), count_flops(predict, variables, batch)
+
+
+def describe(found, flops: float, goal) -> Iterator[str]:
+    """The lines of the report.
+
+    Args:
+      found: an `Audit`. flops: of the products of a device, as counted on the traced function.
+    """
+    from lapa_jax.train.audit import RELATIVE_RATE, estimate
+
+    seen = sum(found.flops.values())
+    yield ""
+    yield f"products: {seen / 1e12:.4g} TFLOP in the program, {flops / 1e12:.4g} in the traced function"
+    for dtype, count in sorted(found.flops.items(), key=lambda item: -item[1]):
+        where = "" if dtype in RELATIVE_RATE else ", outside of the tensor cores"
+        yield f"  {dtype:12s}{count / seen:8.1%}{where}"
+    yield (f"attention: {found.fused} fused kernels, {found.scores} products of attention outside of them")
+    total = sum(found.traffic.values())
+    yield f"memory: {total / 1e9:.4g} GB read and written, of it {found.float32 / total:.0%} by what gives float32"
+    for kind, size in sorted(found.traffic.items(), key=lambda item: -item[1]):
+        yield f"  {kind:18s}{size / 1e9:12.4g} GB{size / total:8.1%}"
+    within, between = found.sent
+    if within + between:
+        yield (f"links: {within / 1e9:.4g} GB sent within a host, {between / 1e9:.4g} GB to others, of both "
+               f"{found.exposed / (within + between):.0%} with no product beside it")  # fmt: skip
+    yield f"host: {len(found.host)} exchanges within loops{': ' + ', '.join(found.host[:3]) if found.host else ''}"
+    if found.unknown_loops:
+        yield f"{found.unknown_loops} loops do not say how often they run and are counted once"
+    if found.largest:
+        yield "beside products, over 1 % of the bytes:"
+    for size, kind, opcode, source in found.largest[:ROWS]:
+        yield f"  {size / total:6.1%}  {kind}, {opcode}  {_short(source)}"
+    times = estimate(found, flops, goal)
+    yield ""
+    yield (f"roofline: products {_ms(times.products)}, memory {_ms(times.memory)}, links {_ms(times.links)}; "
+           f"at best {_ms(times.step)} where all overlap")  # fmt: skip
+    yield f"that is {flops / times.step / goal.device.rate:.0%} of {goal.device.rate / 1e12:.0f} TFLOP/s"
+
+
+def _short(source: str) -> str:
+    """The end of a name, where the layer stands."""
+    return source if len(source) <= 90 else "..." + source[-87:]
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+if __name__ == "__main__":
+    run_main(main)
