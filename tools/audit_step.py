@@ -66,16 +66,16 @@ def _step(config, goal) -> tuple[str, float]:
 def _prediction(config, goal, stored: str) -> tuple[str, float]:
     """The program of a prediction for one observation, and the FLOPs of its products."""
     import jax
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+    from jax.sharding import NamedSharding, PartitionSpec
 
     from lapa_jax.export.variants import stored_shapes
     from lapa_jax.train.flops import count_flops
-    from lapa_jax.train.setup import prepare
+    from lapa_jax.train.setup import on_mesh, prepare
 
-    setup = prepare(config, devices=goal.devices[:1])
+    setup = prepare(config, devices=goal.devices)
     model = setup.task.model
     variables = {**setup.abstract.variables, "params": stored_shapes(model, setup.abstract.variables["params"], stored)}
-    place = NamedSharding(Mesh(goal.devices[:1], "d"), PartitionSpec())
+    place = NamedSharding(setup.mesh, PartitionSpec())
     placed = lambda tree: jax.tree.map(  # noqa: E731
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree)  # fmt: skip
     variables, batch = placed(variables), placed(dict(model.example(1)))
@@ -83,8 +83,9 @@ def _prediction(config, goal, stored: str) -> tuple[str, float]:
     def predict(variables, batch):
         return model.apply(variables, batch, method="predict")
 
-    compiled = jax.jit(predict).lower(variables, batch).compile(compiler_options=dict(goal.options))
-    return compiled.as_text(), count_flops(predict, variables, batch)
+    with on_mesh(setup.mesh):
+        compiled = jax.jit(predict).lower(variables, batch).compile(compiler_options=dict(goal.options))
+        return compiled.as_text(), count_flops(predict, variables, batch)
 
 
 def describe(found, flops: float, goal) -> Iterator[str]:

@@ -123,12 +123,14 @@ def _problem(name: str, annotation, value) -> str | None:
         each = (arguments[0],) * len(value) if arguments[-1] is Ellipsis else arguments
         problems = (_problem(f"{name}[{i}]", a, v) for i, (a, v) in enumerate(zip(each, value)))
         return next(filter(None, problems), None)
+    if value is None and origin is Annotated and FILLED in arguments:
+        return f"{name} is None; the data tell it, where there are some"
     bounds = next((each for each in arguments[1:] if isinstance(each, Range)), None) if origin is Annotated else None
     if bounds is None:
         return None
     types_ = typing.get_args(arguments[0]) or (arguments[0],)
     if value is None and types.NoneType in types_:
-        return f"{name} is None; the data tell it, where there are some" if FILLED in arguments else None
+        return None
     whole = float not in types_
     number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if number and bounds.holds(value):

@@ -11,6 +11,7 @@ import numpy as np
 
 from lapa_jax.core import counting
 from lapa_jax.nn.linear import Linear
+from lapa_jax.nn.placement import device_in_use
 from lapa_jax.nn.position import rotate
 
 COSINE_SCALE = 8.0
@@ -138,12 +139,6 @@ class Attention(nn.Module):
         # max() under the root and not beside it: the gradient of a zero vector stays finite.
         y = y * jax.lax.rsqrt(jnp.maximum(jnp.sum(y * y, -1, keepdims=True), 1e-24))
         return (y * scale).astype(self.dtype)
-
-
-def device_in_use():
-    """A device of the mesh in use (`jax.set_mesh`), or without one the default device. It may be a stand-in that a plan
-    compiles for."""
-    return jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
 
 
 def fused_attention_runs(dtype: jnp.dtype, dim_head: int) -> bool:

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from lapa_jax.core import counting, gradients
-from lapa_jax.nn.placement import split_over_batch
+from lapa_jax.nn.placement import device_in_use, split_over_batch
 
 # Uniform in ±1/sqrt(fan_in): what the official LAQ starts from. Its smaller scale (a third of the variance of Flax's
 # default) decides how large the first deltas are beside the codebook, and thereby how training starts.
@@ -18,9 +18,25 @@ INT8_KERNEL, INT8_SCALE = "kernel_int8", "kernel_scale"
 
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x [N, in] times a kernel [in, out] of any type -> [N, out] in the type of `x`; see `core.gradients`."""
+    if _is_one_row_on_gpu(x):
+        return _weighted_sum(x, kernel).astype(x.dtype)
     if gradients.in_float32() and x.dtype != kernel.dtype and not counting.counted():
         return _product_with_float32_gradient(x, kernel)
     return x @ kernel.astype(x.dtype)
+
+
+def _is_one_row_on_gpu(x: jax.Array) -> bool:
+    return len(x) == 1 and device_in_use().platform == "gpu" and not counting.counted()
+
+
+def _weighted_sum(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [1, in] times a kernel [in, out] of any type -> f32 [1, out], as the sum of the kernel's weighted rows.
+
+    A product of one row takes as long as reading its kernel. XLA hands products to libraries, for which it first copies
+    a layer out of the stack of all layers, and integers into floats: each kernel would be read, written and read again.
+    A sum is a kernel of XLA's own, which reads them where they lie. (`tools/audit_step.py --act` shows the difference.)
+    """
+    return jnp.sum(x[0, :, None].astype(jnp.float32) * kernel.astype(x.dtype).astype(jnp.float32), axis=0)[None]
 
 
 @jax.custom_vjp
@@ -76,7 +92,10 @@ class Linear(nn.Module):
         """
         if self.has_variable("params", INT8_KERNEL):
             kernel, scale = (self.get_variable("params", name) for name in (INT8_KERNEL, INT8_SCALE))
-            y = jnp.matmul(x, kernel.astype(self.dtype), preferred_element_type=jnp.float32)
+            if _is_one_row_on_gpu(x):
+                y = _weighted_sum(x, kernel)
+            else:
+                y = jnp.matmul(x, kernel.astype(self.dtype), preferred_element_type=jnp.float32)
             return (y * scale).astype(self.dtype)
         init = lambda *args: self.scale * fan_in_uniform(*args)  # noqa: E731
         return product(x, self.param("kernel", init, (x.shape[-1], self.features)))

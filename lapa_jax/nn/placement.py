@@ -1,4 +1,4 @@
-"""Where activations lie on a mesh: split over the batch, like the batches that go in."""
+"""Which devices compute, and where activations lie on them: split over the batch, like the batches that go in."""
 
 import math
 
@@ -6,6 +6,12 @@ import jax
 from jax.sharding import PartitionSpec
 
 BATCH_AXES = ("data", "fsdp")
+
+
+def device_in_use():
+    """A device of the mesh in use (`jax.set_mesh`), or without one the default device. It may be a stand-in that a plan
+    compiles for."""
+    return jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
 
 
 def split_over_batch(x: jax.Array) -> jax.Array:

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from lapa_jax.core import counting, layers
-from lapa_jax.nn.attention import Attention, device_in_use
+from lapa_jax.nn.attention import Attention
 from lapa_jax.nn.feedforward import GEGLU
 from lapa_jax.nn.norm import LayerNorm
+from lapa_jax.nn.placement import device_in_use
 from lapa_jax.nn.position import NeighbourConv
 
 # What the backward pass may keep instead of computing it again; None recomputes nothing.

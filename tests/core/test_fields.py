@@ -39,6 +39,7 @@ class Toy:
     sizes: tuple[Count, ...] = (1, 2)
     pair: tuple[Count, Share] = (1, 0.5)
     free: int = 1
+    told_tuple: Annotated[tuple[int, ...] | None, FILLED] = ()
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,7 @@ class Toy:
         ({"told": None}, "told is None; the data tell it, where there are some"),
         ({"told": 0}, "told is 0; it must be a whole number of at least 1"),
         ({"told_or_none": None}, "told_or_none is None; the data tell it, where there are some"),
+        ({"told_tuple": None}, "told_tuple is None; the data tell it, where there are some"),
         ({"sizes": (3, 0)}, "sizes[1] is 0; it must be a whole number of at least 1"),
         ({"pair": (3, 2.0)}, "pair[1] is 2.0; give at least 0 and less than 1"),
     ],

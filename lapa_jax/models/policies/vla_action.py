@@ -63,8 +63,8 @@ class Model(VisionLanguageModel, base.ActionPolicy):
     action_dim: FromData = None
     chunk_length: FromData = None
     state_dim: Annotated[int | None, Range(0), FILLED] = None
-    constant: tuple[int, ...] | None = None
-    binary: tuple[int, ...] | None = None
+    constant: Annotated[tuple[int, ...] | None, FILLED] = None
+    binary: Annotated[tuple[int, ...] | None, FILLED] = None
     head: nn.Module | None = None
 
     def setup(self):

@@ -1,0 +1,175 @@
+"""Audits: what a program moves and multiplies, by hand on a small text, and on one that XLA compiles for a GPU."""
+
+import math
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lapa_jax.nn.linear import _weighted_sum
+from lapa_jax.train import hlo, plan_devices
+from lapa_jax.train.audit import audit, estimate, products
+
+PROGRAM = """HloModule jit_step, is_scheduled=true
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  %x = f32[] parameter(0)
+  %y = f32[] parameter(1)
+  ROOT %sum = f32[] add(%x, %y)
+}
+
+%sliced (stack: bf16[32,64,128], i: s32[]) -> bf16[128,64] {
+  %stack = bf16[32,64,128]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %slice = bf16[1,64,128]{2,1,0} dynamic-slice(%stack, %i, %zero, %zero), dynamic_slice_sizes={1,64,128}
+  %flat = bf16[64,128]{1,0} bitcast(%slice)
+  ROOT %transpose = bf16[128,64]{1,0} transpose(%flat), dimensions={1,0}
+}
+
+%written (stack: f32[32,16,64], row: f32[16,64], i: s32[]) -> f32[32,16,64] {
+  %stack = f32[32,16,64]{2,1,0} parameter(0)
+  %row = f32[16,64]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  %double = f32[16,64]{1,0} add(%row, %row)
+  %one = f32[1,16,64]{2,1,0} bitcast(%double)
+  ROOT %update = f32[32,16,64]{2,1,0} dynamic-update-slice(%stack, %one, %i, %zero, %zero)
+}
+
+%body (state: (s32[], bf16[32,64,128], f32[32,16,64], bf16[16,128])) -> (s32[], bf16[32,64,128], f32[32,16,64], bf16[16,128]) {
+  %state = (s32[], bf16[32,64,128]{2,1,0}, f32[32,16,64]{2,1,0}, bf16[16,128]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %stack = bf16[32,64,128]{2,1,0} get-tuple-element(%state), index=1
+  %kept = f32[32,16,64]{2,1,0} get-tuple-element(%state), index=2
+  %x = bf16[16,128]{1,0} get-tuple-element(%state), index=3
+  %gather-start = (bf16[16,128]{1,0}, bf16[64,128]{1,0}) all-gather-start(%x), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}
+  %kernel = bf16[128,64]{1,0} fusion(%stack, %i), kind=kLoop, calls=%sliced
+  %product = (f32[16,64]{1,0}, s8[4194304]{0}) custom-call(%x, %kernel), custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"],"lhs_batch_dimensions":[],"rhs_batch_dimensions":[]}}}
+  %gather-done = bf16[64,128]{1,0} all-gather-done(%gather-start)
+  %row = f32[16,64]{1,0} get-tuple-element(%product), index=0
+  %reduced = f32[16,64]{1,0} all-reduce(%row), channel_id=2, replica_groups=[1,8]<=[8], to_apply=%add
+  %kept.2 = f32[32,16,64]{2,1,0} fusion(%kept, %reduced, %i), kind=kLoop, calls=%written
+  ROOT %next = (s32[], bf16[32,64,128]{2,1,0}, f32[32,16,64]{2,1,0}, bf16[16,128]{1,0}) tuple(%i, %stack, %kept.2, %x)
+}
+
+%condition (state: (s32[], bf16[32,64,128], f32[32,16,64], bf16[16,128])) -> pred[] {
+  %state = (s32[], bf16[32,64,128]{2,1,0}, f32[32,16,64]{2,1,0}, bf16[16,128]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %n = s32[] constant(32)
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (a: bf16[32,64,128], b: f32[32,16,64], c: bf16[16,128]) -> f32[8,8,16] {
+  %a = bf16[32,64,128]{2,1,0} parameter(0)
+  %b = f32[32,16,64]{2,1,0} parameter(1)
+  %c = bf16[16,128]{1,0} parameter(2)
+  %zero = s32[] constant(0)
+  %state = (s32[], bf16[32,64,128]{2,1,0}, f32[32,16,64]{2,1,0}, bf16[16,128]{1,0}) tuple(%zero, %a, %b, %c)
+  %loop = (s32[], bf16[32,64,128]{2,1,0}, f32[32,16,64]{2,1,0}, bf16[16,128]{1,0}) while(%state), condition=%condition, body=%body
+  %images = f32[8,32,32,3]{3,2,1,0} constant({...})
+  %patches = f32[4,4,3,16]{3,2,1,0} constant({...})
+  %conv = (f32[8,8,8,16]{3,2,1,0}, u8[100]{0}) custom-call(%images, %patches), custom_call_target="__cudnn$convForward", window={size=4x4 stride=4x4}, dim_labels=b01f_01io->b01f
+  ROOT %out = f32[8,8,16]{2,1,0} copy(%conv)
+}
+"""  # noqa: E501
+GPU = plan_devices.find_device("H100-94GB")
+GOAL = plan_devices.Target(GPU, 2, 4, (), {}, True)
+
+
+def test_products_count_as_often_as_they_run_and_by_their_type():
+    found = audit(PROGRAM, GOAL)
+    images, patches = 8 * 8 * 8, 4 * 4 * 3
+    assert found.flops == {"bf16": 32 * 2 * 16 * 64 * 128, "f32": 2 * images * patches * 16}
+    assert found.unknown_loops == 0 and found.host == [] and found.fused == 0
+
+
+def test_a_loop_moves_what_it_takes_of_a_stack_and_not_the_stack():
+    module = hlo.Module(PROGRAM)
+    moved = {run.instruction.name: module.traffic(run) for run in module.runs()}
+    layer, row = 2 * 64 * 128, 4 * 16 * 64
+    assert moved["kernel"] == 4 + 2 * layer, "a layer is read and written, and the loop's counter read"
+    assert moved["kept.2"] == 4 + 2 * row, "a row is read and written, the rest of the stack stays"
+    assert moved["product"] == 2 * 16 * 128 + layer + row, "without the workspace"
+    assert moved["loop"] == moved["state"] == moved["gather-done"] == 0
+    found = audit(PROGRAM, GOAL)
+    assert found.traffic["rearranging"] == pytest.approx(32 * moved["kernel"] + moved["out"])
+    assert sum(found.traffic.values()) == pytest.approx(sum(
+        run.times * module.traffic(run) for run in module.runs()))  # fmt: skip
+
+
+def test_collectives_with_a_product_beside_them_are_hidden():
+    found = audit(PROGRAM, GOAL)
+    gathered, reduced = 32 * 2 * 64 * 128 * 3 / 4, 32 * 2 * 4 * 16 * 64 * 7 / 8
+    assert found.sent == (gathered, reduced), "groups of four within a host, of eight across two"
+    assert found.exposed == reduced
+
+
+def test_the_slowest_resource_gives_the_time():
+    found = audit(PROGRAM, GOAL)
+    hidden = 1e9  # FLOPs of kernels that the program does not show
+    times = estimate(found, sum(found.flops.values()) + hidden, GOAL)
+    assert times.products == pytest.approx((found.flops["bf16"] + 2 * found.flops["f32"] + hidden) / (0.8 * 790e12))
+    assert times.memory == pytest.approx(sum(found.traffic.values()) / 3.94e12)
+    assert times.links == pytest.approx(found.sent[0] / 450e9 + found.sent[1] / 50e9)
+    assert times.step == max(times)
+
+
+@pytest.fixture(scope="module")
+def goal():
+    if not plan_devices.has_compiler():
+        pytest.skip("XLA's compiler for GPUs is not installed: pip install 'lapa_jax[plan]'")
+    return plan_devices.target("H100-94GB", "1x1")
+
+
+def test_what_xla_compiles_is_read_as_it_was_written(goal):
+    """A scan of bfloat16 products: their FLOPs, and at least its weights and activations are moved."""
+    layers, rows, width = 6, 256, 512
+
+    def forward(kernels, x):
+        return jax.lax.scan(lambda x, kernel: (jax.nn.gelu(x @ kernel), None), x, kernels)[0]
+
+    place = NamedSharding(Mesh(goal.devices, "d"), PartitionSpec())
+    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.bfloat16, sharding=place)  # noqa: E731
+    lowered = jax.jit(forward).lower(shape(layers, width, width), shape(rows, width))
+    text = lowered.compile(compiler_options=dict(goal.options)).as_text()
+    module = hlo.Module(text)
+    assert sum(p.flops * p.run.times for p in products(module)) == 2 * layers * rows * width * width
+    moved = sum(run.times * module.traffic(run) for run in module.runs())
+    least = 2 * layers * (width * width + 2 * rows * width)
+    # Beside the product, a layer's kernel may be copied out of the stack, and the activation is a kernel of its own.
+    assert least <= moved <= 2 * layers * (3 * width * width + 6 * rows * width)
+    assert math.isclose(audit(text, goal).flops["bf16"], 2 * layers * rows * width * width)
+
+
+@pytest.mark.parametrize("stored", [jnp.bfloat16, jnp.int8])
+def test_a_token_reads_each_kernel_once_where_it_lies(goal, stored):
+    """Products of one row with the layers of a scan: no copy out of the stack, no floats made of integers."""
+    layers, width = 6, 1024
+
+    def decode(kernels, x):
+        return jax.lax.scan(lambda x, kernel: (_weighted_sum(x, kernel).astype(x.dtype), None), x, kernels)[0]
+
+    place = NamedSharding(Mesh(goal.devices, "d"), PartitionSpec())
+    kernels = jax.ShapeDtypeStruct((layers, width, width), stored, sharding=place)
+    x = jax.ShapeDtypeStruct((1, width), jnp.bfloat16, sharding=place)
+    text = jax.jit(decode).lower(kernels, x).compile(compiler_options=dict(goal.options)).as_text()
+    module = hlo.Module(text)
+    moved = sum(run.times * module.traffic(run) for run in module.runs())
+    weights = layers * width * width * jnp.dtype(stored).itemsize
+    assert weights <= moved < 1.1 * weights
+
+
+def test_the_command_audits_a_prediction(root, goal):
+    run = [sys.executable, "-B", "tools/audit_step.py", "--config", "configs/vla_action.py:test", "--act",
+           "--weights", "int8"]  # fmt: skip
+    done = subprocess.run(run, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "one prediction of vla_action_test with int8 kernels, 1 x 1 H100-94GB"
+    assert any(line.startswith("roofline: products ") for line in lines) and "790 TFLOP/s" in lines[-1]
+    wrong = subprocess.run([*run, "--mesh", "1x4"], cwd=root, capture_output=True, text=True)
+    assert wrong.returncode == 2 and "a prediction is audited on one GPU" in wrong.stderr
