@@ -19,8 +19,8 @@ REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-WRITTEN_OUT = 4
-"""Blocks up to which a stack on a CPU is written out, which takes longer to compile."""
+WRITTEN_OUT = {"cpu": 4, "gpu": 8}
+"""Blocks up to which a stack is written out on a platform, which takes longer to compile."""
 
 
 class Block(nn.Module):
@@ -80,9 +80,10 @@ def run_stack(block: nn.Module, depth: int, remat: str, x: jax.Array, *rest, in_
     def scan(length: int):
         # The check traces the block once more, to see that what all blocks share is the same for all: nothing is. It
         # stays where parameters are made, since it also counts for the random numbers that they begin with.
-        # Few blocks on a CPU are written out: a loop's slices cost a third of such a step. What is to be computed again
-        # stays a loop, since the compiler would notice that it has it already.
-        written_out = length <= WRITTEN_OUT and remat == "none" and device_in_use().platform == "cpu"
+        # Few blocks are written out: a loop's slices cost a third of such a step on a CPU, and on a GPU nearly half of
+        # what a step of LAQ reads and writes. What is to be computed again stays a loop, since the compiler would
+        # notice that it has it already.
+        written_out = length <= WRITTEN_OUT.get(device_in_use().platform, 1) and remat == "none"
         return nn.scan(call, length=length, in_axes=in_axes, variable_axes={"params": 0}, split_rngs={"params": True},
                        unroll=length if written_out else 1, check_constancy_invariants=block.is_initializing(),
                        )  # fmt: skip
