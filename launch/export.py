@@ -13,7 +13,7 @@ from lapa_jax.core.arguments import Parser
 from lapa_jax.core.checkpoint_step import parse_step
 from lapa_jax.core.errors import UserError, did_you_mean, run_main
 from lapa_jax.core.escape import say
-from lapa_jax.core.files import atomic_folder, check_new_folder, write_json
+from lapa_jax.core.files import atomic_folder, check_new_folder, clear_leftovers, write_json
 from lapa_jax.core.lock import beside, locked
 
 FORMATS = ("safetensors", "stablehlo", "int8")
@@ -49,6 +49,7 @@ def _export(args: argparse.Namespace) -> None:
         trained, report = _in_int8(trained, args)
     elif args.dtype:
         trained = variants.in_bfloat16(trained)
+    clear_leftovers(args.out)
     with atomic_folder(args.out) as folder:
         if args.format == "stablehlo":
             stablehlo.save_program(trained, folder, platforms)

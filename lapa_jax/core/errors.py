@@ -1,8 +1,12 @@
 """Errors that are meant for the user: one clear line that names the thing, the value and the remedy."""
 
+import atexit
 import errno
+import functools
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -74,10 +78,17 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
 
 def run_main(main: Callable[[list[str]], None]) -> None:
     """Runs a launcher's `main(argv)` and turns what a user can mend into one line on stderr and exit code 2: a
-    `UserError`, what a file system refuses, a device that is asked for and is not there."""
+    `UserError`, what a file system refuses, a device that is asked for and is not there.
+
+    A signal that arrives while the garbage collector calls back, or in a `__del__`, raises where nothing is caught: it
+    is sent again. When all is done, signals no longer change the exit code.
+    """
     keep_freed_memory()
+    previous = sys.unraisablehook
+    sys.unraisablehook = functools.partial(_raise_again, previous)
     try:
         main(sys.argv[1:])
+        atexit.register(_ignore_signals)
     except UserError as error:
         _end(str(error))
     except OSError as error:
@@ -93,8 +104,29 @@ def run_main(main: Callable[[list[str]], None]) -> None:
         _end(f"{str(error).splitlines()[0]} (JAX_PLATFORMS={asked}): install JAX for that device, or set "
              "JAX_PLATFORMS=cpu")  # fmt: skip
     except KeyboardInterrupt:
+        previous = lambda _: None  # noqa: E731 - what was half made complains when it is taken down
         say("interrupted; the same command resumes", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+    finally:
+        sys.unraisablehook = previous
+
+
+def _raise_again(otherwise: Callable, unraisable) -> None:
+    """What Python calls with an exception that it cannot raise; `otherwise` gets those that no signal has caused."""
+    number = {KeyboardInterrupt: signal.SIGINT, Stopped: signal.SIGTERM}.get(unraisable.exc_type)
+    if number is None:
+        otherwise(unraisable)
+        return
+    # A little later, when the callback is over.
+    again = threading.Timer(0.05, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
+
+
+def _ignore_signals() -> None:
+    """For the second in which Python and JAX take themselves down."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _end(message: str) -> None:

@@ -1,6 +1,7 @@
 """Files that are either whole or absent: written under a temporary name, flushed to disk, then renamed."""
 
 import contextlib
+import glob
 import itertools
 import json
 import math
@@ -94,6 +95,14 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
             os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def clear_leftovers(path: str | os.PathLike) -> None:
+    """Removes what killed writers of `atomic_folder(path)` have left beside it. Hold a lock: a living one loses its
+    work."""
+    path = pathlib.Path(path)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 class DiskArrays(dict[str, np.ndarray]):

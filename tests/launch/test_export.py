@@ -56,6 +56,15 @@ def test_weights_round_trip_to_the_bit(runs, kind, tmp_path, capsys):
     np.testing.assert_array_equal(used(again, kind), used(model, kind))
 
 
+def test_what_a_killed_export_has_left_goes_with_the_next_one(runs, tmp_path):
+    left, other = tmp_path / ".out.0123abcd.tmp", tmp_path / ".out.2.0123abcd.tmp.txt"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    other.write_text("of the user")
+    call(runs["laq"], tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "out"]
+
+
 def test_an_earlier_step_and_an_export_of_an_export(runs, tmp_path):
     call(runs["laq"], tmp_path / "first", "--step", "1")
     call(tmp_path / "first", tmp_path / "again")

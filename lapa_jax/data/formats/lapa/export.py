@@ -3,12 +3,12 @@
 import json
 import os
 import pathlib
-import secrets
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.core.files import atomic_folder, clear_leftovers
+from lapa_jax.core.lock import beside, locked
 from lapa_jax.core.progress import bar
 from lapa_jax.data.formats.base import MAIN
 from lapa_jax.data.formats.lapa.records import PROMPT, QUESTION
@@ -56,14 +56,12 @@ def export(data, out, kind: str, splits: Sequence[str] | None = None, labels=Non
     chosen = splits or [name for name, split in read_dataset(data)["splits"].items() if split["steps"]]
     sources = {split: _Source(data, split, kind, labels) for split in dict.fromkeys(chosen)}
     report = {"splits": {}, "left_out": Counter()}
-    temporary = out.parent / f".{out.name}.{secrets.token_hex(4)}.tmp"
-    try:
-        for split, source in sources.items():
-            report["splits"][split] = source.write(temporary, report["left_out"])
-        os.sync()
-        temporary.replace(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with locked(beside(out), f"exporting to {out}"):
+        clear_leftovers(out)
+        with atomic_folder(out) as temporary:
+            for split, source in sources.items():
+                report["splits"][split] = source.write(temporary, report["left_out"])
+            os.sync()
     return report | {"left_out": dict(report["left_out"])}
 
 
