@@ -13,10 +13,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from lapa_jax.train import hlo, plan_hlo
-from lapa_jax.train.plan_devices import Target
+from lapa_jax.train.plan_devices import REACHED, Target
 
-REACHED = 0.8
-"""Share of the rate of large products that a program's products reach together."""
 SHARE = 0.01
 """Of all bytes: what moves as much is named."""
 RELATIVE_RATE = {"bf16": 1.0, "f16": 1.0, "s8": 2.0, "f8e4m3fn": 2.0, "f8e5m2": 2.0, "f32": 0.5}

@@ -145,6 +145,12 @@ class Module:
         return _moved(instruction, computation)
 
 
+def traffic(text: str) -> float:
+    """Bytes that a program reads and writes, all in all."""
+    module = Module(text)
+    return float(sum(run.times * module.traffic(run) for run in module.runs()))
+
+
 def called_by(instruction: Instruction) -> Iterator[tuple[str, str]]:
     """(role, computation) of all that an instruction calls."""
     for role, one, several in _CALLED.findall(instruction.line):

@@ -14,8 +14,8 @@ import jax
 import ml_collections
 
 from lapa_jax.core import tree
-from lapa_jax.train import plan_hlo
-from lapa_jax.train.plan_devices import HBM_FULL, Gpu, Target, how_to_install, target
+from lapa_jax.train import hlo, plan_hlo
+from lapa_jax.train.plan_devices import HBM_FULL, REACHED, Gpu, Target, how_to_install, target
 from lapa_jax.train.run import LOG, logging_to
 from lapa_jax.train.setup import GIB, Setup, lower_step, on_mesh, prepare
 from lapa_jax.train.sharding import batch_parts
@@ -38,6 +38,7 @@ class Needs(NamedTuple):
       peak: bytes at the worst moment, all of the above included.
       program: what it sends and receives.
       flops: of the matrix products of a step, with what is computed twice to save memory.
+      traffic: bytes that the step reads and writes; 0 where another compiler answered.
     """
 
     state: dict[str, int]
@@ -46,6 +47,7 @@ class Needs(NamedTuple):
     peak: int
     program: plan_hlo.Program
     flops: float
+    traffic: float
 
 
 def plan(config: ml_collections.ConfigDict, mesh: str, device: str) -> None:
@@ -93,8 +95,10 @@ def measure(setup: Setup, goal: Target) -> Needs:
     peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     if goal.exact and isinstance(goal.device, Gpu):
         peak = memory.peak_memory_in_bytes
-    program = plan_hlo.read(compiled.as_text(), devices)
-    return Needs(_state(setup), _bytes(setup.batch), memory.temp_size_in_bytes, peak, program, flops.hardware / devices)
+    text = compiled.as_text()
+    traffic = hlo.traffic(text) if goal.exact else 0.0
+    return Needs(_state(setup), _bytes(setup.batch), memory.temp_size_in_bytes, peak, plan_hlo.read(text, devices),
+                 flops.hardware / devices, traffic)  # fmt: skip
 
 
 def describe(setup: Setup, goal: Target, needs: Needs) -> Iterator[str]:
@@ -109,6 +113,8 @@ def describe(setup: Setup, goal: Target, needs: Needs) -> Iterator[str]:
     yield ""
     yield from _traffic(goal, needs.program, setup.config.mesh.get("grad_dtype"))
     yield f"{needs.flops / 1e12:.4g} TFLOP a device and step"
+    if goal.exact:
+        yield _roofline(goal, needs)
     yield ""
     yield verdict(goal, needs)
 
@@ -173,6 +179,16 @@ def _traffic(goal: Target, program: plan_hlo.Program, grad_dtype: str | None) ->
             yield f"  {kind:38s}{runs:10,d}{_gib(size)}{_gib(moved)}{_gib(between)}"
     if program.unknown_loops:
         yield f"  {program.unknown_loops} loops do not say how often they run and are counted once"
+
+
+def _roofline(goal: Target, needs: Needs) -> str:
+    """What the step takes at least, by the device's data sheet."""
+    crossing = sum(c.moved for c in needs.program.collectives if c.crosses(goal.per_host))
+    within = sum(c.moved for c in needs.program.collectives) - crossing
+    seconds = {"products": needs.flops / (REACHED * goal.device.rate), "memory": needs.traffic / goal.device.bandwidth,
+               "links": within / goal.device.links + crossing / goal.device.network}  # fmt: skip
+    parts = ", ".join(f"{name} {value:.3g} s" for name, value in seconds.items())
+    return f"at least {max(seconds.values()):.3g} s a step by the device's data sheet: {parts}"
 
 
 def _state(setup: Setup) -> dict[str, int]:

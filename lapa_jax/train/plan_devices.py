@@ -23,6 +23,9 @@ OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 they go to cuBLAS, as most large ones do in a run."""
 
 
+REACHED = 0.8
+"""Share of the rate of large products that a program's products reach together."""
+
 HBM_FULL = re.compile(r"RESOURCE_EXHAUSTED: (.*Ran out of memory (?:on HBM|in memory space hbm).*)")
 """How XLA's TPU compiler says that a program does not fit, and by how much."""
 
