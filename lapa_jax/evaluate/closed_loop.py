@@ -51,7 +51,7 @@ def write(
         out / REPORT_FILE, title=f"{about['policy']} in {about['env']}",
         subtitle=f"{len(episodes)} episodes, seed {about['seed']}", verdicts=judge(metrics), sections=sections,
         note="Closed loop: the policy meets what its own actions lead to.",
-        about=[*((name, str(value)) for name, value in about.items() if value), *trained], compared=compared,
+        about=[*((name, _words(value)) for name, value in about.items() if value), *trained], compared=compared,
     )  # fmt: skip
     return result
 
@@ -142,6 +142,13 @@ def _sheets(out: pathlib.Path, episodes: Sequence[Mapping], shown: pathlib.Path)
         words = f"The first episodes, in this order; {FILM_FILE} has them beside each other."
         sections.append(Section("Videos", words, videos=videos))
     return sections
+
+
+def _words(value) -> str:
+    """A value of `about` as a reader wants it: "execute 4, step 600", "reach-v3, door-open-v3"."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_words(inner)}" for name, inner in value.items())
+    return ", ".join(map(_words, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _caption(episode: Mapping) -> str:

@@ -75,9 +75,11 @@ def test_films_stand_beside_each_other(out):
 def test_the_page_holds_in_a_browser(browser, out):
     """With a video that plays, and the run that the policy comes from."""
     own = lines({0, 2})
-    closed_loop.write(out, {"env": "table", "policy": "bc", "seed": 3}, results(policy=own), own, out / "policy",
+    about = {"env": "table", "policy": "bc", "seed": 3, "options": {"size": 64, "tasks": ("a", "b")}}
+    closed_loop.write(out, about, results(policy=own), own, out / "policy",
                       trained=[("commit", "abc")], compared=("configs/laq.py", [("seed", "0 -> 1")]))  # fmt: skip
     page = browser.check(out / "report.html")
+    assert "size 64, tasks a, b" in page.run("document.querySelector('.about').textContent")
     page.run("document.querySelector('video').play()")
     page.wait("document.querySelector('video').currentTime > 0.1")
     assert page.requests() == [(out / "report.html").as_uri()], "the video lies in the page"
