@@ -20,9 +20,14 @@ class Policy(Explorer):
         self._source = raw_source(config, ("image", "action", "state"))
         super().__init__(policy, run, self._source.shards, cameras(config))
         self._dataset = policy.dataset_of(self.shards.fingerprint, options.dataset)
-        self._names = dimension_names(self.shards.features["action"], policy.width_of(self._dataset))
-        statistics = policy.datasets[self._dataset]["statistics"]["action"]
-        self._ranges = np.stack([statistics["q01"], statistics["q99"]], axis=1)
+        feature, width = self.shards.features["action"], policy.width_of(self._dataset)
+        if feature["shape"][0] != width:
+            raise UserError(f"{self.shards.folder} has actions of {feature['shape'][0]} numbers, {run} gives {width}; "
+                            "give data of the same robot with --data")  # fmt: skip
+        self._names = dimension_names(feature, width)
+        # Released weights may come without statistics, with the bins of their actions alone.
+        about = policy.datasets.get(self._dataset, {}).get("statistics", {}).get("action")
+        self._ranges = np.stack([about["q01"], about["q99"]], axis=1) if about else np.full((width, 2), np.nan)
         self.calls |= {"predict": self.predict}
 
     def prepare(self) -> None:

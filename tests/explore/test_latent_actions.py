@@ -224,6 +224,14 @@ def test_clicks_on_codes_change_the_frames(page, tokenizer):
     page.check()
 
 
+@pytest.mark.parametrize("page", [PHONE], indirect=True, ids=["phone"])
+def test_a_tap_chooses_a_code_and_shows_its_pairs(page):
+    before = page.run(SHOWN)
+    page.swipe("#positions fieldset:nth-child(4) .chip:has(:not(:checked))", 0)  # a finger that does not move
+    page.wait(f"{SHOWN} !== {json.dumps(before)}")
+    page.wait("document.querySelector('#often').textContent.includes(' at position 3: ')")
+
+
 def test_the_keyboard_is_enough(page):
     """Tab reaches a code position, arrows move between its codes; the slider moves the frame."""
     page.run("document.querySelector('input[name=position-0]:checked').focus()")

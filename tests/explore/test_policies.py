@@ -15,7 +15,7 @@ from lapa_jax.inference.imagine import imagine
 from lapa_jax.label.labeller import Labeller
 from tests.explore.serving import ask, refused, serving
 from tests.explore.test_latent_actions import GAP, PHONE, pixels
-from tests.inference import random_vla, small_run
+from tests.inference import random_vla, small_run, step_shards
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -124,6 +124,16 @@ def test_actions_are_the_policy_s_and_the_recorded_ones(action, loaded, shards):
 def test_a_wrong_question_is_one_line(latent, action, body, message):
     for address in (latent, action):
         assert message in refused(address, "predict", body)
+
+
+def test_actions_of_another_robot_are_refused(runs, loaded, tmp_path):
+    data = step_shards.write(tmp_path / "data")
+    Policy(loaded["action"], "run", Options(data=str(data)))
+    wide = json.loads((data / "dataset.json").read_text())
+    wide["features"]["action"]["shape"] = [7]
+    (data / "dataset.json").write_text(json.dumps(wide))
+    with pytest.raises(UserError, match="data has actions of 7 numbers, run gives 2; give data of the same robot"):
+        Policy(loaded["action"], "run", Options(data=str(data)))
 
 
 def test_wrong_options_are_refused(root, runs, loaded, tmp_path):

@@ -16,11 +16,14 @@ from lapa_jax.core.metrics import read_metrics
 from lapa_jax.data.shards.step_shards import StepShards
 from lapa_jax.evaluate.latent_actions.evaluation import Evaluation
 from lapa_jax.evaluate.latent_actions.feature_colors import Coloured
+from lapa_jax.explore.base import Options
+from lapa_jax.explore.latent_actions import LatentActions
 from lapa_jax.inference.load import load
 from lapa_jax.label.labeller import Labeller
 from lapa_jax.train.checkpoint import load_for_inference
 from lapa_jax.train.loop import train
 from tests import jitted
+from tests.explore.serving import ask, refused, serving
 from tests.golden.imported import TOWERS
 from tests.inference import step_shards
 from tools import import_weights
@@ -175,6 +178,20 @@ def test_report_and_labels_of_such_a_run(run, tmp_path):
     Labeller(laq, data, tmp_path / "labels").run(progress=False)
     labels = StepShards(tmp_path / "labels", "val")
     assert len(labels) == 18 and not (tmp_path / "labels" / "val-00000.tar.tmp").exists()
+
+
+def test_the_explorer_looks_codes_up_and_draws_no_frames(run, browser):
+    explorer = LatentActions(load(run[0]), run[0], Options())
+    explorer.prepare()
+    with serving(explorer) as address:
+        assert ask(address, "pairs", codes=explorer.index.codes[0].tolist())["count"] > 0
+        asked = {"episode": 0, "step": 0, "actions": []}
+        assert "of features predicts no images" in refused(address, "rollout", asked)
+        page = browser.open(f"http://{address}/")
+        page.wait("document.body.dataset.ready && document.querySelectorAll('#examples img').length")
+        assert page.run("document.querySelector('#rollout').hidden && !document.querySelector('#codes').hidden")
+        page.check()
+        page.close()
 
 
 def test_an_exported_model_gives_the_same(run, tmp_path):
