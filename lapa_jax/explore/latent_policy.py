@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
+from lapa_jax.core.errors import UserError
 from lapa_jax.core.startup import say
 from lapa_jax.data.samples.pairs import Gap
 from lapa_jax.explore import fields as ask
@@ -26,6 +27,9 @@ class LatentPolicy(Explorer):
         refuse(run, policy, pairs=options.pairs)
         self._decoder = None
         if options.tokenizer is not None:
+            if policy.model.cameras > 1:
+                raise UserError(f"--tokenizer {options.tokenizer} draws frames of one camera, and {run} sees "
+                                f"{policy.model.cameras}; leave it out")  # fmt: skip
             self._decoder = load(options.tokenizer)
             imagine.check(policy, self._decoder)
         config = chosen_data(policy, run, options)
@@ -40,7 +44,8 @@ class LatentPolicy(Explorer):
     def prepare(self) -> None:
         """Compiles."""
         say("compiling the policy" + (" and the decoder" if self._decoder else ""))
-        self.predict({"episode": 0, "step": 0, "instruction": ""})
+        number, step = self._source.locate(0)
+        self.predict({"episode": number, "step": step, "instruction": ""})
 
     def about(self, fields: Mapping) -> dict:
         """As of `Explorer`, and what is predicted."""
@@ -68,8 +73,7 @@ class LatentPolicy(Explorer):
             "likely": [list(zip(*pair)) for pair in zip(likely.tolist(), ask.numbers(chances))],
             "recorded": recorded,
         }
-        # Of several cameras the decoder would draw one.
-        if self._decoder is None or len(self.cameras) > 1:
+        if self._decoder is None:
             return answer
         by_recorded = recorded and ask.png_urls([imagine.frames(self._decoder, images, np.array(recorded))])[0]
         imagined = self._imagine(images, instruction)

@@ -33,7 +33,7 @@ class Policy(Explorer):
     def prepare(self) -> None:
         """Compiles."""
         say("compiling the policy")
-        number, step = self._source.locate(0)[:2]
+        number, step = self._source.locate(0)
         self.predict({"episode": number, "step": step, "instruction": ""})
 
     def about(self, fields: Mapping) -> dict:
