@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole way from videos to a robot policy that drives, on 2 cores in about ten minutes after the installation:
+# The whole way from videos to a robot policy that drives, in 15 minutes of CPU time after the installation:
 # `bash launch/quickstart_full.sh [FOLDER]` makes step shards of mp4 files, learns latent actions from them and labels every
 # step, trains a vision-language model to predict the labels and then, with 50 demonstrations, a robot's actions, serves
 # that policy, lets a client ask it what to do, and drives seven tasks in simulation. Run again, it goes on where it
@@ -76,22 +76,6 @@ else
     tokenizer=(laq_conv.py:tiny laq)
 fi
 
-# The seven tasks of MT10 in which nothing has to be carried or pushed freely over the table.
-tasks=(reach-v3 button-press-topdown-v3 door-open-v3 drawer-close-v3 drawer-open-v3 window-close-v3 window-open-v3) each=3
-if [ -n "$short" ]; then
-    tasks=(reach-v3) each=1
-fi
-drives="$folder/drives"
-drive=(python launch/eval.py --env metaworld --out "$drives" --size 64 --episodes $((${#tasks[@]} * each))
-    --num_envs "${#tasks[@]}" "${tasks[@]/#/--task=}")
-trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
-controls=""
-if [ "$videos" != sample ] && simulates; then
-    # The controls need no policy: they drive while it is trained, where that leaves the processor idle.
-    nice -n 10 "${drive[@]}" --policy expert --videos 0 >"$folder/controls.log" 2>&1 &
-    controls=$!
-fi
-
 say "stage 1: latent actions of pairs of frames -> $folder/laq"
 train "${tokenizer[@]}"
 evaluate laq
@@ -109,6 +93,7 @@ say "a server for the policy -> $folder/serve.log"
 : >"$folder/serve.log"
 python launch/serve.py --run "$folder/act" --port 0 --batch 1 >>"$folder/serve.log" 2>&1 &
 server=$!
+trap 'kill "$server" 2>/dev/null || true' EXIT
 until grep -qs "^ready" "$folder/serve.log"; do
     kill -0 "$server" 2>/dev/null || { cat "$folder/serve.log" >&2; exit 1; }
     sleep 0.2
@@ -130,14 +115,20 @@ CLIENT
 kill "$server"
 wait "$server" || true
 
+# The seven tasks of MT10 in which nothing has to be carried or pushed freely over the table.
+tasks=(reach-v3 button-press-topdown-v3 door-open-v3 drawer-close-v3 drawer-open-v3 window-close-v3 window-open-v3) each=3
+if [ -n "$short" ]; then
+    tasks=(reach-v3) each=1
+fi
+drives="$folder/drives"
 if [ "$videos" = sample ]; then
     say "it does not drive: the embedded sample is of another robot than the simulator's"
-elif [ -z "$controls" ]; then
-    simulates || say "it does not drive. Run this again when that is mended"
+elif ! simulates; then
+    say "it does not drive. Run this again when that is mended"
 else
     say "it drives: ${#tasks[@]} tasks of Meta-World, $each episodes each -> $drives"
-    wait "$controls" || cat "$folder/controls.log"
-    "${drive[@]}" --run "$folder/act" --execute 4 --videos "${#tasks[@]}"
+    python launch/eval.py --run "$folder/act" --env metaworld --execute 4 --out "$drives" "${tasks[@]/#/--task=}" \
+        --episodes $((${#tasks[@]} * each)) --num_envs "${#tasks[@]}" --videos "${#tasks[@]}"
     python - "$drives/metrics.json" <<'RATES'
 import json
 import sys
