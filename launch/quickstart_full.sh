@@ -68,7 +68,7 @@ if [ -d "$shared/metaworld_mt10_videos" ] && [ -d "$shared/metaworld_mt10" ]; th
 elif simulates; then
     record() { python tools/record_sim.py --env metaworld --size 64 "${mt10[@]/#/--task=}" "$@"; }
     say "$shared has no metaworld_mt10_videos and metaworld_mt10. The simulator's expert records as many -> $videos, $demos"
-    record --out "$videos" --episodes $([ -n "$short" ] && echo 10 || echo 200) --seed 1 --columns none --val_fraction 0
+    record --out "$videos" --episodes $([ -n "$short" ] && echo 10 || echo 200) --seed 1 --columns none --val_fraction 0.1
     record --out "$demos" --episodes $([ -n "$short" ] && echo 20 || echo 80) --seed 2 --val_fraction 0.375
 else
     videos=sample demos=sample
