@@ -63,8 +63,8 @@ class Evaluation(BaseEvaluation):
         metrics, arrays = self.measure(self.tokenizer.variables)
         samples = list(self.batches())
         for what, fields in SHUFFLED.items():
-            shuffled_metrics, _ = self._evaluator(self.tokenizer.variables, shuffled(samples, what, fields))
-            if shuffled_metrics:
+            if exchanged := list(shuffled(samples, what, fields)):
+                shuffled_metrics, _ = self._evaluator(self.tokenizer.variables, exchanged)
                 metrics[f"latent_accuracy_shuffled_{what}"] = shuffled_metrics["latent_accuracy"]
                 metrics[f"{what}_use"] = metrics["latent_accuracy"] - shuffled_metrics["latent_accuracy"]
         about = self.about()

@@ -143,6 +143,16 @@ def test_the_report_tells_what_training_told(policy, run, report):
     assert any("listens" in word for word in words)
 
 
+def test_a_single_held_out_episode_has_nothing_to_exchange(policy, run, tmp_path, monkeypatch):
+    evaluation = evaluation_of(policy)(policy, run=run, out=tmp_path, pairs=40)
+    batches = list(evaluation.batches())
+    first = batches[0]["episode_id"][0]
+    of_one = [{**batch, "mask": batch["mask"] * (batch["episode_id"] == first)} for batch in batches]
+    monkeypatch.setattr(evaluation, "batches", lambda source=None: iter(of_one))
+    metrics = evaluation.write()["metrics"]
+    assert "latent_accuracy" in metrics and not {"image_use", "text_use"} & set(metrics)
+
+
 def test_labels_of_another_tokenizer_are_refused(policy, run, tmp_path):
     labels = tmp_path / "labels"
     labels.mkdir()
