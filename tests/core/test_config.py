@@ -262,7 +262,14 @@ LABELS = {"fields": ("image", "latent"), "labels": "a", "val_labels": None, "val
 )  # fmt: skip
 def test_which_keys_count_for_nothing(config, keys):
     quiet = {"data": {"val_path": "v"}, "optim": {"groups": ((".*", None),)}, "train": {"patience": 1}}
-    assert config_keys.overruled({**quiet, **config}).keys() == keys
+    # Of data without the actions of pairs, which these are, two more.
+    few = {"data.action_share", "data.action_draws"}
+    assert config_keys.overruled({**quiet, **config}).keys() == keys | few
+
+
+def test_keys_of_few_actions_count_where_pairs_have_actions():
+    config = {"data": {"val_path": "v", "fields": ("image", "pair_action", "latent")}, "optim": {"groups": ()}}
+    assert not {"data.action_share", "data.action_draws"} & config_keys.overruled(config).keys()
 
 
 def test_missing_file_suggests_its_neighbour(path):
