@@ -26,7 +26,8 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _is_one_row_on_gpu(x: jax.Array) -> bool:
-    return len(x) == 1 and device_in_use().platform == "gpu" and not counting.counted()
+    # Of programs that are exported the number of rows is a symbol, which is not 1.
+    return x.shape[0] == 1 and device_in_use().platform == "gpu" and not counting.counted()
 
 
 def _weighted_sum(x: jax.Array, kernel: jax.Array) -> jax.Array:

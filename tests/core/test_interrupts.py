@@ -7,8 +7,11 @@ import sys
 import pytest
 
 MAIN = """
-import atexit, sys, time
+import atexit, signal, sys, time
 from lapa_jax.core.errors import Stopped, run_main
+
+# A shell lets what it starts in the background ignore interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def ready():
     print("ready", flush=True)
@@ -28,8 +31,7 @@ def main(argv):
     del late  # what is raised in there is lost
     time.sleep(20)
 """
-STOPPING = """import signal
-    def stop(number, frame):
+STOPPING = """def stop(number, frame):
         raise Stopped
     signal.signal(signal.SIGTERM, stop)"""
 CAUGHT = """

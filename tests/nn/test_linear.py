@@ -30,7 +30,7 @@ def test_one_row_gives_the_same_layer_either_way(monkeypatch, int8):
         variables = {"params": {"bias": variables["params"]["bias"], "kernel_int8": kernel, "kernel_scale": scale}}
     expected = layer.apply(variables, x)
     calls = []
-    monkeypatch.setattr(linear, "_is_one_row_on_gpu", lambda x: calls.append(x.shape) or len(x) == 1)
+    monkeypatch.setattr(linear, "_is_one_row_on_gpu", lambda x: calls.append(x.shape) or x.shape[0] == 1)
     np.testing.assert_allclose(layer.apply(variables, x).astype(np.float32), expected.astype(np.float32), rtol=2**-7)
     assert calls == [(1, 64)]
     batch = jnp.tile(x, (3, 1, 1))
