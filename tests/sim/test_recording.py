@@ -168,7 +168,7 @@ def test_mp4_holds_the_same_frames_and_arrays(shards, tmp_path):
 def test_what_cannot_work_is_refused_before_anything_is_written(shards, tmp_path):
     cases = (
         ({"env": "push_tble"}, "did you mean 'push_table'"),
-        ({"task": "seperate"}, "did you mean 'separate'"),
+        ({"tasks": ("seperate",)}, "did you mean 'separate'"),
         ({"fps": 3.0}, "--fps 3.0 does not divide"),
         ({"format": "gif"}, "--format gif"),
         ({"columns": ("action", "reward")}, "--columns action,reward"),
