@@ -28,6 +28,14 @@ _REFUSALS = re.compile(
 PAGE = mmap.ALLOCATIONGRANULARITY  # bytes: only at multiples of it may a mapping begin
 
 
+RANDOM = 8
+"""Hexadecimal digits in a temporary name, random."""
+
+
+def _temporary(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(RANDOM // 2)}.tmp")
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yields a temporary sibling of `path`; a clean exit puts it in place of `path`, an error removes it.
@@ -37,7 +45,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     try:
         with naming(path):
             yield temporary
@@ -87,7 +95,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     path = pathlib.Path(path)
     check_new_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     temporary.mkdir()
     try:
         with naming(path):
@@ -101,7 +109,8 @@ def clear_leftovers(path: str | os.PathLike) -> None:
     """Removes what killed writers of `atomic_folder(path)` have left beside it. Hold a lock: a living one loses its
     work."""
     path = pathlib.Path(path)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+    # The random part exactly: ".out.*.tmp" would also be what a living writer of "out.2" is at.
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * RANDOM}.tmp"):
         shutil.rmtree(left, ignore_errors=True)
 
 

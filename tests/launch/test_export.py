@@ -61,8 +61,10 @@ def test_what_a_killed_export_has_left_goes_with_the_next_one(runs, tmp_path):
     left.mkdir()
     (left / "model.safetensors").write_bytes(b"half")
     other.write_text("of the user")
+    another_export = tmp_path / ".out.2.0123abcd.tmp"  # to out.2, at this moment
+    another_export.mkdir()
     call(runs["laq"], tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [another_export.name, other.name, "out"]
 
 
 def test_an_earlier_step_and_an_export_of_an_export(runs, tmp_path):
