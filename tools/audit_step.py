@@ -88,37 +88,38 @@ def _prediction(config, goal, stored: str) -> tuple[str, float]:
         return compiled.as_text(), count_flops(predict, variables, batch)
 
 
-def describe(found, flops: float, goal) -> Iterator[str]:
+def describe(findings, flops: float, goal) -> Iterator[str]:
     """The lines of the report.
 
     Args:
-      found: an `Audit`. flops: of the products of a device, as counted on the traced function.
+      findings: an `Audit`. flops: of the products of a device, as counted on the traced function.
     """
     from lapa_jax.train.audit import RELATIVE_RATE, estimate
 
-    seen = sum(found.flops.values())
+    seen = sum(findings.flops.values())
     yield ""
     yield f"products: {seen / 1e12:.4g} TFLOP in the program, {flops / 1e12:.4g} in the traced function"
-    for dtype, count in sorted(found.flops.items(), key=lambda item: -item[1]):
+    for dtype, count in sorted(findings.flops.items(), key=lambda item: -item[1]):
         where = "" if dtype in RELATIVE_RATE else ", outside of the tensor cores"
         yield f"  {dtype:12s}{count / seen:8.1%}{where}"
-    yield (f"attention: {found.fused} fused kernels, {found.scores} products of attention outside of them")
-    total = sum(found.traffic.values())
-    yield f"memory: {total / 1e9:.4g} GB read and written, of it {found.float32 / total:.0%} by what gives float32"
-    for kind, size in sorted(found.traffic.items(), key=lambda item: -item[1]):
+    yield (f"attention: {findings.fused} fused kernels, {findings.scores} products of attention outside of them")
+    total = sum(findings.traffic.values())
+    yield f"memory: {total / 1e9:.4g} GB read and written, of it {findings.float32 / total:.0%} by what gives float32"
+    for kind, size in sorted(findings.traffic.items(), key=lambda item: -item[1]):
         yield f"  {kind:18s}{size / 1e9:12.4g} GB{size / total:8.1%}"
-    within, between = found.sent
+    within, between = findings.sent
     if within + between:
         yield (f"links: {within / 1e9:.4g} GB sent within a host, {between / 1e9:.4g} GB to others, of both "
-               f"{found.exposed / (within + between):.0%} with no product beside it")  # fmt: skip
-    yield f"host: {len(found.host)} exchanges within loops{': ' + ', '.join(found.host[:3]) if found.host else ''}"
-    if found.unknown_loops:
-        yield f"{found.unknown_loops} loops do not say how often they run and are counted once"
-    if found.largest:
+               f"{findings.exposed / (within + between):.0%} with no product beside it")  # fmt: skip
+    names = ": " + ", ".join(findings.host[:3]) if findings.host else ""
+    yield f"host: {len(findings.host)} exchanges within loops{names}"
+    if findings.unknown_loops:
+        yield f"{findings.unknown_loops} loops do not say how often they run and are counted once"
+    if findings.largest:
         yield "beside products, over 1 % of the bytes:"
-    for size, kind, opcode, source in found.largest[:ROWS]:
+    for size, kind, opcode, source in findings.largest[:ROWS]:
         yield f"  {size / total:6.1%}  {kind}, {opcode}  {_short(source)}"
-    times = estimate(found, flops, goal)
+    times = estimate(findings, flops, goal)
     yield ""
     yield (f"roofline: products {_ms(times.products)}, memory {_ms(times.memory)}, links {_ms(times.links)}; "
            f"at best {_ms(times.step)} where all overlap")  # fmt: skip

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from lapa_jax.train import hlo, plan_hlo
-from lapa_jax.train.plan_devices import REACHED, Target
+from lapa_jax.train.plan_devices import Roofline, Target
 
 SHARE = 0.01
 """Of all bytes: what moves as much is named."""
@@ -64,19 +64,6 @@ class Audit(NamedTuple):
     unknown_loops: int
 
 
-class Estimate(NamedTuple):
-    """Seconds of a step that each resource needs alone. Attributes: products, memory, links: as named."""
-
-    products: float
-    memory: float
-    links: float
-
-    @property
-    def step(self) -> float:
-        """Seconds of a step in which all three overlap."""
-        return max(self)
-
-
 def audit(text: str, goal: Target) -> Audit:
     """Reads an optimised program for GPUs.
 
@@ -85,11 +72,11 @@ def audit(text: str, goal: Target) -> Audit:
     """
     module = hlo.Module(text)
     runs = list(module.runs())
-    found = list(products(module))
+    multiplied = list(products(module))
     flops = collections.Counter()
-    for product in found:
+    for product in multiplied:
         flops[product.dtype] += product.flops * product.run.times
-    with_product = {product.run.computation for product in found}
+    with_product = {product.run.computation for product in multiplied}
     traffic, float32, largest = collections.Counter(), 0.0, collections.Counter()
     for run in runs:
         size = module.traffic(run) * run.times
@@ -100,14 +87,12 @@ def audit(text: str, goal: Target) -> Audit:
             largest[kind, run.instruction.opcode, run.instruction.source] += size
     total = sum(traffic.values())
     devices = goal.hosts * goal.per_host
-    collectives = plan_hlo.read(text, devices).collectives
-    crossing = sum(c.moved for c in collectives if c.crosses(goal.per_host))
     return Audit(
         dict(flops), dict(traffic), float32,
         fused=sum(run.times for run in runs if "fmha" in run.instruction.line),
-        scores=sum(p.run.times for p in found
+        scores=sum(p.run.times for p in multiplied
                    if _is_batched(p.run.instruction) and "attention" in p.run.instruction.source),
-        sent=(sum(c.moved for c in collectives) - crossing, crossing),
+        sent=plan_hlo.read(module, devices).sent(goal.per_host),
         exposed=sum(_exposed(module, runs, with_product, devices)),
         host=[run.instruction.name for run in runs if run.looped and _of_host(run.instruction)],
         largest=[(size, *what) for what, size in largest.most_common() if size > SHARE * total],
@@ -115,21 +100,18 @@ def audit(text: str, goal: Target) -> Audit:
     )  # fmt: skip
 
 
-def estimate(found: Audit, flops: float, goal: Target) -> Estimate:
+def estimate(findings: Audit, flops: float, goal: Target) -> Roofline:
     """What the step takes on that device.
 
     Args:
-      found: of the program. flops: of all products of a device and step, counted on the traced step: those of fused
+      findings: of the program. flops: of all products of a device and step, counted on the traced step: those of fused
         attention do not show in the program.
     """
-    device = goal.device
     # What the program does not show is bfloat16: fused attention takes no other type.
-    by_type = dict(found.flops)
-    by_type["bf16"] = by_type.get("bf16", 0.0) + max(0.0, flops - sum(found.flops.values()))
+    by_type = dict(findings.flops)
+    by_type["bf16"] = by_type.get("bf16", 0.0) + max(0.0, flops - sum(findings.flops.values()))
     needed = sum(count / RELATIVE_RATE.get(dtype, OUTSIDE) for dtype, count in by_type.items())
-    within, between = found.sent
-    return Estimate(needed / (REACHED * device.rate), sum(found.traffic.values()) / device.bandwidth,
-                    within / device.links + between / device.network)  # fmt: skip
+    return goal.device.roofline(needed, sum(findings.traffic.values()), findings.sent)
 
 
 def products(module: hlo.Module) -> Iterator[Product]:

@@ -130,6 +130,10 @@ class Module:
         value = re.search(r" constant\((\d+)\)", limit.line) if limit else None
         return int(value[1]) if value else None
 
+    def total_traffic(self) -> float:
+        """Bytes that the program reads and writes, all in all."""
+        return float(sum(run.times * self.traffic(run) for run in self.runs()))
+
     def traffic(self, run: Run) -> int:
         """Bytes that one run of an instruction reads from and writes to memory.
 
@@ -143,12 +147,6 @@ class Module:
             fused = self.computations[dict(called_by(instruction))["calls"]]
             return _read_by(fused) + _written_by(fused)
         return _moved(instruction, computation)
-
-
-def traffic(text: str) -> float:
-    """Bytes that a program reads and writes, all in all."""
-    module = Module(text)
-    return float(sum(run.times * module.traffic(run) for run in module.runs()))
 
 
 def called_by(instruction: Instruction) -> Iterator[tuple[str, str]]:

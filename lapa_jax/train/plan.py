@@ -15,7 +15,7 @@ import ml_collections
 
 from lapa_jax.core import tree
 from lapa_jax.train import hlo, plan_hlo
-from lapa_jax.train.plan_devices import HBM_FULL, REACHED, Gpu, Target, how_to_install, target
+from lapa_jax.train.plan_devices import HBM_FULL, Gpu, Target, how_to_install, target
 from lapa_jax.train.run import LOG, logging_to
 from lapa_jax.train.setup import GIB, Setup, lower_step, on_mesh, prepare
 from lapa_jax.train.sharding import batch_parts
@@ -95,10 +95,9 @@ def measure(setup: Setup, goal: Target) -> Needs:
     peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     if goal.exact and isinstance(goal.device, Gpu):
         peak = memory.peak_memory_in_bytes
-    text = compiled.as_text()
-    traffic = hlo.traffic(text) if goal.exact else 0.0
-    return Needs(_state(setup), _bytes(setup.batch), memory.temp_size_in_bytes, peak, plan_hlo.read(text, devices),
-                 flops.hardware / devices, traffic)  # fmt: skip
+    module = hlo.Module(compiled.as_text())
+    return Needs(_state(setup), _bytes(setup.batch), memory.temp_size_in_bytes, peak, plan_hlo.read(module, devices),
+                 flops.hardware / devices, module.total_traffic() if goal.exact else 0.0)  # fmt: skip
 
 
 def describe(setup: Setup, goal: Target, needs: Needs) -> Iterator[str]:
@@ -183,12 +182,9 @@ def _traffic(goal: Target, program: plan_hlo.Program, grad_dtype: str | None) ->
 
 def _roofline(goal: Target, needs: Needs) -> str:
     """What the step takes at least, by the device's data sheet."""
-    crossing = sum(c.moved for c in needs.program.collectives if c.crosses(goal.per_host))
-    within = sum(c.moved for c in needs.program.collectives) - crossing
-    seconds = {"products": needs.flops / (REACHED * goal.device.rate), "memory": needs.traffic / goal.device.bandwidth,
-               "links": within / goal.device.links + crossing / goal.device.network}  # fmt: skip
-    parts = ", ".join(f"{name} {value:.3g} s" for name, value in seconds.items())
-    return f"at least {max(seconds.values()):.3g} s a step by the device's data sheet: {parts}"
+    times = goal.device.roofline(needs.flops, needs.traffic, needs.program.sent(goal.per_host))
+    parts = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in times._asdict().items())
+    return f"at least {times.step:.3g} s a step by the device's data sheet: {parts}"
 
 
 def _state(setup: Setup) -> dict[str, int]:

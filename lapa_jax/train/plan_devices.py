@@ -36,6 +36,19 @@ TPU_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost
 """So that libtpu looks for no TPU and does not complain that there is none; it has no part in what is planned."""
 
 
+class Roofline(NamedTuple):
+    """Seconds that each resource needs alone for a step (Williams et al. 2009). Attributes: as they are named."""
+
+    products: float
+    memory: float
+    links: float
+
+    @property
+    def step(self) -> float:
+        """Seconds of a step in which all three overlap."""
+        return max(self)
+
+
 @dataclasses.dataclass(frozen=True)
 class Device:
     """A device by its data sheet.
@@ -62,6 +75,17 @@ class Device:
     def usable(self) -> float:
         """Bytes that a run may fill."""
         return self.share * self.memory
+
+    def roofline(self, flops: float, traffic: float, sent: tuple[float, float]) -> Roofline:
+        """What a step needs at least.
+
+        Args:
+          flops: of its products, as if all were of bfloat16. traffic: bytes to and from memory. sent: bytes (within the
+            host or slice, to other hosts).
+        """
+        within, between = sent
+        return Roofline(flops / (REACHED * self.rate), traffic / self.bandwidth,
+                        within / self.links + between / self.network)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

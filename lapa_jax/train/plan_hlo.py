@@ -58,14 +58,15 @@ class Program(NamedTuple):
     collectives: tuple[Collective, ...]
     unknown_loops: int
 
+    def sent(self, per_host: int) -> tuple[float, float]:
+        """Bytes that a device sends (within its host, to other hosts), with `per_host` devices on each."""
+        between = sum(c.moved for c in self.collectives if c.crosses(per_host))
+        return sum(c.moved for c in self.collectives) - between, between
 
-def read(text: str, devices: int) -> Program:
-    """Reads an optimised program as `Compiled.as_text()` gives it.
 
-    Args:
-      text: the program. devices: how many it runs on.
-    """
-    runs = [run for run in hlo.Module(text).runs(into_fusions=True) if kind_of(run.instruction)]
+def read(module: hlo.Module, devices: int) -> Program:
+    """What an optimised program sends, on so many devices."""
+    runs = [run for run in module.runs(into_fusions=True) if kind_of(run.instruction)]
     collectives = tuple(collective(run, devices) for run in runs)
     return Program(collectives, len({name for run in runs for name in run.unknown}))
 

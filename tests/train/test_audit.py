@@ -81,10 +81,10 @@ GOAL = plan_devices.Target(GPU, 2, 4, (), {}, True)
 
 
 def test_products_count_as_often_as_they_run_and_by_their_type():
-    found = audit(PROGRAM, GOAL)
+    findings = audit(PROGRAM, GOAL)
     images, patches = 8 * 8 * 8, 4 * 4 * 3
-    assert found.flops == {"bf16": 32 * 2 * 16 * 64 * 128, "f32": 2 * images * patches * 16}
-    assert found.unknown_loops == 0 and found.host == [] and found.fused == 0
+    assert findings.flops == {"bf16": 32 * 2 * 16 * 64 * 128, "f32": 2 * images * patches * 16}
+    assert findings.unknown_loops == 0 and findings.host == [] and findings.fused == 0
 
 
 def test_a_loop_moves_what_it_takes_of_a_stack_and_not_the_stack():
@@ -95,26 +95,27 @@ def test_a_loop_moves_what_it_takes_of_a_stack_and_not_the_stack():
     assert moved["kept.2"] == 4 + 2 * row, "a row is read and written, the rest of the stack stays"
     assert moved["product"] == 2 * 16 * 128 + layer + row, "without the workspace"
     assert moved["loop"] == moved["state"] == moved["gather-done"] == 0
-    found = audit(PROGRAM, GOAL)
-    assert found.traffic["rearranging"] == pytest.approx(32 * moved["kernel"] + moved["out"])
-    assert sum(found.traffic.values()) == pytest.approx(sum(
+    findings = audit(PROGRAM, GOAL)
+    assert findings.traffic["rearranging"] == pytest.approx(32 * moved["kernel"] + moved["out"])
+    assert sum(findings.traffic.values()) == pytest.approx(sum(
         run.times * module.traffic(run) for run in module.runs()))  # fmt: skip
 
 
 def test_collectives_with_a_product_beside_them_are_hidden():
-    found = audit(PROGRAM, GOAL)
+    findings = audit(PROGRAM, GOAL)
     gathered, reduced = 32 * 2 * 64 * 128 * 3 / 4, 32 * 2 * 4 * 16 * 64 * 7 / 8
-    assert found.sent == (gathered, reduced), "groups of four within a host, of eight across two"
-    assert found.exposed == reduced
+    assert findings.sent == (gathered, reduced), "groups of four within a host, of eight across two"
+    assert findings.exposed == reduced
 
 
 def test_the_slowest_resource_gives_the_time():
-    found = audit(PROGRAM, GOAL)
+    findings = audit(PROGRAM, GOAL)
     hidden = 1e9  # FLOPs of kernels that the program does not show
-    times = estimate(found, sum(found.flops.values()) + hidden, GOAL)
-    assert times.products == pytest.approx((found.flops["bf16"] + 2 * found.flops["f32"] + hidden) / (0.8 * 790e12))
-    assert times.memory == pytest.approx(sum(found.traffic.values()) / 3.94e12)
-    assert times.links == pytest.approx(found.sent[0] / 450e9 + found.sent[1] / 50e9)
+    times = estimate(findings, sum(findings.flops.values()) + hidden, GOAL)
+    flops = findings.flops["bf16"] + 2 * findings.flops["f32"] + hidden
+    assert times.products == pytest.approx(flops / (0.8 * 790e12))
+    assert times.memory == pytest.approx(sum(findings.traffic.values()) / 3.94e12)
+    assert times.links == pytest.approx(findings.sent[0] / 450e9 + findings.sent[1] / 50e9)
     assert times.step == max(times)
 
 

@@ -10,7 +10,7 @@ import pytest
 from lapa_jax.core import config as config_lib
 from lapa_jax.core import tree
 from lapa_jax.core.errors import UserError
-from lapa_jax.train import plan_devices, plan_hlo
+from lapa_jax.train import hlo, plan_devices, plan_hlo
 from lapa_jax.train.plan import describe, measure
 from lapa_jax.train.setup import prepare
 
@@ -54,7 +54,7 @@ ENTRY %main (x: bf16[1024]) -> f32[] {
 
 
 def test_collectives_count_as_often_as_their_loops_run():
-    program = plan_hlo.read(PROGRAM, devices=8)
+    program = plan_hlo.read(hlo.Module(PROGRAM), devices=8)
     by_kind = {kind: [c for c in program.collectives if c.kind == kind] for kind in plan_hlo.KINDS}
     (gather,), (scatter,) = by_kind["all-gather"], by_kind["reduce-scatter"]
     assert (gather.times, gather.size, gather.looped) == (96, 8192, True)
@@ -77,14 +77,14 @@ def test_loops_without_a_note_run_as_often_as_their_condition_says():
 }"""
     start, end = PROGRAM.index("%condition"), PROGRAM.index("%micro")
     text = PROGRAM[:start] + condition + "\n\n" + PROGRAM[end:].replace('"known_trip_count":{"n":"32"},', "")
-    program = plan_hlo.read(text, devices=8)
+    program = plan_hlo.read(hlo.Module(text), devices=8)
     assert {c.kind: c.times for c in program.collectives} == {
         "all-gather": 96, "reduce-scatter": 96, "all-to-all": 32, "all-reduce": 1, "collective-permute": 1}  # fmt: skip
     assert program.unknown_loops == 0
 
 
 def test_groups_tell_what_leaves_a_host():
-    kinds = {c.kind: c for c in plan_hlo.read(PROGRAM, devices=8).collectives[:-1]}
+    kinds = {c.kind: c for c in plan_hlo.read(hlo.Module(PROGRAM), devices=8).collectives[:-1]}
     assert kinds["all-gather"].groups.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert kinds["reduce-scatter"].groups.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert kinds["all-reduce"].groups.tolist() == [[0, 4], [1, 5], [2, 6], [3, 7]]
@@ -103,7 +103,7 @@ def test_groups_tell_what_leaves_a_host():
 ])  # fmt: skip
 def test_groups_as_xla_writes_them(written, groups):
     line = f"ENTRY %e (x: f32[4]) -> f32[4] {{\n  %r = f32[4]{{0}} all-reduce(%x), channel_id=1, {written}\n}}"
-    (only,) = plan_hlo.read(line, devices=8).collectives
+    (only,) = plan_hlo.read(hlo.Module(line), devices=8).collectives
     assert np.sort(only.groups, axis=0).tolist() == groups
 
 
