@@ -273,8 +273,7 @@ def report(sweep: Sweep, ranked: list[sweeps.Outcome], out: pathlib.Path) -> Non
     keys = list(ranked[0].point)
     head = [*keys, f"{sweep.metric} (mean)", "95 % interval", "least to largest", "seeds", "missing"]
     table = list(sweeps.rows(ranked))
-    lines = ["| " + " | ".join(map(markdown, row)) + " |" for row in (head, *table)]
-    lines.insert(1, "|---" * len(head) + "|")
+    lines = escape.table(list(map(markdown, head)), (list(map(markdown, row)) for row in table))
     say("\n".join(lines))
     with atomic_path(out / "sweep.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -15,6 +15,7 @@ import sys
 
 import yaml
 
+from lapa_jax.core import escape
 from lapa_jax.core import sweep as sweeps
 from lapa_jax.core.arguments import OVERRIDE, Parser
 from lapa_jax.core.errors import UserError, run_main
@@ -76,8 +77,8 @@ def plan(argv: list[str]) -> tuple[argparse.Namespace, dict, float | None]:
         judged = settings["data.val_path"] = str(dataset_folder(args.labelled))
     settings |= overrides
     # The probe is fitted on one half of the episodes and scored on the other.
-    known = pipeline.has_actions({"path": judged}, "val") and len(StepShards(judged, "val").episodes) > 1
-    metric = PROBE if known else "val/swap_gap"
+    has_probe = pipeline.has_actions({"path": judged}, "val") and len(StepShards(judged, "val").episodes) > 1
+    metric = PROBE if has_probe else "val/swap_gap"
     # A key that is varied is not set: the last one would win.
     settings = {key: value for key, value in settings.items() if key not in grid}
     content = {"config": args.config, "set": settings, "grid": grid, "seeds": args.seeds, "metric": metric}
@@ -197,8 +198,7 @@ def _markdown(table: list[dict], keys: list[str]) -> list[str]:
     heads = [head for head in COLUMNS if any(head in row for row in table)]
     rows = [[str(row[key]) for key in keys] + [f"{row[head]:.2f}" if head in row else "" for head in heads]
             for row in table]  # fmt: skip
-    lines = ["| " + " | ".join(row) + " |" for row in ([*keys, *heads], *rows)]
-    return [lines[0], "|---" * len([*keys, *heads]) + "|", *lines[1:]]
+    return escape.table([*keys, *heads], rows)
 
 
 def _draw(path: pathlib.Path, table: list[dict], keys: list[str], choice: dict | None) -> None:

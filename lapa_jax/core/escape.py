@@ -4,6 +4,7 @@ import html
 import json
 import re
 import sys
+from collections.abc import Iterable, Sequence
 
 _UNSEEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb]"
@@ -42,6 +43,12 @@ def script(value) -> str:
 def markdown(text) -> str:
     r"""Text within a line or a cell of Markdown: what Markdown or HTML would make something of is escaped."""
     return re.sub(r"([\\`*_{}\[\]<>#|~$!&])", r"\\\1", one_line(text))
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown; the cells are Markdown already."""
+    line = lambda cells: "| " + " | ".join(cells) + " |"  # noqa: E731
+    return [line(head), "|---" * len(head) + "|", *map(line, rows)]
 
 
 def cell(value):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lapa_jax.core.escape import one_line
+from lapa_jax.core.escape import one_line, table
 from lapa_jax.core.files import read_json
 from lapa_jax.data.far_values import choices, far_values
 from lapa_jax.data.samples.meta import dimension_names
@@ -191,7 +191,5 @@ def _value(value) -> str:
 
 
 def _table(header: Sequence, rows: Sequence[Sequence]) -> str:
-    def line(cells: Sequence) -> str:
-        return "| " + " | ".join(one_line(cell).replace("|", "\\|") for cell in cells) + " |"
-
-    return "\n".join([line(header), "|" + "---|" * len(header), *map(line, rows)])
+    header, *rows = ([one_line(cell).replace("|", "\\|") for cell in cells] for cells in (header, *rows))
+    return "\n".join(table(header, rows))

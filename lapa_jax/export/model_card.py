@@ -134,5 +134,5 @@ def _use(trained) -> Iterator[str]:
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:
-    head, *body = ("| " + " | ".join(map(escape.markdown, row)) + " |" for row in rows)
-    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
+    head, *body = (list(map(escape.markdown, row)) for row in rows)
+    return "\n".join(escape.table(head, body))

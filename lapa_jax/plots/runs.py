@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from lapa_jax.core import escape
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import read_json
 from lapa_jax.core.metrics import read_metrics
@@ -138,5 +139,5 @@ def _shown(value) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+    head, *rows = ([cell.replace("|", "\\|") for cell in line] for line in (head, *rows))
+    return escape.table(head, rows)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from lapa_jax.core import escape
 from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.core.files import atomic_path
@@ -220,5 +221,4 @@ def ranges(group: Sequence[Mapping], columns: Columns) -> list[str]:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+    return "\n".join(escape.table(head, rows)) + "\n"

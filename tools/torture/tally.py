@@ -4,6 +4,8 @@ import collections
 import dataclasses
 from collections.abc import Callable, Iterable
 
+from lapa_jax.core.escape import table
+
 
 @dataclasses.dataclass
 class Tally:
@@ -54,9 +56,10 @@ def line(name: str, row: dict) -> str:
 
 def markdown(rows: dict[str, dict]) -> str:
     """{part/kind: row} as a table, and what was lost below it."""
-    lines = ["| what | tried | lost | how it ended |", "|---|---|---|---|"]
+    cells = []
     for name, row in rows.items():
         ends = [f"{how} {times}×" for how, times in row["endings"].items()]
-        lines.append(f"| {name} | {row['tried']} | {len(row['lost'])} | {'; '.join([*ends, *row['figures']])} |")
+        cells.append((name, str(row["tried"]), str(len(row["lost"])), "; ".join([*ends, *row["figures"]])))
+    lines = table(("what", "tried", "lost", "how it ended"), cells)
     lost = [f"- {name}: {what}" for name, row in rows.items() for what in row["lost"]]
     return "\n".join([*lines, *(["", *lost] if lost else [])])
