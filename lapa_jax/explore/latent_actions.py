@@ -26,7 +26,7 @@ class LatentActions(Explorer):
     def __init__(self, tokenizer, run, options: Options):
         refuse(run, tokenizer, tokenizer=options.tokenizer, dataset=options.dataset)
         config = chosen_data(tokenizer, run, options)
-        fields = pipeline.eval_fields(config)
+        fields = ("frames", "net_action") if pipeline.has_actions(config, "val") else ("frames",)
         self._source = pipeline.build(config, "val", image_size=tokenizer.side, fields=fields)
         super().__init__(tokenizer, run, self._source.shards, (self._source.camera,))
         self._count = PAIRS if options.pairs is None else options.pairs

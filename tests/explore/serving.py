@@ -14,7 +14,8 @@ from lapa_jax.explore import server
 
 @contextlib.contextmanager
 def serving(explorer) -> Iterator[str]:
-    """Gives "127.0.0.1:PORT", where the explorer's server listens while the block runs."""
+    """Prepares an explorer and gives "127.0.0.1:PORT", where its server listens while the block runs."""
+    explorer.prepare()
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()

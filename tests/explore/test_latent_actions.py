@@ -10,7 +10,6 @@ from PIL import Image
 
 import lapa_jax
 from lapa_jax.core.errors import UserError
-from lapa_jax.data.shards.step_shards import StepShards
 from lapa_jax.explore.base import Options
 from lapa_jax.explore.latent_actions import LatentActions
 from tests.explore.serving import ask, get, refused, serving
@@ -28,16 +27,8 @@ def tokenizer(root, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(tokenizer):
-    explorer = LatentActions(tokenizer, "runs/<b>laq", Options(pairs=60))
-    explorer.prepare()
-    with serving(explorer) as address:
+    with serving(LatentActions(tokenizer, "runs/<b>laq", Options(pairs=60))) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def shards():
-    """The held-out episodes of the sample."""
-    return StepShards("sample", "val")
 
 
 def pixels(url: str) -> np.ndarray:
@@ -263,7 +254,6 @@ def test_hovering_shows_pairs_and_they_lead_there(page):
 def test_texts_of_the_data_are_never_html(browser, tokenizer, monkeypatch):
     """An instruction and an episode's name with HTML and a character that turns the direction of writing."""
     explorer = LatentActions(tokenizer, "run", Options(pairs=5))
-    explorer.prepare()
     wild = "<img src=x onerror=\"document.title='hurt'\"> \u202e & 'x'"
     monkeypatch.setattr(explorer.shards, "text", lambda i: wild)
     with serving(explorer) as address:

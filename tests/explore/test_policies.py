@@ -7,7 +7,6 @@ import pytest
 
 import lapa_jax
 from lapa_jax.core.errors import UserError
-from lapa_jax.data.shards.step_shards import StepShards
 from lapa_jax.explore.base import Options
 from lapa_jax.explore.latent_policy import LatentPolicy
 from lapa_jax.explore.policy import Policy
@@ -43,24 +42,15 @@ def loaded(runs):
 @pytest.fixture(scope="module")
 def latent(runs, loaded):
     """Where the policy of latent actions answers, with its tokenizer."""
-    explorer = LatentPolicy(loaded["latent"], runs["latent"], Options(tokenizer=str(runs["laq"])))
-    explorer.prepare()
-    with serving(explorer) as address:
+    with serving(LatentPolicy(loaded["latent"], runs["latent"], Options(tokenizer=str(runs["laq"])))) as address:
         yield address
 
 
 @pytest.fixture(scope="module")
 def action(runs, loaded):
     """Where the policy of actions answers."""
-    explorer = Policy(loaded["action"], runs["action"], Options())
-    explorer.prepare()
-    with serving(explorer) as address:
+    with serving(Policy(loaded["action"], runs["action"], Options())) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def shards():
-    return StepShards("sample", "val")
 
 
 def test_codes_and_probabilities_are_the_policy_s(latent, loaded, shards):
