@@ -68,20 +68,24 @@ def _fit_mlp(x: np.ndarray, y: np.ndarray, fit: np.ndarray, stop: np.ndarray) ->
     weights = [rng.normal(0, 1 / np.sqrt(rows), (rows, columns)) for rows, columns in sizes]
     weights += [np.zeros(columns) for _, columns in sizes]
     moments, best = [(np.zeros_like(w), np.zeros_like(w)) for w in weights], (np.inf, weights)
-    for step in range(1, MLP_STEPS + 1):
+
+    def forward(weights: list[np.ndarray], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         first, second, bias, last = weights
-        hidden = np.tanh(x[fit] @ first + bias)
-        error = 2 * (hidden @ second + last - y[fit]) / y[fit].size
-        back = (error @ second.T) * (1 - hidden**2)
-        gradients = [x[fit].T @ back, hidden.T @ error, back.sum(0), error.sum(0)]
+        hidden = np.tanh(x @ first + bias)
+        return hidden, hidden @ second + last
+
+    x_fit, y_fit, x_stop, y_stop = x[fit], y[fit], x[stop], y[stop]
+    for step in range(1, MLP_STEPS + 1):
+        hidden, predicted = forward(weights, x_fit)
+        error = 2 * (predicted - y_fit) / y_fit.size
+        back = (error @ weights[1].T) * (1 - hidden**2)
+        gradients = [x_fit.T @ back, hidden.T @ error, back.sum(0), error.sum(0)]
         moments = [(0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g) for (m, v), g in zip(moments, gradients)]
         size = MLP_RATE * np.sqrt(1 - 0.99**step) / (1 - 0.9**step)
         weights = [w - size * m / (np.sqrt(v) + 1e-8) for w, (m, v) in zip(weights, moments)]
-        first, second, bias, last = weights
-        held_out = np.mean((np.tanh(x[stop] @ first + bias) @ second + last - y[stop]) ** 2)
+        held_out = np.mean((forward(weights, x_stop)[1] - y_stop) ** 2)
         best = min(best, (held_out, weights), key=lambda each: each[0])
-    first, second, bias, last = best[1]
-    return np.tanh(x @ first + bias) @ second + last
+    return forward(best[1], x)[1]
 
 
 def probe(features: np.ndarray, action: np.ndarray, episode: np.ndarray, penalty: float) -> Probe | None:
