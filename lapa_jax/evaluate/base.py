@@ -85,8 +85,9 @@ class BaseEvaluation:
         """What the report says of the run, as arguments of `report.write`."""
         return {"about": provenance.rows(self.run, self.about()), "compared": provenance.config_differences(self.run)}
 
-    def course(self, best: str | None) -> Section:
-        """The curves of the run's training, the metric `best` first."""
+    def course(self, best: str | None = None) -> Section:
+        """The curves of the run's training, the metric `best` first; by default that of the best checkpoint."""
+        best = best or self.tokenizer.config.get("train", {}).get("best_metric")
         title, panels = "The course of training", curves.of_run(read_metrics(self.run), best)
         if not panels:
             return Section(title, "This folder keeps no metrics.jsonl.")

@@ -181,8 +181,7 @@ class Evaluation(BaseEvaluation):
             Section("Tasks and prompts", _TASKS + left, (TASKS_FILE,), _task_table(tasks)),
             *self._dimension_sections(tasks), *self._replayed(tasks, arrays),
         ]  # fmt: skip
-        best = self.tokenizer.config.get("train", {}).get("best_metric")
-        return [*sections, self.course(best)]
+        return [*sections, self.course()]
 
     def _names(self, part: int) -> list[str]:
         """Of the dimensions of a part's actions."""

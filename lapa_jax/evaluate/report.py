@@ -72,7 +72,6 @@ def write(
     Returns:
       `path`.
     """
-    poor = [v for v in verdicts if v.level == POOR]
     path = pathlib.Path(path)
     parts = [f"<p>{escape.page(subtitle)}</p>"]
     parts += [_about(about, *compared)] if about else []

@@ -91,7 +91,7 @@ class ColumnEvaluation(BaseEvaluation):
             "datasets": datasets, "codes": codes,
         })  # fmt: skip
         sections = [*self._error_sections(result), *self.sections(rows, arrays, result)]
-        sections.append(self.course(self.tokenizer.config.get("train", {}).get("best_metric")))
+        sections.append(self.course())
         about = f"step {result['step']}, {self.count} {self.NOUN} of {result['data']} ({result['split']})"
         report.write(
             self.out / REPORT_FILE, title=f"{self.tokenizer.column.capitalize()} codes of {self.run.name}",

@@ -139,9 +139,9 @@ def test_page_is_well_formed_and_escapes(tmp_path):
 
 def test_metrics_of_parts_are_folded_away_and_all_have_a_sentence(tmp_path):
     names = ["psnr", "perplexity_position_3", "bridge/action_mse_0", "loss_commitment", "largest_code_share_q"]
-    found = [report.Verdict(name, "1", report.NOTE, "") for name in names]
-    found.append(report.Verdict("action_mse_2", "9", report.POOR, "own words"))
-    path = report.write(tmp_path / "x.html", title="t", subtitle="s", verdicts=found, sections=[])
+    judged = [report.Verdict(name, "1", report.NOTE, "") for name in names]
+    judged.append(report.Verdict("action_mse_2", "9", report.POOR, "own words"))
+    path = report.write(tmp_path / "x.html", title="t", subtitle="s", verdicts=judged, sections=[])
     whole, _, parts = path.read_text().partition("<details>")
     assert "3 figures of single code positions" in parts and "</td><td></td>" not in whole + parts
     assert all(f"<code>{name}</code>" in whole for name in ("psnr", "loss_commitment", "action_mse_2"))
@@ -184,8 +184,8 @@ def test_the_page_never_scrolls_sideways(browser, tmp_path, width):
     Image.new("RGB", (1600, 200), "navy").save(tmp_path / "wide.png")
     table = tuple(tuple(f"column_{i}_of_many" for i in range(14)) for _ in range(3))
     long = [(f"a_key_that_is_rather_long_{i}.of_a_group", "x" * 300) for i in range(3)]
-    found = [report.Verdict(f"action_probe_r2_delta_untrained_{i}", "0.123", "poor", "words " * 20) for i in range(3)]
-    path = report.write(tmp_path / "page.html", title="r" * 90, subtitle="s" * 200, verdicts=found,
+    judged = [report.Verdict(f"action_probe_r2_delta_untrained_{i}", "0.123", "poor", "words " * 20) for i in range(3)]
+    path = report.write(tmp_path / "page.html", title="r" * 90, subtitle="s" * 200, verdicts=judged,
                         sections=[Section("t", "words", ("wide.png",), table)], about=long,
                         compared=("configs/laq.py", long))  # fmt: skip
     page = browser.open(path, width)

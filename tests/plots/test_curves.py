@@ -20,20 +20,20 @@ def test_curves_belong_together():
     names = {"train/loss": lambda s: 1 / (s + 1), "val/r2": int, "val/a/r2": lambda s: s - 1, "val/r2_0": float,
              "val/action_mse": float, "val/action_mse_0": float, "val/action_mse_10": float,
              "val/top_3": float}  # fmt: skip
-    found = curves.of_run(lines(range(4), **names))
-    assert list(found) == ["train/loss", "val/r2", "val/action_mse", "val/top_3"], "none of single dimensions"
-    assert list(found["val/r2"]) == ["val/r2", "a"]
-    np.testing.assert_array_equal(found["val/r2"]["a"], [[0, -1], [1, 0], [2, 1], [3, 2]])
+    panels = curves.of_run(lines(range(4), **names))
+    assert list(panels) == ["train/loss", "val/r2", "val/action_mse", "val/top_3"], "none of single dimensions"
+    assert list(panels["val/r2"]) == ["val/r2", "a"]
+    np.testing.assert_array_equal(panels["val/r2"]["a"], [[0, -1], [1, 0], [2, 1], [3, 2]])
     assert list(curves.of_run(lines(range(4), **names), "val/r2"))[:2] == ["val/r2", "train/loss"]
     assert curves.of_run([]) == {} and curves.of_run([{"step": 1, "train/loss": None}]) == {}
-    assert curves.colours(found) == dict.fromkeys(found, 0) | {"a": 1}
+    assert curves.colours(panels) == dict.fromkeys(panels, 0) | {"a": 1}
 
 
 def test_a_run_has_one_colour_also_where_another_lacks_the_metric():
     both = {"a": lines([1, 2], **{"train/loss": float}), "b": lines([1], **{"train/loss": float, "val/psnr": float})}
-    found = curves.of_runs(both)
-    assert {title: list(of) for title, of in found.items()} == {"train/loss": ["a", "b"], "val/psnr": ["b"]}
-    assert curves.colours(found) == {"a": 0, "b": 1}
+    panels = curves.of_runs(both)
+    assert {title: list(of) for title, of in panels.items()} == {"train/loss": ["a", "b"], "val/psnr": ["b"]}
+    assert curves.colours(panels) == {"a": 0, "b": 1}
 
 
 def test_of_long_lines_the_spikes_stay():
@@ -66,11 +66,11 @@ def written(tmp_path):
 
 def steps(opened) -> tuple[int, int]:
     """The first and the last step that the first curve shows, as its legend says where one points there."""
-    told = []
+    steps = []
     for share in (0.001, 0.999):
         opened.hover(".u-over", (share, 0.5))
-        told.append(int(opened.wait("document.querySelector('.u-legend .u-value').textContent")))
-    return tuple(told)
+        steps.append(int(opened.wait("document.querySelector('.u-legend .u-value').textContent")))
+    return tuple(steps)
 
 
 def shows(opened, start: int, end: int) -> bool:

@@ -77,8 +77,8 @@ def measure(
     rows = {name: chosen & probes["codes"].scored for name, chosen in groups(arrays, source).items()}
     table = {name: scores(result.prediction, action, rows) for name, result in probes.items() if result is not None}
     if "action_prediction" in arrays and (mask := arrays["pair_action_mask"] > 0).any():
-        known = {name: chosen & mask.any(1) for name, chosen in rows.items()}
-        table["head"] = scores(arrays["action_prediction"], arrays["pair_action"], known)
+        with_action = {name: chosen & mask.any(1) for name, chosen in rows.items()}
+        table["head"] = scores(arrays["action_prediction"], arrays["pair_action"], with_action)
     return table if reference is None else {**table, "reference": dict(reference)}
 
 

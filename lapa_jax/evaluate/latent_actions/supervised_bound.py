@@ -77,8 +77,8 @@ def action_scores(source, tokenizer, *, steps: int, limit: int, cache) -> dict[s
     if cached.get("key") == key and "r2" in cached:
         return {name: [np.nan if v is None else v for v in values] for name, values in cached["r2"].items()}
     table = _train_and_score(source, spec, tokenizer.mesh, steps, limit)
-    known = {name: [None if np.isnan(v) else v for v in values] for name, values in table.items()}
-    write_json(path, {"key": key, "steps": steps, "r2": known})
+    finite = {name: [None if np.isnan(v) else v for v in values] for name, values in table.items()}
+    write_json(path, {"key": key, "steps": steps, "r2": finite})
     return table
 
 
