@@ -10,7 +10,8 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
-SHIPPED = {"configs": ("*.py", "*/*.yaml"), "launch": ("*.py", "studies/*.py"), "tools": ("*.py", "torture/*.py")}
+SHIPPED = {"configs": ("*.py", "*/*.yaml"), "launch": ("*.py", "studies/*.py"),
+           "tools": ("*.py", "torture/*.py", "benchmarks/*.py")}
 """{folder: what a wheel has of it}, which lapa_jax/core/shipped.py finds. Scripts of bash need the checkout."""
 
 
