@@ -1,9 +1,10 @@
-"""Audits a compiled program for GPUs that are not here: python tools/audit_step.py --config configs/laq.py
+"""Audits a compiled program for GPUs or TPUs that are not here: python tools/audit_step.py --config configs/laq.py
 
-Compiles the training step of a config for --mesh and --device, or with --act one prediction of its policy, as
-`launch/train.py --dry_run` does, and reads the program: which products run on tensor cores and in which type, what
-moves how many bytes, whether attention is fused, which collectives nothing hides, what talks to the host within a loop.
-A roofline gives the time that this takes at best. Needs the extra `plan`; other arguments are those of launch/train.py.
+Compiles the training step of a config for --mesh and --device, or with --act one prediction (of a tokenizer the codes
+that label frame pairs), as `launch/train.py --dry_run` does, and reads the program: which products run on tensor cores
+and in which type, what moves how many bytes, whether attention is fused, which collectives nothing hides, what talks to
+the host within a loop. A roofline gives the time that this takes at best, and the last line says whether it fits. Needs
+the extra `plan`, of TPUs `plan-tpu`; other arguments are those of launch/train.py.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.escape import say
 
 ROWS = 12
+LESS = "--weights int8 or bfloat16, fewer --rows, a device with more memory"
 
 
 def main(argv: list[str]) -> None:
@@ -22,49 +24,59 @@ def main(argv: list[str]) -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)  # fmt: skip
     parser.add_argument("--config", required=True, help="config file and optional variants, configs/vla_latent.py")
-    parser.add_argument("--mesh", default="1x1", help="hosts x GPUs per host (1x1)")
-    parser.add_argument("--device", default="H100-94GB", help="which GPUs")
-    parser.add_argument("--act", action="store_true", help="a prediction for one observation on one GPU, not a step")
+    parser.add_argument("--mesh", default="1x1", help="hosts x GPUs per host, or the topology of a slice of TPUs (1x1)")
+    parser.add_argument("--device", default="H100-94GB", help="which GPUs or TPUs")
+    parser.add_argument("--act", action="store_true", help="a prediction on one device, not a step")
+    parser.add_argument("--rows", type=int, default=1, help="with --act: observations or frame pairs at once (1)")
     parser.add_argument("--weights", default="bfloat16", choices=("float32", "bfloat16", "int8"),
                         help="with --act: how kernels of linear layers are stored")  # fmt: skip
     args, overrides = parser.parse_known_args(argv)
     check_options(parser, overrides)
     if args.act and args.mesh != "1x1":
-        raise UserError(f"--act --mesh {args.mesh}: a prediction is audited on one GPU; leave --mesh out")
+        raise UserError(f"--act --mesh {args.mesh}: a prediction is audited on one device; leave --mesh out")
+    if args.rows < 1:
+        raise UserError(f"--rows {args.rows}: give 1 or more")
     config = config_lib.load(args.config, overrides)
 
     from lapa_jax.train import plan_devices
     from lapa_jax.train.audit import audit
+    from lapa_jax.train.plan import REMEDY, peak_of, verdict
 
     device = plan_devices.find_device(args.device)
-    if not isinstance(device, plan_devices.Gpu):
-        raise UserError(f"--device {args.device}: programs for NVIDIA GPUs are audited; known: "
-                        f"{', '.join(n for n, d in plan_devices.DEVICES.items() if isinstance(d, plan_devices.Gpu))}")
-    if not plan_devices.has_compiler():
-        raise UserError(f"an audit needs the GPU's compiler: {plan_devices.how_to_install(device)}")
+    is_tpu = isinstance(device, plan_devices.Tpu)
+    if not (plan_devices.has_tpu_compiler() if is_tpu else plan_devices.has_compiler()):
+        raise UserError(f"an audit needs the device's compiler: {plan_devices.how_to_install(device)}")
     goal = plan_devices.target(args.device, args.mesh)
     if args.act:
-        text, flops = _prediction(config, goal, args.weights)
-        name = f"one prediction of {config.name} with {args.weights} kernels"
+        name = f"one prediction of {config.name} with {args.weights} kernels, {args.rows} at once"
+        lowered, flops = _prediction(config, goal, args.weights, args.rows)
     else:
-        text, flops = _step(config, goal)
         name = f"a training step of {config.name}"
+        lowered, flops = _step(config, goal)
     say(f"{name}, {goal.hosts} x {goal.per_host} {device.name}")
-    say("\n".join(describe(audit(text, goal), flops, goal)))
+    try:
+        compiled = lowered.compile(compiler_options=dict(goal.options))
+    except RuntimeError as error:
+        if not (full := plan_devices.HBM_FULL.search(str(error))):
+            raise
+        say(f"does not fit: {full[1].rstrip('.')} (the compiler's words); what helps: {LESS if args.act else REMEDY}")
+        return
+    say("\n".join(describe(audit(compiled.as_text(), goal), flops, goal)))
+    say(verdict(goal, peak_of(compiled, goal), LESS if args.act else REMEDY))
 
 
-def _step(config, goal) -> tuple[str, float]:
-    """The program of a training step, and the FLOPs of its products a device."""
+def _step(config, goal) -> tuple:
+    """(a training step as `jax.stages.Lowered`, the FLOPs of its products a device)."""
     from lapa_jax.train.setup import lower_step, on_mesh, prepare
 
     setup = prepare(config, devices=goal.devices)
     with on_mesh(setup.mesh):
         lowered, flops = lower_step(setup)
-        return lowered.compile(compiler_options=dict(goal.options)).as_text(), flops.hardware / setup.mesh.size
+        return lowered, flops.hardware / setup.mesh.size
 
 
-def _prediction(config, goal, stored: str) -> tuple[str, float]:
-    """The program of a prediction for one observation, and the FLOPs of its products."""
+def _prediction(config, goal, stored: str, rows: int) -> tuple:
+    """(a prediction for so many observations as `jax.stages.Lowered`, the FLOPs of its products)."""
     import jax
     from jax.sharding import NamedSharding, PartitionSpec
 
@@ -78,14 +90,15 @@ def _prediction(config, goal, stored: str) -> tuple[str, float]:
     place = NamedSharding(setup.mesh, PartitionSpec())
     placed = lambda tree: jax.tree.map(  # noqa: E731
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree)  # fmt: skip
-    variables, batch = placed(variables), placed(dict(model.example(1)))
+    variables, batch = placed(variables), placed(dict(model.example(rows)))
 
     def predict(variables, batch):
-        return model.apply(variables, batch, method="predict")
+        # A tokenizer's prediction holds images besides, which labels do without.
+        predicted = model.apply(variables, batch, method="predict")
+        return predicted["codes"] if model.kind == "frame_pair_tokenizer" else predicted
 
     with on_mesh(setup.mesh):
-        compiled = jax.jit(predict).lower(variables, batch).compile(compiler_options=dict(goal.options))
-        return compiled.as_text(), count_flops(predict, variables, batch)
+        return jax.jit(predict).lower(variables, batch), count_flops(predict, variables, batch)
 
 
 def describe(findings, flops: float, goal) -> Iterator[str]:
@@ -96,11 +109,13 @@ def describe(findings, flops: float, goal) -> Iterator[str]:
     """
     from lapa_jax.train.audit import RELATIVE_RATE, estimate
 
+    in_tensor_cores = {*RELATIVE_RATE, "f32"}
+
     seen = sum(findings.flops.values())
     yield ""
     yield f"products: {seen / 1e12:.4g} TFLOP in the program, {flops / 1e12:.4g} in the traced function"
     for dtype, count in sorted(findings.flops.items(), key=lambda item: -item[1]):
-        where = "" if dtype in RELATIVE_RATE else ", outside of the tensor cores"
+        where = "" if dtype in in_tensor_cores else ", outside of the tensor cores"
         yield f"  {dtype:12s}{count / seen:8.1%}{where}"
     yield (f"attention: {findings.fused} fused kernels, {findings.scores} products of attention outside of them")
     total = sum(findings.traffic.values())

@@ -17,9 +17,9 @@ from lapa_jax.train.plan_devices import Roofline, Target
 
 SHARE = 0.01
 """Of all bytes: what moves as much is named."""
-RELATIVE_RATE = {"bf16": 1.0, "f16": 1.0, "s8": 2.0, "f8e4m3fn": 2.0, "f8e5m2": 2.0, "f32": 0.5}
-"""Rates of products by the type of their operands, over that of bfloat16. float32 is TF32 on NVIDIA GPUs, as JAX has it
-by default; other types run outside of the tensor cores."""
+RELATIVE_RATE = {"bf16": 1.0, "f16": 1.0, "s8": 2.0, "f8e4m3fn": 2.0, "f8e5m2": 2.0}
+"""Rates of products by the type of their operands, over that of bfloat16; of float32 the device tells
+(`Device.float32_rate`). Other types run outside of the tensor cores."""
 OUTSIDE = 0.05
 MOVES = frozenset("parameter constant copy transpose bitcast reshape slice dynamic-slice dynamic-update-slice "
                   "concatenate pad broadcast tuple get-tuple-element reverse gather iota".split())
@@ -65,7 +65,7 @@ class Audit(NamedTuple):
 
 
 def audit(text: str, goal: Target) -> Audit:
-    """Reads an optimised program for GPUs.
+    """Reads an optimised program for GPUs or TPUs.
 
     Args:
       text: `Compiled.as_text()`. goal: what it was compiled for.
@@ -76,7 +76,7 @@ def audit(text: str, goal: Target) -> Audit:
     flops = collections.Counter()
     for product in multiplied:
         flops[product.dtype] += product.flops * product.run.times
-    with_product = {product.run.computation for product in multiplied}
+    with_product = _with_product(module, multiplied)
     traffic, float32, largest = collections.Counter(), 0.0, collections.Counter()
     for run in runs:
         size = module.traffic(run) * run.times
@@ -110,7 +110,8 @@ def estimate(findings: Audit, flops: float, goal: Target) -> Roofline:
     # What the program does not show is bfloat16: fused attention takes no other type.
     by_type = dict(findings.flops)
     by_type["bf16"] = by_type.get("bf16", 0.0) + max(0.0, flops - sum(findings.flops.values()))
-    needed = sum(count / RELATIVE_RATE.get(dtype, OUTSIDE) for dtype, count in by_type.items())
+    relative = {**RELATIVE_RATE, "f32": goal.device.float32_rate}
+    needed = sum(count / relative.get(dtype, OUTSIDE) for dtype, count in by_type.items())
     return goal.device.roofline(needed, sum(findings.traffic.values()), findings.sent)
 
 
@@ -127,7 +128,22 @@ def products(module: hlo.Module) -> Iterator[Product]:
             yield Product(_convolution_flops(instruction, operands, target), operands[0].dtype, run)
 
 
+def _with_product(module: hlo.Module, multiplied: list[Product]) -> set[str]:
+    """Names of the computations that hold a product, or a fusion that does."""
+    names, before = {product.run.computation for product in multiplied}, 0
+    while len(names) > before:
+        before = len(names)
+        for name, computation in module.computations.items():
+            if any(i.opcode == "fusion" and dict(hlo.called_by(i))["calls"] in names for i in computation.values()):
+                names.add(name)
+    return names
+
+
 def _is_batched(instruction: hlo.Instruction) -> bool:
+    """Whether it multiplies the matrices of each sequence and head: the compiler for TPUs makes a convolution of that,
+    along an axis of which each result sees one position."""
+    if instruction.opcode == "convolution":
+        return re.search(r"dim_labels=\w*\d", instruction.line) is not None
     return re.search(r'lhs_batch_dim(ensions":\["|s=\{)\d', instruction.line) is not None
 
 
@@ -140,14 +156,31 @@ def _dot_flops(instruction: hlo.Instruction, left: hlo.Array) -> float:
 
 
 def _convolution_flops(instruction: hlo.Instruction, operands: list[hlo.Array], target: str) -> float:
-    """Two for each result of the forward convolution x kernel positions x features that come in."""
-    kernel, output = operands[1], instruction.results[0]
+    """Two for each result of the forward convolution x kernel positions that meet the input x features that come in."""
+    inputs, kernel, output = (*operands[:2], instruction.results[0])
     if target.endswith("convBackwardFilter"):  # of the images and the output's gradient
         kernel, output = instruction.results[0], operands[1]
     elif target.endswith("convBackwardInput"):  # of the output's gradient and the kernel
-        output = operands[0]
-    features = kernel.shape[_CONVOLUTION.search(instruction.line)[2].index("o")]
-    return 2.0 * math.prod(output.shape) * math.prod(kernel.shape) / features
+        inputs, output = instruction.results[0], operands[0]
+    of_input, of_kernel, of_output = _CONVOLUTION.search(instruction.line).groups()
+    size = lambda array, labels, label: array.shape[labels.index(label)]  # noqa: E731
+    flops = 2.0 * size(output, of_output, "b") * size(output, of_output, "f") * size(kernel, of_kernel, "i")
+    for number, axis in enumerate(sorted(label for label in of_output if label.isdigit())):
+        sizes = (size(inputs, of_input, axis), size(kernel, of_kernel, axis), size(output, of_output, axis))
+        flops *= _positions(instruction.line, number, *sizes)
+    return flops
+
+
+def _positions(line: str, axis: int, inputs: int, kernel: int, outputs: int) -> int:
+    """How many pairs of a result and a position of the kernel meet a number of the input, along one axis."""
+    window = re.search(r"window=\{([^}]*)\}", line)
+    given = dict(re.findall(r"(\w+)=(\S+)", window[1] if window else ""))
+    of_axis = lambda name, default: given[name].split("x")[axis] if name in given else default  # noqa: E731
+    stride, spread, gap = (int(of_axis(name, "1")) for name in ("stride", "lhs_dilate", "rhs_dilate"))
+    before = int(of_axis("pad", "0_0").partition("_")[0])
+    end = (inputs - 1) * spread
+    meets = lambda at: 0 <= at <= end and at % spread == 0  # noqa: E731
+    return sum(meets(out * stride + at * gap - before) for out in range(outputs) for at in range(kernel))
 
 
 def _kind(module: hlo.Module, run: hlo.Run, with_product: set[str]) -> str:

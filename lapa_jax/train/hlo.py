@@ -21,19 +21,30 @@ _HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _NAME = re.compile(r"^  (ROOT )?%([\w.-]+) = ")
 _CALLED = re.compile(r"\b(body|condition|calls|to_apply|\w+_computations?)=(?:%?([\w.-]+)|\{([^}]*)\})")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
+_ON_CHIP = re.compile(r"T\(.*S\(1\)")
+"""In a TPU's layouts, which have tiles (T), the memory on the chip (VMEM). On GPUs S(1) is memory for collectives."""
+_ALIAS = "output_to_operand_aliasing={{}: (0, {})}"
+"""Of a fusion within one for TPUs: the same array under another layout, which is read as far as it is needed."""
 _OPERAND = re.compile(r"%([\w.-]+)")
 
 
 class Array(NamedTuple):
-    """Attributes: dtype: as XLA names it, "bf16". shape: sizes."""
+    """Attributes: dtype: as XLA names it, "bf16". shape: sizes. on_chip: whether it lies in the memory of a TPU's chip,
+    to which no traffic counts."""
 
     dtype: str
     shape: tuple[int, ...]
+    on_chip: bool = False
 
     @property
     def bytes(self) -> int:
         return BITS.get(self.dtype, 0) * math.prod(self.shape) // 8
+
+    @property
+    def moved(self) -> int:
+        """Bytes that go to or from memory when it is written or read as a whole."""
+        return 0 if self.on_chip else self.bytes
 
 
 class Instruction(NamedTuple):
@@ -62,6 +73,11 @@ class Instruction(NamedTuple):
     def bytes(self) -> int:
         """Of its results."""
         return sum(array.bytes for array in self.results)
+
+    @property
+    def moved(self) -> int:
+        """Of its results, what lies in memory."""
+        return sum(array.moved for array in self.results)
 
 
 class Run(NamedTuple):
@@ -145,8 +161,35 @@ class Module:
             return 0
         if instruction.opcode == "fusion":
             fused = self.computations[dict(called_by(instruction))["calls"]]
-            return _read_by(fused) + _written_by(fused)
+            return sum(self._read(fused)) + _written_by(fused)
         return _moved(instruction, computation)
+
+    def _read(self, fused: Mapping[str, Instruction]) -> list[int]:
+        """Bytes of each of its parameters, in their order, that a fusion reads."""
+        users: dict[str, list[Instruction]] = {}
+        for instruction in fused.values():
+            for operand in instruction.operands:
+                users.setdefault(operand, []).append(instruction)
+
+        def read(instruction: Instruction) -> int:
+            parts = 0
+            for user in users.get(instruction.name, []):
+                if user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == instruction.name:
+                    parts += user.bytes
+                elif user.opcode == "dynamic-update-slice" and user.operands[0] == instruction.name:
+                    continue  # written in place
+                elif user.opcode in ("bitcast", "get-tuple-element", "reshape") or _ALIAS in user.line:
+                    parts += read(user)
+                elif user.opcode == "fusion":  # the compiler for TPUs fuses fusions
+                    within = self._read(self.computations[dict(called_by(user))["calls"]])
+                    parts += sum(size for name, size in zip(user.operands, within) if name == instruction.name)
+                else:
+                    return instruction.bytes
+            return min(parts, instruction.bytes)
+
+        parameters = [instruction for instruction in fused.values() if instruction.opcode == "parameter"]
+        order = lambda instruction: int(re.search(r" parameter\((\d+)\)", instruction.line)[1])  # noqa: E731
+        return [read(one) if one.moved else 0 for one in sorted(parameters, key=order)]
 
 
 def called_by(instruction: Instruction) -> Iterator[tuple[str, str]]:
@@ -158,7 +201,8 @@ def called_by(instruction: Instruction) -> Iterator[tuple[str, str]]:
 
 def arrays(types: str) -> tuple[Array, ...]:
     """The arrays in the text of a type, which may be a tuple."""
-    return tuple(Array(dtype, tuple(int(n) for n in shape.split(",") if n)) for dtype, shape in _ARRAY.findall(types))
+    return tuple(Array(dtype, tuple(int(n) for n in shape.split(",") if n), _ON_CHIP.search(layout) is not None)
+                 for dtype, shape, layout in _ARRAY.findall(types))  # fmt: skip
 
 
 def _instruction(name: str, line: str, start: int) -> Instruction:
@@ -180,40 +224,18 @@ def _closing(line: str, opening: int) -> int:
 
 
 def _moved(instruction: Instruction, computation: Mapping[str, Instruction]) -> int:
+    operands = [computation[name] for name in instruction.operands if name in computation]
     if instruction.opcode in ("dynamic-slice", "slice", "gather"):
-        return 2 * instruction.bytes
-    sizes = [computation[name].bytes for name in instruction.operands if name in computation]
+        return (instruction.bytes if operands[0].moved else 0) + instruction.moved
     if instruction.opcode == "dynamic-update-slice":
-        return 2 * sizes[1]
+        return operands[1].moved + (operands[1].bytes if instruction.moved else 0)
+    read = sum(operand.moved for operand in operands)
     if instruction.opcode.endswith("-start"):  # the result names the operands again
-        return max(instruction.bytes, sum(sizes))
+        return max(instruction.moved, read)
     results = instruction.results
     if instruction.opcode == "custom-call" and len(results) > 1 and results[-1].dtype in ("s8", "u8"):
         results = results[:-1]  # the workspace of a library, of which nobody knows how much it uses
-    return sum(array.bytes for array in results) + sum(sizes)
-
-
-def _read_by(fused: Mapping[str, Instruction]) -> int:
-    """Bytes of its parameters that a fusion reads."""
-    users: dict[str, list[Instruction]] = {}
-    for instruction in fused.values():
-        for operand in instruction.operands:
-            users.setdefault(operand, []).append(instruction)
-
-    def read(instruction: Instruction) -> int:
-        parts = 0
-        for user in users.get(instruction.name, []):
-            if user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == instruction.name:
-                parts += user.bytes
-            elif user.opcode == "dynamic-update-slice" and user.operands[0] == instruction.name:
-                continue  # written in place
-            elif user.opcode in ("bitcast", "get-tuple-element", "reshape"):
-                parts += read(user)
-            else:
-                return instruction.bytes
-        return min(parts, instruction.bytes)
-
-    return sum(read(instruction) for instruction in fused.values() if instruction.opcode == "parameter")
+    return sum(array.moved for array in results) + read
 
 
 def _written_by(fused: Mapping[str, Instruction]) -> int:
@@ -223,9 +245,9 @@ def _written_by(fused: Mapping[str, Instruction]) -> int:
         if instruction.opcode == "tuple":
             return sum(written(fused[name]) for name in instruction.operands if name in fused)
         if instruction.opcode == "dynamic-update-slice" and instruction.operands[1] in fused:
-            return fused[instruction.operands[1]].bytes
-        if instruction.opcode == "bitcast" and instruction.operands[0] in fused:
+            return fused[instruction.operands[1]].bytes if instruction.moved else 0
+        if instruction.opcode == "bitcast" and instruction.operands[0] in fused and instruction.moved:
             return written(fused[instruction.operands[0]])
-        return instruction.bytes
+        return instruction.moved
 
     return written(list(fused.values())[-1])

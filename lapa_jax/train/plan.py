@@ -90,14 +90,19 @@ def measure(setup: Setup, goal: Target) -> Needs:
     with on_mesh(setup.mesh):
         lowered, flops = lower_step(setup)
         compiled = lowered.compile(compiler_options=dict(goal.options))
-    memory, devices = compiled.memory_analysis(), setup.mesh.size
-    # The CPU's peak leaves temporary memory out; on a TPU all that is temporary is taken at once.
-    peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    if goal.exact and isinstance(goal.device, Gpu):
-        peak = memory.peak_memory_in_bytes
+    temporary, devices = compiled.memory_analysis().temp_size_in_bytes, setup.mesh.size
     module = hlo.Module(compiled.as_text())
-    return Needs(_state(setup), _bytes(setup.batch), memory.temp_size_in_bytes, peak, plan_hlo.read(module, devices),
+    return Needs(_state(setup), _bytes(setup.batch), temporary, peak_of(compiled, goal), plan_hlo.read(module, devices),
                  flops.hardware / devices, module.total_traffic() if goal.exact else 0.0)  # fmt: skip
+
+
+def peak_of(compiled: jax.stages.Compiled, goal: Target) -> int:
+    """Bytes of a device at a program's worst moment, its arguments included."""
+    memory = compiled.memory_analysis()
+    if goal.exact and isinstance(goal.device, Gpu):
+        return memory.peak_memory_in_bytes
+    # The CPU's peak leaves temporary memory out; on a TPU all that is temporary is taken at once.
+    return memory.argument_size_in_bytes + memory.temp_size_in_bytes
 
 
 def describe(setup: Setup, goal: Target, needs: Needs) -> Iterator[str]:
@@ -115,20 +120,24 @@ def describe(setup: Setup, goal: Target, needs: Needs) -> Iterator[str]:
     if goal.exact:
         yield _roofline(goal, needs)
     yield ""
-    yield verdict(goal, needs)
+    yield verdict(goal, needs.peak)
 
 
-def verdict(goal: Target, needs: Needs) -> str:
-    """Whether it fits, in one line."""
+def verdict(goal: Target, peak: int, remedy: str = REMEDY) -> str:
+    """Whether it fits, in one line.
+
+    Args:
+      peak: bytes of a device at the worst moment. remedy: what helps where it does not.
+    """
     usable = goal.device.usable
-    figures = (f"the peak of {_gib(needs.peak).strip()} GiB is {needs.peak / usable:.0%} of the {usable / GIB:.1f} GiB "
+    figures = (f"the peak of {_gib(peak).strip()} GiB is {peak / usable:.0%} of the {usable / GIB:.1f} GiB "
              f"that a run may fill of one {goal.device.name}")  # fmt: skip
-    if needs.peak <= usable:
+    if peak <= usable:
         return f"fits: {figures}"
     if not goal.exact:
         better = how_to_install(goal.device)
         return f"may not fit: {figures}, by an over-estimate; for the device's own figure: {better}"
-    return f"does not fit: {figures}; what helps: {REMEDY}"
+    return f"does not fit: {figures}; what helps: {remedy}"
 
 
 def _describe_full(setup: Setup, goal: Target, message: str) -> Iterator[str]:

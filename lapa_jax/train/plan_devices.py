@@ -61,7 +61,8 @@ class Device:
       rate: FLOP/s that large products of bfloat16 reach.
       links: bytes a second that one device sends within its host, or of TPUs within its slice. network: the same to
         other hosts, for each device.
-      share: of the memory that a run may fill.
+      share: of the memory that a run may fill. float32_rate: of products of float32 over that of bfloat16, as JAX has
+        them by default.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Tpu(Device):
     generation: str
     axes: tuple[int, ...]
     share = 1.0
+    float32_rate = 1.0  # rounded to bfloat16
 
     def topology(self, mesh: str) -> tuple[int, ...]:
         """ "4x4" -> (4, 4): chips along each axis of a slice.
@@ -135,6 +137,7 @@ class Gpu(Device):
     shared_optin: int
     cache: int
     share = 0.9  # XLA_PYTHON_CLIENT_MEM_FRACTION; the rest is for CUDA and NCCL
+    float32_rate = 0.5  # TF32
 
     def target_config(self) -> str:
         """The text form of XLA's `GpuTargetConfigProto`."""

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lapa_jax.nn.linear import _weighted_sum
 from lapa_jax.train import hlo, plan_devices
-from lapa_jax.train.audit import audit, estimate, products
+from lapa_jax.train.audit import _positions, audit, estimate, products
 
 PROGRAM = """HloModule jit_step, is_scheduled=true
 
@@ -76,6 +76,41 @@ ENTRY %main (a: bf16[32,64,128], b: f32[32,16,64], c: bf16[16,128]) -> f32[8,8,1
   ROOT %out = f32[8,8,16]{2,1,0} copy(%conv)
 }
 """  # noqa: E501
+FOR_TPU = """HloModule jit_predict, is_scheduled=true
+
+%relaid (stack: s8[32,64,128]) -> s8[32,64,128] {
+  %stack = s8[32,64,128]{2,1,0:T(32,128)(4,1)} parameter(0)
+  ROOT %copy = s8[32,64,128]{2,1,0:T(8,128)(4,1)} copy(%stack)
+}
+
+%layer (stack: s8[32,64,128], i: s32[]) -> s8[64,128] {
+  %stack = s8[32,64,128]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %same = s8[32,64,128]{2,1,0:T(8,128)(4,1)} fusion(%stack), kind=kLoop, output_to_operand_aliasing={{}: (0, {})}, calls=%relaid
+  %i = s32[]{:T(128)} parameter(1)
+  %zero = s32[]{:T(128)} constant(0)
+  %slice = s8[1,64,128]{2,1,0:T(8,128)(4,1)} dynamic-slice(%same, %i, %zero, %zero), dynamic_slice_sizes={1,64,128}
+  ROOT %flat = s8[64,128]{1,0:T(8,128)(4,1)} bitcast(%slice)
+}
+
+%multiplied (x: bf16[16,64], stack: s8[32,64,128], i: s32[]) -> bf16[16,128] {
+  %i = s32[]{:T(128)} parameter(2)
+  %x = bf16[16,64]{1,0:T(8,128)(2,1)S(1)} parameter(0)
+  %stack = s8[32,64,128]{2,1,0:T(32,128)(4,1)} parameter(1)
+  %kernel = s8[64,128]{1,0:T(8,128)(4,1)} fusion(%stack, %i), kind=kLoop, calls=%layer
+  ROOT %out = bf16[16,128]{1,0:T(8,128)(2,1)S(1)} convolution(%x, %kernel), dim_labels=bf_io->bf
+}
+
+ENTRY %main (a: bf16[16,64], b: s8[32,64,128], i: s32[]) -> f32[4,16,16] {
+  %a = bf16[16,64]{1,0:T(8,128)(2,1)} parameter(0)
+  %b = s8[32,64,128]{2,1,0:T(32,128)(4,1)} parameter(1)
+  %i = s32[]{:T(128)} parameter(2)
+  %near = (bf16[16,64]{1,0:T(8,128)(2,1)S(1)}, bf16[16,64]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) copy-start(%a)
+  %x = bf16[16,64]{1,0:T(8,128)(2,1)S(1)} copy-done(%near)
+  %product = bf16[16,128]{1,0:T(8,128)(2,1)S(1)} fusion(%x, %b, %i), kind=kOutput, calls=%multiplied
+  %q = bf16[16,4,32]{2,1,0:T(8,128)(2,1)S(1)} bitcast(%product)
+  ROOT %scores = f32[4,16,16]{2,1,0:T(8,128)S(1)} convolution(%q, %q), window={size=4 stride=3 lhs_dilate=4}, dim_labels=b0f_o0i->0bf, metadata={op_name="attention/vmap(BTNH,BSNH->BNTS)/dot_general"}
+}
+"""  # noqa: E501
 GPU = plan_devices.find_device("H100-94GB")
 GOAL = plan_devices.Target(GPU, 2, 4, (), {}, True)
 
@@ -117,6 +152,48 @@ def test_the_slowest_resource_gives_the_time():
     assert times.memory == pytest.approx(sum(findings.traffic.values()) / 3.94e12)
     assert times.links == pytest.approx(findings.sent[0] / 450e9 + findings.sent[1] / 50e9)
     assert times.step == max(times)
+
+
+def test_programs_for_tpus_have_fusions_in_fusions_and_memory_on_the_chip():
+    module = hlo.Module(FOR_TPU)
+    moved = {run.instruction.name: module.traffic(run) for run in module.runs()}
+    assert moved["near"] == 2 * 16 * 64 + 4, "read from memory, and a flag; what is written lies on the chip"
+    assert moved["product"] == 64 * 128 + 4, "a layer's integers, however deep its slice lies, and the loop's counter"
+    assert moved["scores"] == 0
+    tpu = plan_devices.Target(plan_devices.find_device("TPU-v6e"), 1, 1, (), {}, True)
+    findings = audit(FOR_TPU, tpu)
+    # Products of heads are written as a convolution along the axis of heads, of which each result sees one position.
+    assert findings.flops == {"bf16": 2 * 16 * 64 * 128 + 2 * 4 * 16 * 16 * 32}
+    assert findings.scores == 1 and findings.traffic["products"] == moved["product"]
+    assert audit(PROGRAM, tpu).flops == audit(PROGRAM, GOAL).flops
+
+
+@pytest.mark.parametrize("window, sizes", [
+    ("size=4 stride=4", (32, 4, 8)), ("size=3 pad=1_1", (8, 3, 8)), ("size=5 pad=4_4 rhs_reversal=1", (1, 5, 5)),
+    ("size=4 stride=3 lhs_dilate=4", (4, 4, 4)), ("size=3 pad=2_2 rhs_dilate=2", (8, 3, 8)),
+])  # fmt: skip
+def test_positions_of_a_window_are_those_that_a_convolution_of_ones_counts(window, sizes):
+    given = dict(part.split("=") for part in window.split())
+    inputs, kernel, outputs = sizes
+    ones = lambda size: jnp.ones((1, size, 1))  # noqa: E731
+    out = jax.lax.conv_general_dilated(
+        ones(inputs), jnp.ones((kernel, 1, 1)), (int(given.get("stride", 1)),),
+        [tuple(map(int, given.get("pad", "0_0").split("_")))], lhs_dilation=(int(given.get("lhs_dilate", 1)),),
+        rhs_dilation=(int(given.get("rhs_dilate", 1)),), dimension_numbers=("NWC", "WIO", "NWC"))  # fmt: skip
+    assert out.shape[1] == outputs
+    assert _positions(f"window={{{window}}}", 0, *sizes) == round(float(out.sum()))
+
+
+def test_the_command_audits_a_prediction_for_a_tpu(root):
+    if not plan_devices.has_tpu_compiler():
+        pytest.skip("XLA's compiler for TPUs is not installed: pip install 'lapa_jax[plan-tpu]'")
+    run = [sys.executable, "-B", "tools/audit_step.py", "--config", "configs/laq.py:test", "--act", "--rows", "8",
+           "--device", "TPU-v6e", "--weights", "float32"]  # fmt: skip
+    done = subprocess.run(run, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "one prediction of laq_test with float32 kernels, 8 at once, 1 x 1 TPU-v6e"
+    assert "918 TFLOP/s" in lines[-2] and lines[-1].startswith("fits: the peak of 0.00")
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +247,8 @@ def test_the_command_audits_a_prediction(root, goal):
     done = subprocess.run(run, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0] == "one prediction of vla_action_test with int8 kernels, 1 x 1 H100-94GB"
-    assert any(line.startswith("roofline: products ") for line in lines) and "790 TFLOP/s" in lines[-1]
+    assert lines[0] == "one prediction of vla_action_test with int8 kernels, 1 at once, 1 x 1 H100-94GB"
+    assert any(line.startswith("roofline: products ") for line in lines) and "790 TFLOP/s" in lines[-2]
+    assert lines[-1].startswith("fits: the peak of ")
     wrong = subprocess.run([*run, "--mesh", "1x4"], cwd=root, capture_output=True, text=True)
-    assert wrong.returncode == 2 and "a prediction is audited on one GPU" in wrong.stderr
+    assert wrong.returncode == 2 and "a prediction is audited on one device" in wrong.stderr
