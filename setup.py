@@ -11,7 +11,7 @@ from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
 SHIPPED = {"configs": ("*.py", "*/*.yaml"), "launch": ("*.py", "studies/*.py"),
-           "tools": ("*.py", "torture/*.py", "benchmarks/*.py")}
+           "tools": ("*.py", "benchmarks/*.py", "gpu/*.py", "torture/*.py")}
 """{folder: what a wheel has of it}, which lapa_jax/core/shipped.py finds. Scripts of bash need the checkout."""
 
 

@@ -12,7 +12,7 @@ import argparse
 import concurrent.futures
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -62,19 +62,28 @@ def measure(policy, run: str, size: int, rounds: int, side: int) -> dict[str, np
     from lapa_jax.serve.service import Limits, Options, Service
 
     # The same JPEGs for all: decoding takes as long in each.
-    jpegs = _jpegs(policy, size, side)
-    stages = (TokenStages if policy.kind.name in TOKEN_KINDS else Stages)(policy, jpegs)
-    whole = Whole(policy, jpegs)
-    milliseconds: dict[str, list[float]] = {}
+    jpegs = jpegs_for(policy, size, side)
+    stages, whole = stages_of(policy, jpegs), Whole(policy, jpegs)
     options = Options(batch=size, limits=Limits(rate=1e6, message_bytes=2**26))
     with background(lambda: Service(policy, run, options)) as server, Clients(server.address, policy, jpegs) as clients:
-        for number in range(WARM + rounds):
-            # the other way round every second time: what comes first finds colder caches
-            for turn in (stages, whole, clients)[:: -1 if number % 2 else 1]:
-                for name, seconds in turn():
-                    if number >= WARM:
-                        milliseconds.setdefault(name, []).append(1000 * seconds)
+        return in_turns((stages, whole, clients), rounds)
+
+
+def in_turns(turns: Sequence[Callable[[], Iterator[tuple[str, float]]]], rounds: int) -> dict[str, np.ndarray]:
+    """{what: milliseconds f[rounds]} of what the turns yield, (what, seconds), after a few rounds that do not count."""
+    milliseconds: dict[str, list[float]] = {}
+    for number in range(WARM + rounds):
+        # the other way round every second time: what comes first finds colder caches
+        for turn in turns[:: -1 if number % 2 else 1]:
+            for name, seconds in turn():
+                if number >= WARM:
+                    milliseconds.setdefault(name, []).append(1000 * seconds)
     return {name: np.array(values) for name, values in milliseconds.items()}
+
+
+def stages_of(policy, jpegs: list[list[bytes]]) -> Callable[[], Iterator[tuple[str, float]]]:
+    """The pieces of a policy, one by one."""
+    return (TokenStages if policy.kind.name in TOKEN_KINDS else Stages)(policy, jpegs)
 
 
 def table(size: int, milliseconds: dict[str, np.ndarray]) -> str:
@@ -211,7 +220,7 @@ def _timed(function: Callable):
     return time.perf_counter() - start, result
 
 
-def _jpegs(policy, size: int, side: int) -> list[list[bytes]]:
+def jpegs_for(policy, size: int, side: int) -> list[list[bytes]]:
     """[size][cameras] JPEGs: smooth images with some noise, which take about as many bytes as those of a camera."""
     from lapa_jax.data import images
 

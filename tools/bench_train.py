@@ -43,15 +43,20 @@ def _rounds(setup, step, steps: int, rounds: int):
     batches = setup.train_batches(0)
     fixed = shard_batch(setup.mesh, next(batches))
     # Three steps outside of the measurement: the first compiles, the next ones fill caches.
-    state = _run(step, setup.init(fixed), [fixed] * 3)[0]
+    state = run_steps(step, setup.init(fixed), [fixed] * 3)[0]
     for _ in range(rounds):
-        state, alone, _ = _run(step, state, [fixed] * steps)
+        state, alone, _ = run_steps(step, state, [fixed] * steps)
         loaded = (shard_batch(setup.mesh, next(batches)) for _ in range(steps))
-        state, together, waited = _run(step, state, loaded)
+        state, together, waited = run_steps(step, state, loaded)
         yield alone / steps, together / steps, waited / together
 
 
-def _run(step, state, batches):
+def run_steps(step, state, batches):
+    """Trains on each of the batches.
+
+    Returns:
+      (the last state, seconds in all, seconds of them spent waiting for batches).
+    """
     import jax
 
     start, waited = time.perf_counter(), 0.0
@@ -68,13 +73,32 @@ def _run(step, state, batches):
     return state, time.perf_counter() - start, waited
 
 
+def seconds_of(call, repeats: int) -> list[float]:
+    """Seconds that each of so many calls takes, until what it gives is there; two calls before them do not count."""
+    import jax
+
+    taken = []
+    for _ in range(2 + repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        taken.append(time.perf_counter() - start)
+    return taken[2:]
+
+
+def peak_bytes() -> int | None:
+    """The most that was in use on the first device since the process began; None where it does not tell, as of CPUs."""
+    import jax
+
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
 def _report(setup, flops, rounds) -> None:
     import jax
 
     alone, together, wait = (statistics.median(column) for column in zip(*rounds, strict=True))
     batch = setup.config.train.batch_size
     device = jax.devices()[0]
-    memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
+    memory = peak_bytes()
     peak = f"{memory / 2**30:.2f} GiB on each device" if memory else (
         f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB resident")  # fmt: skip
     columns = ("machine", "model", "batch", "samples/s, step alone", "samples/s with loader", "input wait",
