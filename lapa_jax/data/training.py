@@ -10,6 +10,7 @@ from lapa_jax.data.far_values import LIMIT
 from lapa_jax.data.samples import pair_actions
 from lapa_jax.data.samples.meta import statistics_of
 from lapa_jax.data.samples.padded import as_wide_as
+from lapa_jax.data.samples.pairs import TRAINING_ONLY
 from lapa_jax.data.shards.step_shards import dataset_folder, read_dataset
 from lapa_jax.data.transforms import Augment
 
@@ -101,7 +102,7 @@ def _like_training(train, validation):
     train_batch = train.batch([])
     validation = as_wide_as(validation, {name: values.shape[1:] for name, values in train_batch.items()})
     batch = validation.batch([])
-    for name in train_batch.keys() - {"dataset_id"}:
+    for name in train_batch.keys() - {"dataset_id", *TRAINING_ONLY}:
         if name not in batch:
             raise ConfigError(f"the held-out samples lack '{name}', which those of training have; give other data")
         if train_batch[name].shape[1:] != batch[name].shape[1:]:

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.data import flow as optical_flow
 from lapa_jax.data.images import resize_box
 
 DIRECTIONAL = re.compile(r"\b(left|right|clockwise|counterclockwise|anticlockwise)(most|wards?|hand)?\b", re.IGNORECASE)
-IMAGES = ("frames", "image", "prompt_image", "goal_image")
+IMAGES = ("frames", "middle_frame", "image", "prompt_image", "goal_image")
 """Fields of samples that are images: uint8[..., H, W, 3]."""
 
 MIRRORED = ("net_action", "pair_action", "action", "state", "latent", "feature")
@@ -66,13 +67,17 @@ class Augment:
         return None if augment == cls() else augment
 
     def __call__(self, sample: Mapping, rng: np.random.Generator) -> dict:
-        """The sample with its `IMAGES` changed, all by the same draw; everything else as it was."""
+        """The sample with its `IMAGES` changed, all by the same draw, and the optical flow of the changed pair;
+        everything else as it was."""
         # every draw is made whatever is on, so that switching one change on leaves the others as they were
         shift, crop = rng.integers(-self.shift, self.shift + 1, size=2), rng.random(3)
         flip, factors, erasure = rng.random(), rng.uniform(-1, 1, size=3), rng.random(8)
         colours = 1 + factors * (self.brightness, self.contrast, self.saturation)
         draws = (shift, crop, flip, colours, erasure)
-        return {**sample, **{name: self._change(sample[name], *draws) for name in IMAGES if name in sample}}
+        changed = {name: self._change(sample[name], *draws) for name in IMAGES if name in sample}
+        if optical_flow.FIELD in sample:
+            changed[optical_flow.FIELD] = optical_flow.of_pairs(changed["frames"][None])[0]
+        return {**sample, **changed}
 
     def _change(self, images: np.ndarray, shift, crop, flip: float, colours: np.ndarray, erasure) -> np.ndarray:
         frames = images.reshape(-1, *images.shape[-3:])

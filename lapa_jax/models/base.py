@@ -79,7 +79,8 @@ class FramePairTokenizer(Model):
     `predicts_images`: otherwise features of their patches. Where the actions of a few pairs are known, "pair_action"
     and "pair_action_mask" f32 [B, A], a head predicts them from the quantised delta: the loss "action"."""
     kind = "frame_pair_tokenizer"
-    loss_fields = {"action": "pair_action"}
+    loss_fields = {"action": "pair_action", "flow": "flow", "flow_weighted": "flow",
+                   **dict.fromkeys(("reversal", "composition", "midway"), "middle_frame")}  # fmt: skip
     predicts_images: ClassVar[bool] = True
 
     @abc.abstractmethod

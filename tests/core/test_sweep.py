@@ -61,6 +61,18 @@ def test_the_interval_is_students_and_the_best_has_all_seeds():
     assert list(sweeps.rows([a])) == [["a", "1.1", "-0.1706 to 2.371", "1 to 1.2", "2", ""]]
 
 
+def test_cases_are_tried_one_by_one_with_all_of_the_grid(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text("config: c\nmetric: m\nset: {a: 1}\ncases: {plain: {}, wide: {dim: 2, name: x}}\ngrid: {k: [3, 4]}")
+    sweep = sweeps.read(str(path))
+    points = sweep.points()
+    assert points == [{"case": c, "k": k} for c in ("plain", "wide") for k in ("3", "4")]
+    plain, wide = (sweeps.steps(sweep, points[i], 0, tmp_path)[0].command for i in (0, 2))
+    assert plain[3:-2] == ("--config.a=1", "--config.k=3", "--config.seed=0")
+    assert wide[3:-2] == ("--config.a=1", "--config.dim=2", "--config.name=x", "--config.k=3", "--config.seed=0")
+    assert sweeps.best_settings(sweep, Outcome(points[3], {}, {}))["run"] == {"a": 1, "dim": 2, "name": "x", "k": 4}
+
+
 def test_a_trial_is_hopeless_below_the_median_of_the_averages():
     finished = [{0: 0.0, 10: 0.2, 20: 0.4, 30: 9.0}, {10: 0.5, 20: 0.7}, {10: 0.6, 20: 0.8}]
     # At step 20 the averages are 0.3, 0.6 and 0.7; step 0 is the untrained model.
@@ -107,6 +119,8 @@ def test_the_best_settings_are_a_file_of_overrides(tmp_path):
     ("config: a\nmetric: m\ntrials: 2", "no key is drawn at random"),
     ("config: a\nmetric: m\nseeds: 0", "seeds is 0"),
     ("config: a\nmetric: m\ngrid: {x: []}", "no value for x"),
+    ("config: a\nmetric: m\ncases: [x]", "name each with its settings"),
+    ("config: a\nmetric: m\ncases: {x: {k: 1}}\ngrid: {k: [2]}", "k is a setting of a case and varied besides"),
     ("metric: m\nstages: {a: {config: c}, b: {command: [t.py]}}", "does not say where {out}"),
     ("metric: m\nstages: {a: {config: c}, b: {config: d}}\ngrid: {x.y: 1}", "'x.y' names no stage"),
 ])  # fmt: skip

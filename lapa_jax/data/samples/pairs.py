@@ -6,13 +6,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lapa_jax.core.errors import UserError
+from lapa_jax.data import flow
 from lapa_jax.data.loader.buffers import empty
 from lapa_jax.data.samples.base import NOWHERE, Rows, StepSource
 from lapa_jax.data.samples.pair_actions import PAIR_ACTION, PairActions, net_actions
 from lapa_jax.data.samples.reading import CameraImages, Column
 from lapa_jax.data.shards.step_shards import StepShards
 
-FIELDS = ("frames", "net_action", PAIR_ACTION)
+MIDDLE, FLOW = "middle_frame", flow.FIELD
+TRAINING_ONLY = (MIDDLE, FLOW)
+"""Fields that losses need and evaluation does not read."""
+FIELDS = ("frames", MIDDLE, FLOW, "net_action", PAIR_ACTION)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +95,8 @@ class FramePairSource(StepSource):
       shards: the steps.
       gap: the distance; seconds are turned into frames with each episode's own frame rate.
       fields: "frames", "net_action" for the sum of the actions t .. t + gap - 1, in the data's units, of pairs that
-        have all of these, and "pair_action" for the same scaled, of few pairs or none, see `PairActions`.
+        have all of these, "pair_action" for the same scaled, of few pairs or none, see `PairActions`, "middle_frame"
+        for the frame at t + gap // 2 of pairs that have one, "flow" for the optical flow of the pair, see `data.flow`.
       image_size: side in pixels; stored images of another size are resized to it. None keeps the stored size.
       camera: the member name of the camera.
       statistics: see `StepSource`.
@@ -117,6 +122,11 @@ class FramePairSource(StepSource):
         self._actions = Column(shards, "action") if "net_action" in fields else None
         self.gaps = gap.of_episodes(shards)
         self.action_share, self.action_draws, self.pair_actions = action_share, action_draws, None
+        if MIDDLE in fields and (short := int(self.gaps.min())) < 2:
+            raise UserError(f"data.fields has 'middle_frame', and a gap of {short} frame has no frame in the middle: "
+                            "give a gap of at least 2 frames, or leave the field out")  # fmt: skip
+        if FLOW in fields:
+            flow.check(self._images.shape[:2])
         self._choose()
         if PAIR_ACTION in fields:
             self._open_pair_actions()
@@ -140,6 +150,8 @@ class FramePairSource(StepSource):
         second = np.minimum(second, last)
         has_image = self._images.available()
         seen = possible & has_image & has_image[second]
+        if MIDDLE in self.fields:
+            seen &= has_image[np.minimum(steps + np.repeat(self.gaps, self._lengths) // 2, last)]
         whole = seen
         if self._actions is not None:
             # before[i]: actions before step i. A net action needs all of the steps between its two frames.
@@ -168,8 +180,9 @@ class FramePairSource(StepSource):
 
         Returns:
           {"frames": uint8[B, 2, H, W, 3], "episode_id": int32[B], "step": int32[B]} and, where asked for,
-          "net_action" f32[B, A], "pair_action" and "pair_action_mask" f32[B, A]. `episode_id` is the number of the
-          episode in `shards.episodes`, `step` the time of the first frame in it. `into`: see `StepSource.batch`.
+          "net_action" f32[B, A], "pair_action" and "pair_action_mask" f32[B, A], "middle_frame" uint8[B, H, W, 3],
+          "flow" f32[B, H / 4, W / 4, 2]. `episode_id` is the number of the episode in `shards.episodes`, `step` the
+          time of the first frame in it. `into`: see `StepSource.batch`.
         """
         first = self._first_of(indices)
         episodes = self._episode_of(first)
@@ -179,6 +192,11 @@ class FramePairSource(StepSource):
         both = np.stack([first, second], axis=1)
         self._images.into([view for pair in frames for view in pair], both.ravel().tolist())
         batch = {**({"frames": frames} if rows is None else {}), **self._where(first)}
+        if MIDDLE in self.fields:
+            batch[MIDDLE] = empty((len(first), *self._images.shape), np.uint8)
+            self._images.into(list(batch[MIDDLE]), (first + self.gaps[episodes] // 2).tolist())
+        if FLOW in self.fields:
+            batch[FLOW] = flow.of_pairs(frames)
         if self._actions is not None:
             batch["net_action"] = net_actions(self._actions, first, second)
         if self.pair_actions is not None:

@@ -92,7 +92,9 @@ class Evaluation(BaseEvaluation):
         # measured against it.
         seed = self.tokenizer.config.get("seed", 0)
         init = jax.jit(self._task.init, out_shardings=self.tokenizer.replicated)
-        variables = init(jax.random.key(seed), {name: first[name] for name in self.tokenizer.model.example(1)})
+        # What is read in training alone, such as frames between those of the pair, is zeros here.
+        example = self.tokenizer.model.example(len(first["frames"]))
+        variables = init(jax.random.key(seed), {name: first.get(name, zeros) for name, zeros in example.items()})
         # A pretrained tower was not trained by this run, and belongs to both sides.
         taken = {n for n, path in (self.tokenizer.config.get("init_from") or {}).items() if path is not None}
         params = {n: x for n, x in self.tokenizer.variables["params"].items() if n in taken}

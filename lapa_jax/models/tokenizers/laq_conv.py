@@ -150,7 +150,7 @@ class FrameDecoder(nn.Module):
     are half as many channels as after the first halving, and no blocks.
 
     Attributes: channels, blocks, groups, dtype: as of `Down`; embed: width of the embedded action; output_scale: factor
-      on the initial weights of the pixels.
+      on the initial weights of the pixels; out_channels: of the result, the colours and what is predicted beside them.
     """
 
     channels: tuple[int, ...]
@@ -159,6 +159,7 @@ class FrameDecoder(nn.Module):
     embed: int
     output_scale: float
     dtype: jnp.dtype
+    out_channels: int = 3
 
     def setup(self):
         widths = (self.channels[0] // 2, *self.channels)
@@ -170,7 +171,7 @@ class FrameDecoder(nn.Module):
                                     kernel_init=fan_in_uniform) for width in widths[:-1]]  # fmt: skip
         self.norm = Norm(self.groups, self.dtype)
         scaled = lambda *args: self.output_scale * fan_in_uniform(*args)  # noqa: E731
-        self.to_pixels = nn.Conv(3, (3, 3), padding=1, dtype=jnp.float32, kernel_init=scaled)
+        self.to_pixels = nn.Conv(self.out_channels, (3, 3), padding=1, dtype=jnp.float32, kernel_init=scaled)
 
     def context(self, first: jax.Array) -> list[jax.Array]:
         """First frames f32 [B, H, W, 3] -> grids from the full size down to the smallest."""
@@ -178,7 +179,7 @@ class FrameDecoder(nn.Module):
         return [stem, *self.down(stem)]
 
     def __call__(self, grids: list[jax.Array], action: jax.Array) -> jax.Array:
-        """Grids of `context` and an action [B, N, Q] -> f32 [B, H, W, 3]."""
+        """Grids of `context` and an action [B, N, Q] -> f32 [B, H, W, out_channels]."""
         enter, leave = self.action
         condition = nn.silu(leave(nn.silu(enter(action.reshape(action.shape[0], -1)))))
         x = grids[-1]
@@ -240,7 +241,7 @@ class Model(FramePairModel):
         self.encoder = PairEncoder(count=self.code_seq_len, width=self.quant_dim, pooling=self.pooling, **common)
         self.setup_codes()
         scale = 0.1 if self.output == "residual" else 1.0
-        self.decoder = FrameDecoder(embed=self.embed, output_scale=scale, **common)
+        self.decoder = FrameDecoder(embed=self.embed, output_scale=scale, out_channels=5 if self.flow else 3, **common)
 
     @nn.nowrap
     def check(self) -> None:

@@ -74,7 +74,7 @@ class Model(FramePairModel):
     def setup(self):
         # To encoder and decoder a grid of features is an image of many channels, with patches of one pixel.
         sizes = {} if self.predicts_images else {"image_size": self.grid, "patch_size": 1}
-        patch_size, channels = (self.patch_size, 3) if self.predicts_images else (1, self.tower.dim)
+        patch_size, channels = (self.patch_size, 5 if self.flow else 3) if self.predicts_images else (1, self.tower.dim)
         self.encoder = PairEncoder.of(self, **sizes)
         self.setup_codes()
         self.decoder = FrameDecoder(

@@ -15,7 +15,8 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.core.fields import Count, Dtype, Range
 from lapa_jax.core.output import Output
 from lapa_jax.models.base import FramePairTokenizer
-from lapa_jax.models.tokenizers.laq import metrics, quantizers
+from lapa_jax.models.tokenizers.laq import horizons, metrics, quantizers
+from lapa_jax.models.tokenizers.laq.horizons import HorizonHeads
 from lapa_jax.models.tokenizers.laq.modules import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -28,12 +29,19 @@ from lapa_jax.nn import losses
 from lapa_jax.nn.norm import RunningNorm
 from lapa_jax.nn.quantizers import replacement as rules
 from lapa_jax.nn.quantizers.usage import batch_usage
+from lapa_jax.nn.quantizers.vq import straight_through
 from lapa_jax.nn.views import shift_clips
+
+FLOW_CELL = 4
+"""Pixels that the side of a cell of optical flow covers, as in `lapa_jax.data.flow`."""
 
 
 def from_data(spec: dict, source, seed: int) -> dict:
-    """The width of the actions that few of the pairs have; nothing where the samples have no such field."""
-    return {"action_dim": source.batch([])["pair_action"].shape[-1]} if "pair_action" in source.fields else {}
+    """What the model has for the sake of fields of the samples: the width of the actions that few of the pairs have,
+    the heads of pairs' middle frames, the decoder's flow."""
+    few = {"action_dim": source.batch([])["pair_action"].shape[-1]} if "pair_action" in source.fields else {}
+    given = {"horizons": "middle_frame", "flow": "flow"}
+    return few | {name: True for name, field in given.items() if field in source.fields}
 
 
 class FramePairModel(FramePairTokenizer):
@@ -45,7 +53,10 @@ class FramePairModel(FramePairTokenizer):
     where it has none: "codebook" and "commitment" (see `nn.quantizers.vq`), whose weights are in the config alone.
     Where few pairs have an action "pair_action" f32 [B, A], in standard deviations, "pair_action_mask" says which: the
     loss "action" is the squared error of predicting it from the quantised delta, 0 of other pairs (the supervision of
-    LAOM, Nikulin et al. 2025, arXiv 2502.00379).
+    LAOM, Nikulin et al. 2025, arXiv 2502.00379). Where pairs have a "middle_frame": the losses "reversal",
+    "composition" and "midway", see `horizons`. Where they have a "flow" f32 [B, H / 4, W / 4, 2], in pixels: the loss
+    "flow", the squared error of the displacements that the decoder predicts beside the pixels, and "flow_weighted", the
+    squared error of pixels in proportion to how far they move.
 
     A model of this kind calls `setup_codes` in its `setup` and defines `cell`, `raw_delta`, `context` and `pixels`. One
     that predicts features of the second frame instead of its pixels defines `predicts_images` and `observe` too; its
@@ -79,6 +90,7 @@ class FramePairModel(FramePairTokenizer):
         deviation.
       motion_threshold: change of a pixel, in [0, 1], that "motion" does not count.
       action_dim: numbers of the actions that few pairs have, A; 0: none has one. The data tell it.
+      horizons: whether pairs have a middle frame. flow: whether they have optical flow. The data tell both.
       dtype: "float32" or "bfloat16" computation; parameters, norms, softmax and quantisation are float32.
     """
 
@@ -103,6 +115,8 @@ class FramePairModel(FramePairTokenizer):
     normalization: Literal["none", "imagenet"] = "none"
     motion_threshold: Annotated[float, Range(0, 1)] = 0.04
     action_dim: Annotated[int, Range(0)] = 0
+    horizons: bool = False
+    flow: bool = False
     dtype: Dtype = "float32"
 
     @nn.nowrap
@@ -111,6 +125,8 @@ class FramePairModel(FramePairTokenizer):
         self.quantization = quantizers.build(self, name="quantizer")
         if self.action_dim:
             self.action_head = ActionHead(self.action_dim)
+        if self.horizons:
+            self.horizon_heads = HorizonHeads()
         if self.delta_norm != "none":
             self.normalizer = RunningNorm(per_position=self.delta_norm == "running_per_position")
 
@@ -132,7 +148,8 @@ class FramePairModel(FramePairTokenizer):
         raise NotImplementedError
 
     def pixels(self, context: dict[str, jax.Array], action: jax.Array) -> jax.Array:
-        """A context and action vectors [B, N, Q] -> the decoder's output f32 [B, H, W, 3]."""
+        """A context and action vectors [B, N, Q] -> the decoder's output f32 [B, H, W, 3]; with `flow` two channels
+        more, displacements."""
         raise NotImplementedError
 
     @nn.nowrap
@@ -143,6 +160,9 @@ class FramePairModel(FramePairTokenizer):
         limit = min(image_shape(self.image_size)) // 2
         if not isinstance(self.view_shift, int) or not 0 <= self.view_shift <= limit:
             raise UserError(f"view_shift is {self.view_shift!r}; give whole pixels from 0 to half the image, {limit}")
+        if self.flow and not self.predicts_images:
+            raise UserError("flow is predicted beside pixels, and this model predicts features: leave 'flow' out of "
+                            "data.fields, or set target 'pixels'")  # fmt: skip
         if self.output == "tanh" and self.normalization == "imagenet":
             raise UserError("output 'tanh' cannot reach targets of normalization 'imagenet': they span -2.1 to 2.6 and "
                             "tanh ends at 1; use output 'linear' or normalization 'none'")
@@ -154,6 +174,11 @@ class FramePairModel(FramePairTokenizer):
         if self.action_dim:
             batch |= {"pair_action": np.zeros((batch_size, self.action_dim), np.float32)}
             batch |= {"pair_action_mask": np.ones((batch_size, self.action_dim), np.float32)}
+        height, width = image_shape(self.image_size)
+        if self.horizons:
+            batch["middle_frame"] = np.zeros((batch_size, height, width, 3), np.uint8)
+        if self.flow:
+            batch["flow"] = np.zeros((batch_size, height // FLOW_CELL, width // FLOW_CELL, 2), np.float32)
         return batch
 
     def __call__(self, batch, *, train: bool) -> Output:
@@ -162,10 +187,13 @@ class FramePairModel(FramePairTokenizer):
         view = self._encode(frames, train=train)
         quantized = quantizers.apply(self.quantization, view["delta"], train=train)
         action, codes, quantizer_losses, measured = quantized
+        flow = batch.get("flow") if self.flow else None
         if train and self.view_shift:
-            named = self._two_view_losses(view, action, frames)
+            named = self._two_view_losses(view, action, frames, flow)
         else:
-            named = self._losses(view, action, frames)
+            named = self._losses(view, action, frames, flow)
+        if self.horizons and "middle_frame" in batch:
+            named |= self._horizon_losses(view, action, frames, batch["middle_frame"])
         measured = measured | batch_usage(codes, self.codebook_size)
         if self._has_actions(batch):
             squared = jnp.square(self.action_head(action) - batch["pair_action"])
@@ -191,9 +219,13 @@ class FramePairModel(FramePairTokenizer):
         """Named losses f32 [B] of what a model put into its view besides."""
         return {}
 
-    def _losses(self, view: dict[str, jax.Array], action: jax.Array, frames: jax.Array) -> dict[str, jax.Array]:
-        """The named losses f32 [B] of predicting `frames[:, 1]` from a view of `frames[:, 0]` and actions."""
-        prediction, first, second = self._decode(view, action), frames[:, 0], frames[:, 1]
+    def _losses(
+        self, view: dict[str, jax.Array], action: jax.Array, frames: jax.Array, flow: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
+        """The named losses f32 [B] of predicting `frames[:, 1]`, and the flow if it is given, from a view of
+        `frames[:, 0]` and actions."""
+        prediction, displacement = self._decode_both(view, action)
+        first, second = frames[:, 0], frames[:, 1]
         reconstruction = {"reconstruction": losses.mean_squared_error(prediction, second)}
         if not self.predicts_images:
             return reconstruction
@@ -201,15 +233,40 @@ class FramePairModel(FramePairTokenizer):
         return reconstruction | {
             "motion": losses.motion_weighted_error(prediction, first, second, self.motion_threshold),
             "coarse": losses.coarse_relative_error(prediction, first, second, cells),
+            **({} if flow is None else _flow_losses(prediction, second, displacement, flow)),
         }
 
-    def _two_view_losses(self, view: dict[str, jax.Array], action: jax.Array, frames: jax.Array):
-        """Losses of decoding the pair itself, which is what evaluation asks for, and a shifted copy of it."""
+    def _two_view_losses(self, view: dict[str, jax.Array], action: jax.Array, frames: jax.Array, flow):
+        """Losses of decoding the pair itself, which is what evaluation asks for, and a shifted copy of it; those of
+        flow are of the pair itself, whose flow is given."""
         shifted = shift_clips(frames, self.make_rng("noise"), self.view_shift)
-        original = self._losses(view, action, frames)
+        original = self._losses(view, action, frames, flow)
         moved = self._losses(self._context(shifted[:, 0]), action, shifted)
         share = self.view_share
-        return {name: (1 - share) * value + share * moved[name] for name, value in original.items()}
+        mixed = {name: (1 - share) * original[name] + share * value for name, value in moved.items()}
+        return original | mixed
+
+    def _horizon_losses(self, view, action: jax.Array, frames: jax.Array, middle_frame: jax.Array):
+        """Losses f32 [B] of the pairs' middle frames [B, H, W, 3], see `horizons`. The three further pairs are encoded
+        as in evaluation: what codes there are, and how deltas are scaled, is for the pairs themselves to say."""
+        first, second = frames[:, 0], frames[:, 1]
+        middle = self.observe(to_unit_range(middle_frame, (*image_shape(self.image_size), 3)))
+        pairs = jnp.concatenate([jnp.stack(pair, 1) for pair in ((second, first), (first, middle), (middle, second))])
+        whole, (backward, early, late) = view["delta"], jnp.split(self._encode(pairs, train=False)["delta"], 3)
+        whole, backward, early, late = (self._rounded(delta) for delta in (whole, backward, early, late))
+        changes = jnp.abs(second - first).max((1, 2, 3)) > (self.motion_threshold if self.predicts_images else 0)
+        composed, half = self.horizon_heads(early, late, action)
+        halfway = self._decode(view, half)
+        if self.predicts_images:
+            error = losses.motion_weighted_error(halfway, first, middle, self.motion_threshold)
+        else:
+            error = losses.mean_squared_error(halfway, middle)
+        return {"reversal": jnp.where(changes, horizons.similarity(whole, backward), 0), "midway": error,
+                "composition": losses.mean_squared_error(composed, jax.lax.stop_gradient(whole))}  # fmt: skip
+
+    def _rounded(self, delta: jax.Array) -> jax.Array:
+        """The vectors of the codes that are nearest to deltas [B, N, Q]; the gradient goes straight to the deltas."""
+        return straight_through(delta, self.quantization.lookup(self.quantization.nearest(delta)))
 
     def encode(self, frames: jax.Array) -> dict[str, jax.Array]:
         """Frame pairs [B, 2, H, W, 3] -> "codes" i32 [B, N] and "delta" f32 [B, N, Q], what was quantised."""
@@ -306,7 +363,19 @@ class FramePairModel(FramePairTokenizer):
 
     def _decode(self, view: dict[str, jax.Array], action: jax.Array) -> jax.Array:
         """The second frame, f32 [B, H, W, 3] in [0, 1] space, from a view and action vectors [B, N, Q]."""
+        return self._decode_both(view, action)[0]
+
+    def _decode_both(self, view: dict[str, jax.Array], action: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """The second frame, and with `flow` the displacements f32 [B, H / 4, W / 4, 2] that lead to it."""
         pixels = self.pixels(view, action)
+        if not self.flow:
+            return self._to_frame(pixels, view), None
+        batch, height, width, _ = pixels.shape
+        cells = pixels[..., 3:].reshape(batch, height // FLOW_CELL, FLOW_CELL, width // FLOW_CELL, FLOW_CELL, 2)
+        return self._to_frame(pixels[..., :3], view), cells.mean((2, 4))
+
+    def _to_frame(self, pixels: jax.Array, view: dict[str, jax.Array]) -> jax.Array:
+        """The decoder's output as a frame in [0, 1] space, by `output` and `normalization`."""
         if self.output == "tanh":
             return (jnp.tanh(pixels) + 1) / 2
         if self.normalization == "imagenet":
@@ -319,3 +388,13 @@ class FramePairModel(FramePairTokenizer):
         if self.normalization == "none":
             return frames
         return (frames - jnp.asarray(IMAGENET_MEAN)) / jnp.asarray(IMAGENET_STD)
+
+
+def _flow_losses(prediction, second, displacement, flow) -> dict[str, jax.Array]:
+    """Losses f32 [B] of predicted frames and displacements, given the true ones."""
+    # How far each pixel moves, at most the one whole image: a search that went astray must not outweigh all others.
+    far = jnp.minimum(jnp.linalg.norm(flow, axis=-1, keepdims=True), second.shape[1])
+    weight = jnp.repeat(jnp.repeat(far, FLOW_CELL, axis=1), FLOW_CELL, axis=2)
+    squared = jnp.square(prediction - second)
+    return {"flow": losses.mean_squared_error(displacement, flow),
+            "flow_weighted": losses.weighted_mean(squared, jnp.broadcast_to(weight, squared.shape))}  # fmt: skip
