@@ -101,8 +101,11 @@ def test_the_table_has_each_number_and_group_beside_the_reference(evaluated):
         assert len(table[reader]) == 1 + 3 + 4
     page = (out / "report.html").read_text()
     for words in ("<th>codes, small MLP</th>", "<th>supervised reference</th>", "<td>last third</td>",
-                  "<td>least motion, a quarter</td>"):  # fmt: skip
+                  "<td>least motion, a quarter</td>", "<th>R² lost without it</th>"):  # fmt: skip
         assert words in page
+    whole = result["code_table"]["all"]
+    assert whole["r2_alone"] == pytest.approx(metrics["action_probe_r2"])
+    assert metrics["code_action_nmi"] == whole["nmi_adjusted"]
 
 
 def test_pairs_are_grouped_by_phase_and_motion(folders, laq):

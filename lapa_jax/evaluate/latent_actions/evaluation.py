@@ -13,7 +13,15 @@ from lapa_jax.data.samples.meta import statistics_of
 from lapa_jax.data.samples.pair_actions import PAIR_ACTION
 from lapa_jax.evaluate import report
 from lapa_jax.evaluate.base import METRICS_FILE, REPORT_FILE, BaseEvaluation, data_config
-from lapa_jax.evaluate.latent_actions import action_table, overview, sections, supervised_bound, transfer, verdicts
+from lapa_jax.evaluate.latent_actions import (
+    action_table,
+    code_table,
+    overview,
+    sections,
+    supervised_bound,
+    transfer,
+    verdicts,
+)
 from lapa_jax.evaluate.report import Section
 from lapa_jax.models.probe import probe_codes
 
@@ -61,6 +69,7 @@ class Evaluation(BaseEvaluation):
         """
         metrics, arrays = self.measure(self.tokenizer.variables)
         table: dict[str, dict[str, list[float]]] = {}
+        of_positions: dict[str, dict[str, float]] = {}
         # Without a probe there is nothing that a baseline or a bound could be compared with.
         if "action_probe_r2" in metrics:
             say("measuring the same network untrained")
@@ -72,13 +81,18 @@ class Evaluation(BaseEvaluation):
                 )
                 metrics["action_probe_r2_supervised"] = action_table.mean(reference[action_table.ALL])
             table = action_table.measure(arrays, self.source, self.tokenizer.codebook_size, reference)
+            of_positions = code_table.measure(
+                arrays["codes"], arrays["net_action"], arrays["episode_id"], self.tokenizer.codebook_size
+            )
+            metrics |= code_table.metrics(of_positions)
             if "mlp" in table:
                 metrics["action_probe_r2_mlp"] = action_table.mean(table["mlp"][action_table.ALL])
         if self.tokenizer.predicts_images:
             metrics |= transfer.measure(self.tokenizer, self.batches())
         by_number = {"action_table": {"names": action_table.names_of(self.source), **table}} if table else {}
+        by_number |= {"code_table": of_positions} if of_positions else {}
         result = self.save({**self.about(), "pairs": self.count, "metrics": dict(sorted(metrics.items())), **by_number})
-        self._report(result["metrics"], arrays, result.get("action_table"))
+        self._report(result["metrics"], arrays, result.get("action_table"), result.get("code_table"))
         return result
 
     def judge(self, result: Mapping) -> list[verdicts.Verdict]:
@@ -103,7 +117,8 @@ class Evaluation(BaseEvaluation):
         return {f"{name}_untrained": metrics[name] for name in BASELINES if name in metrics}
 
     def _report(
-        self, metrics: Mapping[str, float | None], arrays: Mapping[str, np.ndarray], table: Mapping | None
+        self, metrics: Mapping[str, float | None], arrays: Mapping[str, np.ndarray], table: Mapping | None,
+        of_positions: Mapping | None,
     ) -> None:  # fmt: skip
         codes, size = arrays["codes"], self.tokenizer.codebook_size
         examples = sections.choose_examples(self.tokenizer, self.source)
@@ -119,6 +134,8 @@ class Evaluation(BaseEvaluation):
             sections=[
                 *sections.draw(examples, codes, arrays["delta"], self.out),
                 *self._action_sections(arrays, table),
+                *([Section("What each code position says", code_table.TEXT, table=code_table.as_rows(of_positions))]
+                  if of_positions else []),
                 self.course("val/action_probe_r2"),
                 Section("Overview", "The same as one image, with the course of training.", (OVERVIEW_FILE,)),
             ],
