@@ -12,6 +12,7 @@ from lapa_jax.models import base
 from lapa_jax.nn.attention import Cache
 from lapa_jax.nn.decoder import Decoder
 from lapa_jax.nn.linear import Linear
+from lapa_jax.nn.splash import CausalMask
 
 # `config.mesh.rules` for a model whose decoder is "llm": kernels [layers, in, out] are split over "fsdp" and over
 # "tensor" in such a way that a block adds up its devices' parts twice, behind attention and behind feed-forward
@@ -35,7 +36,7 @@ class Model(base.Part):
         None for dim / heads.
       rotary: base of the rotary positions ("rope theta").
       head: where logits come from: a matrix of their own ("own"), the embedding's ("tied"), or there are none ("none").
-      flash: cuDNN's fused attention where it runs: on NVIDIA GPUs, with dtype "bfloat16".
+      flash: fused attention where it runs: with dtype "bfloat16" cuDNN's on NVIDIA GPUs, JAX's on TPUs.
       dtype: "float32" or "bfloat16", of the computation; parameters are float32. remat: see `REMAT_POLICIES`.
     """
 
@@ -71,8 +72,9 @@ class Model(base.Part):
             raise UserError(f"kv_heads {self.kv_heads} does not divide the heads, {self.heads}")
 
     def __call__(
-        self, tokens: jax.Array | None = None, *, embeddings: jax.Array | None = None, mask: jax.Array | None = None,
-        positions: jax.Array | None = None, cache: Cache | None = None, at: jax.Array | int = 0,
+        self, tokens: jax.Array | None = None, *, embeddings: jax.Array | None = None,
+        mask: jax.Array | CausalMask | None = None, positions: jax.Array | None = None, cache: Cache | None = None,
+        at: jax.Array | int = 0,
     ) -> jax.Array | tuple[jax.Array, Cache]:  # fmt: skip
         """Hidden states behind the final norm; `logits` goes on from them.
 
@@ -80,7 +82,8 @@ class Model(base.Part):
           tokens: i32 [N, L]; or instead
           embeddings: [N, L, dim], such as `embed` gives, pictures and text put together.
           mask: bool [N, S], False for padding, which no token sees; attention is causal besides. Or [N, L, S], which of
-            the S tokens each token sees, and nothing besides. S is L, or with a cache its slots.
+            the S tokens each token sees, and nothing besides. S is L, or with a cache its slots. Or without a cache the
+            rule itself.
           positions: i32 [N, L]; None: the number of tokens before that are no padding, or with a mask [N, L, S] the
             slots.
           cache, at: as of `Decoder`: `new_cache`, and the slot of the first token.
@@ -125,7 +128,7 @@ def _causal(mask, at, shape: tuple[int, int], slots: int) -> tuple[jax.Array, ja
     """The mask [N, L, S] and the positions [N, L] of tokens in the slots `at`, `at` + 1, ..."""
     batch, length = shape
     own = at + jnp.arange(length)
-    if mask is not None and mask.ndim == 3:
+    if isinstance(mask, CausalMask) or (mask is not None and mask.ndim == 3):
         return mask, jnp.broadcast_to(own, shape)
     seen = jnp.arange(slots)[None] <= own[:, None]
     if mask is None:

@@ -13,6 +13,7 @@ from lapa_jax.core import counting
 from lapa_jax.nn.linear import Linear
 from lapa_jax.nn.placement import device_in_use
 from lapa_jax.nn.position import rotate
+from lapa_jax.nn.splash import CausalMask, splash_attention, splash_attention_runs
 
 COSINE_SCALE = 8.0
 FEW_PAIRS = 4
@@ -51,8 +52,9 @@ class Attention(nn.Module):
         2023); None for as many as `heads`.
       rotary: base of the rotary positions (see `position.rotate`) of queries and keys, such as 10000; None for none.
       use_bias: whether the four projections have biases. out_bias: the same of the last one alone; None for `use_bias`.
-      flash: use cuDNN's fused attention (Dao et al. 2022) where it runs, see `fused_attention_runs`, for sequences
-        without a `bias` on the logits; elsewhere the compiler's own takes its place.
+      flash: use fused attention (Dao et al. 2022) for sequences without a `bias` on the logits: cuDNN's where it runs,
+        see `fused_attention_runs`, and on TPUs JAX's for a `CausalMask`, see `nn/splash.py`; elsewhere the compiler's
+        own takes its place.
       dtype: dtype of the computation; the softmax and the norms are float32. Parameters are float32.
     """
 
@@ -70,7 +72,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(
         self, x: jax.Array, context: jax.Array | None = None, *, bias: jax.Array | None = None,
-        mask: jax.Array | None = None, positions: jax.Array | None = None, cache: Cache | None = None,
+        mask: jax.Array | CausalMask | None = None, positions: jax.Array | None = None, cache: Cache | None = None,
         at: jax.Array | int = 0,
     ) -> jax.Array | tuple[jax.Array, Cache]:  # fmt: skip
         """Attends from `x` to `context` (to `x` itself where None).
@@ -79,8 +81,8 @@ class Attention(nn.Module):
           x: [N, L, D] queries.
           context: [N, S, C] what keys and values are made from.
           bias: [heads, L, S] f32, added to the logits of the given keys (never to those of the null keys).
-          mask: [N, S] bool, False where a key is padding: no query attends to it; or [N, L, S], for each query. Null
-            keys are never masked.
+          mask: [N, S] bool, False where a key is padding: no query attends to it; or [N, L, S], for each query; or a
+            rule for that among the tokens of `x` (without a cache or null keys). Null keys are never masked.
           positions: i32 [N, L], of the tokens of `x`, for rotary positions (self-attention only).
           cache: keys and values of earlier tokens; then S counts its slots, and those of `x` are put in.
           at: the slot of the first token of `x`.
@@ -105,6 +107,10 @@ class Attention(nn.Module):
         if self.cosine:
             q, k, scale = self._unit("query_scale", q), self._unit("key_scale", k), COSINE_SCALE
         bias = None if bias is None else bias[None]
+        if isinstance(mask, CausalMask):
+            if self.flash and splash_attention_runs(q, kv_heads) and not counting.counted():
+                return self._out(x, splash_attention(q, k, v, mask, scale))
+            mask = mask.whole()
         if mask is not None:
             mask = mask[:, None] if mask.ndim == 3 else mask[:, None, None]
         # A single query, as in decoding step by step, would fill a sixty-fourth of a tile.
@@ -115,10 +121,14 @@ class Attention(nn.Module):
             out = attention_on_cpu(q, k, v, bias, mask, scale)
         else:
             out = jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, scale=scale, implementation="xla")
-        out = einops.rearrange(out, "... heads d -> ... (heads d)")
-        use_bias = self.use_bias if self.out_bias is None else self.out_bias
-        out = Linear(x.shape[-1], use_bias=use_bias, dtype=self.dtype, name="out")(out)
+        out = self._out(x, out)
         return out if cache is None else (out, cache)
+
+    def _out(self, x: jax.Array, values: jax.Array) -> jax.Array:
+        """[N, L, heads, D] -> as wide as `x`."""
+        use_bias = self.use_bias if self.out_bias is None else self.out_bias
+        values = einops.rearrange(values, "... heads d -> ... (heads d)")
+        return Linear(x.shape[-1], use_bias=use_bias, dtype=self.dtype, name="out")(values)
 
     def _split(self, name: str, x: jax.Array, heads: int) -> jax.Array:
         y = Linear(heads * self.dim_head, use_bias=self.use_bias, dtype=self.dtype, name=name)(x)

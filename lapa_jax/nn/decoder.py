@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from lapa_jax.nn.attention import Attention, Cache
 from lapa_jax.nn.feedforward import SwiGLU
 from lapa_jax.nn.norm import RMSNorm
+from lapa_jax.nn.splash import CausalMask
 from lapa_jax.nn.transformer import run_stack
 
 
@@ -62,8 +63,8 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, *, positions: jax.Array, mask: jax.Array | None = None, cache: Cache | None = None,
-        at: jax.Array | int = 0,
+        self, x: jax.Array, *, positions: jax.Array, mask: jax.Array | CausalMask | None = None,
+        cache: Cache | None = None, at: jax.Array | int = 0,
     ) -> jax.Array | tuple[jax.Array, Cache]:  # fmt: skip
         """Applies the stack.
 
@@ -71,7 +72,7 @@ class Decoder(nn.Module):
           x: [N, L, D] embeddings.
           positions: i32 [N, L].
           mask: bool [N, L, S], which of the S tokens each token sees; S is L, or with a cache its slots. Every token
-            must see one at least. None: each sees all.
+            must see one at least. Or without a cache a rule for it. None: each sees all.
           cache: of all blocks, `new_cache`; the tokens are put into the slots `at`, `at` + 1, ...
 
         Returns:

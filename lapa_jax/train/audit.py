@@ -89,7 +89,7 @@ def audit(text: str, goal: Target) -> Audit:
     devices = goal.hosts * goal.per_host
     return Audit(
         dict(flops), dict(traffic), float32,
-        fused=sum(run.times for run in runs if "fmha" in run.instruction.line),
+        fused=sum(run.times for run in runs if _is_fused_attention(run.instruction)),
         scores=sum(p.run.times for p in multiplied
                    if _is_batched(p.run.instruction) and "attention" in p.run.instruction.source),
         sent=plan_hlo.read(module, devices).sent(goal.per_host),
@@ -187,7 +187,7 @@ def _kind(module: hlo.Module, run: hlo.Run, with_product: set[str]) -> str:
     instruction = run.instruction
     if plan_hlo.kind_of(instruction):
         return "collectives"
-    if "fmha" in instruction.line and instruction.opcode == "custom-call":
+    if _is_fused_attention(instruction):
         return "fused attention"
     if instruction.opcode in ("dot", "convolution") or "__cublas" in instruction.line or "__cudnn" in instruction.line:
         return "products"
@@ -199,6 +199,11 @@ def _kind(module: hlo.Module, run: hlo.Run, with_product: set[str]) -> str:
     else:
         opcodes = {instruction.opcode.removesuffix("-start")}
     return "rearranging" if opcodes <= MOVES else "other"
+
+
+def _is_fused_attention(instruction: hlo.Instruction) -> bool:
+    """Whether it is a kernel of cuDNN's, or of Pallas for TPUs, of which this project uses no other."""
+    return instruction.opcode == "custom-call" and ("fmha" in instruction.line or "tpu_custom_call" in instruction.line)
 
 
 def _exposed(module: hlo.Module, runs: list[hlo.Run], with_product: set[str], devices: int) -> Iterator[float]:

@@ -77,7 +77,7 @@ class Univla(VisionLanguageModel):
         mask, positions = self._places(prefix.real, 1)
         further = self.code_length - 1
         cache = self.llm.new_cache(x.shape[0], x.shape[1] + further)
-        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, further)))
+        mask = jnp.pad(mask.whole(), ((0, 0), (0, 0), (0, further)))
         before, cache = self.llm(embeddings=x, mask=mask, positions=positions, cache=cache)
         states = [before[:, -1:]]
         logits = [self._logits(states[0])]

@@ -21,6 +21,7 @@ from lapa_jax.nn.attention import Cache
 from lapa_jax.nn.linear import Linear
 from lapa_jax.nn.norm import LayerNorm
 from lapa_jax.nn.patches import whole_patches
+from lapa_jax.nn.splash import CausalMask
 
 
 def body_from_data(spec: Mapping, source) -> dict:
@@ -242,7 +243,7 @@ class VisionLanguageModel(nn.Module):
         x = jnp.concatenate([prefix.embeddings, query.astype(prefix.embeddings.dtype)], axis=1)
         mask, positions = self._places(prefix.real, 1)
         cache = self.llm.new_cache(x.shape[0], x.shape[1] + room)
-        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, room)))
+        mask = jnp.pad(mask.whole(), ((0, 0), (0, 0), (0, room)))
         out, cache = self.llm(embeddings=x, mask=mask, positions=positions, cache=cache)
         return out[:, -1:], cache
 
@@ -258,18 +259,11 @@ class VisionLanguageModel(nn.Module):
         """Puts the low-rank adapters, if any, on what is computed within: on a whole forward pass."""
         return lora.adapters(self.lora_rank, self.lora_alpha, self.lora_modules)
 
-    def _places(self, real: jax.Array, queries: int) -> tuple[jax.Array, jax.Array]:
-        """Which tokens each sees, bool [B, S, S], and their positions i32 [B, S], padding not counted."""
+    def _places(self, real: jax.Array, queries: int) -> tuple[CausalMask, jax.Array]:
+        """Which tokens each of S sees, and their positions i32 [B, S], padding not counted."""
         real = jnp.concatenate([real, jnp.ones((real.shape[0], queries), bool)], axis=1)
-        length = real.shape[1]
-        order = jnp.arange(length)
-        seen = order[None] <= order[:, None]
-        if self.image_attention == "bidirectional":
-            image = (order >= 1) & (order < 1 + self.image_tokens)
-            seen |= image[None] & image[:, None]
-        # padding sees itself: a row without anything to see would be no number
-        mask = (seen[None] & real[:, None]) | jnp.eye(length, dtype=bool)[None]
-        return mask, jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0)
+        image = (1, 1 + self.image_tokens) if self.image_attention == "bidirectional" else (0, 0)
+        return CausalMask(real, image), jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0)
 
 
 def _names(model: VisionLanguageModel) -> str:

@@ -68,7 +68,7 @@ def test_who_sees_whom(attention):
     mask, positions = jax.jit(lambda v, real: model.apply(v, real, 2, method="_places"))(variables_of(model), real)
     for row, rest in enumerate(real):
         tokens = [*rest, True, True]
-        for i, seen in enumerate(np.asarray(mask[row])):
+        for i, seen in enumerate(np.asarray(mask.whole()[row])):
             for j, there in enumerate(tokens):
                 picture = attention == "bidirectional" and 1 <= i <= 4 and 1 <= j <= 4
                 assert seen[j] == ((there and (j <= i or picture)) or i == j)
