@@ -30,6 +30,7 @@ def data(samples: str, **fields) -> ml_collections.ConfigDict:
     group.prefetch = 16
     group.max_bad_samples = 0
     group.max_normalized = 20.0
+    group.scaled_decoding = False
     for name, value in fields.items():
         group[name] = value
     return group

@@ -1,10 +1,11 @@
 """Measures the loader: python tools/bench_loader.py SHARDS [options]. Prints tables in Markdown.
 
 The floor is the bare cost of decoding (and resizing, where the size differs) the same JPEGs from memory on one thread,
-with each decoder that is installed. Loader and decoders take turns, several rounds in one run, because machines are
-noisy; what is printed is the median over the rounds. The loader's figure per CPU second, that of its workers included,
-is set against the floor of simplejpeg, which is what it uses: reading, batching, threads and processes are the
-difference. With --memory the loader runs over that many pairs and the growth of the memory after a warm-up is printed.
+with each decoder that is installed; with --scaled_decoding that of simplejpeg decodes at a smaller size too. Loader
+and decoders take turns, several rounds in one run, because machines are noisy; what is printed is the median over the
+rounds. The loader's figure per CPU second, that of its workers included, is set against the floor of simplejpeg, which
+is what it uses: reading, batching, threads and processes are the difference. With --memory the loader runs over that
+many pairs and the growth of the memory after a warm-up is printed.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import io
 import multiprocessing
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -34,14 +36,15 @@ def main(argv: list[str]) -> None:
     """Runs the measurements and prints them."""
     args = parse(argv)
     shards, gap = StepShards(args.shards, args.split), Gap(frames=args.gap_frames)
-    source = FramePairSource(shards, gap, image_size=args.image_size)
+    source = FramePairSource(shards, gap, image_size=args.image_size, scaled_decoding=args.scaled_decoding)
     batches = train_batches(source, seed=0, batch_size=args.batch_size, threads=args.threads, workers=args.workers,
                             shuffle=args.shuffle, window=args.window, prefetch=PREFETCH)  # fmt: skip
     say(describe(args, source) + "\n")
     if args.memory:
         say(memory_table(batches, args.memory, args.batch_size))
     else:
-        say(speed_table(source, batches, args.batch_size, args.pairs // args.batch_size // ROUNDS))
+        smallest = args.image_size if args.scaled_decoding else None
+        say(speed_table(source, batches, args.batch_size, args.pairs // args.batch_size // ROUNDS, smallest))
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -51,6 +54,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--split", default="train")
     parser.add_argument("--gap_frames", type=int, default=1)
     parser.add_argument("--image_size", type=int, help="side in pixels; the stored size by default")
+    parser.add_argument("--scaled_decoding", action="store_true", help="as data.scaled_decoding; needs --image_size")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--threads", type=int, default=4, help="readers in this process, where there are no workers")
     parser.add_argument("--workers", type=int, default=0, help="reader processes; 0 reads in this process")
@@ -59,6 +63,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=10000, help="pairs to load, besides the warm-up")
     parser.add_argument("--memory", type=int, metavar="PAIRS", help="measure the memory over so many pairs instead")
     args = parser.parse_args(argv)
+    if args.scaled_decoding and args.image_size is None:
+        raise UserError("--scaled_decoding needs --image_size, the size that images are decoded for")
     pairs, least = (args.memory or args.pairs), args.batch_size * (20 if args.memory else ROUNDS)
     if pairs < least:
         raise UserError(f"{pairs} pairs are too few to measure with batches of {args.batch_size}: {least} at least")
@@ -75,12 +81,17 @@ def describe(args: argparse.Namespace, source: FramePairSource) -> str:
     return f"{machine}; {sizes}; batch {args.batch_size}, {readers}, {args.shuffle} shuffle"
 
 
-def speed_table(source: FramePairSource, batches: Iterator, batch_size: int, count: int) -> str:
-    """Loader and decoders in turns: medians of pairs per second and per CPU second, and of the loader's share."""
+def speed_table(
+    source: FramePairSource, batches: Iterator, batch_size: int, count: int, smallest: int | None
+) -> str:  # fmt: skip
+    """Loader and decoders in turns: medians of pairs per second and per CPU second, and of the loader's share.
+
+    smallest: see `images.decode`; how the loader decodes.
+    """
     jpegs, rates, walls = jpegs_of(source, 1000), {}, []
     skip(batches, 4 * PREFETCH)
     for _ in range(ROUNDS):
-        for name, decode in decoders().items():
+        for name, decode in decoders(smallest).items():
             rates.setdefault(name, []).append(decoder_rate(decode, jpegs, source.image_size))
         skip(batches, 2 * PREFETCH)  # so that what was prepared in the meantime counts for nothing
         wall, cpu = loader_rate(batches, batch_size, count)
@@ -89,7 +100,7 @@ def speed_table(source: FramePairSource, batches: Iterator, batch_size: int, cou
     # Ratios round by round: what slows the machine down slows both sides.
     floor = np.array(rates["simplejpeg"])
     rows = ["| | pairs/s | pairs per CPU second | of the simplejpeg floor |", "|---|---|---|---|"]
-    for name in ("loader", *decoders()):
+    for name in ("loader", *decoders(smallest)):
         share, wall = np.array(rates[name]) / floor, f"{np.median(walls):.0f}" if name == "loader" else ""
         spread = f"{np.median(share):.2f} ({share.min():.2f} to {share.max():.2f})"
         label = name if name == "loader" else f"{name}, bare"
@@ -105,21 +116,10 @@ def skip(batches: Iterator, count: int) -> None:
 
 def loader_rate(batches: Iterator, batch_size: int, count: int) -> tuple[float, float]:
     """Pairs per second and per CPU second of all processes."""
-    wall, cpu = time.perf_counter(), cpu_seconds()
-    skip(batches, count)
-    wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
-    return count * batch_size / wall, count * batch_size / cpu
+    from tools.benchmarks.rates import timed
 
-
-def cpu_seconds() -> float:
-    """CPU time of this process and its workers."""
-    total = time.process_time()
-    for worker in multiprocessing.active_children():
-        # The second field is the program's name in brackets, which may hold blanks: fields are counted behind it. 11
-        # and 12 are then user and system time.
-        fields = pathlib.Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
-        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return total
+    taken = timed(lambda: skip(batches, count) or count * batch_size)
+    return taken.samples / taken.wall, taken.samples / taken.cpu
 
 
 def jpegs_of(source: FramePairSource, pairs: int) -> list[bytes]:
@@ -128,11 +128,13 @@ def jpegs_of(source: FramePairSource, pairs: int) -> list[bytes]:
     return [source.shards.read(int(i), ["image.jpg"])["image.jpg"] for i in steps]
 
 
-def decoders() -> dict[str, Callable[[bytes], np.ndarray]]:
-    """The decoders that are installed, each from JPEG bytes to uint8[H, W, 3]."""
+def decoders(smallest: int | None = None) -> dict[str, Callable[[bytes], np.ndarray]]:
+    """The decoders that are installed, each from JPEG bytes to uint8[H, W, 3]; the first one as the loader decodes."""
     from PIL import Image
 
-    decoders_by_name = {"simplejpeg": images.decode}
+    decoders_by_name = {"simplejpeg": lambda data: images.decode(data, smallest)}
+    if smallest is not None:
+        decoders_by_name["simplejpeg, all pixels"] = images.decode
     decoders_by_name["Pillow"] = lambda data: np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     try:
         import cv2
@@ -176,4 +178,6 @@ def resident() -> float:
 
 
 if __name__ == "__main__":
+    # What benchmarks share lies in a package, which is found as tests find it.
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
     run_main(main)

@@ -34,6 +34,7 @@ KEYS = {
     "data.camera": "member of the step shards that the images come from; several names where the model takes them",
     "data.image_size": "side of the images in pixels; None keeps the stored size",
     "data.resize": 'how images come to that size: "squash", "center_crop", "lapa", or a group for Prismatic\'s models',
+    "data.scaled_decoding": "decode training images of twice that size or more at a smaller one: faster, not exact",
     "data.gap_seconds": "time between the two frames of a pair",
     "data.gap_frames": "the same in frames, instead of data.gap_seconds",
     "data.action_share": 'of the field "pair_action": share of the episodes whose actions are used',

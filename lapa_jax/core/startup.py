@@ -9,6 +9,10 @@ import time
 from lapa_jax.core import escape
 
 OFF = "JAX_ENABLE_COMPILATION_CACHE"
+SMALL = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+KEPT_FROM = 0.1
+"""Seconds of compiling from which a program is kept. JAX keeps those of a second, and a start has dozens of smaller
+ones, which are a tenth of a start that finds the large ones."""
 MAX_BYTES = 4 << 30
 """Of the compiled programs that are kept; jax removes those that were not used for longest."""
 
@@ -50,6 +54,8 @@ def keep_compiled() -> str:
             return f"compiled programs are not kept: {folder} cannot be made ({error.strerror})"
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
+        if SMALL not in os.environ:
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", KEPT_FROM)
     return f"compiled programs are kept in {jax.config.jax_compilation_cache_dir} ({OFF}=false turns that off)"
 
 

@@ -9,6 +9,8 @@ from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.data.prismatic_images import PrismaticResize
 
 RESIZE_MODES = ("squash", "center_crop", "lapa")
+SMOOTH = (None, "squash", "center_crop")
+"""Of `data.resize`, what smooths images that shrink, so that a smaller image to begin with is nearly the same."""
 LAPA_CROPPED = "lapa_cropped"
 """A mode of `data.resize` alone: it looks into images of the right size too, which are not to be stored so."""
 CROPPED_HEIGHT = 0.9
@@ -21,9 +23,17 @@ def encode(image: np.ndarray, quality: int = 95) -> bytes:
     return simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality, "RGB", "420")
 
 
-def decode(data: bytes) -> np.ndarray:
-    """uint8[H, W, 3] of JPEG bytes; damaged data are a ValueError."""
-    return simplejpeg.decode_jpeg(data, "RGB", strict=True)
+def decode(data: bytes, smallest: int | None = None) -> np.ndarray:
+    """uint8[H, W, 3] of JPEG bytes; damaged data are a ValueError.
+
+    Args:
+      smallest: where both sides are at least twice as many pixels the image comes out smaller: at half its size or
+        less, but no side below this. Of each block of 8 x 8 pixels libjpeg then computes only as many as are wanted,
+        from the low frequencies: several times as fast as decoding all of them and resizing. None decodes all.
+    """
+    if smallest is None:
+        return simplejpeg.decode_jpeg(data, "RGB", strict=True)
+    return simplejpeg.decode_jpeg(data, "RGB", strict=True, min_height=smallest, min_width=smallest, min_factor=2)
 
 
 def decode_into(data: bytes, out: np.ndarray) -> None:
@@ -44,6 +54,13 @@ def check_resize(mode) -> None:
         PrismaticResize.from_config(mode)
     elif mode not in (known := (None, *RESIZE_MODES, LAPA_CROPPED)):
         raise UserError(f"data.resize '{mode}' does not exist{did_you_mean(mode, known[1:])}")
+
+
+def check_scaled(scaled: bool, mode) -> None:
+    """Raises UserError where `data.scaled_decoding` meets a `data.resize` that is to equal another program's."""
+    if scaled and mode not in SMOOTH:
+        raise UserError(f"data.scaled_decoding=True would change images that data.resize={mode!r} makes equal to those "
+                        f"of a released model; it goes with {', '.join(map(str, SMOOTH))}")
 
 
 def keeps_size(mode) -> bool:

@@ -231,13 +231,16 @@ def _open(kind: type, location: Mapping, split: str, options: Mapping, statistic
     chosen = kind(**{key: _plain(value) for key, value in options.items()})
     if split == "val" and "tasks_val" in allowed:
         chosen = dataclasses.replace(chosen, tasks=chosen.tasks_val)
+    if split == "val" and chosen.scaled_decoding:
+        # Figures do not depend on how training reads.
+        chosen = dataclasses.replace(chosen, scaled_decoding=False)
     if split == "val" and PAIR_ACTION in chosen.fields and chosen.action_share:
         # A few actions are learned from; all that there are judge what came of it.
         chosen = dataclasses.replace(chosen, action_share=1.0)
     if PairShards.is_one(path):
         if set(chosen.fields) - {"frames", PAIR_ACTION}:
             raise UserError(f"{path} holds ready-made pairs: they have frames only, not {', '.join(chosen.fields)}")
-        return PairShards(path, name, chosen.image_size, chosen.fields)
+        return PairShards(path, name, chosen.image_size, chosen.fields, chosen.scaled_decoding)
     return chosen.open(StepShards(path, name), statistics)
 
 

@@ -11,7 +11,8 @@ from lapa_jax.core import startup
 PROGRAM = """
 import sys, lapa_jax.core.startup as startup, jax
 print(startup.keep_compiled())
-print(jax.config.jax_compilation_cache_dir, jax.config.jax_compilation_cache_max_size)
+print(jax.config.jax_compilation_cache_dir, jax.config.jax_compilation_cache_max_size,
+      jax.config.jax_persistent_cache_min_compile_time_secs)
 if len(sys.argv) > 1:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.jit(lambda x: x * 3 + 1)(1.0).block_until_ready()
@@ -30,7 +31,7 @@ def test_programs_are_kept_in_the_user_s_cache_and_found_again(root, tmp_path):
     said, config = run(root, tmp_path, "compile")
     (folder,) = (tmp_path / ".cache/lapa_jax").iterdir()
     assert said == f"compiled programs are kept in {folder} (JAX_ENABLE_COMPILATION_CACHE=false turns that off)"
-    assert config == f"{folder} {startup.MAX_BYTES}"
+    assert config == f"{folder} {startup.MAX_BYTES} {startup.KEPT_FROM}"
     kept = {path.name: path.stat().st_mtime_ns for path in folder.glob("*-cache")}
     assert kept
     run(root, tmp_path, "compile")
@@ -41,7 +42,7 @@ def test_the_cache_is_turned_off_or_elsewhere_by_jax_s_variables(root, tmp_path)
     assert run(root, tmp_path, JAX_ENABLE_COMPILATION_CACHE="false")[0].startswith("compiled programs are not kept")
     assert list(tmp_path.iterdir()) == []
     said, config = run(root, tmp_path, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "mine"))
-    assert f"kept in {tmp_path / 'mine'}" in said and config == f"{tmp_path / 'mine'} -1"
+    assert f"kept in {tmp_path / 'mine'}" in said and config == f"{tmp_path / 'mine'} -1 1.0"
 
 
 def test_a_folder_that_cannot_be_made_is_said(root, tmp_path):

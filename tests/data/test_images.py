@@ -1,11 +1,14 @@
-"""Resizing that must equal other programs'."""
+"""Resizing that must equal other programs', and decoding at a smaller size, which need not."""
 
 import numpy as np
 import pytest
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.data import images
+from lapa_jax.data import images, pipeline
+from lapa_jax.data.samples.reading import CameraImages
 from lapa_jax.data.samples.steps import Options
+from lapa_jax.data.shards.step_shards import StepShards
+from tests.data.samples import make
 from tests.golden import make_opencv
 
 
@@ -52,3 +55,48 @@ def test_extreme_shapes_still_give_a_square():
 def test_an_unknown_way_to_resize_is_refused():
     with pytest.raises(UserError, match="data.resize 'lappa' does not exist.*lapa"):
         Options(resize="lappa")
+
+
+@pytest.mark.parametrize("noise", [0, 8])
+def test_scaled_decoding_is_nearly_the_exact_image(noise):
+    """At half the size and less; what is not twice as large stays exact.
+
+    At half the size a pixel is a mean of 2 x 2, while Pillow weighs 4 x 4 by a triangle, 3:1 a side: the weights differ
+    by 0.26 in their norm, so white noise of standard deviation s makes a difference of 0.26 s, 0.21 s on average.
+    """
+    rng = np.random.default_rng(0)
+    waves = np.sin(np.linspace(0, 9, 320)[:, None, None] * [1.0, 2.0, 3.0] + np.linspace(0, 7, 480)[:, None])
+    photo = np.clip(128 + 90 * waves + rng.normal(0, noise, (320, 480, 3)), 0, 255).astype(np.uint8)
+    data = images.encode(photo)
+    for size in (160, 120, 80, 64):
+        for mode in ("squash", "center_crop"):
+            exact, scaled = (images.resize(images.decode(data, smallest), size, mode) for smallest in (None, size))
+            difference = np.abs(exact.astype(int) - scaled)
+            assert 0 < difference.mean() < 0.21 * noise + 0.75, (size, mode)
+            assert np.percentile(difference, 99) <= 2.6 * 0.26 * noise + 3, (size, mode)
+    assert min(images.decode(data, 160).shape[:2]) == 160 and images.decode(data, 64).shape[:2] == (80, 120)
+    np.testing.assert_array_equal(images.decode(data, 161), images.decode(data))
+
+
+def test_only_training_reads_scaled_images(tmp_path):
+    make.write(tmp_path, {"train": [[4]], "val": [[4]]}, size=64)
+    for kind, field in (("pairs", "frames"), ("steps", "image")):
+        data = {"path": str(tmp_path), "samples": kind, "image_size": 16, "fields": (field,)}
+        data |= {"gap_frames": 1} if kind == "pairs" else {}
+        for split, equal in (("train", False), ("val", True)):
+            exact, scaled = (pipeline.build({**data, "scaled_decoding": on}, split).batch([0, 1, 2])[field]
+                             for on in (False, True))  # fmt: skip
+            assert np.array_equal(exact, scaled) == equal and exact.shape == scaled.shape
+    for resize in ("lapa", "lapa_cropped", {"mode": "letterbox"}):
+        with pytest.raises(UserError, match="data.scaled_decoding=True would change images"):
+            Options(resize=resize, scaled_decoding=True)
+
+
+def test_scaled_decoding_leaves_what_the_data_say_of_another_program_exact(tmp_path):
+    make.write(tmp_path, {"train": [[4]]}, size=64)
+    shards = StepShards(tmp_path)
+    shards.features["image"][images.RESIZE] = "lapa"
+    exact, scaled = (np.zeros((1, 16, 16, 3), np.uint8) for _ in range(2))
+    for out, on in ((exact, False), (scaled, True)):
+        CameraImages(shards, "image", 16, scaled=on).into(list(out), [0])
+    assert exact.any() and np.array_equal(exact, scaled)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lapa_jax.core.errors import UserError, did_you_mean
-from lapa_jax.data.images import check_resize
+from lapa_jax.data.images import check_resize, check_scaled
 from lapa_jax.data.loader.buffers import empty
 from lapa_jax.data.normalize import MODES, Normalizer
 from lapa_jax.data.samples.meta import check_statistics, describe
@@ -34,6 +34,8 @@ class StepOptions:
       image_size: side in pixels; None keeps the stored size.
       resize: how images come to that size, one of `images.RESIZE_MODES` or the fields of
         `prismatic_images.PrismaticResize`; None: as the data say, else squashed.
+      scaled_decoding: whether training decodes images of at least twice that size at a smaller one, see
+        `images.decode`: faster, and not to the bit. Evaluation decodes them whole.
       labels: folder of a labelled set with the latents; None takes those that the shards hold themselves.
       labels_tokenizer: fingerprint of the tokenizer that must have made the labels; None takes any.
       text_tokenizer: {"name": ..., ...} of `lapa_jax.data.text.build`; None leaves instructions as they are.
@@ -46,6 +48,7 @@ class StepOptions:
     camera: str | tuple[str, ...] = "image"
     image_size: int | None = None
     resize: str | Mapping | None = None
+    scaled_decoding: bool = False
     labels: str | None = None
     labels_tokenizer: str | None = None
     text_tokenizer: Mapping | None = None
@@ -61,6 +64,7 @@ class StepOptions:
         if not fields or len(set(fields)) < len(fields):
             raise UserError(f"data.fields {fields} must name at least one field, each once")
         check_resize(self.resize)
+        check_scaled(self.scaled_decoding, self.resize)
         if self.text_length is not None:
             whole_number("text_length", self.text_length, 1)
         if self.normalize not in MODES:
@@ -229,7 +233,8 @@ class FieldSource(StepSource):
             self._latents, self.label_info = open_labels(options.labels, shards, options.labels_tokenizer)
         self._images = None
         if "image" in self.fields:
-            self._images = CameraImages(shards, options.camera, options.image_size, options.resize)
+            self._images = CameraImages(shards, options.camera, options.image_size, options.resize,
+                                        options.scaled_decoding)  # fmt: skip
         self._texts = Texts(shards, options.text_tokenizer, options.text_length) if "text" in self.fields else None
         self._columns = {name: self._open_column(name) for name in self.fields if name in DTYPES}
 

@@ -21,7 +21,8 @@ class PairShards:
 
     The tars of a split are `<split>-*.tar` or `<split>_*.tar`; where no tar has such a name, all of them are "train".
     The same source interface as `FramePairSource`; each sample is its own episode, since nothing says which belong
-    together. `fields` may name "pair_action", of which these pairs have none, as parts of a mixture do.
+    together. `fields` may name "pair_action", of which these pairs have none, as parts of a mixture do;
+    `scaled_decoding`: see `StepOptions`.
     """
 
     FIRST, SECOND = "t.jpg", "t1.jpg"
@@ -30,10 +31,12 @@ class PairShards:
     pair_actions = emphasis = None
 
     def __init__(
-        self, folder, split: str = "train", image_size: int | None = None, fields: Sequence[str] = ("frames",)
+        self, folder, split: str = "train", image_size: int | None = None, fields: Sequence[str] = ("frames",),
+        scaled_decoding: bool = False,
     ):  # fmt: skip
         self.fields = tuple(fields)
         self.folder, self.split, self.image_size = pathlib.Path(folder), split, image_size
+        self._smallest = image_size if scaled_decoding else None
         paths = self._tars()
         indexes = [open_index(path) for path in paths]
         for path, index in zip(paths, indexes):
@@ -107,7 +110,7 @@ class PairShards:
         path = self._paths[int(np.searchsorted(self._before, i, side="right")) - 1]
         for out, (offset, size) in zip(pair, self._locations[i]):
             try:
-                image = images.decode(self._files.read(path, int(offset), int(size)))
+                image = images.decode(self._files.read(path, int(offset), int(size)), self._smallest)
             except ValueError as error:
                 raise DamagedSample(f"{path} at byte {offset}: damaged JPEG ({error}); write the shard again") from None
             image = image if self.image_size is None else images.resize(image, self.image_size)

@@ -62,6 +62,7 @@ class Options:
     Attributes:
       action_share: of "pair_action": share of the episodes with actions whose actions are used, from 0 to 1.
       action_draws: least share of the drawn pairs that have one of these actions; 0 draws all pairs equally often.
+      scaled_decoding: see `StepOptions`.
     """
 
     gap_seconds: float | None = None
@@ -71,6 +72,7 @@ class Options:
     image_size: int | None = None
     action_share: float = 1.0
     action_draws: float = 0.25
+    scaled_decoding: bool = False
 
     def __post_init__(self):
         if not 0 <= self.action_share <= 1 or not 0 <= self.action_draws < 1:
@@ -81,7 +83,7 @@ class Options:
         """The pairs of a split; `statistics` as for `StepSource`."""
         gap = Gap.from_config(self.gap_seconds, self.gap_frames)
         return FramePairSource(shards, gap, self.fields, self.image_size, self.camera, statistics, self.action_share,
-                               self.action_draws)  # fmt: skip
+                               self.action_draws, self.scaled_decoding)  # fmt: skip
 
 
 class FramePairSource(StepSource):
@@ -101,6 +103,7 @@ class FramePairSource(StepSource):
       camera: the member name of the camera.
       statistics: see `StepSource`.
       action_share, action_draws: of "pair_action", see `Options`.
+      scaled_decoding: see `StepOptions`.
 
     Attributes: pair_actions: of "pair_action"; None without that field.
     """
@@ -108,6 +111,7 @@ class FramePairSource(StepSource):
     def __init__(
         self, shards: StepShards, gap: Gap, fields: Sequence[str] = ("frames",), image_size: int | None = None,
         camera: str = "image", statistics: Mapping | None = None, action_share: float = 1.0, action_draws: float = 0.25,
+        scaled_decoding: bool = False,
     ):  # fmt: skip
         super().__init__(shards, fields, statistics)
         self.gap, self.image_size, self.camera = gap, image_size, camera
@@ -118,7 +122,7 @@ class FramePairSource(StepSource):
             raise UserError(f"pairs are of one camera, data.camera names {tuple(camera)}; {words}")
         if "net_action" in fields and "action" not in shards.features:
             raise UserError(f"{shards.folder} has no actions (features: {sorted(shards.features)}): no net_action")
-        self._images = CameraImages(shards, camera, image_size)
+        self._images = CameraImages(shards, camera, image_size, scaled=scaled_decoding)
         self._actions = Column(shards, "action") if "net_action" in fields else None
         self.gaps = gap.of_episodes(shards)
         self.action_share, self.action_draws, self.pair_actions = action_share, action_draws, None

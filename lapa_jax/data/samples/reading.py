@@ -85,13 +85,14 @@ class CameraImages:
       camera: the member name of a camera ("image", "image_wrist"), or several of them.
       size: side in pixels; stored images of another size are resized. None keeps the stored size.
       mode: how, see `images.resize`; None: as the data say, squashed where they say nothing.
+      scaled: whether images of at least twice the size are decoded at a smaller one, see `images.decode`.
 
     Attributes:
       cameras: the names.
       shape: (H, W, 3) for one camera given by its name, (V, H, W, 3) for a sequence of V of them.
     """
 
-    def __init__(self, shards: StepShards, camera: str | Sequence[str], size: int | None, mode=None):
+    def __init__(self, shards: StepShards, camera: str | Sequence[str], size: int | None, mode=None, scaled=False):
         self.cameras = (camera,) if isinstance(camera, str) else tuple(camera)
         cameras = cameras_of(shards.features)
         for name in self.cameras:
@@ -103,7 +104,7 @@ class CameraImages:
             raise UserError(f"data.camera {camera!r} must name one camera, or several different ones")
         if size is not None and size < 1:
             raise UserError(f"data.image_size is {size}; give pixels, 1 or more, or None for the stored size")
-        self._shards, self._size, self._mode = shards, size, mode
+        self._shards, self._size, self._mode, self._scaled = shards, size, mode, scaled
         self._stored_modes = [shards.features[name].get(images.RESIZE) for name in self.cameras]
         # data whose images differ in size list no shape
         self._stored = [tuple(shards.features[name].get("shape", ())[:2]) for name in self.cameras]
@@ -123,8 +124,10 @@ class CameraImages:
             if stored == self.shape[-3:-1] and (self._size is None or images.keeps_size(self._mode)):
                 self._shards.images_into(steps, views, name)
                 continue
+            # What is to equal another program's images is decoded whole, also where only the data say so.
+            smallest = self._size if self._scaled and (self._mode or how) in images.SMOOTH else None
             for view, step in zip(views, steps):
-                view[:] = images.to_side(self._shards.image(step, name), self._size, how, self._mode)
+                view[:] = images.to_side(self._shards.image(step, name, smallest), self._size, how, self._mode)
 
 
 class Texts:

@@ -265,10 +265,10 @@ class StepShards:
     def _path(self, i: int) -> pathlib.Path:
         return self._paths[int(np.searchsorted(self._first_steps, i, side="right")) - 1]
 
-    def image(self, i: int, name: str = "image") -> np.ndarray:
-        """The image of step i, uint8[H, W, 3]."""
+    def image(self, i: int, name: str = "image", smallest: int | None = None) -> np.ndarray:
+        """The image of step i, uint8[H, W, 3]; a large one may come out smaller, see `smallest` of `images.decode`."""
         try:
-            return images.decode(self._read(i, f"{name}.jpg"))
+            return images.decode(self._read(i, f"{name}.jpg"), smallest)
         except ValueError as error:
             raise self._bad(i, f"{name}.jpg", error) from None
 
