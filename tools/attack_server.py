@@ -2,9 +2,9 @@
 
 Starts launch/serve.py, lets valid clients ask at a set pace alone, then beside hostile ones that send without pause
 what costs most: JPEGs of 1,000 scans and of as many as are allowed, lists of lists in JSON and msgpack, a PNG of 12,000
-pixels a side, compressed bodies, messages that never end, bytes that are no HTTP. Prints the percentiles of both, what
-the hostile ones were told, the server's memory, and how soon it stops under attack. Clients run in processes of their
-own, the hostile ones with low priority, as if they were on other machines.
+pixels a side, compressed bodies, messages that never end, large ones over websockets, bytes that are no HTTP. Prints
+the percentiles of both, what the hostile ones were told, the server's memory, and how soon it stops under attack.
+Clients run in processes of their own, the hostile ones with low priority, as if they were on other machines.
 """
 
 import argparse
@@ -228,6 +228,24 @@ async def _hostile(address: str, count: int, until: float) -> dict[str, int]:
                     outcomes["websocket closed"] += 1
                     await asyncio.sleep(0.05)
 
+        async def whole(number: int) -> None:
+            rng = random.Random(number)
+            largest = [body for body, _ in messages.values() if len(body) > 4 * MIB]
+            while time.time() < until:
+                try:
+                    async with session.ws_connect(f"ws://{address}/", max_msg_size=0) as socket:
+                        await socket.receive()
+                        while time.time() < until:
+                            await socket.send_bytes(rng.choice(largest))
+                            reply = await socket.receive()
+                            if not isinstance(reply.data, bytes | str):
+                                break
+                            outcomes["websocket answered"] += 1
+                    outcomes["websocket closed"] += 1
+                except (OSError, aiohttp.ClientError):
+                    outcomes["closed"] += 1
+                    await asyncio.sleep(0.05)
+
         async def garbage(number: int) -> None:
             host, port = address.split(":")
             while time.time() < until:
@@ -241,7 +259,7 @@ async def _hostile(address: str, count: int, until: float) -> dict[str, int]:
                     outcomes["closed"] += 1
                 await asyncio.sleep(0.05)
 
-        kinds = [post, post, post, unfinished, garbage]
+        kinds = [post, post, post, unfinished, whole, garbage]
         tasks = [asyncio.create_task(kinds[number % len(kinds)](number)) for number in range(count)]
         await asyncio.wait(tasks, timeout=max(0.0, until - time.time()) + 1)
         for task in tasks:

@@ -3,14 +3,15 @@
 import asyncio
 import contextlib
 
-from lapa_jax.serve.limits import UNFINISHED, Refused, Room
+from lapa_jax.serve.limits import UNFINISHED, Place, Refused, Room
 
 
 class Arriving(asyncio.Protocol):
     """Stands between a websocket's transport and aiohttp, and counts the bytes of the message that is not complete yet.
 
-    From `UNFINISHED` bytes on it holds a place of `room`, as a request does. Where there is none, where large messages
-    hold too much, and after `seconds`, the websocket is closed. A context manager.
+    From `UNFINISHED` bytes on it holds a place of `room`, as a request does, and a large one is read in turns with
+    others. Where there is no place, where large messages hold too much, and after `seconds`, the websocket is closed.
+    A context manager.
 
     Args:
       transport: of the connection. room: of all clients. seconds: that a message may take to arrive.
@@ -20,6 +21,7 @@ class Arriving(asyncio.Protocol):
     def __init__(self, transport: asyncio.Transport, room: Room, seconds: float, close):
         self._transport, self._room, self._seconds, self._close = transport, room, seconds, close
         self._inner, self._bytes, self._place, self._timer, self._closing = None, 0, None, None, None
+        self._turn: asyncio.Task | None = None
 
     def __enter__(self) -> "Arriving":
         if self._transport is not None:  # None: the client is gone already
@@ -45,6 +47,9 @@ class Arriving(asyncio.Protocol):
         self._count()
         if self._closing is None:
             self._inner.data_received(data)
+            if self._place is not None and self._turn is None:
+                self._transport.pause_reading()
+                self._turn = asyncio.get_running_loop().create_task(self._go_on(self._place, len(data)))
 
     def eof_received(self):
         return self._inner.eof_received()
@@ -80,6 +85,11 @@ class Arriving(asyncio.Protocol):
     async def _end(self, code: int, reason: bytes) -> None:
         with contextlib.suppress(ConnectionError, RuntimeError):
             await self._close(code=code, message=reason)
+
+    async def _go_on(self, place: Place, size: int) -> None:
+        await place.turn(size)
+        self._turn = None
+        self._transport.resume_reading()
 
     def _release(self) -> None:
         if self._timer is not None:

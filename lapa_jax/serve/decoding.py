@@ -2,9 +2,9 @@
 
 A thread cannot be ended, and readers of JSON and msgpack hold Python's global lock (JPEG decoders and resizing give it
 back), during which nothing else of the server runs. So what the thread does is bounded beforehand: `LIGHT_BYTES` of
-JSON hold the lock for 5 ms, `LIGHT_WORK` pixels of a JPEG take 10 ms. All else that the limits allow, in the worst case
-1 s for a JPEG of 2048 x 2048 pixels in 32 scans, is done by a process of low priority, the least work first, which is
-killed after `SECONDS` or when the server stops. It loads no jax.
+JSON hold the lock for 5 ms, `LIGHT_PACKED` of msgpack for 2 ms, `LIGHT_WORK` pixels of a JPEG take 10 ms. All else that
+the limits allow, in the worst case 1 s for a JPEG of 2048 x 2048 pixels in 32 scans, is done by a process of low
+priority, the least work first, which is killed after `SECONDS` or when the server stops. It loads no jax.
 """
 
 import asyncio
@@ -26,8 +26,9 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.serve import messages, msgpack_numpy
 from lapa_jax.serve.limits import Limits, Refused
 
-LIGHT_BYTES, LIGHT_WORK = 2**20, 2**20
-"""Of JSON, and pixels as `messages.work` counts them: what the thread reads. 1280 x 720 pixels are light."""
+LIGHT_BYTES, LIGHT_PACKED, LIGHT_WORK = 2**20, 4 * 2**20, 2**20
+"""Of JSON, of msgpack, and pixels as `messages.work` counts them: what the thread reads. 1280 x 720 pixels are
+light."""
 SECONDS = 5.0
 """That a large message may take in its process."""
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -37,7 +38,7 @@ _LENGTH = struct.Struct(">I")
 class Job(NamedTuple):
     """One message for the processes. data, packed: see `messages.decode`."""
 
-    data: bytes
+    data: bytes | bytearray
     packed: bool
     future: concurrent.futures.Future
 
@@ -57,7 +58,7 @@ class Decoding:
         self._number = itertools.count()
         self._processes = [_Process(contract, self._jobs) for _ in range(processes)]
 
-    async def read(self, data: bytes, packed: bool) -> tuple[object, dict[str, bool]]:
+    async def read(self, data: bytes | bytearray, packed: bool) -> tuple[object, dict[str, bool]]:
         """What `finish` makes of a message, and which kind of answer is expected.
 
         Raises:
@@ -94,9 +95,9 @@ class Decoding:
             process.join()
         self._thread.shutdown()
 
-    def _try(self, data: bytes, packed: bool) -> tuple[object, dict[str, bool], int]:
+    def _try(self, data: bytes | bytearray, packed: bool) -> tuple[object, dict[str, bool], int]:
         """(result, replies, 0) of a light message, (None, {}, work) of a heavy one."""
-        if not packed and len(data) > LIGHT_BYTES:
+        if len(data) > (LIGHT_PACKED if packed else LIGHT_BYTES):
             return None, {}, len(data)
         message, replies = messages.decode(data, packed)
         if (work := messages.work(message)) > LIGHT_WORK:
@@ -145,7 +146,7 @@ class _Process:
         timer = threading.Timer(SECONDS, end)
         timer.start()
         try:
-            _send(process.stdin, bytes([job.packed]) + job.data)
+            _send(process.stdin, bytes([job.packed]), job.data)
             answer = _receive(process.stdout)
         except BrokenPipeError:
             answer = None
@@ -181,9 +182,10 @@ def _unpacked(answer: bytes) -> tuple[messages.Parts, dict[str, bool]]:
     return messages.Parts(*fields["parts"]), fields["replies"]
 
 
-def _send(file, data: bytes) -> None:
-    file.write(_LENGTH.pack(len(data)))
-    file.write(data)
+def _send(file, *parts: bytes) -> None:
+    file.write(_LENGTH.pack(sum(map(len, parts))))
+    for part in parts:
+        file.write(part)
     file.flush()
 
 

@@ -30,6 +30,8 @@ CLOSING = 2.0
 """Seconds for a client to agree that its websocket is closed."""
 BODY = 30.0
 """Seconds for the body of a request to arrive; it holds one of the places for open requests."""
+LEFT, SILENT = 10.0, 1.0
+"""Seconds for what is left of a refused request's body to arrive, and without a part of it."""
 
 
 class _Socket(NamedTuple):
@@ -69,6 +71,7 @@ def runner(service: Service, token: str | None, hosts: Sequence[str] | None):
         access_log=None,
         shutdown_timeout=GRACE,
         auto_decompress=False,  # a body of 16 MB could unfold to 16 GB
+        lingering_time=0.0,  # `Front.guard` reads what is left of a refused body, in turns
         logger=Remarks.logger("lapa_jax.serve.requests", known=token is None),
     )
 
@@ -83,6 +86,18 @@ class Front:
         self._remarks = Remarks(_LOG)
 
     async def guard(self, request, handler):
+        """What `_guarded` answers, behind the request's whole body: else the connection would be closed on a client
+        that is still sending, which would not see the answer."""
+        answer = await self._guarded(request, handler)
+        with contextlib.suppress(TimeoutError, ConnectionError, self._web.RequestPayloadError):
+            async with asyncio.timeout(LEFT):
+                while not request.content.at_eof():
+                    async with asyncio.timeout(SILENT):
+                        part = await request.content.readany()
+                    await self._service.room.turn(len(part))
+        return answer
+
+    async def _guarded(self, request, handler):
         """Refuses pages of other sites, asks for the token, and turns errors into answers."""
         try:
             if self._hosts is not None and (name := sites.foreign_name(request, self._hosts)) is not None:
@@ -221,21 +236,22 @@ class Front:
                                   content_type="application/json", headers=headers)  # fmt: skip
 
 
-async def _body(request, place: Place, most: int) -> bytes:
+async def _body(request, place: Place, most: int) -> bytearray:
     """The body of a request; `Refused` if it is too large (413), if large messages hold too much memory (503), or if it
     does not arrive in time (408)."""
-    parts, size = [], 0
+    # It grows by parts: to put 16 MB together at the end would stop the event loop for 20 ms.
+    body = bytearray()
     if (request.content_length or 0) > most:
         raise Refused(413, f"the message is larger than {most} bytes")
     try:
         async with asyncio.timeout(BODY):
             async for part in request.content.iter_any():
-                parts.append(part)
-                size += len(part)
-                if size > most:
+                body += part
+                if len(body) > most:
                     raise Refused(413, f"the message is larger than {most} bytes")
-                place.hold(size)
-        return b"".join(parts)
+                place.hold(len(body))
+                await place.turn(len(part))
+        return body
     except TimeoutError:
         raise Refused(408, f"the body did not arrive within {BODY:g} s") from None
 

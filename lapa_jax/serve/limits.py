@@ -1,5 +1,6 @@
 """How much a server takes on: sizes, how many requests wait, and how fast one address may ask."""
 
+import asyncio
 import dataclasses
 import time
 from collections.abc import Callable
@@ -10,6 +11,10 @@ FREE = 2**20
 """Bytes of each message that `Limits.held_bytes` does not count, so that messages of usual size always find room."""
 UNFINISHED = 2**16
 """Bytes from which on a message that is still arriving over a websocket takes one of the places of `Limits.pending`."""
+SHARED_RATE = 64 * 2**20
+"""Bytes a second at which large messages are taken in while there are several. A connection that is ready gives 256 KiB
+in each pass of the event loop, and one with a short request needs some passes: beside 40 senders of large messages they
+would take 20 ms each."""
 ADDRESSES = 4096
 """How many addresses are remembered; those that were silent the longest are forgotten first."""
 
@@ -51,17 +56,23 @@ class Limits:
 class Room:
     """The places for requests and the bytes for their messages, of all clients. One event loop uses it, in one thread.
 
-    Attributes: places: taken ones. bytes: that count.
+    Attributes: places: taken ones. large: messages of more than `FREE` bytes. bytes: of those, as far as they count.
     """
 
     def __init__(self, limits: Limits):
-        self._limits, self.places, self.bytes = limits, 0, 0
+        self._limits, self.places, self.large, self.bytes = limits, 0, 0, 0
+        self._turns = asyncio.Lock()
 
     def place(self) -> "Place":
         """Takes a place; `Refused` with status 503 if there is none."""
         if self.places >= self._limits.pending:
             raise Refused(503, f"{self.places} requests are open already; ask again later")
         return Place(self, self._limits.held_bytes)
+
+    async def turn(self, size: int) -> None:
+        """Waits until more of a message may be read behind a part of so many bytes: at `SHARED_RATE`, in turns."""
+        async with self._turns:
+            await asyncio.sleep(size / SHARED_RATE)
 
 
 class Place:
@@ -73,18 +84,27 @@ class Place:
 
     def hold(self, size: int) -> None:
         """So many bytes have come; `Refused` with status 503 if all messages together hold too many."""
-        counted = max(0, size - FREE)
-        self._room.bytes += counted - self._bytes
-        self._bytes = counted
-        if counted and self._room.bytes > self._most:
+        self._count(max(0, size - FREE))
+        if self._bytes and self._room.bytes > self._most:
             raise Refused(503, f"large messages hold {self._most / 2**20:g} MiB already; ask again later, or send less")
+
+    async def turn(self, size: int) -> None:
+        """Before more is read behind a part of so many bytes: a large message waits for its turn where there are
+        others, an only one and small ones do not."""
+        if self._bytes and self._room.large > 1:
+            await self._room.turn(size)
 
     def __enter__(self) -> "Place":
         return self
 
     def __exit__(self, *error) -> None:
         self._room.places -= 1
-        self._room.bytes -= self._bytes
+        self._count(0)
+
+    def _count(self, counted: int) -> None:
+        self._room.bytes += counted - self._bytes
+        self._room.large += (counted > 0) - (self._bytes > 0)
+        self._bytes = counted
 
 
 class Rate:

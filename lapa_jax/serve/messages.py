@@ -171,7 +171,7 @@ class Reader:
         return np.concatenate([_numbers(parts[key], key) for key in ordered])
 
 
-def decode(data: bytes, packed: bool) -> tuple[object, dict[str, bool]]:
+def decode(data: bytes | bytearray, packed: bool) -> tuple[object, dict[str, bool]]:
     """A message in msgpack (`packed`) or JSON, and which kind of answer is expected.
 
     JSON may be a text in {"encoded": ...}; its answer is then JSON in a text: "twice". "chunk": all actions are asked

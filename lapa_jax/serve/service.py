@@ -84,7 +84,7 @@ class Service:
         with self.room.place() as place:
             yield place
 
-    async def act(self, data: bytes, packed: bool) -> tuple[Answer, dict[str, float], dict[str, bool]]:
+    async def act(self, data: bytes | bytearray, packed: bool) -> tuple[Answer, dict[str, float], dict[str, bool]]:
         """The answer to an admitted request, how long it took, "decode_ms", "wait_ms", "infer_ms", "total_ms", and
         "batch", its rows; and which kind of answer is expected.
 

@@ -1,5 +1,6 @@
 """Messages made to cost a server time or memory: refused in words, while valid clients get their answers."""
 
+import asyncio
 import concurrent.futures
 import logging
 import socket
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from lapa_jax.core import remarks, web
 from lapa_jax.data import images
-from lapa_jax.serve import decoding, http, msgpack_numpy
+from lapa_jax.serve import decoding, http, limits, msgpack_numpy
 from lapa_jax.serve.limits import Limits
 from lapa_jax.serve.service import Options
 from tests.serve import messages, served
@@ -175,6 +176,50 @@ def test_large_messages_on_one_socket_do_not_add_up(server):
     replies = talk(server, *[large] * 5, messages.packed(image=messages.PICTURE, prompt="x"))
     assert all(isinstance(reply, bytes) for reply in replies)
     assert (server.service.room.places, server.service.room.bytes) == (0, 0)
+
+
+def test_large_messages_are_read_in_turns_and_an_only_one_is_not():
+    """Ten that were read as fast as they came made others wait ten times as long."""
+    room = limits.Room(Limits())
+    with room.place() as only, room.place() as small:
+        only.hold(limits.FREE + 1)
+        small.hold(limits.FREE)
+        assert room.large == 1
+        assert seconds_of(only.turn(2**30), small.turn(2**30)) < 10  # of 16, if it took its turn
+        with room.place() as second:
+            second.hold(2 * limits.FREE)
+            assert room.large == 2
+            # One behind the other, and small ones beside them.
+            size = limits.SHARED_RATE // 50
+            seconds = seconds_of(only.turn(size), second.turn(size), only.turn(size), small.turn(2**30))
+            assert 0.055 <= seconds < 10
+        assert room.large == 1
+    assert (room.places, room.large, room.bytes) == (0, 0, 0)
+
+
+def seconds_of(*turns) -> float:
+    async def all_of_them():
+        await asyncio.gather(*turns)
+
+    start = time.perf_counter()
+    asyncio.run(all_of_them())
+    return time.perf_counter() - start
+
+
+@pytest.mark.parametrize("path", ["/act", "/nowhere"])
+def test_who_sends_all_before_it_reads_hears_why_it_is_refused(server, path):
+    """Closed at once, the connection would break while the client still sends."""
+    size = 24 * 2**20
+    with begun(server, size, path) as connection:
+        for _ in range(size // 2**20):
+            connection.sendall(bytes(2**20))
+        assert is_told(connection, b"larger than 16777216 bytes" if path == "/act" else b"Not Found")
+
+
+def test_who_is_refused_and_sends_nothing_more_hears_it_soon(server):
+    with begun(server, 40 * 2**20) as connection:
+        connection.settimeout(8)  # beside it, what is left of a body may take 10 s
+        assert is_told(connection, b"larger than 16777216 bytes")
 
 
 def test_it_stops_soon_while_large_messages_wait():

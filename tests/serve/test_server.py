@@ -377,11 +377,11 @@ def test_limits_of_size_and_rate():
         Limits(rate=0)
 
 
-def begun(server, length: int) -> socket.socket:
-    """A connection that has sent the headers of POST /act, and nothing of the body of `length` bytes."""
+def begun(server, length: int, path: str = "/act") -> socket.socket:
+    """A connection that has sent the headers of a POST, and nothing of the body of `length` bytes."""
     host, port = server.address.split(":")
     found = socket.create_connection((host, int(port)), timeout=60)
-    found.sendall(f"POST /act HTTP/1.1\r\nHost: {server.address}\r\nContent-Length: {length}\r\n\r\n".encode())
+    found.sendall(f"POST {path} HTTP/1.1\r\nHost: {server.address}\r\nContent-Length: {length}\r\n\r\n".encode())
     return found
 
 
