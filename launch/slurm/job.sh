@@ -37,7 +37,9 @@ in_all_tasks() {
     if { [ "$code" -eq 137 ] || [ "$code" -eq 134 ]; } && [ "$SECONDS" -ge "${REQUEUE_KILLED_AFTER:-600}" ]; then
         requeue=true
     fi
-    if [ "$requeue" = true ] && [[ " 0 75 134 137 " == *" $code "* ]]; then
+    # A job that somebody cancelled or queued again gets the same signals, but is no longer running.
+    if [ "$requeue" = true ] && [[ " 0 75 134 137 " == *" $code "* ]] &&
+        [ "$(squeue --noheader --format=%T --jobs="$SLURM_JOB_ID")" = RUNNING ]; then
         scontrol requeue "$SLURM_JOB_ID" || echo "saved; submit the same command again to resume"
     fi
     exit "$code"

@@ -1,4 +1,4 @@
-"""The scripts of launch/slurm with stand-ins for srun, scancel and scontrol; `test_slurm.py` has a real Slurm."""
+"""The scripts of launch/slurm with stand-ins for the commands of Slurm; `test_slurm.py` has a real one."""
 
 import os
 import pathlib
@@ -21,6 +21,7 @@ printf '%s\\n' "$@" >scancel.txt
 pkill -TERM -P "$PPID" -f srun
 """
 SCONTROL = "#!/usr/bin/env bash\nprintf '%s\\n' \"$@\" >scontrol.txt\n"
+SQUEUE = '#!/usr/bin/env bash\necho "${STATE:-RUNNING}"\n'
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def job(root, tmp_path):
     for name in ("train.py", "label.py", "check_cluster.py"):
         (tmp_path / "launch" / name).touch()
     (tmp_path / "bin").mkdir()
-    for name, text in (("srun", SRUN), ("scancel", SCANCEL), ("scontrol", SCONTROL)):
+    for name, text in (("srun", SRUN), ("scancel", SCANCEL), ("scontrol", SCONTROL), ("squeue", SQUEUE)):
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
 
@@ -49,6 +50,13 @@ def job(root, tmp_path):
 def finish(process: subprocess.Popen) -> tuple[int, str]:
     output = process.communicate(timeout=60)[0]
     return process.returncode, output
+
+
+def wait_for(path: pathlib.Path) -> None:
+    deadline = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def given(folder: pathlib.Path) -> list[str]:
@@ -93,15 +101,24 @@ def test_what_is_killed_soon_after_its_start_is_not_queued_again(job):
 
 def test_before_the_time_limit_all_tasks_are_told_and_the_job_queues_again(job):
     process = job("run.sbatch", "launch/train.py", SLEEP="1")
-    deadline = time.monotonic() + 30
-    while not (job.folder / "started").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(job.folder / "started")
     process.send_signal(signal.SIGTERM)
     assert finish(process)[0] == 0
     assert (job.folder / "scancel.txt").read_text().splitlines() == ["--signal=TERM", "7"]
     assert (job.folder / "stopped").exists()
     assert (job.folder / "scontrol.txt").read_text().splitlines() == ["requeue", "7"]
+
+
+@pytest.mark.parametrize("code", [0, 75, 137])
+def test_a_job_that_is_cancelled_or_queued_again_by_others_is_not_queued_again(job, code):
+    """It was: a cancelled job came back."""
+    process = job("run.sbatch", "launch/train.py", SLEEP="1" if code == 0 else "0", CODE=str(code), STATE="COMPLETING",
+                  REQUEUE_KILLED_AFTER="0")  # fmt: skip
+    if code == 0:
+        wait_for(job.folder / "started")
+        process.send_signal(signal.SIGTERM)
+    assert finish(process)[0] == code
+    assert not (job.folder / "scontrol.txt").exists()
 
 
 def test_what_is_wrong_is_said(job):
