@@ -109,7 +109,7 @@ def test_the_version_is_the_package_s(wheel):
     assert f"-{lapa_jax.__version__}.dist-info" in info.name
 
 
-@pytest.mark.parametrize("name", [*commands.NAMED, "compare_runs", "read_profile"])
+@pytest.mark.parametrize("name", [*commands.NAMED, "compare_runs", "read_profile", "import_weights"])
 def test_help_waits_for_nothing_that_takes_a_second(root, tmp_path, name):
     program = f"""
 import sys

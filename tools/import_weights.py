@@ -16,6 +16,7 @@ Nothing of a checkpoint is executed, and one with missing, unexpected or misshap
 
 import argparse
 import math
+import os
 import pathlib
 import re
 import shutil
@@ -23,23 +24,20 @@ import tempfile
 import textwrap
 import zipfile
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from lapa_jax.core import tree
+from lapa_jax.core import startup, tree
 from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.escape import say
 from lapa_jax.core.files import arrays_on_disk, check_room, placeholder, read_json_object
 from lapa_jax.core.torch_file import Tensor, TorchFile
-from lapa_jax.models.official_laq import convert, unwrap
-from lapa_jax.models.released import base, hugging_face, lapa7b, openvla, prismatic, univla, univla_policy
-from lapa_jax.models.released.prismatic_parts import Chosen
-from lapa_jax.models.released.tensors import SafetensorsFolder, aligned
-from lapa_jax.train.checkpoint import check_unused, write_weights
+
+# Models import jax, so each importer imports its own when it runs: --help and mistakes in options are answered at once.
+if TYPE_CHECKING:
+    from lapa_jax.models.released import base
 
 PARTS = 8
 """Devices that the host is taken for: arrays are written in so many parts, few of which are in memory at a time."""
@@ -60,7 +58,7 @@ class Command(NamedTuple):
     run: Callable[..., None]
 
 
-def write_release(release: base.Release, out: pathlib.Path, wanted: dict[str, tuple[int, ...]], dtype: str) -> None:
+def write_release(release: "base.Release", out: pathlib.Path, wanted: dict[str, tuple[int, ...]], dtype: str) -> None:
     """Streams a released checkpoint into a run folder and says what was done.
 
     Args:
@@ -70,6 +68,11 @@ def write_release(release: base.Release, out: pathlib.Path, wanted: dict[str, tu
     Raises:
       UserError: lists the tensors that are missing, unexpected or of a wrong shape; nothing is written then.
     """
+    import jax.numpy as jnp
+
+    from lapa_jax.models.released import base
+    from lapa_jax.train.checkpoint import write_weights
+
     left = base.check(release, wanted)
     meta = {"source": {"kind": release.kind, "folder": release.source.resolve().name}, **release.meta}
     dtype = release.stored or dtype
@@ -152,6 +155,9 @@ def import_laq(
     source: pathlib.Path, out: pathlib.Path, image_size: int, gap_seconds: float = 0.6, gap_frames: int | None = None
 ) -> None:  # fmt: skip
     """Converts an official LAQ file into a run folder and says what was done. The gap is that of pairs to label."""
+    from lapa_jax.models.official_laq import convert, unwrap
+    from lapa_jax.train.checkpoint import write_weights
+
     state = read_state_dict(source)
     if not isinstance(state, dict):
         raise UserError(f"{source} holds a {type(state).__name__}, not a state dict")
@@ -175,6 +181,9 @@ def import_hugging_face(kind: str, source: pathlib.Path, out: pathlib.Path, dtyp
     """
     if not source.is_dir():
         raise UserError(f"{source} is no folder; give that of a Hugging Face checkpoint")
+    from lapa_jax.models.released import base, hugging_face
+    from lapa_jax.models.released.tensors import SafetensorsFolder, aligned
+
     plan = hugging_face.plan(kind, read_json_object(source / "config.json"), **options)
     tensors, notes = aligned(SafetensorsFolder(source), plan.places)
     release = base.Release(kind, source, {"model": plan.spec}, tensors, plan.places, plan.unused,
@@ -224,6 +233,9 @@ def _hugging_face(kind: str, options: Callable) -> Command:
 
 def import_openvla(source: pathlib.Path, out: pathlib.Path, adapter: pathlib.Path | None, **chosen) -> None:
     """Writes an OpenVLA folder as a run. Arguments: see `openvla.read`."""
+    from lapa_jax.models.released import openvla
+    from lapa_jax.models.released.prismatic_parts import Chosen
+
     _write_policy(openvla.read(source, adapter, Chosen(**chosen)), out, chosen["dtype"])
 
 
@@ -231,10 +243,15 @@ def import_prismatic(
     source: pathlib.Path, out: pathlib.Path, dinov2: pathlib.Path | None, siglip: pathlib.Path | None, **chosen
 ) -> None:  # fmt: skip
     """Writes a run of Prismatic's as one of ours. Arguments: see `prismatic.read`."""
+    from lapa_jax.models.released import prismatic
+    from lapa_jax.models.released.prismatic_parts import Chosen
+
     _write_policy(prismatic.read(source, dinov2, siglip, Chosen(**chosen)), out, chosen["dtype"])
 
 
-def _write_policy(release: base.Release, out: pathlib.Path, dtype: str) -> None:
+def _write_policy(release: "base.Release", out: pathlib.Path, dtype: str) -> None:
+    from lapa_jax.models.released import base
+
     write_release(release, out, base.parameters(release.config["model"]), dtype)
 
 
@@ -293,10 +310,12 @@ def _lapa7b_options(parser: argparse.ArgumentParser) -> None:
 
 def import_lapa7b(source: pathlib.Path, out: pathlib.Path, tokenizer: str | None, **options) -> None:
     """Writes LAPA-7B's released files as a run folder and says what was done."""
+    from lapa_jax.models.released import lapa7b
+
     with tempfile.TemporaryDirectory() as temporary:
         words = lapa7b.tokenizer(tokenizer, pathlib.Path(temporary))
         release = lapa7b.read(source, words=words, **options)
-        write_release(release, out, base.parameters(release.config["model"]), options["dtype"])
+        _write_policy(release, out, options["dtype"])
 
 
 def _univla_lam_options(parser: argparse.ArgumentParser) -> None:
@@ -308,9 +327,11 @@ def _univla_lam_options(parser: argparse.ArgumentParser) -> None:
 
 def import_univla_lam(source: pathlib.Path, out: pathlib.Path, **options) -> None:
     """Writes UniVLA's latent action model as a run folder and says what was done."""
+    from lapa_jax.models.released import univla
+
     data = _pairs(options.pop("image_size"), options.pop("gap_seconds"), options.pop("gap_frames"))
     release = univla.read_lam(source, data=data, **options)
-    write_release(release, out, base.parameters(release.config["model"]), "float32")
+    _write_policy(release, out, "float32")
 
 
 def _univla_options(parser: argparse.ArgumentParser) -> None:
@@ -326,6 +347,9 @@ def import_univla(
     code_length: int, codebook_size: int | None, decoder_heads: int, **chosen,
 ) -> None:  # fmt: skip
     """Writes UniVLA's policy as a run. Arguments: see `univla_policy.read`."""
+    from lapa_jax.models.released import univla_policy
+    from lapa_jax.models.released.prismatic_parts import Chosen
+
     release = univla_policy.read(source, decoder=action_decoder, adapter=adapter, chosen=Chosen(**chosen),
                                  code_length=code_length, codebook_size=codebook_size,
                                  decoder_heads=decoder_heads)  # fmt: skip
@@ -360,10 +384,13 @@ def main(argv: list[str]) -> None:
         command.options(options)
     chosen = vars(parser.parse_args(argv))
     kind, source, out = (chosen.pop(name) for name in ("kind", "input", "out"))
+    startup.say(f"importing {kind} from {source}")
+    from lapa_jax.train.checkpoint import check_unused
+
     check_unused(out)
     COMMANDS[kind].run(source, out, **chosen)
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_num_cpu_devices", PARTS)
+    os.environ["JAX_NUM_CPU_DEVICES"] = str(PARTS)  # jax reads it when it is imported
     run_main(main)

@@ -27,7 +27,9 @@ def main(argv: list[str]) -> None:
     # Unpacked beside it and renamed: the folder is whole or absent.
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
         with tarfile.open(VIDEOS) as archive:
-            archive.extractall(f"{temporary}/whole", filter="data")
+            # Pythons before 3.11.4 (Debian 12 has 3.11.2) know no filters; they take all members, and these are ours.
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)
+            archive.extractall(f"{temporary}/whole")
         shutil.move(f"{temporary}/whole", folder)
     videos = sum(1 for _ in folder.rglob("*.mp4"))
     say(f"{folder}: {videos} videos of 64 px, 10 frames a second, with instructions and actions")

@@ -64,3 +64,16 @@ def test_the_archive_keeps_to_its_folder():
     with tarfile.open(sample.VIDEOS) as archive:
         members = archive.getmembers()
     assert all(member.isfile() and not member.name.startswith("/") and ".." not in member.name for member in members)
+
+
+def test_they_are_unpacked_by_a_python_without_filters(tmp_path, monkeypatch):
+    """Debian 12 has 3.11.2; filters of archives came with 3.11.4."""
+    extractall = tarfile.TarFile.extractall
+
+    def of_3_11_2(self, path=".", members=None, *, numeric_owner=False):
+        some = [member for member in self if member.name.endswith(".jsonl")]
+        extractall(self, path, some, numeric_owner=numeric_owner)
+
+    monkeypatch.setattr(tarfile.TarFile, "extractall", of_3_11_2)
+    main([str(tmp_path / "videos")])
+    assert (tmp_path / "videos" / "episodes.jsonl").is_file()
