@@ -27,17 +27,22 @@ def main(argv: list[str]) -> None:
     # After the checks: importing jax takes seconds, and a typing error should be told at once.
     startup.begin(f"exploring {args.run}")
     import lapa_jax
-    from lapa_jax.explore import server
-    from lapa_jax.explore.base import Options
+    from lapa_jax.explore.options import Options, refuse
     from lapa_jax.inference import kinds
-    from lapa_jax.inference.load import kind_of_run
+    from lapa_jax.inference.load import check_split, kind_of_run
 
     kind = kind_of_run(args.run)
     if kind.explorer is None:
         explored = ", ".join(sorted(f"a {kind.noun}" for kind in kinds.KINDS.values() if kind.explorer))
         raise UserError(f"{args.run} holds a {kind.noun}, for which there is no page; give the run of {explored}")
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     options = Options(args.data, args.split, args.pairs, args.tokenizer, args.dataset)
+    refuse(args.run, kind, options)
+    check_split(args.run, args.data, args.split)
+    if args.tokenizer is not None:
+        kind_of_run(args.tokenizer)  # whether there is one
+    from lapa_jax.explore import server
+
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     explorer = kinds.resolve(kind.explorer)(lapa_jax.load(args.run, step=args.step), args.run, options)
     explorer.prepare()
     server.serve(explorer, args.host, args.port)

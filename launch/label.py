@@ -15,7 +15,7 @@ from lapa_jax.core.errors import UserError, did_you_mean, run_main
 from lapa_jax.core.escape import say
 from lapa_jax.core.files import check_can_write
 from lapa_jax.core.share import HELP, parse_share
-from lapa_jax.data.shards.labels import FORMATS, TABLES
+from lapa_jax.data.shards.labels import FORMATS, TABLES, check_out
 from lapa_jax.data.shards.step_shards import read_dataset
 
 
@@ -30,6 +30,7 @@ def main(argv: list[str]) -> None:
     for split in args.split or ():
         if split not in splits:
             raise UserError(f"{args.data} has no split '{split}'{did_you_mean(split, splits)}")
+    check_out(args.data, args.out)
     check_can_write(args.out)
 
     # After the checks: importing jax takes seconds, and a typing error should be told at once.

@@ -8,19 +8,32 @@ Writes segments.json, segments.npz, overview.png and episodes/<id>.png.
 import argparse
 import pathlib
 
+from lapa_jax.core import startup
 from lapa_jax.core.arguments import Parser
 from lapa_jax.core.checkpoint_step import parse_step
-from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.errors import UserError, did_you_mean, run_main
 from lapa_jax.core.escape import say
+from lapa_jax.core.files import check_can_write
+from lapa_jax.data.shards.step_shards import read_dataset
 
 
 def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
     if args.pictures < 0:
         raise UserError(f"--pictures {args.pictures} must be 0 (none) or more")
+    if args.split not in (splits := read_dataset(args.data)["splits"]):
+        raise UserError(f"{args.data} has no split '{args.split}'{did_you_mean(args.split, splits)}")
+    check_can_write(args.out)
 
     # After the checks: importing jax takes seconds, and a typing error should be told at once.
+    startup.begin(f"segmenting {args.data} with {args.run}")
     import lapa_jax
+    from lapa_jax.inference.load import kind_of_run
+
+    kind = kind_of_run(args.run)
+    if kind.name != "action_tokenizer":
+        raise UserError(f"{args.run} holds a {kind.noun}, which has no clusters of actions; give a run of "
+                        "configs/mstcn.py")  # fmt: skip
     from lapa_jax.label import segment_plots
     from lapa_jax.label import segments as segmentation
     from lapa_jax.models import fifa

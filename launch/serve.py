@@ -15,6 +15,8 @@ from lapa_jax.core.arguments import Parser
 from lapa_jax.core.checkpoint_step import parse_step
 from lapa_jax.core.errors import UserError, run_main
 
+COUNTS = ("batch", "decoders", "pending", "sockets", "picture_side", "instruction_characters")
+
 
 def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
@@ -22,6 +24,13 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--message_mb {args.message_mb} is no size of messages; give MiB, such as 16")
     if not 0 < args.held_mb < 2**20:
         raise UserError(f"--held_mb {args.held_mb} is no size of memory; give MiB, such as 256")
+    for name in COUNTS:
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)} must be 1 or more")
+    if not args.wait_ms >= 0:
+        raise UserError(f"--wait_ms {args.wait_ms} must be 0 or more, in milliseconds")
+    if not args.rate > 0:
+        raise UserError(f"--rate {args.rate} must be more than 0, in requests a second")
     token = _token(args.token_file)
     renamed = tuple(_pair(text) for text in args.rename)
 
@@ -61,7 +70,8 @@ def _token(file: str | None) -> str | None:
         return None
     path = pathlib.Path(file)
     if not path.is_file():
-        raise UserError(f"--token_file {file} does not exist; write the token into it")
+        what = "is no file" if path.exists() else "does not exist"
+        raise UserError(f"--token_file {file} {what}; give a file with the token in it")
     # In a file and not on the command line, which every user of the machine can list.
     token = path.read_text(encoding="utf-8", errors="replace").strip()
     if not token or not token.isascii() or len(token.split()) > 1:

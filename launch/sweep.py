@@ -25,7 +25,6 @@ import time
 
 import yaml
 
-from lapa_jax.core import config as config_lib
 from lapa_jax.core import escape
 from lapa_jax.core import sweep as sweeps
 from lapa_jax.core.arguments import OVERRIDE, Parser
@@ -36,6 +35,8 @@ from lapa_jax.core.lock import locked
 from lapa_jax.core.metrics import read_metrics
 from lapa_jax.core.share import HELP, parse_share
 from lapa_jax.core.sweep import Point, Step, Sweep
+from lapa_jax.data.training import check_folders
+from lapa_jax.evaluate import metric_words
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DONE = "done.json"
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> None:
     args, sweep = _arguments(argv)
     points, share = sweep.points(), parse_share(args.share) or (0, 1)
     trials = [(point, seed) for seed in range(sweep.seeds) for point in points]
-    _check(sweep, points, args.out)
+    _check(sweep)
     check_can_write(args.out)
     args.out.mkdir(parents=True, exist_ok=True)
     say(f"{len(points)} settings x {sweep.seeds} seeds: {len(trials)} trials in {args.out}")
@@ -94,7 +95,7 @@ def _arguments(argv: list[str]) -> tuple[argparse.Namespace, Sweep]:
             raise UserError("--file says what is varied and set; change it there")
         return args, sweeps.check(dataclasses.replace(sweeps.read(args.file), **given))
     if not args.metric:
-        raise UserError("--metric is required: what is compared, such as val/loss")
+        raise UserError("--metric is required: what is compared, such as val/swap_gap")
     settings = dict(text.removeprefix(OVERRIDE).partition("=")[::2] for text in overrides)
     stage = sweeps.Stage("run", args.config, tuple(args.config_file), settings)
     grid = {key: tuple(_values("--grid", key, text)) for key, text in _pairs("--grid", args.grid)}
@@ -115,16 +116,16 @@ def _values(option: str, key: str, text: str) -> list[str]:
         raise UserError(f"{option} {key}={text}: {error}") from None
 
 
-def _check(sweep: Sweep, points: list[Point], out: pathlib.Path) -> None:
-    """Every config of the sweep loads, before the first is trained."""
-    for point in points:
-        for step in sweeps.steps(sweep, point, 0, out):
-            if step.command[0] == sweeps.TRAIN:
-                words = step.command[1:-2]
-                files = [after for word, after in zip(words, words[1:]) if word == "--config_file"]
-                config_lib.load(words[1], [word for word in words if word.startswith(OVERRIDE)], files)
-            elif not (ROOT / step.command[0]).is_file():
-                raise UserError(f"stage '{step.stage}': there is no script {step.command[0]}")
+def _check(sweep: Sweep) -> None:
+    """Every config of the sweep loads, and what it names is there, before the first is trained."""
+    for stage in sweep.stages:
+        if stage.command and not (ROOT / stage.command[0]).is_file():
+            raise UserError(f"stage '{stage.name}': there is no script {stage.command[0]}")
+    for config in sweeps.configs(sweep):
+        if len(sweep.stages) == 1:  # else data may come from a stage before
+            check_folders(config.data)
+    if sweep.stages[-1].config and not sweep.metric.startswith("train/"):
+        metric_words.check_logged(sweep.metric, "--metric")
 
 
 class Runner:

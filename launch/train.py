@@ -15,6 +15,7 @@ from lapa_jax.core.arguments import Parser, check_options
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.escape import say
 from lapa_jax.core.files import check_can_write
+from lapa_jax.evaluate import metric_words
 
 
 def main(argv: list[str]) -> None:
@@ -48,6 +49,8 @@ def main(argv: list[str]) -> None:
     from lapa_jax.data.training import check_folders
 
     check_folders(config.data)
+    if best_metric := config.train.get("best_metric"):
+        metric_words.check_logged(best_metric, "config.train.best_metric")
     startup.begin(f"dry run of {config.name}" if args.dry_run else f"training {config.name} in {workdir}")
 
     from lapa_jax.data.convert.raw import as_shards

@@ -44,6 +44,8 @@ def main(argv: list[str]) -> None:
 
     device = plan_devices.find_device(args.device)
     is_tpu = isinstance(device, plan_devices.Tpu)
+    if not is_tpu:
+        plan_devices.parse_mesh(args.mesh)
     if not (plan_devices.has_tpu_compiler() if is_tpu else plan_devices.has_compiler()):
         raise UserError(f"an audit needs the device's compiler: {plan_devices.how_to_install(device)}")
     goal = plan_devices.target(args.device, args.mesh)

@@ -39,6 +39,9 @@ COLUMNS = {"R² of the codes": PROBE, "R² of the deltas": "val/action_probe_r2_
 
 def main(argv: list[str]) -> None:
     args, content, fps = plan(argv)
+    if args.steps < 1:
+        raise UserError(f"--steps {args.steps} must be 1 or more")
+    list(sweeps.configs(sweeps.from_values(content, "choose_gap")))  # refuses what no run can have
     check_can_write(args.out)
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "sweep.yaml"

@@ -1,9 +1,12 @@
 """The keys that all configs share: what each means, in one line, and which of them make others meaningless.
 
-Fields of a model are explained in its docstring instead. The values are checked where they are used.
+Fields of a model are explained in its docstring instead. Values are checked where they are used, but for numbers
+that only have to be large enough.
 """
 
 from collections.abc import Mapping
+
+from lapa_jax.core.errors import UserError
 
 KEYS = {
     "name": "name of the run folder, runs/<name>, unless --workdir is given",
@@ -124,6 +127,32 @@ def line(key: str) -> str:
     while key and key not in KEYS:
         key = key.rpartition(".")[0]
     return KEYS.get(key, "")
+
+
+LEAST = {
+    **dict.fromkeys((f"train.{name}" for name in (
+        "steps", "batch_size", "micro_batches", "eval_batch_size", "log_every", "eval_every", "save_every", "keep_last",
+        "keep_every", "fast_every", "keep_fast")), 1),
+    "data.eval_examples": 1,
+    **dict.fromkeys(("seed", "train.keep_best", "data.threads", "data.workers", "data.prefetch", "data.max_bad_samples",
+                     "optim.learning_rate", "optim.final_learning_rate", "optim.warmup_steps",
+                     "optim.weight_decay"), 0),
+}  # fmt: skip
+"""{key: the least number that it may hold, where it holds one}."""
+
+
+def check_numbers(config: Mapping) -> None:
+    """Refuses numbers that are too small to mean anything.
+
+    Raises:
+      UserError: which one.
+    """
+    for key, least in LEAST.items():
+        group, _, name = key.rpartition(".")
+        value = (config.get(group) or {} if group else config).get(name)
+        # NaN is less than nothing, and not at least anything either.
+        if value is not None and not value >= least:
+            raise UserError(f"config.{key} is {value}; it must be at least {least}")
 
 
 def overruled(config: Mapping) -> dict[str, tuple[str, str]]:

@@ -13,9 +13,13 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import ml_collections
 import numpy as np
 import xxhash
 
+from lapa_jax.core import config as config_lib
+from lapa_jax.core import fields
+from lapa_jax.core.arguments import OVERRIDE
 from lapa_jax.core.config_files import read_yaml
 from lapa_jax.core.config_overrides import literal
 from lapa_jax.core.errors import UserError, did_you_mean
@@ -138,7 +142,11 @@ def read(path: str) -> Sweep:
     Raises:
       UserError: it cannot be read, or does not say what is needed.
     """
-    values = read_yaml(path, "--file")
+    return from_values(read_yaml(path, "--file"), path)
+
+
+def from_values(values: Mapping, path: str) -> Sweep:
+    """The sweep that the content of a file describes; `path` is what messages call it. `UserError` as of `read`."""
     for key in values:
         if key not in _KEYS:
             raise UserError(f"{path} has the key '{key}'{did_you_mean(key, _KEYS)}")
@@ -213,6 +221,24 @@ def check(sweep: Sweep) -> Sweep:
             raise UserError(f"{key}={text} is no distribution; give log:LOW,HIGH, uniform:LOW,HIGH, int:LOW,HIGH or "
                             "choice:A,B,...") from None  # fmt: skip
     return sweep
+
+
+def configs(sweep: Sweep) -> Iterator[ml_collections.ConfigDict]:
+    """The config of each training of a sweep, all seeds but the first left out.
+
+    Raises:
+      UserError: a key, or a value of the model's, that cannot be used.
+    """
+    for point in sweep.points():
+        for step in steps(sweep, point, 0, pathlib.Path()):
+            if step.command[0] != TRAIN:
+                continue
+            words = step.command[1:-2]
+            files = [after for word, after in zip(words, words[1:]) if word == "--config_file"]
+            config = config_lib.load(words[1], [word for word in words if word.startswith(OVERRIDE)], files)
+            known = {key: value for key, value in config.model.items() if value is not None}  # the data fill others in
+            fields.check_values(config_lib.model_class(config_lib.MODELS, config.model), known)
+            yield config
 
 
 def draw(text: str, rng: np.random.Generator) -> str:

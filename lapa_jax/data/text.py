@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import shutil
 import socket
 import tempfile
@@ -233,6 +234,37 @@ def build(config: Mapping) -> Tokenizer:
     return ByteTokenizer(**options) if name == "bytes" else HuggingFaceTokenizer(name, **options)
 
 
+def check_name(config: Mapping) -> None:
+    """Refuses the tokenizer of a config that is neither a folder with one, nor downloaded, nor to be had from the hub,
+    as far as that shows without importing transformers, which takes a second.
+
+    Raises:
+      UserError: what it is, and what it needs.
+    """
+    name = config.get("name")
+    if not name or name == "bytes":
+        return
+    folder = pathlib.Path(name)
+    if folder.is_dir():
+        if not any(re.search(r"token|vocab|\.model$", file.name) for file in folder.iterdir()):
+            raise UserError(f"tokenizer folder {name} holds no tokenizer; it needs tokenizer.json, or tokenizer.model "
+                            "and sentencepiece")  # fmt: skip
+        return
+    if _looks_local(name):
+        raise UserError(f"tokenizer folder {name} does not exist")
+    # Where the hub's library keeps downloads, and the switch by which it is not asked.
+    home = os.environ.get("HF_HOME", pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface")
+    cache = pathlib.Path(os.environ.get("HF_HUB_CACHE", pathlib.Path(home) / "hub")).expanduser()
+    if (cache / f"models--{name.replace('/', '--')}").is_dir():
+        return
+    if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
+        raise _not_to_be_had(name, "HF_HUB_OFFLINE is set")
+    try:
+        _reach_hub()
+    except OSError as error:
+        raise _not_to_be_had(name, str(error)) from None
+
+
 def convert_sentencepiece(source: pathlib.Path, folder: pathlib.Path) -> None:
     """Writes a Llama tokenizer of SentencePiece, `tokenizer.model`, as files that do not need it; bos goes first.
 
@@ -272,8 +304,7 @@ def convert_sentencepiece(source: pathlib.Path, folder: pathlib.Path) -> None:
 def _from_pretrained(name: str):
     """A folder, else what an earlier download has left, else the hub."""
     folder = pathlib.Path(name)
-    looks_local = folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
-    if looks_local and not folder.is_dir():
+    if _looks_local(name) and not folder.is_dir():
         raise UserError(f"tokenizer folder {name} does not exist")
     if (folder / "tokenizer.model").exists() and importlib.util.find_spec("sentencepiece") is None:
         if not (folder / "tokenizer.json").exists():
@@ -293,11 +324,20 @@ def _from_pretrained(name: str):
         _reach_hub()
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except _ERRORS as error:
-        raise UserError(
-            f"tokenizer '{name}' is no folder here and cannot be fetched from the Hugging Face hub "
-            f"({_shorten(str(error))}); check the name, and log in for gated ones (hf auth login). Without a network: "
-            f"run `hf download {name}` where there is one and give the folder; the name 'bytes' needs no download"
-        ) from None
+        raise _not_to_be_had(name, str(error)) from None
+
+
+def _looks_local(name: str) -> bool:
+    """Whether a name can only be that of a folder: those of the hub are NAME or ORGANISATION/NAME."""
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1
+
+
+def _not_to_be_had(name: str, why: str) -> UserError:
+    return UserError(
+        f"tokenizer '{name}' is no folder here and cannot be fetched from the Hugging Face hub ({_shorten(why)}); "
+        f"check the name, and log in for gated ones (hf auth login). Without a network: run `hf download {name}` where "
+        "there is one and give the folder; the name 'bytes' needs no download"
+    )
 
 
 _ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError)

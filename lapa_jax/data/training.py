@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from lapa_jax.core.config import ConfigError
 from lapa_jax.core.errors import UserError
-from lapa_jax.data import pipeline
+from lapa_jax.data import pipeline, text
 from lapa_jax.data.far_values import LIMIT
 from lapa_jax.data.samples import pair_actions
 from lapa_jax.data.samples.meta import statistics_of
@@ -36,12 +36,15 @@ class TrainingData:
 
 
 def check_folders(data: Mapping) -> None:
-    """Refuses folders of `config.data` that do not exist, before jax is imported and anything is opened."""
+    """Refuses folders of `config.data` that do not exist, and a tokenizer of instructions that cannot be had, before
+    jax is imported and anything is opened."""
     parts = [part for part in data.get("mixture") or () if hasattr(part, "get")]
     for part, names in [(data, ("val_path",) if parts else ("path", "val_path")), *((p, ("path",)) for p in parts)]:
         for name in names:
             if isinstance(part.get(name), str) and not dataset_folder(part[name]).exists():
                 read_dataset(part[name])  # says so
+    if data.get("text_tokenizer"):
+        text.check_name(data["text_tokenizer"])
 
 
 def open_training(data: Mapping, *, batch_size: int, saved: Mapping | None = None) -> TrainingData:

@@ -1,6 +1,9 @@
 """One sentence for each metric of the reports' tables, by its name; what a kind's own verdicts say comes first."""
 
+import difflib
 import re
+
+from lapa_jax.core.errors import UserError
 
 WORDS = {
     "action_mae": "mean absolute error of actions, normalised",
@@ -73,6 +76,29 @@ _ALIASES = {"utilization": "codebook_utilization"}
 def is_part(metric: str) -> bool:
     """Whether a metric is that of one dataset, code position, level or dimension, beside one of all of them."""
     return "/" in metric or bool(_PARTS.fullmatch(metric))
+
+
+def check_logged(metric: str, option: str) -> None:
+    """Refuses what is surely no metric that evaluations in training log, before anything is trained.
+
+    Models of one's own have metrics that stand nowhere here, so that only names close to a known one are misspelled.
+
+    Args: metric: such as "val/psnr_gain". option: that names it, for the message.
+
+    Raises:
+      UserError: it lacks "val/", or is misspelled.
+    """
+    prefix, _, name = metric.partition("/")
+    if prefix != "val":
+        raise UserError(f"{option} '{metric}': evaluations in training log their metrics under val/; give "
+                        f"val/{_corrected(metric) or metric}")  # fmt: skip
+    if not of(name) and (close := _corrected(name)):
+        raise UserError(f"{option} '{metric}' is no metric of an evaluation; did you mean 'val/{close}'?")
+
+
+def _corrected(name: str) -> str | None:
+    """The known metric that a name nearly is, else None."""
+    return next(iter(difflib.get_close_matches(name, WORDS, n=1, cutoff=0.85)), None)
 
 
 def of(metric: str) -> str:

@@ -75,6 +75,9 @@ def parse(texts: Iterable[str]) -> list[Requirement]:
             bar = math.nan
         if not math.isfinite(bar):
             raise UserError(f"--require '{text}': '{number}' is no number to compare with")
+        if metric.startswith("val/"):
+            name = metric.removeprefix("val/")
+            raise UserError(f"--require '{text}': val/ is where training logs it; give {name}{sign}{number}")
         requirements.append(Requirement(metric, sign, bar))
     return requirements
 

@@ -1,7 +1,6 @@
 """What the explorers of all kinds of models share: the episodes of a split, and what the page may ask."""
 
 import bisect
-import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
@@ -14,24 +13,7 @@ from lapa_jax.data.samples.pair_shards import PairShards
 from lapa_jax.data.shards.step_shards import StepShards, dataset_folder
 from lapa_jax.evaluate.base import data_config, unscaled
 from lapa_jax.explore import fields as ask
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What is explored besides the run.
-
-    Attributes:
-      data: a folder of step shards; the run's own if None. split: of it; the run's own ("val") if None.
-      pairs: of a tokenizer of frame pairs: how many pairs at most are encoded, so that codes can be looked up.
-      tokenizer: of a policy of latent actions: the run of the tokenizer whose codes it predicts.
-      dataset: of a policy of several datasets: the one whose scaling applies to `data`; the one that they are if None.
-    """
-
-    data: str | None = None
-    split: str | None = None
-    pairs: int | None = None
-    tokenizer: str | None = None
-    dataset: str | None = None
+from lapa_jax.explore.options import Options
 
 
 class Explorer:
@@ -128,10 +110,3 @@ def row_of(source, episode: int, step: int) -> int | None:
     # Samples are in the order of episodes and steps, so that a search by halves finds one.
     row = bisect.bisect_left(range(len(source)), (episode, step), key=source.locate)
     return row if row < len(source) and source.locate(row)[:2] == (episode, step) else None
-
-
-def refuse(run, trained, **options) -> None:
-    """Refuses options that are given, not None, and are nothing to a run of this kind."""
-    for name, value in options.items():
-        if value is not None:
-            raise UserError(f"--{name} {value} is nothing to {run}, a {trained.kind.noun}; leave it out")

@@ -8,7 +8,8 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.core.startup import say
 from lapa_jax.data import images, pipeline
 from lapa_jax.explore import fields as ask
-from lapa_jax.explore.base import Explorer, Options, chosen_data, refuse, row_of
+from lapa_jax.explore.base import Explorer, chosen_data, row_of
+from lapa_jax.explore.options import Options, refuse
 from lapa_jax.explore.pair_index import PairIndex
 from lapa_jax.inference import imagine
 from lapa_jax.nn.quantizers import usage
@@ -24,7 +25,7 @@ class LatentActions(Explorer):
     """See `Explorer`. Args: tokenizer: a `LatentActionTokenizer`. run: where it came from. options: see `Options`."""
 
     def __init__(self, tokenizer, run, options: Options):
-        refuse(run, tokenizer, tokenizer=options.tokenizer, dataset=options.dataset)
+        refuse(run, tokenizer.kind, options)
         config = chosen_data(tokenizer, run, options)
         fields = ("frames", "net_action") if pipeline.has_actions(config, "val") else ("frames",)
         self._source = pipeline.build(config, "val", image_size=tokenizer.side, fields=fields)

@@ -9,7 +9,8 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.core.startup import say
 from lapa_jax.data.samples.pairs import Gap
 from lapa_jax.explore import fields as ask
-from lapa_jax.explore.base import Explorer, Options, cameras, chosen_data, raw_source, refuse, row_of
+from lapa_jax.explore.base import Explorer, cameras, chosen_data, raw_source, row_of
+from lapa_jax.explore.options import Options, refuse
 from lapa_jax.inference import imagine
 from lapa_jax.inference.load import load
 
@@ -24,7 +25,7 @@ class LatentPolicy(Explorer):
     `Options`."""
 
     def __init__(self, policy, run, options: Options):
-        refuse(run, policy, pairs=options.pairs)
+        refuse(run, policy.kind, options)
         self._decoder = None
         if options.tokenizer is not None:
             if policy.model.cameras > 1:

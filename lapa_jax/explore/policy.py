@@ -8,14 +8,15 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.core.startup import say
 from lapa_jax.data.samples.meta import dimension_names
 from lapa_jax.explore import fields as ask
-from lapa_jax.explore.base import Explorer, Options, cameras, chosen_data, raw_source, refuse, row_of
+from lapa_jax.explore.base import Explorer, cameras, chosen_data, raw_source, row_of
+from lapa_jax.explore.options import Options, refuse
 
 
 class Policy(Explorer):
     """See `Explorer`. Args: policy: an `inference.policies.Policy`. run: where it came from. options: see `Options`."""
 
     def __init__(self, policy, run, options: Options):
-        refuse(run, policy, pairs=options.pairs, tokenizer=options.tokenizer)
+        refuse(run, policy.kind, options)
         config = chosen_data(policy, run, options)
         self._source = raw_source(config, ("image", "action", "state"))
         super().__init__(policy, run, self._source.shards, cameras(config))

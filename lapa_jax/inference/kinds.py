@@ -19,7 +19,8 @@ class Kind:
       codes: gives the codes of steps (`launch/label.py`); None: it has none.
       controller: acts in environments (`launch/eval.py --env`); None: it does not act in physical units.
       not_served: why `launch/serve.py` refuses it, and what to do; None: it is served.
-      explorer: answers the page of `launch/explore.py`; None: it has no page.
+      explorer: answers the page of `launch/explore.py`; None: it has no page. explorer_options: what it takes besides
+        what all do.
       training_image: what shows it at evaluations of its training, see `train.images`.
       program: whether its forward pass is exported as a StableHLO program and its weights as int8. What int8 costs is
         then measured in `int8_error`: "actions" or "codes".
@@ -35,6 +36,7 @@ class Kind:
     controller: str | None = None
     not_served: str | None = "does not act on images and instructions; serve a run of configs/vla_action.py"
     explorer: str | None = None
+    explorer_options: tuple[str, ...] = ("dataset",)
     program: bool = False
     int8_error: str | None = None
 
@@ -45,7 +47,7 @@ KINDS = {kind.name: kind for kind in (
          evaluation="lapa_jax.evaluate.latent_actions.evaluation:Evaluation", options=("supervised_steps",),
          training_image="lapa_jax.evaluate.training_images:FramePairs",
          codes="lapa_jax.label.codes:PairCodes",
-         explorer="lapa_jax.explore.latent_actions:LatentActions"),
+         explorer="lapa_jax.explore.latent_actions:LatentActions", explorer_options=("pairs",)),
     Kind("action_tokenizer", "tokenizer of actions",
          trained="lapa_jax.inference.tokenizers:ActionTokenizer",
          evaluation="lapa_jax.evaluate.action_tokenizer:Evaluation",
@@ -59,7 +61,7 @@ KINDS = {kind.name: kind for kind in (
     Kind("latent_policy", "stage-2 policy",
          trained="lapa_jax.inference.policies:LatentPolicy",
          evaluation="lapa_jax.evaluate.latent_policy:Evaluation", options=("labels", "tokenizer"),
-         explorer="lapa_jax.explore.latent_policy:LatentPolicy",
+         explorer="lapa_jax.explore.latent_policy:LatentPolicy", explorer_options=("tokenizer", "dataset"),
          training_image="lapa_jax.evaluate.training_images:LatentPolicies",
          not_served="gives codes and no actions; train it on actions with configs/vla_action.py and serve that run",
          program=True, int8_error="codes"),

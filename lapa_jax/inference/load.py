@@ -7,8 +7,10 @@ import ml_collections
 from lapa_jax.core import config as config_lib
 from lapa_jax.core import tree
 from lapa_jax.core.checkpoint_step import FOLDER, split_best
-from lapa_jax.core.errors import UserError
+from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.core.files import read_json
+from lapa_jax.data.samples.pair_shards import PairShards
+from lapa_jax.data.shards.step_shards import dataset_folder, read_dataset
 from lapa_jax.inference import kinds
 from lapa_jax.inference.base import TrainedModel
 from lapa_jax.models import pretrained
@@ -56,6 +58,30 @@ def kind_of_run(path) -> kinds.Kind:
     Raises:
       UserError: there is no config, or the model is of no kind.
     """
+    folder, config = _config_of(path)
+    kind = kinds.kind_of(config_lib.model_class(MODELS, config.get("model") or {}))
+    if kind is None:
+        raise UserError(f"{folder} holds a {config['model']['name']}, which has no inference object")
+    return kind
+
+
+def check_split(path, data: str | None, split: str | None) -> None:
+    """Refuses a split that the data lack, before weights are read, where one folder of step shards is meant.
+
+    Args: path: a folder as of `load`. data, split: what the command names; None: the run's own.
+    """
+    config = _config_of(path)[1].get("data") or {}
+    own = None if config.get("mixture") and not config.get("val_path") else config.get("val_path") or config.get("path")
+    folder = data or own
+    if split is None or folder is None or PairShards.is_one(dataset_folder(folder)):
+        return
+    splits = read_dataset(folder)["splits"]
+    if split not in splits:
+        raise UserError(f"{folder} has no split '{split}'{did_you_mean(split, splits)}")
+
+
+def _config_of(path) -> tuple[pathlib.Path, dict]:
+    """The folder of the run that a path as of `load` lies in, or of an export, and its config."""
     folder, _ = split_best(pathlib.Path(path), None)
     if folder.parent.name == FOLDER:
         folder = folder.parent.parent
@@ -64,11 +90,7 @@ def kind_of_run(path) -> kinds.Kind:
     if not (folder / pretrained.CONFIG_FILE).is_file():
         raise UserError(f"{folder} is no run folder: it has no {pretrained.CONFIG_FILE}; give the folder that "
                         "--workdir named, or an exported one")  # fmt: skip
-    config = read_json(folder / pretrained.CONFIG_FILE)
-    kind = kinds.kind_of(config_lib.model_class(MODELS, config.get("model") or {}))
-    if kind is None:
-        raise UserError(f"{folder} holds a {config['model']['name']}, which has no inference object")
-    return kind
+    return folder, read_json(folder / pretrained.CONFIG_FILE)
 
 
 def _read(folder: pathlib.Path, step: int | str | None) -> tuple[ml_collections.ConfigDict, dict, dict]:

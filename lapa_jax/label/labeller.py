@@ -16,7 +16,7 @@ from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.core.files import read_json, write_json
 from lapa_jax.core.lock import locked
 from lapa_jax.core.progress import bar
-from lapa_jax.data.shards.labels import FORMATS, TABLES
+from lapa_jax.data.shards.labels import FORMATS, SETTINGS_FILE, TABLES, check_out
 from lapa_jax.data.shards.step_shards import (
     ShardWriter,
     StepShards,
@@ -27,7 +27,6 @@ from lapa_jax.data.shards.step_shards import (
 )
 from lapa_jax.label.codes import source_of
 
-SETTINGS_FILE = "labelling.json"
 SUMMARY_FILE = "summary.json"
 
 
@@ -65,8 +64,7 @@ class Labeller:
         self.tokenizer, self.data, self.out, self.format = tokenizer, pathlib.Path(data), pathlib.Path(out), format
         if format not in self.FORMATS:
             raise UserError(f"label format '{format}' is unknown{did_you_mean(format, (*FORMATS, *TABLES))}")
-        if self.out.resolve() == self.data.resolve():
-            raise UserError(f"--out {out} is the data folder itself; name another folder")
+        check_out(data, out)
         described = read_dataset(data)
         self.splits = {name: StepShards(data, name) for name in self._choose(described, splits)}
         self.source = source_of(tokenizer, self.splits, described["fingerprint"], dataset)
@@ -130,7 +128,7 @@ class Labeller:
         }
 
     def _check_out(self) -> None:
-        """Refuses a folder with another labelling, or with anything that is no labelling."""
+        """Refuses a folder with another labelling."""
         path = self.out / SETTINGS_FILE
         if path.is_file():
             existing = read_json(path)
@@ -138,8 +136,6 @@ class Labeller:
             if keys:
                 words = "; ".join(f"{k} {existing.get(k)!r}, asked {self.settings.get(k)!r}" for k in keys)
                 raise UserError(f"{self.out} holds another labelling ({words}); remove it or name another --out")
-        elif self.out.is_dir() and any(not p.name.startswith(".") for p in self.out.iterdir()):
-            raise UserError(f"{self.out} is not empty and holds no labelling; name a new folder as --out")
 
     def _clear_leftovers(self, mine: Sequence[Shard], *, everything_else: bool) -> None:
         """Removes temporary files that a killed run left, but none that another host may be writing now."""

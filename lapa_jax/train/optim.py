@@ -197,6 +197,8 @@ def make_optimizer(config: Mapping, steps: int, params) -> Optimizer:
     chain = [optax.partition(transforms, tree.unflatten(labels))]
     starts = {name: chosen.start_step for name, chosen in settings.items() if chosen.start_step}
     if config["clip_norm"] is not None:
+        if not config["clip_norm"] > 0:
+            raise ConfigError(f"config.optim.clip_norm is {config['clip_norm']}; give more than 0, or None: no limit")
         chain.insert(0, optax.clip_by_global_norm(config["clip_norm"]))
         if starts:
             chain.insert(0, _silence(starts))

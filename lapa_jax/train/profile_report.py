@@ -61,6 +61,8 @@ def read(run: str | pathlib.Path) -> dict[str, Report]:
     Raises:
       UserError: the run has no trace.
     """
+    if not pathlib.Path(run).is_dir():
+        raise UserError(f"{run} does not exist; give a run folder")
     folder = pathlib.Path(run) / FOLDER
     traces = {host.name: sorted(host.rglob("*.xplane.pb")) for host in sorted(folder.glob("host_*"))}
     if not any(traces.values()):

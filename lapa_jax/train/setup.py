@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lapa_jax.core import config as config_lib
-from lapa_jax.core import trackers, tree
+from lapa_jax.core import config_keys, trackers, tree
 from lapa_jax.core.allocator import without_collection
 from lapa_jax.core.config import ConfigError
 from lapa_jax.core.errors import UserError
@@ -34,9 +34,6 @@ from lapa_jax.train.watchdog import Watchdog
 
 GIB = 2**30
 MODELS = "lapa_jax.models"
-COUNTS = ("steps", "batch_size", "micro_batches", "eval_batch_size", "log_every", "eval_every", "save_every",
-          "keep_every", "fast_every")  # fmt: skip
-"""Of `config.train`, what is at least 1 where it is set."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +128,7 @@ def prepare(
       devices: those of a plan, see `plan`, which only compiles for them: it needs neither data, where `config.data`
         names none, nor weights for what is frozen. None: all that there are.
     """
-    check_counts(config.train)
+    config_keys.check_numbers(config)
     make_patience(config.train)
     trackers.check(config.train.trackers)
     profiler.check(config.train.get("profile"))
@@ -184,18 +181,6 @@ def prepare(
     notes = (*notes, *loaded.lines, *_group_lines(optimizer, config.train.steps))
     return Setup(config, from_data, loaded, init_sources, notes, task, mesh, data, batch, optimizer, make,
                  placed)  # fmt: skip
-
-
-def check_counts(train: Mapping) -> None:
-    """Refuses numbers of `config.train` that count something and are not positive.
-
-    Raises:
-      ConfigError: which one.
-    """
-    for name in COUNTS:
-        value = train.get(name)
-        if value is not None and value < 1:
-            raise ConfigError(f"config.train.{name} is {value}; it must be at least 1")
 
 
 def make_patience(train: Mapping) -> Patience:

@@ -10,8 +10,8 @@ from PIL import Image
 
 import lapa_jax
 from lapa_jax.core.errors import UserError
-from lapa_jax.explore.base import Options
 from lapa_jax.explore.latent_actions import LatentActions
+from lapa_jax.explore.options import Options
 from tests.explore.serving import ask, get, refused, serving
 from tests.inference import small_run
 

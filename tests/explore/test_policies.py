@@ -7,8 +7,8 @@ import pytest
 
 import lapa_jax
 from lapa_jax.core.errors import UserError
-from lapa_jax.explore.base import Options
 from lapa_jax.explore.latent_policy import LatentPolicy
+from lapa_jax.explore.options import Options
 from lapa_jax.explore.policy import Policy
 from lapa_jax.inference.imagine import imagine
 from lapa_jax.label.labeller import Labeller

@@ -46,6 +46,17 @@ train --config configs/laq.py:test --config.train.trackers=("wandb",) => not ins
 train --config configs/laq.py:test --config.train.trackers=wandb => config.train.trackers & give a tuple
 train --config configs/laq.py:test --config.train.profile=5 => config.train.profile is 5; give (step, steps)
 train --config configs/laq.py:test --config.train.on_spike=ignore => on_spike is 'ignore'; known: rollback, stop
+train --config configs/laq.py:test --config.train.best_metric=psnr_gain => under val/; give val/psnr_gain
+train --config configs/laq.py:test --config.train.best_metric=val/swapgap => did you mean 'val/swap_gap'?
+train --config configs/laq.py:test --config.train.keep_last=0 => config.train.keep_last is 0; it must be at least 1
+train --config configs/laq.py:test --config.train.keep_best=-1 => config.train.keep_best is -1; it must be at least 0
+train --config configs/laq.py:test --config.seed=-1 => config.seed is -1; it must be at least 0
+train --config configs/laq.py:test --config.data.workers=-1 => config.data.workers is -1; it must be at least 0
+train --config configs/laq.py:test --config.data.prefetch=-1 => config.data.prefetch is -1; it must be at least 0
+train --config configs/laq.py:test --config.data.eval_examples=0 => config.data.eval_examples is 0; it must be at least
+train --config configs/laq.py:test --config.optim.learning_rate=-1e-4 => config.optim.learning_rate is -0.0001; it must
+train --config configs/laq.py:test --config.optim.clip_norm=0.0 => clip_norm is 0.0; give more than 0, or None
+train --config configs/laq.py:test --config.train.profile=(0,2) => config.train.profile is (0, 2); give (step, steps)
 train --config configs/laq.py:test --config.train.best_mode=maximum => best_mode is 'maximum'; did you mean 'max'?
 train --config configs/laq.py:test --config.mesh.data=3 --config.mesh.fsdp=5 => does not cover 8 devices; set one axis
 train --config configs/laq.py:test --config.loss.motoin=1.0 => no key 'loss.motoin'; did you mean 'motion'?
@@ -54,12 +65,17 @@ train --config configs/laq.py:test --config.optim.groups=(("no",{}),) => matches
 train --config configs/laq.py:test --config.model.name=tokenizers.lac => did you mean 'tokenizers.laq'?
 train --config configs/laq.py:test --config.model.quantizer=vqq => quantizer is 'vqq'; did you mean 'vq'?
 train --config configs/laq.py:test --config.model.patch_size=7 => patch_size 7 does not divide & a patch_size among 1, 2
+train --config configs/vla_latent.py:test --config.data.text_tokenizer.name=bytez => 'bytez' & the name 'bytes' needs no
+train --config configs/vla_latent.py:test --config.data.text_tokenizer.name=full => folder full holds no tokenizer; it
+train --config configs/vla_latent.py:test --config.data.text_tokenizer.name=./gone => folder ./gone does not exist
 train --config configs/vla_latent.py:test --config.init_from.siglip=gone => init_from.siglip: gone does not exist; give
 train --config configs/vla_action.py:test --config.init_from=laq => is a group; set one of & --config.init_from.=
 train --config configs/vla_latent.py:test --config.data.labels=empty => empty holds no step shards
 train --config configs/laq.py:test --mesh 8x4 => --mesh and --device go together and with --dry_run
 train --config configs/laq.py:test --dry_run --mesh 8x4 --device H100-95GB => H100-95GB & did you mean 'H100-94GB'?
 train --config configs/laq.py:test --dry_run --mesh eight --device H100-94GB => 'eight' is no mesh; give hosts x GPUs
+train --config configs/laq.py:test --dry_run --mesh 0x4 --device H100-94GB => '0x4' is no mesh; give hosts x GPUs
+train --config configs/laq.py:test --dry_run --mesh 4x4 --device TPU-v9 => TPU-v9 is not known; did you mean 'TPU-v6e'?
 train --config configs/laq.py:test --config_file site.yaml => --config_file site.yaml does not exist; did you mean
 train --config configs/laq.py:test --config_file wrong.yaml => wrong.yaml: config has no key 'train.stepz'; did you mean
 train --config configs/laq.py:test --workdir full => full is not empty and holds no run; choose another --workdir
@@ -87,6 +103,9 @@ label --run nowhere --data sample --out labels => nowhere does not exist; give a
 label --run empty --data sample --out labels => empty is no run folder: it has no config.json; give
 label --run policy --data sample --out labels => policy holds a stage-3 policy, & give a run of a tokenizer
 label --run laq --data videos --out labels => videos holds no step shards & make them with tools/convert.py
+label --run laq --data sample --out full => full is not empty and holds no labelling; name a new folder
+label --run laq --data sample --out sample => --out sample is the data folder itself; name another
+label --run laq --data sample --out labels --share 2 => --share 2: give I/N
 label --run laq --data sample --out labels --batch_size 0 => --batch_size 0 must be at least 1
 label --run laq --data sample --out labels --format csv => --format csv is unknown; known: full, hdf5, npz, sidecar
 label --run laq --data sample --out labels --split test => sample has no split 'test'; known: train, val
@@ -99,6 +118,10 @@ eval --run laq --data nowhere => data folder nowhere does not exist; give
 eval --run laq --data videos => videos holds no step shards & tools/convert.py
 eval --run laq --require swap_gap => not of the form METRIC>=NUMBER & spec-laq
 eval --run laq --require swap_gap>=much => 'much' is no number to compare with
+eval --run laq --require val/swap_gap>=0.15 => val/ is where training logs it; give swap_gap>=0.15
+eval --run laq --require swap_gap==0.15 => 'swap_gap==0.15' is not of the form METRIC>=NUMBER
+eval --run laq --split test => has no split 'test'; known: train, val
+eval --run laq --out file => file cannot be written & is no folder
 eval --run laq --require spec-lag => did you mean 'spec-laq'?
 eval --run laq --labels labels => --labels labels are latent actions, which laq does not predict; leave it out
 eval --run laq --projection tsne => --projection tsne & which laq has not; leave it out
@@ -118,7 +141,12 @@ serve --run policy --port PORT => cannot listen on 127.0.0.1: & in use & choose 
 serve --run policy --port 99999 => --port 99999 is no port; give 1 to 65535
 serve --run laq => laq holds a tokenizer of frame pairs, & serve a run of configs/vla_action.py
 serve --run latent => latent holds a stage-2 policy, & train it on actions
-serve --run policy --token_file nowhere => --token_file nowhere does not exist; write the token into it
+serve --run policy --token_file nowhere => --token_file nowhere does not exist; give a file with the token in it
+serve --run policy --token_file full => --token_file full is no file; give a file with the token in it
+serve --run policy --batch 0 => --batch 0 must be 1 or more
+serve --run policy --wait_ms -1 => --wait_ms -1.0 must be 0 or more, in milliseconds
+serve --run policy --rate 0 => --rate 0.0 must be more than 0, in requests a second
+serve --run policy --host nowhere.invalid => cannot listen on nowhere.invalid:8000
 serve --run policy --rename camera => --rename camera is not KEY=NAME
 serve --run policy --message_mb 0 => --message_mb 0.0 is no size of messages; give MiB
 explore => required: --run
@@ -129,7 +157,10 @@ explore --run laq --port PORT => cannot listen on 127.0.0.1: & in use & choose a
 explore --run laq --port 99999 => --port 99999 is no port; give 1 to 65535
 explore --run laq --data nowhere => data folder nowhere does not exist; give
 explore --run laq --data videos => videos holds no step shards & tools/convert.py
-explore --run laq --split test => no steps in split 'test' & 'val': 99
+explore --run laq --split test => has no split 'test'; known: train, val
+explore --run laq --dataset bridge => --dataset bridge is nothing to laq, a tokenizer of frame pairs; leave
+explore --run latent --tokenizer nowhere => nowhere does not exist; give a run folder
+explore --run policy --pairs 5 => --pairs 5 is nothing to policy, a stage-3 policy; leave
 explore --run laq --pairs 0 => --pairs 0 must be 1 or more
 explore --run laq --tokenizer laq => --tokenizer laq is nothing to laq, a tokenizer of frame pairs; leave
 explore --run laq --step 7 => no checkpoint of step 7; it has [1, 2]
@@ -140,6 +171,10 @@ export --run laq --out out --format int8 => laq holds a tokenizer of frame pairs
 export --run laq --out out --format int8 --samples 1 => --samples 1 must be at least 2
 export --run laq --out out --dtype float8 => --dtype 'float8' is not bfloat16; leave it out
 export --run laq --out out --data sample => --data goes with --format int8, & leave it out
+export --run nowhere --out out => nowhere does not exist; give a run folder
+export --run laq --out out --step best => has no checkpoint with a value of 'val/swap_gap'
+export --run policy --out out --format stablehlo --platform cude => 'cude' is none of JAX's; did you mean 'cuda'?
+export --run policy --out out --format int8 --max_error -1 => --max_error -1.0 must be more than 0, in percent
 export --run laq --out full => full exists and is not an empty folder; name a new one
 record_sim --env pushtable --episodes 2 --out out => did you mean 'push_table'?
 record_sim --env push_table --episodes 0 --out out => --episodes is 1 to 999999, got 0
@@ -159,6 +194,31 @@ make_tokenizer --data nowhere --out words => data folder nowhere does not exist;
 make_tokenizer --data sample --out full => full exists and is not an empty folder; name a new one
 compare_runs empty laq => empty is no run folder: it has no config.json; give
 read_profile laq => laq has no trace; train with --config.train.profile
+read_profile nowhere => nowhere does not exist; give a run folder
+sweep --out out => give either --file, or --config and what is varied
+sweep --out out --config configs/laq.py:test => --metric is required: what is compared, such as val/swap_gap
+sweep --out out --config configs/laq.py:test --metric val/psnr_gian => no metric & did you mean 'val/psnr_gain'?
+sweep --out out --config configs/laq.py:test --metric val/psnr --grid model.quantizer=vq,fsqq => did you mean 'fsq'?
+sweep --out out --config configs/laq.py:test --metric val/psnr --grid model.quantiser=vq => did you mean 'quantizer'?
+sweep --out out --config configs/laq.py:test --metric val/psnr --config.data.path=nowhere => data folder nowhere does
+sweep --out out --config configs/laq.py:test --metric val/psnr --random optim.learning_rate=log:0,1 --trials 3 => is no
+sweep --out out --config configs/laq.py:test --metric val/psnr --share 3/2 => --share 3/2: give I/N
+sweep --out out --file site.yaml => --file site.yaml does not exist
+choose_gap nowhere --out out => data folder nowhere does not exist; give
+choose_gap videos --out out => videos holds no step shards & tools/convert.py
+choose_gap sample --out out --gaps 3,six => 3,six: give whole numbers of at least 1
+choose_gap sample --out out --gaps 1000 => 1000 leaves no pair & has 27 frames; give smaller gaps
+choose_gap sample --out out --seeds 0 => seeds is 0; give a whole number of at least 1
+choose_gap sample --out out --steps 0 => --steps 0 must be 1 or more
+choose_gap sample --out out --grid model.image_sise=32,48 => did you mean 'image_size'?
+choose_gap sample --out out --labelled videos => videos holds no step shards & tools/convert.py
+audit_step --config configs/lqa.py => configs/lqa.py does not exist; did you mean 'laq'?
+audit_step --config configs/laq.py:test --device H100-95GB => did you mean 'H100-94GB'?
+audit_step --config configs/laq.py:test --mesh eight => 'eight' is no mesh; give hosts x GPUs
+audit_step --config configs/laq.py:test --act --mesh 1x4 => a prediction is audited on one device; leave --mesh out
+segment --run laq --data sample --out out => laq holds a tokenizer of frame pairs, & give a run of configs/mstcn.py
+segment --run laq --data nowhere --out out => data folder nowhere does not exist; give
+segment --run laq --data sample --out out --split test => sample has no split 'test'; known: train, val
 segment --run laq --data sample --out out --pictures -1 => --pictures -1 must be 0 (none) or more
 export_lapa sample out --kind stage2 => --kind stage2 is not known; known: finetune, frames, latent
 pseudo_actions --demonstrations sample --data sample --out out --gap 0 => --gap 0 must be at least 1
@@ -168,7 +228,9 @@ pseudo_actions --demonstrations sample --data sample --out out --gap 0 => --gap 
 SECONDS = 1.0
 """Of CPU time, at most, once everything is imported; imports take about one more in a process of their own."""
 SLOWEST = (
-    "train --config configs/laq.py:test --config.data.path=nowhere", "serve --run laq", "eval --run laq --labels x",
+    "train --config configs/laq.py:test --config.seed=-1", "train --config configs/vla_latent.py:test "
+    "--config.data.text_tokenizer.name=bytez", "eval --run laq --split test", "explore --run laq --split test",
+    "segment --run laq --data sample --out out",
 )  # fmt: skip
 ROWS = [tuple(row.split(" => ")) for row in MISTAKES.strip().splitlines()]
 
@@ -221,6 +283,7 @@ def test_a_mistake_is_one_line_at_once(command, expected, desk, scripts, port, m
     monkeypatch.setattr(sys, "argv", [name, *arguments])
     # Where the packages of trackers are installed too.
     monkeypatch.setattr(trackers, "PACKAGES", {"tensorboard": "tensorboardX", "wandb": "no_such_package"})
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     before = contents(desk)
     seconds = []
     while not seconds or (seconds[-1] >= SECONDS and len(seconds) < 2):
@@ -258,9 +321,9 @@ def test_all_commands_read_their_arguments_alike(root):
 def test_a_command_of_its_own_takes_two_seconds_with_its_imports(command, root, desk):
     name, *arguments = command.split()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    env = {"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-B", root / "launch" / f"{name}.py", *arguments], cwd=desk, text=True,
-                          capture_output=True, env={"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin",
-                                                    "JAX_PLATFORMS": "cpu"}, check=False)  # fmt: skip
+                          capture_output=True, env=env, check=False)  # fmt: skip
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 2 and error_of(done.stderr)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0

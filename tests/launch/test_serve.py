@@ -64,7 +64,7 @@ def test_bad_arguments_end_in_one_line(run, tmp_path, capsys):
         (("--run", run, "--token_file", tmp_path / "empty"), "must hold one word"),
         (("--run", run, "--token_file", run / "model.safetensors"), "must hold one word"),
         (("--run", run, "--rename", "wrist"), "--rename wrist is not KEY=NAME"),
-        (("--run", run, "--rate", 0), "rate is 0"),
+        (("--run", run, "--rate", 0), "--rate 0.0 must be more than 0"),
         (("--run", run, "--message_mb", "nan"), "--message_mb nan is no size"),
         (("--run", run, "--message_mb", "inf"), "--message_mb inf is no size"),
     )

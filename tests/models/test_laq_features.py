@@ -16,8 +16,8 @@ from lapa_jax.core.metrics import read_metrics
 from lapa_jax.data.shards.step_shards import StepShards
 from lapa_jax.evaluate.latent_actions.evaluation import Evaluation
 from lapa_jax.evaluate.latent_actions.feature_colors import Coloured
-from lapa_jax.explore.base import Options
 from lapa_jax.explore.latent_actions import LatentActions
+from lapa_jax.explore.options import Options
 from lapa_jax.inference.load import load
 from lapa_jax.label.labeller import Labeller
 from lapa_jax.train.checkpoint import load_for_inference

@@ -21,7 +21,22 @@ FORMATS = ("sidecar", "full")
 TABLES = ("npz", "hdf5")
 """Formats of labels for readers that know no step shards; see `lapa_jax.label.tables`."""
 
+SETTINGS_FILE = "labelling.json"
+"""In a folder of labels: which labelling it holds or begins to hold."""
+
 _ENTRIES = {"tokenizer", "source", "gap_frames", "codebook_size", "code_length", "format"}
+
+
+def check_out(data, out) -> None:
+    """Refuses a folder for labels that holds something else, as far as that shows without the tokenizer.
+
+    Args: data: the folder that is labelled. out: the folder to write.
+    """
+    out = pathlib.Path(out)
+    if out.resolve() == pathlib.Path(data).resolve():
+        raise UserError(f"--out {out} is the data folder itself; name another folder")
+    if out.is_dir() and not (out / SETTINGS_FILE).is_file() and any(p.name[0] != "." for p in out.iterdir()):
+        raise UserError(f"{out} is not empty and holds no labelling; name a new folder as --out")
 
 
 def read_label_info(folder) -> dict:
