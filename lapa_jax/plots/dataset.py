@@ -1,6 +1,7 @@
 """Images of a data set: what its episodes look like, and how its numbers are distributed."""
 
 import pathlib
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -20,6 +21,8 @@ FRAMES, EPISODES, ROWS = 8, 6, 12
 THUMBNAIL, INCHES = 160, 1.35
 PAIRS = (6, 4)
 LINES, DIMENSIONS, SAMPLE = 4, 32, 100_000
+TITLE_WIDTH = 42
+"""Characters of a title that fit over one panel."""
 MANY = 12
 """With more dimensions than this a column is drawn as a map over time, not as lines."""
 
@@ -123,7 +126,8 @@ def histograms(path, shards: StepShards, name: str) -> pathlib.Path:
             axes.set_title(f"{name} {names[i]}", loc="left")
         note = _mark(panels[:shown], shards.statistics.get(name))
         more = f", the first {shown} of {len(names)} dimensions" if shown < len(names) else ""
-        figure.suptitle(f"{len(rows)} rows of {shards.split}{more}{note}", fontsize=9, x=0.01, ha="left")
+        words = textwrap.fill(f"{len(rows)} rows of {shards.split}{more}{note}", TITLE_WIDTH * columns)
+        figure.suptitle(words, fontsize=9, x=0.01, ha="left")
         return plots.save(figure, path)
 
 

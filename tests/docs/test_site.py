@@ -47,6 +47,13 @@ def test_the_site_builds_strictly_and_has_the_readme_and_the_api(site):
     assert "search_index.json" in {path.name for path in (site / "search").iterdir()}
 
 
+def test_numbered_steps_go_on_after_their_commands(site):
+    """Python-Markdown ends a list where a command below it is indented by less than four spaces."""
+    text = (site / "tutorials/stage1_laq.html").read_text()
+    steps = re.search(r"<ol>(.*?)</ol>", text, re.DOTALL)[1]
+    assert [f"<strong>{word}" in steps for word in ("Convert", "Choose", "Train", "Judge", "Label")] == [True] * 5
+
+
 def test_the_site_needs_no_network(site):
     loaded = re.findall(r'(?:src|href)="(https?://[^"]+\.(?:js|css|woff2?)[^"]*)"', (site / "index.html").read_text())
     assert loaded == []

@@ -42,7 +42,7 @@ def test_report_is_written_and_named(setup):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (["--split", "test"], "no steps in split 'test'"),
+        (["--split", "test"], "has no split 'test'"),
         (["--supervised_steps", "-1"], "0 (off) or more"),
         (["--require", "swap_gap>=high"], "'high' is no number to compare with"),
         (["--step", "9"], "no checkpoint of step 9; it has [1, 2]"),

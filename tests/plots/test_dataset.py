@@ -89,6 +89,12 @@ def test_histograms_count_the_rows_and_mark_quantiles_and_bins(tmp_path, figures
     rows = np.stack([rng.normal(size=44), rng.random(44) < 0.4, np.full(44, 0.5)], 1).astype(np.float32)
     shards = write(tmp_path / "set", rows, pictures=False)
     dataset.histograms(tmp_path / "actions.png", shards, "action")
+    narrow = write(tmp_path / "narrow", rows[:, :1], pictures=False)
+    dataset.histograms(tmp_path / "narrow.png", narrow, "action")
+    for figure in figures:
+        assert figure.get_suptitle().replace("\n", " ").endswith("above: of equal frequency")
+        (heading,) = figure.texts
+        assert heading.get_window_extent().x1 <= figure.bbox.x1
     titles = [axes.get_title(loc="left") for axes in figures[0].axes if axes.get_visible()]
     assert titles == ["action 0: continuous", "action 1: binary", "action 2: constant"]
     for i, axes in enumerate(figures[0].axes[:3]):
