@@ -23,6 +23,7 @@ import lapa_jax
 from lapa_jax.core import config as config_lib
 from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.escape import say
 
 SAMPLE, GAP = "sample", 3
 """Data and gap of configs that name none."""
@@ -181,9 +182,9 @@ def main(argv: list[str]) -> None:
         raise UserError(f"it has no {args.config.partition(':')[0]}")
     with tempfile.TemporaryDirectory() as folder:
         rates = Rates(load(args.config, overrides), args.rate, pathlib.Path(folder), args.seconds)
-        print(json.dumps({"package": str(pathlib.Path(lapa_jax.__file__).resolve().parent)}), file=answers, flush=True)
+        say(json.dumps({"package": str(pathlib.Path(lapa_jax.__file__).resolve().parent)}), file=answers, flush=True)
         for line in sys.stdin:
-            print(json.dumps(rates.round(line.strip())), file=answers, flush=True)
+            say(json.dumps(rates.round(line.strip())), file=answers, flush=True)
 
 
 if __name__ == "__main__":
