@@ -15,8 +15,8 @@ Nothing of a checkpoint is executed, and one with missing, unexpected or misshap
 """
 
 import argparse
+import functools
 import math
-import os
 import pathlib
 import re
 import shutil
@@ -374,7 +374,8 @@ COMMANDS = {
 """By the first word of the command line. To add one: a reader in `lapa_jax/models/released/`, and an entry here."""
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str], devices: int | None = None) -> None:
+    """Imports. devices: how many the host is taken for; only a program that has not used jax yet can choose."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True)
     for kind, command in COMMANDS.items():
@@ -385,6 +386,10 @@ def main(argv: list[str]) -> None:
     chosen = vars(parser.parse_args(argv))
     kind, source, out = (chosen.pop(name) for name in ("kind", "input", "out"))
     startup.say(f"importing {kind} from {source}")
+    if devices is not None:
+        import jax
+
+        jax.config.update("jax_num_cpu_devices", devices)
     from lapa_jax.train.checkpoint import check_unused
 
     check_unused(out)
@@ -392,5 +397,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    os.environ["JAX_NUM_CPU_DEVICES"] = str(PARTS)  # jax reads it when it is imported
-    run_main(main)
+    run_main(functools.partial(main, devices=PARTS))
