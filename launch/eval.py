@@ -89,7 +89,9 @@ def act(args: argparse.Namespace) -> None:
     """Closed loop: the policy and all controls act in the environment."""
     from lapa_jax.sim import env
 
-    env.env_class(args.env)  # a misspelled name is said before a model is loaded
+    # A misspelled name, or a simulator that is not installed, is said before jax is imported and a model is loaded.
+    simulator = env.env_class(args.env)
+    env.check_installed(args.env.partition(":")[0], simulator.packages, simulator.extra)
     startup.begin(f"{args.run or args.policy} acts in {args.env}")
     from lapa_jax.evaluate import closed_loop, provenance
     from lapa_jax.sim import evaluation, rollouts

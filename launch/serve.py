@@ -35,6 +35,7 @@ def main(argv: list[str]) -> None:
     renamed = tuple(_pair(text) for text in args.rename)
 
     web.check_address(args.host, args.port)
+    web.need_aiohttp()
 
     # After the checks: importing jax takes seconds, and a typing error should be told at once.
     startup.begin(f"serving {args.run}")
@@ -44,7 +45,6 @@ def main(argv: list[str]) -> None:
     from lapa_jax.serve.limits import Limits
     from lapa_jax.serve.service import Options, Service
 
-    web.need_aiohttp()
     kind = kind_of_run(args.run)
     if kind.not_served:
         raise UserError(f"{args.run} holds a {kind.noun}, which {kind.not_served}")

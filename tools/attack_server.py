@@ -29,6 +29,7 @@ import numpy as np
 from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.escape import say
+from lapa_jax.core.system import peak_memory
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MIB = 2**20
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> None:
         address = server.stdout.readline().split()[2].rstrip(",")
         server.stdout.readline()  # ready
         with attacking(address, args.clients, args.hostile, args.seconds, args.period) as (alone, attacked, outcomes):
-            memory = _peak_memory(server.pid)
+            memory = peak_memory(server.pid)
             start = time.perf_counter()
             server.send_signal(signal.SIGTERM)
             server.wait(60)
@@ -266,12 +267,6 @@ async def _hostile(address: str, count: int, until: float) -> dict[str, int]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     return dict(outcomes)
-
-
-def _peak_memory(pid: int) -> float:
-    """MB that a process held at most."""
-    lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("VmHWM"))
 
 
 def _in_process(function: Callable, *arguments):

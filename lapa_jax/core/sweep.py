@@ -236,8 +236,9 @@ def configs(sweep: Sweep) -> Iterator[ml_collections.ConfigDict]:
             words = step.command[1:-2]
             files = [after for word, after in zip(words, words[1:]) if word == "--config_file"]
             config = config_lib.load(words[1], [word for word in words if word.startswith(OVERRIDE)], files)
-            known = {key: value for key, value in config.model.items() if value is not None}  # the data fill others in
-            fields.check_values(config_lib.model_class(config_lib.MODELS, config.model), known)
+            # What is None is filled in by the data.
+            settings = {key: value for key, value in config.model.items() if value is not None}
+            fields.check_values(config_lib.model_class(config_lib.MODELS, config.model), settings)
             yield config
 
 

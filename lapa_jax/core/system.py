@@ -66,6 +66,12 @@ class System:
         return {}
 
 
+def peak_memory(pid: int) -> float:
+    """MB (10**6 bytes) that a process of this machine has held at most."""
+    lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM"))
+
+
 def _counters() -> dict[str, float]:
     """What only grows: seconds, bytes over the network (the loopback left out), ticks of all cores and idle ones."""
     counters = {"time": time.monotonic()}

@@ -1,6 +1,7 @@
 """Typical mistakes, made on purpose: each ends in one line that names the thing, the value and the remedy, at once and
 before anything is written."""
 
+import importlib.metadata
 import importlib.util
 import pathlib
 import resource
@@ -13,7 +14,7 @@ import types
 import pytest
 
 from lapa_jax.core import config as config_lib
-from lapa_jax.core import trackers
+from lapa_jax.core import startup, trackers
 from lapa_jax.core.errors import run_main
 from lapa_jax.core.files import write_json
 from tests.commands import error_of
@@ -297,6 +298,33 @@ def test_a_mistake_is_one_line_at_once(command, expected, desk, scripts, port, m
     assert [part for part in expected.split(" & ") if part not in line] == [], line
     assert contents(desk) == before, "something was written"
     assert min(seconds) < SECONDS
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("serve --run policy --port 0", "this needs aiohttp, & pip install 'lapa_jax[serve]'"),
+        ("explore --run laq --port 0", "this needs aiohttp, & pip install 'lapa_jax[serve]'"),
+        ("eval --env push_table --run policy", "push_table needs mujoco, & pip install 'lapa_jax[sim]'"),
+        ("eval --env metaworld --run policy", "metaworld needs mujoco, & pip install 'lapa_jax[metaworld]'"),
+    ],
+)
+def test_a_package_that_is_not_installed_is_said_before_jax_is_imported(
+    command, expected, desk, scripts, monkeypatch, capsys
+):
+    def version(package: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    name, *arguments = command.split()
+    monkeypatch.chdir(desk)
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(startup, "begin", lambda text: pytest.fail(f"it began: {text}"))
+    with pytest.raises(SystemExit):
+        run_main(scripts[name].main)
+    line = error_of(capsys.readouterr().err)
+    assert [part for part in expected.split(" & ") if part not in line] == [], line
 
 
 def contents(folder: pathlib.Path) -> set[str]:

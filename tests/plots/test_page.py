@@ -88,6 +88,26 @@ def test_it_holds_in_a_browser(browser, tmp_path):
     assert browser.check(path).requests() == [path.as_uri()]
 
 
+def test_a_wide_table_has_a_soft_edge_where_it_goes_on(browser, tmp_path):
+    table = "\n".join(["| " + " | ".join(f"column_{i}_of_many" for i in range(14)) + " |"] * 3)
+    path = page.write(tmp_path / "index.html", [], f"# set\n\n## Table\n\n{table}\n", [], None)
+    opened = browser.open(path, 390)
+
+    def edges(scrolled: str) -> list[bool]:
+        """Whether the left and the right edge of the table differ from the page below its text."""
+        opened.run(f"document.querySelector('.scroll').scrollLeft = {scrolled}")
+        left, top, width = opened.run("(r => [r.left, r.top, r.width])"
+                                      "(document.querySelector('.scroll').getBoundingClientRect())")  # fmt: skip
+        opened.picture(tmp_path / "page.png")
+        pixels = np.asarray(Image.open(tmp_path / "page.png").convert("RGB"))
+        scale = pixels.shape[1] / 390
+        row = int((top + 3) * scale)
+        ends = [pixels[row, int((left + 1) * scale)], pixels[row, int((left + width - 2) * scale)]]
+        return [bool((255 - end.astype(int)).max() > 20) for end in ends]
+
+    assert edges("0") == [False, True] and edges("99999") == [True, False] and edges("200") == [True, True]
+
+
 @given(st.lists(st.text(max_size=40), min_size=1, max_size=4), st.text(max_size=30))
 def test_no_text_becomes_part_of_the_page(tmp_path_factory, texts, name):
     folder = tmp_path_factory.getbasetemp()

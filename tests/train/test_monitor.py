@@ -1,5 +1,7 @@
 """System metrics: what Linux tells, smallest and largest over hosts, and warnings that come once."""
 
+import os
+import resource
 import sys
 import types
 
@@ -21,6 +23,11 @@ def test_a_host_is_read(tmp_path):
     assert figures["network_received"] >= 0 and figures["network_sent"] >= 0
     assert -0.01 <= figures.get("cpu_utilization", 0.0) <= 1.01
     assert "gpu_memory" not in figures, "the CPU's backend keeps no account"
+
+
+def test_the_peak_of_a_process_s_memory_is_that_of_getrusage():
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert system.peak_memory(os.getpid()) == pytest.approx(kib * 1024 / 1e6, rel=0.05)
 
 
 def test_the_fullest_device_counts(monkeypatch):

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import pathlib
 import random
 import re
 import time
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from lapa_jax.core.errors import UserError
+from lapa_jax.core.system import peak_memory
 from tools import attack_server
 from tools.torture.mutations import mutated
 from tools.torture.processes import Process, still_carrying
@@ -28,7 +28,7 @@ def mutations(workshop: Workshop, count: int, rng: random.Random, tally: Tally) 
     """Sends `count` damaged messages over websockets and HTTP, and valid ones between, which get the same answer."""
     with _serving(workshop) as (process, address):
         asyncio.run(_mutations(address, count, rng, tally, workshop))
-        memory = _peak(process)
+        memory = peak_memory(process.popen.pid)
         tally.figures.append(f"the server held {memory:.0f} MB at most")
         if "Traceback" in process.printed():
             tally.ended("log", ["a traceback in the server's log"])
@@ -110,7 +110,7 @@ def clients(workshop: Workshop, count: int, rng: random.Random, tally: Tally) ->
     hostile = -(-count // VALID_EACH)
     with _serving(workshop, "--pending", "512", "--rate", "1000000") as (process, address):
         with attack_server.attacking(address, count, hostile, SECONDS, PERIOD) as (alone, attacked, outcomes):
-            memory = _peak(process)
+            memory = peak_memory(process.popen.pid)
             start = time.monotonic()
             process.popen.terminate()
             process.wait(60)
@@ -151,12 +151,6 @@ def _check_end(process: Process, tally: Tally) -> None:
         tally.ended("the end", [f"the server ended with {process.popen.returncode}: {process.last_words()}"])
     if alive := still_carrying(process.mark, 5.0):
         tally.ended("the end", [f"{len(alive)} process(es) of the server live on"])
-
-
-def _peak(process: Process) -> float:
-    """MB that a process held at most."""
-    lines = pathlib.Path(f"/proc/{process.popen.pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("VmHWM"))
 
 
 KINDS = {"mutations": Kind(mutations, 10_000, 240), "clients": Kind(clients, 300, 90)}
