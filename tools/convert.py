@@ -95,7 +95,7 @@ def main(argv: list[str]) -> None:
         return
     done = "is already finished" if report["finished"] else "is finished"
     say(f"{args.output} {done}: {summary(report)}")
-    for line in split_lines(report.get("splits", {}), args.split):
+    for line in split_lines(report.get("splits", {}), args.split, report.get("held_out_by")):
         say(f"  {line}")
     for error in report["errors"][:10]:
         say(f"  unreadable: {one_line(error['path'])}: {one_line(error['error'])}")
@@ -121,16 +121,18 @@ def summary(report: Mapping) -> str:
     return f"{counts} ({report['format']})"
 
 
-def split_lines(splits: Mapping, asked: str) -> list[str]:
+def split_lines(splits: Mapping, asked: str, held_out_by: str | None = None) -> list[str]:
     """What is in the splits, and what it means that one is empty or that few episodes are held out.
 
     Args:
       splits: {name: {"episodes", "steps"}}, of those that have any. asked: --split.
+      held_out_by: what decided the splits, in words.
     """
     train, val = (splits.get(name, {"episodes": 0})["episodes"] for name in ("train", "val"))
     if not splits:  # a report from before they were in it
         return []
-    lines = [", ".join(f"{name}: {of['episodes']} episodes, {of['steps']} steps" for name, of in splits.items())]
+    counts = ", ".join(f"{name}: {of['episodes']} episodes, {of['steps']} steps" for name, of in splits.items())
+    lines = [f"{counts} (by {held_out_by})" if held_out_by else counts]
     others = "convert others with --split val and set data.val_path"
     if not val:
         again = "" if train < 2 else ", or all again with --split auto and a --val_fraction above 0"

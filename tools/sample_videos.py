@@ -4,6 +4,7 @@ python tools/sample_videos.py FOLDER
 """
 
 import argparse
+import json
 import pathlib
 import shutil
 import tarfile
@@ -30,9 +31,17 @@ def main(argv: list[str]) -> None:
             # Pythons before 3.11.4 (Debian 12 has 3.11.2) know no filters; they take all members, and these are ours.
             archive.extraction_filter = getattr(tarfile, "data_filter", None)
             archive.extractall(f"{temporary}/whole")
+        _forget_splits(pathlib.Path(f"{temporary}/whole/episodes.jsonl"))
         shutil.move(f"{temporary}/whole", folder)
     videos = sum(1 for _ in folder.rglob("*.mp4"))
     say(f"{folder}: {videos} videos of 64 px, 10 frames a second, with instructions and actions")
+
+
+def _forget_splits(table: pathlib.Path) -> None:
+    """Takes the column `split` out of the recorder's table: users' own videos have none either."""
+    rows = [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines()]
+    rows = [{name: value for name, value in row.items() if name != "split"} for row in rows]
+    table.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from lapa_jax.data.convert.run import convert
 from lapa_jax.data.shards.step_shards import StepShards
 from tests.data import videos
 from tests.killing import dies_at, run_until_done_with_kills, timed
+from tools.convert import main
 from tools.torture.processes import differences
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -313,18 +314,37 @@ def test_what_is_held_out_is_told(tmp_path):
         videos.write(tmp_path / "source" / f"v{k}.mp4", 6)
     ends = lambda split, *more: run(tmp_path / "source", tmp_path / split, "--size", 32, "--workers", 0, *more)  # noqa: E731
     few = ends("few", "--val_fraction", 0.2)
-    assert few.returncode == 0 and "  train: 4 episodes, 24 steps, val: 1 episodes, 6 steps\n" in few.stdout
+    assert few.returncode == 0 and "  train: 4 episodes, 24 steps, val: 1 episodes, 6 steps (by a hash of" in few.stdout
     assert "warning: 1 of 5 episodes are held out, and figures on so few say little" in few.stdout
     assert "warning: 1 of 5 episodes" in ends("few", "--val_fraction", 0.2).stdout, "also when it is finished already"
     none = ends("none", "--split", "train").stdout
-    assert "train: 5 episodes, 30 steps\n" in none and "warning: nothing is held out" in none
+    assert "train: 5 episodes, 30 steps (by --split train)\n" in none and "warning: nothing is held out" in none
     assert "--split val" in none and "--split auto" in none
     every = ends("every", "--split", "val").stdout
-    assert "  val: 5 episodes, 30 steps\n" in every and "warning" not in every, "as it was asked"
+    assert "  val: 5 episodes, 30 steps (by --split val)\n" in every and "warning" not in every, "as it was asked"
     enough = ends("enough", "--val_fraction", 0.6).stdout
-    assert "train: 2 episodes, 12 steps, val: 3 episodes, 18 steps\n" in enough and "warning" not in enough
+    assert "val: 3 episodes, 18 steps (by a hash of the episode's name, --val_fraction 0.6)\n" in enough
+    assert "warning" not in enough
     report = json.loads((tmp_path / "enough" / "report.json").read_text())
     assert report["splits"] == {"train": {"episodes": 2, "steps": 12}, "val": {"episodes": 3, "steps": 18}}
+
+
+def test_a_table_s_own_splits_hold_out(tmp_path, capsys):
+    """As those of a recording: a video that the table names no split for is trained on."""
+    splits = {"v0": "val", "v1": "Train", "v2": "test", "v3": None}
+    for name in splits:
+        videos.write(tmp_path / "source" / f"{name}.mp4", 6)
+    rows = [{"video": f"{name}.mp4", "instruction": "go", "split": split} for name, split in splits.items()]
+    (tmp_path / "source" / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = [str(tmp_path / "source"), str(tmp_path / "out"), "--size", "16", "--workers", "0"]
+    main(arguments)
+    assert "val: 2 episodes, 12 steps (by the source's own splits)\n" in capsys.readouterr().out
+    assert [episode.id for episode in StepShards(tmp_path / "out", "val").episodes] == ["v0", "v2"]
+    main([arguments[0], str(tmp_path / "all"), *arguments[2:], "--split", "train"])
+    assert "train: 4 episodes, 24 steps (by --split train)\n" in capsys.readouterr().out
+    (tmp_path / "source" / "episodes.jsonl").write_text(json.dumps(rows[0] | {"split": "left"}))
+    with pytest.raises(UserError, match="line 1: split is 'left'; give train or val, or leave it out"):
+        main([arguments[0], str(tmp_path / "none"), *arguments[2:]])
 
 
 def test_csv_written_by_a_spreadsheet(source, tmp_path):

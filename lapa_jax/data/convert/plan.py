@@ -26,7 +26,8 @@ def make_plan(source: pathlib.Path, out: pathlib.Path, options: Options) -> dict
     Returns:
       {"options", "format", "episodes": [{"id", "name", "path", "at", "size", "split", "text"}], "missing": [[path,
       why]], "left_out", "notes", "cameras": {member: [H, W]}, "not_colour": {member: why it is left out}, "columns":
-      {name: [A]}, "names": {name: [...]}} as JSON; episodes in the order of the source's listing.
+      {name: [A]}, "names": {name: [...]}, "held_out_by": what decided the splits, in words} as JSON; episodes in the
+      order of the source's listing.
     """
     try:
         name, listing = _list(source, out, options)
@@ -38,8 +39,9 @@ def make_plan(source: pathlib.Path, out: pathlib.Path, options: Options) -> dict
         missing = f"; the first of {len(listing.missing)} missing: {listing.missing[0]}" if listing.missing else ""
         raise UserError(f"{source} holds no episodes of format {name}{missing}; see docs/reference/data_formats.md")
     plan = {"options": options.pinned() | {"format": name}, "format": name}
-    plan |= {"episodes": _entries(listing.items, options), "missing": [list(entry) for entry in listing.missing]}
-    plan |= {"left_out": listing.left_out}
+    entries, held_out_by = _entries(listing.items, options)
+    plan |= {"episodes": entries, "held_out_by": held_out_by}
+    plan |= {"missing": [list(entry) for entry in listing.missing], "left_out": listing.left_out}
     shapes = _shapes(name, source, listing, options)
     if options.filter and not shapes["cameras"]:
         raise UserError(f"--filter looks at images, and {source} has none: leave it out")
@@ -81,14 +83,17 @@ def check_essentials(
             )
 
 
-def _entries(items: list[Item], options: Options) -> list[dict]:
+def _entries(items: list[Item], options: Options) -> tuple[list[dict], str]:
+    """The entries of the plan, and what decided their splits, in words."""
     ids = episode_ids([item.name for item in items])
     given = [item.split for item in items]
     if options.split == "auto" and "val" in given:
-        splits = [split or "train" for split in given]
+        splits, held_out_by = [split or "train" for split in given], "the source's own splits"
     else:
         splits = assign_splits(ids, options.split, options.val_fraction)
-    return [{"id": i, **item._asdict(), "split": split} for i, item, split in zip(ids, items, splits)]
+        by_hash = f"a hash of the episode's name, --val_fraction {options.val_fraction:g}"
+        held_out_by = by_hash if options.split == "auto" else f"--split {options.split}"
+    return [{"id": i, **item._asdict(), "split": split} for i, item, split in zip(ids, items, splits)], held_out_by
 
 
 def item_of(entry: dict) -> Item:

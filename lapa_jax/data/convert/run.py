@@ -201,6 +201,7 @@ class _Conversion:
             "remarks": dict(sorted(totals.remarks.items())),
             "filter": filtering.described(self.filter, len(plan["episodes"]), totals.filtered) if self.filter else {},
             "splits": {},
+            "held_out_by": plan["held_out_by"],
             "far_values": {},
         }
 

@@ -16,22 +16,27 @@ VIDEO_COLUMNS = ("video", "path", "file", "filename", "name", "id", "video_id")
 TEXT_COLUMNS = ("instruction", "caption", "text", "sentence", "label")
 _NULLS = ("", "none", "null", "nan", "n/a", "<na>")
 """What tables write where there is no value, in any case of letters."""
+_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "val"}
+"""{what the column `split` holds: the split of the shards}."""
 
 
 class Caption(NamedTuple):
-    """What a table says about one video: its name there, the instruction, and a file of arrays ("" where none)."""
+    """What a table says about one video: its name there, the instruction, a file of arrays ("" where none), and its
+    split, "train" or "val" ("" where the table does not say)."""
 
     video: str
     text: str
     arrays: str
+    split: str
 
 
 def read_captions(path: str) -> list[Caption]:
     """Reads a captions file.
 
     Forms: a list of objects (json) or an object a line (jsonl) with one of the columns `VIDEO_COLUMNS` and one of
-    `TEXT_COLUMNS`, `arrays`, or both; an object {video: text} or {video: {"label": ...}} (json); a csv with a header,
-    separated by comma, semicolon or tab. A list of {"id", "label", ...} is that of Something-Something-V2.
+    `TEXT_COLUMNS`, `arrays`, or both, and perhaps `split`; an object {video: text} or {video: {"label": ...}} (json); a
+    csv with a header, separated by comma, semicolon or tab. A list of {"id", "label", ...} is that of
+    Something-Something-V2.
 
     A clip whose text is empty or null, also as the word, has no instruction. Columns that hold nothing but numbers are
     classes, and no instructions: of the others the first in the order of `TEXT_COLUMNS` counts.
@@ -129,7 +134,10 @@ def _caption(path: str, place: str, row: Mapping, columns: Sequence[str]) -> Cap
         raise UserError(f"captions file {path}, {place}: needs {need}, has {tuple(row)}")
     text = next((row[column] for column in columns if not _is_empty(row.get(column))), "")
     text = as_instruction(text) if isinstance(text, list | tuple) else str(text).strip()
-    return Caption(str(video), text, str(row.get("arrays") or ""))
+    split = "" if _is_empty(row.get("split")) else str(row["split"]).strip().lower()
+    if split not in ("", *_SPLITS):
+        raise UserError(f"captions file {path}, {place}: split is {row['split']!r}; give train or val, or leave it out")
+    return Caption(str(video), text, str(row.get("arrays") or ""), _SPLITS.get(split, ""))
 
 
 def match(captions: Sequence[Caption], videos: Sequence[str], path: str) -> tuple[dict[str, Caption], int]:

@@ -58,7 +58,7 @@ def find(source: pathlib.Path, options: Mapping, exclude: pathlib.Path | None = 
     for path, kind, size in sorted(entries):
         caption = captions.get(path)
         at = {"kind": kind, "arrays": caption.arrays} if caption and caption.arrays else {"kind": kind}
-        items.append(Item(path, path, at, size, text=texts.get(path, "")))
+        items.append(Item(path, path, at, size, caption.split if caption else "", texts.get(path, "")))
     if any("arrays" in item.at for item in items):
         notes["arrays"] = sum("arrays" in item.at for item in items)
     left_out |= {f"files {ending or 'without ending'}": n for ending, n in (Counter(others) - used).items()}
