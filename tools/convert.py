@@ -61,6 +61,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "hashes), each with a value if wished: all,still=3. report.json counts what it does, and "
         "tools/inspect_data.py shows it",
     )
+    parser.add_argument("--white", type=int, help="value of white in images of 16 bits: 4095 of a camera of 12 bits")
     parser.add_argument(
         "--split", default="auto", help="auto (the source's own, else by a hash of the episode), all train or all val"
     )

@@ -1,12 +1,14 @@
 """The one opener of still images: files, members of archives, cells of tables and arrays, as uint8[H, W, 3].
 
-**Depth of values.** 16-bit images are scaled by 1/257, floats of 0 to 1 by 255; other floats and 32-bit integers are
-refused. **Orientation.** The EXIF orientation is applied, as viewers do. **Colours.** Grey, palettes and CMYK become
-RGB; an alpha channel is left out, the colours stay as they are stored. **Pages.** A file has one image, unless its
-pages or frames are asked for. **Size.** More than `LARGEST` pixels are refused before they are decoded, and so is a
-JPEG of more than `MAX_SCANS` scans.
+**Depth of values.** 16-bit images are scaled by 1/257, or as a given value of white says; where none is given and all
+values are below 4096, as of cameras of 12 bits, they are refused, since they would come out dark. Floats of 0 to 1 are
+scaled by 255; other floats and 32-bit integers are refused. **Orientation.** The EXIF orientation is applied, as
+viewers do. **Colours.** Grey, palettes and CMYK become RGB; an alpha channel is left out, the colours stay as they are
+stored. **Pages.** A file has one image, unless its pages or frames are asked for. **Size.** More than `LARGEST` pixels
+are refused before they are decoded, and so is a JPEG of more than `MAX_SCANS` scans.
 """
 
+import functools
 import io
 import pathlib
 import warnings
@@ -31,45 +33,52 @@ COLOUR, GREY, INDEXED, DEEP = "colour", "grey", "8-bit single channel", "16-bit 
 SCALED, TRANSPARENT = "16-bit or float images scaled to 8 bit", "images with transparent pixels, shown as if opaque"
 """Remarks: what was done to how many images."""
 
-_ORIENTATION, _SUBFILE, _REDUCED = 274, 254, 1
+_ORIENTATION, _SUBFILE, _BITS, _REDUCED = 274, 254, 258, 1
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
-_EIGHT_BIT = np.rint(np.arange(1 << 16) / 257).astype(np.uint8)
-"""The 8-bit value of each 16-bit value."""
+WHITE = (1 << 16) - 1
+"""The value of white in images of 16 bits, unless another is given."""
+_DIM = 1 << 12
+"""Below it are all values of cameras of 12 bits, and of images that are black to the eye."""
 
 
-def open_frame(frame: np.ndarray | bytes, remarks: Counter | None = None) -> np.ndarray:
+def open_frame(
+    frame: np.ndarray | bytes, remarks: Counter | None = None, white: int | None = None
+) -> np.ndarray:
     """uint8[H, W, 3] of an array, or of the bytes of a JPEG, PNG or other image file.
 
     Args:
       frame: uint8, uint16 or floats [H, W, 3 or 4], [H, W, 1], [H, W] or [3, H, W]; or bytes.
       remarks: where it is counted what was done to the image.
+      white: the value of white in images of 16 bits; None: 65535, and images that this leaves dark are refused.
 
     Raises:
       ValueError: the array is no image, the bytes are damaged, hold several images or more than `LARGEST` pixels, or
         the values are of no known range.
     """
     if isinstance(frame, np.ndarray):
-        return _from_array(frame, remarks)
+        return _from_array(frame, remarks, white)
     if is_plain_jpeg(frame):
         height, width = simplejpeg.decode_jpeg_header(frame)[:2]
         check_size(width, height)
         check_scans(frame)
         return images.decode(frame)
-    pages = list(_pages(io.BytesIO(frame), remarks, only_one=True))
+    pages = list(_pages(io.BytesIO(frame), remarks, only_one=True, white=white))
     return pages[0]
 
 
-def open_pages(path: pathlib.Path, remarks: Counter | None = None, only_one: bool = False) -> Iterator[np.ndarray]:
+def open_pages(
+    path: pathlib.Path, remarks: Counter | None = None, only_one: bool = False, white: int | None = None
+) -> Iterator[np.ndarray]:
     """The pages or animation frames of an image file, uint8[H, W, 3] each; for most files that is one.
 
     Args:
-      path: the file. remarks: see `open_frame`. only_one: more than one page is a ValueError.
+      path: the file. remarks, white: see `open_frame`. only_one: more than one page is a ValueError.
     """
     if path.suffix.lower() in (".jpg", ".jpeg"):
-        yield open_frame(path.read_bytes(), remarks)
+        yield open_frame(path.read_bytes(), remarks, white)
         return
     with open(path, "rb") as file:
-        yield from _pages(file, remarks, only_one)
+        yield from _pages(file, remarks, only_one, white)
 
 
 def kind_of(frame: np.ndarray | bytes | pathlib.Path) -> str:
@@ -133,7 +142,7 @@ def _orientation(data: bytes) -> int:
             return 1
 
 
-def _pages(file, remarks: Counter | None, only_one: bool) -> Iterator[np.ndarray]:
+def _pages(file, remarks: Counter | None, only_one: bool, white: int | None) -> Iterator[np.ndarray]:
     from PIL import Image, ImageSequence
 
     try:
@@ -156,7 +165,7 @@ def _pages(file, remarks: Counter | None, only_one: bool) -> Iterator[np.ndarray
                     raise ValueError(f"it holds {image.n_frames} pages or frames, and one image is expected: save "
                                      "each as a file of its own, or put the file into a folder of its own")  # fmt: skip
                 check_size(*page.size)
-                yield _from_pillow(page, remarks)
+                yield _from_pillow(page, remarks, white)
     except (OSError, ValueError, SyntaxError, TypeError, EOFError, MemoryError, Image.DecompressionBombError) as error:
         raise _damaged(error) from None
 
@@ -171,12 +180,14 @@ def _damaged(error: Exception) -> ValueError:
     return ValueError(f"an image is damaged ({str(error).split('<')[0].strip() or type(error).__name__})")
 
 
-def _from_pillow(page, remarks: Counter | None) -> np.ndarray:
+def _from_pillow(page, remarks: Counter | None, white: int | None) -> np.ndarray:
     """uint8[H, W, 3] of an opened Pillow image."""
     from PIL import ImageOps
 
     page.load()
     kind = page.format
+    if white is None and kind == "TIFF" and 8 < (bits := page.tag_v2.get(_BITS, (8,))[0]) < 16:
+        white = (1 << bits) - 1
     try:
         page = ImageOps.exif_transpose(page)
     except Exception:
@@ -184,14 +195,14 @@ def _from_pillow(page, remarks: Counter | None) -> np.ndarray:
     if page.mode in _DEEP_MODES:
         values = np.asarray(page)
         # PNG and PPM have at most 16 bits, also where Pillow gives them 32
-        return _from_array(values.astype(np.uint16) if kind in ("PNG", "PPM") else values, remarks)
+        return _from_array(values.astype(np.uint16) if kind in ("PNG", "PPM") else values, remarks, white)
     if remarks is not None and (page.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in page.info):
         alpha = page.convert("RGBA").getchannel("A")
         remarks[TRANSPARENT] += int(alpha.getextrema()[0] < 255)
     return np.asarray(page.convert("RGB"))
 
 
-def _from_array(array: np.ndarray, remarks: Counter | None) -> np.ndarray:
+def _from_array(array: np.ndarray, remarks: Counter | None, white: int | None) -> np.ndarray:
     """uint8[H, W, 3] of an array."""
     image = array
     if image.ndim == 3 and image.shape[0] == 3 and image.shape[2] not in (1, 3, 4):
@@ -203,7 +214,7 @@ def _from_array(array: np.ndarray, remarks: Counter | None) -> np.ndarray:
     image = image[..., :3]
     kind = image.dtype.kind
     if kind == "u" and image.dtype.itemsize == 2:
-        image = _EIGHT_BIT[image]
+        image = _eight_bits(image, white)
     elif kind == "f":
         low, high = float(image.min()), float(image.max())
         if not (low >= 0 and high <= 1):
@@ -216,3 +227,24 @@ def _from_array(array: np.ndarray, remarks: Counter | None) -> np.ndarray:
     if remarks is not None and array.dtype.itemsize > 1:
         remarks[SCALED] += 1
     return image if image.shape[2] == 3 else np.repeat(image, 3, axis=2)
+
+
+def _eight_bits(values: np.ndarray, white: int | None) -> np.ndarray:
+    """uint8 of uint16 values; `white` as of `open_frame`."""
+    brightest = int(values.max())
+    if white is None and 0 < brightest < _DIM:
+        bits = 10 if brightest < 1 << 10 else 12
+        raise ValueError(
+            f"the brightest value of a 16-bit image is {brightest}, as of a camera of {bits} bits: say which value is "
+            f"white, --white {(1 << bits) - 1}, or --white {WHITE} where it is to be as dark as that"
+        )
+    white = white or WHITE
+    if brightest > white:
+        raise ValueError(f"a 16-bit image has the value {brightest}, and --white is {white}; give the largest there is")
+    return _table(white)[values]
+
+
+@functools.cache
+def _table(white: int) -> np.ndarray:
+    """The 8-bit value of each value up to white."""
+    return np.rint(np.arange(white + 1) * (255 / white)).astype(np.uint8)

@@ -40,6 +40,38 @@ def test_sixteen_bits_are_scaled_and_never_clipped(kind):
     np.testing.assert_array_equal(open_frame(DEEP_VALUES.astype(">u2")[..., None]), scaled(DEEP_VALUES))
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM", "array"])
+@pytest.mark.parametrize("bits", [10, 12])
+def test_fewer_bits_stored_in_sixteen_need_a_white(kind, bits):
+    """In exact arithmetic, as above. The PPM of Pillow says 65535 is white."""
+    white = (1 << bits) - 1
+    values = DEEP_VALUES % (white + 1)
+    frame = values if kind == "array" else file_of(values, kind)
+    with pytest.raises(ValueError, match=rf"is {values.max()}, as of a camera of {bits} bits: .* --white {white}, or"):
+        open_frame(frame)
+    expected = ((values.astype(np.int64) * 255 * 2 + white) // (2 * white)).astype(np.uint8)
+    np.testing.assert_array_equal(open_frame(frame, white=white)[..., 0], expected)
+    np.testing.assert_array_equal(open_frame(frame, white=65535), scaled(values))
+    with pytest.raises(ValueError, match=f"has the value {values.max()}, and --white is 300"):
+        open_frame(frame, white=300)
+    assert open_frame(np.zeros_like(values)).max() == 0, "nothing is black to every camera"
+
+
+def test_a_tiff_that_says_how_many_bits_it_has_needs_no_white():
+    """Pillow cannot write 12 bits: the tag of a file of 16 is turned into 12 and its values are packed by hand."""
+    import struct
+
+    values = (DEEP_VALUES[:4, :6] % 4096).astype(int)
+    pairs = values.reshape(-1, 2)
+    packed = b"".join(((a << 12) | b).to_bytes(3, "big") for a, b in pairs.tolist())
+    tags = [(256, 3, 6), (257, 3, 4), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1), (278, 3, 4),
+            (279, 4, len(packed))]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    directory = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    data = b"II*\0" + struct.pack("<I", 8 + len(packed)) + packed + directory
+    np.testing.assert_array_equal(open_frame(data)[..., 0], (values * 510 + 4095) // 8190)
+
+
 def test_sixteen_bits_of_each_colour_are_scaled():
     """Pillow cannot write such a PNG, so it is written by hand."""
     import struct

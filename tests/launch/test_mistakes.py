@@ -92,6 +92,7 @@ convert videos out --sizee 64 => there is no option --sizee; did you mean '--siz
 convert videos out --fps 0 => --fps must be positive or 'native', got 0.0
 convert videos out --quality 101 => --quality is 1 to 100, got 101
 convert videos out --share 3/2 => --share 3/2: give I/N
+convert videos out --white 0 => --white is 255 to 65535, got 0
 convert videos out --resize cut => --resize cut is not one of squash, center_crop, lapa
 convert videos out --filter stil => no rule 'stil'; did you mean 'still'?
 convert videos out --val_fraction 2 => --val_fraction lies in [0, 1), got 2.0

@@ -15,7 +15,7 @@ class Options:
 
     `fps` None keeps the frame rates, `size` None the images' own size; `captions` None takes the table that recordings
     carry where there is one. `filter` is what `filter.Filter.parse` takes. `cameras`, `action`, `state` and `captions`
-    "none" leave out what the source has of them.
+    "none" leave out what the source has of them. `white` is the value of white in images of 16 bits, see `image_files`.
     """
 
     format: str = "auto"
@@ -29,6 +29,7 @@ class Options:
     convention: str | None = None
     captions: str | None = None
     filter: str | None = None
+    white: int | None = None
     split: str = "auto"
     val_fraction: float = 0.1
     samples_per_shard: int | None = None
@@ -44,6 +45,7 @@ class Options:
             (self.size is None or 1 <= self.size <= 16384, f"--size is in pixels, 1 to 16384, got {self.size}"),
             (self.resize in RESIZE_MODES, f"--resize {self.resize} is not one of {', '.join(RESIZE_MODES)}"),
             (1 <= self.quality <= 100, f"--quality is 1 to 100, got {self.quality}"),
+            (self.white is None or 255 <= self.white < 1 << 16, f"--white is 255 to 65535, got {self.white}"),
             (self.split in ("auto", "train", "val"), f"--split {self.split} is not auto, train or val"),
             (0 <= self.val_fraction < 1, f"--val_fraction lies in [0, 1), got {self.val_fraction}"),
             (
@@ -59,7 +61,8 @@ class Options:
 
     def for_readers(self) -> dict:
         """The options as the modules of `lapa_jax.data.formats` take them."""
-        names = ("fps", "size", "resize", "cameras", "action", "state", "convention", "captions", "split")
+        names = ("fps", "size", "resize", "cameras", "action", "state", "convention", "captions", "white",
+                 "split")  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
     def pinned(self) -> dict:

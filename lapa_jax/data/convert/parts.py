@@ -232,7 +232,7 @@ def _jpeg(
     if frame is None:
         return None
     try:
-        picture = image_files.open_frame(frame, remarks)
+        picture = image_files.open_frame(frame, remarks, options["white"])
     except ValueError as error:
         raise ValueError((isinstance(frame, bytes) and placeholder(frame)) or str(error)) from None
     if options["size"] is not None:

@@ -162,7 +162,7 @@ def _first_frame(frames) -> np.ndarray | bytes | None:
 
 def _image_shape(frame: np.ndarray | bytes | None) -> list[int] | None:
     """[H, W] of a frame; None where there is none."""
-    return None if frame is None else list(image_files.open_frame(frame).shape[:2])
+    return None if frame is None else list(image_files.open_frame(frame, white=image_files.WHITE).shape[:2])
 
 
 def _not_colour(first: dict) -> dict[str, str]:

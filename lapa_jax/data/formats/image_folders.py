@@ -28,6 +28,7 @@ class ImageFolder:
     Args:
       path: the folder.
       fps: the rate at which the images were taken, or None: images have no clock.
+      white: the value of white in images of 16 bits, as `image_files.open_frame` takes it.
 
     Attributes:
       fps: as given. left_out: patterns of the images that are left out, and why. remarks: how many frame numbers are
@@ -37,8 +38,8 @@ class ImageFolder:
       ValueError: an image cannot be read, or there is no single series of colour images.
     """
 
-    def __init__(self, path: pathlib.Path, fps: float | None):
-        self._path, self.fps = path, fps
+    def __init__(self, path: pathlib.Path, fps: float | None, white: int | None = None):
+        self._path, self.fps, self._white = path, fps, white
         self._names: list[str] | None = None
         self.left_out: tuple[str, ...] = ()
         self.remarks: Counter = Counter()
@@ -84,7 +85,8 @@ class ImageFolder:
         self.open()
         for name in self._names:
             with _naming(name):
-                yield from image_files.open_pages(self._path / name, self.remarks, only_one=len(self._names) > 1)
+                path, only_one = self._path / name, len(self._names) > 1
+                yield from image_files.open_pages(path, self.remarks, only_one, self._white)
 
 
 def not_colour(root: pathlib.Path, folders: Mapping[str, Sequence[str]]) -> list[str]:

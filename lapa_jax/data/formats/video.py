@@ -110,8 +110,10 @@ def _captions(options: Mapping, paths: list[str]) -> tuple[dict[str, Caption], d
 
 def standardize(source: pathlib.Path, item: Item, options: Mapping) -> Episode:
     """One video or folder of images as an episode, with the arrays that the table of episodes names for it."""
-    opener = video.Video if item.at["kind"] == "video" else ImageFolder
-    frames = opener(folder_of(source) / item.path, options["fps"]).open()
+    path = folder_of(source) / item.path
+    is_video = item.at["kind"] == "video"
+    frames = video.Video(path, options["fps"]) if is_video else ImageFolder(path, options["fps"], options["white"])
+    frames.open()
     columns, left_out = {}, [*frames.left_out]
     if "arrays" in item.at:
         arrays = read_arrays(find_file(pathlib.Path(options["captions"]).parent / item.at["arrays"]))

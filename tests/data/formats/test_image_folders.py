@@ -61,7 +61,7 @@ def test_depth_alone_is_scaled_or_refused_by_its_name(tmp_path):
     for k in range(2):
         deep(tmp_path / f"plain/{k}.png", k)
         deep(tmp_path / f"named/{k}.depth.png", k)
-    folder = ImageFolder(tmp_path / "plain", None)
+    folder = ImageFolder(tmp_path / "plain", None, white=65535)
     assert [image.max() for image in folder] == [12, 12] and folder.remarks == {SCALED: 2}
     with pytest.raises(ValueError, match="depth maps only"):
         ImageFolder(tmp_path / "named", None).open()

@@ -20,7 +20,7 @@ from lapa_jax.data.formats.rlds import features as rlds_features
 from lapa_jax.data.formats.rlds import shards as rlds_shards
 from lapa_jax.data.formats.rlds.conventions import Convention, openness
 from lapa_jax.data.formats.rlds.oxe import CONVENTIONS
-from lapa_jax.data.image_files import open_frame
+from lapa_jax.data.image_files import WHITE, open_frame
 
 FEATURES = {
     "image": "the convention's first camera; the others are image_<name>",
@@ -236,7 +236,7 @@ def _without_blanks(frames: Sequence, key: str, start: int) -> Iterator[np.ndarr
 def _blank(frame: np.ndarray | bytes, key: str, t: int) -> bool:
     """Whether a picture has one value throughout: what datasets store where a camera was not there."""
     try:
-        pixels = open_frame(frame)
+        pixels = open_frame(frame, white=WHITE)
     except ValueError as error:
         raise ValueError(f"step {t}: the picture '{key}' cannot be decoded ({error})") from None
     return bool((pixels == pixels[0, 0]).all())
