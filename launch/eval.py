@@ -52,13 +52,13 @@ def main(argv: list[str]) -> None:
     startup.begin(f"evaluating {args.run}")
     import lapa_jax
     from lapa_jax.evaluate import evaluation_of, options_of
-    from lapa_jax.inference.load import check_split, kind_of_run
+    from lapa_jax.inference.load import check_data, kind_of_run
 
     # Before the weights, which may take minutes to read.
     options = options_of(kind_of_run(args.run), {name: getattr(args, name) for name in ONLY_SOME}, args.run)
     if args.data and not PairShards.is_one(dataset_folder(args.data)):
         read_dataset(args.data)
-    check_split(args.run, args.data, args.split)
+    check_data(args.run, args.data, args.split)
     model = lapa_jax.load(args.run, step=args.step)
     out = args.out or default_out(pathlib.Path(args.run), args.step)
     arguments = {"run": args.run, "out": out, "data": args.data, "split": args.split, "pairs": args.pairs, **options}

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     import lapa_jax
     from lapa_jax.explore.options import Options, refuse
     from lapa_jax.inference import kinds
-    from lapa_jax.inference.load import check_split, kind_of_run
+    from lapa_jax.inference.load import check_data, kind_of_run
 
     kind = kind_of_run(args.run)
     if kind.explorer is None:
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{args.run} holds a {kind.noun}, for which there is no page; give the run of {explored}")
     options = Options(args.data, args.split, args.pairs, args.tokenizer, args.dataset)
     refuse(args.run, kind, options)
-    check_split(args.run, args.data, args.split)
+    check_data(args.run, args.data, args.split)
     if args.tokenizer is not None:
         kind_of_run(args.tokenizer)  # whether there is one
     from lapa_jax.explore import server

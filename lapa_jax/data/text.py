@@ -251,7 +251,7 @@ def check_name(config: Mapping) -> None:
                             "and sentencepiece")  # fmt: skip
         return
     if _looks_local(name):
-        raise UserError(f"tokenizer folder {name} does not exist")
+        raise _no_folder(name)
     # Where the hub's library keeps downloads, and the switch by which it is not asked.
     home = os.environ.get("HF_HOME", pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface")
     cache = pathlib.Path(os.environ.get("HF_HUB_CACHE", pathlib.Path(home) / "hub")).expanduser()
@@ -263,6 +263,11 @@ def check_name(config: Mapping) -> None:
         _reach_hub()
     except OSError as error:
         raise _not_to_be_had(name, str(error)) from None
+
+
+def _no_folder(name: str) -> UserError:
+    return UserError(f"tokenizer folder {name} does not exist; name one that does (data.text_tokenizer.name), or "
+                     "import released weights again with their --tokenizer")  # fmt: skip
 
 
 def convert_sentencepiece(source: pathlib.Path, folder: pathlib.Path) -> None:
@@ -305,7 +310,7 @@ def _from_pretrained(name: str):
     """A folder, else what an earlier download has left, else the hub."""
     folder = pathlib.Path(name)
     if _looks_local(name) and not folder.is_dir():
-        raise UserError(f"tokenizer folder {name} does not exist")
+        raise _no_folder(name)
     if (folder / "tokenizer.model").exists() and importlib.util.find_spec("sentencepiece") is None:
         if not (folder / "tokenizer.json").exists():
             raise UserError(f"{folder / 'tokenizer.model'} needs a package: pip install sentencepiece")

@@ -65,12 +65,15 @@ def kind_of_run(path) -> kinds.Kind:
     return kind
 
 
-def check_split(path, data: str | None, split: str | None) -> None:
-    """Refuses a split that the data lack, before weights are read, where one folder of step shards is meant.
+def check_data(path, data: str | None, split: str | None) -> None:
+    """Refuses a run without data of its own where the command names none, and a split that the data lack, before
+    weights are read. A split is looked for where one folder of step shards is meant.
 
     Args: path: a folder as of `load`. data, split: what the command names; None: the run's own.
     """
     config = _config_of(path)[1].get("data") or {}
+    if data is None and config and not any(config.get(name) for name in ("path", "val_path", "mixture")):
+        raise UserError(f"{path} names no data of its own, as imported weights do: give --data FOLDER, of step shards")
     own = None if config.get("mixture") and not config.get("val_path") else config.get("val_path") or config.get("path")
     folder = data or own
     if split is None or folder is None or PairShards.is_one(dataset_folder(folder)):

@@ -176,6 +176,16 @@ def test_training_needs_statistics_of_what_it_learns_from(tmp_path, spoil, words
     pipeline.check_trainable(pipeline.build({"path": str(folder), "samples": "steps", "fields": ("state",)}, "train"))
 
 
+def test_statistics_of_a_run_on_another_robot_are_named_as_that(tmp_path):
+    """Its data are as they should be, and converting them again would not help."""
+    folder = make.write(tmp_path / "data", [4], cameras=())
+    of_run = json.loads((folder / "statistics.json").read_text())
+    of_run["action"] = {name: value if name == "count" else [*value, 0.0] for name, value in of_run["action"].items()}
+    data = {"path": str(folder), "samples": "steps", "fields": ("action",), "normalize": "mean_std"}
+    with pytest.raises(UserError, match="'action' has 3 numbers in .*data, and 4 in the data that the run"):
+        pipeline.build(data, "train", statistics={"theirs": of_run})
+
+
 def test_augmentation_of_other_samples(folders, tmp_path):
     data = {"path": str(folders["a"]), "samples": "steps", "fields": ("image", "text"), "augment": {"shift": 2}}
     assert pipeline.augmentation(data, pipeline.build(data, "train")) == Augment(shift=2)

@@ -16,7 +16,7 @@ import pytest
 from lapa_jax.core import config as config_lib
 from lapa_jax.core import startup, trackers
 from lapa_jax.core.errors import run_main
-from lapa_jax.core.files import write_json
+from lapa_jax.core.files import read_json, write_json
 from tests.commands import error_of
 from tests.inference import small_run
 
@@ -115,6 +115,7 @@ label --run laq --data sample --out labels --step 7 => no checkpoint of step 7; 
 eval => give --run
 eval --run nowhere => nowhere does not exist; give a run folder
 eval --run empty => empty is no run folder: it has no config.json; give
+eval --run imported => imported names no data of its own, as imported weights do: give --data FOLDER
 eval --run laq --pairs 1 => --pairs 1 are too few to measure by; give 2 or more
 eval --run laq --data nowhere => data folder nowhere does not exist; give
 eval --run laq --data videos => videos holds no step shards & tools/convert.py
@@ -163,6 +164,7 @@ explore --run laq --split test => has no split 'test'; known: train, val
 explore --run laq --dataset bridge => --dataset bridge is nothing to laq, a tokenizer of frame pairs; leave
 explore --run latent --tokenizer nowhere => nowhere does not exist; give a run folder
 explore --run policy --pairs 5 => --pairs 5 is nothing to policy, a stage-3 policy; leave
+explore --run imported => imported names no data of its own, as imported weights do: give --data FOLDER
 explore --run laq --pairs 0 => --pairs 0 must be 1 or more
 explore --run laq --tokenizer laq => --tokenizer laq is nothing to laq, a tokenizer of frame pairs; leave
 explore --run laq --step 7 => no checkpoint of step 7; it has [1, 2]
@@ -242,10 +244,13 @@ def desk(root, tmp_path_factory) -> pathlib.Path:
     """A folder with what the commands name: runs, raw videos, folders of other things."""
     folder = tmp_path_factory.mktemp("desk")
     small_run.write(folder / "laq", root, "sample")
+    (folder / "imported").mkdir()
     for name, file in (("policy", "vla_action"), ("latent", "vla_latent"), ("tokens", "fsq")):
         (folder / name).mkdir()
         config = config_lib.load(f"{root}/configs/{file}.py:test")
         write_json(folder / name / "config.json", config_lib.to_json(config))
+    write_json(folder / "imported/config.json", {"name": "laq", "data": {"image_size": 32},
+                                                 "model": read_json(folder / "laq/config.json")["model"]})  # fmt: skip
     for name in ("empty", "videos", "full"):
         (folder / name).mkdir()
     (folder / "videos/a.mp4").write_bytes(b"no video")

@@ -258,7 +258,12 @@ class FieldSource(StepSource):
             return Column(self._latents, name)
         if self.options.normalize == "none":
             return Column(self.shards, name)
-        check_statistics(self.statistics, name, self.numeric[name], str(self.shards.folder))
+        width, trained = self.numeric[name], len(self.statistics.get(name, {}).get("mean", ()))
+        # Statistics of a run, not of these shards, which may be of another robot.
+        if self.statistics.get(name) != self.shards.statistics.get(name) and trained not in (0, width):
+            raise UserError(f"'{name}' has {width} numbers in {self.shards.folder}, and {trained} in the data that the "
+                            "run was trained on: give data of the same robot (of --dataset, where it knows several)")
+        check_statistics(self.statistics, name, width, str(self.shards.folder))
         return Column(self.shards, name, Normalizer(self.statistics[name], self.options.normalize))
 
     def __repr__(self) -> str:

@@ -95,7 +95,7 @@ def open_labels(folder, source: StepShards, tokenizer=None) -> tuple[StepShards,
       UserError: there are no labels, or labels of another tokenizer, of other data or of other steps.
     """
     if folder is None and "latent" not in source.features:
-        words = "label it with launch/label.py and set data.labels to what that wrote"
+        words = "label it with launch/label.py and name what that wrote: data.labels to train, --labels to evaluate"
         raise UserError(f"{source.folder} holds no latent labels; {words}")
     if folder is None:
         has_labels = "labels" in read_dataset(source.folder)["source"]
