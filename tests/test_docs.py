@@ -237,6 +237,13 @@ def test_overrides_in_the_pages_exist(root):
     assert {name for name in unknown if "model.safetensors" not in name} == set()
 
 
+def test_the_quickstart_without_a_clone_trains_as_the_script_does(root):
+    texts = [(root / path).read_text() for path in ("launch/quickstart.sh", "docs/howto/install.md")]
+    setting = re.compile(r"--(?:config\.(?!data\.path)[\w.]+=|supervised_steps )[\w.]+")
+    script, page = (set(setting.findall(text)) for text in texts)
+    assert script == page and len(script) == 6
+
+
 def test_commands_are_found_on_the_pages():
     assert "--config" in COMMANDS["launch/train.py"] and "--layer" in COMMANDS["tools/import_weights.py siglip"]
     assert len(COMMANDS) > 20

@@ -63,7 +63,8 @@ KINDS = {kind.name: kind for kind in (
          evaluation="lapa_jax.evaluate.latent_policy:Evaluation", options=("labels", "tokenizer"),
          explorer="lapa_jax.explore.latent_policy:LatentPolicy", explorer_options=("tokenizer", "dataset"),
          training_image="lapa_jax.evaluate.training_images:LatentPolicies",
-         not_served="gives codes and no actions; train it on actions with configs/vla_action.py and serve that run",
+         not_served="gives codes and no actions; train it on actions (configs/vla_action.py; LAPA-7B: lapa.py:actions, "
+                    "UniVLA: univla_policy.py:actions) and serve that run",
          program=True, int8_error="codes"),
     Kind("action_policy", "stage-3 policy",
          trained="lapa_jax.inference.policies:Policy",
