@@ -112,10 +112,21 @@ def frame_pair_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigD
 
 def frame_pair_losses() -> ml_collections.ConfigDict:
     """The paper's weights: reconstruction alone. NSVQ and FSQ have no loss of the codebook, then the codebook's and the
-    commitment's are 0. Those of actions, middle frames and flow need these fields of the samples."""
-    return ml_collections.ConfigDict({"reconstruction": 1.0, "motion": 0.0, "coarse": 0.0, "action": 0.0,
+    commitment's are 0. Those of actions, middle frames and flow need these fields of the samples, that of views
+    needs `view_shift`."""
+    return ml_collections.ConfigDict({"reconstruction": 1.0, "motion": 0.0, "coarse": 0.0, "action": 0.0, "view": 0.0,
                                       "reversal": 0.0, "composition": 0.0, "midway": 0.0, "flow": 0.0,
                                       "flow_weighted": 0.0, "codebook": 1.0, "commitment": 0.25})  # fmt: skip
+
+
+def recommended(config: ml_collections.ConfigDict) -> None:
+    """Codes that say how things move, with every seed that was tried: see docs/results/latent_actions.md."""
+    side = config.model.image_size
+    moving_views(config, shift=side // 4)
+    # No feature of a delta says what another says, and none is small; each is rounded by itself, to one of K numbers.
+    config.model.update({"delta_norm": "whitened", "quant_dim": 1, "codebook_init": "data", "replacement": "share"})
+    # What the features say of a motion does not depend on where in the image it is.
+    config.loss.view = 0.05
 
 
 def few_actions(config: ml_collections.ConfigDict) -> None:
@@ -127,15 +138,20 @@ def few_actions(config: ml_collections.ConfigDict) -> None:
         config.data.augment = None
 
 
-def frame_pairs_at_32_pixels(config: ml_collections.ConfigDict) -> None:
-    """What the small models of frame pairs have in common."""
-    config.model.image_size = 32
+def moving_views(config: ml_collections.ConfigDict, shift: int) -> None:
+    """Pairs are seen twice, flipped half of the time, and small moving things count."""
     # Codes that say how things move: they serve the pair and a shifted copy of it.
-    config.model.update({"view_shift": 8, "view_share": 0.7, "output": "residual"})
+    config.model.update({"view_shift": shift, "view_share": 0.7, "output": "residual"})
     # Small moving things in a busy scene: plain squared error hardly sees them.
     config.loss.update({"motion": 0.1, "coarse": 0.1})
     if "pair_action" not in config.data.get("fields", ()):  # see few_actions
         config.data.augment = {"flip": 0.5}
+
+
+def frame_pairs_at_32_pixels(config: ml_collections.ConfigDict) -> None:
+    """What the small models of frame pairs have in common."""
+    config.model.image_size = 32
+    moving_views(config, shift=8)
     config.data.update({"threads": 2, "prefetch": 4})
     config.train.batch_size = 32
     config.mesh.update({"data": -1, "fsdp": 1})

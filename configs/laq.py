@@ -5,6 +5,7 @@ Without a variant: the paper's sizes and optimizer (LAPA, arXiv 2410.11758, and 
   features    DINOv2's features of the frames instead of their pixels, on both sides (as in UniVLA, arXiv 2505.06111);
               weights by tools/import_weights.py, as init_from.tower
   cosine      the optimizer of most later work: AdamW, warm-up, cosine decay, batches of 256
+  recommended codes that say how things move, with every seed that was tried; with each of the sizes
   actions     the codes must tell the actions of a few episodes besides, data.action_share of them
   small       a model and recipe that two CPU cores train in minutes; set data.path and the gap
   tiny        the same on the embedded sample
@@ -86,12 +87,13 @@ def features(config: ml_collections.ConfigDict) -> None:
 def small(config: ml_collections.ConfigDict) -> None:
     """One million parameters at 32 px; what each departure from the paper buys stands in docs/results/results.md."""
     common.frame_pairs_at_32_pixels(config)
-    config.model.update({"patch_size": 8, "dim": 128, "heads": 4, "dim_head": 32, "quant_dim": 4,
-                         "spatial_depth": 2, "temporal_depth": 1, "decoder_depth": 2})  # fmt: skip
+    config.model.update({"patch_size": 8, "dim": 128, "heads": 4, "dim_head": 32, "spatial_depth": 2,
+                         "temporal_depth": 1, "decoder_depth": 2})  # fmt: skip
     # Each code sees the whole image.
     config.model.pooling = "maps"
-    # Codes that are in use from the first step on: deltas of unit size, codes among them.
-    config.model.update({"delta_norm": "running", "codebook_init": "data"})
+    if not config.loss.view:  # see common.recommended
+        # Codes that are in use from the first step on: deltas of unit size, codes among them.
+        config.model.update({"quant_dim": 4, "delta_norm": "running", "codebook_init": "data"})
     config.model.update({"replacement": "share", "replacement_schedule": ((800, 20),)})
     config.optim.update({"learning_rate": 2e-3, "schedule": "cosine", "warmup_steps": 50,
                          "final_learning_rate": 1e-4})  # fmt: skip
@@ -114,10 +116,10 @@ def test(config: ml_collections.ConfigDict) -> None:
                          "view_shift": 0, "codebook_init": "normal", "replacement_schedule": ((4, 2),)})  # fmt: skip
 
 
-VARIANTS = {"features": features, "cosine": cosine, "actions": common.few_actions, "small": small, "tiny": tiny,
-            "test": test}  # fmt: skip
-ONE_OF = (("features", *common.SIZES),)
-"""The features are those of images of 224 pixels, the sizes have 32."""
+VARIANTS = {"features": features, "cosine": cosine, "recommended": common.recommended,
+            "actions": common.few_actions, "small": small, "tiny": tiny, "test": test}  # fmt: skip
+ONE_OF = (("features", *common.SIZES), ("features", "recommended"))
+"""The features are those of images of 224 pixels, the sizes have 32; only images can be shifted."""
 
 
 def get_config(variants: str = "") -> ml_collections.ConfigDict:

@@ -6,6 +6,7 @@ and cosine decay), with what cannot work in it put right: the decoder knows the 
 moving averages or by gradient and never both, all positions share one codebook (one each is an option), and frames are
 flipped in pairs but never erased.
 
+  recommended codes that say how things move, with every seed that was tried; with each of the sizes
   actions     the codes must tell the actions of a few episodes besides, data.action_share of them
   small       a model and recipe that two CPU cores train in minutes; set data.path and the gap
   tiny        the same on the embedded sample
@@ -64,8 +65,9 @@ def small(config: ml_collections.ConfigDict) -> None:
     """Four hundred thousand parameters at 32 px; docs/results/results.md has what comes out."""
     common.frame_pairs_at_32_pixels(config)
     config.model.update({"channels": (16, 32, 64), "blocks": 1, "groups": 8, "embed": 64})
-    # Narrow codes: eight of them cover a plane, and what one position rounds off another one can tell.
-    config.model.quant_dim = 2
+    if not config.loss.view:  # see common.recommended
+        # Narrow codes: eight of them cover a plane, and what one position rounds off another one can tell.
+        config.model.quant_dim = 2
     # Deltas of unit size, next to which the errors of pixels are small: with 0.25 they say nothing but a code's number.
     config.loss.commitment = 0.005
     config.optim.update({"learning_rate": 2e-3, "warmup_steps": 50, "final_learning_rate": 1e-4, "weight_decay": 0.0})
@@ -86,7 +88,8 @@ def test(config: ml_collections.ConfigDict) -> None:
     config.model.update({"channels": (8, 16), "groups": 4, "embed": 16, "view_shift": 0, "codebook_init": "normal"})
 
 
-VARIANTS = {"actions": common.few_actions, "small": small, "tiny": tiny, "test": test}
+VARIANTS = {"recommended": common.recommended, "actions": common.few_actions,
+            "small": small, "tiny": tiny, "test": test}
 
 
 def get_config(variants: str = "") -> ml_collections.ConfigDict:

@@ -241,7 +241,9 @@ def test_the_quickstart_without_a_clone_trains_as_the_script_does(root):
     texts = [(root / path).read_text() for path in ("launch/quickstart.sh", "docs/howto/install.md")]
     setting = re.compile(r"--(?:config\.(?!data\.path)[\w.]+=|supervised_steps )[\w.]+")
     script, page = (set(setting.findall(text)) for text in texts)
-    assert script == page and len(script) == 6
+    assert script == page and len(script) == 5
+    variants = [re.findall(r"--config (?:configs/)?laq_conv(?:\.py)?:([\w+]+)", text) for text in texts]
+    assert variants[0] == variants[1] and len(variants[0]) == 1
 
 
 def test_commands_are_found_on_the_pages():

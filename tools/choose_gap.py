@@ -71,8 +71,7 @@ def plan(argv: list[str]) -> tuple[argparse.Namespace, dict, float | None]:
     shards = StepShards(folder, "train")
     gaps = args.gaps or usual_gaps(shards)
     check_gaps(gaps, shards)
-    grid = {GAP: list(gaps), "model.delta_norm": ["running", "running_per_position"]}
-    grid |= dict(_pair(text) for text in args.grid)
+    grid = {GAP: list(gaps)} | dict(_pair(text) for text in args.grid)
     settings = {"data.path": folder, "data.eval_examples": 1024, "train.trackers": "()", "train.images": False,
                 "train.steps": args.steps, "train.eval_every": args.steps, "train.save_every": args.steps}  # fmt: skip
     judged = folder
@@ -93,7 +92,7 @@ def _arguments(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     parser.add_argument("data", help="folder of step shards to learn from")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the runs and of what comes out")
     parser.add_argument("--labelled", help="another folder, whose split val has actions to judge by; DATA by default")
-    parser.add_argument("--config", default="laq_conv:small", help="what is trained")
+    parser.add_argument("--config", default="laq_conv:small+recommended", help="what is trained")
     parser.add_argument("--gaps", type=_gaps, help="in frames, 3,6,12; 0.2 to 1.6 seconds by default")
     parser.add_argument("--grid", action="append", default=[], metavar="KEY=A,B",
                         help="what else is varied, as of launch/sweep.py, such as model.image_size=32,48")  # fmt: skip
@@ -188,7 +187,7 @@ def advise(table: list[dict], keys: list[str], fps: float | None) -> tuple[dict 
         lines.append(f"Within 0.05 of it: {others}. More --seeds tell them apart, or nothing does.")
     if best[COLUMNS_PROBE] < 0.2:
         lines.append("That is little: the best of these gaps is not yet a good one. Try --steps 1000, other --gaps, or "
-                     "the actions of a few episodes (configs/laq_conv.py:small+actions).")  # fmt: skip
+                     "the actions of a few episodes (configs/laq_conv.py:small+recommended+actions).")  # fmt: skip
     lines.append("R² of different gaps is of different actions, the sum over each gap; and what is chosen by these "
                  "episodes is to be judged on others.")  # fmt: skip
     return choice, lines

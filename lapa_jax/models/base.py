@@ -36,10 +36,10 @@ class Part(nn.Module):
 
 class Model(Part, abc.ABC):
     """A model that the training loop trains. `kind`: its row of `inference.kinds.KINDS`; None: it cannot be loaded.
-    `without_gradient`: patterns of parameters that no loss reaches; `optim.groups` must freeze them. `loss_fields`:
-    {loss: the field of batches without which the model does not give it}."""
+    `without_gradient`: patterns of parameters that no loss reaches; `optim.groups` must freeze them. `absent_losses`:
+    {loss that the model may not give: why not and what to do, as a part of a sentence}."""
     without_gradient: ClassVar[tuple[str, ...]] = ()
-    loss_fields: ClassVar[Mapping[str, str]] = {}
+    absent_losses: ClassVar[Mapping[str, str]] = {}
 
     @abc.abstractmethod
     def __call__(self, batch: Batch, *, train: bool) -> Output:
@@ -79,8 +79,10 @@ class FramePairTokenizer(Model):
     `predicts_images`: otherwise features of their patches. Where the actions of a few pairs are known, "pair_action"
     and "pair_action_mask" f32 [B, A], a head predicts them from the quantised delta: the loss "action"."""
     kind = "frame_pair_tokenizer"
-    loss_fields = {"action": "pair_action", "flow": "flow", "flow_weighted": "flow",
-                   **dict.fromkeys(("reversal", "composition", "midway"), "middle_frame")}  # fmt: skip
+    absent_losses = {"view": "no image is shifted: set config.model.view_shift",
+                     **{loss: f"the samples have no '{field}': add it to config.data.fields" for loss, field in (
+                         ("action", "pair_action"), ("flow", "flow"), ("flow_weighted", "flow"),
+                         *((loss, "middle_frame") for loss in ("reversal", "composition", "midway")))}}  # fmt: skip
     predicts_images: ClassVar[bool] = True
 
     @abc.abstractmethod

@@ -62,19 +62,57 @@ class RunningNorm(nn.Module):
     momentum: float = 0.98
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """x: f32 [B, N, Q] -> the same shape; the mean is over the batch."""
+    def __call__(self, x: jax.Array, *, train: bool, count: int | None = None) -> jax.Array:
+        """x: f32 [B, N, Q] -> the same shape; the mean is over the batch, or over the first `count` of it."""
         x = x.astype(jnp.float32)
-        mean = jnp.mean(x, axis=0)
+        mean = jnp.mean(x[:count], axis=0)
         pooled = (0, 2) if self.per_position else None
-        scale = jnp.sqrt(jnp.mean(jnp.square(x - mean), axis=pooled) + 1e-8)
+        scale = jnp.sqrt(jnp.mean(jnp.square(x[:count] - mean), axis=pooled) + 1e-8)
         scale = scale[:, None] if self.per_position else scale
-        running_mean = self.variable("codebook", "mean", lambda: mean)
-        running_scale = self.variable("codebook", "scale", lambda: scale)
-        if not train:
-            return (x - running_mean.value) / running_scale.value
-        if not self.is_initializing():
-            for running, value in ((running_mean, mean), (running_scale, scale)):
-                moved = self.momentum * running.value + (1 - self.momentum) * value
-                running.value = jax.lax.stop_gradient(moved)
+        mean, scale = running_statistics(self, {"mean": mean, "scale": scale}, self.momentum, train=train)
         return (x - mean) / scale
+
+
+class RunningWhitening(nn.Module):
+    """Subtracts a mean per feature and decorrelates the features of all positions: each has the variance 1.
+
+    The factor of Cholesky is what is divided by (Kessy et al. 2018, arXiv 1512.00809): feature by feature, in order,
+    what those before it do not say yet. A direction in which nothing but noise varies is scaled up as well, to where a
+    hundredth of the mean deviation of all features is left of it. Statistics are kept and used as those of
+    `RunningNorm`; the batch should have several times as many examples as there are features.
+
+    Attributes: momentum: share of the running statistics that one training pass keeps.
+    """
+
+    momentum: float = 0.98
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, count: int | None = None) -> jax.Array:
+        """x: f32 [B, N, Q] -> the same shape; the statistics are over the batch, or over the first `count` of it."""
+        flat = x.astype(jnp.float32).reshape(len(x), -1)
+        mean = jnp.mean(flat[:count], axis=0)
+        away = flat[:count] - mean
+        covariance = jnp.matmul(away.T, away, precision="highest") / len(away)
+        statistics = {"mean": mean, "covariance": covariance}
+        mean, covariance = running_statistics(self, statistics, self.momentum, train=train)
+        width = flat.shape[1]
+        floor = WHITENING_FLOOR * jnp.trace(covariance) / width + 1e-8
+        factor = jnp.linalg.cholesky(covariance + floor * jnp.eye(width))
+        white = jax.scipy.linalg.solve_triangular(factor, (flat - mean).T, lower=True).T
+        return white.reshape(x.shape)
+
+
+WHITENING_FLOOR = 1e-4
+"""Least variance of a direction, relative to the mean variance of the features."""
+
+
+def running_statistics(module: nn.Module, batch: dict[str, jax.Array], momentum: float, *, train: bool) -> list:
+    """The statistics to normalise by: in training those of the `batch`, which move the running ones, else these."""
+    running = {name: module.variable("codebook", name, lambda value=value: value) for name, value in batch.items()}
+    if not train:
+        return [variable.value for variable in running.values()]
+    if not module.is_initializing():
+        for name, value in batch.items():
+            moved = momentum * running[name].value + (1 - momentum) * value
+            running[name].value = jax.lax.stop_gradient(moved)
+    return list(batch.values())

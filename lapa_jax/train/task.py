@@ -113,13 +113,12 @@ class Task:
         for name, weight in self.loss_weights.items():
             if name in losses:
                 continue
-            field = self.model.loss_fields.get(name)
-            if field is None:
+            why = self.model.absent_losses.get(name)
+            if why is None:
                 raise ConfigError(f"config.loss weighs '{name}', which the model does not have"
                                   f"{did_you_mean(name, losses)}")
             if weight:
-                raise ConfigError(f"config.loss.{name} is {weight:g}, and the samples have no '{field}': add it to "
-                                  f"config.data.fields, or set config.loss.{name}=0")
+                raise ConfigError(f"config.loss.{name} is {weight:g}, and {why}, or set config.loss.{name}=0")
         if not any(self.loss_weights.get(name) for name in losses):
             raise ConfigError(f"config.loss gives every loss the weight 0; losses of the model: {sorted(losses)}")
 

@@ -51,6 +51,13 @@ def test_features_and_cosine_keep_what_each_sets():
     assert both.optim.schedule == "cosine" and both.optim.groups[0] == ("tower/.*", None)
 
 
+@pytest.mark.parametrize("name", ["laq", "laq_conv"])
+def test_the_recommended_parts_combine_with_a_size_in_any_order(name):
+    one, other = (load(f"{name}.py:{variants}") for variants in ("small+recommended", "recommended+small"))
+    assert {**one.to_dict(), "name": ""} == {**other.to_dict(), "name": ""}
+    assert (one.model.delta_norm, one.model.quant_dim, one.loss.view, one.model.view_shift) == ("whitened", 1, 0.05, 8)
+
+
 def test_heads_and_sizes_of_a_policy_combine_in_any_order():
     for head, size in itertools.product(("bins", "latent", "chunk", "flow"), ("tiny", "small", "test")):
         one, two = load(f"vla_action.py:{head}+{size}"), load(f"vla_action.py:{size}+{head}")

@@ -12,7 +12,6 @@ from lapa_jax.core import config, tree
 from lapa_jax.core.config import ConfigError
 from lapa_jax.core.errors import UserError
 from lapa_jax.models.pretrained import expected_variables
-from lapa_jax.models.tokenizers.laq import frame_pair_model
 from lapa_jax.models.tokenizers.laq.horizons import similarity
 from lapa_jax.train.task import Task
 from tests.models.test_few_actions import EACH, MODELS
@@ -123,8 +122,3 @@ def test_features_have_no_flow():
     with pytest.raises(UserError, match="flow is predicted beside pixels, and this model predicts features"):
         config.build("lapa_jax.models", {**MODELS["laq"], "target": "features", "tower": tower, "flow": True})
 
-
-def test_cells_are_those_of_the_data():
-    from lapa_jax.data import flow
-
-    assert frame_pair_model.FLOW_CELL == flow.CELL

@@ -56,7 +56,7 @@ def test_runs_that_are_there_become_a_table_an_image_and_a_choice(root, tmp_path
     data = step_shards.write(tmp_path / "data", lengths={"train": [[9, 9]], "val": [[9, 9]]})
     out = tmp_path / "out"
     words = [str(data), "--out", str(out), "--gaps", "2,5", "--config", f"{root}/configs/laq_conv.py:test", "--seeds",
-             "2", "--steps", "4", "--config.model.embed=8"]  # fmt: skip
+             "2", "--steps", "4", "--config.model.embed=8", "--grid", "model.delta_norm=running,running_per_position"]
     _, content, fps = tool.plan(words)
     assert content["set"]["model.embed"] == "8" and content["metric"] == "val/action_probe_r2" and fps == 10
     (tmp_path / "same.yaml").write_text(yaml.safe_dump(content, sort_keys=False))

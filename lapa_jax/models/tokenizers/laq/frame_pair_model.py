@@ -14,6 +14,7 @@ import numpy as np
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.fields import Count, Dtype, Range
 from lapa_jax.core.output import Output
+from lapa_jax.data.flow import CELL as FLOW_CELL
 from lapa_jax.models.base import FramePairTokenizer
 from lapa_jax.models.tokenizers.laq import horizons, metrics, quantizers
 from lapa_jax.models.tokenizers.laq.horizons import HorizonHeads
@@ -26,14 +27,14 @@ from lapa_jax.models.tokenizers.laq.modules import (
     to_unit_range,
 )
 from lapa_jax.nn import losses
-from lapa_jax.nn.norm import RunningNorm
+from lapa_jax.nn.norm import RunningNorm, RunningWhitening
 from lapa_jax.nn.quantizers import replacement as rules
 from lapa_jax.nn.quantizers.usage import batch_usage
 from lapa_jax.nn.quantizers.vq import straight_through
 from lapa_jax.nn.views import shift_clips
 
-FLOW_CELL = 4
-"""Pixels that the side of a cell of optical flow covers, as in `lapa_jax.data.flow`."""
+MOST_WHITENED = 32
+"""Features of a delta that "whitened" decorrelates: their covariance comes from one batch."""
 
 
 def from_data(spec: dict, source, seed: int) -> dict:
@@ -56,7 +57,8 @@ class FramePairModel(FramePairTokenizer):
     LAOM, Nikulin et al. 2025, arXiv 2502.00379). Where pairs have a "middle_frame": the losses "reversal",
     "composition" and "midway", see `horizons`. Where they have a "flow" f32 [B, H / 4, W / 4, 2], in pixels: the loss
     "flow", the squared error of the displacements that the decoder predicts beside the pixels, and "flow_weighted", the
-    squared error of pixels in proportion to how far they move.
+    squared error of pixels in proportion to how far they move. With `view_shift`: the loss "view", the squared
+    difference of the deltas of the pair and of its shifted copy: how something moves does not depend on where it is.
 
     A model of this kind calls `setup_codes` in its `setup` and defines `cell`, `raw_delta`, `context` and `pixels`. One
     that predicts features of the second frame instead of its pixels defines `predicts_images` and `observe` too; its
@@ -75,7 +77,9 @@ class FramePairModel(FramePairTokenizer):
       levels: "fsq": levels of the Q features, at least 3 each; their product is K.
       codebook_init: "normal", or "data": codes start as k-means centres of the batch at initialisation. Not of "fsq".
       delta_norm: "none", or "running": deltas are centred per position and scaled to unit size by running statistics;
-        "running_per_position" scales each position by itself, so that a quiet one uses as many codes as the others.
+        "running_per_position" scales each position by itself, so that a quiet one uses as many codes as the others;
+        "whitened" decorrelates the N * Q features too, so that codes cannot all be about the one direction that varies
+        most. See `nn.norm`.
       replacement: rule for dead codes, "official", "share", "residual" or "none"; see `nn.quantizers.replacement`. With
         moving averages "share" or "none": dead codes become vectors of the batch, without a schedule.
       replacement_schedule: `((until, every), ...)` in updates: when dead codes are looked for.
@@ -104,7 +108,7 @@ class FramePairModel(FramePairTokenizer):
     codebook_per_position: bool = False
     levels: tuple[int, ...] = ()
     codebook_init: quantizers.CodebookInit = "normal"
-    delta_norm: Literal["none", "running", "running_per_position"] = "none"
+    delta_norm: Literal["none", "running", "running_per_position", "whitened"] = "none"
     replacement: quantizers.Replacement = "official"
     replacement_schedule: tuple[tuple[int, int], ...] = rules.OFFICIAL_SCHEDULE
     replacement_min_hits: int = rules.OFFICIAL_MIN_HITS
@@ -127,7 +131,9 @@ class FramePairModel(FramePairTokenizer):
             self.action_head = ActionHead(self.action_dim)
         if self.horizons:
             self.horizon_heads = HorizonHeads()
-        if self.delta_norm != "none":
+        if self.delta_norm == "whitened":
+            self.normalizer = RunningWhitening()
+        elif self.delta_norm != "none":
             self.normalizer = RunningNorm(per_position=self.delta_norm == "running_per_position")
 
     def observe(self, frames: jax.Array) -> jax.Array:
@@ -160,6 +166,11 @@ class FramePairModel(FramePairTokenizer):
         limit = min(image_shape(self.image_size)) // 2
         if not isinstance(self.view_shift, int) or not 0 <= self.view_shift <= limit:
             raise UserError(f"view_shift is {self.view_shift!r}; give whole pixels from 0 to half the image, {limit}")
+        width = self.code_seq_len * self.quant_dim
+        if self.delta_norm == "whitened" and width > MOST_WHITENED:
+            raise UserError(f"delta_norm 'whitened' takes at most {MOST_WHITENED} features, and code_seq_len "
+                            f"{self.code_seq_len} times quant_dim {self.quant_dim} is {width}; give a smaller "
+                            "quant_dim or delta_norm 'running_per_position'")  # fmt: skip
         if self.flow and not self.predicts_images:
             raise UserError("flow is predicted beside pixels, and this model predicts features: leave 'flow' out of "
                             "data.fields, or set target 'pixels'")  # fmt: skip
@@ -184,14 +195,13 @@ class FramePairModel(FramePairTokenizer):
     def __call__(self, batch, *, train: bool) -> Output:
         """Losses and metrics of a batch; with `train` the quantiser's state moves, and NSVQ puts noise in for codes."""
         frames = self._frames(batch["frames"])
-        view = self._encode(frames, train=train)
+        shifted = shift_clips(frames, self.make_rng("noise"), self.view_shift) if train and self.view_shift else None
+        view, shifted_view = self._encode_views(frames, shifted, train=train)
         quantized = quantizers.apply(self.quantization, view["delta"], train=train)
         action, codes, quantizer_losses, measured = quantized
-        flow = batch.get("flow") if self.flow else None
-        if train and self.view_shift:
-            named = self._two_view_losses(view, action, frames, flow)
-        else:
-            named = self._losses(view, action, frames, flow)
+        named = self._losses(view, action, frames, batch.get("flow") if self.flow else None)
+        if shifted is not None:
+            named |= self._view_losses(named, view, shifted_view, action, shifted)
         if self.horizons and "middle_frame" in batch:
             named |= self._horizon_losses(view, action, frames, batch["middle_frame"])
         measured = measured | batch_usage(codes, self.codebook_size)
@@ -236,15 +246,12 @@ class FramePairModel(FramePairTokenizer):
             **({} if flow is None else _flow_losses(prediction, second, displacement, flow)),
         }
 
-    def _two_view_losses(self, view: dict[str, jax.Array], action: jax.Array, frames: jax.Array, flow):
-        """Losses of decoding the pair itself, which is what evaluation asks for, and a shifted copy of it; those of
-        flow are of the pair itself, whose flow is given."""
-        shifted = shift_clips(frames, self.make_rng("noise"), self.view_shift)
-        original = self._losses(view, action, frames, flow)
-        moved = self._losses(self._context(shifted[:, 0]), action, shifted)
-        share = self.view_share
+    def _view_losses(self, original: dict[str, jax.Array], view, shifted_view, action: jax.Array, shifted: jax.Array):
+        """Losses f32 [B] of decoding the pair itself, which is what evaluation asks for, and its shifted copy with the
+        same actions, in one; those of flow are of the pair itself, whose flow is given. And that of the two deltas."""
+        moved, share = self._losses(shifted_view, action, shifted), self.view_share
         mixed = {name: (1 - share) * original[name] + share * value for name, value in moved.items()}
-        return original | mixed
+        return mixed | {"view": losses.mean_squared_error(view["delta"], shifted_view["delta"])}
 
     def _horizon_losses(self, view, action: jax.Array, frames: jax.Array, middle_frame: jax.Array):
         """Losses f32 [B] of the pairs' middle frames [B, H, W, 3], see `horizons`. The three further pairs are encoded
@@ -352,10 +359,20 @@ class FramePairModel(FramePairTokenizer):
 
     def _encode(self, frames: jax.Array, *, train: bool) -> dict[str, jax.Array]:
         """What the decoder may know and the "delta" of pairs f32 [B, 2, H, W, 3] in [0, 1]."""
-        delta, context = self.raw_delta(self._standardize(frames))
+        return self._encode_views(frames, None, train=train)[0]
+
+    def _encode_views(self, frames: jax.Array, shifted: jax.Array | None, *, train: bool) -> tuple[dict, dict | None]:
+        """The same of pairs and, where given, of their shifted copies, whose deltas are scaled as those of the pairs:
+        the statistics are of these alone."""
+        views = [frames] if shifted is None else [frames, shifted]
+        encoded = [self.raw_delta(self._standardize(view)) for view in views]
+        delta = jnp.concatenate([delta for delta, _ in encoded])
         if self.delta_norm != "none":
-            delta = self.normalizer(delta, train=train)
-        return {**context, "delta": delta, "first": frames[:, 0]}
+            delta = self.normalizer(delta, train=train, count=len(frames))
+        deltas = jnp.split(delta, len(views))
+        result = [{**context, "delta": delta, "first": view[:, 0]}
+                  for view, delta, (_, context) in zip(views, deltas, encoded)]  # fmt: skip
+        return result[0], None if shifted is None else result[1]
 
     def _context(self, first: jax.Array) -> dict[str, jax.Array]:
         """The same without the delta, of first frames [B, H, W, 3]."""

@@ -1,0 +1,51 @@
+"""The loss "view": deltas that do not depend on where in the image something moves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lapa_jax.core import config
+from lapa_jax.core.config import ConfigError
+from lapa_jax.core.errors import UserError
+from lapa_jax.train.task import Task
+from tests.models.test_few_actions import MODELS
+
+WHITENED = {"view_shift": 4, "delta_norm": "whitened", "quant_dim": 1, "codebook_init": "data"}
+
+
+@pytest.mark.parametrize("name", ["laq", "laq_conv"])
+def test_a_pair_that_looks_the_same_wherever_it_is_has_no_loss_and_others_have_one_that_moves_the_encoder(name):
+    model = config.build("lapa_jax.models", {**MODELS[name], **WHITENED})
+    rng = np.random.default_rng(0)
+    frames = rng.random((16, 2, 16, 16, 3), np.float32)
+    # Frames of one colour, which a shift leaves as they are.
+    frames[:4] = rng.random((4, 2, 1, 1, 3), np.float32)
+    variables = jax.jit(Task(model, {}).init)(jax.random.key(0), {"frames": frames})
+
+    def losses(params):
+        state = {key: value for key, value in variables.items() if key != "params"}
+        output, _ = model.apply({"params": params, **state}, {"frames": frames}, train=True, mutable=list(state),
+                                rngs={"noise": jax.random.key(1)})  # fmt: skip
+        return output.losses["view"]
+
+    value, pull = jax.vjp(jax.jit(losses), variables["params"])
+    np.testing.assert_allclose(value[:4], 0, atol=1e-6)
+    assert (value[4:] > 1e-3).all()
+    reached = {part: max(float(jnp.abs(x).max()) for x in jax.tree.leaves(of_part))
+               for part, of_part in pull(jnp.ones(16))[0].items()}  # fmt: skip
+    assert reached["encoder"] > 0 and reached["decoder"] == 0
+
+
+def test_without_a_shift_there_is_no_such_loss():
+    model = config.build("lapa_jax.models", MODELS["laq_conv"])
+    frames = np.zeros((2, 2, 16, 16, 3), np.uint8)
+    variables = jax.eval_shape(Task(model, {}).init, jax.random.key(0), {"frames": frames})
+    with pytest.raises(ConfigError, match="config.loss.view is 0.05, and no image is shifted: set config.model.view_s"):
+        jax.eval_shape(Task(model, {"reconstruction": 1.0, "view": 0.05}).loss, variables, {"frames": frames},
+                       jax.random.key(0))  # fmt: skip
+
+
+def test_many_features_are_not_whitened():
+    with pytest.raises(UserError, match="'whitened' takes at most 32 features, and code_seq_len 4 times quant_dim 32"):
+        config.build("lapa_jax.models", {"name": "tokenizers.laq_conv", "delta_norm": "whitened", "quant_dim": 32})
