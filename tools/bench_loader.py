@@ -10,6 +10,7 @@ many pairs and the growth of the memory after a warm-up is printed.
 
 import argparse
 import io
+import itertools
 import multiprocessing
 import os
 import pathlib
@@ -21,7 +22,7 @@ import numpy as np
 
 from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, run_main
-from lapa_jax.core.escape import say
+from lapa_jax.core.escape import say, table
 from lapa_jax.data import images
 from lapa_jax.data.loader import orders
 from lapa_jax.data.loader.loader import train_batches
@@ -44,7 +45,12 @@ def main(argv: list[str]) -> None:
         say(memory_table(batches, args.memory, args.batch_size))
     else:
         smallest = args.image_size if args.scaled_decoding else None
-        say(speed_table(source, batches, args.batch_size, args.pairs // args.batch_size // ROUNDS, smallest))
+        rows = speeds(source, batches, args.batch_size, args.pairs // args.batch_size // ROUNDS, smallest)
+        say("\n".join(lines(rows)))
+        if args.json:
+            from tools.benchmarks import records
+
+            records.write(args.json, "tools/bench_loader.py", argv, rows, about=describe(args, source))
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -62,6 +68,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--window", type=int, default=orders.WINDOW, help="samples of a window")
     parser.add_argument("--pairs", type=int, default=10000, help="pairs to load, besides the warm-up")
     parser.add_argument("--memory", type=int, metavar="PAIRS", help="measure the memory over so many pairs instead")
+    parser.add_argument("--json", type=pathlib.Path, help="file to write the speeds to")
     args = parser.parse_args(argv)
     if args.scaled_decoding and args.image_size is None:
         raise UserError("--scaled_decoding needs --image_size, the size that images are decoded for")
@@ -81,31 +88,44 @@ def describe(args: argparse.Namespace, source: FramePairSource) -> str:
     return f"{machine}; {sizes}; batch {args.batch_size}, {readers}, {args.shuffle} shuffle"
 
 
-def speed_table(
+def speeds(
     source: FramePairSource, batches: Iterator, batch_size: int, count: int, smallest: int | None
-) -> str:  # fmt: skip
-    """Loader and decoders in turns: medians of pairs per second and per CPU second, and of the loader's share.
+) -> list[dict]:  # fmt: skip
+    """Loader and decoders in turns: rows of medians of pairs per second (of the loader alone), of pairs per CPU second,
+    and of the share of the floor, with its range.
 
     smallest: see `images.decode`; how the loader decodes.
     """
     jpegs, rates, walls = jpegs_of(source, 1000), {}, []
+    decode_by_name = decoders(smallest)
+    if source.image_size is None:
+        rows = np.empty((2 * PREFETCH * batch_size, *source.shards.features[source.camera]["shape"]), np.uint8)
+        decode_by_name["simplejpeg, into batches"] = into(itertools.cycle(rows))
     skip(batches, 4 * PREFETCH)
     for _ in range(ROUNDS):
-        for name, decode in decoders(smallest).items():
+        for name, decode in decode_by_name.items():
             rates.setdefault(name, []).append(decoder_rate(decode, jpegs, source.image_size))
         skip(batches, 2 * PREFETCH)  # so that what was prepared in the meantime counts for nothing
         wall, cpu = loader_rate(batches, batch_size, count)
         walls.append(wall)
         rates.setdefault("loader", []).append(cpu)
     # Ratios round by round: what slows the machine down slows both sides.
-    floor = np.array(rates["simplejpeg"])
-    rows = ["| | pairs/s | pairs per CPU second | of the simplejpeg floor |", "|---|---|---|---|"]
-    for name in ("loader", *decoders(smallest)):
-        share, wall = np.array(rates[name]) / floor, f"{np.median(walls):.0f}" if name == "loader" else ""
-        spread = f"{np.median(share):.2f} ({share.min():.2f} to {share.max():.2f})"
-        label = name if name == "loader" else f"{name}, bare"
-        rows.append(f"| {label} | {wall} | {np.median(rates[name]):.0f} | {spread} |")
-    return "\n".join(rows)
+    floor, rows = np.array(rates["simplejpeg"]), []
+    for name in ("loader", *decode_by_name):
+        share = np.array(rates[name]) / floor
+        rows.append({"what": name if name == "loader" else f"{name}, bare",
+                     "clock": float(np.median(walls)) if name == "loader" else None,
+                     "cpu": float(np.median(rates[name])),
+                     "share": [float(np.median(share)), float(share.min()), float(share.max())]})  # fmt: skip
+    return rows
+
+
+def lines(rows: list[dict]) -> list[str]:
+    """The table in Markdown, of rows as of `speeds` or of a record."""
+    head = ("", "pairs/s", "pairs per CPU second", "of the simplejpeg floor")
+    return table(head, [
+        (row["what"], f"{row['clock']:.0f}" if row["clock"] else "", f"{row['cpu']:.0f}",
+         "{:.2f} ({:.2f} to {:.2f})".format(*row["share"])) for row in rows])  # fmt: skip
 
 
 def skip(batches: Iterator, count: int) -> None:
@@ -143,6 +163,18 @@ def decoders(smallest: int | None = None) -> dict[str, Callable[[bytes], np.ndar
     cv2.setNumThreads(1)
     decoders_by_name["OpenCV"] = lambda data: cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     return decoders_by_name
+
+
+def into(places: Iterator[np.ndarray]) -> Callable[[bytes], np.ndarray]:
+    """The decoder of the loader, which writes to the memory of batches and not always to the same place, which the
+    CPU's cache would hold."""
+
+    def decode(data: bytes) -> np.ndarray:
+        place = next(places)
+        images.decode_into(data, place)
+        return place
+
+    return decode
 
 
 def decoder_rate(decode: Callable[[bytes], np.ndarray], jpegs: list[bytes], size: int | None) -> float:
