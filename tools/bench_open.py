@@ -10,6 +10,7 @@ import argparse
 import multiprocessing
 import os
 import pathlib
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,10 +20,11 @@ import numpy as np
 
 from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, run_main
-from lapa_jax.core.escape import say
+from lapa_jax.core.escape import say, table
 from lapa_jax.data import pipeline
 from lapa_jax.data.loader.loader import train_batches
-from lapa_jax.data.shards import mapped, table
+from lapa_jax.data.shards import mapped
+from lapa_jax.data.shards import table as table_lib
 from lapa_jax.data.shards.step_shards import StepShards, dataset_fingerprint, write_dataset
 from lapa_jax.data.statistics import column_statistics
 
@@ -36,7 +38,12 @@ def main(argv: list[str]) -> None:
     args = parse(argv)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         make(pathlib.Path(folder), args.steps)
-        say("\n".join(["| | |", "|---|---|", *measure(pathlib.Path(folder), args)]))
+        rows = measure(pathlib.Path(folder), args)
+    say("\n".join(lines(rows)))
+    if args.json:
+        from tools.benchmarks import records
+
+        records.write(args.json, "tools/bench_open.py", argv, rows)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -46,6 +53,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--batches", type=int, default=500, help="of 256 chunks, that the workers read")
     parser.add_argument("--folder", type=pathlib.Path, help="where the temporary folder is made")
+    parser.add_argument("--json", type=pathlib.Path, help="file to write the figures to")
     args = parser.parse_args(argv)
     if args.steps < 1000 or args.workers < 1:
         raise UserError("--steps is 1000 or more, --workers 1 or more")
@@ -73,13 +81,13 @@ def make(folder: pathlib.Path, steps: int) -> None:
         arrays[f"member/{member}"], arrays[f"present/{member}"] = np.where(present[:, None], places, -1), present
     for name in ("action", "state"):
         rows = rng.standard_normal((steps, WIDTH), np.float32)
-        arrays[f"column/{name}"], arrays[f"check/{name}"] = rows, table.row_checks(rows)
+        arrays[f"column/{name}"], arrays[f"check/{name}"] = rows, table_lib.row_checks(rows)
     arrays["episode/id"] = np.char.mod("e%d", np.arange(len(starts))).astype(np.bytes_)
     arrays |= {"episode/start": starts, "episode/length": lengths, "episode/fps": np.full(len(starts), 5.0)}
     arrays |= {"episode/task": np.full(len(starts), -1, np.int32), "shard/start": np.array(bounds)}
     described = {"features": features, "splits": splits, "fingerprint": dataset_fingerprint(features, splits)}
     texts = [f"pick up the red block number {n} and put it into the bowl" for n in range(TEXTS)]
-    mapped.write(table.table_path(folder, "train"), table.seal(arrays, texts, {}, described, "train"))
+    mapped.write(table_lib.table_path(folder, "train"), table_lib.seal(arrays, texts, {}, described, "train"))
     for shard in shards:
         (folder / shard["name"]).touch()
         os.truncate(folder / shard["name"], shard["bytes"])
@@ -88,17 +96,15 @@ def make(folder: pathlib.Path, steps: int) -> None:
     write_dataset(folder, features=features, fps=5.0, source={}, splits=splits, statistics=statistics)
 
 
-def measure(folder: pathlib.Path, args: argparse.Namespace) -> list[str]:
-    """Lines of the table."""
-    rows = [f"| steps | {args.steps:,} |"]
+def measure(folder: pathlib.Path, args: argparse.Namespace) -> list[dict]:
+    """Rows of what was measured, {"what", "value" with its unit}."""
+    values = {"steps": f"{args.steps:,}"}
     _, seconds = timed(lambda: StepShards(folder))
-    rows.append(f"| opening the shards | {seconds:.2f} s |")
-    data = {"path": str(folder), "samples": "chunks", "fields": ("text", "state", "action"), "chunk_length": 8,
-            "normalize": "q01_q99", "text_tokenizer": {"name": "bytes"}, "text_length": 64}  # fmt: skip
-    source, seconds = timed(lambda: pipeline.build(data, "train"))
-    rows.append(f"| opening chunks of actions, with state and instruction | {seconds:.2f} s |")
+    values["opening the shards"] = f"{seconds:.2f} s"
+    source, seconds = timed(lambda: pipeline.build(options(folder), "train"))
+    values["opening chunks of actions, with state and instruction"] = f"{seconds:.2f} s"
     sent = len(ForkingPickler.dumps(source))
-    rows.append(f"| sent to each worker | {sent / 1e6:.2f} MB, {sent / args.steps:.2f} bytes a step |")
+    values["sent to each worker"] = f"{sent / 1e6:.2f} MB, {sent / args.steps:.2f} bytes a step"
     batches = train_batches(source, seed=0, batch_size=256, workers=args.workers)
     next(batches)
     begin = time.perf_counter()
@@ -107,9 +113,20 @@ def measure(folder: pathlib.Path, args: argparse.Namespace) -> list[str]:
     rate = 256 * args.batches / (time.perf_counter() - begin)
     sizes = [memory(process.pid) for process in multiprocessing.active_children()]
     for name, size in zip(("in all", "of its own", "of mapped files, which all share"), map(max, zip(*sizes))):
-        rows.append(f"| resident memory of a worker after {args.batches} batches, {name} | {size:.0f} MB |")
-    rows.append(f"| chunks a second, {args.workers} workers | {rate:,.0f} |")
-    return rows
+        values[f"resident memory of a worker after {args.batches} batches of 256 chunks, {name}"] = f"{size:.0f} MB"
+    values[f"chunks a second, {args.workers} workers"] = f"{rate:,.0f}"
+    return [{"what": what, "value": value} for what, value in values.items()]
+
+
+def lines(rows: list[dict]) -> list[str]:
+    """The table in Markdown, of rows as of `measure` or of a record."""
+    return table(("", ""), [(row["what"], row["value"]) for row in rows])
+
+
+def options(folder: pathlib.Path) -> dict:
+    """`config.data` of chunks of actions with state and instruction."""
+    return {"path": str(folder), "samples": "chunks", "fields": ("text", "state", "action"), "chunk_length": 8,
+            "normalize": "q01_q99", "text_tokenizer": {"name": "bytes"}, "text_length": 64}  # fmt: skip
 
 
 def timed(function: Callable) -> tuple[object, float]:
@@ -127,4 +144,6 @@ def memory(pid: int) -> tuple[float, float, float]:
 
 
 if __name__ == "__main__":
+    # What benchmarks share lies in a package, which is found as tests find it.
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
     run_main(main)

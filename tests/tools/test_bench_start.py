@@ -8,7 +8,7 @@ import pytest
 from lapa_jax.core.config import ConfigError
 from lapa_jax.core.errors import UserError
 from tools import bench_start
-from tools.benchmarks import records, start
+from tools.benchmarks import start
 
 
 def test_the_pieces_of_a_start(tmp_path, capsys):
@@ -22,12 +22,6 @@ def test_the_pieces_of_a_start(tmp_path, capsys):
     compiled = next(row for row in pieces if row["piece"] == "compile")
     assert compiled["warm"]["cpu"] < compiled["cold"]["cpu"]
     assert "| compile |" in capsys.readouterr().out
-
-
-def test_the_page_has_the_figures_of_the_record(root):
-    record = records.read(root / "docs/results/benchmarks/start.json")
-    page = (root / "docs/results/benchmarks.md").read_text()
-    assert "\n".join(bench_start.lines(record["rows"])) in page and f"`{record['command']}`" in page
 
 
 def test_refusals_are_one_line():

@@ -36,4 +36,6 @@ def _rounded(value):
     """With numbers of four digits: what is beyond them is noise."""
     if isinstance(value, dict):
         return {name: _rounded(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_rounded(part) for part in value]
     return float(f"{value:.4g}") if isinstance(value, float) else value
