@@ -29,7 +29,7 @@ from lapa_jax.core import integrity, tree
 from lapa_jax.core.checkpoint_step import BEST, FOLDER, split_best
 from lapa_jax.core.errors import UserError, naming, of_disk
 from lapa_jax.core.files import check_room, read_json, write_json
-from lapa_jax.train import ema
+from lapa_jax.train import ema, tensorstore_json
 from lapa_jax.train.background import Background
 from lapa_jax.train.checkpoint_folder import (
     BEST_FILE,
@@ -92,6 +92,7 @@ class Checkpointer:
         """
         self._workdir, self._keep = workdir, Keep(keep_last, best_metric, best_mode, keep_best, keep_every)
         absl_logging.set_verbosity(absl_logging.FATAL)  # errors are raised where the write is waited for
+        tensorstore_json.ask_once()
         if jax.process_index() == 0:
             (workdir / FOLDER).mkdir(parents=True, exist_ok=True)
             clear_temporary(workdir)
