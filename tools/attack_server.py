@@ -4,7 +4,9 @@ Starts launch/serve.py, lets valid clients ask at a set pace alone, then beside 
 what costs most: JPEGs of 1,000 scans and of as many as are allowed, lists of lists in JSON and msgpack, a PNG of 12,000
 pixels a side, compressed bodies, messages that never end, large ones over websockets, bytes that are no HTTP. Prints
 the percentiles of both, what the hostile ones were told, the server's memory, and how soon it stops under attack.
-Clients run in processes of their own, the hostile ones with low priority, as if they were on other machines.
+Clients run in processes of their own, the hostile ones with low priority, as if they were on other machines. All share
+this machine's cores: two columns tell how late the valid clients' own process was at most, which their times contain,
+and for how long the server's event loop was ready to run and had no core.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,8 +36,20 @@ from lapa_jax.core.system import peak_memory
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MIB = 2**20
+TICK = 0.005
+"""Seconds between two looks of the valid clients' process at how late it is."""
 UPGRADE = (b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n")  # fmt: skip
+
+
+class Measured(NamedTuple):
+    """times: seconds of each answered request. failed: requests without an answer. late: seconds that the clients' own
+    event loop was late at most. starved: seconds in which the server's event loop waited for a core."""
+
+    times: list[float]
+    failed: int
+    late: float
+    starved: float
 
 
 def main(argv: list[str]) -> None:
@@ -51,7 +66,8 @@ def main(argv: list[str]) -> None:
     try:
         address = server.stdout.readline().split()[2].rstrip(",")
         server.stdout.readline()  # ready
-        with attacking(address, args.clients, args.hostile, args.seconds, args.period) as (alone, attacked, outcomes):
+        with attacking(server.pid, address, args.clients, args.hostile, args.seconds, args.period) as measured:
+            alone, attacked, outcomes = measured
             memory = peak_memory(server.pid)
             start = time.perf_counter()
             server.send_signal(signal.SIGTERM)
@@ -63,49 +79,76 @@ def main(argv: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def attacking(address: str, clients: int, hostile: int, seconds: float, period: float) -> Iterator[tuple]:
+def attacking(
+    pid: int, address: str, clients: int, hostile: int, seconds: float, period: float
+) -> Iterator[tuple[Measured, Measured, dict[str, int]]]:  # fmt: skip
     """Measures valid clients of a server alone, then beside hostile ones, who go on for some seconds of the block.
 
+    Args:
+      pid: of the server, whose main thread runs its event loop.
+
     Yields:
-      What `valid_clients` gives for both, and a dict that says after the block what the hostile ones were told,
+      What both gave, and a dict that says after the block what the hostile ones were told,
       {what: how often}.
     """
-    alone = _in_process(valid_clients, address, clients, seconds, period)
+    alone = _measured(pid, address, clients, seconds, period)
     context = multiprocessing.get_context("spawn")
     results, outcomes = context.SimpleQueue(), {}
     attack = context.Process(target=_attack, args=(results, address, hostile, time.time() + seconds + 8))
     attack.start()
     time.sleep(3)
-    attacked = _in_process(valid_clients, address, clients, seconds, period)
+    attacked = _measured(pid, address, clients, seconds, period)
     yield alone, attacked, outcomes
     outcomes |= results.get()
     attack.join()
 
 
-def table(args, alone, attacked, outcomes, memory: float, stopped: float) -> str:
+def table(args, alone: Measured, attacked: Measured, outcomes, memory: float, stopped: float) -> str:
     """The figures as Markdown."""
     lines = [f"{args.clients} valid clients, one request each {args.period:g} s, {args.seconds:g} s; "
              f"{args.hostile} hostile ones; {os.cpu_count()} cores", "",
-             "| valid clients, ms | p50 | p95 | p99 | answered | failed |", "|---|---|---|---|---|---|"]  # fmt: skip
-    for name, (times, failed) in (("alone", alone), ("under attack", attacked)):
+             "| valid clients, ms | p50 | p95 | p99 | answered | failed | clients late | server without a core |",
+             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for name, (times, failed, late, starved) in (("alone", alone), ("under attack", attacked)):
         figures = " | ".join(f"{1000 * np.percentile(times, p):.1f}" for p in (50, 95, 99))
-        lines.append(f"| {name} | {figures} | {len(times)} | {failed} |")
+        lines.append(f"| {name} | {figures} | {len(times)} | {failed} | {1000 * late:.1f} | {1000 * starved:.0f} |")
     told = ", ".join(f"{name}: {count}" for name, count in sorted(outcomes.items()))
     return "\n".join([*lines, "", f"Hostile messages ended so: {told}. Most memory of the server: {memory:.0f} MB. "
                       f"It stopped within {stopped:.1f} s of SIGTERM, under attack."])  # fmt: skip
 
 
-def valid_clients(address: str, count: int, seconds: float, period: float) -> tuple[list[float], int]:
-    """The seconds that each request over a websocket took, and how many failed."""
+def _measured(pid: int, address: str, count: int, seconds: float, period: float) -> Measured:
+    before = _without_core(pid)
+    times, failed, late = _in_process(valid_clients, address, count, seconds, period)
+    return Measured(times, failed, late, _without_core(pid) - before)
+
+
+def _without_core(pid: int) -> float:
+    """Seconds for which a process's main thread was ready to run, and waited for a core; 0 where Linux does not say."""
+    try:
+        return int(pathlib.Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except OSError:
+        return 0.0
+
+
+def valid_clients(address: str, count: int, seconds: float, period: float) -> tuple[list[float], int, float]:
+    """The seconds that each request over a websocket took, how many failed, and how late this process was at most."""
     return asyncio.run(_valid(address, count, seconds, period))
 
 
-async def _valid(address: str, count: int, seconds: float, period: float) -> tuple[list[float], int]:
+async def _valid(address: str, count: int, seconds: float, period: float) -> tuple[list[float], int, float]:
     import aiohttp
 
     from lapa_jax.serve import msgpack_numpy
 
-    times, failed = [], 0
+    times, failed, late = [], 0, 0.0
+
+    async def watch() -> None:
+        nonlocal late
+        while True:
+            start = time.perf_counter()
+            await asyncio.sleep(TICK)
+            late = max(late, time.perf_counter() - start - TICK)
 
     async def client(session, number: int) -> None:
         nonlocal failed
@@ -126,8 +169,10 @@ async def _valid(address: str, count: int, seconds: float, period: float) -> tup
                 await asyncio.sleep(max(0.0, period * rng.uniform(0.8, 1.2) - (time.perf_counter() - start)))
 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        watching = asyncio.create_task(watch())
         await asyncio.gather(*(client(session, number) for number in range(count)))
-    return times, failed
+        watching.cancel()
+    return times, failed, late
 
 
 def valid_message(metadata: dict) -> dict:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from lapa_jax.core import escape, web
+from lapa_jax.core.allocator import keep_objects
 from lapa_jax.serve import http
 from lapa_jax.serve.service import Service
 
@@ -55,6 +56,7 @@ async def _until_stopped(service: Service, stop: asyncio.Event, address: str, sa
     await asyncio.wait((compiling, stopped), return_when=asyncio.FIRST_COMPLETED)
     if compiling.done():
         sizes = ", ".join(map(str, compiling.result()))
+        keep_objects()
         say(f"ready: ws://{address} and http://{address}/act (batches of {sizes} compiled in "
             f"{time.perf_counter() - start:.1f} s)")  # fmt: skip
         await stopped

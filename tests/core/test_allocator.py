@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from lapa_jax.core.allocator import without_collection
+from lapa_jax.core.allocator import keep_objects, without_collection
 
 # 64 MiB are taken, written and freed again and again, as a training step does with its temporary buffers.
 PROGRAM = """
@@ -51,3 +51,13 @@ def test_nothing_is_collected_while_it_says_so():
         assert gc.isenabled() and collections
     finally:
         gc.callbacks.pop()
+
+
+def test_what_is_kept_is_no_longer_looked_through():
+    objects = [[] for _ in range(10**5)]
+    try:
+        keep_objects()
+        assert not {id(x) for x in objects} & {id(x) for x in gc.get_objects()}
+    finally:
+        gc.unfreeze()
+    assert len({id(x) for x in objects} & {id(x) for x in gc.get_objects()}) == 10**5

@@ -2,8 +2,11 @@
 
 import asyncio
 import concurrent.futures
+import gc
 import http.client
 import json
+import os
+import signal
 import socket
 import types
 
@@ -20,6 +23,7 @@ from lapa_jax.inference.kinds import KINDS
 from lapa_jax.inference.policies import Policy
 from lapa_jax.serve import http as front
 from lapa_jax.serve.limits import Limits, Rate, Refused
+from lapa_jax.serve.run import serve
 from lapa_jax.serve.service import Options, Service
 from tests.serve import messages, served
 
@@ -470,3 +474,19 @@ def test_actions_that_are_not_finite_are_never_sent():
     with served.serving(broken, Options(batch=1)) as server:
         status, _, text = ask(server, body=messages.recorded("openvla.json"))
         assert status == 500 and "FloatingPointError" in text
+
+
+def test_what_is_loaded_when_it_is_ready_is_no_longer_looked_through_for_garbage():
+    kept = []
+
+    def say(line):
+        if line.startswith("ready"):
+            kept.append(gc.get_freeze_count())
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        before = gc.get_freeze_count()
+        serve(lambda: Service(served.policy(), "runs/small", Options(batch=1)), "127.0.0.1", 0, None, say)
+    finally:
+        gc.unfreeze()
+    assert kept[0] - before > 100_000, "each search stops all threads for as long as it takes"
