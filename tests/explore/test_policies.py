@@ -164,7 +164,10 @@ def test_the_page_answers_an_instruction(browser, request, name, frames, how):
     page.wait(f"{TABLE} !== {json.dumps(before)}")
     assert page.run("document.querySelector('#instruction').value") == "zoo?"
     page.run("document.querySelector('#instruction').value = 'x'.repeat(500)")
-    page.click("#question button")
+    label = "document.querySelector('#question button').textContent"
+    assert page.run(label) == "Ask"
+    assert page.run(f"document.querySelector('#question').requestSubmit(), {label}") == "Computing …"
     page.wait("!document.querySelector('#error').hidden")
+    page.wait(f"{label} === 'Ask'")
     assert "tokens" in page.run("document.querySelector('#error').textContent")
     page.close()

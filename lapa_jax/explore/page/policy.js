@@ -18,7 +18,10 @@ export function bind(state) {
 
   async function predict() {
     const { episode, step } = state;
+    const button = $("question").querySelector("button");
+    button.textContent = "Computing …"; // large policies take seconds
     const answer = await ask("predict", { episode, step, instruction: $("instruction").value }).catch(showError);
+    button.textContent = "Ask"; // only the newest question comes this far
     $("answer").hidden = !answer;
     if (answer) show(answer, state);
   }
