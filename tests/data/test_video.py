@@ -154,7 +154,7 @@ def test_depth_alone_keeps_its_values(tmp_path):
     frames = list(Video(tmp_path / "d.mkv"))
     assert [(frame.dtype, int(frame.max())) for frame in frames] == [(np.uint16, 1000 * k) for k in range(3)]
     assert image_files.kind_of(frames[0]) == image_files.DEEP
-    assert image_files.open_frame(frames[2])[0, 0].tolist() == [round(2000 / 257)] * 3, "not white"
+    assert image_files.open_frame(frames[2], white=65535)[0, 0].tolist() == [round(2000 / 257)] * 3, "not white"
 
 
 def test_files_without_a_film(tmp_path):

@@ -177,7 +177,7 @@ def test_other_data_and_those_that_do_not_fit(policy, data, tmp_path):
     assert [evaluation._status(task) for task in ("lift", "push")] == [OTHER, HELD_OUT]
     assert Evaluation(policy, run=tmp_path, out=tmp_path, data=data)._status("lift") == SEEN
     wide = write(tmp_path / "wide", widths={"action": A, "state": 7})
-    with pytest.raises(UserError, match="statistics of 'state' have 2 numbers"):
+    with pytest.raises(UserError, match="'state' has 7 numbers in .*, and 2 in the data that the run was trained on"):
         Evaluation(policy, run=tmp_path, out=tmp_path, data=wide)
     unscaled = random_policy.make(data={**policy.config.data.to_dict(), "normalize": "none"}, state_dim=2)
     with pytest.raises(UserError, match=r"takes 'state' of shape \(6, 2\), these data give \(6, 7\)"):

@@ -21,7 +21,7 @@ def die_on_killer(job):
 def jobs(folder, names):
     work = folder / "parts"
     work.mkdir()
-    options = {"fps": None, "size": 16, "resize": "squash", "quality": 95, "captions": None, "filter": None}
+    options = {"fps": None, "size": 16, "resize": "squash", "quality": 95, "captions": None, "filter": None, "white": None}
     plan = {"format": "video", "options": options, "columns": {}, "not_colour": {}}
     plan["cameras"] = {"image": [16, 16]}
     for name in names:

@@ -53,8 +53,10 @@ def test_depth_members_are_no_cameras(tmp_path, field, why):
     report, shards = go(folder)
     assert cameras(shards) == ["image"] and numbers(shards) == [0, 1, 2, 3, 4] and report["fields_left_out"] == [why]
     if "sensor" in field:
-        # who asks for it has it, scaled by the rule
-        report, shards = go(folder, cameras="image,sensor")
+        # who asks for it and says what is white has it
+        with pytest.raises(UserError, match="is 3000, as of a camera of 12 bits: say which value is white"):
+            go(folder, cameras="image,sensor")
+        report, shards = go(folder, cameras="image,sensor", white=65535)
         assert cameras(shards) == ["image", "image_sensor"] and shards.image(0, "image_sensor").max() == 12
         assert report["remarks"] == {image_files.SCALED: 5}
         with pytest.raises(UserError, match="no camera"):
