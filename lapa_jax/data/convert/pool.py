@@ -82,6 +82,9 @@ def _feed(
     except BrokenProcessPool:
         suspects += running.values()
         return True
+    except BaseException:
+        _kill(pool)  # leaving the pool would wait for what stalls
+        raise
 
 
 def _alone(job: Job, patience: float) -> Failure | None:

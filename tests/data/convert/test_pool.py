@@ -15,13 +15,16 @@ def die_on_killer(job):
         os.kill(os.getpid(), signal.SIGKILL)
     if job.entry["id"] == "sleeper":
         time.sleep(3600)
+    if job.entry["id"] == "raiser":
+        raise KeyError("a fault of ours")
     return parts.make_part(job)
 
 
 def jobs(folder, names):
     work = folder / "parts"
     work.mkdir()
-    options = {"fps": None, "size": 16, "resize": "squash", "quality": 95, "captions": None, "filter": None, "white": None}
+    options = {"fps": None, "size": 16, "resize": "squash", "quality": 95, "captions": None, "filter": None,
+               "white": None}  # fmt: skip
     plan = {"format": "video", "options": options, "columns": {}, "not_colour": {}}
     plan["cameras"] = {"image": [16, 16]}
     for name in names:
@@ -37,6 +40,14 @@ def test_a_bad_worker_costs_one_episode(tmp_path, monkeypatch, bad, word, patien
     results = {job.entry["id"]: failure for job, failure in pool.run_jobs(work, 1, patience)}
     assert results["v0"] is None and results["v1"] is None and word in results[bad].error
     assert (tmp_path / "parts" / "v1.json").exists()
+
+
+def test_a_fault_of_ours_does_not_wait_for_a_worker_that_stalls(tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "make_part", die_on_killer)
+    start = time.monotonic()
+    with pytest.raises(KeyError, match="a fault of ours"):
+        list(pool.run_jobs(jobs(tmp_path, ("sleeper.mp4", "raiser.mp4")), 2, 600))
+    assert time.monotonic() - start < 60
 
 
 def test_a_listing_that_crashes_is_one_line():
