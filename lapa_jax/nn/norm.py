@@ -77,8 +77,8 @@ class RunningWhitening(nn.Module):
     """Subtracts a mean per feature and decorrelates the features of all positions: each has the variance 1.
 
     The factor of Cholesky is what is divided by (Kessy et al. 2018, arXiv 1512.00809): feature by feature, in order,
-    what those before it do not say yet. A direction in which nothing but noise varies is scaled up as well, to where a
-    hundredth of the mean deviation of all features is left of it. Statistics are kept and used as those of
+    what those before it do not say yet. Directions whose standard deviation is under about a
+    hundredth of the features' mean one are taken for noise and stay small. Statistics are kept and used as those of
     `RunningNorm`; the batch should have several times as many examples as there are features.
 
     Attributes: momentum: share of the running statistics that one training pass keeps.
