@@ -55,9 +55,9 @@ def written(page: str) -> str:
         if missing := [file for file in files if not (RECORDS / file).is_file()]:
             raise UserError(f"{PAGE.name}: there is no record {RECORDS / missing[0]}; run the benchmark with --json")
         used.extend(files)
-        found = [records.read(RECORDS / file) for file in files]
-        commands = ", ".join(f"`{record['command']}`" for record in found)
-        return "\n".join([f"{match[1]}", f"{commands} on {found[0]['machine']}:", "", *lines(*found), "", ""])
+        recorded = [records.read(RECORDS / file) for file in files]
+        commands = ", ".join(f"`{record['command']}`" for record in recorded)
+        return "\n".join([f"{match[1]}", f"{commands} on {recorded[0]['machine']}:", "", *lines(*recorded), "", ""])
 
     page = BLOCK.sub(block, page)
     if idle := sorted({path.name for path in RECORDS.glob("*.json")} - set(used)):
@@ -84,6 +84,6 @@ def _tables() -> dict:
 
 
 if __name__ == "__main__":
-    # What benchmarks share lies in a package, which is found as tests find it.
+    # What benchmarks share lies in a package, which is recorded as tests find it.
     sys.path.insert(0, str(ROOT))
     run_main(main)

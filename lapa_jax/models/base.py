@@ -80,9 +80,9 @@ class FramePairTokenizer(Model):
     and "pair_action_mask" f32 [B, A], a head predicts them from the quantised delta: the loss "action"."""
     kind = "frame_pair_tokenizer"
     absent_losses = {"view": "no image is shifted: set config.model.view_shift",
-                     **{loss: f"the samples have no '{field}': add it to config.data.fields" for loss, field in (
-                         ("action", "pair_action"), ("flow", "flow"), ("flow_weighted", "flow"),
-                         *((loss, "middle_frame") for loss in ("reversal", "composition", "midway")))}}  # fmt: skip
+                     **{loss: f"the samples have no '{field}': add it to config.data.fields" for loss, field in {
+                         "action": "pair_action", "flow": "flow", "flow_weighted": "flow", "reversal": "middle_frame",
+                         "composition": "middle_frame", "midway": "middle_frame"}.items()}}  # fmt: skip
     predicts_images: ClassVar[bool] = True
 
     @abc.abstractmethod

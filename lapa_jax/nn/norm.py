@@ -4,6 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+WHITENING_FLOOR = 1e-4
+"""Least variance of a direction, relative to the mean variance of the features."""
+
 
 class LayerNorm(nn.Module):
     """Layer norm over the last axis; statistics in float32, the variance in two passes.
@@ -77,9 +80,9 @@ class RunningWhitening(nn.Module):
     """Subtracts a mean per feature and decorrelates the features of all positions: each has the variance 1.
 
     The factor of Cholesky is what is divided by (Kessy et al. 2018, arXiv 1512.00809): feature by feature, in order,
-    what those before it do not say yet. Directions whose standard deviation is under about a
-    hundredth of the features' mean one are taken for noise and stay small. Statistics are kept and used as those of
-    `RunningNorm`; the batch should have several times as many examples as there are features.
+    what those before it do not say yet. Directions whose standard deviation is under about a hundredth of the features'
+    mean one are taken for noise and stay small. Statistics are kept and used as those of `RunningNorm`; the batch
+    should have several times as many examples as there are features.
 
     Attributes: momentum: share of the running statistics that one training pass keeps.
     """
@@ -100,10 +103,6 @@ class RunningWhitening(nn.Module):
         factor = jnp.linalg.cholesky(covariance + floor * jnp.eye(width))
         white = jax.scipy.linalg.solve_triangular(factor, (flat - mean).T, lower=True).T
         return white.reshape(x.shape)
-
-
-WHITENING_FLOOR = 1e-4
-"""Least variance of a direction, relative to the mean variance of the features."""
 
 
 def running_statistics(module: nn.Module, batch: dict[str, jax.Array], momentum: float, *, train: bool) -> list:

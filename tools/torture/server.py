@@ -111,7 +111,7 @@ def clients(workshop: Workshop, count: int, rng: random.Random, tally: Tally) ->
     with _serving(workshop, "--pending", "512", "--rate", "1000000") as (process, address):
         pid = process.popen.pid
         with attack_server.attacking(pid, address, count, hostile, SECONDS, PERIOD) as (alone, attacked, outcomes):
-            memory = peak_memory(process.popen.pid)
+            memory = peak_memory(pid)
             start = time.monotonic()
             process.popen.terminate()
             process.wait(60)
