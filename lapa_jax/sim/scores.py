@@ -3,6 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 Z = 1.959963984540054
 """The normal quantile of a two-sided interval of 95 %."""
 
@@ -36,3 +38,30 @@ def by_task(episodes: Sequence[Mapping]) -> dict[str, dict]:
     """`summarize` of each task's episodes, tasks in order of appearance."""
     tasks = dict.fromkeys(episode["task"] for episode in episodes)
     return {task: summarize([e for e in episodes if e["task"] == task]) for task in tasks}
+
+
+def paired_difference(
+    first: Sequence[Sequence[bool]], second: Sequence[Sequence[bool]], draws: int = 10_000
+) -> tuple[float, float, float]:
+    """How much more of the episodes one controller solves than another, with a 95 % interval.
+
+    The bootstrap is that of clusters (Efron and Tibshirani 1993, chapter 8): training seeds are drawn with
+    replacement, then starts within each of them, for both controllers the same ones. With a single seed the interval
+    says nothing about what another training would give.
+
+    Args:
+      first, second: of each training seed, whether each start was solved; both controllers have the same seeds and
+        starts.
+
+    Returns:
+      The difference of the mean rates, and the ends of its interval.
+    """
+    if [len(one) for one in first] != [len(one) for one in second] or not first:
+        raise ValueError(f"{[len(one) for one in first]} starts against {[len(one) for one in second]}")
+    differences = [np.asarray(a, float) - np.asarray(b, float) for a, b in zip(first, second, strict=True)]
+    rng, count = np.random.default_rng(0), len(differences)
+    # The mean of each seed's starts as drawn anew for each draw and each place that a seed may take in it.
+    means = np.stack([one[rng.integers(len(one), size=(draws, count, len(one)))].mean(-1) for one in differences])
+    seeds = rng.integers(count, size=(1, draws, count))
+    low, high = np.quantile(np.take_along_axis(means, seeds, axis=0)[0].mean(-1), [0.025, 0.975])
+    return float(np.mean([one.mean() for one in differences])), float(low), float(high)

@@ -1,19 +1,23 @@
 """Does pretraining on video without actions pay? Success on the push-table after it, and without it.
 
-python launch/studies/latent_pretraining.py --out DIR [--short] [--seeds 2] [--jobs 2] [--arms scratch lapa vpt actions]
-    [--task separate] [--blocks 3] [--gap 6] [--overrides optim.weight_decay=0 ...]
+python launch/studies/latent_pretraining.py --out DIR [--short] [--seeds 2] [--jobs 2]
+    [--arms scratch scratch_long lapa vpt actions] [--task separate] [--blocks 3] [--gap 6]
+    [--overrides optim.weight_decay=0 ...]
 
 Episodes of the expert are recorded as video; few more, others, with actions are the demonstrations. Every arm ends with
 the same model, trained for the same steps on the demonstrations alone. What comes before:
 
-  scratch   nothing
-  lapa      stage 1 (configs/laq_conv.py:small) on the video, stage 2 on its codes
-  vpt       the actions of the video as an inverse-dynamics model sees them that learned from the demonstrations
-  actions   the true actions of the video: the upper bound
+  scratch       nothing
+  scratch_long  nothing, but as many steps on the demonstrations as the others have in all; of its checkpoints the one
+                that predicts the actions of held-out video best, which the other arms are not given
+  lapa          stage 1 (configs/laq_conv.py:small+recommended) on the video, stage 2 on its codes
+  vpt           the actions of the video as an inverse-dynamics model sees them that learned from the demonstrations
+  actions       the true actions of the video: the upper bound
 
 The three pretrainings have the same body, images, instructions and steps. Then each policy drives, on instructions
 like those of training (seen) and on combinations that were left out (unseen), beside the expert, random actions and a
-repeated first action. Every leg is one of our commands; a study that was interrupted goes on where it stopped.
+repeated first action. Each seed has its own demonstrations, trainings and starts, which are the same for all arms.
+Every leg is one of our commands; a study that was interrupted goes on where it stopped.
 `tables.md` and `success.png` in --out, which also says how long each leg took.
 """
 
@@ -35,14 +39,16 @@ from lapa_jax.core.files import atomic_path, read_json, write_json
 from lapa_jax.core.metrics import read_metrics
 from lapa_jax.data.shards.labels import read_label_info
 
-ARMS = ("scratch", "lapa", "vpt", "actions")
+ARMS = ("scratch", "scratch_long", "lapa", "vpt", "actions")
 SPLITS = ("seen", "unseen")
 SIZE = 64  # pixels of the recordings
 EXECUTE = 4
 POLICY = ["data.text_length=20", "data.augment={'shift': 4}", "train.trackers=()"]
-LAQ = ["model.delta_norm=running_per_position", "train.trackers=()"]
 FINETUNE = ["optim.learning_rate=0.0005"]
 """Of every arm: at the rate of pretraining, 0.001, demonstrations are learned by heart and what was known is lost."""
+
+LONG_EVALUATIONS = 6
+"""Checkpoints that "scratch_long" may choose from."""
 
 HELD_OUT = 0.05
 """Share of the video that only figures are measured on."""
@@ -86,7 +92,7 @@ def main(argv: list[str]) -> None:
             raise UserError(f"there is no arm '{arm}'{did_you_mean(arm, ARMS)}")
     seeds = args.seeds or (1 if args.short else 2)
     study = Study(args, SHORT if args.short else FULL)
-    study.record()
+    study.record(seeds)
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         # Independent of the policies: it runs beside them and is collected at the end.
         moving = pool.submit(study.latent_actions, "moving", 0)
@@ -96,8 +102,8 @@ def main(argv: list[str]) -> None:
         policies = dict(zip(cells, pool.map(lambda cell: study.policy(*cell), cells), strict=True))
         probes = {"as recorded": [one for one, _ in labelled], "moving background": [moving.result()]}
     results = pooled(policies)
-    text = "\n".join([by_arm(results, policies, study.sizes), verdict(results), by_video(probes), inverse(pseudo),
-                      study.times()])  # fmt: skip
+    text = "\n".join([by_arm(results, policies, study.sizes), verdict(results), differences(policies),
+                      by_video(probes), inverse(pseudo), study.times()])  # fmt: skip
     with atomic_path(args.out / "tables.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     from lapa_jax.evaluate import closed_loop
@@ -126,12 +132,15 @@ class Study:
         self._of_policies = [f"data.text_tokenizer.name={self._data('words')}", *POLICY, *args.overrides]
         self._lock = threading.Lock()
 
-    def record(self) -> None:
-        """The video, the demonstrations, and the video with a moving background, all of the split "seen"; and the
-        words of its instructions."""
+    def record(self, seeds: int) -> None:
+        """The video, the demonstrations of each seed, and the video with a moving background, all of the split "seen";
+        and the words of its instructions."""
         video = ["--episodes", str(self.sizes.videos), "--seed", "1", "--val_fraction", str(HELD_OUT)]
-        demos = ["--episodes", str(self.sizes.demos), "--seed", "2", "--val_fraction", "0"]
-        for name, how in {"videos": video, "demos": demos, "moving": [*video, "--moving"]}.items():
+        demos = ["--episodes", str(self.sizes.demos), "--val_fraction", "0"]
+        recordings = {"videos": video, "moving": [*video, "--moving"]}
+        # Other episodes than those of the video, which has the seed 1.
+        recordings |= {f"demos_{seed}": [*demos, "--seed", str(2 + seed)] for seed in range(seeds)}
+        for name, how in recordings.items():
             command = [*self._env, "--split", "seen", "--size", str(SIZE), "--noise", str(NOISE), *how, "--out",
                        str(self._data(name))]  # fmt: skip
             record = functools.partial(common.call, self._log(name), "tools/record_sim.py", *command)
@@ -143,8 +152,8 @@ class Study:
     def latent_actions(self, data: str, seed: int) -> dict:
         """Stage 1 on a recording; the metrics of its evaluation."""
         settings = [f"seed={seed}", f"data.path={self._data(data)}", f"data.gap_frames={self.args.gap}",
-                    *_steps(self.sizes.laq), *LAQ]  # fmt: skip
-        run = self._train(f"laq_{data}_{seed}", "laq_conv.py:small", settings)
+                    *_steps(self.sizes.laq), "train.trackers=()"]  # fmt: skip
+        run = self._train(f"laq_{data}_{seed}", "laq_conv.py:small+recommended", settings)
         return self._timed(f"probe {run.name}", lambda: common.evaluate(run, "--supervised_steps", "0"))["metrics"]
 
     def labels(self, seed: int) -> tuple[dict, pathlib.Path]:
@@ -158,24 +167,30 @@ class Study:
     def pseudo_actions(self, seed: int) -> dict:
         """The actions that inverse dynamics sees in the video; what tools/pseudo_actions.py says of them."""
         folder = self._pseudo(seed)
-        command = ["--demonstrations", str(self._data("demos")), "--data", str(self._data("videos")), "--out",
+        command = ["--demonstrations", str(self._data(f"demos_{seed}")), "--data", str(self._data("videos")), "--out",
                    str(folder), "--steps", str(self.sizes.inverse), "--seed", str(seed)]  # fmt: skip
         name = f"pseudo-actions {seed}"
         self._timed(name, lambda: common.call(self._log(folder.name), "tools/pseudo_actions.py", *command))
         return read_json(folder / "pseudo_actions.json")
 
     def policy(self, arm: str, seed: int) -> dict:
-        """Pretrains, trains on the demonstrations and drives; {"seen", "unseen": metrics.json, "action_r2"}."""
-        begin = self._pretrain(arm, seed)
-        settings = [f"seed={seed}", f"data.path={self._data('demos')}", f"data.val_path={self._data('videos')}", *begin,
-                    *_steps(self.sizes.finetune), *FINETUNE, *self._of_policies]  # fmt: skip
+        """Pretrains, trains on the demonstrations and drives; {"seen", "unseen": metrics.json, "solved": {split: of
+        each start}, "action_r2"}."""
+        begin, steps, step = self._pretrain(arm, seed), _steps(self.sizes.finetune), []
+        if arm == "scratch_long":
+            steps = _steps(self.sizes.pretrain + self.sizes.finetune, evaluations=LONG_EVALUATIONS)
+            step = ["--step", "best"]
+        settings = [f"seed={seed}", f"data.path={self._data(f'demos_{seed}')}", f"data.val_path={self._data('videos')}",
+                    *begin, *steps, *FINETUNE, *self._of_policies]  # fmt: skip
         run = self._train(f"{arm}_{seed}", "vla_action.py:small+chunk", settings)
         scores = [line["val/action_r2"] for line in read_metrics(run) if "val/action_r2" in line]
-        return {**{split: self._drive(run, split) for split in SPLITS}, "action_r2": scores[-1]}
+        driven = {split: self._drive(run, split, seed, step) for split in SPLITS}
+        return {**driven, "solved": {split: _solved(_drives(run, split)) for split in SPLITS},
+                "action_r2": max(scores) if step else scores[-1]}  # fmt: skip
 
     def _pretrain(self, arm: str, seed: int) -> list[str]:
         """What the policy begins with, as settings of its config."""
-        if arm == "scratch":
+        if arm in ("scratch", "scratch_long"):
             return []
         video = str(self._data("videos"))
         config, changes = "vla_action.py:small+chunk", [f"data.path={video}"]
@@ -190,10 +205,10 @@ class Study:
         # of latent actions the head begins afresh, as the config says; of actions it goes on
         return [f"init_from.={run}", *([] if arm == "lapa" else ["init_from_except=()"])]
 
-    def _drive(self, run: pathlib.Path, split: str) -> dict:
-        folder = run / f"drive_{split}"
-        command = [*self._env, "--run", str(run), "--split", split, "--episodes", str(self.sizes.episodes), "--execute",
-                   str(EXECUTE), "--videos", "4", "--out", str(folder)]  # fmt: skip
+    def _drive(self, run: pathlib.Path, split: str, seed: int, step: list[str]) -> dict:
+        folder = _drives(run, split)
+        command = [*self._env, "--run", str(run), *step, "--split", split, "--episodes", str(self.sizes.episodes),
+                   "--seed", str(seed), "--execute", str(EXECUTE), "--videos", "4", "--out", str(folder)]  # fmt: skip
         if not (folder / "metrics.json").is_file():
             drive = functools.partial(common.call, self._log(run.name), "launch/eval.py", *command)
             self._timed(f"drive {run.name} {split}", drive)
@@ -239,14 +254,24 @@ class Study:
         return self.out / "logs" / f"{name}.log"
 
 
-def _steps(count: int) -> list[str]:
-    return [f"train.steps={count}", f"train.eval_every={count}", f"train.save_every={count}"]
+def _steps(count: int, evaluations: int = 1) -> list[str]:
+    every = count // evaluations
+    return [f"train.steps={count}", f"train.eval_every={every}", f"train.save_every={every}"]
+
+
+def _drives(run: pathlib.Path, split: str) -> pathlib.Path:
+    return run / f"drive_{split}"
+
+
+def _solved(folder: pathlib.Path) -> list[bool]:
+    """Whether the policy solved each start, from what launch/eval.py left in a folder."""
+    return [read_json(path)["success"] for path in sorted((folder / "policy" / "episodes").iterdir())]
 
 
 def pooled(policies: Mapping[tuple[str, int], Mapping]) -> dict[str, dict]:
     """{arm or control: {"tasks": {"seen": summary, "unseen": summary}, "overall": summary}}, all seeds together.
 
-    The controls have the same episodes whatever the policy: they are counted once.
+    The controls of a seed have the same episodes whatever the policy: they are counted once.
     """
     from lapa_jax.sim.scores import of_counts
 
@@ -259,9 +284,10 @@ def pooled(policies: Mapping[tuple[str, int], Mapping]) -> dict[str, dict]:
         summaries = {split: [cell[split]["policies"]["policy"]["overall"] for cell in seeds] for split in SPLITS}
         results[arm] = {"tasks": {split: together(parts) for split, parts in summaries.items()},
                         "overall": together([part for parts in summaries.values() for part in parts])}  # fmt: skip
-    first = next(iter(policies.values()))
-    for name in [name for name in first["seen"]["policies"] if name != "policy"]:
-        tasks = {split: first[split]["policies"][name]["overall"] for split in SPLITS}
+    arm = next(arm for arm, _ in policies)
+    cells = [cell for (name, _), cell in policies.items() if name == arm]
+    for name in [name for name in cells[0]["seen"]["policies"] if name != "policy"]:
+        tasks = {split: together([cell[split]["policies"][name]["overall"] for cell in cells]) for split in SPLITS}
         results[name] = {"tasks": tasks, "overall": together(list(tasks.values()))}
     return results
 
@@ -299,6 +325,27 @@ def verdict(results: Mapping[str, Mapping]) -> str:
     if best <= floor:
         lines.append("The upper bound is not clearly above the controls: at this size the comparison says nothing.")
     return "\n".join(lines) + "\n"
+
+
+def differences(policies: Mapping[tuple[str, int], Mapping]) -> str:
+    """The table of how much more of the starts LAPA solves than each other arm, in points."""
+    from lapa_jax.sim.scores import paired_difference
+
+    arms = list(dict.fromkeys(arm for arm, _ in policies))
+    if "lapa" not in arms:
+        return ""
+
+    def solved(arm: str, split: str) -> list[list[bool]]:
+        return [cell["solved"][split] for (name, _), cell in policies.items() if name == arm]
+
+    rows = []
+    for arm in (arm for arm in arms if arm != "lapa"):
+        spans = [paired_difference(solved("lapa", split), solved(arm, split)) for split in SPLITS]
+        rows.append([arm, *(f"{100 * mean:+.0f} ({100 * low:+.0f} to {100 * high:+.0f})" for mean, low, high in spans)])
+    several = len(policies) > len(arms)
+    drawn = "seeds and starts" if several else "starts; what another seed would give, one seed cannot say"
+    about = f"Paired differences in points, with intervals of 95 % by a bootstrap over {drawn}."
+    return f"{about}\n\n{common.table(['LAPA minus', *SPLITS], rows)}"
 
 
 def by_video(probes: Mapping[str, Sequence[Mapping]]) -> str:

@@ -11,7 +11,7 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.sim.scores import of_counts
 from launch.studies import latent_pretraining as study
 
-RATES = {"scratch": 2, "lapa": 6, "vpt": 5, "actions": 8}
+RATES = {"scratch": 2, "scratch_long": 3, "lapa": 6, "vpt": 5, "actions": 8}
 """Successes of 20 of each arm; half of them with unseen instructions."""
 
 
@@ -39,7 +39,14 @@ def calls(monkeypatch):
             out = pathlib.Path(value["--out"]) if "--out" in value else run / "eval"
             out.mkdir()
             probes = {"metrics": {"action_probe_r2": 0.8, "transfer_consistency": 0.7}}
-            found = driven(run.name.rpartition("_")[0], value["--split"]) if "--env" in value else probes
+            found = probes
+            if "--env" in value:
+                found = driven(run.name.rpartition("_")[0], value["--split"])
+                (out / "policy" / "episodes").mkdir(parents=True)
+                for number in range(20):
+                    success = number < found["policies"]["policy"]["overall"]["successes"]
+                    line = json.dumps({"success": success})
+                    (out / "policy" / "episodes" / f"{number:06d}.json").write_text(line)
             (out / "metrics.json").write_text(json.dumps(found))
         elif script == "tools/pseudo_actions.py":
             out = pathlib.Path(value["--out"])
@@ -54,13 +61,15 @@ def calls(monkeypatch):
 def test_every_arm_ends_with_the_same_training_and_drives_on_both_splits(calls, tmp_path, capsys):
     command = ["--out", str(tmp_path), "--short", "--seeds", "2", "--jobs", "1", "--overrides", "model.llm.depth=2"]
     study.main(command)
-    assert [script for script, _ in calls[:3]] == ["tools/record_sim.py"] * 3
-    assert [a[a.index("--seed") + 1] for _, a in calls[:3]] == ["1", "2", "1"], "demonstrations are other episodes"
-    assert all(a[a.index("--split") + 1] == "seen" for _, a in calls[:3])
-    assert calls[3] == ("tools/make_tokenizer.py", ("--data", f"{tmp_path}/data/videos", "--out",
+    assert [script for script, _ in calls[:4]] == ["tools/record_sim.py"] * 4
+    seeds = {pathlib.Path(a[-1]).name: a[a.index("--seed") + 1] for _, a in calls[:4]}
+    assert seeds == {"videos": "1", "moving": "1", "demos_0": "2", "demos_1": "3"}, "each seed has demonstrations"
+    assert all(a[a.index("--split") + 1] == "seen" for _, a in calls[:4])
+    assert calls[4] == ("tools/make_tokenizer.py", ("--data", f"{tmp_path}/data/videos", "--out",
                                                     f"{tmp_path}/data/words"))  # fmt: skip
     trained = {pathlib.Path(a[-1]).name: a for script, a in calls if script == "launch/train.py"}
     last = {arm: trained[f"{arm}_1"] for arm in study.ARMS}
+    assert f"--config.train.steps={study.SHORT.pretrain + study.SHORT.finetune}" in last.pop("scratch_long")
     own = {arm: [a for a in args if "init_from" not in a and "workdir" not in a] for arm, args in last.items()}
     assert len({tuple(args[:-1]) for args in own.values()}) == 1, "but for what they begin with"
     assert f"--config.train.steps={study.SHORT.finetune}" in own["lapa"]
@@ -75,9 +84,14 @@ def test_every_arm_ends_with_the_same_training_and_drives_on_both_splits(calls, 
     assert f"--config.data.path={tmp_path}/data/videos" in trained["pretrain_actions_1"]
     drives = [a for script, a in calls if script == "launch/eval.py" and "--env" in a]
     assert len(drives) == 2 * 2 * len(study.ARMS) and {a[a.index("--split") + 1] for a in drives} == {"seen", "unseen"}
+    assert {a[a.index("--seed") + 1] for a in drives if a[a.index("--run") + 1].endswith("lapa_1")} == {"1"}
+    best = {pathlib.Path(a[a.index("--run") + 1]).name for a in drives if "best" in a}
+    assert best == {"scratch_long_0", "scratch_long_1"}
     text = capsys.readouterr().out
     assert "| lapa | 30% (18–45), 12/40 [30%, 30%] | 15% (7–29), 6/40 [15%, 15%] | 0.500, 0.500 |" in text
-    assert "| repeat | 5% (1–24), 1/20 | 5% (1–24), 1/20 |  |" in text, "controls count once"
+    assert "| repeat | 5% (1–17), 2/40 | 5% (1–17), 2/40 |  |" in text, "the controls of each seed's starts count once"
+    # Six of twenty against two, by the same starts: the four that only LAPA solves, for both seeds.
+    assert "| scratch | +20 (" in text and "bootstrap over seeds and starts" in text
     assert "seen: LAPA over scratch 3.00 (aim 2), LAPA over true actions 0.75 (aim 0.85)" in text
     assert "says nothing" not in text and "of the video, a seed each: 0.400, 0.400" in text
     assert "| moving background |  |  |  | 0.800 |" in text

@@ -1,7 +1,8 @@
-"""Wilson's interval against its definition and published figures."""
+"""Success rates: Wilson's interval against its definition and published figures, differences against a formula."""
 
 import math
 
+import numpy as np
 import pytest
 
 from lapa_jax.sim import scores
@@ -45,3 +46,22 @@ def test_a_summary_counts_tasks_apart():
     assert (whole["success_rate"], whole["successes"], whole["steps"]) == (0.5, 2, 15)
     assert list(parts) == ["b", "a"] and parts["b"]["success_rate"] == 2 / 3 and parts["a"]["steps"] is None
     assert (parts["b"]["low"], parts["b"]["high"]) == scores.wilson(2, 3)
+
+
+def test_the_difference_of_two_controllers_on_the_same_starts():
+    rng = np.random.default_rng(1)
+    one, other = rng.random(400) < 0.6, rng.random(400) < 0.4
+    mean, low, high = scores.paired_difference([one], [other])
+    paired = one.astype(float) - other
+    # With many starts and one seed the bootstrap's interval is that of the normal approximation.
+    half = 1.96 * paired.std() / 20
+    assert mean == pytest.approx(paired.mean()) and low == pytest.approx(mean - half, abs=0.01)
+    assert high == pytest.approx(mean + half, abs=0.01)
+    assert scores.paired_difference([one, one], [one, one]) == (0, 0, 0)
+
+
+def test_seeds_that_differ_widen_the_interval_of_a_difference():
+    always, never = [True] * 50, [False] * 50
+    assert scores.paired_difference([always, never], [never, never]) == (0.5, 0, 1)
+    with pytest.raises(ValueError, match="starts against"):
+        scores.paired_difference([always], [never[:49]])
