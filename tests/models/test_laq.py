@@ -130,6 +130,40 @@ def test_the_patch_embedding_learns_through_the_codes_alone():
     assert np.any(grads["decoder/to_pixels/kernel"])
 
 
+def test_a_stem_of_convolutions_sees_motion_and_its_decoder_looks_for_itself():
+    model = build(stem="conv", decoder_context="own", codebook_init="data", delta_norm="running")
+    batch = {"frames": frames(model)}
+    variables = init(model, batch)
+    names = tree.flatten(variables["params"])
+    # Two halvings to patches of four pixels, in the encoder and again in front of the decoder, to widths 4 and 8 of 16.
+    for place in ("encoder/patch_embedding", "embedding"):
+        assert names[f"{place}/down/down_0/kernel"].shape == (4, 4, 3, 4)
+        assert names[f"{place}/project/kernel"].shape == (8, 16)
+
+    def embedded(frames):
+        return model.apply(variables, frames, method=lambda m, x: m.encoder.embed(x)).reshape(len(frames), 4, 4, 16)
+
+    # Convolutions: what moves by a whole patch moves its token by a cell, away from the border, whose zeros group norm
+    # sees too; a black surround keeps its statistics.
+    image = np.zeros((1, 16, 16, 3), np.float32)
+    image[:, 4:8, 4:8] = np.random.default_rng(0).random((4, 4, 3))
+    here, there = embedded(image), embedded(np.roll(image, 4, axis=2))
+    np.testing.assert_allclose(here[:, 1, 1], there[:, 1, 2], atol=0.2)
+    assert np.abs(here[:, 1, 1] - here[:, 1, 2]).max() > 0.5
+
+    def reconstruction(params):
+        view = model.apply({**variables, "params": params}, jnp.float32(batch["frames"]) / 255,
+                           method=lambda m, x: m._decode(m._encode(x, train=False), jnp.zeros((4, 4, 4))))  # fmt: skip
+        return jnp.sum(jnp.square(view))
+
+    grads = tree.flatten(jax.jit(jax.grad(reconstruction))(variables["params"]))
+    assert np.any(grads["embedding/project/kernel"]), "reconstruction trains what the decoder looks through"
+    assert not any(np.any(grad) for name, grad in grads.items() if name.startswith("encoder/patch_embedding"))
+    codes = run(model, variables, "encode", batch["frames"])["codes"]
+    view = run(model, variables, "predict", batch)["reconstruction"]
+    np.testing.assert_allclose(run(model, variables, "decode", batch["frames"][:, 0], codes), view, atol=1e-5)
+
+
 def test_order_of_the_codes_matters_to_the_decoder():
     model, variables = small()
     first = frames(model)[:, 0]
@@ -245,6 +279,8 @@ def test_the_width_of_the_feed_forward_is_that_of_all_three_stacks():
         ({"mlp_ratio": 0}, "mlp_ratio is 0; give more than 0"),
         ({"mlp_ratio": 0.01}, "mlp_ratio 0.01 leaves no feature"),
         ({"image_sise": 16}, "image_sise"),
+        ({"stem": "conv", "image_size": 15, "patch_size": 5}, "patch_size is 5; give 2, 4, 8"),
+        ({"stem": "conv", "patch_size": 8, "dim": 12}, "12 is not divisible by 8"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_compiles(fields, message):

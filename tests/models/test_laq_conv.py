@@ -11,7 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lapa_jax.core import config, tree
 from lapa_jax.core.errors import UserError
-from lapa_jax.models.tokenizers.laq_conv import Down, Norm, PairEncoder, ResBlock
+from lapa_jax.models.tokenizers.laq_conv import PairEncoder
+from lapa_jax.nn.residual import Down, Norm, ResBlock
 from lapa_jax.train.sharding import make_mesh, shard_batch
 from lapa_jax.train.task import Task
 

@@ -16,7 +16,13 @@ from lapa_jax.core.fields import Count, Dtype, Range, Remat
 from lapa_jax.core.output import Output
 from lapa_jax.models import base
 from lapa_jax.models.probe import r2_score
-from lapa_jax.models.tokenizers.laq.modules import PairEncoder, check_encoder, image_shape, to_unit_range
+from lapa_jax.models.tokenizers.laq.modules import (
+    PairEncoder,
+    Stem,
+    check_encoder,
+    image_shape,
+    to_unit_range,
+)
 from lapa_jax.nn import losses
 from lapa_jax.nn.linear import Linear
 
@@ -31,8 +37,8 @@ class Model(base.Model):
       action_dim: A.
       action_mean, action_std: per dimension, of the actions in the training data; empty for 0 and 1.
       image_size, patch_size, dim, quant_dim, code_seq_len, spatial_depth, temporal_depth, heads, dim_head, layout,
-        pooling, mlp_ratio, dtype, remat: as of `laq.Model`; the head reads the code_seq_len x quant_dim numbers of the
-        delta.
+        pooling, mlp_ratio, stem, dtype, remat: as of `laq.Model`; the head reads the code_seq_len x quant_dim numbers
+        of the delta.
     """
 
     action_dim: Count = 7
@@ -50,6 +56,7 @@ class Model(base.Model):
     layout: Literal["fixed", "official"] = "fixed"
     pooling: Literal["conv", "maps"] = "conv"
     mlp_ratio: Annotated[float, Range(above=0)] = 4.0
+    stem: Stem = "patches"
     dtype: Dtype = "float32"
     remat: Remat = "none"
 

@@ -18,8 +18,10 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.core.fields import Count, Range, Remat
 from lapa_jax.models.tokenizers.laq.frame_pair_model import FramePairModel, from_data
 from lapa_jax.models.tokenizers.laq.modules import (
+    EMBEDDINGS,
     FrameDecoder,
     PairEncoder,
+    Stem,
     check_encoder,
     check_image_size,
     image_shape,
@@ -44,9 +46,12 @@ class Model(FramePairModel):
       layout: "fixed", or "official" as released weights need it, with three quirks of the official code: the temporal
         stack's neighbour convolution sees time and space scrambled, the quantised vectors reach the decoder with
         tokens and features interleaved, and keys and values come from un-normalised tokens.
-      decoder_context: what the decoder knows of the first frame: its "patch_embedding", without gradient; or the
-        "encoder" output, a trap kept for comparison: that has seen the second frame, so the codes are left unused. In
-        `decode`, where there is no second frame, it is that of a pair of equal frames.
+      stem: how a frame becomes tokens: "patches", the published linear map of each patch, or "conv", convolutions that
+        halve the image until a patch is a cell.
+      decoder_context: what the decoder knows of the first frame: the encoder's "patch_embedding" of it, without
+        gradient; its "own" embedding, by the same kind of stem, which reconstruction trains; or the "encoder" output,
+        a trap kept for comparison: that has seen the second frame, so the codes are left unused. In `decode`, where
+        there is no second frame, it is that of a pair of equal frames.
       pooling: how tokens become the delta: "conv", the official convolutions, by which each code sees a part of the
         image, or "maps" over the whole of it.
       remat: "none", "dots" or "full": what the backward pass recomputes to save memory.
@@ -65,7 +70,8 @@ class Model(FramePairModel):
     dim_head: Count = 64
     mlp_ratio: Annotated[float, Range(above=0)] = 4.0
     layout: Literal["fixed", "official"] = "fixed"
-    decoder_context: Literal["patch_embedding", "encoder"] = "patch_embedding"
+    stem: Stem = "patches"
+    decoder_context: Literal["patch_embedding", "own", "encoder"] = "patch_embedding"
     pooling: Literal["conv", "maps"] = "conv"
     remat: Remat = "none"
     target: Literal["pixels", "features"] = "pixels"
@@ -76,6 +82,8 @@ class Model(FramePairModel):
         sizes = {} if self.predicts_images else {"image_size": self.grid, "patch_size": 1}
         patch_size, channels = (self.patch_size, 5 if self.flow else 3) if self.predicts_images else (1, self.tower.dim)
         self.encoder = PairEncoder.of(self, **sizes)
+        if self.decoder_context == "own":
+            self.embedding = EMBEDDINGS[self.stem](patch_size, self.dim, jnp.dtype(self.dtype))
         self.setup_codes()
         self.decoder = FrameDecoder(
             self.grid, patch_size, self.dim, self.decoder_depth, self.heads, self.dim_head, self.layout,
@@ -90,9 +98,9 @@ class Model(FramePairModel):
             patch_grid(image_shape(self.image_size), self.patch_size)  # the decoder's patches must fill the image
         check_encoder(self)
         self.check_common()
-        if self.view_shift and self.decoder_context != "patch_embedding":
-            raise UserError(f"view_shift {self.view_shift} needs decoder_context 'patch_embedding': the decoder's view "
-                            f"has no encoder output")
+        if self.view_shift and self.decoder_context == "encoder":
+            raise UserError(f"view_shift {self.view_shift} needs decoder_context 'patch_embedding' or 'own': the "
+                            "decoder's view has no encoder output")
         self._check_target()
 
     @nn.nowrap
@@ -101,6 +109,8 @@ class Model(FramePairModel):
             raise UserError("target 'features' and a tower go together; set both, or target 'pixels' and tower None")
         if self.predicts_images:
             return
+        if self.stem != "patches":
+            raise UserError(f"stem is {self.stem!r}, which is for pixels; set it to 'patches'")
         if self.patch_size != self.tower.patch:
             raise UserError(f"patch_size is {self.patch_size}, the tower's patch {self.tower.patch}; give the tower's")
         for field, needed in (("view_shift", 0), ("normalization", "none")):
@@ -137,17 +147,21 @@ class Model(FramePairModel):
     def raw_delta(self, frames: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         tokens, bias = self.encoder.embed(frames), self.encoder.bias()
         mixed = self.encoder.mix(tokens, bias)
-        leak = self.decoder_context == "encoder"
-        context = mixed[:, 0] if leak else jax.lax.stop_gradient(tokens[:, 0])
-        return self.encoder.delta(mixed), {"context": context, "bias": bias}
+        return self.encoder.delta(mixed), {"context": self._seen(frames[:, 0], tokens[:, 0], mixed), "bias": bias}
 
     def context(self, first: jax.Array) -> dict[str, jax.Array]:
         tokens, bias = self.encoder.embed(first[:, None]), self.encoder.bias()
+        mixed = None
         if self.decoder_context == "encoder":
-            tokens = self.encoder.mix(jnp.concatenate([tokens, tokens], 1), bias)
-        else:
-            tokens = jax.lax.stop_gradient(tokens)
-        return {"context": tokens[:, 0], "bias": bias}
+            mixed = self.encoder.mix(jnp.concatenate([tokens, tokens], 1), bias)
+        return {"context": self._seen(first, tokens[:, 0], mixed), "bias": bias}
+
+    def _seen(self, first: jax.Array, tokens: jax.Array, mixed: jax.Array | None) -> jax.Array:
+        """What the decoder knows of first frames, [B, patches, dim]: of their encoder's tokens, or those of both
+        frames mixed, [B, 2, patches, dim]."""
+        if self.decoder_context == "own":
+            return self.embedding(first)
+        return mixed[:, 0] if self.decoder_context == "encoder" else jax.lax.stop_gradient(tokens)
 
     def pixels(self, context: dict[str, jax.Array], action: jax.Array) -> jax.Array:
         return self.decoder(context["context"], action, context["bias"])

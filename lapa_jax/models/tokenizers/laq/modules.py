@@ -1,5 +1,8 @@
 """The two halves of LAQ: the encoder of frame pairs, which the supervised model shares, and the decoder."""
 
+import math
+from typing import Literal
+
 import einops
 import flax.linen as nn
 import jax
@@ -11,10 +14,13 @@ from lapa_jax.nn.linear import Linear
 from lapa_jax.nn.norm import LayerNorm
 from lapa_jax.nn.patches import from_patches, to_patches, whole_patches
 from lapa_jax.nn.position import ContinuousPositionBias
+from lapa_jax.nn.residual import Down
 from lapa_jax.nn.transformer import Transformer
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Stem = Literal["patches", "conv"]
 
 
 def image_shape(image_size) -> tuple[int, int]:
@@ -52,6 +58,14 @@ def check_encoder(model) -> None:
     if model.mlp_ratio * 2 / 3 * model.dim < 1:
         raise UserError(f"mlp_ratio {model.mlp_ratio} leaves no feature of {model.dim} to the feed-forward; give more")
     code_grid(whole_patches(image_shape(model.image_size), model.patch_size), model.code_seq_len)
+    if model.stem == "conv":
+        halvings = model.patch_size.bit_length() - 1
+        if model.patch_size != 2**halvings or not halvings:
+            raise UserError(f"stem 'conv' halves images until a patch is a cell, and patch_size is {model.patch_size}; "
+                            "give 2, 4, 8, 16, 32 or 64, or stem 'patches'")  # fmt: skip
+        if model.dim % 2**halvings:
+            raise UserError(f"stem 'conv' halves dim once for each of {halvings} halvings, and {model.dim} is not "
+                            f"divisible by {2**halvings}; give such a dim or stem 'patches'")  # fmt: skip
 
 
 class PatchEmbedding(nn.Module):
@@ -67,6 +81,35 @@ class PatchEmbedding(nn.Module):
         x = to_patches(frames, self.patch_size)
         x = Linear(self.dim, dtype=self.dtype, name="project")(LayerNorm(dtype=self.dtype, name="norm_in")(x))
         return LayerNorm(dtype=self.dtype, name="norm_out")(x)
+
+
+class ConvEmbedding(nn.Module):
+    """Residual convolutions that halve the image until each patch is a cell, then linear and layer norm to tokens.
+
+    A patch's linear map sees a small shift of what the patch shows as other content; convolutions see a motion (as
+    Xiao et al. 2021, arXiv 2106.14881, found stems of convolutions easier to train). Channels double with each halving.
+
+    Attributes: as of `PatchEmbedding`.
+    """
+
+    patch_size: int
+    dim: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, frames: jax.Array) -> jax.Array:
+        """[..., H, W, 3] -> [..., patches, dim]."""
+        rows, columns = whole_patches(frames.shape[-3:-1], self.patch_size)
+        x = frames[..., : rows * self.patch_size, : columns * self.patch_size, :]
+        x = x.reshape(-1, *x.shape[-3:])
+        halvings = self.patch_size.bit_length() - 1
+        channels = tuple(self.dim >> level for level in range(halvings, 0, -1))
+        x = Down(channels, 1, math.gcd(8, channels[0]), self.dtype, name="down")(x)[-1]
+        x = x.reshape(*frames.shape[:-3], rows * columns, -1)
+        return LayerNorm(dtype=self.dtype, name="norm_out")(Linear(self.dim, dtype=self.dtype, name="project")(x))
+
+
+EMBEDDINGS = {"patches": PatchEmbedding, "conv": ConvEmbedding}
 
 
 class PairEncoder(nn.Module):
@@ -90,12 +133,13 @@ class PairEncoder(nn.Module):
     dtype: str
     remat: str
     mlp_ratio: float = 4.0
+    stem: str = "patches"
 
     @classmethod
     def of(cls, model, **other) -> "PairEncoder":
         """The encoder of a model that has these fields by the same names, but for `other`."""
         fields = ("image_size", "patch_size", "dim", "quant_dim", "code_seq_len", "spatial_depth", "temporal_depth",
-                  "heads", "dim_head", "layout", "pooling", "mlp_ratio", "dtype", "remat")  # fmt: skip
+                  "heads", "dim_head", "layout", "pooling", "mlp_ratio", "stem", "dtype", "remat")  # fmt: skip
         return cls(**{field: getattr(model, field) for field in fields} | other)
 
     def setup(self):
@@ -104,7 +148,7 @@ class PairEncoder(nn.Module):
         official = self.layout == "official"
         common = {"heads": self.heads, "dim_head": self.dim_head, "raw_kv": official, "dtype": dtype}
         common |= {"mlp_ratio": self.mlp_ratio, "remat": self.remat}
-        self.patch_embedding = PatchEmbedding(self.patch_size, self.dim, dtype)
+        self.patch_embedding = EMBEDDINGS[self.stem](self.patch_size, self.dim, dtype)
         self.position_bias = ContinuousPositionBias(self.dim, self.heads)
         self.spatial = Transformer(self.spatial_depth, view=(2, rows, columns), **common)
         # The temporal stack sees tokens as [B * rows * columns, 2, D]. The official convolution reads this memory as
