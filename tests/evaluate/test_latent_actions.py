@@ -43,6 +43,7 @@ def folders(root, tmp_path_factory):
     free = step_shards.write(base / "free", lengths=LENGTHS, draw=noise, actions=False)
     run = small_run.write(base / "run", root, data, steps=(3,))
     lines = [{"step": step, "train/loss": 1 / step, "val/action_probe_r2": step / 9} for step in (1, 2, 3)]
+    lines = [{"step": 0, "val/action_probe_r2": -0.25, "val/action_probe_r2_delta": 0.125}, *lines]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return run, data, free
 
@@ -68,6 +69,16 @@ def test_every_metric_has_its_name(evaluated, laq):
     assert result["pairs"] == 4 * 9 and result["step"] == 3 and result["tokenizer"] == laq.fingerprint
 
 
+def test_untrained_scores_are_those_that_the_run_began_with_if_they_are_of_the_same_pairs(evaluated, folders, laq):
+    run, data, _ = folders
+    metrics = evaluated[1]["metrics"]
+    recorded = {"action_probe_r2_untrained": -0.25, "action_probe_r2_delta_untrained": 0.125}
+    assert {name: metrics[name] for name in recorded} == recorded
+    for other in ({"pairs": 20}, {"data": data, "split": "val"}):
+        scores = Evaluation(laq, run=run, out=run / "eval", **other)._untrained()
+        assert scores.keys() == recorded.keys() and scores != recorded, "measured anew"
+
+
 def test_codes_of_the_metrics_are_those_of_encode(evaluated, folders, laq):
     source = Evaluation(laq, run=folders[0], out=folders[0] / "eval").source
     codes = laq.encode(np.stack([source[i]["frames"] for i in range(len(source))]))
@@ -89,7 +100,7 @@ def test_pictures_and_page_are_there(evaluated):
 
 def test_the_page_holds_in_a_browser(browser, evaluated):
     page = browser.check(evaluated[0] / "report.html")
-    assert page.run("document.querySelectorAll('.uplot').length") == 2
+    assert page.run("document.querySelectorAll('.uplot').length") == 3
 
 
 def test_the_table_has_each_number_and_group_beside_the_reference(evaluated):

@@ -60,6 +60,7 @@ class Evaluation(BaseEvaluation):
                                 statistics=statistics_of({"datasets": tokenizer.datasets}) or None)  # fmt: skip
         super().__init__(tokenizer, run=run, out=out, data=config, source=source, count=pairs)
         self.has_actions = "net_action" in self.source.fields
+        self._as_in_training = data is None and split is None
 
     def write(self, *, supervised_steps: int) -> dict:
         """Measures, draws and writes; returns the content of `metrics.json`.
@@ -72,7 +73,6 @@ class Evaluation(BaseEvaluation):
         of_positions: dict[str, dict[str, float]] = {}
         # Without a probe there is nothing that a baseline or a bound could be compared with.
         if "action_probe_r2" in metrics:
-            say("measuring the same network untrained")
             metrics |= self._untrained()
             reference = None
             if supervised_steps:
@@ -101,6 +101,9 @@ class Evaluation(BaseEvaluation):
 
     def _untrained(self) -> dict[str, float]:
         """The probes on the network as the run began, by its seed and with what others gave, on the same pairs."""
+        if recorded := self._recorded_untrained():
+            return recorded
+        say("measuring the same network untrained")
         first = next(iter(self.batches()))
         # An untrained network gives random features, from which much can be read already: what the probe gains is
         # measured against it.
@@ -115,6 +118,18 @@ class Evaluation(BaseEvaluation):
         variables["params"] = {**variables["params"], **params}
         metrics, _ = self.measure(variables)
         return {f"{name}_untrained": metrics[name] for name in BASELINES if name in metrics}
+
+    def _recorded_untrained(self) -> dict[str, float]:
+        """The same from the run's own evaluation before its first step, if that was of these pairs and of a network
+        that had nothing from others; else nothing."""
+        config = self.tokenizer.config
+        others = any(path is not None for path in (config.get("init_from") or {}).values())
+        measured = min(config["data"].get("eval_examples") or 0, len(self.source))
+        if not self._as_in_training or others or measured != self.count:
+            return {}
+        begin = next((line for line in read_metrics(self.run) if line["step"] == 0), {})
+        scores = {f"{name}_untrained": begin.get(f"val/{name}") for name in BASELINES}
+        return {} if None in scores.values() else scores
 
     def _report(
         self, metrics: Mapping[str, float | None], arrays: Mapping[str, np.ndarray], table: Mapping | None,
