@@ -20,7 +20,7 @@ say "videos -> step shards, $folder/data"
 python tools/convert.py "$folder/videos" "$folder/data" --format video --size 64
 say "a tokenizer learns latent actions from pairs of frames 0.6 s apart; it sees no actions -> $folder/laq"
 python launch/train.py --config configs/laq_conv.py:small+recommended --workdir "$folder/laq" --config.data.path="$folder/data" \
-    --config.data.gap_frames=6 --config.train.steps=240 --config.train.eval_every=120 --config.train.save_every=120
+    --config.data.gap_frames=6 --config.train.steps=160 --config.train.eval_every=160 --config.train.save_every=160
 say "how much of the true actions its codes say, on held-out videos"
 # The bound from above, the same network trained on the true actions, takes longer than all of this: leave out the option.
 python launch/eval.py --run "$folder/laq" --supervised_steps 0
