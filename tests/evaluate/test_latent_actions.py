@@ -162,7 +162,11 @@ def test_the_bound_of_a_convolutional_tokenizer_is_that_of_the_small_encoder(roo
         name: small[name] for name in supervised_bound.OTHERWISE
     }
     model = config_lib.build("lapa_jax.models", {"name": "tokenizers.inverse_dynamics", "action_dim": 2, **spec})
-    assert model.image_size == conv.image_size and model.image_size // model.patch_size == 4
+    assert model.image_size == conv.image_size and model.image_size // model.patch_size == 4 and model.stem == "conv"
+    full = config_lib.load(f"{root}/configs/laq_conv.py").model
+    spec = supervised_bound._shared_fields(config_lib.build("lapa_jax.models", full))
+    # A quarter of 224 pixels is no power of two.
+    assert (spec["patch_size"], spec["stem"]) == (56, "patches")
 
 
 def test_data_without_actions_say_so(folders, laq, tmp_path):

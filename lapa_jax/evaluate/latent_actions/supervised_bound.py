@@ -84,11 +84,14 @@ def action_scores(source, tokenizer, *, steps: int, limit: int, cache) -> dict[s
 
 def _shared_fields(model) -> dict:
     """The fields of the tokenizer that the supervised model has too: those of its encoder; of a tokenizer with another
-    kind of encoder the sizes of configs/laq.py:small, with patches of a quarter of the image."""
+    kind of encoder the sizes of configs/laq.py:small, with patches of a quarter of the image, which convolutions make
+    where halvings lead to them."""
     model_fields = {field.name for field in dataclasses.fields(model)}
     if "patch_size" not in model_fields:
         side = model.image_size if isinstance(model.image_size, int) else math.gcd(*model.image_size)
-        return {**OTHERWISE, "image_size": model.image_size, "patch_size": side // 4}
+        patch = side // 4
+        stem = "conv" if patch in (2, 4, 8, 16, 32, 64) else "patches"
+        return {**OTHERWISE, "image_size": model.image_size, "patch_size": patch, "stem": stem}
     # `build_model` knows the width of the actions; the tokenizer's is that of a head of its own.
     theirs = {field.name for field in dataclasses.fields(inverse_dynamics.Model)} - {"parent", "name", "action_dim"}
     return {name: getattr(model, name) for name in model_fields & theirs}
