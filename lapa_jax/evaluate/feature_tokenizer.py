@@ -7,7 +7,7 @@ import numpy as np
 from lapa_jax.evaluate.report import GOOD, NOTE, POOR, Section, Verdict
 from lapa_jax.evaluate.token_quality import compression, discriminability
 from lapa_jax.evaluate.tokenizers import ColumnEvaluation, Rows, code_rows
-from lapa_jax.plots import features, tokenizers
+from lapa_jax.plots import codebooks, features, projections, tokenizers
 
 BARS = (
     ("quality", 1, 0.90, "1 - squared error of the standardised features"),
@@ -32,9 +32,9 @@ class Evaluation(ColumnEvaluation):
     NOUN = "rows"
 
     def __init__(self, tokenizer, *, projection: str | None = None, **arguments):
-        """As of `ColumnEvaluation`; projection: of the maps of codebooks, see `features.project`; "pca" where None."""
+        """As of `ColumnEvaluation`; projection: of the maps of codebooks, see `plots.projections`; "pca" where None."""
         self._projection = projection or "pca"
-        features.check_projection(self._projection)
+        projections.check_projection(self._projection)
         super().__init__(tokenizer, **arguments)
 
     def _dataset(self, part: Rows) -> dict:
@@ -84,7 +84,7 @@ class Evaluation(ColumnEvaluation):
         features.category_quality(out / "quality.png", arrays["feature"], arrays["reconstruction"], layout)
         features.level_utilization(out / "levels.png", arrays["codes"], layout)
         books = np.asarray(self.tokenizer.variables["codebook"]["codebooks"]["codes"])
-        words = features.codebook_maps(out / "codebooks.png", arrays, books, layout, self._projection)
+        words = codebooks.codebook_maps(out / "codebooks.png", arrays, books, layout, self._projection)
         return [
             Section("Categories", "Absolute correlation of the features on held-out rows, ordered by category; boxes "
                     "are categories. Light outside of the boxes is what categories share.", ("categories.png",),
@@ -92,7 +92,7 @@ class Evaluation(ColumnEvaluation):
             Section("What comes back", "Bars: categories; dots: their features.", ("quality.png",)),
             Section("Levels", "Level 0 has the shortest vectors and the most codes.", ("levels.png",)),
             Section("Codebook maps", "Vectors in the colour of their code, codes as circles, the larger the more used, "
-                    f"crosses unused. {words}", ("codebooks.png",)),
+                    f"white ones unused. {words}", ("codebooks.png",)),
         ]  # fmt: skip
 
     def _usage_section(self, rows: Sequence[Rows], result: Mapping) -> list[Section]:

@@ -12,7 +12,7 @@ from lapa_jax.evaluate.base import REPORT_FILE, BaseEvaluation, data_config
 from lapa_jax.evaluate.report import GOOD, NOTE, POOR, Section, Verdict
 from lapa_jax.inference import imagine
 from lapa_jax.inference.load import load
-from lapa_jax.plots import latent_policy
+from lapa_jax.plots import latent_policy, training
 
 MIN_GAIN, MIN_USE = 0.15, 0.01
 SHUFFLED = {"text": ("text", "text_mask"), "image": ("image",)}
@@ -93,7 +93,7 @@ class Evaluation(BaseEvaluation):
     def _sections(self, arrays: Mapping[str, np.ndarray], samples: list[dict]) -> list[Section]:
         size = self.tokenizer.model.codebook_size
         kept = arrays["latent_mask"] > 0
-        latent_policy.confusion(self.out / CONFUSION_FILE, arrays["codes"][kept], arrays["predicted"][kept], size)
+        training.confusion(self.out / CONFUSION_FILE, arrays["codes"][kept], arrays["predicted"][kept], size)
         latent_policy.examples(self.out / EXAMPLES_FILE, self._examples(arrays, samples))
         return [
             Section("What it sees and predicts", _EXAMPLES, (EXAMPLES_FILE,)),

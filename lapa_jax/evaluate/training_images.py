@@ -1,4 +1,7 @@
-"""What shows each kind of model while it trains, see `train.images`: `launch/train.py` hands it to the loop."""
+"""What shows each kind of model while it trains, see `train.images`: `launch/train.py` hands it to the loop.
+
+Nothing here imports matplotlib, see `plots.sketch`.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -9,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lapa_jax.evaluate.latent_actions.feature_colors import Colors
 from lapa_jax.nn.quantizers import usage
-from lapa_jax.plots import features, latent_policy, training
+from lapa_jax.plots import pairs, training
 from lapa_jax.train.ema import averaged
 from lapa_jax.train.images import Drawing
 from lapa_jax.train.setup import quick_options
@@ -51,7 +54,7 @@ class FramePairs:
             images = [colors.paint(values, self._model.cell, (height, width)) for values in images]
         names = [f"{usage.name(s)}\n{share:.0%}" for s, share in zip(content["sequences"], content["shares"])]
         counts = content["counts"]
-        training.frame_pairs(path, *images, names, counts, [usage.perplexity(row) for row in counts])
+        pairs.frame_pairs(path, *images, names, counts, [usage.perplexity(row) for row in counts])
 
     def _choose(self, batches: Callable[[], Iterable[dict]]) -> np.ndarray:
         """The pairs u8 [8, 2, H, W, 3] of the first batch in which most changes: there is something to see."""
@@ -94,7 +97,7 @@ class LatentPolicies(OfArrays):
     def draw(self, path, content: Arrays) -> None:
         """See `train.images.Drawing`."""
         kept = content["latent_mask"] > 0
-        latent_policy.confusion(path, content["codes"][kept], content["predicted"][kept], self._model.codebook_size)
+        training.confusion(path, content["codes"][kept], content["predicted"][kept], self._model.codebook_size)
 
 
 class ActionPolicies(OfArrays):
@@ -144,4 +147,7 @@ class CodebookMaps:
 
     def draw(self, path, content: Arrays) -> None:
         """See `train.images.Drawing`."""
-        features.codebook_maps(path, content, content["books"], self._model.layout())
+        # A model of features imports what the others do without.
+        from lapa_jax.plots import codebooks
+
+        codebooks.codebook_maps(path, content, content["books"], self._model.layout())

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lapa_jax.plots import frames
-from lapa_jax.plots.features import project
+from lapa_jax.plots.projections import project
 
 POINTS, NAMED, COLUMNS = 2000, 16, 4
 """Pairs that are drawn, up to how many codes are named, and panels in a row."""

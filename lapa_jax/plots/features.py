@@ -1,19 +1,16 @@
-"""Images of a feature tokenizer: its categories, what each level uses, maps of its codebooks, what comes back."""
+"""Images of a feature tokenizer: its categories, what each level uses, what comes back."""
 
-import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.models.tokenizers.feature_vq.layout import LEVELS, Layout
 from lapa_jax.plots import frames
 
-MAP_ROWS, MAP_POINTS, NAMED = 6, 1000, 60
-"""Categories and points that the codebook maps show, and up to how many features the heat map names."""
-PROJECTIONS = ("pca", "tsne")
+NAMED = 60
+"""Up to how many features the heat map names."""
 
 
 def category_heat_map(path, feature: np.ndarray, layout: Layout, names: Sequence[str]) -> None:
@@ -75,77 +72,6 @@ def level_utilization(path, codes: np.ndarray, layout: Layout) -> None:
                 axes.text(level, c, text, ha="center", va="center", fontsize=7, color=colour)
         figure.colorbar(image, ax=list(panels), shrink=0.9)
         frames.save(figure, path)
-
-
-def codebook_maps(
-    path, arrays: Mapping[str, np.ndarray], books: np.ndarray, layout: Layout, projection: str = "pca"
-) -> str:
-    """Draws vectors (grey) and codes (the larger the more used; crosses are unused) in two dimensions.
-
-    Args:
-      path: the PNG to write.
-      arrays: of the model's `evaluate`: "latent" f32[M, D], "codes".
-      books: f32[P, K, D'], the padded codebooks.
-      projection: see `project`.
-
-    Returns:
-      How the two dimensions were found, in words.
-    """
-    rows = min(MAP_ROWS, len(layout.groups))
-    with matplotlib.rc_context(frames.STYLE):
-        figure = Figure(figsize=(2.7 * LEVELS, 2.5 * rows), layout="constrained")
-        panels = figure.subplots(rows, LEVELS, squeeze=False)
-        for i, axes in enumerate(panels.ravel()):
-            (start, end), size = layout.spans[i], layout.flat_sizes[i]
-            # Vectors and codes are projected together, so that they share the plane.
-            points, codes = arrays["latent"][:MAP_POINTS, start:end], books[i, :size, : end - start]
-            flat, words = project(np.concatenate([points, codes]), projection)
-            counts = np.bincount(arrays["codes"][:, i], minlength=size)
-            nearest = arrays["codes"][: len(points), i]
-            colours = matplotlib.colormaps["hsv"](np.arange(size) / size)
-            axes.scatter(*flat[: len(points)].T, s=3, c=colours[nearest], alpha=0.25, linewidths=0, rasterized=True)
-            x, y = flat[len(points) :].T
-            area = 12 + 120 * counts / max(counts.max(), 1)
-            axes.scatter(x[counts > 0], y[counts > 0], s=area[counts > 0], c=colours[counts > 0], edgecolors=frames.INK,
-                         linewidths=0.7)  # fmt: skip
-            axes.scatter(x[counts == 0], y[counts == 0], s=24, c=frames.MUTED, marker="x", linewidths=1)
-            axes.set(xticks=[], yticks=[])
-            axes.set_title(f"category {i // LEVELS}, level {i % LEVELS}: {np.sum(counts > 0)} of {size}", loc="left",
-                           fontsize=8)  # fmt: skip
-        frames.save(figure, path)
-    left = len(layout.groups) - rows
-    return words + (f" The other {left} categories are left out." if left else "")
-
-
-def project(points: np.ndarray, projection: str) -> tuple[np.ndarray, str]:
-    """Two coordinates f[M, 2] of points f[M, D], and in words how they were found.
-
-    Args:
-      points: the rows. projection: one of `PROJECTIONS`: "pca", principal components, or "tsne", t-SNE (van der Maaten
-        and Hinton 2008), which needs the extra "tsne".
-
-    Raises:
-      UserError: the extra is not installed.
-    """
-    check_projection(projection)
-    if projection == "pca":
-        centered = points - points.mean(0)
-        _, _, axes = np.linalg.svd(centered, full_matrices=False)
-        return centered @ axes[:2].T, "The plane is that of the two largest principal components."
-    from sklearn.manifold import TSNE
-
-    # A neighbourhood of 30 rows is usual, and must be smaller than their number. A fixed seed, so that a report that is
-    # drawn again looks the same.
-    flat = TSNE(perplexity=min(30, (len(points) - 1) / 3), init="pca", random_state=0).fit_transform(points)
-    return flat, "The plane is t-SNE's: neighbours are kept, distances are not."
-
-
-def check_projection(projection: str) -> None:
-    """Refuses a projection that does not exist, or whose package is not installed."""
-    if projection not in PROJECTIONS:
-        raise UserError(f"--projection {projection} does not exist{did_you_mean(projection, PROJECTIONS)}")
-    if projection == "tsne" and importlib.util.find_spec("sklearn") is None:
-        raise UserError("--projection tsne needs scikit-learn: pip install 'lapa_jax[tsne]', or leave it out for pca")
 
 
 def category_quality(path, feature: np.ndarray, reconstruction: np.ndarray, layout: Layout) -> None:

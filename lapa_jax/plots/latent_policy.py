@@ -5,35 +5,11 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib
-import numpy as np
 from matplotlib.figure import Figure
 
 from lapa_jax.plots import frames
 
 COLUMNS = 4
-
-
-def confusion(path, codes: np.ndarray, predicted: np.ndarray, size: int) -> pathlib.Path:
-    """One panel a code position: rows are true codes, columns predicted ones, rows sum to 1.
-
-    Args:
-      path: the PNG to write. codes, predicted: int [M, N]. size: K.
-    """
-    positions = codes.shape[1]
-    with matplotlib.rc_context(frames.STYLE):
-        figure = Figure(figsize=(2.5 * positions + 0.6, 2.8), layout="constrained")
-        panels = figure.subplots(1, positions, squeeze=False)[0]
-        for position, axes in enumerate(panels):
-            counts = np.zeros((size, size))
-            np.add.at(counts, (codes[:, position], predicted[:, position]), 1)
-            shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-            shown = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-            right = np.trace(counts) / max(counts.sum(), 1)
-            axes.set_title(f"position {position}: {right:.0%} right", loc="left")
-            axes.set(xlabel="predicted", xticks=range(size), yticks=range(size))
-        panels[0].set_ylabel("true")
-        figure.colorbar(shown, ax=panels, shrink=0.8)
-        return frames.save(figure, path)
 
 
 def imagined(path, rows: Sequence[Mapping]) -> pathlib.Path:

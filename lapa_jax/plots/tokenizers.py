@@ -8,29 +8,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lapa_jax.plots import frames
+from lapa_jax.plots.ranking import ranked
 
 DIMENSIONS, POSITIONS = 8, 24
 TRUE = {"color": frames.MUTED, "lw": 2.4, "alpha": 0.6, "label": "true"}
 DECODED = {"color": frames.ACCENT, "lw": 1.1, "label": "decoded"}
-
-
-def ranked(true: np.ndarray, decoded: np.ndarray, mask: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sequences by their error.
-
-    Args:
-      true, decoded: f[M, T, A]. mask: bool[M, T]. scale: f[A], what errors are divided by; 0 leaves a dimension out.
-
-    Returns:
-      The error of each, f64[M], its mean square over real steps and dimensions; and, among those with the most real
-      steps, the numbers of those with the least, the median and the largest, int[up to 3].
-    """
-    error = np.divide(decoded - true, scale, out=np.zeros(true.shape), where=scale > 0) * mask[..., None]
-    each = (error**2).sum((1, 2)) / np.maximum(mask.sum(1) * max(1, (scale > 0).sum()), 1)
-    order = np.argsort(each, kind="stable")
-    length = mask.sum(1)
-    order = order[length[order] == length.max()]
-    chosen = order[[0, len(order) // 2, -1]] if len(order) else order
-    return each, np.array(list(dict.fromkeys(chosen.tolist())), np.int64)
 
 
 def trajectories(path, rows, scale: np.ndarray, names: Sequence[str]) -> str:

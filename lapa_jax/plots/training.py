@@ -1,47 +1,22 @@
-"""One image of a model at an evaluation of its training. Files are written as in `plots.frames`."""
+"""One image of a model of actions or codes at an evaluation of its training."""
 
 import pathlib
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
 
-from lapa_jax.plots import features, frames
-from lapa_jax.plots.tokenizers import DECODED, TRUE, ranked
+from lapa_jax.plots import sketch
+from lapa_jax.plots.projections import project
+from lapa_jax.plots.ranking import ranked
+from lapa_jax.plots.sketch import MARGIN, Panel
 
-DIMENSIONS, POSITIONS, POINTS = 6, 6, 2000
-"""How many dimensions, code positions and dots are drawn at most."""
-
-
-def frame_pairs(
-    path, shown: np.ndarray, reconstructions: np.ndarray, decoded: np.ndarray, names: Sequence[str],
-    counts: np.ndarray, perplexity: Sequence[float],
-) -> pathlib.Path:  # fmt: skip
-    """Pairs with their reconstructions, what each code sequence does to the first frames, and which codes are used.
-
-    Args:
-      path: the PNG to write.
-      shown: f32 [B, 2, H, W, 3] in [0, 1]. reconstructions: f32 [B, H, W, 3], of the second frames.
-      decoded: f32 [R, C, H, W, 3], what becomes of the first R first frames under each of C code sequences.
-      names: of the sequences. counts, perplexity: see `frames.code_histograms`.
-    """
-    starts = shown[: len(decoded), 0]
-    pairs = np.concatenate([shown, frames.to_float(reconstructions)[:, None]], axis=1)
-    changed, scale = frames.what_changes(decoded)
-    gallery = np.concatenate([starts[:, None], frames.to_float(decoded)], axis=1)
-    with matplotlib.rc_context(frames.STYLE):
-        width = 3 + 0.95 * (4 + len(names))
-        figure = Figure(figsize=(width, 10.4), layout="constrained")
-        upper, lower = figure.subfigures(2, 1, height_ratios=[8.2, 2.2])
-        left, right = upper.subfigures(1, 2, width_ratios=[3.4, 1 + len(names)])
-        frames.draw_grid(left.subplots(), pairs, ["frame", "next frame", "reconstruction"], title="held-out pairs")
-        top, bottom = right.subplots(2, 1)
-        frames.draw_grid(top, gallery, ["start", *names], title="what each code sequence makes of a frame")
-        title = f"the same minus the row's mean, ×{scale:.0f}: what choosing a code does"
-        frames.draw_grid(bottom, changed, names, title=title)
-        frames.draw_histograms(lower, counts, perplexity)
-        return frames.save(figure, path)
+DIMENSIONS, POSITIONS, POINTS, LEGIBLE = 6, 6, 2000, 16
+"""How many dimensions, code positions and dots are drawn at most, and of how many codes the numbers."""
+WIDTH, SCATTER, CHUNK, MAP = 230, 220, 140, 250
+"""Pixels: width of panels, and heights of each kind."""
+DOT = (59, 111, 182, 80)
+"""Of `sketch.BAR`, mixed: the more dots in a place, the darker."""
 
 
 def actions(
@@ -49,7 +24,7 @@ def actions(
     codebook_sizes: Sequence[int] = (), code_names: Sequence[str] = (),
 ) -> pathlib.Path:  # fmt: skip
     """Predicted against true actions: dots of each dimension, then the chunks with the least, the median and the
-    largest error; with codes, where in the plane of actions each of them lies.
+    largest error, true in grey; with codes, where in the plane of actions each of them lies.
 
     Args:
       path: the PNG to write.
@@ -60,43 +35,74 @@ def actions(
     std = true[mask].std(0)
     shown = np.sort(np.argsort(-std, kind="stable")[: min(DIMENSIONS, (std > 0).sum() or 1)])
     _, chosen = ranked(true, predicted, mask, np.where(std > 0, 1.0, 0.0))
-    lines = len(chosen) if true.shape[1] > 1 else 0
+    chunks = list(zip(chosen.tolist(), ("best", "median", "worst"))) if true.shape[1] > 1 else []
     maps = 0 if codes is None else min(POSITIONS, codes.shape[-1])
-    heights = [2.4, *[1.5] * lines, *[2.6] * bool(maps)]
-    with matplotlib.rc_context(frames.STYLE):
-        figure = Figure(figsize=(2.4 * max(len(shown), maps), sum(heights)), layout="constrained")
-        rows = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-        _scatter(rows[0], true[mask][:, shown], predicted[mask][:, shown], shown)
-        for row, i, word in zip(rows[1 : 1 + lines], chosen.tolist(), ("best", "median", "worst")):
-            _chunk(row, true[i, mask[i]][:, shown], predicted[i, mask[i]][:, shown], word)
-        if maps:
-            points, of_points = _with_codes(true, mask, codes)
-            _maps(rows[-1], points, of_points[:, :maps], codebook_sizes, code_names)
-        return frames.save(figure, path)
+    height = SCATTER + CHUNK * len(chunks) + MAP * bool(maps)
+    image = sketch.blank(MARGIN + WIDTH * max(len(shown), maps), MARGIN + height)
+    for i, dimension in enumerate(shown.tolist()):
+        left = MARGIN + WIDTH * i
+        _scatter(image, left, MARGIN, dimension, true[mask][:, dimension], predicted[mask][:, dimension])
+        for line, (number, word) in enumerate(chunks):
+            box = (left, MARGIN + SCATTER + CHUNK * line, WIDTH - MARGIN, CHUNK - MARGIN)
+            _chunk(image, box, f"{word} chunk, dimension {dimension}", true[number, mask[number], dimension],
+                   predicted[number, mask[number], dimension])  # fmt: skip
+    if maps:
+        points, of_points = _with_codes(true, mask, codes)
+        _maps(image, MARGIN + height - MAP, points, of_points[:, :maps], codebook_sizes, code_names)
+    return sketch.write(image, path)
 
 
-def _scatter(figure, true: np.ndarray, predicted: np.ndarray, shown: np.ndarray) -> None:
+def confusion(path, codes: np.ndarray, predicted: np.ndarray, size: int) -> pathlib.Path:
+    """One panel a code position: rows are true codes, columns predicted ones; of each row, the darker the more often.
+
+    Args:
+      path: the PNG to write. codes, predicted: int [M, N]. size: K.
+    """
+    cell = max(1, (WIDTH - 2 * MARGIN) // size)
+    side = cell * size
+    across = 2 * MARGIN + max(side, 160)
+    image = sketch.blank(MARGIN + across * codes.shape[1], sketch.TITLE + side + 2 * sketch.LABEL + 2 * MARGIN)
+    white, blue = np.array([236, 240, 247]), np.array([8, 48, 107])
+    for position in range(codes.shape[1]):
+        counts = np.zeros((size, size))
+        np.add.at(counts, (codes[:, position], predicted[:, position]), 1)
+        shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        right = np.trace(counts) / max(counts.sum(), 1)
+        left = 2 * MARGIN + across * position
+        box = (left, MARGIN, side, sketch.TITLE + side + sketch.LABEL)
+        panel = Panel(image, box, f"position {position}: {right:.0%} right", (0, size), (0, size))
+        colors = Image.fromarray(np.uint8(white + shares[..., None] * (blue - white)))
+        image.paste(colors.resize((side, side), Image.Resampling.NEAREST), (left, MARGIN + sketch.TITLE))
+        numbers = [str(code) for code in range(size)] if size <= LEGIBLE else []
+        panel.below(numbers)
+        panel.beside(numbers)
+    words = "rows: true codes, columns: predicted; the darker, the larger the share of its row"
+    ImageDraw.Draw(image).text((2 * MARGIN, image.height - MARGIN), words, sketch.MUTED, sketch.font(11), "ld")
+    return sketch.write(image, path)
+
+
+def _scatter(image, left: int, top: int, dimension: int, true: np.ndarray, predicted: np.ndarray) -> None:
+    variance = true.var()
+    r2 = 1 - np.square(true - predicted).mean() / variance if variance > 0 else np.nan
+    ends = min(true.min(), predicted.min()), max(true.max(), predicted.max())
+    box = (left, top, WIDTH - MARGIN, SCATTER - MARGIN)
+    panel = Panel(image, box, f"dimension {dimension}: R2 {r2:.2f}", ends, ends)
+    panel.curve(np.array(ends), np.array(ends), sketch.LINE)
     few = np.linspace(0, len(true) - 1, min(POINTS, len(true))).astype(int)
-    for i, axes in enumerate(figure.subplots(1, len(shown), squeeze=False)[0]):
-        variance = true[:, i].var()
-        r2 = 1 - np.square(true[:, i] - predicted[:, i]).mean() / variance if variance > 0 else np.nan
-        ends = [min(true[:, i].min(), predicted[:, i].min()), max(true[:, i].max(), predicted[:, i].max())]
-        axes.plot(ends, ends, color=frames.MUTED, lw=0.8, ls=":")
-        axes.scatter(true[few, i], predicted[few, i], s=5, alpha=0.3, color=frames.BAR, linewidths=0, rasterized=True)
-        axes.set_title(f"dimension {shown[i]}: R² {r2:.2f}", loc="left")
-        axes.set_xlabel("true")
-        if i == 0:
-            axes.set_ylabel("predicted")
+    panel.dots(true[few], predicted[few], [DOT] * len(few), [1.5] * len(few))
+    panel.frame()
+    if left == MARGIN:
+        panel.below(["across: true, up: predicted"])
 
 
-def _chunk(figure, true: np.ndarray, predicted: np.ndarray, word: str) -> None:
-    panels = figure.subplots(1, true.shape[1], squeeze=False)[0]
-    for i, axes in enumerate(panels):
-        axes.plot(true[:, i], **TRUE)
-        axes.plot(predicted[:, i], **{**DECODED, "label": "predicted"})
-        axes.tick_params(labelsize=6)
-    panels[0].set_ylabel(f"{word} chunk", fontsize=8)
-    panels[-1].legend(fontsize=6, frameon=False)
+def _chunk(image, box, title: str, true: np.ndarray, predicted: np.ndarray) -> None:
+    both = np.concatenate([true, predicted])
+    panel = Panel(image, box, title, (0, len(true) - 1), (both.min(), both.max()))
+    panel.curve(np.arange(len(true)), true, sketch.LINE, 4)
+    panel.curve(np.arange(len(true)), predicted, sketch.ACCENT, 2)
+    panel.frame()
+    if box[0] == MARGIN:
+        panel.below(["grey: true"])
 
 
 def _with_codes(true: np.ndarray, mask: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -107,17 +113,18 @@ def _with_codes(true: np.ndarray, mask: np.ndarray, codes: np.ndarray) -> tuple[
     return true[whole].reshape(whole.sum(), -1), codes[whole]
 
 
-def _maps(figure, points: np.ndarray, codes: np.ndarray, sizes: Sequence[int], names: Sequence[str]) -> None:
+def _maps(image, top: int, points: np.ndarray, codes: np.ndarray, sizes: Sequence[int], names: Sequence[str]) -> None:
     """Held-out actions in the plane of their principal components in the colour of their code, and each code at the
     mean of its actions, the larger the more frequent."""
     few = np.linspace(0, len(points) - 1, min(POINTS, len(points))).astype(int)
-    flat, _ = features.project(points, "pca")
-    for i, axes in enumerate(figure.subplots(1, codes.shape[1], squeeze=False)[0]):
-        colors = matplotlib.colormaps["hsv"](np.arange(sizes[i]) / sizes[i])
+    flat, _ = project(points, "pca")
+    low, high = flat.min(0), flat.max(0)
+    for i in range(codes.shape[1]):
+        colors = sketch.hues(sizes[i])
         used, where, often = np.unique(codes[:, i], return_inverse=True, return_counts=True)
         means = np.stack([np.bincount(where.ravel(), flat[:, d]) / often for d in range(2)])
-        axes.scatter(*flat[few].T, s=3, c=colors[codes[few, i]], alpha=0.3, linewidths=0, rasterized=True)
-        axes.scatter(*means, s=12 + 120 * often / often.max(), c=colors[used], edgecolors=frames.INK, linewidths=0.7)
-        axes.set(xticks=[], yticks=[])
-        name = names[i] if names else f"position {i}"
-        axes.set_title(f"{name}: {len(used)} of {sizes[i]} codes", loc="left", fontsize=8)
+        title = f"{names[i] if names else f'position {i}'}: {len(used)} of {sizes[i]} codes"
+        box = (MARGIN + WIDTH * i, top, WIDTH - MARGIN, MAP - MARGIN)
+        panel = Panel(image, box, title, (low[0], high[0]), (low[1], high[1]))
+        panel.dots(*flat[few].T, [(*colors[code], 80) for code in codes[few, i]], [1.5] * len(few))
+        panel.dots(*means, [colors[code] for code in used], 2 + 5 * np.sqrt(often / often.max()), sketch.INK)

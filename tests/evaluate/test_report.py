@@ -13,6 +13,7 @@ from lapa_jax.evaluate import metric_words, provenance, report
 from lapa_jax.evaluate.latent_actions import verdicts
 from lapa_jax.evaluate.report import Section
 from lapa_jax.plots import frames as plots
+from lapa_jax.plots import mosaic
 
 GOOD = {
     "psnr": 20.0,
@@ -77,7 +78,7 @@ def test_absent_metrics_get_no_line():
 def test_mosaic_puts_frames_in_their_places():
     frames = np.zeros((2, 3, 4, 5, 3), np.uint8)
     frames[1, 2] = 255
-    whole = plots.mosaic(frames, gap=1)
+    whole = mosaic.mosaic(frames, gap=1)
     assert whole.shape == (2 * 5 - 1, 3 * 6 - 1, 3)
     assert (whole[:4, :5] == 0).all() and (whole[5:, 12:] == 1).all() and (whole[4] == 1).all()
 
@@ -86,7 +87,7 @@ def test_what_changes_drops_what_all_codes_share():
     shared = np.random.default_rng(0).random((2, 1, 8, 8, 3))
     decoded = np.repeat(shared, 4, axis=1)
     decoded[0, 1, 2, 3] += 0.08
-    changed, scale = plots.what_changes(decoded)
+    changed, scale = mosaic.what_changes(decoded)
     assert scale > 1 and np.allclose(changed[1], 0.5) and (changed[0, 1, 2, 3] > 0.9).all()
 
 

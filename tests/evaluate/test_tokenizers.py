@@ -14,7 +14,7 @@ from lapa_jax.evaluate import evaluation_of, options_of, requirements
 from lapa_jax.evaluate.report import GOOD, NOTE, POOR
 from lapa_jax.evaluate.tokenizers import dimensions, judge_column
 from lapa_jax.nn.quantizers import usage
-from lapa_jax.plots import tokenizers
+from lapa_jax.plots import ranking
 from lapa_jax.train.loop import train
 from tests import toys
 from tests.data.samples import make
@@ -206,11 +206,11 @@ def test_best_median_and_worst():
     decoded = true + np.array([3.0, 1.0, 0.0, 2.0, 9.0])[:, None, None]
     mask = np.ones((5, 3), bool)
     mask[4] = False
-    each, chosen = tokenizers.ranked(true, decoded, mask, np.array([1.0, 0.0]))
+    each, chosen = ranking.ranked(true, decoded, mask, np.array([1.0, 0.0]))
     np.testing.assert_allclose(each[:4], [9, 1, 0, 4])
     assert chosen.tolist() == [2, 3, 0]
     mask[:3, 2] = False
-    assert tokenizers.ranked(true, decoded, mask, np.array([1.0, 0.0]))[1].tolist() == [3], "whole sequences only"
+    assert ranking.ranked(true, decoded, mask, np.array([1.0, 0.0]))[1].tolist() == [3], "whole sequences only"
 
 
 def test_verdicts():

@@ -8,6 +8,7 @@ from PIL import Image
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.models.tokenizers.feature_vq.layout import Layout
+from lapa_jax.plots import codebooks, projections
 from lapa_jax.plots import features as feature_pictures
 
 
@@ -37,7 +38,7 @@ def test_every_picture_is_drawn(case, tmp_path):
     names = [f"feature {i}" for i in range(layout.features)]
     feature_pictures.category_heat_map(tmp_path / "a.png", arrays["feature"], layout, names)
     feature_pictures.level_utilization(tmp_path / "b.png", arrays["codes"], layout)
-    words = feature_pictures.codebook_maps(tmp_path / "c.png", arrays, books, layout)
+    words = codebooks.codebook_maps(tmp_path / "c.png", arrays, books, layout)
     feature_pictures.category_quality(tmp_path / "d.png", arrays["feature"], arrays["reconstruction"], layout)
     for name in "abcd":
         with Image.open(tmp_path / f"{name}.png") as image:
@@ -58,7 +59,7 @@ def test_the_heat_map_is_ordered_by_category(tmp_path, monkeypatch):
 
 def test_the_plane_holds_the_most_variance():
     points = np.random.default_rng(0).normal(size=(200, 5)) * [0.1, 3, 0.2, 1, 0.3] + 7
-    flat, words = feature_pictures.project(points, "pca")
+    flat, words = projections.project(points, "pca")
     assert "principal components" in words
     np.testing.assert_allclose(np.sort(flat.var(0)), np.sort(np.linalg.eigvalsh(np.cov(points.T, ddof=0))[-2:]))
 
@@ -67,7 +68,7 @@ def test_tsne_keeps_neighbours():
     pytest.importorskip("sklearn")
     rng = np.random.default_rng(0)
     points = np.concatenate([rng.normal(10 * cluster, 0.1, (20, 6)) for cluster in range(3)])
-    flat, words = feature_pictures.project(points, "tsne")
+    flat, words = projections.project(points, "tsne")
     assert "t-SNE" in words and flat.shape == (60, 2)
     distances = np.linalg.norm(flat[:, None] - flat, axis=2) + np.diag(np.full(60, np.inf))
     assert (distances.argmin(1) // 20 == np.arange(60) // 20).all(), "the nearest is one of the same cluster"
@@ -76,6 +77,6 @@ def test_tsne_keeps_neighbours():
 def test_what_is_not_installed_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(UserError, match=r"needs scikit-learn: pip install 'lapa_jax\[tsne\]'"):
-        feature_pictures.project(np.eye(3), "tsne")
+        projections.project(np.eye(3), "tsne")
     with pytest.raises(UserError, match="--projection tsnee does not exist; did you mean 'tsne'"):
-        feature_pictures.project(np.eye(3), "tsnee")
+        projections.project(np.eye(3), "tsnee")

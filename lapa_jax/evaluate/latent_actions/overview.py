@@ -11,6 +11,7 @@ from lapa_jax.evaluate.latent_actions.sections import Examples, decode_grid
 from lapa_jax.nn.quantizers import usage
 from lapa_jax.nn.quantizers.usage import perplexity
 from lapa_jax.plots import frames
+from lapa_jax.plots.mosaic import to_float, what_changes
 
 ROWS, SEQUENCES = 4, 6
 # metric, title, value of a model that has learned nothing
@@ -68,14 +69,14 @@ def _draw_curves(figure, curves) -> None:
 
 
 def _draw_examples(figure, examples: Examples) -> None:
-    shown = np.concatenate([examples.shown[:ROWS], frames.to_float(examples.reconstructions[:ROWS])[:, None]], axis=1)
+    shown = np.concatenate([examples.shown[:ROWS], to_float(examples.reconstructions[:ROWS])[:, None]], axis=1)
     names = ["frame", "next frame", "reconstruction"]
     frames.draw_grid(figure.subplots(), shown, names, title="pairs in which much changes")
 
 
 def _draw_gallery(figure, examples: Examples, codes: np.ndarray) -> None:
     sequences = usage.sequences(codes)[0][:SEQUENCES]
-    changed, scale = frames.what_changes(decode_grid(examples.view, examples.frames[:ROWS, 0], sequences))
+    changed, scale = what_changes(decode_grid(examples.view, examples.frames[:ROWS, 0], sequences))
     names = [usage.name(s) for s in sequences]
     title = f"what each code sequence does to the frame (minus the row's mean, ×{scale:.0f})"
     frames.draw_grid(figure.subplots(), changed, names, title=title)

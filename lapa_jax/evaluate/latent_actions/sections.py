@@ -12,6 +12,7 @@ from lapa_jax.nn.quantizers import usage
 from lapa_jax.nn.quantizers.usage import perplexity
 from lapa_jax.plots import deltas
 from lapa_jax.plots import frames as plots
+from lapa_jax.plots.mosaic import to_float, what_changes
 
 EXAMPLES, STARTS, SEQUENCES, ARROWS = 8, 4, 8, 16
 CANDIDATES = 64
@@ -43,7 +44,7 @@ def choose_examples(tokenizer, source, count: int = EXAMPLES) -> Examples:
     # Few candidates: to read every pair of a large set for eight to show would take minutes.
     picked = np.unique(np.linspace(0, len(source) - 1, min(CANDIDATES, len(source))).astype(int))
     frames = np.stack([source[int(i)]["frames"] for i in picked])
-    change = np.abs(plots.to_float(frames[:, 1]) - plots.to_float(frames[:, 0])).mean(axis=(1, 2, 3))
+    change = np.abs(to_float(frames[:, 1]) - to_float(frames[:, 0])).mean(axis=(1, 2, 3))
     most = np.sort(np.argsort(-change, kind="stable")[:count])
     frames = frames[most]
     view = tokenizer if tokenizer.predicts_images else Coloured(tokenizer, frames.reshape(-1, *frames.shape[2:]))
@@ -108,7 +109,7 @@ def _gallery(tokenizer, starts: np.ndarray, codes: np.ndarray, out: pathlib.Path
     names = [f"{usage.name(s)}\n{share:.0%}" for s, share in zip(sequences, often / len(codes))]
     decoded = decode_grid(tokenizer, starts, sequences)
     plots.code_gallery(out / "gallery.png", starts, decoded, names)
-    changed, scale = plots.what_changes(decoded)
+    changed, scale = what_changes(decoded)
     plots.code_gallery(out / "gallery_change.png", starts, changed, names, title=f"minus the row's mean, ×{scale:.0f}")
     return Section(
         "Code gallery",
@@ -128,7 +129,7 @@ def _positions(tokenizer, start: np.ndarray, codes: np.ndarray, out: pathlib.Pat
     for position in range(length):
         sequences[position, :, position] = shown
     decoded = decode_grid(tokenizer, start[None], sequences.reshape(-1, length))[0]
-    changed, scale = plots.what_changes(decoded.reshape(length, len(shown), *decoded.shape[1:]))
+    changed, scale = what_changes(decoded.reshape(length, len(shown), *decoded.shape[1:]))
     starts = np.repeat(start[None], length, axis=0)
     rows = [f"position {i}" for i in range(length)]
     title = f"from {usage.name(base)}, minus the row's mean, ×{scale:.0f}"
