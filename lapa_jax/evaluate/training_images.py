@@ -30,19 +30,32 @@ class FramePairs:
         self._model, self._mesh = model, mesh
         self._whole = NamedSharding(mesh, PartitionSpec())
         self._frames: np.ndarray | None = None
-        self._compute = jax.jit(self._shown, out_shardings=self._whole, compiler_options=quick_options(mesh))
+        self._rows = np.zeros(0, int)
+        self._decode, self._observe = (
+            jax.jit(function, out_shardings=self._whole, compiler_options=quick_options(mesh))
+            for function in (self._decoded, self._observed)
+        )
 
     def compute(self, variables, arrays: Arrays, batches: Callable[[], Iterable[dict]]) -> Arrays:
         """See `train.images.Drawing`."""
         if self._frames is None:
-            self._frames = self._choose(batches)
+            self._frames, self._rows = self._choose(batches)
+        first = self._frames[:, 0]
         distinct, often = usage.sequences(arrays["codes"])
         # As many at each evaluation, however few the model uses: another number would be another program.
         sequences = distinct[np.arange(SEQUENCES) % len(distinct)]
-        content = jax.device_get(self._compute(variables, self._frames, sequences))
+        # The pairs' codes are those of the evaluation: to encode them here too would more than double what is compiled.
+        # And in one go: a second decoder would take as long to compile again.
+        frames = np.concatenate([first, first[:STARTS].repeat(SEQUENCES, axis=0)])
+        codes = np.concatenate([arrays["codes"][self._rows], np.tile(sequences, (STARTS, 1))])
+        decoded = jax.device_get(self._decode(variables, frames, codes))
+        shown = self._frames / np.float32(255) if self._frames.dtype == np.uint8 else self._frames
+        if not self._model.predicts_images:
+            shown = jax.device_get(self._observe(variables, shown))
         kept = min(SEQUENCES, len(distinct))
-        decoded = content["decoded"].reshape(STARTS, SEQUENCES, *content["decoded"].shape[1:])[:, :kept]
-        return {**content, "decoded": decoded, "sequences": sequences[:kept], "shares": often[:kept] / often.sum(),
+        gallery = decoded[PAIRS:].reshape(STARTS, SEQUENCES, *decoded.shape[1:])[:, :kept]
+        return {"shown": shown, "reconstructions": decoded[:PAIRS], "decoded": gallery, "sequences": sequences[:kept],
+                "shares": often[:kept] / often.sum(),
                 "counts": usage.histogram(arrays["codes"], self._model.codebook_size)}  # fmt: skip
 
     def draw(self, path, content: Arrays) -> None:
@@ -56,28 +69,23 @@ class FramePairs:
         counts = content["counts"]
         pairs.frame_pairs(path, *images, names, counts, [usage.perplexity(row) for row in counts])
 
-    def _choose(self, batches: Callable[[], Iterable[dict]]) -> np.ndarray:
-        """The pairs u8 [8, 2, H, W, 3] of the first batch in which most changes: there is something to see."""
+    def _choose(self, batches: Callable[[], Iterable[dict]]) -> tuple[np.ndarray, np.ndarray]:
+        """The pairs u8 [8, 2, H, W, 3] of the first batch in which most changes, where there is something to see; and
+        which rows of the evaluation they are."""
         batch = {name: value for name, value in next(iter(batches())).items() if name in ("frames", "mask")}
-        # Of all hosts' slices, so that each host chooses the same ones.
+        # Of all hosts' slices, in the order in which the evaluation has them.
         whole = jax.device_get(jax.jit(lambda batch: batch, out_shardings=self._whole)(shard_batch(self._mesh, batch)))
         frames = whole["frames"][whole["mask"] > 0]
         change = np.abs(frames[:, 1].astype(np.float32) - frames[:, 0]).mean(axis=(1, 2, 3))
         order = np.argsort(-change, kind="stable")
-        return frames[order[np.arange(PAIRS) % len(order)]]
+        rows = order[np.arange(PAIRS) % len(order)]
+        return frames[rows], rows
 
-    def _shown(self, variables, frames, sequences) -> dict[str, jax.Array]:
-        def apply(method, *inputs):
-            return self._model.apply(averaged(variables), *inputs, method=method)
+    def _decoded(self, variables, frames: jax.Array, codes: jax.Array) -> jax.Array:
+        return self._model.apply(averaged(variables), frames, codes, method="decode").astype(jnp.float32)
 
-        first = frames[:, 0]
-        scaled = frames / 255 if frames.dtype == jnp.uint8 else frames
-        starts = jnp.repeat(first[:STARTS], len(sequences), axis=0)
-        codes = jnp.concatenate([apply("encode", frames)["codes"], jnp.tile(sequences, (STARTS, 1))])
-        # In one go: a second decoder would take as long to compile again.
-        decoded = apply("decode", jnp.concatenate([first, starts]), codes).astype(jnp.float32)
-        shown = apply("observe", scaled.astype(jnp.float32)).astype(jnp.float32)
-        return {"shown": shown, "reconstructions": decoded[:PAIRS], "decoded": decoded[PAIRS:]}
+    def _observed(self, variables, frames: jax.Array) -> jax.Array:
+        return self._model.apply(averaged(variables), frames, method="observe").astype(jnp.float32)
 
 
 class OfArrays:
