@@ -17,7 +17,7 @@ def workflows(root):
 def test_both_hosts_run_the_script_on_the_same_versions_and_ruff(root, workflows):
     github, gitlab = workflows
     steps = [step.get("run", "") for step in github["jobs"]["tests"]["steps"]]
-    assert gitlab["tests"]["script"] == [steps[-1]] == ["bash .ci/run --cov --cov-report=term"]
+    assert gitlab["tests"]["script"] == [steps[-1]] == ["bash .ci/run --cov --cov-report=term --cov-fail-under=85"]
     versions = github["jobs"]["tests"]["strategy"]["matrix"]["python-version"]
     assert [entry["PYTHON_VERSION"] for entry in gitlab["tests"]["parallel"]["matrix"]] == [versions]
     assert versions == ["3.11", "3.12"]
