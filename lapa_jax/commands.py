@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     known = scripts()
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help"):
-        say(f"{__doc__}\n")
+        say(__doc__)
         say("\n".join(f"  {name:22s} {script}" for name, script in known.items()))
         return
     if name not in known:

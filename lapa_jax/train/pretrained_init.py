@@ -174,7 +174,7 @@ def _match_one(source: InitSource, variables: dict, free: tuple[re.Pattern, ...]
         if not any(_free(name, (regex,)) for name in (*ours, *theirs)):
             names = {name.partition(tree.SEPARATOR)[2] for name in (*ours, *theirs)}
             raise UserError(f"config.init_from_except: '{regex.pattern}' matches no variable, neither of the model nor "
-                            f"of {source.path}{tree.closest(regex.pattern, names)}")
+                            f"of {source.path}; '()' excepts nothing{tree.closest(regex.pattern, names)}")
     fresh = lambda name: _free(name, free) or tree.ADAPTER.fullmatch(name) and name not in theirs  # noqa: E731
     taken = {name: mine for name, mine in ours.items() if not fresh(name)}
     given = {name: leaf for name, leaf in theirs.items() if not _free(name, free)}

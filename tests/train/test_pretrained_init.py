@@ -165,7 +165,7 @@ def test_a_whole_model_begins_as_that_run_but_for_named_exceptions(tokenizer, da
     assert_same(part(start(setup).variables), part(want))
     assert "  stays fresh: params/second_head/bias" in setup.notes
     assert "  not used of that run: params/head/kernel" in setup.notes
-    with pytest.raises(UserError, match="'heads/.*' matches no variable.*did you mean .*'head'"):
+    with pytest.raises(UserError, match="'heads/.*' matches no variable.*excepts nothing; did you mean .*'head'"):
         prepare(policy(data, whole, model=other, excepted=("second_head/.*", "head/.*", "heads/.*")))
     frozen = {"groups": (("second_head/.*", None), (".*", {}))}
     with pytest.raises(ConfigError, match=r"2 parameters at their random values \(second_head/bias"):
