@@ -65,7 +65,7 @@ def adapters(rank: int, alpha: float, modules: str) -> Iterator[None]:
 
     with nn.intercept_methods(add):
         yield
-    if not any(met.values()):
+    if met and not any(met.values()):  # where no layer is called there is nothing to be adapted
         raise UserError(f"lora_modules '{modules}' matches no linear layer; there are {', '.join(sorted(met))}")
 
 

@@ -209,6 +209,8 @@ def test_low_rank_adapters_start_from_the_model_itself_and_are_all_that_learns()
     np.testing.assert_allclose(apply(model, batch, "predict", variables)["logits"], expected, atol=1e-6)
     layers["query"]["lora_b"] = layers["query"]["lora_b"] + 1.0
     assert np.abs(apply(model, batch, "predict", variables)["logits"] - expected).max() > 1e-3
+    rows = jax.eval_shape(lambda v, b: model.apply(v, b, method="evaluate"), variables, batch)
+    assert rows["predicted"].shape == batch["latent"].shape, "an evaluation of a run has nothing to refuse"
 
 
 class Source:
