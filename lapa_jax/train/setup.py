@@ -253,8 +253,9 @@ def quick_options(mesh: Mesh) -> dict | None:
     fifth of the time for the initial state of a convolutional LAQ. None elsewhere."""
     if mesh.devices.flat[0].platform != "cpu":
         return None
-    return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True,
-            "xla_cpu_use_fusion_emitters": False}  # fmt: skip
+    # jaxlib 0.11 always has the emitters, and refuses options that it does not know.
+    emitters = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {}
+    return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True, **emitters}
 
 
 def on_mesh(mesh: Mesh) -> contextlib.AbstractContextManager:

@@ -25,9 +25,8 @@ from lapa_jax.core.files import read_json, write_json
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HEAD = ("part", "what", "figures", "peak memory, GiB", "planned, GiB")
 PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12")
-QUICK = ("--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-         "--xla_cpu_use_fusion_emitters=false")  # fmt: skip
-"""Flags of XLA for CPUs."""
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+"""Flags of XLA for CPUs, which all versions have: it ends at a flag that it does not know."""
 WORDS = 300
 """Characters of what a part said last that are kept where it failed."""
 
