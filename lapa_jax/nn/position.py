@@ -97,10 +97,10 @@ def _windows(x, axes, before):
     for taps in np.ndindex(3, 3, 3):
         if any(abs(tap - pad) >= size for tap, pad, size in zip(taps, before, sizes, strict=True)):
             continue
-        window = padded
+        starts, ends = [0] * x.ndim, list(x.shape)
         for axis, tap, size in zip(axes, taps, sizes, strict=True):
-            window = jax.lax.slice_in_dim(window, tap, tap + size, axis=axis)
-        yield taps, window
+            starts[axis], ends[axis] = tap, tap + size
+        yield taps, jax.lax.slice(padded, starts, ends)
 
 
 def _conv_forward(x, kernel, axes):

@@ -24,7 +24,7 @@ def test_every_stage_agrees_with_the_official_code(shared, state):
 
     def stages(m, frames):
         view = m._encode(frames, train=False)
-        mixed = m.encoder.mix(m.encoder.embed(frames), view["bias"])
+        mixed = m.encoder.mix(m.encoder.embed(frames), m.encoder.bias())
         codes = m.quantization.nearest(view["delta"])
         reconstruction = m._decode(view, m.quantization.lookup(codes))
         return mixed[:, 0], mixed[:, 1], view["delta"], codes, reconstruction.transpose(0, 3, 1, 2)

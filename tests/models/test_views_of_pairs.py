@@ -23,18 +23,27 @@ def test_a_pair_that_looks_the_same_wherever_it_is_has_no_loss_and_others_have_o
     frames[:4] = rng.random((4, 2, 1, 1, 3), np.float32)
     variables = jax.jit(Task(model, {}).init)(jax.random.key(0), {"frames": frames})
 
-    def losses(params):
+    def losses(params, model=model):
         state = {key: value for key, value in variables.items() if key != "params"}
         output, _ = model.apply({"params": params, **state}, {"frames": frames}, train=True, mutable=list(state),
                                 rngs={"noise": jax.random.key(1)})  # fmt: skip
-        return output.losses["view"]
+        return output.losses
 
-    value, pull = jax.vjp(jax.jit(losses), variables["params"])
+    both_views, pull = jax.vjp(jax.jit(lambda params: losses(params)), variables["params"])
+    value = both_views["view"]
     np.testing.assert_allclose(value[:4], 0, atol=1e-6)
     assert (value[4:] > 1e-3).all()
+    pull_of_view = pull({key: jnp.ones(16) if key == "view" else jnp.zeros(16) for key in both_views})[0]
     reached = {part: max(float(jnp.abs(x).max()) for x in jax.tree.leaves(of_part))
-               for part, of_part in pull(jnp.ones(16))[0].items()}  # fmt: skip
+               for part, of_part in pull_of_view.items()}  # fmt: skip
     assert reached["encoder"] > 0 and reached["decoder"] == 0
+
+    # The shifted copy is mixed into the losses of its own pair: into those of these pairs it brings nothing new.
+    one_view = config.build("lapa_jax.models", {**MODELS[name], **WHITENED, "view_shift": 0})
+    for key, alone in jax.jit(lambda params: losses(params, one_view))(variables["params"]).items():
+        np.testing.assert_allclose(both_views[key][:4], alone[:4], rtol=1e-4, atol=1e-6, err_msg=key)
+        if key in ("reconstruction", "coarse"):
+            assert (jnp.abs(both_views[key][4:] - alone[4:]) > 1e-4 * alone[4:]).all()
 
 
 def test_without_a_shift_there_is_no_such_loss():

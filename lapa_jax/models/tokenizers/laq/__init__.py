@@ -145,16 +145,15 @@ class Model(FramePairModel):
         return x.reshape(*frames.shape[:-3], *self.grid, -1)
 
     def raw_delta(self, frames: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        tokens, bias = self.encoder.embed(frames), self.encoder.bias()
-        mixed = self.encoder.mix(tokens, bias)
-        return self.encoder.delta(mixed), {"context": self._seen(frames[:, 0], tokens[:, 0], mixed), "bias": bias}
+        tokens = self.encoder.embed(frames)
+        mixed = self.encoder.mix(tokens, self.encoder.bias())
+        return self.encoder.delta(mixed), {"context": self._seen(frames[:, 0], tokens[:, 0], mixed)}
 
     def context(self, first: jax.Array) -> dict[str, jax.Array]:
-        tokens, bias = self.encoder.embed(first[:, None]), self.encoder.bias()
-        mixed = None
+        tokens, mixed = self.encoder.embed(first[:, None]), None
         if self.decoder_context == "encoder":
-            mixed = self.encoder.mix(jnp.concatenate([tokens, tokens], 1), bias)
-        return {"context": self._seen(first, tokens[:, 0], mixed), "bias": bias}
+            mixed = self.encoder.mix(jnp.concatenate([tokens, tokens], 1), self.encoder.bias())
+        return {"context": self._seen(first, tokens[:, 0], mixed)}
 
     def _seen(self, first: jax.Array, tokens: jax.Array, mixed: jax.Array | None) -> jax.Array:
         """What the decoder knows of first frames, [B, patches, dim]: of their encoder's tokens, or those of both
@@ -164,4 +163,4 @@ class Model(FramePairModel):
         return mixed[:, 0] if self.decoder_context == "encoder" else jax.lax.stop_gradient(tokens)
 
     def pixels(self, context: dict[str, jax.Array], action: jax.Array) -> jax.Array:
-        return self.decoder(context["context"], action, context["bias"])
+        return self.decoder(context["context"], action, self.encoder.bias())

@@ -146,7 +146,8 @@ class FramePairModel(FramePairTokenizer):
         raise NotImplementedError
 
     def raw_delta(self, frames: jax.Array) -> tuple[jax.Array, dict]:
-        """Pairs f32 [B, 2, H, W, 3], standardised -> deltas f32 [B, N, Q], and what `context` would say of them."""
+        """Pairs f32 [B, 2, H, W, 3], standardised -> deltas f32 [B, N, Q], and what `context` would say of them: arrays
+        with a row for each pair."""
         raise NotImplementedError
 
     def context(self, first: jax.Array) -> dict[str, jax.Array]:
@@ -195,13 +196,14 @@ class FramePairModel(FramePairTokenizer):
     def __call__(self, batch, *, train: bool) -> Output:
         """Losses and metrics of a batch; with `train` the quantiser's state moves, and NSVQ puts noise in for codes."""
         frames = self._frames(batch["frames"])
-        shifted = shift_clips(frames, self.make_rng("noise"), self.view_shift) if train and self.view_shift else None
-        view, shifted_view = self._encode_views(frames, shifted, train=train)
+        clips = [frames]
+        if train and self.view_shift:
+            clips.append(shift_clips(frames, self.make_rng("noise"), self.view_shift))
+        views = self._encode_views(clips, train=train)
+        view = one_of(views, 0, len(clips))
         quantized = quantizers.apply(self.quantization, view["delta"], train=train)
         action, codes, quantizer_losses, measured = quantized
-        named = self._losses(view, action, frames, batch.get("flow") if self.flow else None)
-        if shifted is not None:
-            named |= self._view_losses(named, view, shifted_view, action, shifted)
+        named = self._losses(views, action, clips, batch.get("flow") if self.flow else None)
         if self.horizons and "middle_frame" in batch:
             named |= self._horizon_losses(view, action, frames, batch["middle_frame"])
         measured = measured | batch_usage(codes, self.codebook_size)
@@ -230,28 +232,29 @@ class FramePairModel(FramePairTokenizer):
         return {}
 
     def _losses(
-        self, view: dict[str, jax.Array], action: jax.Array, frames: jax.Array, flow: jax.Array | None = None
+        self, views: dict[str, jax.Array], action: jax.Array, clips: list[jax.Array], flow: jax.Array | None
     ) -> dict[str, jax.Array]:
-        """The named losses f32 [B] of predicting `frames[:, 1]`, and the flow if it is given, from a view of
-        `frames[:, 0]` and actions."""
-        prediction, displacement = self._decode_both(view, action)
-        first, second = frames[:, 0], frames[:, 1]
-        reconstruction = {"reconstruction": losses.mean_squared_error(prediction, second)}
-        if not self.predicts_images:
-            return reconstruction
-        cells = tuple(max(1, self.cell // parts) for parts in (4, 2))
-        return reconstruction | {
-            "motion": losses.motion_weighted_error(prediction, first, second, self.motion_threshold),
-            "coarse": losses.coarse_relative_error(prediction, first, second, cells),
-            **({} if flow is None else _flow_losses(prediction, second, displacement, flow)),
-        }
+        """The named losses f32 [B] of predicting the second frames of the pairs, and their flow if it is given, from
+        their views and actions; with shifted copies also of predicting theirs with the same actions.
 
-    def _view_losses(self, original: dict[str, jax.Array], view, shifted_view, action: jax.Array, shifted: jax.Array):
-        """Losses f32 [B] of decoding the pair itself, which is what evaluation asks for, and its shifted copy with the
-        same actions, in one; those of flow are of the pair itself, whose flow is given. And that of the two deltas."""
-        moved, share = self._losses(shifted_view, action, shifted), self.view_share
-        mixed = {name: (1 - share) * original[name] + share * value for name, value in moved.items()}
-        return mixed | {"view": losses.mean_squared_error(view["delta"], shifted_view["delta"])}
+        The pairs themselves are what evaluation asks for: losses of both are mixed by `view_share`. Flow is given for
+        the pairs alone.
+        """
+        count, frames = len(clips), in_turns(clips)
+        prediction, displacement = self._decode_both(views, jnp.repeat(action, count, axis=0))
+        first, second = frames[:, 0], frames[:, 1]
+        named = {"reconstruction": losses.mean_squared_error(prediction, second)}
+        if self.predicts_images:
+            cells = tuple(max(1, self.cell // parts) for parts in (4, 2))
+            named["motion"] = losses.motion_weighted_error(prediction, first, second, self.motion_threshold)
+            named["coarse"] = losses.coarse_relative_error(prediction, first, second, cells)
+        if count > 1:
+            share = self.view_share
+            named = {name: (1 - share) * value[::2] + share * value[1::2] for name, value in named.items()}
+            named["view"] = losses.mean_squared_error(views["delta"][::2], views["delta"][1::2])
+        if flow is not None:
+            named |= _flow_losses(*one_of((prediction, second, displacement), 0, count), flow)
+        return named
 
     def _horizon_losses(self, view, action: jax.Array, frames: jax.Array, middle_frame: jax.Array):
         """Losses f32 [B] of the pairs' middle frames [B, H, W, 3], see `horizons`. The three further pairs are encoded
@@ -304,19 +307,19 @@ class FramePairModel(FramePairTokenizer):
         frames = self._frames(batch["frames"])
         first, second = frames[:, 0], frames[:, 1]
         nearest, lookup = self.quantization.nearest, self.quantization.lookup
-        view = self._encode(frames, train=False)
-        codes = nearest(view["delta"])
-        prediction = self._decode(view, lookup(codes))
+        # A pair in which nothing happens: its code should be the one for standing still.
+        pairs = self._encode_views([frames, jnp.stack([first, first], 1)], train=False)
+        view, still = (one_of(pairs, which, 2) for which in range(2))
+        codes, still_codes = nearest(view["delta"]), nearest(still["delta"])
         # Another example's codes: a decoder that predicts as well with these does not use them.
-        swapped = self._decode(view, lookup(jnp.roll(codes, 1, axis=0)))
+        asked = in_turns([codes, jnp.roll(codes, 1, axis=0), still_codes])
+        # All in one, since a second decoder would take as long to compile again.
+        decoded = self._decode(in_turns([view, view, still]), lookup(asked))
+        prediction, swapped, still_frame = (one_of(decoded, which, 3) for which in range(3))
         # Images are shown and encoded within [0, 1]; features have no such range.
         clipped = jnp.clip(prediction, 0, 1) if self.predicts_images else prediction
         # Codes of (first frame, prediction): they come back where the decoder did what they say.
         again = nearest(self._encode(jnp.stack([first, clipped], 1), train=False)["delta"])
-        # A pair in which nothing happens: its code should be the one for standing still.
-        still = self._encode(jnp.stack([first, first], 1), train=False)
-        still_codes = nearest(still["delta"])
-        still_frame = self._decode(still, lookup(still_codes))
         few = {}
         if self._has_actions(batch):
             few = {"action_prediction": self.action_head(lookup(codes)), "pair_action": batch["pair_action"],
@@ -359,20 +362,18 @@ class FramePairModel(FramePairTokenizer):
 
     def _encode(self, frames: jax.Array, *, train: bool) -> dict[str, jax.Array]:
         """What the decoder may know and the "delta" of pairs f32 [B, 2, H, W, 3] in [0, 1]."""
-        return self._encode_views(frames, None, train=train)[0]
+        return self._encode_views([frames], train=train)
 
-    def _encode_views(self, frames: jax.Array, shifted: jax.Array | None, *, train: bool) -> tuple[dict, dict | None]:
-        """The same of pairs and, where given, of their shifted copies, whose deltas are scaled as those of the pairs:
-        the statistics are of these alone."""
-        views = [frames] if shifted is None else [frames, shifted]
-        encoded = [self.raw_delta(self._standardize(view)) for view in views]
-        delta = jnp.concatenate([delta for delta, _ in encoded])
+    def _encode_views(self, clips: list[jax.Array], *, train: bool) -> dict[str, jax.Array]:
+        """The same of several clips [B, 2, H, W, 3], [clips * B, ...] in turns; in training the statistics that all
+        deltas are scaled by are those of the first clips alone."""
+        count, frames = len(clips), in_turns(clips)
+        delta, context = self.raw_delta(self._standardize(frames))
         if self.delta_norm != "none":
-            delta = self.normalizer(delta, train=train, count=len(frames))
-        deltas = jnp.split(delta, len(views))
-        result = [{**context, "delta": delta, "first": view[:, 0]}
-                  for view, delta, (_, context) in zip(views, deltas, encoded)]  # fmt: skip
-        return result[0], None if shifted is None else result[1]
+            apart = jnp.concatenate([one_of(delta, which, count) for which in range(count)])
+            scaled = self.normalizer(apart, train=train, count=len(clips[0]))
+            delta = in_turns(jnp.split(scaled, count))
+        return {**context, "delta": delta, "first": frames[:, 0]}
 
     def _context(self, first: jax.Array) -> dict[str, jax.Array]:
         """The same without the delta, of first frames [B, H, W, 3]."""
@@ -405,6 +406,17 @@ class FramePairModel(FramePairTokenizer):
         if self.normalization == "none":
             return frames
         return (frames - jnp.asarray(IMAGENET_MEAN)) / jnp.asarray(IMAGENET_STD)
+
+
+def in_turns(batches: list):
+    """Several batches, arrays or trees of them with the same leading axis, as one: the first row of each, then the
+    second of each. Not one batch behind the other, so that on several devices each row stays where it is."""
+    return jax.tree.map(lambda *rows: jnp.stack(rows, 1).reshape(-1, *rows[0].shape[1:]), *batches)
+
+
+def one_of(rows, which: int, count: int):
+    """Batch number `which` of the `count` that `in_turns` joined."""
+    return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:])[:, which], rows)
 
 
 def _flow_losses(prediction, second, displacement, flow) -> dict[str, jax.Array]:
