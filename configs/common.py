@@ -97,9 +97,9 @@ def mesh(data: int, fsdp: int, rules: Sequence = ()) -> ml_collections.ConfigDic
                                       "grad_dtype": config_dict.placeholder(str)})  # fmt: skip
 
 
-ACTION_WEIGHT = 0.1
-"""Of the squared error in standard deviations, beside errors of pixels, which are about as much: see
-docs/results/latent_actions.md."""
+ACTION_WEIGHT = 1.0
+"""Of the squared error in standard deviations: with a tenth of it a moving background is learned before the action is,
+see docs/results/latent_actions.md."""
 
 # Frame pairs: configs/laq.py, configs/laq_conv.py
 
