@@ -162,7 +162,7 @@ def overruled(config: Mapping) -> dict[str, tuple[str, str]]:
     A config may well hold such a value, as the recipe that another variant departs from. Only a user who asks for it
     and does not get it is told so.
     """
-    data, optim, train = (config.get(group) or {} for group in ("data", "optim", "train"))
+    data, optim, train, model = (config.get(group) or {} for group in ("data", "optim", "train", "model"))
     # What is malformed is refused where it is used.
     parts = [part for part in data.get("mixture") or () if isinstance(part, Mapping)]
     groups = [pair[1] for pair in optim.get("groups") or () if isinstance(pair, (tuple, list)) and len(pair) == 2]
@@ -188,6 +188,12 @@ def overruled(config: Mapping) -> dict[str, tuple[str, str]]:
     if "pair_action" not in (data.get("fields") or ()):
         for key in ("action_share", "action_draws"):
             say(f"data.{key}", "data.fields", 'holds no "pair_action"')
+    if model.get("quantizer") == "none":
+        for key in ("codebook_size", "codebook_init", "codebook_update", "codebook_decay", "replacement",
+                    "replacement_schedule", "replacement_min_hits", "replacement_min_share"):  # fmt: skip
+            say(f"model.{key}", "model.quantizer", "is 'none', so that there are no codes")
+    elif "quantizer" in model:
+        say("model.delta_noise", "model.quantizer", f"is '{model['quantizer']}', which rounds deltas; set it to 'none'")
     if data.get("shuffle", "window") != "window":
         say("data.window", "data.shuffle", f"is '{data['shuffle']}', which mixes all samples; set it to 'window'")
     for key in set.intersection(*map(set, trained)) if trained else ():

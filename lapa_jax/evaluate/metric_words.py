@@ -20,6 +20,7 @@ WORDS = {
     "bits_per_chunk": "bits that a chunk's codes take",
     "bits_per_row": "bits that a row's codes take",
     "bits_per_step": "bits that a step's codes take",
+    "capacity_bits": "the most bits that a continuous delta can say in training, under its noise",
     "clipped": "share of the values that were cut to the range that the codes cover",
     "code_action_bits": "bits that the codes tell of 16 clusters of actions, what seems so by chance among them",
     "code_action_nmi": "these bits beyond chance as a share of the entropies, 0 to 1; adjusted mutual information",
@@ -29,6 +30,7 @@ WORDS = {
     "composite": "the weighted sum by which the best checkpoint is chosen; higher is better",
     "constants_moved": "share of rows in which a constant feature has another value",
     "cycle_consistency": "share of codes that come back when the first frame and the prediction are encoded",
+    "cycle_delta_r2": "R² of the deltas that come back when the first frame and the prediction are encoded",
     "dead_codes": "codes that never occur, over all code positions",
     "entropy_per_row": "bits that a row's codes need if the frequent ones are written shorter",
     "episode_accuracy_chance": "accuracy of telling episodes apart by guessing",
@@ -66,6 +68,8 @@ WORDS = {
     "topo_pre": "rank correlation of distances between features and latents",
     "transfer_action_r2": "R² of the probe from the codes that come back from other episodes",
     "transfer_chance": "share of these codes that the other episode's own pair has anyway",
+    "transfer_delta_chance": "R² of the other episode's own deltas as such a guess, about -1",
+    "transfer_delta_r2": "R² of the deltas that come back when they are applied to another episode's first frame",
     "transfer_consistency": "share of codes that come back when they are applied to another episode's first frame",
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lapa_jax.evaluate.latent_actions.feature_colors import Colors
+from lapa_jax.evaluate.latent_actions.gallery import names, typical
 from lapa_jax.nn.quantizers import usage
 from lapa_jax.plots import pairs, training
 from lapa_jax.train.ema import averaged
@@ -23,8 +24,8 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class FramePairs:
-    """Eight fixed pairs of the held-out ones with their reconstructions, and the most frequent code sequences on the
-    first frames of four."""
+    """Eight fixed pairs of the held-out ones with their reconstructions, and typical latent actions on the first frames
+    of four."""
 
     def __init__(self, model, mesh: Mesh):
         self._model, self._mesh = model, mesh
@@ -41,22 +42,21 @@ class FramePairs:
         if self._frames is None:
             self._frames, self._rows = self._choose(batches)
         first = self._frames[:, 0]
-        distinct, often = usage.sequences(arrays["codes"])
+        latents, shares = typical(arrays, SEQUENCES)
         # As many at each evaluation, however few the model uses: another number would be another program.
-        sequences = distinct[np.arange(SEQUENCES) % len(distinct)]
+        filled = latents[np.arange(SEQUENCES) % len(latents)]
         # The pairs' codes are those of the evaluation: to encode them here too would more than double what is compiled.
         # And in one go: a second decoder would take as long to compile again.
         frames = np.concatenate([first, first[:STARTS].repeat(SEQUENCES, axis=0)])
-        codes = np.concatenate([arrays["codes"][self._rows], np.tile(sequences, (STARTS, 1))])
-        decoded = jax.device_get(self._decode(variables, frames, codes))
+        of_pairs = arrays["codes" if self._model.discrete else "delta"][self._rows]
+        decoded = jax.device_get(self._decode(variables, frames, np.concatenate([of_pairs, *[filled] * STARTS])))
         shown = self._frames / np.float32(255) if self._frames.dtype == np.uint8 else self._frames
         if not self._model.predicts_images:
             shown = jax.device_get(self._observe(variables, shown))
-        kept = min(SEQUENCES, len(distinct))
-        gallery = decoded[PAIRS:].reshape(STARTS, SEQUENCES, *decoded.shape[1:])[:, :kept]
-        return {"shown": shown, "reconstructions": decoded[:PAIRS], "decoded": gallery, "sequences": sequences[:kept],
-                "shares": often[:kept] / often.sum(),
-                "counts": usage.histogram(arrays["codes"], self._model.codebook_size)}  # fmt: skip
+        gallery = decoded[PAIRS:].reshape(STARTS, SEQUENCES, *decoded.shape[1:])[:, : len(latents)]
+        counts = usage.histogram(arrays["codes"], self._model.codebook_size) if self._model.discrete else ()
+        return {"shown": shown, "reconstructions": decoded[:PAIRS], "decoded": gallery, "latents": latents,
+                "shares": shares, "counts": counts}  # fmt: skip
 
     def draw(self, path, content: Arrays) -> None:
         """See `train.images.Drawing`."""
@@ -65,9 +65,9 @@ class FramePairs:
             height, width = self._frames.shape[2:4]
             colors = Colors(content["shown"])
             images = [colors.paint(values, self._model.cell, (height, width)) for values in images]
-        names = [f"{usage.name(s)}\n{share:.0%}" for s, share in zip(content["sequences"], content["shares"])]
+        columns = [f"{name}\n{share:.0%}" for name, share in zip(names(content["latents"]), content["shares"])]
         counts = content["counts"]
-        pairs.frame_pairs(path, *images, names, counts, [usage.perplexity(row) for row in counts])
+        pairs.frame_pairs(path, *images, columns, counts, [usage.perplexity(row) for row in counts])
 
     def _choose(self, batches: Callable[[], Iterable[dict]]) -> tuple[np.ndarray, np.ndarray]:
         """The pairs u8 [8, 2, H, W, 3] of the first batch in which most changes, where there is something to see; and
@@ -81,8 +81,8 @@ class FramePairs:
         rows = order[np.arange(PAIRS) % len(order)]
         return frames[rows], rows
 
-    def _decoded(self, variables, frames: jax.Array, codes: jax.Array) -> jax.Array:
-        return self._model.apply(averaged(variables), frames, codes, method="decode").astype(jnp.float32)
+    def _decoded(self, variables, frames: jax.Array, latents: jax.Array) -> jax.Array:
+        return self._model.apply(averaged(variables), frames, latents, method="decode").astype(jnp.float32)
 
     def _observed(self, variables, frames: jax.Array) -> jax.Array:
         return self._model.apply(averaged(variables), frames, method="observe").astype(jnp.float32)

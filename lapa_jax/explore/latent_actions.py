@@ -26,6 +26,9 @@ class LatentActions(Explorer):
 
     def __init__(self, tokenizer, run, options: Options):
         refuse(run, tokenizer.kind, options)
+        if not tokenizer.discrete:
+            raise UserError(f"{run} has no codes to explore (model.quantizer is 'none'): look at the gallery of "
+                            f"launch/eval.py --run {run}, or explore a run with codes")  # fmt: skip
         config = chosen_data(tokenizer, run, options)
         fields = ("frames", "net_action") if pipeline.has_actions(config, "val") else ("frames",)
         self._source = pipeline.build(config, "val", image_size=tokenizer.side, fields=fields)

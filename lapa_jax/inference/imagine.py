@@ -58,6 +58,9 @@ def check(policy: LatentPolicy, tokenizer) -> None:
         raise UserError(f"a {name} is no tokenizer of frame pairs; give the run whose codes the policy predicts")
     if not tokenizer.predicts_images:
         raise UserError(f"a {name} of features predicts no images; there is nothing to show")
+    if not tokenizer.discrete:
+        raise UserError("the tokenizer has no codes (model.quantizer 'none'), and the policy predicts some; give the "
+                        "run whose codes it predicts")  # fmt: skip
     ours = policy.model.code_length, policy.model.codebook_size
     theirs = tokenizer.code_length, tokenizer.codebook_size
     if ours != theirs:

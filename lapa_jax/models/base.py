@@ -75,15 +75,18 @@ class Model(Part, abc.ABC):
 
 
 class FramePairTokenizer(Model):
-    """Latent actions of "frames" [B, 2, H, W, 3]. Fields: image_size, codebook_size (K), code_seq_len (N).
-    `predicts_images`: otherwise features of their patches. Where the actions of a few pairs are known, "pair_action"
-    and "pair_action_mask" f32 [B, A], a head predicts them from the quantised delta: the loss "action"."""
+    """Latent actions of "frames" [B, 2, H, W, 3]. Fields: image_size, codebook_size (K), code_seq_len (N), quant_dim
+    (Q). `predicts_images`: otherwise features of their patches. `discrete`: otherwise there are no codes, and the delta
+    is the latent action: `encode` gives it alone, `decode` takes it, no array or metric is made of codes. Where the
+    actions of a few pairs are known, "pair_action" and "pair_action_mask" f32 [B, A], a head predicts them from the
+    quantised delta: the loss "action"."""
     kind = "frame_pair_tokenizer"
     absent_losses = {"view": "no image is shifted: set config.model.view_shift",
                      **{loss: f"the samples have no '{field}': add it to config.data.fields" for loss, field in {
                          "action": "pair_action", "flow": "flow", "flow_weighted": "flow", "reversal": "middle_frame",
                          "composition": "middle_frame", "midway": "middle_frame"}.items()}}  # fmt: skip
     predicts_images: ClassVar[bool] = True
+    discrete: ClassVar[bool] = True
 
     @abc.abstractmethod
     def encode(self, frames: jax.Array) -> dict[str, jax.Array]:

@@ -13,14 +13,14 @@ POINTS, NAMED, COLUMNS = 2000, 16, 4
 """Pairs that are drawn, up to how many codes are named, and panels in a row."""
 
 
-def maps(path, delta: np.ndarray, codes: np.ndarray) -> pathlib.Path:
+def maps(path, delta: np.ndarray, codes: np.ndarray | None) -> pathlib.Path:
     """A panel for each code position: the deltas in the plane of their two largest principal components, in the colour
     of their code, whose number stands at the median of its deltas.
 
     Args:
-      path: the PNG to write. delta: f32[M, N, Q]. codes: int[M, N].
+      path: the PNG to write. delta: f32[M, N, Q]. codes: int[M, N]; None where nothing is rounded: all of one colour.
     """
-    positions = codes.shape[1]
+    positions = delta.shape[1]
     columns = min(COLUMNS, positions)
     with matplotlib.rc_context(frames.STYLE):
         figure = Figure(figsize=(2.6 * columns, 2.5 * -(-positions // columns)), layout="constrained")
@@ -29,6 +29,11 @@ def maps(path, delta: np.ndarray, codes: np.ndarray) -> pathlib.Path:
             axes.axis("off")
         for position, axes in enumerate(panels[:positions]):
             flat = plane(delta[:, position])
+            axes.set(xticks=[], yticks=[])
+            if codes is None:
+                axes.scatter(*flat[:POINTS].T, s=4, c=frames.BAR, alpha=0.5, linewidths=0, rasterized=True)
+                axes.set_title(f"position {position}", loc="left")
+                continue
             used = np.unique(codes[:, position])
             colours = matplotlib.colormaps["hsv"](np.arange(len(used)) / len(used))
             number = np.searchsorted(used, codes[:POINTS, position])
@@ -36,7 +41,6 @@ def maps(path, delta: np.ndarray, codes: np.ndarray) -> pathlib.Path:
             for code in used if len(used) <= NAMED else ():
                 x, y = np.median(flat[codes[:, position] == code], axis=0)
                 axes.text(x, y, str(code), ha="center", va="center", fontsize=8, weight="bold", color=frames.INK)
-            axes.set(xticks=[], yticks=[])
             axes.set_title(f"position {position}: {len(used)} codes", loc="left")
         return frames.save(figure, path)
 

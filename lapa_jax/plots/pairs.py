@@ -20,30 +20,33 @@ def frame_pairs(
     path, shown: np.ndarray, reconstructions: np.ndarray, decoded: np.ndarray, names: Sequence[str],
     counts: np.ndarray, perplexity: Sequence[float],
 ) -> pathlib.Path:  # fmt: skip
-    """Pairs with their reconstructions, what each code sequence does to the first frames, and which codes are used.
+    """Pairs with their reconstructions, what latent actions do to the first frames, and which codes are used.
 
     Args:
       path: the PNG to write, atomically.
       shown: f32 [B, 2, H, W, 3] in [0, 1]. reconstructions: f32 [B, H, W, 3], of the second frames.
-      decoded: f32 [R, C, H, W, 3], what becomes of the first R first frames under each of C code sequences.
-      names: of the sequences, with line breaks.
+      decoded: f32 [R, C, H, W, 3], what becomes of the first R first frames under each of C latent actions.
+      names: of these, with line breaks.
       counts: int [N, K], how often each of K codes was used at each of N positions. perplexity: of the N positions.
+        Both are empty where there are no codes.
     """
     pairs = np.concatenate([shown, to_float(reconstructions)[:, None]], axis=1)
     gallery = np.concatenate([shown[: len(decoded), :1], to_float(decoded)], axis=1)
     changed, scale = what_changes(decoded)
     left = _grid(pairs, ["frame", "next frame", "reconstruction"], "held-out pairs")
-    top = _grid(gallery, ["start", *names], "what each code sequence makes of a frame")
-    title = f"the same minus the row's mean, {scale:.0f} times as strong: what choosing a code does"
+    top = _grid(gallery, ["start", *names], "what each latent action makes of a frame")
+    title = f"the same minus the row's mean, {scale:.0f} times as strong: what choosing one does"
     bottom = _grid(changed, names, title)
 
     width = left.width + top.width + 4 * MARGIN
     upper = max(left.height, top.height + bottom.height + MARGIN)
-    image = sketch.blank(width, upper + BARS + 3 * MARGIN)
+    image = sketch.blank(width, upper + (BARS + MARGIN if len(counts) else 0) + 2 * MARGIN)
     image.paste(left, (MARGIN, MARGIN))
     image.paste(top, (left.width + 3 * MARGIN, MARGIN))
-    # Below the columns of the same code sequences: the first column of the gallery is the start.
+    # Below the columns of the same latent actions: the first column of the gallery is the start.
     image.paste(bottom, (width - MARGIN - bottom.width, top.height + 2 * MARGIN))
+    if not len(counts):
+        return sketch.write(image, path)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     across = (width - MARGIN) / len(counts)
     for i, share in enumerate(shares):

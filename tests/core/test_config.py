@@ -258,6 +258,10 @@ LABELS = {"fields": ("image", "latent"), "labels": "a", "val_labels": None, "val
          {"optim.b1"}),
         ({"optim": {"schedule": "cosine", "groups": ("a", "b")}}, {"optim.frozen_dtype"}),
         ({"train": {"patience": 3}}, set()),
+        ({"model": {"quantizer": "vq"}}, {"model.delta_noise"}),
+        ({"model": {"quantizer": "none"}},
+         {f"model.{kind}" for kind in ("codebook_size", "codebook_init", "codebook_update", "codebook_decay")}
+         | {f"model.replacement{kind}" for kind in ("", "_schedule", "_min_hits", "_min_share")}),
     ],
 )  # fmt: skip
 def test_which_keys_count_for_nothing(config, keys):

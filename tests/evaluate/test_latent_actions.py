@@ -176,6 +176,24 @@ def test_data_without_actions_say_so(folders, laq, tmp_path):
     assert "this data has no actions" in (tmp_path / "report.html").read_text()
 
 
+def test_a_run_without_codes_is_judged_by_its_deltas(folders, root, tmp_path):
+    run = small_run.write(tmp_path / "run", root, folders[1], steps=(3,), fields=("quantizer=none",))
+    result = Evaluation(load(run), run=run, out=tmp_path / "eval").write(supervised_steps=0)
+    metrics, page = result["metrics"], (tmp_path / "eval" / "report.html").read_text()
+    assert metrics.keys() >= {
+        "psnr_gain", "swap_gap", "action_probe_r2_delta", "action_probe_r2_delta_untrained", "transfer_delta_r2",
+        "transfer_delta_chance", "transfer_action_r2", "cycle_delta_r2", "capacity_bits"}  # fmt: skip
+    of_codes = ("perplexity", "codebook", "cycle_consistency", "code_action", "sequence", "collapse", "identical_frame_ag")
+    assert not [name for name in metrics if name.startswith(of_codes)] and "action_probe_r2" not in metrics
+    assert set(result["action_table"]) == {"names", "delta"} and "code_table" not in result
+    assert metrics["action_probe_r2_delta"] == pytest.approx(np.mean(result["action_table"]["delta"]["all"]))
+    assert {n for n in metrics if n.startswith(("action_", "transfer_"))} <= set(requirements.ADDED)
+    assert {p.stem for p in (tmp_path / "eval").glob("*.png")} == {
+        "reconstructions", "gallery", "gallery_change", "deltas", "overview", "probe"}  # fmt: skip
+    assert "the deltas say" in page or "deltas predict" in page
+    assert not re.search(r'class="value">[^<]*</td><td></td>', page), "each metric has its sentence"
+
+
 def test_bad_arguments_are_refused(folders, laq, tmp_path):
     with pytest.raises(UserError, match="no steps in split 'test'"):
         Evaluation(laq, run=folders[0], out=tmp_path, split="test")

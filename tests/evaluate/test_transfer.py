@@ -23,6 +23,22 @@ class Brightness:
         return (first.astype(np.float32) / 255 + (0 if self.deaf else codes[:, :, None, None] / 20)).astype(np.float32)
 
 
+class Change:
+    """The same without codes: the delta is the change of brightness itself."""
+
+    codebook_size = None
+
+    def __init__(self, deaf=False):
+        self.deaf = deaf
+
+    def encode(self, frames):
+        frames = frames.astype(np.float64) / (255 if frames.dtype == np.uint8 else 1)
+        return (frames[:, 1] - frames[:, 0]).mean((1, 2, 3))[:, None, None].astype(np.float32)
+
+    def decode(self, first, delta):
+        return (first.astype(np.float32) / 255 + (0 if self.deaf else delta[:, :, None])).astype(np.float32)
+
+
 def batches(per_episode=(6, 6, 6, 6), seed=0):
     rng = np.random.default_rng(seed)
     for episode, count in enumerate(per_episode):
@@ -42,6 +58,14 @@ def test_codes_that_mean_the_same_everywhere_come_back_and_say_the_action():
 def test_a_decoder_that_does_not_listen_is_found_out():
     found = transfer.measure(Brightness(deaf=True), batches((40, 40, 40, 40)))
     assert found["transfer_consistency"] < 0.25 and found["transfer_action_r2"] < 0.05
+
+
+def test_without_codes_it_is_deltas_that_come_back():
+    found = transfer.measure(Change(), batches((40, 40, 40, 40)))
+    assert found["transfer_delta_r2"] > 0.99 and found["transfer_action_r2"] > 0.95
+    assert -1.3 < found["transfer_delta_chance"] < -0.7, "two independent pairs are twice the variance apart"
+    deaf = transfer.measure(Change(deaf=True), batches((40, 40, 40, 40)))
+    assert deaf["transfer_delta_r2"] < 0 and deaf["transfer_action_r2"] < 0.05
 
 
 def test_partners_are_of_other_episodes_and_each_is_one_once():

@@ -14,12 +14,14 @@ SMALL = ["image_size=32", "patch_size=8", "dim=16", "heads=2", "dim_head=8", "qu
 DATASETS = {"table": {"statistics": {"action": {"count": 3, "mean": [0.5, -0.5]}}, "features": {}, "weight": 1.0}}
 
 
-def write(run, root, data, *, steps=(1, 2), best=None):
+def write(run, root, data, *, steps=(1, 2), best=None, fields=()):
     """Writes checkpoints of the given steps, each with other random weights; returns the run folder.
 
+    fields: of the model, "name=value", besides those above.
     best: the step whose checkpoint is the best; None without evaluations.
     """
-    overrides = [f"--config.model.{o}" for o in SMALL] + [f"--config.data.path={data}", "--config.data.gap_frames=3"]
+    overrides = [f"--config.model.{o}" for o in (*SMALL, *fields)]
+    overrides += [f"--config.data.path={data}", "--config.data.gap_frames=3"]
     config = config_lib.load(f"{root}/configs/laq.py:tiny", overrides)
     values = config_lib.to_json(config)
     write_json(run / CONFIG_FILE, values)

@@ -20,6 +20,7 @@ QUANTIZERS = {
     "vq_gradient": {"quantizer": "vq", "codebook_update": "gradient", "replacement": "none"},
     "fsq": {"quantizer": "fsq", "levels": (3, 5), "quant_dim": 2, "codebook_size": 15, "replacement": "none"},
 }
+UNROUNDED = {"quantizer": "none", "delta_norm": "whitened"}
 WEIGHTS = {"reconstruction": 1.0, "codebook": 1.0, "commitment": 0.25}
 
 
@@ -34,7 +35,7 @@ def batch_of(count=8, seed=0):
 @functools.cache
 def trained(name):
     """The model, its variables at the start and after a step, and the metrics of the step."""
-    model = build(**QUANTIZERS[name])
+    model = build(**{**QUANTIZERS, "none": UNROUNDED}[name])
     task = Task(model, WEIGHTS)
     start = jax.jit(task.init)(jax.random.key(0), batch_of())
 
@@ -72,6 +73,38 @@ def test_every_quantizer_trains_encodes_and_decodes(name):
     assert all(np.isfinite(value) for value in metrics.values())
 
 
+def test_without_a_quantizer_the_decoder_gets_the_delta_itself():
+    model, start, after, metrics = trained("none")
+    assert not model.discrete and "quantizer" not in after["params"] and "quantizer" not in after["codebook"]
+    moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), after["params"], start["params"])
+    assert moved["encoder"]["project"]["kernel"] > 0, "the encoder must learn from the decoder's error"
+    assert "perplexity" not in metrics and metrics["loss_commitment"] == 0
+
+    def everything(variables, frames):
+        encoded = model.apply(variables, frames, method="encode")
+        predicted = model.apply(variables, {"frames": frames}, method="predict")
+        decoded = model.apply(variables, frames[:, 0], encoded["delta"], method="decode")
+        swapped = model.apply(variables, frames[:, 0], jnp.roll(encoded["delta"], 1, axis=0), method="decode")
+        return encoded, predicted, decoded, swapped, model.apply(variables, {"frames": frames}, method="evaluate")
+
+    frames = batch_of()["frames"]
+    encoded, predicted, decoded, swapped, arrays = jax.device_get(jax.jit(everything)(after, frames))
+    assert encoded.keys() == {"delta"} and predicted.keys() == {"delta", "reconstruction"}
+    np.testing.assert_array_equal(predicted["delta"], encoded["delta"])
+    np.testing.assert_allclose(decoded, predicted["reconstruction"], rtol=1e-4, atol=1e-5)
+    second = frames[:, 1] / 255
+    np.testing.assert_allclose(arrays["mse_swapped"], np.square(swapped - second).mean((1, 2, 3)), rtol=1e-4)
+    rng = np.random.default_rng(0)
+    told = {"net_action": rng.normal(size=(8, 2)), "episode_id": np.arange(8) % 4}
+    summary = model.summarize({**arrays, **told})
+    gap = np.mean(arrays["mse_swapped"]) / np.mean(np.square(decoded - second)) - 1
+    assert summary["swap_gap"] == pytest.approx(gap, rel=1e-4)
+    assert summary["capacity_bits"] == pytest.approx(16 * 0.5 * np.log2(1 + 1 / 0.125**2))
+    assert "action_probe_r2_delta" in summary and "cycle_delta_r2" in summary and "psnr_gain" in summary
+    assert not {"codes", "cycle", "identical_codes"} & arrays.keys()
+    assert not {"action_probe_r2", "perplexity", "cycle_consistency", "collapse"} & summary.keys()
+
+
 def test_quantizer_losses_are_where_they_belong():
     found = {name: trained(name)[3] for name in QUANTIZERS}
     has = {name: (m["loss_codebook"] > 0, m["loss_commitment"] > 0) for name, m in found.items()}
@@ -101,6 +134,7 @@ def test_saved_models_come_back_to_the_bit(name, tmp_path):
     ("quantizer=vq",),
     ("quantizer=vq", "codebook_update=gradient", "replacement=none"),
     ("quantizer=fsq", "levels=(3,3)", "quant_dim=2", "codebook_size=9", "replacement=none"),
+    ("quantizer=none", "delta_noise=0.5"),
 ])  # fmt: skip
 def test_the_config_takes_them_from_the_command_line(root, override):
     loaded = config.load(f"{root}/configs/laq.py:small", [f"--config.model.{change}" for change in override])
@@ -123,6 +157,8 @@ def test_the_config_takes_them_from_the_command_line(root, override):
         ({"quantizer": "fsq", "levels": (2, 4), "quant_dim": 2, "replacement": "none"}, "at least 3"),
         ({"levels": (3, 5)}, "are for quantizer 'fsq'"),
         ({"codebook_per_position": True}, "needs quantizer 'vq'"),
+        ({"quantizer": "none", "delta_norm": "none"}, "needs deltas of a bounded size, and delta_norm is 'none'"),
+        ({"quantizer": "none", "delta_noise": -1.0}, "delta_noise is -1.0"),
     ],
 )
 def test_contradictions_are_refused(fields, message):

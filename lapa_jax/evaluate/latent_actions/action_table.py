@@ -57,8 +57,9 @@ def scores(prediction: np.ndarray, action: np.ndarray, rows: Rows) -> dict[str, 
 
 
 def measure(
-    arrays: Mapping[str, np.ndarray], source, codebook_size: int, reference: Mapping[str, Sequence[float]] | None
-) -> dict[str, dict[str, list[float]]]:
+    arrays: Mapping[str, np.ndarray], source, codebook_size: int | None,
+    reference: Mapping[str, Sequence[float]] | None,
+) -> dict[str, dict[str, list[float]]]:  # fmt: skip
     """{reader: {group: R² of each number of the action}}, by the keys of `READERS`; empty without a probe.
 
     All are scored on pairs of episodes with an odd number, and learned from those with an even one; the head of few
@@ -66,15 +67,17 @@ def measure(
 
     Args:
       arrays: of `evaluate`, with "net_action", "episode_id" and "step". source: as of `groups`.
+      codebook_size: K; None where there are no codes, and no readers of them.
       reference: `scores` of the supervised model; None where it was not trained.
     """
-    codes, action, episode = arrays["codes"], arrays["net_action"], arrays["episode_id"]
-    probes = {"codes": probe_codes(codes, action, episode, codebook_size),
-              "mlp": mlp_probe_codes(codes, action, episode, codebook_size),
-              "delta": probe_delta(arrays["delta"], action, episode)}  # fmt: skip
-    if probes["codes"] is None:
+    action, episode = arrays["net_action"], arrays["episode_id"]
+    probes = {"delta": probe_delta(arrays["delta"], action, episode)}
+    if codebook_size is not None:
+        probes = {"codes": probe_codes(arrays["codes"], action, episode, codebook_size),
+                  "mlp": mlp_probe_codes(arrays["codes"], action, episode, codebook_size), **probes}  # fmt: skip
+    if probes["delta"] is None:
         return {}
-    rows = {name: chosen & probes["codes"].scored for name, chosen in groups(arrays, source).items()}
+    rows = {name: chosen & probes["delta"].scored for name, chosen in groups(arrays, source).items()}
     table = {name: scores(result.prediction, action, rows) for name, result in probes.items() if result is not None}
     if "action_prediction" in arrays and (mask := arrays["pair_action_mask"] > 0).any():
         with_action = {name: chosen & mask.any(1) for name, chosen in rows.items()}

@@ -23,10 +23,10 @@ from lapa_jax.evaluate.latent_actions import (
     verdicts,
 )
 from lapa_jax.evaluate.report import Section
-from lapa_jax.models.probe import probe_codes
+from lapa_jax.models.probe import probe_codes, probe_delta
 
 OVERVIEW_FILE = "overview.png"
-BASELINES = ("action_probe_r2", "action_probe_r2_delta")
+PROBE_OF_CODES, PROBE_OF_DELTAS = "action_probe_r2", "action_probe_r2_delta"
 
 
 class Evaluation(BaseEvaluation):
@@ -61,6 +61,8 @@ class Evaluation(BaseEvaluation):
         super().__init__(tokenizer, run=run, out=out, data=config, source=source, count=pairs)
         self.has_actions = "net_action" in self.source.fields
         self._as_in_training = data is None and split is None
+        self.baselines = (PROBE_OF_CODES, PROBE_OF_DELTAS) if tokenizer.discrete else (PROBE_OF_DELTAS,)
+        self.probe = self.baselines[0]
 
     def write(self, *, supervised_steps: int) -> dict:
         """Measures, draws and writes; returns the content of `metrics.json`.
@@ -72,7 +74,7 @@ class Evaluation(BaseEvaluation):
         table: dict[str, dict[str, list[float]]] = {}
         of_positions: dict[str, dict[str, float]] = {}
         # Without a probe there is nothing that a baseline or a bound could be compared with.
-        if "action_probe_r2" in metrics:
+        if self.probe in metrics:
             metrics |= self._untrained()
             reference = None
             if supervised_steps:
@@ -81,10 +83,11 @@ class Evaluation(BaseEvaluation):
                 )
                 metrics["action_probe_r2_supervised"] = action_table.mean(reference[action_table.ALL])
             table = action_table.measure(arrays, self.source, self.tokenizer.codebook_size, reference)
-            of_positions = code_table.measure(
-                arrays["codes"], arrays["net_action"], arrays["episode_id"], self.tokenizer.codebook_size
-            )
-            metrics |= code_table.metrics(of_positions)
+            if self.tokenizer.discrete:
+                of_positions = code_table.measure(
+                    arrays["codes"], arrays["net_action"], arrays["episode_id"], self.tokenizer.codebook_size
+                )
+                metrics |= code_table.metrics(of_positions)
             if "mlp" in table:
                 metrics["action_probe_r2_mlp"] = action_table.mean(table["mlp"][action_table.ALL])
         if self.tokenizer.predicts_images:
@@ -117,7 +120,7 @@ class Evaluation(BaseEvaluation):
         params = {n: x for n, x in self.tokenizer.variables["params"].items() if n in taken}
         variables["params"] = {**variables["params"], **params}
         metrics, _ = self.measure(variables)
-        return {f"{name}_untrained": metrics[name] for name in BASELINES if name in metrics}
+        return {f"{name}_untrained": metrics[name] for name in self.baselines if name in metrics}
 
     def _recorded_untrained(self) -> dict[str, float]:
         """The same from the run's own evaluation before its first step, if that was of these pairs and of a network
@@ -128,17 +131,17 @@ class Evaluation(BaseEvaluation):
         if not self._as_in_training or others or measured != self.count:
             return {}
         begin = next((line for line in read_metrics(self.run) if line["step"] == 0), {})
-        scores = {f"{name}_untrained": begin.get(f"val/{name}") for name in BASELINES}
+        scores = {f"{name}_untrained": begin.get(f"val/{name}") for name in self.baselines}
         return {} if None in scores.values() else scores
 
     def _report(
         self, metrics: Mapping[str, float | None], arrays: Mapping[str, np.ndarray], table: Mapping | None,
         of_positions: Mapping | None,
     ) -> None:  # fmt: skip
-        codes, size = arrays["codes"], self.tokenizer.codebook_size
+        size = self.tokenizer.codebook_size
         examples = sections.choose_examples(self.tokenizer, self.source)
         history = read_metrics(self.run)
-        overview.draw(self.out / OVERVIEW_FILE, examples, codes, history)
+        overview.draw(self.out / OVERVIEW_FILE, examples, arrays, history)
         about = self.about()
         report.write(
             self.out / REPORT_FILE,
@@ -147,21 +150,24 @@ class Evaluation(BaseEvaluation):
             verdicts=verdicts.judge(metrics, size),
             **self.head(),
             sections=[
-                *sections.draw(examples, codes, arrays["delta"], self.out),
+                *sections.draw(examples, arrays, self.out),
                 *self._action_sections(arrays, table),
                 *([Section("What each code position says", code_table.TEXT, table=code_table.as_rows(of_positions))]
                   if of_positions else []),
-                self.course("val/action_probe_r2"),
+                self.course(f"val/{self.probe}"),
                 Section("Overview", "The same as one image, with the course of training.", (OVERVIEW_FILE,)),
             ],
         )
 
     def _action_sections(self, arrays: Mapping[str, np.ndarray], table: Mapping | None) -> list[Section]:
-        title = "What the codes say about the action"
+        title = f"What the {'codes' if self.tokenizer.discrete else 'deltas'} say about the action"
         if not self.has_actions:
             return [Section(title, "Unknown: this data has no actions. Give a folder that has them with --data.")]
-        codes, actions, size = arrays["codes"], arrays["net_action"], self.tokenizer.codebook_size
-        probe = probe_codes(codes, actions, arrays["episode_id"], size)
+        actions, episodes, size = arrays["net_action"], arrays["episode_id"], self.tokenizer.codebook_size
+        if self.tokenizer.discrete:
+            probe = probe_codes(arrays["codes"], actions, episodes, size)
+        else:
+            probe = probe_delta(arrays["delta"], actions, episodes)
         if probe is None:
             words = (
                 "Unknown: the probe is fitted on episodes with an even number and scored on the others, and here one "
@@ -169,7 +175,9 @@ class Evaluation(BaseEvaluation):
             return [Section(title, words + "half is empty or its actions do not vary. Give more held-out episodes.")]
         rows = probe.scored
         shown = {"predicted": probe.prediction[rows], "true": actions[rows], "r2": probe.r2_per_dimension}
-        drawn = sections.draw_actions(codes, actions, shown, size, self.out)
+        drawn = [sections.draw_probe(title, shown, self.out)]
+        if self.tokenizer.discrete:
+            drawn.append(sections.draw_actions(arrays["codes"], actions, size, self.out))
         if table is None:
             return drawn
         rows = action_table.as_rows(table, table["names"])

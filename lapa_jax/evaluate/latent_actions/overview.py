@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from lapa_jax.evaluate.latent_actions.gallery import names, typical
 from lapa_jax.evaluate.latent_actions.sections import Examples, decode_grid
 from lapa_jax.nn.quantizers import usage
 from lapa_jax.nn.quantizers.usage import perplexity
@@ -24,13 +25,13 @@ CURVES = (
 )
 
 
-def draw(path, examples: Examples, codes: np.ndarray, history: Sequence[Mapping]) -> pathlib.Path:
+def draw(path, examples: Examples, arrays: Mapping[str, np.ndarray], history: Sequence[Mapping]) -> pathlib.Path:
     """Draws the image.
 
     Args:
       path: the PNG to write.
       examples: pairs to show; the first four are drawn.
-      codes: int32 `[M, N]`, codes of held-out pairs.
+      arrays: of held-out pairs "codes" int32 `[M, N]`, or where there are none "delta" f32 `[M, N, Q]`.
       history: the lines of `metrics.jsonl`; curves that it does not hold are left out.
 
     Returns:
@@ -39,16 +40,17 @@ def draw(path, examples: Examples, codes: np.ndarray, history: Sequence[Mapping]
     curves = [(title, base, _curve(history, name)) for name, title, base in CURVES]
     # Runs on data without actions have no probe, and models of features no PSNR.
     curves = [curve for curve in curves if len(curve[2])]
-    counts = usage.histogram(codes, examples.view.codebook_size)
     with matplotlib.rc_context(frames.STYLE):
-        heights = [2.4 if curves else 0.1, 5.8, 2.2]
+        heights = [2.4 if curves else 0.1, 5.8, 2.2 if "codes" in arrays else 0.1]
         figure = Figure(figsize=(12, sum(heights)), layout="constrained")
         top, middle, bottom = figure.subfigures(3, 1, height_ratios=heights)
         _draw_curves(top, curves)
         left, right = middle.subfigures(1, 2, width_ratios=[3, SEQUENCES])
         _draw_examples(left, examples)
-        _draw_gallery(right, examples, codes)
-        frames.draw_histograms(bottom, counts, [perplexity(row) for row in counts])
+        _draw_gallery(right, examples, typical(arrays, SEQUENCES)[0])
+        if "codes" in arrays:
+            counts = usage.histogram(arrays["codes"], examples.view.codebook_size)
+            frames.draw_histograms(bottom, counts, [perplexity(row) for row in counts])
         return frames.save(figure, path)
 
 
@@ -74,9 +76,7 @@ def _draw_examples(figure, examples: Examples) -> None:
     frames.draw_grid(figure.subplots(), shown, names, title="pairs in which much changes")
 
 
-def _draw_gallery(figure, examples: Examples, codes: np.ndarray) -> None:
-    sequences = usage.sequences(codes)[0][:SEQUENCES]
-    changed, scale = what_changes(decode_grid(examples.view, examples.frames[:ROWS, 0], sequences))
-    names = [usage.name(s) for s in sequences]
-    title = f"what each code sequence does to the frame (minus the row's mean, ×{scale:.0f})"
-    frames.draw_grid(figure.subplots(), changed, names, title=title)
+def _draw_gallery(figure, examples: Examples, latents: np.ndarray) -> None:
+    changed, scale = what_changes(decode_grid(examples.view, examples.frames[:ROWS, 0], latents))
+    title = f"what each latent action does to the frame (minus the row's mean, ×{scale:.0f})"
+    frames.draw_grid(figure.subplots(), changed, names(latents), title=title)

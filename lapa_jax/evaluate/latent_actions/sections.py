@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lapa_jax.evaluate.latent_actions.feature_colors import Coloured
+from lapa_jax.evaluate.latent_actions.gallery import names, typical
 from lapa_jax.evaluate.report import Section
 from lapa_jax.nn.quantizers import usage
 from lapa_jax.nn.quantizers.usage import perplexity
@@ -30,7 +31,7 @@ class Examples:
       view: the model, or what shows the features that it predicts as images.
       frames: uint8 `[B, 2, H, W, 3]`.
       shown: f32 `[B, 2, H, W, 3]`, what the model sees of them: the same, or their features as images.
-      reconstructions: f32 `[B, H, W, 3]`, the model's second frames from the first frames and the codes.
+      reconstructions: f32 `[B, H, W, 3]`, the model's second frames from the first frames and the latent actions.
     """
 
     view: object
@@ -52,40 +53,49 @@ def choose_examples(tokenizer, source, count: int = EXAMPLES) -> Examples:
     return Examples(view, frames, shown, view.decode(frames[:, 0], view.encode(frames)))
 
 
-def decode_grid(tokenizer, starts: np.ndarray, sequences: np.ndarray) -> np.ndarray:
-    """Applies each of C sequences to each of R start frames: f32 `[R, C, H, W, 3]`."""
-    count = len(sequences)
-    frames = tokenizer.decode(np.repeat(starts, count, axis=0), np.tile(sequences, (len(starts), 1)))
+def decode_grid(tokenizer, starts: np.ndarray, latents: np.ndarray) -> np.ndarray:
+    """Applies each of C latent actions to each of R start frames: f32 `[R, C, H, W, 3]`."""
+    count = len(latents)
+    frames = tokenizer.decode(np.repeat(starts, count, axis=0), np.concatenate([latents] * len(starts)))
     return frames.reshape(len(starts), count, *frames.shape[1:])
 
 
-def draw(examples: Examples, codes: np.ndarray, delta: np.ndarray, out: pathlib.Path) -> list[Section]:
-    """Draws what needs no actions: reconstructions, the two galleries, histograms, the deltas.
+def draw(examples: Examples, arrays: Mapping[str, np.ndarray], out: pathlib.Path) -> list[Section]:
+    """Draws what needs no actions: reconstructions, a gallery, the deltas; of codes also what each position does, and
+    how often each occurs.
 
     Args:
       examples: pairs to show.
-      codes: int32 `[M, N]`, the codes of the evaluated pairs. delta: f32 `[M, N, Q]`, what was quantised.
+      arrays: of the evaluated pairs "delta" f32 `[M, N, Q]`, and "codes" int32 `[M, N]` where there are codes.
       out: the folder for the PNGs.
 
     Returns:
       The report's sections, in order.
     """
-    first, tokenizer = examples.frames[:, 0], examples.view
+    first, tokenizer, codes = examples.frames[:, 0], examples.view, arrays.get("codes")
     plots.reconstructions(
         out / "reconstructions.png", examples.shown[:, 0], examples.shown[:, 1], examples.reconstructions
     )
-    counts = usage.histogram(codes, tokenizer.codebook_size)
-    plots.code_histograms(out / "histograms.png", counts, [perplexity(row) for row in counts])
-    deltas.maps(out / "deltas.png", delta, codes)
-    return [
+    deltas.maps(out / "deltas.png", arrays["delta"], codes)
+    drawn = [
         Section(
             "Reconstructions",
-            "The decoder sees the first frame and the codes only. A good model leaves less error than the change. "
-            f"Shown are the {len(first)} pairs with most change out of pairs spread evenly over the held-out episodes."
+            f"The decoder sees the first frame and the {_latents(arrays)} only. A good model leaves less error than "
+            f"the change. Shown are the {len(first)} pairs with most change out of pairs spread evenly over the held-"
+            "out episodes."
             + (COLOURED if isinstance(tokenizer, Coloured) else ""),
             ("reconstructions.png",),
         ),
-        _gallery(tokenizer, first[:: max(1, len(first) // STARTS)][:STARTS], codes, out),
+        _gallery(tokenizer, first[:: max(1, len(first) // STARTS)][:STARTS], arrays, out),
+    ]
+    if codes is None:
+        words = ("What the decoder gets, a dot for each pair, each vector in the plane of its two largest principal "
+                 "components. Separate clouds are few motions, for which codes would do.")  # fmt: skip
+        return [*drawn, Section("Deltas", words, ("deltas.png",))]
+    counts = usage.histogram(codes, tokenizer.codebook_size)
+    plots.code_histograms(out / "histograms.png", counts, [perplexity(row) for row in counts])
+    return [
+        *drawn,
         _positions(tokenizer, first[len(first) // 2], codes, out),
         Section(
             "Code usage",
@@ -103,19 +113,27 @@ def draw(examples: Examples, codes: np.ndarray, delta: np.ndarray, out: pathlib.
     ]
 
 
-def _gallery(tokenizer, starts: np.ndarray, codes: np.ndarray, out: pathlib.Path) -> Section:
-    distinct, often = usage.sequences(codes)
-    sequences = distinct[:SEQUENCES]
-    names = [f"{usage.name(s)}\n{share:.0%}" for s, share in zip(sequences, often / len(codes))]
-    decoded = decode_grid(tokenizer, starts, sequences)
-    plots.code_gallery(out / "gallery.png", starts, decoded, names)
+def _latents(arrays: Mapping[str, np.ndarray]) -> str:
+    return "codes" if "codes" in arrays else "deltas"
+
+
+def _gallery(tokenizer, starts: np.ndarray, arrays: Mapping[str, np.ndarray], out: pathlib.Path) -> Section:
+    latents, shares = typical(arrays, SEQUENCES)
+    columns = [f"{name}\n{share:.0%}" for name, share in zip(names(latents), shares)]
+    decoded = decode_grid(tokenizer, starts, latents)
+    plots.code_gallery(out / "gallery.png", starts, decoded, columns)
     changed, scale = what_changes(decoded)
-    plots.code_gallery(out / "gallery_change.png", starts, changed, names, title=f"minus the row's mean, ×{scale:.0f}")
+    title = f"minus the row's mean, ×{scale:.0f}"
+    plots.code_gallery(out / "gallery_change.png", starts, changed, columns, title=title)
+    applied = f"one delta, the centre of one of {len(latents)} clusters of all deltas,"
+    if "codes" in arrays:
+        occurring = len(usage.sequences(arrays["codes"])[0])
+        applied = f"one code sequence, the {len(latents)} most frequent of {occurring} that occur,"
     return Section(
-        "Code gallery",
-        f"Each column applies one code sequence, the {len(sequences)} most frequent of {len(distinct)} that occur, to "
-        "the start frame on the left. If codes mean actions, a column does the same in every row. Below: the same "
-        "minus the mean of the row, amplified, so that only what the choice of code changes is left.",
+        "Code gallery" if "codes" in arrays else "Gallery of deltas",
+        f"Each column applies {applied} to the start frame on the left. If {_latents(arrays)} mean actions, a column "
+        "does the same in every row. Below: the same minus the mean of the row, amplified, so that only what the "
+        "choice of the latent action changes is left.",
         ("gallery.png", "gallery_change.png"),
     )
 
@@ -142,38 +160,38 @@ def _positions(tokenizer, start: np.ndarray, codes: np.ndarray, out: pathlib.Pat
     )
 
 
-def draw_actions(
-    codes: np.ndarray, actions: np.ndarray, probe: Mapping[str, np.ndarray], codebook_size: int, out: pathlib.Path
-) -> list[Section]:
-    """Draws what needs true actions: the probe's scatter and the code-versus-action maps.
+def draw_probe(title: str, probe: Mapping[str, np.ndarray], out: pathlib.Path) -> Section:
+    """Draws the probe's scatter: "predicted" and "true" f32 `[P, A]` of the scored half, "r2" f32 `[A]`."""
+    plots.probe_scatter(out / "probe.png", probe["predicted"], probe["true"], probe["r2"])
+    return Section(
+        title,
+        "A ridge regression from one-hot codes, or from deltas where there are no codes, to the net action over the "
+        "gap, fitted on one half of the held-out episodes and shown on the other. Points on the dotted line are "
+        "perfect; a flat cloud says nothing.",
+        ("probe.png",),
+    )
+
+
+def draw_actions(codes: np.ndarray, actions: np.ndarray, codebook_size: int, out: pathlib.Path) -> Section:
+    """Draws which actions go with which codes.
 
     Args:
       codes: int32 `[M, N]`.
       actions: f32 `[M, A]`, net actions of the same pairs.
-      probe: "predicted" and "true" f32 `[P, A]` on the scored half, "r2" f32 `[A]`.
       codebook_size: K.
       out: the folder for the PNGs.
     """
-    plots.probe_scatter(out / "probe.png", probe["predicted"], probe["true"], probe["r2"])
     means = usage.mean_action_per_code(codes, actions, codebook_size)
     plots.code_action_heatmap(out / "code_action.png", means)
     images = ["code_action.png"]
     if actions.shape[1] >= 2:
         images.append(_arrows(codes, actions, out))
-    return [
-        Section(
-            "What the codes say about the action",
-            "A ridge regression from one-hot codes to the net action over the gap, fitted on one half of the held-out "
-            "episodes and shown on the other. Points on the dotted line are perfect; a flat cloud says nothing.",
-            ("probe.png",),
-        ),
-        Section(
-            "Codes against actions",
-            "Mean net action of the pairs that carry each code, in standard deviations; white: like the average pair. "
-            "Arrows: the most frequent sequences in the plane of the first two action dimensions, thicker if frequent.",
-            tuple(images),
-        ),
-    ]
+    return Section(
+        "Codes against actions",
+        "Mean net action of the pairs that carry each code, in standard deviations; white: like the average pair. "
+        "Arrows: the most frequent sequences in the plane of the first two action dimensions, thicker if frequent.",
+        tuple(images),
+    )
 
 
 def _arrows(codes: np.ndarray, actions: np.ndarray, out: pathlib.Path) -> str:

@@ -19,32 +19,34 @@ MIN_PROBE_PAIRS = 256
 MIN_PROBE_OVER_UNTRAINED = 0.15
 
 
-def judge(metrics: Mapping[str, float | None], codebook_size: int) -> list[Verdict]:
+def judge(metrics: Mapping[str, float | None], codebook_size: int | None) -> list[Verdict]:
     """Judges what is there; a metric that is absent or None gets no line.
 
     Args:
       metrics: bare names ("psnr_gain", ...) to values, as in metrics.json.
-      codebook_size: K, the number of codes a position can take.
+      codebook_size: K, the number of codes a position can take; None where there are no codes: then the probe on the
+        deltas is judged.
 
     Returns:
       The verdicts, the most telling first.
     """
     finite = {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
-    lines = [*_meaning(finite), *_bottleneck(finite), *_usage(finite, codebook_size), *_rest(finite)]
+    probe = "action_probe_r2" if codebook_size else "action_probe_r2_delta"
+    lines = [*_meaning(finite, probe), *_bottleneck(finite), *_usage(finite, codebook_size), *_rest(finite)]
     return [line for line in lines if line is not None]
 
 
-def warnings(metrics: Mapping[str, float | None], codebook_size: int) -> list[str]:
+def warnings(metrics: Mapping[str, float | None], codebook_size: int | None) -> list[str]:
     """The sentences that belong at the top of the page and on the terminal; empty when nothing is wrong."""
     return [f"{v.metric} {v.shown}: {v.words}" for v in judge(metrics, codebook_size) if v.level == POOR]
 
 
-def _meaning(m):
-    """Lines about what the codes say about the true action."""
-    score = m.get("action_probe_r2")
+def _meaning(m, probe: str):
+    """Lines about what the codes, or the deltas where there are none, say about the true action."""
+    score, latents = m.get(probe), "codes" if probe == "action_probe_r2" else "deltas"
     if score is None:
         return
-    upper, floor = m.get("action_probe_r2_supervised"), m.get("action_probe_r2_untrained")
+    upper, floor = m.get("action_probe_r2_supervised"), m.get(f"{probe}_untrained")
     words, good = [], True
     if upper is not None:
         share = score / upper if upper > 0 else 0.0
@@ -55,12 +57,12 @@ def _meaning(m):
         words.append(f"{score - floor:+.2f} over the same network untrained (the bar is +0.15)")
     if score <= 0:
         good = False
-        words.append("the codes say nothing linear about the action, however much they are used")
+        words.append(f"the {latents} say nothing linear about the action, however much they are used")
     pairs = m.get("action_probe_pairs", MIN_PROBE_PAIRS)
     level = (GOOD if good else POOR) if words else NOTE
     if pairs < MIN_PROBE_PAIRS:
         level, words = NOTE, [f"fitted on {pairs:.0f} pairs, too few to judge by (the bar needs {MIN_PROBE_PAIRS})"]
-    yield Verdict("action_probe_r2", f"{score:.2f}", level, "; ".join(words) or "how well codes predict the net action")
+    yield Verdict(probe, f"{score:.2f}", level, "; ".join(words) or f"how well {latents} predict the net action")
     for name, text in (
         ("action_probe_r2_mlp", "a small network in place of the linear probe: what codes say only together"),
         ("action_probe_r2_delta", "the same probe on the continuous delta, before the codes round it"),
@@ -68,7 +70,7 @@ def _meaning(m):
         ("action_probe_r2_delta_untrained", "the probe on the untrained network's delta"),
         ("action_probe_r2_supervised", "a supervised inverse-dynamics model on the same pairs: the upper bound"),
     ):
-        if name in m:
+        if name in m and name != probe:
             yield Verdict(name, f"{m[name]:.2f}", NOTE, text)
 
 

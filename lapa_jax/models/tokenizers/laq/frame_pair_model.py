@@ -69,8 +69,8 @@ class FramePairModel(FramePairTokenizer):
       quant_dim: width of a code, Q.
       codebook_size: number of codes, K.
       code_seq_len: codes per pair, N.
-      quantizer: "nsvq" or "vq", a codebook with noise substitution or with a straight-through gradient, or "fsq",
-        each feature of a code rounded to few levels.
+      quantizer: "nsvq" or "vq", a codebook with noise substitution or with a straight-through gradient, "fsq", each
+        feature of a code rounded to few levels, or "none": the decoder gets the delta itself, and there are no codes.
       codebook_update: "vq": codes follow the data as moving averages, "ema", or by the "gradient" of their loss.
       codebook_decay: "vq" with "ema": share of the averages that one update keeps.
       codebook_per_position: "vq": a codebook for each of the N positions instead of one that they share.
@@ -80,6 +80,9 @@ class FramePairModel(FramePairTokenizer):
         "running_per_position" scales each position by itself, so that a quiet one uses as many codes as the others;
         "whitened" decorrelates the N * Q features too, so that codes cannot all be about the one direction that varies
         most. See `nn.norm`.
+      delta_noise: "none": standard deviation of the noise that training adds to the delta, whose features have about
+        1; at most log2(1 + 1 / delta_noise^2) / 2 bits a feature then, see `nn.quantizers.unrounded`. 1/8 are the 3
+        bits of one of 8 codes; 0 is no noise.
       replacement: rule for dead codes, "official", "share", "residual" or "none"; see `nn.quantizers.replacement`. With
         moving averages "share" or "none": dead codes become vectors of the batch, without a schedule.
       replacement_schedule: `((until, every), ...)` in updates: when dead codes are looked for.
@@ -109,6 +112,7 @@ class FramePairModel(FramePairTokenizer):
     levels: tuple[int, ...] = ()
     codebook_init: quantizers.CodebookInit = "normal"
     delta_norm: Literal["none", "running", "running_per_position", "whitened"] = "none"
+    delta_noise: Annotated[float, Range(0)] = 0.125
     replacement: quantizers.Replacement = "official"
     replacement_schedule: tuple[tuple[int, int], ...] = rules.OFFICIAL_SCHEDULE
     replacement_min_hits: int = rules.OFFICIAL_MIN_HITS
@@ -135,6 +139,10 @@ class FramePairModel(FramePairTokenizer):
             self.normalizer = RunningWhitening()
         elif self.delta_norm != "none":
             self.normalizer = RunningNorm(per_position=self.delta_norm == "running_per_position")
+
+    @property
+    def discrete(self) -> bool:
+        return self.quantizer != "none"
 
     def observe(self, frames: jax.Array) -> jax.Array:
         """Frames f32 [..., H, W, 3] in [0, 1] -> what is predicted of them, [..., rows, columns, C]."""
@@ -206,7 +214,8 @@ class FramePairModel(FramePairTokenizer):
         named = self._losses(views, action, clips, batch.get("flow") if self.flow else None)
         if self.horizons and "middle_frame" in batch:
             named |= self._horizon_losses(view, action, frames, batch["middle_frame"])
-        measured = measured | batch_usage(codes, self.codebook_size)
+        if codes is not None:
+            measured = measured | batch_usage(codes, self.codebook_size)
         if self._has_actions(batch):
             squared = jnp.square(self.action_head(action) - batch["pair_action"])
             error = losses.weighted_mean(squared, batch["pair_action_mask"])
@@ -280,29 +289,32 @@ class FramePairModel(FramePairTokenizer):
 
     def encode(self, frames: jax.Array) -> dict[str, jax.Array]:
         """Frame pairs [B, 2, H, W, 3] -> "codes" i32 [B, N] and "delta" f32 [B, N, Q], what was quantised."""
-        view = self._encode(self._frames(frames), train=False)
-        return {"codes": self.quantization.nearest(view["delta"]), "delta": view["delta"]}
+        delta = self._encode(self._frames(frames), train=False)["delta"]
+        return {"delta": delta, **({"codes": self.quantization.nearest(delta)} if self.discrete else {})}
 
     def decode(self, first_frame: jax.Array, codes: jax.Array) -> jax.Array:
-        """Applies codes i32 [B, N] to frames [B, H, W, 3] -> the predicted next frames, f32, not clipped."""
+        """Applies codes i32 [B, N], or deltas where there are none, to frames [B, H, W, 3] -> the predicted next
+        frames, f32, not clipped."""
         first = self.observe(to_unit_range(first_frame, (*image_shape(self.image_size), 3)))
         return self._decode(self._context(first), self.quantization.lookup(codes))
 
     def predict(self, batch) -> dict[str, jax.Array]:
-        """Codes i32 [B, N] of "frames" and the "reconstruction" of the second frame from them, f32 [B, H, W, 3]."""
+        """The "codes" i32 [B, N] of "frames", or where there are none the "delta", and the "reconstruction" of the
+        second frame from them, f32 [B, H, W, 3]."""
         view = self._encode(self._frames(batch["frames"]), train=False)
-        codes = self.quantization.nearest(view["delta"])
-        return {"codes": codes, "reconstruction": self._decode(view, self.quantization.lookup(codes))}
+        latent = self.quantization.nearest(view["delta"])
+        reconstruction = self._decode(view, self.quantization.lookup(latent))
+        return {"codes" if self.discrete else "delta": latent, "reconstruction": reconstruction}
 
     def evaluate(self, batch) -> dict[str, jax.Array]:
-        """Measures with hard codes, per example; `summarize` explains what becomes of them.
+        """Measures with hard codes, or with deltas where there are none; `summarize` explains what becomes of them.
 
         Returns:
           "mse" of the prediction, "mse_copy" of the first frame, "mse_swapped" of the prediction with the codes of the
-          next example, "ssim" of images, "cycle": share of codes found again in (first frame, prediction),
-          "identical_mse" and "identical_codes" for the pair (first frame, first frame), "codes", "delta"; "net_action",
-          "episode_id" and "step" where the batch has them; where few actions were learned from, "action_prediction"
-          beside "pair_action" and its mask.
+          next example, "ssim" of images, "identical_mse" for the pair (first frame, first frame), "delta";
+          "codes", "identical_codes", and "cycle": share of codes found again in (first frame, prediction); where there
+          are no codes "delta_again", what is found there; "net_action", "episode_id" and "step" where the batch has
+          them; where few actions were learned from, "action_prediction" beside "pair_action" and its mask.
         """
         frames = self._frames(batch["frames"])
         first, second = frames[:, 0], frames[:, 1]
@@ -320,6 +332,10 @@ class FramePairModel(FramePairTokenizer):
         clipped = jnp.clip(prediction, 0, 1) if self.predicts_images else prediction
         # Codes of (first frame, prediction): they come back where the decoder did what they say.
         again = nearest(self._encode(jnp.stack([first, clipped], 1), train=False)["delta"])
+        by_codes = {"delta_again": again}
+        if self.discrete:
+            by_codes = {"codes": codes, "cycle": jnp.mean(again == codes, axis=-1, dtype=jnp.float32),
+                        "identical_codes": still_codes}  # fmt: skip
         few = {}
         if self._has_actions(batch):
             few = {"action_prediction": self.action_head(lookup(codes)), "pair_action": batch["pair_action"],
@@ -329,11 +345,9 @@ class FramePairModel(FramePairTokenizer):
             "mse_copy": losses.mean_squared_error(first, second),
             "mse_swapped": losses.mean_squared_error(swapped, second),
             **({"ssim": losses.ssim(clipped, second)} if self.predicts_images else {}),
-            "cycle": jnp.mean(again == codes, axis=-1, dtype=jnp.float32),
             "identical_mse": losses.mean_squared_error(still_frame, first),
-            "identical_codes": still_codes,
-            "codes": codes,
             "delta": view["delta"],
+            **by_codes,
             **{name: batch[name] for name in ("net_action", "episode_id", "step") if name in batch},
             **few,
         }
@@ -341,7 +355,7 @@ class FramePairModel(FramePairTokenizer):
     @nn.nowrap
     def summarize(self, arrays: dict[str, np.ndarray]) -> dict[str, float]:
         """Scalars from the arrays of `evaluate` over a data set; see `metrics.summarize`."""
-        return metrics.summarize(arrays, self.codebook_size)
+        return metrics.summarize(arrays, self.codebook_size) | quantizers.capacity_bits(self)
 
     @nn.nowrap
     def after_update(self, variables, *, step: jax.Array, rng: jax.Array):

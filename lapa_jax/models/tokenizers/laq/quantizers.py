@@ -10,16 +10,19 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.nn.quantizers import replacement as rules
 from lapa_jax.nn.quantizers.fsq import FSQ
 from lapa_jax.nn.quantizers.nsvq import NSVQ
+from lapa_jax.nn.quantizers.unrounded import Unrounded, capacity
 from lapa_jax.nn.quantizers.vq import VQ
 
 CODEBOOK = "quantizer/codebook"
-Quantizer = Literal["nsvq", "vq", "fsq"]
+Quantizer = Literal["nsvq", "vq", "fsq", "none"]
 CodebookInit = Literal["normal", "data"]
 Replacement = Literal["official", "share", "residual", "none"]
 
 
-def build(model, name: str | None = None) -> NSVQ | FSQ | VQ:
+def build(model, name: str | None = None) -> NSVQ | FSQ | VQ | Unrounded:
     """The quantiser of a model; within `setup` a submodule of this name."""
+    if model.quantizer == "none":
+        return Unrounded(model.delta_noise, name=name)
     if model.quantizer == "nsvq":
         return NSVQ(model.codebook_size, model.codebook_init, name=name)
     if model.quantizer == "fsq":
@@ -33,15 +36,25 @@ def build(model, name: str | None = None) -> NSVQ | FSQ | VQ:
     )  # fmt: skip
 
 
-def apply(quantizer: NSVQ | FSQ | VQ, delta: jax.Array, *, train: bool):
-    """Deltas f32 [B, N, Q] -> action vectors, codes i32 [B, N], losses "codebook" and "commitment" f32 [B], metrics."""
+def apply(quantizer: NSVQ | FSQ | VQ | Unrounded, delta: jax.Array, *, train: bool):
+    """Deltas f32 [B, N, Q] -> action vectors, codes i32 [B, N] or None where nothing is rounded, losses "codebook" and
+    "commitment" f32 [B], metrics."""
     none = {name: jnp.zeros(len(delta), jnp.float32) for name in ("codebook", "commitment")}
     if isinstance(quantizer, VQ):
         return quantizer(delta, train=train)
     if isinstance(quantizer, FSQ):
         return *quantizer(delta), none, {}
+    if isinstance(quantizer, Unrounded):
+        return quantizer(delta, train=train), None, none, {}
     action, codes, metrics = quantizer(delta, train=train)
     return action, codes, none, metrics
+
+
+def capacity_bits(model) -> dict[str, float]:
+    """{"capacity_bits": the most that a delta can say in training} of a model without codes and with noise; else {}."""
+    if model.quantizer != "none" or not model.delta_noise:
+        return {}
+    return {"capacity_bits": model.code_seq_len * model.quant_dim * capacity(model.delta_noise)}
 
 
 def replace_dead(model, variables, *, step: jax.Array, rng: jax.Array):
@@ -70,6 +83,10 @@ def check(model) -> None:
         update = f" with codebook_update '{model.codebook_update}'" if model.quantizer == "vq" else ""
         raise UserError(f"replacement '{model.replacement}' is not for quantizer '{model.quantizer}'{update}; "
                         f"set it to {' or '.join(map(repr, allowed))}")
+    if model.quantizer == "none" and model.delta_noise and model.delta_norm == "none":
+        # Under noise of a fixed size an encoder of any size would only have to make larger deltas.
+        raise UserError(f"quantizer 'none' with delta_noise {model.delta_noise} needs deltas of a bounded size, and "
+                        "delta_norm is 'none'; set it to 'whitened' or 'running_per_position', or delta_noise to 0")
     if model.quantizer == "vq":
         if model.replacement_min_share * model.codebook_size >= 1:
             raise UserError(f"replacement_min_share {model.replacement_min_share} is more than the mean share of "
@@ -91,7 +108,7 @@ def _check_levels(model) -> None:
 
 
 def _replacements(model) -> tuple[str, ...]:
-    """The rules for dead codes that a quantiser can have."""
-    if model.quantizer == "nsvq":
+    """The rules for dead codes that a quantiser can have; without codes none of them does anything."""
+    if model.quantizer in ("nsvq", "none"):
         return rules.REPLACEMENTS
     return ("none", "share") if (model.quantizer, model.codebook_update) == ("vq", "ema") else ("none",)
