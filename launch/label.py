@@ -1,6 +1,7 @@
 """Labels a folder of step shards with a trained tokenizer: of frame pairs, of actions or of features.
 
 python launch/label.py --run RUN --data SHARDS --out LABELS [--format sidecar|full|npz|hdf5] [--split train --split val]
+    [--continuous]
 
 The same command goes on after an interruption: it writes what is missing. Several hosts each take a share, and so do
 jobs that know nothing of each other, with --share I/N; whichever finishes last writes the summary.
@@ -49,7 +50,10 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{args.run} holds a {kind.noun}, which gives no codes of the data; give a run of a tokenizer")
     tokenizer = lapa_jax.load(args.run, step=args.step)
     make = TableLabeller if args.format in TABLES else Labeller
-    labeller = make(tokenizer, args.data, args.out, format=args.format, splits=args.split, dataset=args.dataset)
+    labeller = make(tokenizer, args.data, args.out, format=args.format, splits=args.split, dataset=args.dataset,
+                    continuous=args.continuous)  # fmt: skip
+    if "latent" not in labeller.source.features:
+        startup.say(f"{args.run} has no codes (model.quantizer is 'none'): steps are labelled with their deltas")
     startup.say("the first batch compiles")
     # The processes of a share divide it among themselves.
     processes = jax.process_count()
@@ -72,18 +76,29 @@ def _parser() -> argparse.ArgumentParser:
                         help="sidecar (codes only, default) or full shards; npz or hdf5, a table a split")  # fmt: skip
     parser.add_argument("--split", action="append", help="a split to label; may be repeated; all of them by default")
     parser.add_argument("--batch_size", type=int, default=64, help="frame pairs per batch over all devices of a host")
+    parser.add_argument("--continuous", action="store_true",
+                        help="of frame pairs: write the deltas besides, float32 [positions, features], unrounded")
     parser.add_argument("--share", metavar="I/N", help=HELP)
     parser.add_argument("--dataset", help="of a run on several datasets: the one whose scaling applies to --data")
     parser.add_argument("--step", type=parse_step, help="checkpoint step, or best; the newest by default")
     return parser
 
 
+FEATURES = 8
+"""Features of a delta whose spread is shown."""
+
+
 def _describe(split: str, figures: dict, codebook_size) -> str:
-    """A split's code usage in a few lines."""
+    """A split's code usage, or the spread of its deltas, in a few lines."""
     if "positions" in figures:
         return _describe_positions(split, figures)
-    lines = [
-        f"{split}: {figures['steps']} steps, {figures['clipped']} of them (an episode's last) with a clipped pair",
+    lines = [f"{split}: {figures['steps']} steps, {figures['clipped']} of them (an episode's last) with a clipped pair"]
+    for position, spread in enumerate(figures.get("delta_std", ())):
+        shown = " ".join(f"{value:.3g}" for value in spread[:FEATURES]) + (" ..." if len(spread) > FEATURES else "")
+        lines.append(f"  delta, position {position}: standard deviations {shown}")
+    if "perplexity" not in figures:
+        return "\n".join(lines)
+    lines += [
         f"  perplexity {figures['perplexity']:.2f} of {codebook_size} per position, "
         f"{figures['sequence_perplexity']:.1f} over sequences ({figures['sequences_used']:.0f} occur)",
         f"  most frequent sequence {figures['most_frequent_sequence']}: {figures['most_frequent_share']:.0%} of steps",

@@ -182,9 +182,9 @@ def overruled(config: Mapping) -> dict[str, tuple[str, str]]:
             say(f"data.{key}", "data.mixture", f'sets "{key}" in each of its parts')
     if not data.get("val_path"):
         say("data.val_labels", "data.val_path", "is None; the labels of the held-out split are those of data.labels")
-    if "latent" not in (data.get("fields") or ("latent",)):
+    if not {"latent", "delta"} & set(data.get("fields") or ("latent",)):
         for key in ("labels", "labels_tokenizer", "val_labels"):
-            say(f"data.{key}", "data.fields", 'holds no "latent"')
+            say(f"data.{key}", "data.fields", 'holds no "latent" and no "delta"')
     if "pair_action" not in (data.get("fields") or ()):
         for key in ("action_share", "action_draws"):
             say(f"data.{key}", "data.fields", 'holds no "pair_action"')

@@ -153,7 +153,7 @@ def check_trainable(source, limit: float | None = LIMIT) -> list[str]:
     for part, (name, summaries) in zip(parts, statistics_of(meta).items(), strict=True):
         for column, width in part.numeric.items():
             check_statistics(summaries, column, width, f"data set '{name}'")
-            mode, names = part.options.normalize, dimension_names(part.shards.features[column], width)
+            mode, names = part.options.normalize, dimension_names(part.features[column], width)
             far = far_values(summaries[column], mode, names, LIMIT if limit is None else limit)
             beyond = [one for one in far if limit is not None and one.largest > limit]
             if beyond:

@@ -14,7 +14,7 @@ DIRECTIONAL = re.compile(r"\b(left|right|clockwise|counterclockwise|anticlockwis
 IMAGES = ("frames", "middle_frame", "image", "prompt_image", "goal_image")
 """Fields of samples that are images: uint8[..., H, W, 3]."""
 
-MIRRORED = ("net_action", "pair_action", "action", "state", "latent", "feature")
+MIRRORED = ("net_action", "pair_action", "action", "state", "latent", "delta", "feature")
 """Fields that a flip of the images would have to change."""
 
 ERASED, ASPECT = (0.02, 0.33), 3.3

@@ -1,7 +1,8 @@
 """Where the codes of steps come from: pairs of images, chunks or sequences of actions, rows of features.
 
 Each class reads one data folder for one tokenizer and gives the codes of a range of steps of a split, whatever was
-asked before. `about` is what `labelling.json` tells of it; `flag` is a remark in the `.json` of each step.
+asked before. `about` is what `labelling.json` tells of it, `features` what `dataset.json` says of the columns; `flag`
+is a remark in the `.json` of each step.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,24 +23,36 @@ THREADS = 8
 AT_ONCE = 4096
 """Steps of whole episodes that are encoded together."""
 
-Labelled = tuple[range, np.ndarray, np.ndarray]
-"""Steps, their codes int32[n, N], and the flag of each bool[n]."""
+Columns = dict[str, np.ndarray]
+"""Of labels: "latent", codes int32[n, N], or "delta", what they are rounded from, f32[n, N, Q], or both."""
+Labelled = tuple[range, Columns, np.ndarray]
+"""Steps, what they are labelled with, and the flag of each bool[n]."""
 
 
-def source_of(tokenizer, splits: Mapping[str, StepShards], fingerprint: str, dataset: str | None):
+def source_of(
+    tokenizer, splits: Mapping[str, StepShards], fingerprint: str, dataset: str | None, continuous: bool = False
+):  # fmt: skip
     """The source of codes for a tokenizer.
 
     Args:
       tokenizer: as `lapa_jax.load` gives it. splits: the opened splits. fingerprint: of the data.
       dataset: of a tokenizer of several datasets: the one whose scaling applies; the one that the data are if None.
+      continuous: whether steps get deltas too; of a tokenizer without codes they get deltas in any case.
 
     Raises:
-      UserError: a policy, which has no codes to label with; or a dataset that does not go with the tokenizer.
+      UserError: deltas of what is no tokenizer of frame pairs; a policy, which has no codes to label with; or a dataset
+        that does not go with the tokenizer.
     """
     if tokenizer.kind.codes is None:
         raise UserError(f"this is a {tokenizer.kind.noun} ({tokenizer.config.model.name}), which gives no codes of the "
                         "data; label with a run of a tokenizer")  # fmt: skip
-    return kinds.resolve(tokenizer.kind.codes)(tokenizer, splits, fingerprint, dataset)
+    source = kinds.resolve(tokenizer.kind.codes)
+    if not issubclass(source, PairCodes):
+        if continuous:
+            raise UserError(f"--continuous writes deltas of frame pairs, and this is a {tokenizer.kind.noun}; leave it "
+                            "out")  # fmt: skip
+        return source(tokenizer, splits, fingerprint, dataset)
+    return source(tokenizer, splits, fingerprint, dataset, continuous)
 
 
 class PairCodes:
@@ -47,11 +60,15 @@ class PairCodes:
     trained with on these data, or on all data where these were no part of its mixture.
 
     The last `gap` steps of an episode have no such pair: they get those of (t, last frame), as in the official code.
+    With `continuous`, or where the tokenizer has no codes, they get the deltas too.
     """
 
     flag = "clipped"
 
-    def __init__(self, tokenizer, splits: Mapping[str, StepShards], fingerprint: str, dataset: str | None):
+    def __init__(
+        self, tokenizer, splits: Mapping[str, StepShards], fingerprint: str, dataset: str | None,
+        continuous: bool = False,
+    ):  # fmt: skip
         if dataset is not None:
             raise UserError(f"--dataset {dataset} says how numbers are scaled; this tokenizer takes images: leave it "
                             "out")  # fmt: skip
@@ -68,6 +85,10 @@ class PairCodes:
         distinct_gaps = {int(g) for gaps in self._gaps.values() for g in gaps}
         self.about: dict = {"camera": self.camera, "gap": {"seconds": seconds, "frames": frames}}
         self.about["gap_frames"] = distinct_gaps.pop() if len(distinct_gaps) == 1 else None
+        self.features: dict = codes_feature(tokenizer) if tokenizer.discrete else {}
+        if continuous or not tokenizer.discrete:
+            self.about["delta_shape"] = list(tokenizer.delta_shape)
+            self.features["delta"] = {"shape": list(tokenizer.delta_shape), "dtype": "float32"}
 
     def codes(self, split: str, steps: range, batch_size: int) -> Iterator[Labelled]:
         """In order, in batches. Each frame is decoded once, a batch ahead of the model."""
@@ -90,9 +111,11 @@ class PairCodes:
                 # While the model encodes one batch the threads decode the next.
                 ready = prepare(upcoming) if upcoming is not None else None
                 pairs = np.stack([frame.result() for frame in frames])
-                codes = self.tokenizer.encode(pairs.reshape(len(steps), 2, *pairs.shape[1:]))
+                encoded = self.tokenizer.encode_both(pairs.reshape(len(steps), 2, *pairs.shape[1:]))
+                columns = {"latent": encoded.get("codes"), "delta": encoded["delta"]}
                 gaps_of_steps = np.array([gaps[source.episode_of(i)] for i in steps])
-                yield steps, codes, second - np.array(steps) < gaps_of_steps
+                clipped = second - np.array(steps) < gaps_of_steps
+                yield steps, {name: columns[name] for name in self.features}, clipped
 
     def _frame(self, shards: StepShards, i: int) -> np.ndarray:
         """The image of a step, already of the model's size so that little is kept in memory."""
@@ -100,10 +123,20 @@ class PairCodes:
         stored = shards.features[self.camera].get(images.RESIZE)
         return image if side is None else images.to_side(image, side, stored, None)
 
-    def summarize(self, split: str, codes: np.ndarray) -> dict:
-        """The usage of the split's codes, and how many of its steps have a clipped pair."""
+    def summarize(self, split: str, columns: Columns) -> dict:
+        """The usage of the split's codes, how its deltas spread, and how many of its steps have a clipped pair."""
         clipped = sum(min(e.length, int(gap)) for e, gap in zip(self.splits[split].episodes, self._gaps[split]))
-        return {"clipped": clipped, **usage.summarize(codes, self.tokenizer.codebook_size)}
+        summary = {"clipped": clipped, "steps": len(self.splits[split])}
+        if "latent" in columns:
+            summary |= usage.summarize(columns["latent"], self.tokenizer.codebook_size)
+        if "delta" in columns:
+            summary["delta_std"] = columns["delta"].std(0).tolist()
+        return summary
+
+
+def codes_feature(tokenizer) -> dict:
+    """What `dataset.json` says of a tokenizer's codes."""
+    return {"latent": {"shape": [tokenizer.code_length], "dtype": "int32"}}
 
 
 class ColumnCodes:
@@ -113,6 +146,7 @@ class ColumnCodes:
         self.tokenizer, self.splits = tokenizer, splits
         self.dataset = tokenizer.dataset_of(fingerprint, dataset)
         self.about: dict = {"column": tokenizer.column, "dataset": self.dataset, "gap_frames": None}
+        self.features = codes_feature(tokenizer)
         self._columns = {split: self._column(shards, tokenizer.column) for split, shards in splits.items()}
 
     def _column(self, shards: StepShards, name: str) -> Column:
@@ -171,7 +205,7 @@ class ActionCodes(ColumnCodes):
         # Episodes are encoded whole and cut afterwards: codes must not depend on which steps were asked for.
         first, last = max(episodes[0].start, steps.start), min(episodes[-1].stop, steps.stop)
         chosen = slice(first - episodes[0].start, last - episodes[0].start)
-        return range(first, last), codes[chosen], flags[chosen]
+        return range(first, last), {"latent": codes[chosen]}, flags[chosen]
 
     def _padded(self, action_mask: np.ndarray) -> np.ndarray:
         """bool[L] from f32[L], 1 where a step has an action: whose codes lack an action that they should stand for."""
@@ -180,14 +214,14 @@ class ActionCodes(ColumnCodes):
         full = np.concatenate([action_mask, np.zeros(length)])
         return np.min([full[k : k + len(action_mask)] for k in range(length)], axis=0) == 0
 
-    def summarize(self, split: str, codes: np.ndarray) -> dict:
+    def summarize(self, split: str, columns: Columns) -> dict:
         """The usage of the codes of steps with an action, and how many steps have none, or a padded chunk."""
         action_mask, shards = self._columns[split].present, self.splits[split]
         padded = sum(int(self._padded(action_mask[e.start : e.start + e.length]).sum()) for e in shards.episodes)
         return {
             "padded": padded,
             "without_action": int((~action_mask).sum()),
-            **self._summary(split, codes[action_mask]),
+            **self._summary(split, columns["latent"][action_mask]),
         }
 
 
@@ -208,11 +242,11 @@ class FeatureCodes(ColumnCodes):
         for k in range(0, len(steps), AT_ONCE):
             chunk = steps[k : k + AT_ONCE]
             codes = self.tokenizer.encode(self._columns[split].take(np.array(chunk)), dataset=self.dataset)
-            yield chunk, codes, np.zeros(len(chunk), bool)
+            yield chunk, {"latent": codes}, np.zeros(len(chunk), bool)
 
-    def summarize(self, split: str, codes: np.ndarray) -> dict:
+    def summarize(self, split: str, columns: Columns) -> dict:
         """The usage of the split's codes."""
-        return self._summary(split, codes)
+        return self._summary(split, columns["latent"])
 
 
 def _second(shards: StepShards, gaps: np.ndarray, steps: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ from lapa_jax.data.shards.step_shards import (
     read_dataset,
     write_dataset,
 )
+from lapa_jax.data.statistics import column_statistics
 from lapa_jax.label.codes import source_of
 
 SUMMARY_FILE = "summary.json"
@@ -46,7 +47,7 @@ class Labeller:
 
     def __init__(
         self, tokenizer, data, out, *, format: str = "sidecar", splits: Sequence[str] | None = None,
-        dataset: str | None = None,
+        dataset: str | None = None, continuous: bool = False,
     ):  # fmt: skip
         """Opens the data and checks that `out` is empty or holds this same labelling.
 
@@ -57,6 +58,7 @@ class Labeller:
           format: "sidecar" writes codes under the same keys; "full" copies every member of the step and adds the codes.
           splits: which splits; all that have steps if None.
           dataset: of a tokenizer of several datasets: the one whose scaling applies; the one that `data` are if None.
+          continuous: of frame pairs, whether the deltas are written besides the codes; see `source_of`.
 
         Raises:
           UserError: bad arguments, unusable data, or another labelling in `out`.
@@ -67,7 +69,7 @@ class Labeller:
         check_out(data, out)
         described = read_dataset(data)
         self.splits = {name: StepShards(data, name) for name in self._choose(described, splits)}
-        self.source = source_of(tokenizer, self.splits, described["fingerprint"], dataset)
+        self.source = source_of(tokenizer, self.splits, described["fingerprint"], dataset, continuous)
         self.shards = self._files(described)
         self.settings = self._settings(described["fingerprint"])
         self._check_out()
@@ -121,7 +123,7 @@ class Labeller:
             "tokenizer": self.tokenizer.fingerprint,
             "source": fingerprint,
             **self.source.about,
-            "codebook_size": size if isinstance(size, int) else list(size),
+            "codebook_size": size if size is None or isinstance(size, int) else list(size),
             "code_length": self.tokenizer.code_length,
             "format": self.format,
             "splits": sorted(self.splits),
@@ -156,13 +158,14 @@ class Labeller:
         """Labels one shard; the batches start afresh with each shard, whatever was done before."""
         split = self.splits[shard.split]
         with ShardWriter(self._path(shard)) as writer:
-            for steps, codes, flags in self.source.codes(shard.split, shard.steps, batch_size):
-                for i, code, flag in zip(steps, codes, flags.tolist(), strict=True):
-                    writer.add(split.key(i), self._members(split, i, code, flag))
+            for steps, columns, flags in self.source.codes(shard.split, shard.steps, batch_size):
+                for row, (i, flag) in enumerate(zip(steps, flags.tolist(), strict=True)):
+                    labels = {name: values[row] for name, values in columns.items()}
+                    writer.add(split.key(i), self._members(split, i, labels, flag))
                 advance(len(steps))
 
-    def _members(self, split: StepShards, i: int, code: np.ndarray, flag: bool) -> dict[str, bytes]:
-        latent = {"latent.npy": array_bytes(code)}
+    def _members(self, split: StepShards, i: int, labels: dict[str, np.ndarray], flag: bool) -> dict[str, bytes]:
+        latent = {f"{name}.npy": array_bytes(value) for name, value in labels.items()}
         remark = {self.source.flag: flag} if self.source.flag else {}
         if self.format == "full":
             return {**split.read(i), **latent, "json": json_bytes({**split.meta(i), **remark})}
@@ -177,23 +180,26 @@ class Labeller:
             splits[name] = {"episodes": len(source.episodes), "steps": len(source), "shards": shards}
         # Features, rate and statistics are of the folder and not of a split.
         any_split = next(iter(self.splits.values()))
-        latent = {"latent": {"shape": [self.tokenizer.code_length], "dtype": "int32"}}
-        full = self.format == "full"
-        write_dataset(
-            self.out,
-            features={**any_split.features, **latent} if full else latent,
-            fps=any_split.fps,
-            source={"labels": self.settings},
-            splits=splits,
-            statistics=any_split.statistics if full else {},
-        )
+        # The shards can be read once dataset.json is there, and what is read then decides on what is written again.
+        described = {"fps": any_split.fps, "source": {"labels": self.settings}, "splits": splits}
+        described["features"] = {**(any_split.features if self.format == "full" else {}), **self.source.features}
+        statistics = any_split.statistics if self.format == "full" else {}
+        write_dataset(self.out, **described, statistics=statistics)
+        if "delta" in self.source.features:
+            write_dataset(self.out, **described, statistics={**statistics, "delta": self._statistics()})
         summary = {"labels": self.settings, "splits": {name: self._usage(name) for name in self.splits}}
         write_json(self.out / SUMMARY_FILE, summary)
         return summary
 
+    def _statistics(self) -> dict:
+        """Those of the deltas of the split that is trained on, each a row of N * Q numbers, as of actions."""
+        split = "train" if "train" in self.splits else next(iter(self.splits))
+        return column_statistics(rows.reshape(len(rows), -1) for rows in StepShards(self.out, split).column("delta"))
+
     def _usage(self, split: str) -> dict:
-        codes = np.concatenate(list(StepShards(self.out, split).column("latent")))
-        return self.source.summarize(split, codes)
+        shards = StepShards(self.out, split)
+        return self.source.summarize(split, {name: np.concatenate(list(shards.column(name)))
+                                             for name in self.source.features})  # fmt: skip
 
 
 class _Silent:

@@ -1,6 +1,7 @@
 """Labels as plain tables: one npz or HDF5 file for each split, for readers that know no step shards.
 
-A file holds, row by row in the order of the data: "codes" int32 `[steps, N]`, "episode" (text, the episode's id),
+A file holds, row by row in the order of the data: "codes" int32 `[steps, N]`, or "delta" f32 `[steps, N, Q]`, or both
+(see `label.codes`), "episode" (text, the episode's id),
 "step" int32 (within the episode) and, where the codes have a remark (see `label.codes`), a bool column of that name;
 and "tokenizer", the fingerprint: a text of its own in an npz, an attribute in HDF5, where the settings stand beside it.
 """
@@ -15,6 +16,8 @@ from lapa_jax.data.shards.labels import TABLES
 from lapa_jax.label.labeller import SUMMARY_FILE, Labeller, Shard
 
 SUFFIXES = {"npz": ".npz", "hdf5": ".h5"}
+COLUMNS = {"latent": "codes", "delta": "delta"}
+"""What labels are called in tables."""
 
 
 class TableLabeller(Labeller):
@@ -27,14 +30,15 @@ class TableLabeller(Labeller):
         return [Shard(name, f"{name}{suffix}", range(len(shards))) for name, shards in self.splits.items()]
 
     def _label(self, shard: Shard, batch_size: int, advance) -> None:
-        codes, flags = [], []
-        for steps, batch_codes, remarks in self.source.codes(shard.split, shard.steps, batch_size):
-            codes.append(batch_codes)
+        parts, flags = {name: [] for name in self.source.features}, []
+        for steps, labels, remarks in self.source.codes(shard.split, shard.steps, batch_size):
+            for name, values in labels.items():
+                parts[name].append(values)
             flags.append(remarks)
             advance(len(steps))
         episodes = self.splits[shard.split].episodes
         columns = {
-            "codes": np.concatenate(codes).astype(np.int32),
+            **{COLUMNS[name]: np.concatenate(values) for name, values in parts.items()},
             "episode": np.repeat([e.id for e in episodes], [e.length for e in episodes]),
             "step": np.concatenate([np.arange(e.length, dtype=np.int32) for e in episodes]),
         }
@@ -50,11 +54,12 @@ class TableLabeller(Labeller):
 
     def _usage(self, split: str) -> dict:
         shard = next(shard for shard in self.shards if shard.split == split)
-        return self.source.summarize(split, read_table(self._path(shard))["codes"])
+        table = read_table(self._path(shard))
+        return self.source.summarize(split, {name: table[COLUMNS[name]] for name in self.source.features})
 
 
 def read_table(path) -> dict[str, np.ndarray]:
-    """The columns of a table: "codes", "episode", "step" and the remark, if any."""
+    """The columns of a table: "codes" or "delta" or both, "episode", "step" and the remark, if any."""
     if pathlib.Path(path).suffix == SUFFIXES["npz"]:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files if name != "tokenizer"}

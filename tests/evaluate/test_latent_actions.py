@@ -183,7 +183,7 @@ def test_a_run_without_codes_is_judged_by_its_deltas(folders, root, tmp_path):
     assert metrics.keys() >= {
         "psnr_gain", "swap_gap", "action_probe_r2_delta", "action_probe_r2_delta_untrained", "transfer_delta_r2",
         "transfer_delta_chance", "transfer_action_r2", "cycle_delta_r2", "capacity_bits"}  # fmt: skip
-    of_codes = ("perplexity", "codebook", "cycle_consistency", "code_action", "sequence", "collapse", "identical_frame_ag")
+    of_codes = ("perplexity", "codebook", "cycle_consistency", "code_action", "collapse", "identical_frame_agreement")
     assert not [name for name in metrics if name.startswith(of_codes)] and "action_probe_r2" not in metrics
     assert set(result["action_table"]) == {"names", "delta"} and "code_table" not in result
     assert metrics["action_probe_r2_delta"] == pytest.approx(np.mean(result["action_table"]["delta"]["all"]))

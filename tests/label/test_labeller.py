@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lapa_jax.core.errors import UserError
+from lapa_jax.data.samples.steps import Options
 from lapa_jax.data.shards.labels import check_labels, read_codes, read_label_info
 from lapa_jax.data.shards.step_shards import StepShards
 from lapa_jax.inference.kinds import KINDS
@@ -19,19 +20,26 @@ GAP = 3
 
 
 class Reader:
-    """Stands in for a tokenizer: its codes are the brightness of the two frames, so they name the pair it was given."""
+    """Stands in for a tokenizer: its codes are the brightness of the two frames, so they name the pair it was given;
+    its deltas the same before rounding, and behind them the change."""
 
     fingerprint, kind = "f" * 64, KINDS["frame_pair_tokenizer"]
     datasets: dict = {}
-    codebook_size, code_length, side = step_shards.LEVELS, 2, step_shards.SIZE
+    delta_shape = (2, 2)
+    code_length, side = 2, step_shards.SIZE
 
-    def __init__(self, gap_frames=GAP, gap_seconds=None):
+    def __init__(self, gap_frames=GAP, gap_seconds=None, discrete=True):
+        self.discrete = discrete
+        self.codebook_size = step_shards.LEVELS if discrete else None
         self.config = ml_collections.ConfigDict({"data": {"gap_seconds": gap_seconds, "gap_frames": gap_frames}})
         self.batches = []
 
-    def encode(self, frames):
+    def encode_both(self, frames):
         self.batches.append(len(frames))
-        return np.rint(frames.mean(axis=(2, 3, 4)) / 8).astype(np.int32)
+        levels = (frames.mean(axis=(2, 3, 4)) / 8).astype(np.float32)
+        change = np.broadcast_to(levels[:, 1:] - levels[:, :1], levels.shape)
+        encoded = {"delta": np.stack([levels, change], -1)}
+        return encoded | ({"codes": np.rint(levels).astype(np.int32)} if self.discrete else {})
 
 
 @pytest.fixture(scope="module")
@@ -101,13 +109,13 @@ def test_a_second_run_finishes_the_first_to_the_bit(data, tmp_path):
     Labeller(Reader(), data, tmp_path / "whole").run(batch_size=4, progress=False)
     stopped, calls = Reader(), []
 
-    def encode(frames):
+    def encode_both(frames):
         calls.append(1)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return Reader().encode(frames)
+        return Reader().encode_both(frames)
 
-    stopped.encode = encode
+    stopped.encode_both = encode_both
     with pytest.raises(KeyboardInterrupt):
         Labeller(stopped, data, tmp_path / "labels").run(batch_size=4, progress=False)
     assert (tmp_path / "labels" / "train-00000.tar").exists() and not (tmp_path / "labels" / "dataset.json").exists()
@@ -117,6 +125,50 @@ def test_a_second_run_finishes_the_first_to_the_bit(data, tmp_path):
     Labeller(again, data, tmp_path / "labels").run(batch_size=4, progress=False)
     assert sum(again.batches) == 12 + 11
     assert contents(tmp_path / "labels") == contents(tmp_path / "whole")
+
+
+def deltas(shards: StepShards, gap: int) -> np.ndarray:
+    """Those of `Reader`, from the codes above; a flat picture's JPEG is off by less than a level of 255."""
+    levels = expected(shards, gap).astype(np.float32)
+    return np.stack([levels, np.repeat(levels[:, 1:] - levels[:, :1], 2, axis=1)], -1)
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+def test_continuous_labels_are_the_deltas_with_statistics(data, tmp_path, discrete):
+    """Beside the codes of a tokenizer that rounds, alone of one that does not, asked for or not."""
+    folder = tmp_path / "labels"
+    summary = Labeller(Reader(discrete=discrete), data, folder, continuous=discrete).run(progress=False)
+    source, labels = StepShards(data, "train"), StepShards(folder, "train")
+    rows = np.concatenate(list(labels.column("delta")))
+    assert rows.dtype == np.float32 and rows.shape == (len(source), 2, 2)
+    np.testing.assert_allclose(rows, deltas(source, GAP), atol=0.15)
+    np.testing.assert_array_equal(labels.array(3, "delta"), rows[3])
+    assert ("latent" in labels.features) == discrete
+    info, written = read_label_info(folder), labels.statistics["delta"]
+    assert info["delta_shape"] == [2, 2] and info["codebook_size"] == (32 if discrete else None)
+    np.testing.assert_allclose(written["mean"], rows.reshape(len(rows), -1).mean(0), rtol=1e-5)
+    np.testing.assert_allclose(written["std"], rows.reshape(len(rows), -1).std(0), rtol=1e-5)
+    np.testing.assert_allclose(summary["splits"]["train"]["delta_std"], rows.std(0), rtol=1e-5)
+    if discrete:
+        np.testing.assert_array_equal(read_codes(labels, source), expected(source, GAP))
+    options = Options(fields=("delta",), labels=str(folder), normalize="mean_std")
+    steps = options.open(source)
+    batch = steps.batch([0, 5, 6])  # of an episode of 7 steps: the last three have clipped pairs
+    np.testing.assert_allclose(batch["delta"].reshape(3, 4) * written["std"] + written["mean"],
+                               rows[[0, 5, 6]].reshape(3, 4), rtol=1e-4, atol=1e-4)  # fmt: skip
+    assert batch["latent_mask"].tolist() == [1, 0, 0] and steps.numeric == {"delta": 4}
+    (meta,) = steps.meta()["datasets"].values()
+    assert meta["statistics"]["delta"] == written and meta["features"]["delta"] == {"shape": [2, 2], "dtype": "float32"}
+
+
+def test_labels_that_lack_what_is_learned_are_refused(data, tmp_path):
+    Labeller(Reader(), data, tmp_path / "codes").run(progress=False)
+    Labeller(Reader(discrete=False), data, tmp_path / "deltas").run(progress=False)
+    source = StepShards(data, "train")
+    with pytest.raises(UserError, match="codes has codes and no deltas.*label the data again with .* --continuous"):
+        Options(fields=("delta",), labels=str(tmp_path / "codes")).open(source)
+    with pytest.raises(UserError, match="deltas has deltas and no codes.*vla_latent.py:continuous"):
+        Options(fields=("latent",), labels=str(tmp_path / "deltas")).open(source)
 
 
 def test_finished_labels_are_recognised(data, tmp_path):

@@ -1,6 +1,7 @@
 """What the kinds of samples over step shards share: which steps begin one, fields and where they are read from."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,8 +16,10 @@ from lapa_jax.data.samples.reading import DTYPES, CameraImages, Column, Texts
 from lapa_jax.data.shards.labels import open_labels
 from lapa_jax.data.shards.step_shards import StepShards
 
-FIELDS = ("image", "text", "state", "action", "latent", "feature")
-NORMALIZED = ("action", "state", "feature")
+FIELDS = ("image", "text", "state", "action", "latent", "delta", "feature")
+LABELLED = ("latent", "delta")
+"""The columns that `data.labels` may hold: codes, and deltas before they are rounded."""
+NORMALIZED = ("action", "state", "feature", "delta")
 """The columns that `data.normalize` changes, and that training needs statistics of."""
 
 Rows = Mapping[str, Sequence[np.ndarray]]
@@ -29,14 +32,14 @@ class StepOptions:
     """The fields of `config.data` that steps, chunks and sequences share.
 
     Attributes:
-      fields: what a sample holds, of "image", "text", "state", "action", "latent", "feature".
+      fields: what a sample holds, of "image", "text", "state", "action", "latent", "delta", "feature".
       camera: member name of a camera, or several names; then images have an axis of views.
       image_size: side in pixels; None keeps the stored size.
       resize: how images come to that size, one of `images.RESIZE_MODES` or the fields of
         `prismatic_images.PrismaticResize`; None: as the data say, else squashed.
       scaled_decoding: whether training decodes images of at least twice that size at a smaller one, see
         `images.decode`: faster, and not to the bit. Evaluation decodes them whole.
-      labels: folder of a labelled set with the latents; None takes those that the shards hold themselves.
+      labels: folder of a labelled set with the latents or deltas; None takes those that the shards hold themselves.
       labels_tokenizer: fingerprint of the tokenizer that must have made the labels; None takes any.
       text_tokenizer: {"name": ..., ...} of `lapa_jax.data.text.build`; None leaves instructions as they are.
       text_length: tokens that an instruction is padded to; a longer one is an error unless the tokenizer may cut it.
@@ -101,6 +104,7 @@ class StepSource:
       shards: the steps. fields: what the samples hold.
       statistics: {column: summary} in use: those given (of a checkpoint, or of the training data), else the shards'.
       label_info: the "labels" entry of the set that the latents come from, or None.
+      features: as in `dataset.json`, with those of the labels in use.
       gaps: int64[episodes], of frame pairs, in frames; None for other kinds.
       emphasis: samples that training draws more often, a `pair_actions.Emphasis`; None: none.
     """
@@ -111,6 +115,7 @@ class StepSource:
         self.shards, self.fields = shards, tuple(fields)
         self.statistics = dict(shards.statistics if statistics is None else statistics)
         self.label_info: Mapping | None = None
+        self.features: dict = dict(shards.features)
         self.gaps: np.ndarray | None = None
         self._starts, self._lengths = shards.episodes.starts, shards.episodes.lengths
         self._first = np.empty(0, np.int32)  # the step that each sample begins at
@@ -155,7 +160,7 @@ class StepSource:
     @property
     def numeric(self) -> dict[str, int]:
         """{column in use: its number of dimensions}, of the columns that training needs statistics of."""
-        return {name: self.shards.features[name]["shape"][0] for name in self.fields if name in NORMALIZED}
+        return {name: math.prod(self.features[name]["shape"]) for name in self.fields if name in NORMALIZED}
 
     @property
     def vocabulary(self) -> int | None:
@@ -178,7 +183,7 @@ class StepSource:
     def meta(self) -> dict:
         """What a checkpoint keeps of its data, see `lapa_jax.data.samples.meta`."""
         shards, gap = self.shards, None if self.gaps is None else int(self.gaps.max())
-        entries = {"fingerprint": shards.fingerprint, "features": shards.features, "fps": shards.fps, "gap_frames": gap}
+        entries = {"fingerprint": shards.fingerprint, "features": self.features, "fps": shards.fps, "gap_frames": gap}
         return describe(self.name, **entries, statistics=self.statistics, labels=self.label_info)
 
     def _begin_at(self, possible: np.ndarray) -> None:
@@ -225,12 +230,15 @@ class FieldSource(StepSource):
         super().__init__(shards, options.fields, statistics)
         self.options = options
         for name in self.fields:
-            if name in NORMALIZED and name not in shards.features:
+            if name in NORMALIZED and name not in (*LABELLED, *shards.features):
                 stored = sorted(shards.features)
                 raise UserError(f"{shards.folder} has no {name} (features: {stored}); take it out of data.fields")
-        self._latents = shards
-        if "latent" in self.fields:
-            self._latents, self.label_info = open_labels(options.labels, shards, options.labels_tokenizer)
+        self._labels = shards
+        if labelled := [name for name in LABELLED if name in self.fields]:
+            self._labels, self.label_info = open_labels(options.labels, shards, options.labels_tokenizer, labelled)
+            self.features |= {name: self._labels.features[name] for name in labelled}
+            if "delta" in labelled and statistics is None and "delta" in self._labels.statistics:
+                self.statistics["delta"] = self._labels.statistics["delta"]
         self._images = None
         if "image" in self.fields:
             self._images = CameraImages(shards, options.camera, options.image_size, options.resize,
@@ -254,17 +262,16 @@ class FieldSource(StepSource):
             self._texts.widen(length)
 
     def _open_column(self, name: str) -> Column:
-        if name == "latent":
-            return Column(self._latents, name)
-        if self.options.normalize == "none":
-            return Column(self.shards, name)
+        shards = self._labels if name in LABELLED else self.shards
+        if name == "latent" or self.options.normalize == "none":
+            return Column(shards, name)
         width, trained = self.numeric[name], len(self.statistics.get(name, {}).get("mean", ()))
         # Statistics of a run, not of these shards, which may be of another robot.
-        if self.statistics.get(name) != self.shards.statistics.get(name) and trained not in (0, width):
+        if self.statistics.get(name) != shards.statistics.get(name) and trained not in (0, width):
             raise UserError(f"'{name}' has {width} numbers in {self.shards.folder}, and {trained} in the data that the "
                             "run was trained on: give data of the same robot (of --dataset, where it knows several)")
-        check_statistics(self.statistics, name, width, str(self.shards.folder))
-        return Column(self.shards, name, Normalizer(self.statistics[name], self.options.normalize))
+        check_statistics(self.statistics, name, width, str(shards.folder))
+        return Column(shards, name, Normalizer(self.statistics[name], self.options.normalize))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.shards!r}, {self.options})"

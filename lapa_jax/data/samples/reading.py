@@ -1,5 +1,6 @@
 """What the kinds of samples read from step shards: numeric columns, images of cameras, instructions."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from lapa_jax.data.shards.table import row_checks, table_path
 
 MULTIPLE = 8
 """What the length of instructions is rounded up to where the data tell it: accelerators like round sizes."""
-DTYPES = {"action": np.float32, "state": np.float32, "feature": np.float32, "latent": np.int32}
+DTYPES = {"action": np.float32, "state": np.float32, "feature": np.float32, "latent": np.int32, "delta": np.float32}
 """The numeric columns of step shards."""
 
 
@@ -26,20 +27,20 @@ class Column:
 
     Args:
       shards: the steps that hold it. For a sidecar of labels these are not the shards with the images.
-      name: "action", "state", "feature" or "latent".
+      name: "action", "state", "feature", "latent" or "delta".
       normalizer: with `normalize(f32[N, D])`, applied to the rows that are taken; None leaves them.
 
     Attributes:
       present: bool[steps].
-      width: D.
+      shape: of a row, (D,); of deltas (N, Q), which are normalised as rows of N * Q numbers. width: how many these are.
     """
 
     def __init__(self, shards: StepShards, name: str, normalizer=None):
         self.name, self.present = name, steps_with(shards, f"{name}.npy")
-        shape = tuple(shards.features[name]["shape"])
-        if len(shape) != 1:
-            raise UserError(f"{shards.folder}: '{name}' has rows of shape {shape}; samples need rows of numbers")
-        self.width, self._normalizer, self._shards = shape[0], normalizer, shards
+        self.shape = tuple(shards.features[name]["shape"])
+        if len(self.shape) != (2 if name == "delta" else 1):
+            raise UserError(f"{shards.folder}: '{name}' has rows of shape {self.shape}; samples need rows of numbers")
+        self.width, self._normalizer, self._shards = math.prod(self.shape), normalizer, shards
         self._damaged = shards.table.damaged.get(f"{name}.npy", {})
 
     def take(self, steps: np.ndarray) -> np.ndarray:
@@ -51,16 +52,16 @@ class Column:
         self.check(steps)
         steps, table, shards = np.asarray(steps), self._shards.table, self._shards
         if f"column/{self.name}" not in table.arrays:
-            return np.zeros((*steps.shape, self.width), DTYPES[self.name])
+            return np.zeros((*steps.shape, *self.shape), DTYPES[self.name])
         rows = table.take(f"column/{self.name}", steps.ravel())
         if (wrong := row_checks(rows) != table.take(f"check/{self.name}", steps.ravel())).any():
             key = shards.key(int(steps.ravel()[wrong.argmax()]))
             raise DamagedSample(f"{table_path(shards.folder, shards.split)}: {self.name} of {key} is damaged; remove "
                                 "this file, it is made again from the shards")  # fmt: skip
-        rows = rows.reshape(*steps.shape, self.width)
-        if self._normalizer is None:
-            return rows
-        return self._normalizer.normalize(rows) * self.present[steps][..., None]
+        if self._normalizer is not None:
+            flat = rows.reshape(len(rows), -1)
+            rows = self._normalizer.normalize(flat) * self.present[steps.ravel()][:, None]
+        return rows.reshape(*steps.shape, *self.shape)
 
     def __getstate__(self) -> dict:
         """Without the arrays: what is mapped is mapped again."""

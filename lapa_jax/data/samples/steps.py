@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.data.samples.base import NOWHERE, FieldSource, Rows, StepOptions
+from lapa_jax.data.samples.base import LABELLED, NOWHERE, FieldSource, Rows, StepOptions
 from lapa_jax.data.samples.pairs import Gap
 from lapa_jax.data.shards.step_shards import StepShards
 
@@ -28,7 +28,7 @@ class Steps(FieldSource):
         available = self._available()
         self._without = {name: int((~present).sum()) for name, present in available.items()}
         self._begin_at(np.all(list(available.values()), axis=0))
-        self._whole = self._whole_pairs() if "latent" in self.fields else None
+        self._whole = self._whole_pairs() if set(LABELLED) & set(self.fields) else None
         if len(self) == 0:
             lacking = ", ".join(f"{count} lack '{name}'" for name, count in self._without.items())
             raise UserError(f"no step of {shards.folder} ({shards.split}) has all of {self.fields}: {lacking}")
@@ -47,9 +47,9 @@ class Steps(FieldSource):
 
         Returns:
           {"episode_id": int32[B], "step": int32[B]} and, of the fields asked for: "image" uint8[B, H, W, 3] (with
-          several cameras [B, V, H, W, 3]), "text" (see `Texts.read`), "latent" int32[B, N] with "latent_mask" f32[B],
-          "action" f32[B, A], "state" f32[B, S], "feature" f32[B, F]. The mask is 0 where the episode ends within the
-          frame gap, and the latent is that of a shorter pair. `into`: see `StepSource.batch`.
+          several cameras [B, V, H, W, 3]), "text" (see `Texts.read`), "latent" int32[B, N] and "delta" f32[B, N, Q],
+          with "latent_mask" f32[B], "action" f32[B, A], "state" f32[B, S], "feature" f32[B, F]. The mask is 0 where the
+          episode ends within the frame gap, and the latent is that of a shorter pair. `into`: see `StepSource.batch`.
         """
         steps = self._first_of(indices)
         batch = self._where(steps)

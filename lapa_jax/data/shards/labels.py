@@ -2,15 +2,18 @@
 
 A labelled set is step shards whose `dataset.json` has, under "source", a "labels" entry:
   {"tokenizer": fingerprint, "source": fingerprint of the labelled data, "gap_frames": of frame pairs an int, None where
-   episodes differ and for other codes, "codebook_size": K, or N numbers where code positions differ, "code_length": N,
-   "format": "sidecar" | "full", "splits": [...]}
+   episodes differ and for other codes, "codebook_size": K, or N numbers where code positions differ, or None where
+   there are no codes, "code_length": N, "format": "sidecar" | "full", "splits": [...]}
 and of frame pairs "camera" and "gap": {"seconds", "frames"}; of other codes "column", what was encoded, and "dataset",
-whose scaling was applied; of actions "chunk_length", None where each step has codes of its own.
-A sidecar set holds `.latent.npy` (int32 `[N]`) and a small `.json` under the same keys, in the same shards and order,
-as the data it labels; a full set holds the frames and texts as well.
+whose scaling was applied; of actions "chunk_length", None where each step has codes of its own. With deltas
+"delta_shape": [N, Q].
+A sidecar set holds `.latent.npy` (int32 `[N]`), or `.delta.npy` (float32 `[N, Q]`, what the codes are rounded from), or
+both, and a small `.json` under the same keys, in the same shards and order, as the data it labels; a full set holds the
+frames and texts as well.
 """
 
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -80,13 +83,24 @@ def check_labels(folder, tokenizer, *, source=None) -> dict:
     return info
 
 
-def open_labels(folder, source: StepShards, tokenizer=None) -> tuple[StepShards, dict | None]:
+LACKING = {
+    "latent": "has deltas and no codes, and this model learns codes: train one that learns deltas, such as "
+              "configs/vla_latent.py:continuous, or label with a run that has codes",
+    "delta": "has codes and no deltas, which this model learns: label the data again with launch/label.py --continuous",
+}  # fmt: skip
+"""What to do about a labelled set that lacks a field."""
+
+
+def open_labels(
+    folder, source: StepShards, tokenizer=None, fields: Sequence[str] = ("latent",)
+) -> tuple[StepShards, dict | None]:  # fmt: skip
     """The shards that hold the latents of `source`: a labelled set, or `source` itself.
 
     Args:
       folder: a labelled set, or None for latents that lie beside the images.
       source: the opened split.
       tokenizer: the fingerprint of the tokenizer that must have made them; None takes any.
+      fields: that they must hold, of "latent" and "delta".
 
     Returns:
       The shards, step by step those of `source`, and the "labels" entry; None for latents of unknown origin.
@@ -94,15 +108,19 @@ def open_labels(folder, source: StepShards, tokenizer=None) -> tuple[StepShards,
     Raises:
       UserError: there are no labels, or labels of another tokenizer, of other data or of other steps.
     """
-    if folder is None and "latent" not in source.features:
+    if folder is None and not {"latent", "delta"} & set(source.features):
         words = "label it with launch/label.py and name what that wrote: data.labels to train, --labels to evaluate"
         raise UserError(f"{source.folder} holds no latent labels; {words}")
     if folder is None:
-        has_labels = "labels" in read_dataset(source.folder)["source"]
-        return source, check_labels(source.folder, tokenizer) if has_labels or tokenizer else None
-    info = check_labels(folder, tokenizer, source=source)
-    labels = StepShards(folder, source.split)
-    check_same_steps(labels, source)
+        labels, has_labels = source, "labels" in read_dataset(source.folder)["source"]
+        info = check_labels(source.folder, tokenizer) if has_labels or tokenizer else None
+    else:
+        info = check_labels(folder, tokenizer, source=source)
+        labels = StepShards(folder, source.split)
+        check_same_steps(labels, source)
+    for name in fields:
+        if name not in labels.features:
+            raise UserError(f"{labels.folder} {LACKING[name]}")
     return labels, info
 
 

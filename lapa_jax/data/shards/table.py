@@ -7,7 +7,7 @@ of it is sent to workers, and what they read at random (`Table.take`) is not kep
 The arrays, of N steps and E episodes:
   member/<field>     int64[N, 3]: offset (-1: the step lacks it), size and CRC-32C (-1: not stated) in the step's tar
   present/<field>    bool[N]
-  column/<name>      [N, D] of the members .<name>.npy, zeros where there is none
+  column/<name>      [N, D] (deltas [N, positions, D]) of the members .<name>.npy, zeros where there is none
   check/<name>       uint32[N]: of each row, see `row_checks`
   text               int32[N]: number of the instruction, -1 for none
   episode/id         bytes[E]
@@ -20,6 +20,7 @@ The arrays, of N steps and E episodes:
 import contextlib
 import io
 import json
+import math
 import pathlib
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -179,8 +180,8 @@ def write_table(folder: pathlib.Path, split: str, described: Mapping) -> dict[st
     steps = sum(shard["samples"] for shard in shards)
     columns = {
         name: (tuple(described["features"][name]["shape"]), np.dtype(dtype))
-        for name, dtype in COLUMNS.items()
-        if len(described["features"].get(name, {}).get("shape", ())) == 1
+        for name, dtype in {**COLUMNS, "delta": np.float32}.items()  # deltas are of labels, no source brings them
+        if len(described["features"].get(name, {}).get("shape", ())) == (2 if name == "delta" else 1)
     }
     with contextlib.ExitStack() as stack:
         room = _Room(folder, stack)
@@ -278,7 +279,8 @@ class _Builder:
                 except (ValueError, EOFError) as error:
                     self._bad(member, start + step, path, index.keys[step], error)
             if dtype.kind == "f":
-                for step in chosen[~np.isfinite(values[start + chosen]).all(axis=1)].tolist():
+                finite = np.isfinite(values[start + chosen]).all(axis=tuple(range(1, values.ndim)))
+                for step in chosen[~finite].tolist():
                     self._bad(member, start + step, path, index.keys[step], "it holds numbers that are not finite")
             checks[start + chosen] = row_checks(values[start + chosen])
 
@@ -368,12 +370,12 @@ def episodes_of(path: pathlib.Path, keys: np.ndarray) -> Iterator[tuple[bytes, i
 
 
 def row_checks(rows: np.ndarray) -> np.ndarray:
-    """uint32[n] of rows [n, D] of four-byte numbers: a sum in which any flipped bit shows.
+    """uint32[n] of rows [n, ...] of four-byte numbers: a sum in which any flipped bit shows.
 
     Each number's bits are multiplied by an odd one, its own for each place: a flip of one bit changes the sum, and so
     does an exchange of two numbers.
     """
-    words = np.ascontiguousarray(rows).view(np.uint32)
+    words = np.ascontiguousarray(rows).reshape(len(rows), math.prod(rows.shape[1:])).view(np.uint32)
     factors = np.arange(words.shape[1], dtype=np.uint32) * np.uint32(2654435762) + np.uint32(2654435761)
     return (words * factors).sum(axis=1, dtype=np.uint32)
 

@@ -23,6 +23,8 @@ CURVES = (
     ("val/perplexity", "codes in use per position", 1.0),
     ("val/action_probe_r2", "R² from codes to the action", 0.0),
 )
+OF_DELTAS = ("val/action_probe_r2_delta", "R² from deltas to the action", 0.0)
+"""The same of a model without codes."""
 
 
 def draw(path, examples: Examples, arrays: Mapping[str, np.ndarray], history: Sequence[Mapping]) -> pathlib.Path:
@@ -37,7 +39,8 @@ def draw(path, examples: Examples, arrays: Mapping[str, np.ndarray], history: Se
     Returns:
       `path`.
     """
-    curves = [(title, base, _curve(history, name)) for name, title, base in CURVES]
+    shown = CURVES if "codes" in arrays else (*CURVES, OF_DELTAS)
+    curves = [(title, base, _curve(history, name)) for name, title, base in shown]
     # Runs on data without actions have no probe, and models of features no PSNR.
     curves = [curve for curve in curves if len(curve[2])]
     with matplotlib.rc_context(frames.STYLE):
