@@ -13,6 +13,7 @@ decoder then are the model's, whatever their sizes; the queries and the head of 
 
   openvla     images and prompts as OpenVLA knows them, for a run that begins with one
   lapa        the paper's schedule: 2e-5 constant, batch 256, 70,000 steps, codes one after the other
+  continuous  the deltas of launch/label.py --continuous in place of codes, by L1 regression; data.labels must be given
   1b          a decoder of the size of TinyLlama, 1.1 B parameters
   tiny        small towers and decoder from scratch on bytes, on the sample and its labels; two CPU cores, minutes
   small       tiny with convolutions that see the instruction in place of the towers, 64 pixels: learns faster
@@ -30,6 +31,8 @@ from . import common
 BODY = ("siglip", "dinov2", "vision", "llm", "projection")
 # What is new then, and what is not used of it: OpenVLA's matrix of logits, or what acts in a run of stage 3.
 NEW = "queries|code_embedding|codes_norm/.*|to_codes/.*"
+# The same of deltas: that head is new, and the head of codes is not used.
+NEW_OF_DELTAS = "action_queries|act/.*"
 OF_ANOTHER = "lm_head/.*|action_queries|act/.*|see_state/.*"
 
 
@@ -75,16 +78,36 @@ def one_billion(config: ml_collections.ConfigDict) -> None:
     config.model.llm.update({"dim": 2048, "depth": 22, "heads": 32, "kv_heads": 4, "hidden": 5632})
 
 
+def continuous(config: ml_collections.ConfigDict) -> None:
+    """Deltas in place of codes, scaled and regressed as actions are (GR00T, LAOM)."""
+    for name in ("code_length", "codebook_size", "decode"):
+        del config.model[name]
+    config.model.name = "policies.vla_continuous"
+    for taken_from_the_data in ("action_dim", "chunk_length", "state_dim", "constant", "binary"):
+        config.model[taken_from_the_data] = config_dict.placeholder(object)
+    config.model.head = ml_collections.ConfigDict({"name": "policies.heads.chunk", "width": 1024})
+    config.init_from_except = (NEW_OF_DELTAS, f"{NEW}|lm_head/.*|see_state/.*")
+    with config.ignore_type():
+        config.data.labels = None  # those of the sample are codes
+    config.data.update({"fields": ("image", "text", "delta"), "normalize": "q01_q99"})
+    config.train.best_metric = "val/latent_r2"
+
+
 def tiny(config: ml_collections.ConfigDict) -> None:
     """Small towers and decoder, from scratch, on the labelled sample that comes with the package."""
     common.tiny_vision_language_model(config)
-    config.data.labels = "sample_latents"
+    _labels_of_sample(config)
 
 
 def small(config: ml_collections.ConfigDict) -> None:
     """`tiny` with one tower that sees the instruction in place of the two, and two layers of decoder: 64 pixels."""
     common.small_vision_language_model(config)
-    config.data.labels = "sample_latents"
+    _labels_of_sample(config)
+
+
+def _labels_of_sample(config: ml_collections.ConfigDict) -> None:
+    if "latent" in config.data.fields:  # see continuous
+        config.data.labels = "sample_latents"
 
 
 def test(config: ml_collections.ConfigDict) -> None:
@@ -93,8 +116,15 @@ def test(config: ml_collections.ConfigDict) -> None:
     common.smallest_vision_language_model(config)
 
 
-VARIANTS = {"lapa": lapa, "openvla": openvla, "1b": one_billion, "small": small, "tiny": tiny, "test": test}
+VARIANTS = {"lapa": lapa, "openvla": openvla, "continuous": continuous, "1b": one_billion, "small": small,
+            "tiny": tiny, "test": test}  # fmt: skip
+HEAD_WIDTHS = {"tiny": 128, "small": 128, "test": 32}
+"""Of the head of `continuous`, whichever variant comes first."""
 
 
 def get_config(variants: str = "") -> ml_collections.ConfigDict:
-    return with_variants(published(), variants, VARIANTS, one_of=(("1b", *common.SIZES),))
+    one_of = (("1b", *common.SIZES), ("lapa", "continuous"))
+    config = with_variants(published(), variants, VARIANTS, one_of=one_of)
+    for size in HEAD_WIDTHS.keys() & set(variants.split("+")) if "head" in config.model else ():
+        config.model.head.width = HEAD_WIDTHS[size]
+    return config

@@ -7,6 +7,7 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.data import pipeline
+from lapa_jax.data.samples.meta import statistics_of
 from lapa_jax.evaluate import report
 from lapa_jax.evaluate.base import REPORT_FILE, BaseEvaluation, data_config
 from lapa_jax.evaluate.report import GOOD, NOTE, POOR, Section, Verdict
@@ -23,7 +24,12 @@ IMAGINED_FILE = "imagined.png"
 
 
 class Evaluation(BaseEvaluation):
-    """One evaluation of a `LatentPolicy`."""
+    """One evaluation of a `LatentPolicy`.
+
+    Attributes: MEASURE: the metric that must suffer where instructions or images are exchanged.
+    """
+
+    MEASURE = "latent_accuracy"
 
     def __init__(
         self, policy, *, run, out, data=None, split: str | None = None, pairs: int = 2048, labels=None, tokenizer=None
@@ -51,7 +57,10 @@ class Evaluation(BaseEvaluation):
             config["labels_tokenizer"] = (policy.labels or {}).get("tokenizer")
         elif labels is not None:
             raise UserError(f"--labels {labels} goes with --data; the run's own data have theirs")
-        super().__init__(policy, run=run, out=out, data=config, source=pipeline.build(config, "val"), count=pairs)
+        # Deltas are scaled as in training; codes need no statistics.
+        statistics = statistics_of({"datasets": policy.datasets}) or None
+        source = pipeline.build(config, "val", statistics=statistics)
+        super().__init__(policy, run=run, out=out, data=config, source=source, count=pairs)
 
     def write(self) -> dict:
         """Measures, draws and writes; returns the content of `metrics.json`.
@@ -65,8 +74,8 @@ class Evaluation(BaseEvaluation):
         for what, fields in SHUFFLED.items():
             if exchanged := list(shuffled(samples, what, fields)):
                 shuffled_metrics, _ = self._evaluator(self.tokenizer.variables, exchanged)
-                metrics[f"latent_accuracy_shuffled_{what}"] = shuffled_metrics["latent_accuracy"]
-                metrics[f"{what}_use"] = metrics["latent_accuracy"] - shuffled_metrics["latent_accuracy"]
+                metrics[f"{self.MEASURE}_shuffled_{what}"] = shuffled_metrics[self.MEASURE]
+                metrics[f"{what}_use"] = metrics[self.MEASURE] - shuffled_metrics[self.MEASURE]
         about = self.about()
         about["policy"], about["labels"] = about.pop("tokenizer"), (self.tokenizer.labels or {}).get("tokenizer")
         result = self.save({**about, "samples": self.count, "metrics": dict(sorted(metrics.items()))})

@@ -26,6 +26,7 @@ ADDED = (
     "action_probe_r2_supervised", "action_probe_r2_mlp", "action_probe_pairs", "transfer_consistency",
     "transfer_chance", "transfer_action_r2", "transfer_delta_r2", "transfer_delta_chance",
     "latent_accuracy_shuffled_text", "latent_accuracy_shuffled_image",
+    "latent_r2_shuffled_text", "latent_r2_shuffled_image",
     "text_use", "image_use",
     "action_mse", "action_mae", "action_p99_error", "action_max_error", "action_r2", "feature_mse", "feature_mae",
     "feature_r2", "gripper_accuracy", "perplexity", "codebook_utilization", "dead_codes", "bits_per_row",

@@ -66,6 +66,11 @@ KINDS = {kind.name: kind for kind in (
          not_served="gives codes and no actions; train it on actions (configs/vla_action.py; LAPA-7B: lapa.py:actions, "
                     "UniVLA: univla_policy.py:actions) and serve that run",
          program=True, int8_error="codes"),
+    Kind("delta_policy", "stage-2 policy of continuous latents",
+         trained="lapa_jax.inference.policies:DeltaPolicy",
+         evaluation="lapa_jax.evaluate.delta_policy:Evaluation", options=("labels",),
+         training_image="lapa_jax.evaluate.training_images:ActionPolicies",
+         not_served="gives latents and no actions; train it on actions (configs/vla_action.py) and serve that run"),
     Kind("action_policy", "stage-3 policy",
          trained="lapa_jax.inference.policies:Policy",
          evaluation="lapa_jax.evaluate.policy:Evaluation",

@@ -52,7 +52,7 @@ class LatentActionTokenizer(TrainedModel):
         return self.model.code_seq_len, self.model.quant_dim
 
     def encode(self, frames, *, dataset: str | None = None) -> np.ndarray:
-        """Latent actions of frame pairs.
+        """Latent action codes of frame pairs, or where there are none their deltas.
 
         Args:
           frames: `[B, 2, H, W, 3]` or `[2, H, W, 3]`, uint8 or float32 in [0, 1], any H and W (resized as in training).

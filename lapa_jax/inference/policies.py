@@ -141,6 +141,38 @@ class LatentPolicy(Instructed, TrainedModel):
         return logits[0] if single else logits
 
 
+class DeltaPolicy(Instructed, ColumnModel):
+    """A trained vision-language model that predicts the deltas of latent actions. Attributes as of `ColumnModel`."""
+
+    COLUMNS = ("delta",)
+    labels = LatentPolicy.labels
+
+    def __init__(self, model, variables, **about):
+        super().__init__(model, variables, **about)
+        self._predict = jax.jit(lambda variables, batch: model.apply(variables, batch, method="predict")["delta"])
+
+    def predict(self, image, instruction, *, dataset: str | None = None) -> np.ndarray:
+        """The deltas, as the tokenizer that made the labels gives them and its `decode` takes them.
+
+        Args:
+          image: uint8 [B, (V,) H, W, 3] or a single one without B; any H and W, resized as in training.
+          instruction: B texts, or one for all.
+          dataset: of a policy trained on several: as whose images they are resized, and whose scaling deltas have.
+
+        Returns:
+          f32 [B, N, Q], or [N, Q] for a single image.
+
+        Raises:
+          UserError: another shape or type, or an instruction that is longer than those of training could be.
+        """
+        dataset = self.dataset(dataset)
+        batch, single = self.observed(image, instruction, dataset)
+        rows, normalizer = self.run(self._predict, batch), self.normalizer(dataset, "delta")
+        if normalizer is not None:
+            rows = normalizer.unnormalize(rows.reshape(len(rows), -1)).reshape(rows.shape)
+        return rows[0] if single else rows
+
+
 class Policy(Instructed, ColumnModel):
     """A trained vision-language-action model. Attributes as of `ColumnModel`."""
 

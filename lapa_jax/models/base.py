@@ -150,6 +150,12 @@ class LatentPolicy(ImagePolicy):
     kind = "latent_policy"
 
 
+class DeltaPolicy(ImagePolicy):
+    """Stage 2 without codes: from the same the delta of the latent action. Training adds "delta" f32 [B, N, Q],
+    normalised, and "latent_mask" f32 [B]. `predict` gives "delta" f32 [B, N, Q], normalised."""
+    kind = "delta_policy"
+
+
 class ActionPolicy(ImagePolicy):
     """Stage 3: "action" f32 [B, T, A], normalised, from the same and perhaps "state" f32 [B, S]."""
     kind = "action_policy"

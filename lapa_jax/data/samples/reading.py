@@ -59,7 +59,7 @@ class Column:
             raise DamagedSample(f"{table_path(shards.folder, shards.split)}: {self.name} of {key} is damaged; remove "
                                 "this file, it is made again from the shards")  # fmt: skip
         if self._normalizer is not None:
-            flat = rows.reshape(len(rows), -1)
+            flat = rows.reshape(-1, self.width)
             rows = self._normalizer.normalize(flat) * self.present[steps.ravel()][:, None]
         return rows.reshape(*steps.shape, *self.shape)
 
