@@ -24,8 +24,9 @@ from lapa_jax.core.config import with_variants
 
 from . import common
 
-# Of a stage-2 run the head of codes and its queries are not used, and what acts begins afresh.
-SWAPPED = ("action_queries|act/.*|see_state/.*", "queries|code_embedding|codes_norm/.*|to_codes/.*")
+# Of a stage-2 run the head of codes and its queries are not used, and what acts begins afresh. One expression: a run of
+# continuous latents has no codes, and each expression must match something.
+SWAPPED = ("action_queries|act/.*|see_state/.*|queries|code_embedding|codes_norm/.*|to_codes/.*",)
 # With the latent head both stay, and only what acts is new.
 ADDED = ("act/.*|see_state/.*",)
 

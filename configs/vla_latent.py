@@ -86,7 +86,7 @@ def continuous(config: ml_collections.ConfigDict) -> None:
     for taken_from_the_data in ("action_dim", "chunk_length", "state_dim", "constant", "binary"):
         config.model[taken_from_the_data] = config_dict.placeholder(object)
     config.model.head = ml_collections.ConfigDict({"name": "policies.heads.chunk", "width": 1024})
-    config.init_from_except = (NEW_OF_DELTAS, f"{NEW}|lm_head/.*|see_state/.*")
+    config.init_from_except = (f"{NEW_OF_DELTAS}|{NEW}|lm_head/.*|see_state/.*",)
     with config.ignore_type():
         config.data.labels = None  # those of the sample are codes
     config.data.update({"fields": ("image", "text", "delta"), "normalize": "q01_q99"})

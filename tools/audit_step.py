@@ -97,7 +97,9 @@ def _prediction(config, goal, stored: str, rows: int) -> tuple:
     def predict(variables, batch):
         # A tokenizer's prediction holds images besides, which labels do without.
         predicted = model.apply(variables, batch, method="predict")
-        return predicted["codes"] if model.kind == "frame_pair_tokenizer" else predicted
+        if model.kind != "frame_pair_tokenizer":
+            return predicted
+        return predicted["codes" if model.discrete else "delta"]
 
     with on_mesh(setup.mesh):
         return jax.jit(predict).lower(variables, batch), count_flops(predict, variables, batch)

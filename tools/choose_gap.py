@@ -78,6 +78,9 @@ def plan(argv: list[str]) -> tuple[argparse.Namespace, dict, float | None]:
     if args.labelled:
         judged = settings["data.val_path"] = str(dataset_folder(args.labelled))
     settings |= overrides
+    if settings.get("model.quantizer") == "none":
+        raise UserError("choose_gap compares codes: leave out --config.model.quantizer=none; R² of the deltas stands "
+                        "beside that of the codes")  # fmt: skip
     # The probe is fitted on one half of the episodes and scored on the other.
     has_probe = pipeline.has_actions({"path": judged}, "val") and len(StepShards(judged, "val").episodes) > 1
     metric = PROBE if has_probe else "val/swap_gap"

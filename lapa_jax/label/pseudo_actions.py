@@ -146,7 +146,7 @@ def write(demonstrations, data, out, options: Options, split: str = "train") -> 
     return summary
 
 
-_REPLACED = ("action.npy", "state.npy", "latent.npy")
+_REPLACED = ("action.npy", "state.npy", "latent.npy", "delta.npy")
 """What the new shards do not take over."""
 
 

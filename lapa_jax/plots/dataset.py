@@ -1,5 +1,6 @@
 """Images of a data set: what its episodes look like, and how its numbers are distributed."""
 
+import math
 import pathlib
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -81,7 +82,7 @@ def column_lines(path, shards: StepShards) -> pathlib.Path:
         for axes in panels[-1]:
             axes.set_xlabel("step")
         for axes, name in zip(panels[0], columns):
-            names = dimension_names(shards.features[name], shards.features[name]["shape"][0])
+            names = dimension_names(shards.features[name], math.prod(shards.features[name]["shape"]))
             if 1 < len(names) <= MANY:
                 axes.legend(names, fontsize=6, ncols=2, loc="best", framealpha=0.7)
         return plots.save(figure, path)
@@ -93,7 +94,7 @@ def _draw_column(axes, shards: StepShards, episode: Episode, name: str) -> None:
     axes.locator_params(axis="x", integer=True)
     if not steps:
         return
-    rows = np.stack([shards.array(i, name) for i in steps])
+    rows = np.stack([shards.array(i, name).ravel() for i in steps])
     if rows.shape[1] <= MANY:
         drawing = "steps-mid" if rows.dtype.kind in "iu" else "default"
         axes.plot(np.subtract(steps, episode.start), rows, lw=0.9, drawstyle=drawing)
@@ -169,7 +170,7 @@ def _mark(panels: Sequence, summary: Mapping | None) -> str:
 def _sample(shards: StepShards, name: str) -> np.ndarray:
     """At most `SAMPLE` rows of a column, evenly spaced over the split."""
     steps = spread(range(len(shards)), SAMPLE)
-    return np.stack([shards.array(i, name) for i in steps if shards.has(i, f"{name}.npy")])
+    return np.stack([shards.array(i, name).ravel() for i in steps if shards.has(i, f"{name}.npy")])
 
 
 def spread(things: Sequence, count: int) -> list:

@@ -12,6 +12,9 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.evaluate import requirements
 from lapa_jax.evaluate.latent_actions import action_table, supervised_bound
 from lapa_jax.evaluate.latent_actions.evaluation import Evaluation
+from lapa_jax.explore.latent_actions import LatentActions
+from lapa_jax.explore.options import Options
+from lapa_jax.inference import imagine
 from lapa_jax.inference.load import load
 from tests.inference import small_run, step_shards
 
@@ -178,7 +181,8 @@ def test_data_without_actions_say_so(folders, laq, tmp_path):
 
 def test_a_run_without_codes_is_judged_by_its_deltas(folders, root, tmp_path):
     run = small_run.write(tmp_path / "run", root, folders[1], steps=(3,), fields=("quantizer=none",))
-    result = Evaluation(load(run), run=run, out=tmp_path / "eval").write(supervised_steps=0)
+    tokenizer = load(run)
+    result = Evaluation(tokenizer, run=run, out=tmp_path / "eval").write(supervised_steps=0)
     metrics, page = result["metrics"], (tmp_path / "eval" / "report.html").read_text()
     assert metrics.keys() >= {
         "psnr_gain", "swap_gap", "action_probe_r2_delta", "action_probe_r2_delta_untrained", "transfer_delta_r2",
@@ -190,8 +194,15 @@ def test_a_run_without_codes_is_judged_by_its_deltas(folders, root, tmp_path):
     assert {n for n in metrics if n.startswith(("action_", "transfer_"))} <= set(requirements.ADDED)
     assert {p.stem for p in (tmp_path / "eval").glob("*.png")} == {
         "reconstructions", "gallery", "gallery_change", "deltas", "overview", "probe"}  # fmt: skip
-    assert "the deltas say" in page or "deltas predict" in page
+    assert "What the deltas say about the action" in page
     assert not re.search(r'class="value">[^<]*</td><td></td>', page), "each metric has its sentence"
+    # What needs codes says so.
+    with pytest.raises(UserError, match="has no codes to explore .model.quantizer is 'none'.: look at the gallery"):
+        LatentActions(tokenizer, run, Options())
+    with pytest.raises(UserError, match="the tokenizer has no codes .model.quantizer 'none'., and the policy predicts"):
+        imagine.check(None, tokenizer)
+    with pytest.raises(UserError, match="decodes deltas: floats .B, 4, 8. .* this is int32 .4,."):
+        tokenizer.decode(np.zeros((32, 32, 3), np.uint8), np.zeros(4, np.int32))
 
 
 def test_bad_arguments_are_refused(folders, laq, tmp_path):
