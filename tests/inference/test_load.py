@@ -121,7 +121,7 @@ def test_bad_frames_are_refused(laq, frames, words):
         (np.zeros((5, 4)), "float64"),
         (np.full(4, 8), "0..7"),
         (np.full(4, -1), "0..7"),
-        (np.zeros((4, 4), np.int32), "5 first frames and 4 code sequences"),
+        (np.zeros((4, 4), np.int32), "5 first frames and 4 latent actions"),
     ],
 )
 def test_bad_codes_are_refused(laq, codes, words):
