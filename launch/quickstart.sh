@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From mp4 files to latent actions that mean something: `bash launch/quickstart.sh [FOLDER]`, 4 minutes on 2 cores
+# From mp4 files to latent actions that mean something: `bash launch/quickstart.sh [FOLDER]`, 3 minutes on 2 cores
 # after the installation. Sets up .venv (once), writes 800 short videos of a robot that pushes blocks, converts them, trains
 # a small tokenizer on them without their actions, and measures on held-out videos how much of the true action its codes
 # say. Run again, it goes on where it stopped.
