@@ -179,6 +179,10 @@ def _match_one(source: InitSource, variables: dict, free: tuple[re.Pattern, ...]
     taken = {name: mine for name, mine in ours.items() if not fresh(name)}
     given = {name: leaf for name, leaf in theirs.items() if not _free(name, free)}
     wanted = {name: variables[mine] for name, mine in taken.items()}
+    if adapters := [name for name in given if tree.ADAPTER.fullmatch(name) and name not in wanted]:
+        raise UserError(f"config.init_from.{source.prefix}: {source} has LoRA adapters that the model lacks, such as "
+                        f"{adapters[0]}; give the model that run's model.lora_rank and model.lora_modules, or begin "
+                        "with an export of the run, which merges them")
     if wrong := tree.diff(tree.unflatten(wanted), tree.unflatten(given), tree.STORED):
         what = f"the model's '{source.prefix}'" if source.prefix else "the model"
         remedy = "" if source.prefix else "; config.init_from_except names what may differ"
