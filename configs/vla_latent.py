@@ -1,4 +1,4 @@
-"""Stage 2: a vision-language model that predicts the latent action of a picture and an instruction.
+"""Stage 2: a vision-language model that predicts the latent action of an image and an instruction.
 
 Without a variant: the specification's recipe (SigLIP so400m and DINOv2 large, frozen; Llama-2 7B; AdamW at 1e-5 with a
 cosine to 1e-6, effective batch 4096 as 64 micro-batches). Resolved where the specification is in doubt:

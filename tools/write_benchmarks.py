@@ -84,6 +84,6 @@ def _tables() -> dict:
 
 
 if __name__ == "__main__":
-    # What benchmarks share lies in a package, which is recorded as tests find it.
+    # What benchmarks share lies in a package, which is found as tests find it.
     sys.path.insert(0, str(ROOT))
     run_main(main)

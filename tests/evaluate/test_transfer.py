@@ -61,9 +61,9 @@ def test_a_decoder_that_does_not_listen_is_found_out():
 
 
 def test_without_codes_it_is_deltas_that_come_back():
-    found = transfer.measure(Change(), batches((40, 40, 40, 40)))
-    assert found["transfer_delta_r2"] > 0.99 and found["transfer_action_r2"] > 0.95
-    assert -1.3 < found["transfer_delta_chance"] < -0.7, "two independent pairs are twice the variance apart"
+    metrics = transfer.measure(Change(), batches((40, 40, 40, 40)))
+    assert metrics["transfer_delta_r2"] > 0.99 and metrics["transfer_action_r2"] > 0.95
+    assert -1.3 < metrics["transfer_delta_chance"] < -0.7, "two independent pairs are twice the variance apart"
     deaf = transfer.measure(Change(deaf=True), batches((40, 40, 40, 40)))
     assert deaf["transfer_delta_r2"] < 0 and deaf["transfer_action_r2"] < 0.05
 

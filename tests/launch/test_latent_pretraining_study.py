@@ -39,15 +39,15 @@ def calls(monkeypatch):
             out = pathlib.Path(value["--out"]) if "--out" in value else run / "eval"
             out.mkdir()
             probes = {"metrics": {"action_probe_r2": 0.8, "transfer_consistency": 0.7}}
-            found = probes
+            content = probes
             if "--env" in value:
-                found = driven(run.name.rpartition("_")[0], value["--split"])
+                content = driven(run.name.rpartition("_")[0], value["--split"])
                 (out / "policy" / "episodes").mkdir(parents=True)
                 for number in range(20):
-                    success = number < found["policies"]["policy"]["overall"]["successes"]
+                    success = number < content["policies"]["policy"]["overall"]["successes"]
                     line = json.dumps({"success": success})
                     (out / "policy" / "episodes" / f"{number:06d}.json").write_text(line)
-            (out / "metrics.json").write_text(json.dumps(found))
+            (out / "metrics.json").write_text(json.dumps(content))
         elif script == "tools/pseudo_actions.py":
             out = pathlib.Path(value["--out"])
             out.mkdir(parents=True, exist_ok=True)

@@ -95,8 +95,8 @@ def test_without_a_quantizer_the_decoder_gets_the_delta_itself():
     second = frames[:, 1] / 255
     np.testing.assert_allclose(arrays["mse_swapped"], np.square(swapped - second).mean((1, 2, 3)), rtol=1e-4)
     rng = np.random.default_rng(0)
-    told = {"net_action": rng.normal(size=(8, 2)), "episode_id": np.arange(8) % 4}
-    summary = model.summarize({**arrays, **told})
+    labels = {"net_action": rng.normal(size=(8, 2)), "episode_id": np.arange(8) % 4}
+    summary = model.summarize({**arrays, **labels})
     gap = np.mean(arrays["mse_swapped"]) / np.mean(np.square(decoded - second)) - 1
     assert summary["swap_gap"] == pytest.approx(gap, rel=1e-4)
     assert summary["capacity_bits"] == pytest.approx(16 * 0.5 * np.log2(1 + 1 / 0.125**2))

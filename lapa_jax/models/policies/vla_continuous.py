@@ -1,4 +1,4 @@
-"""Stage 2 without codes: the vision-language model regresses the delta of a picture and an instruction, as GR00T (arXiv
+"""Stage 2 without codes: the vision-language model regresses the delta of an image and an instruction, as GR00T (arXiv
 2503.14734) and LAOM (arXiv 2502.00379) learn from continuous latents.
 
 A delta takes the place of a chunk of actions: its N vectors that of the steps, its Q features that of the numbers of an
@@ -33,7 +33,7 @@ def from_data(spec: dict, source, seed: int) -> dict:
 
 
 class Model(base.DeltaPolicy, vla_action.Model):
-    """The delta of a latent action, from pictures and an instruction.
+    """The delta of a latent action, from images and an instruction.
 
     Batches are those of `data.samples = "steps"` with the fields "image", "text" and "delta", normalised. The loss is
     "latent", that of the head: a mean over the N * Q features.

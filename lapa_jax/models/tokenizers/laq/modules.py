@@ -59,13 +59,18 @@ def check_encoder(model) -> None:
         raise UserError(f"mlp_ratio {model.mlp_ratio} leaves no feature of {model.dim} to the feed-forward; give more")
     code_grid(whole_patches(image_shape(model.image_size), model.patch_size), model.code_seq_len)
     if model.stem == "conv":
-        halvings = model.patch_size.bit_length() - 1
-        if model.patch_size != 2**halvings or not halvings:
+        halvings = halvings_to(model.patch_size)
+        if not halvings:
             raise UserError(f"stem 'conv' halves images until a patch is a cell, and patch_size is {model.patch_size}; "
                             "give 2, 4, 8, 16, 32 or 64, or stem 'patches'")  # fmt: skip
         if model.dim % 2**halvings:
             raise UserError(f"stem 'conv' halves dim once for each of {halvings} halvings, and {model.dim} is not "
                             f"divisible by {2**halvings}; give such a dim or stem 'patches'")  # fmt: skip
+
+
+def halvings_to(patch_size: int) -> int:
+    """How many halvings make a patch a cell; 0 where none do: it is one pixel, or no power of two."""
+    return patch_size.bit_length() - 1 if patch_size.bit_count() == 1 else 0
 
 
 class PatchEmbedding(nn.Module):
@@ -102,7 +107,7 @@ class ConvEmbedding(nn.Module):
         rows, columns = whole_patches(frames.shape[-3:-1], self.patch_size)
         x = frames[..., : rows * self.patch_size, : columns * self.patch_size, :]
         x = x.reshape(-1, *x.shape[-3:])
-        halvings = self.patch_size.bit_length() - 1
+        halvings = halvings_to(self.patch_size)
         channels = tuple(self.dim >> level for level in range(halvings, 0, -1))
         x = Down(channels, 1, math.gcd(8, channels[0]), self.dtype, name="down")(x)[-1]
         x = x.reshape(*frames.shape[:-3], rows * columns, -1)
