@@ -4,9 +4,10 @@ Starts launch/serve.py, lets valid clients ask at a set pace alone, then beside 
 what costs most: JPEGs of 1,000 scans and of as many as are allowed, lists of lists in JSON and msgpack, a PNG of 12,000
 pixels a side, compressed bodies, messages that never end, large ones over websockets, bytes that are no HTTP. Prints
 the percentiles of both, what the hostile ones were told, the server's memory, and how soon it stops under attack.
-Clients run in processes of their own, the hostile ones with low priority, as if they were on other machines. All share
-this machine's cores: two columns tell how late the valid clients' own process was at most, which their times contain,
-and for how long the server's event loop was ready to run and had no core.
+Clients are mostly on other machines, so that what they compute costs the server nothing. Here the server has the first
+half of the cores, in both measurements, and the clients have the others, the hostile ones with low priority. Two columns
+tell how late the valid clients' own process was at most, which their times contain, and for how long the server's event
+loop was ready to run and had no core.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from typing import NamedTuple
 
 import numpy as np
@@ -59,10 +60,11 @@ def main(argv: list[str]) -> None:
         raise UserError("--clients, --hostile, --seconds and --period must be more than 0")
     import aiohttp  # noqa: F401  that it is there, before anything starts
 
-    server = subprocess.Popen([sys.executable, str(ROOT / "launch" / "serve.py"), "--run", args.run, "--port", "0",
-                               "--pending", "512", "--rate", "1000000", *args.server],
-                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                              env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    with on_cores(halves()[0]):
+        server = subprocess.Popen([sys.executable, str(ROOT / "launch" / "serve.py"), "--run", args.run, "--port", "0",
+                                   "--pending", "512", "--rate", "1000000", *args.server],
+                                  stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                                  env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
     try:
         address = server.stdout.readline().split()[2].rstrip(",")
         server.stdout.readline()  # ready
@@ -91,22 +93,46 @@ def attacking(
       What both gave, and a dict that says after the block what the hostile ones were told,
       {what: how often}.
     """
-    alone = _measured(pid, address, clients, seconds, period)
     context = multiprocessing.get_context("spawn")
     results, outcomes = context.SimpleQueue(), {}
-    attack = context.Process(target=_attack, args=(results, address, hostile, time.time() + seconds + 8))
-    attack.start()
-    time.sleep(3)
-    attacked = _measured(pid, address, clients, seconds, period)
+    with on_cores(halves()[1]):
+        alone = _measured(pid, address, clients, seconds, period)
+        attack = context.Process(target=_attack, args=(results, address, hostile, time.time() + seconds + 8))
+        attack.start()
+        time.sleep(3)
+        attacked = _measured(pid, address, clients, seconds, period)
     yield alone, attacked, outcomes
     outcomes |= results.get()
     attack.join()
 
 
+def halves() -> tuple[set[int], set[int]]:
+    """The cores of the server and those of its clients; all of them for both where there is one, or no Linux."""
+    if not hasattr(os, "sched_getaffinity"):
+        return set(), set()
+    cores = sorted(os.sched_getaffinity(0))
+    half = len(cores) // 2
+    return set(cores[:half] or cores), set(cores[half:])
+
+
+@contextlib.contextmanager
+def on_cores(cores: Set[int]) -> Iterator[None]:
+    """Processes that this thread starts within the block run on these cores only, on any where there are none."""
+    if not cores:
+        yield
+        return
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, own)
+
+
 def table(args, alone: Measured, attacked: Measured, outcomes, memory: float, stopped: float) -> str:
     """The figures as Markdown."""
     lines = [f"{args.clients} valid clients, one request each {args.period:g} s, {args.seconds:g} s; "
-             f"{args.hostile} hostile ones; {os.cpu_count()} cores", "",
+             f"{args.hostile} hostile ones; {len(halves()[0])} cores for the server, {len(halves()[1])} for clients", "",
              "| valid clients, ms | p50 | p95 | p99 | answered | failed | clients late | server without a core |",
              "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for name, (times, failed, late, starved) in (("alone", alone), ("under attack", attacked)):

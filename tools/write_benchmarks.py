@@ -67,17 +67,19 @@ def written(page: str) -> str:
 
 def _tables() -> dict:
     """{name: (files of its records, function of these records that gives the lines of the table)}."""
-    from tools import bench_growth, bench_label, bench_loader, bench_open, bench_start
+    from tools import bench_checkpoints, bench_growth, bench_label, bench_loader, bench_open, bench_start
     from tools.benchmarks.growth import GROUPS
 
     labels = lambda record: table(bench_label.HEAD, map(bench_label.cells, record["rows"]))  # noqa: E731
     measured = [name for name in GROUPS if (RECORDS / f"growth_{name}.json").is_file()]
+    saved = lambda record: table(bench_checkpoints.HEAD, map(bench_checkpoints.cells, record["rows"]))  # noqa: E731
     parts = lambda *records: table(bench_growth.HEAD, itertools.chain(  # noqa: E731
         *(bench_growth.cells(name, record) for name, record in zip(measured, records, strict=True))))  # fmt: skip
     return {
         "loader": (["loader.json"], lambda record: bench_loader.lines(record["rows"])),
         "start": (["start.json"], lambda record: bench_start.lines(record["rows"])),
         "labels": (["labels.json"], labels),
+        "checkpoints": (["checkpoints.json"], saved),
         "open": (["open.json"], lambda record: bench_open.lines(record["rows"])),
         "growth": ([f"growth_{name}.json" for name in measured], parts),
     }

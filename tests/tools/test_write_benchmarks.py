@@ -23,7 +23,7 @@ def test_what_stands_between_the_comments_is_written_anew(tmp_path, monkeypatch)
 
 
 def test_refusals_are_one_line(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="has no figures of .*growth_"):
+    with pytest.raises(UserError, match="has no figures of .*checkpoints.json"):
         write_benchmarks.written("no comments")
     with pytest.raises(UserError, match="'figures: label' is no benchmark; did you mean 'labels'"):
         write_benchmarks.written(MARKED.format("label"))

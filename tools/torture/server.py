@@ -5,7 +5,7 @@ import contextlib
 import random
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 import numpy as np
 
@@ -108,7 +108,8 @@ def _count(tally: Tally, how: str | None, otherwise: str) -> None:
 def clients(workshop: Workshop, count: int, rng: random.Random, tally: Tally) -> None:
     """`count` valid clients alone, then beside a sixth as many hostile ones that send without pause what costs most."""
     hostile = -(-count // VALID_EACH)
-    with _serving(workshop, "--pending", "512", "--rate", "1000000") as (process, address):
+    limits = "--pending", "512", "--rate", "1000000"
+    with _serving(workshop, *limits, cores=attack_server.halves()[0]) as (process, address):
         pid = process.popen.pid
         with attack_server.attacking(pid, address, count, hostile, SECONDS, PERIOD) as (alone, attacked, outcomes):
             memory = peak_memory(pid)
@@ -134,11 +135,12 @@ def clients(workshop: Workshop, count: int, rng: random.Random, tally: Tally) ->
 
 
 @contextlib.contextmanager
-def _serving(workshop: Workshop, *options: str) -> Iterator[tuple[Process, str]]:
-    """A server of the workshop's policy that is ready, and its address; ended by SIGTERM."""
+def _serving(workshop: Workshop, *options: str, cores: Set[int] = frozenset()) -> Iterator[tuple[Process, str]]:
+    """A server of the workshop's policy that is ready, and its address; ended by SIGTERM. cores: see `on_cores`."""
     command = script("launch/serve.py", "--run", workshop.policy, "--port", 0, "--rate", "1000000", *options)
-    process = Process(command, workshop.environment, workshop.folder / "printed" / "serve.txt",
-                      workshop.folder / "tmp" / "serve")  # fmt: skip
+    with attack_server.on_cores(cores):
+        process = Process(command, workshop.environment, workshop.folder / "printed" / "serve.txt",
+                          workshop.folder / "tmp" / "serve")  # fmt: skip
     if not process.until(lambda: "ready" in process.printed(), 300):
         raise UserError(f"the server did not start: {process.last_words()}")
     address = re.search(r"127\.0\.0\.1:\d+", process.printed())[0]
