@@ -41,8 +41,9 @@ def did_you_mean(word: str, known) -> str:
 
 
 OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EFBIG,
-            errno.ESTALE, errno.ENAMETOOLONG, errno.EISDIR)  # fmt: skip
-"""What a user's file system may answer: no room, no permission, no disk."""
+            errno.ESTALE, errno.ENAMETOOLONG, errno.EISDIR, errno.ELOOP, errno.ENOLCK, errno.ETIMEDOUT, errno.ENOTCONN,
+            errno.EREMOTEIO)  # fmt: skip
+"""What a user's file system may answer: no room, no permission, no disk, no server behind it."""
 _WORDS = ("No space left", "Disk quota exceeded", "Read-only file system", "Permission denied", "RESOURCE_EXHAUSTED")
 _BACKEND = "Unable to initialize backend"
 

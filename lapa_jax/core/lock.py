@@ -1,6 +1,6 @@
 """One process at a time in a folder: a lock that its holder's death takes away, on network file systems too.
 
-The lock is a POSIX record lock (`fcntl.lockf`) on a file. Unlike `flock` it reaches other hosts on NFS, GPFS and
+The lock is a POSIX record lock (`fcntl.lockf`) on a file. Unlike `flock` it is to reach other hosts on NFS, GPFS and
 Lustre, it is not inherited by worker processes that outlive their parent, and the kernel or the server drops it when
 the process or its host dies. Some mounts have no locks, or locks that other hosts do not see. The holder therefore also
 writes who it is and a counter into a file beside, every few seconds. Who gets the lock and finds the name of a process
@@ -14,9 +14,10 @@ import json
 import os
 import pathlib
 import socket
+import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from lapa_jax.core.errors import UserError
 
@@ -56,6 +57,29 @@ def locked(path: str | os.PathLike, doing: str) -> Iterator[None]:
             os.close(descriptor)
 
 
+def held(paths: Iterable[pathlib.Path]) -> pathlib.Path | None:
+    """The first of some lock files that a living process holds, this one too; None where there is none.
+
+    What others have left without letting go is not held. Nothing is locked, so nobody is in the way of a holder.
+    """
+    doubtful = {}
+    for path in paths:
+        answer = _is_locked(path)
+        if answer:
+            return path
+        holder = _holder(path)
+        if _may_live_elsewhere(holder, locks_work=answer is not None):
+            doubtful[path] = holder
+    return _first_sign(doubtful)
+
+
+def refusal(path: pathlib.Path, doing: str) -> str:
+    """What is said to who comes second: what the first one does, and who it is, if it wrote that down."""
+    holder = _holder(path)
+    who = f" (process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')})" if holder else ""
+    return f"another process is {doing}{who}; wait for it, or end it. It holds {path}"
+
+
 def beside(folder: str | os.PathLike) -> pathlib.Path:
     """The lock file of a folder that is made only in the end: ".<name>.lock" in the folder it will lie in, made if
     absent."""
@@ -87,25 +111,52 @@ def _refuse_if_held(descriptor: int, path: pathlib.Path, doing: str) -> None:
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
-        raise UserError(_refusal(_holder(path), path, doing)) from None
+        raise UserError(refusal(path, doing)) from None
     except OSError:  # this file system has no locks
         works = False
     holder = _holder(path)
+    if _may_live_elsewhere(holder, works) and _first_sign({path: holder}):
+        raise UserError(refusal(path, doing))
+
+
+def _is_locked(path: pathlib.Path) -> bool | None:
+    """Whether a process has locked a file; None where this file system has no locks."""
+    if (inode := _inode(path)) is None:
+        return False
+    if inode in _held:  # to open and close it would give the lock away
+        return True
+    # `struct flock` of Linux: type, from where, start, length (0: all of it), process.
+    question = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:  # let go meanwhile
+        return False
+    try:
+        return struct.unpack_from("h", fcntl.fcntl(descriptor, fcntl.F_GETLK, question))[0] != fcntl.F_UNLCK
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _may_live_elsewhere(holder: Mapping, locks_work: bool) -> bool:
+    """Whether the holder of a file that seems free may be alive all the same."""
     # On one host the lock alone decides: processes here see each other's, and a killed one has lost its own.
-    if not holder or (works and holder.get("host") == socket.gethostname()):
-        return
-    deadline = time.monotonic() + BEAT * SILENT_BEATS
-    while time.monotonic() < deadline:
+    return bool(holder) and not (locks_work and holder.get("host") == socket.gethostname())
+
+
+def _first_sign(holders: Mapping[pathlib.Path, dict]) -> pathlib.Path | None:
+    """Waits for a sign of life of any of some holders; None where all have ended."""
+    deadline, holders = time.monotonic() + BEAT * SILENT_BEATS, dict(holders)
+    while holders and time.monotonic() < deadline:
         time.sleep(BEAT / 4)
-        if (now := _holder(path)) != holder:
+        for path, before in list(holders.items()):
+            now = _holder(path)
             if not now:
-                return  # it has ended
-            raise UserError(_refusal(now, path, doing))
-
-
-def _refusal(holder: dict, path: pathlib.Path, doing: str) -> str:
-    who = f" (process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')})" if holder else ""
-    return f"another process is {doing}{who}; wait for it, or end it. It holds {path}"
+                del holders[path]
+            elif now != before:
+                return path
+    return None
 
 
 def _beside(path: pathlib.Path) -> pathlib.Path:
@@ -116,14 +167,16 @@ def _beside(path: pathlib.Path) -> pathlib.Path:
 def _signs(path: pathlib.Path) -> Callable[[], None]:
     """Writes a sign of life each time it is called."""
     about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-    beats = itertools.count()
+    beats, create = itertools.count(), os.O_CREAT
 
     def sign() -> None:
+        nonlocal create
         text = json.dumps({**about, "beats": next(beats)}).ljust(256)
         # In place and always as long, so that no reader sees half of it and no kill leaves a temporary file. A disk
         # that is full ends no run for want of a sign of life.
         with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = os.open(path, os.O_WRONLY | create | os.O_CLOEXEC, 0o644)
+            create = 0  # once: a folder that is being deleted by the holder would not get empty
             try:
                 os.pwrite(descriptor, text.encode(), 0)
                 os.fsync(descriptor)

@@ -1,10 +1,13 @@
 """Work that several processes share without talking to each other: each takes every n-th piece, by its number."""
 
+import contextlib
 import os
+import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from lapa_jax.core.errors import UserError
+from lapa_jax.core.lock import held, locked, refusal
 
 HELP = "I/N, this process' share of the work, I from 0 to N - 1; auto: as the task of a Slurm job array that this is"
 
@@ -35,3 +38,31 @@ def _of_array(variables: Mapping[str, str]) -> tuple[int, int]:
         raise UserError(f"--share auto: the job array has {count} tasks with numbers {first} to {last}; submit one "
                         f"without gaps: sbatch --array=0-{count - 1}")  # fmt: skip
     return number - first, count
+
+
+@contextlib.contextmanager
+def at_work(folder: pathlib.Path, share: tuple[int, int], doing: str) -> Iterator[None]:
+    """Holds a share of the work in a folder while the `with` block runs: each share once, and all of one number N,
+    since shares of 2 and of 3 have pieces in common.
+
+    Raises:
+      UserError: another process has this share, or one of another number.
+    """
+    with locked(folder / f".{name_of(share)}.lock", doing):
+        # Looked for only now: of two that start together one sees the other at least.
+        others = [path for path in locks_of_shares(folder) if not path.name.endswith(f"-of-{share[1]}.lock")]
+        if other := held(others):
+            its_count = other.name.removesuffix(".lock").rpartition("-")[2]
+            raise UserError(f"{refusal(other, doing)}, a share of {its_count}; this one is of {share[1]}: beside each "
+                            "other all shares have the same N")  # fmt: skip
+        yield
+
+
+def name_of(share: tuple[int, int]) -> str:
+    """What a share is called in the names of files."""
+    return "share-{}-of-{}".format(*share)
+
+
+def locks_of_shares(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The lock files of all shares of a folder, held or left behind."""
+    return sorted(folder.glob(".share-*-of-*.lock"))

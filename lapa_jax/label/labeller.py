@@ -14,8 +14,9 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.core.files import read_json, write_json
-from lapa_jax.core.lock import locked
+from lapa_jax.core.lock import held
 from lapa_jax.core.progress import bar
+from lapa_jax.core.share import at_work, locks_of_shares, name_of
 from lapa_jax.data.shards.labels import FORMATS, SETTINGS_FILE, TABLES, check_out
 from lapa_jax.data.shards.step_shards import (
     ShardWriter,
@@ -88,8 +89,8 @@ class Labeller:
         if (self.out / SUMMARY_FILE).is_file() and self._all_there():
             return read_json(self.out / SUMMARY_FILE)
         self.out.mkdir(parents=True, exist_ok=True)
-        # Hosts label beside each other; the same share twice would be two writers of one file.
-        with locked(self.out / f".share-{host[0]}-of-{host[1]}.lock", f"labelling to {self.out}"):
+        # Hosts label beside each other; the same shard twice would be two writers of one file.
+        with at_work(self.out, host, f"labelling to {self.out}"):
             return self._write(batch_size, host, progress)
 
     def _write(self, batch_size: int, host: tuple[int, int], progress: bool) -> dict | None:
@@ -97,8 +98,7 @@ class Labeller:
         write_json(self.out / SETTINGS_FILE, self.settings)
         # Hosts share the work without talking to each other: by the shards' numbers.
         mine = [shard for i, shard in enumerate(self.shards) if i % host[1] == host[0]]
-        # One host alone removes what belongs to no shard, or two would race for it.
-        self._clear_leftovers(mine, everything_else=host[0] == 0)
+        self._clear_leftovers(mine, host)
         done = sum(len(shard.steps) for shard in mine if self._path(shard).is_file())
         total = sum(len(shard.steps) for shard in mine)
         with bar(total=total, initial=done, desc="label", unit="step") if progress else _Silent() as shown:
@@ -139,14 +139,16 @@ class Labeller:
                 words = "; ".join(f"{k} {existing.get(k)!r}, asked {self.settings.get(k)!r}" for k in keys)
                 raise UserError(f"{self.out} holds another labelling ({words}); remove it or name another --out")
 
-    def _clear_leftovers(self, mine: Sequence[Shard], *, everything_else: bool) -> None:
+    def _clear_leftovers(self, mine: Sequence[Shard], host: tuple[int, int]) -> None:
         """Removes temporary files that a killed run left, but none that another host may be writing now."""
-        my_prefixes, all_prefixes = ({f".{shard.name}." for shard in shards} for shards in (mine, self.shards))
-        for path in self.out.glob(".*.tmp"):
-            of_mine = any(path.name.startswith(prefix) for prefix in my_prefixes)
-            of_a_shard = any(path.name.startswith(prefix) for prefix in all_prefixes)
-            if of_mine or (everything_else and not of_a_shard):
-                path.unlink(missing_ok=True)
+        # Found before the others are looked for: who begins in between writes files that are not among these.
+        found, my_names = list(self.out.glob(".*.tmp")), {f".{shard.name}" for shard in mine}
+        of_all = [path for path in found if path.name.rsplit(".", 2)[0] not in my_names]
+        other_locks = (path for path in locks_of_shares(self.out) if path.name != f".{name_of(host)}.lock")
+        if of_all and held(other_locks):  # every host writes the settings, the indexes and what concludes
+            found = [path for path in found if path not in of_all]
+        for path in found:
+            path.unlink(missing_ok=True)
 
     def _all_there(self) -> bool:
         return all(self._path(shard).is_file() for shard in self.shards)

@@ -61,6 +61,15 @@ def test_a_full_disk_is_one_line_with_the_path(tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["file.json"]
 
 
+@pytest.mark.parametrize("name", ["ENOLCK", "ETIMEDOUT", "ENOTCONN", "EREMOTEIO", "ELOOP", "ESTALE"])
+def test_a_mount_that_is_gone_is_one_line_with_the_path(tmp_path, capsys, name):
+    def write():
+        with atomic_path(tmp_path / "file.json"):
+            raise OSError(getattr(errno, name), "as the kernel says it")
+
+    assert f"error: {tmp_path / 'file.json'}: as the kernel says it; what was whole" in message(capsys, write)
+
+
 def test_a_library_that_writes_by_other_means_is_one_line_too(tmp_path, capsys):
     """safetensors writes from Rust, and its errors are none of the system."""
 

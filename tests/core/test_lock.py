@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -102,3 +103,26 @@ def test_a_file_system_without_locks_has_the_signs_of_life(tmp_path, quick, monk
         lock._held.clear()  # as another process sees it
         with pytest.raises(UserError, match=f"process {os.getpid()} on"), locked(tmp_path / "a.lock", "training"):
             pytest.fail("it was entered")
+
+
+def test_a_sign_of_life_that_is_deleted_does_not_come_back(tmp_path, quick):
+    """The folder that it lies in is being deleted by the holder."""
+    with locked(tmp_path / ".lock", "converting"):
+        (tmp_path / ".lock.json").unlink()
+        time.sleep(4 * lock.BEAT)
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_whether_somebody_holds_a_lock_is_seen_without_taking_it(root, tmp_path):
+    path = tmp_path / ".lock"
+    assert lock.held([path]) is None and list(tmp_path.iterdir()) == []
+    holder = start(root, path)
+    assert lock.held([tmp_path / "other", path]) == path
+    holder.kill()
+    holder.wait()
+    assert lock.held([path]) is None and path.exists()
+    with locked(path, "training"):
+        assert lock.held([path]) == path
+        code = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+        done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+        assert "BlockingIOError" in done.stderr, "asking has not let it go"

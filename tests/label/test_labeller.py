@@ -1,6 +1,9 @@
 """Labels: which pair each step gets, what is on disk, what is refused, and that a second run finishes a first."""
 
+import contextlib
 import json
+import subprocess
+import sys
 import tarfile
 
 import ml_collections
@@ -185,6 +188,55 @@ def test_hosts_share_the_work_and_the_last_one_concludes(data, tmp_path):
     assert Labeller(hosts[0], data, tmp_path / "two").run(host=(0, 2), progress=False) is not None
     assert sum(hosts[0].batches) == 11 + 11 and sum(hosts[1].batches) == 12
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+HOLDER = """
+import pathlib, sys
+from lapa_jax.core.share import at_work
+with at_work(pathlib.Path(sys.argv[1]), eval(sys.argv[2]), "labelling"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def working(root, out, host):
+    """Another process at work on a share of a folder, until it is killed."""
+    out.mkdir(exist_ok=True)
+    command = [sys.executable, "-c", HOLDER, str(out), str(host)]
+    with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield
+        process.kill()
+
+
+@pytest.mark.parametrize("host", [(0, 1), (1, 3)])
+def test_shares_of_another_number_are_refused_while_one_is_at_work(data, tmp_path, root, host):
+    """They have shards in common: the one deleted what the other was writing."""
+    out = tmp_path / "labels"
+    in_flight = out / ".train-00001.tar.0123abcd.tmp"
+    with working(root, out, (1, 2)):
+        in_flight.write_bytes(b"half a shard")
+        with pytest.raises(UserError, match=f"a share of 2; this one is of {host[1]}.*the same N"):
+            Labeller(Reader(), data, out).run(host=host, progress=False)
+        assert in_flight.exists() and not (out / "train-00000.tar").exists()
+    Labeller(Reader(), data, out).run(progress=False)  # what was killed holds nothing
+    Labeller(Reader(), data, tmp_path / "whole").run(progress=False)
+    written = {name: data for name, data in contents(out).items() if not name.startswith(".share")}
+    assert written == contents(tmp_path / "whole")
+
+
+def test_what_all_hosts_write_is_cleared_only_when_no_other_is_at_work(data, tmp_path, root):
+    out = tmp_path / "labels"
+    with working(root, out, (1, 2)):
+        of_all = [out / name for name in (".labels.json.0123abcd.tmp", ".train-00000.tar.index.npz.0123abcd.tmp")]
+        mine, of_other = out / ".train-00000.tar.0123abcd.tmp", out / ".train-00001.tar.0123abcd.tmp"
+        for path in (*of_all, mine, of_other):
+            path.write_bytes(b"half")
+        assert Labeller(Reader(), data, out).run(host=(0, 2), progress=False) is None
+        assert all(path.exists() for path in (*of_all, of_other)) and not mine.exists()
+    Labeller(Reader(), data, out).run(host=(1, 2), progress=False)
+    assert not list(out.glob(".*"))
 
 
 def test_another_labelling_in_the_folder_is_refused(data, tmp_path):

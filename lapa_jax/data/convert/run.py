@@ -11,7 +11,6 @@ import numpy as np
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import read_json, write_json
-from lapa_jax.core.lock import locked
 from lapa_jax.core.progress import bar
 from lapa_jax.data import images
 from lapa_jax.data.convert import filter as filtering
@@ -75,7 +74,7 @@ def convert(
     if (out / step_shards.DATASET).exists():
         return already_finished(out, plan)
     (work / "parts").mkdir(parents=True, exist_ok=True)
-    with locked(work / "lock", f"converting to {out}"), no_other(work):
+    with no_other(work):
         conversion = _Conversion(source, out, with_captions(source, options), plan)
         return conversion.run(workers, max_errors, episode_timeout)
 

@@ -3,7 +3,6 @@
 import pathlib
 
 from lapa_jax.core.files import read_json, write_json
-from lapa_jax.core.lock import locked
 from lapa_jax.core.progress import bar
 from lapa_jax.data.convert import plan as planning
 from lapa_jax.data.convert.options import Options
@@ -47,8 +46,7 @@ def convert_share(
     work = out / step_shards.WORK
     (work / "parts").mkdir(parents=True, exist_ok=True)
     try:
-        name = "share-{}-of-{}".format(*share)
-        with one_of_several(work), locked(work / f"{name}.lock", f"converting {name} to {out}"):
+        with one_of_several(work, share):
             done = _make_parts(source, work, options, plan, share, workers, episode_timeout)
         # Two that finish together both let go before they try: one of them gets the folder for itself.
         return convert(source, out, options, workers, max_errors=max_errors, max_missing=max_missing,

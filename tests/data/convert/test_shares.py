@@ -1,5 +1,7 @@
 """Shares of a conversion: the same shards to the byte as one process gives, whoever is last, killed or damaged."""
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -9,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from lapa_jax.core import lock
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.share import parse_share
 from lapa_jax.data.convert import share_lock
@@ -128,25 +131,72 @@ def test_shares_beside_each_other(source, tmp_path, root, whole):
     assert without_times(files(out)) == whole
 
 
-def test_nobody_packs_while_a_share_is_at_work(tmp_path, root):
-    """Locks of other processes: a child holds one."""
-    program = ("import pathlib, sys; from lapa_jax.data.convert import share_lock\n"
-               "with getattr(share_lock, sys.argv[2])(pathlib.Path(sys.argv[1])):\n"
-               "    print('held', flush=True); sys.stdin.read()")  # fmt: skip
-    cases = (("one_of_several", "no_other", "one_of_several"), ("no_other", "one_of_several", None))
-    for held, refused, allowed in cases:
-        command = [sys.executable, "-c", program, str(tmp_path), held]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                              env={**os.environ, "PYTHONPATH": str(root)}) as child:  # fmt: skip
-            assert child.stdout.readline() == "held\n"
-            with pytest.raises(UserError), getattr(share_lock, refused)(tmp_path):
+PROGRAM = """
+import errno, fcntl, pathlib, sys
+from lapa_jax.core import lock
+from lapa_jax.data.convert import share_lock
+
+def no_locks(*_):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+if sys.argv[3] == "without locks":
+    fcntl.lockf = fcntl.fcntl = no_locks
+lock.BEAT = 0.2
+work = pathlib.Path(sys.argv[1])
+with share_lock.no_other(work) if sys.argv[2] == "all" else share_lock.one_of_several(work, eval(sys.argv[2])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def enter(work, what):
+    return share_lock.no_other(work) if what == "all" else share_lock.one_of_several(work, what)
+
+
+@pytest.fixture(params=["with locks", "without locks"])
+def mount(request, monkeypatch):
+    """A file system that has locks, and one that has none."""
+    monkeypatch.setattr(lock, "BEAT", 0.2)
+    if request.param == "without locks":
+
+        def no_locks(*_):
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(fcntl, "lockf", no_locks)
+        monkeypatch.setattr(fcntl, "fcntl", no_locks)
+    return request.param
+
+
+@pytest.mark.parametrize(("at_work", "refused", "words", "allowed"), [
+    ((0, 2), "all", "shares of .* are still being converted", (1, 2)),
+    ((1, 2), (0, 3), "a share of 2; this one is of 3", (0, 2)),
+    ((1, 2), (1, 2), "another process is converting share 1/2", (0, 2)),
+    ("all", (0, 2), "are being packed; nothing is left to do", None),
+    ("all", "all", "another process is converting to", None),
+])  # fmt: skip
+def test_who_may_be_at_work_beside_whom(tmp_path, root, mount, at_work, refused, words, allowed):
+    """Locks of other processes: a child holds one, and is killed."""
+    work = tmp_path / "work"
+    work.mkdir()
+    command = [sys.executable, "-c", PROGRAM, str(work), str(at_work), mount]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                          env={**os.environ, "PYTHONPATH": str(root)}) as child:  # fmt: skip
+        assert child.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=words), enter(work, refused):
+            pytest.fail("it was entered")
+        if allowed:
+            with enter(work, allowed):
                 pass
-            if allowed:
-                with getattr(share_lock, allowed)(tmp_path):
-                    pass
-            child.kill()
-        with getattr(share_lock, refused)(tmp_path):
-            pass
+        child.kill()
+    with enter(work, refused):
+        pass
+
+
+def test_a_mount_without_locks_is_converted_to(source, tmp_path, whole, mount):
+    convert(source, tmp_path / "out", OPTIONS)
+    assert without_times(files(tmp_path / "out")) == whole
+    assert [share(source, tmp_path / "shared", number, 2) for number in (0, 1)][0] is None
+    assert without_times(files(tmp_path / "shared")) == whole
 
 
 def test_shares_are_read():
