@@ -92,8 +92,10 @@ def train(
                 hold(stack, workdir, make=True)
             with on_mesh(setup.mesh):
                 run = open_run(workdir, setup.config, begins=recovered.step is None)
-                with logging_to(workdir):
-                    Loop(setup, workdir, recovered, stops, _fast_checkpoints(config, run), drawing_of).run()
+                watchdog = Watchdog(setup.config.train.get("hang_minutes"), workdir)
+                with logging_to(workdir), contextlib.closing(watchdog):
+                    fast = _fast_checkpoints(config, run)
+                    Loop(setup, workdir, recovered, stops, fast, watchdog, drawing_of).run()
         except Stopped:
             print("asked to stop before the first step: nothing to save; the same command resumes", file=sys.stderr)
 
@@ -129,7 +131,7 @@ class Loop:
 
     def __init__(
         self, setup: Setup, workdir: pathlib.Path, recovered: Recovered, stops: StopRequests,
-        fast: FastCheckpoints | None, drawing_of: Callable[..., Drawing | None],
+        fast: FastCheckpoints | None, watchdog: Watchdog, drawing_of: Callable[..., Drawing | None],
     ):  # fmt: skip
         """Compiles, then restores the checkpoint that was recovered or initialises from the first batch."""
         self._setup, self._config, self._workdir, self._stops = setup, setup.config.train, workdir, stops
@@ -141,6 +143,8 @@ class Loop:
         LOG.info("validation data: %s", setup.data.validation.summary())
         self._step, flops = compile_step(setup)
         self._flops, self._hardware_flops = flops
+        self._watchdog = watchdog
+        self._watchdog.start()  # not before: compiling a large model may take longer than a step ever does
         train = self._config
         self._checkpoints = Checkpointer(
             workdir, keep_last=train.keep_last, best_metric=train.best_metric, keep_best=train.get("keep_best", 1),
@@ -151,13 +155,13 @@ class Loop:
         self._meta = setup.meta()
         self._fast = fast
         self._state = self._start(recovered)
+        self._watchdog.progress()
         self._losses = make_losses(train)
         self._left_out = LeftOut.read(workdir)
         self._evaluated = recovered.evaluated
         resumed = recovered.meta or {}
         self._sealed = resumed.get("metrics")
         self._replay(resumed.get("losses", []))
-        self._watchdog = Watchdog(train.get("hang_minutes"), workdir)
         self._pending: list[dict[str, jax.Array]] = []
         self._evaluation: tuple[int, dict[str, float]] = -1, {}
         self._since = time.perf_counter()
@@ -185,7 +189,6 @@ class Loop:
                 if self._checkpoints.latest_step == first:  # and not of the fast level
                     self._checkpoints.add_metrics(*self._evaluation)
             self._begin_feed(first)
-            self._watchdog.start()
             step = first
             while step < last:
                 if self._patience.exhausted:
@@ -212,7 +215,6 @@ class Loop:
                 self._fast.abandon()
             raise
         finally:
-            self._watchdog.close()
             if self._feed is not None:
                 self._feed.close()
             bar.close()
@@ -220,6 +222,7 @@ class Loop:
             self._checkpoints.close()
             if self._fast is not None:
                 self._fast.wait()
+            self._watchdog.progress()
             self._images.close(self._trackers)
             if self._writer is not None:
                 self._writer.close()

@@ -49,7 +49,7 @@ class Watchdog:
             self._thread.start()
 
     def progress(self) -> None:
-        """Something was done: a step, a batch of an evaluation."""
+        """Something was done: the state was restored, a step, a batch of an evaluation, a checkpoint."""
         self._last = time.monotonic()
 
     def close(self) -> None:
@@ -65,18 +65,27 @@ class Watchdog:
 
     def _report(self) -> None:
         name = f"hang-{time.strftime('%Y%m%d-%H%M%S')}-host{jax.process_index()}.txt"
-        LOG.error("no step in %g minutes: what every thread is doing is in %s; ending with code %d, the same command "
-                  "resumes", self._minutes, name, EXIT_HANGS)  # fmt: skip
-        # In a thread of its own: the run folder may lie on what is stalled.
-        writer = threading.Thread(target=self._dump, args=(self._workdir / name,), daemon=True)
-        writer.start()
-        writer.join(timeout=GRACE)
+        line = (f"no step in {self._minutes:g} minutes: what every thread is doing is in {name}; ending with code "
+                f"{EXIT_HANGS}, the same command resumes")  # fmt: skip
+        # Each in a thread of its own: the run folder, its log or the terminal may lie on what is stalled.
+        ways = (lambda: _write_stacks(self._workdir / name), lambda: LOG.error(line),
+                lambda: os.write(2, f"{line}\n".encode()))  # fmt: skip
+        writers = [threading.Thread(target=way, daemon=True) for way in ways]
+        for writer in writers:
+            writer.start()
+        deadline = time.monotonic() + GRACE
+        for writer in writers:
+            writer.join(max(0.0, deadline - time.monotonic()))
         if self._closed.wait(GRACE):
             return
         for child in multiprocessing.active_children():
             child.kill()
         self._end(EXIT_HANGS)
 
-    def _dump(self, path: pathlib.Path) -> None:
-        with open(path, "w") as file:
-            faulthandler.dump_traceback(file, all_threads=True)
+
+def _write_stacks(path: pathlib.Path) -> None:
+    # By way of memory: faulthandler keeps all other threads from running while it writes.
+    with open(os.memfd_create("stacks"), "w+b") as memory:
+        faulthandler.dump_traceback(memory, all_threads=True)
+        memory.seek(0)
+        path.write_bytes(memory.read())

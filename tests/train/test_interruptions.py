@@ -13,8 +13,8 @@ import pytest
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.metrics import read_metrics
-from lapa_jax.train import feed, spikes
-from lapa_jax.train.checkpoint import load_for_inference, steps
+from lapa_jax.train import feed, loop, spikes
+from lapa_jax.train.checkpoint import Checkpointer, load_for_inference, steps
 from lapa_jax.train.checkpoint_folder import best_checkpoint
 from lapa_jax.train.loop import train
 from tests import toys
@@ -204,3 +204,28 @@ def test_the_batches_of_a_spike_are_never_seen_again(data, tmp_path, monkeypatch
     assert steps(tmp_path / "run") == [2, 4, 6]
     finite = jax.tree.map(lambda x: np.isfinite(x).all(), load_for_inference(tmp_path / "run").variables)
     assert jax.tree.all(finite)
+
+
+def test_the_watchdog_looks_on_from_the_restored_state_to_the_last_checkpoint(data, tmp_path, monkeypatch):
+    seen, run = [], tmp_path / "run"
+
+    def watched(owner, name):
+        original = getattr(owner, name)
+
+        def call(*args, **kwargs):
+            seen.append((name, any(thread.name == "watchdog" for thread in threading.enumerate())))
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, call)
+
+    watched(loop, "compile_step")
+    for method in ("__init__", "restore", "close"):
+        watched(Checkpointer, method)
+    watched(chunks.Model, "summarize")
+    change = {"save_every": 1, "eval_every": 2, "hang_minutes": 60.0}
+    train(toys.config("chunks", data, steps=1, **change), run)
+    train(toys.config("chunks", data, steps=2, **change), run)
+    evaluations = 2 * [("summarize", True)]
+    start, end = [("compile_step", False), ("__init__", True)], [("close", True)]
+    assert seen == [*start, *evaluations, *end, *start, ("restore", True), *evaluations[1:], *end]
+    assert not any(thread.name == "watchdog" for thread in threading.enumerate())
