@@ -12,6 +12,7 @@ import sys
 
 import pytest
 
+from lapa_jax import commands as shipped_commands
 from lapa_jax.core import config as config_lib
 from lapa_jax.data import pipeline
 from lapa_jax.inference import kinds
@@ -244,6 +245,16 @@ def test_the_quickstart_without_a_clone_trains_as_the_script_does(root):
     assert script == page and len(script) == 5
     variants = [re.findall(r"--config (?:configs/)?laq_conv(?:\.py)?:([\w+]+)", text) for text in texts]
     assert variants[0] == variants[1] and len(variants[0]) == 1
+
+
+def test_tutorials_say_what_an_installation_calls_their_commands(root):
+    known = shipped_commands.scripts()
+    for page in sorted((root / "docs/tutorials").glob("*.md")):
+        text = page.read_text()
+        assert "`lapa-train`" in text and "(../howto/install.md#commands)" in text, page.name
+        assert {script for script, _, _ in COMMAND.findall(text)} - set(known.values()) == set(), page.name
+    named = {name for page in pages(root) for name in re.findall(r"python -m lapa_jax ([a-z]\w+)", page.read_text())}
+    assert "choose_gap" in named and named - set(known) == set()
 
 
 def test_commands_are_found_on_the_pages():
