@@ -8,7 +8,7 @@ Says "ready" with the address of the page; Ctrl-C ends it.
 import argparse
 import logging
 
-from lapa_jax.core import startup, web
+from lapa_jax.core import escape, startup, web
 from lapa_jax.core.arguments import Parser
 from lapa_jax.core.checkpoint_step import parse_step
 from lapa_jax.core.errors import UserError, run_main
@@ -42,7 +42,9 @@ def main(argv: list[str]) -> None:
         kind_of_run(args.tokenizer)  # whether there is one
     from lapa_jax.explore import server
 
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(escape.LogFormatter("%(asctime)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     explorer = kinds.resolve(kind.explorer)(lapa_jax.load(args.run, step=args.step), args.run, options)
     explorer.prepare()
     server.serve(explorer, args.host, args.port)

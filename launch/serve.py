@@ -58,7 +58,9 @@ def main(argv: list[str]) -> None:
         sockets=args.sockets,
     )
     options = Options(args.batch, args.wait_ms / 1000, args.decoders, renamed, limits)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(escape.LogFormatter("%(asctime)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     policy = lapa_jax.load(args.run, step=args.step)
     run.serve(lambda: Service(policy, args.run, options), args.host, args.port, token,
               say=functools.partial(escape.say, flush=True), allowed=args.allow_host)  # fmt: skip

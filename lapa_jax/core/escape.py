@@ -2,6 +2,7 @@
 
 import html
 import json
+import logging
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -27,6 +28,17 @@ def lines(text) -> str:
 def say(*texts, sep: str = " ", file=None, flush: bool = False) -> None:
     """Prints texts as `print` does, each as `lines` gives it: a file name cannot command the terminal."""
     print(sep.join(map(lines, texts)), file=sys.stdout if file is None else file, flush=flush)
+
+
+class LogFormatter(logging.Formatter):
+    """Of logs, whose messages may name files and samples: a message is one line, a traceback below it has its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = one_line(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei) -> str:
+        return lines(super().formatException(ei))
 
 
 def page(text) -> str:

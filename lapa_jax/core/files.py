@@ -57,7 +57,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def check_can_write(path: str | os.PathLike) -> None:
-    """A `UserError` where a folder cannot be written: it is a file, lies in one, or may not be written or made."""
+    """A `UserError` where a folder cannot be written: it is a file, lies in one, may not be written or made, or has too
+    long a name."""
     path = pathlib.Path(path).absolute()
     existing = next(each for each in (path, *path.parents) if os.path.lexists(each))
     if not existing.is_dir():
@@ -66,6 +67,10 @@ def check_can_write(path: str | os.PathLike) -> None:
         raise UserError(f"{path} cannot be written: no permission to write in {existing}")
     if os.statvfs(existing).f_flag & os.ST_RDONLY:
         raise UserError(f"{path} cannot be written: {existing} lies on a read-only file system")
+    longest = os.pathconf(existing, "PC_NAME_MAX")
+    if long := [part for part in path.relative_to(existing).parts if len(os.fsencode(part)) > longest]:
+        raise UserError(f"{path} cannot be written: '{long[0][:20]}...' has {len(os.fsencode(long[0]))} bytes, and names "
+                        f"in {existing} at most {longest}")  # fmt: skip
 
 
 def check_room(folder: str | os.PathLike, size: int) -> None:

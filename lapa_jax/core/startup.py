@@ -1,13 +1,17 @@
 """How commands begin: a line at once, then jax, whose import takes seconds, and the cache of compiled programs."""
 
 import hashlib
+import logging
 import os
 import pathlib
 import sys
 import time
 
 from lapa_jax.core import escape
+from lapa_jax.core.errors import UserError
 
+NVIDIA = ("nvidia*", "nvhost*", "nvgpu*", "dxg")
+"""What the kernel calls NVIDIA's GPUs in /dev: cards, two kinds of Jetson, Windows' subsystem for Linux."""
 OFF = "JAX_ENABLE_COMPILATION_CACHE"
 SMALL = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 KEPT_FROM = 0.1
@@ -28,9 +32,35 @@ def begin(text: str) -> None:
     """Says what the command does, before it imports jax, and turns on the cache of compiled programs.
 
     To be called by commands when everything that needs no jax is checked.
+
+    Raises:
+      UserError: see `check_platform`.
     """
+    check_platform()
     say(text)
     say(keep_compiled())
+    # What JAX says of a plugin that it cannot start is a line; the traceback below it is the plugin's own affair.
+    logging.getLogger("jax._src.xla_bridge").addFilter(_without_traceback)
+
+
+def check_platform(devices: str = "/dev") -> None:
+    """Refuses JAX_PLATFORMS=cuda where the kernel shows no GPU of NVIDIA, in the first second: JAX itself would be asked
+    when it is imported. Linux alone is sure of it.
+
+    Args:
+      devices: the folder of the kernel's devices.
+    """
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    if asked != "cuda" or sys.platform != "linux":
+        return
+    if not any(next(pathlib.Path(devices).glob(name), None) for name in NVIDIA):
+        raise UserError(f"JAX_PLATFORMS={asked} asks for a GPU of NVIDIA, and {devices} shows none (no nvidia*); load "
+                        "its driver, ask for a machine or a container with a GPU, or set JAX_PLATFORMS=cpu")  # fmt: skip
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    record.exc_info = record.exc_text = None
+    return True
 
 
 def keep_compiled() -> str:

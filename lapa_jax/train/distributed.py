@@ -31,8 +31,9 @@ def initialize() -> None:
     JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who. On hosts with TPUs JAX asks Google Cloud's metadata.
 
     Raises:
-      UserError: a coordinator that cannot be found; variables that contradict each other or what JAX sees.
-      RuntimeError: the platform that JAX_PLATFORMS asks for is not there, which `run_main` says in a line.
+      UserError: a coordinator that cannot be found; variables that contradict each other or what JAX sees; a plugin of
+        the platform that JAX_PLATFORMS asks for that does not start.
+      RuntimeError: that platform is not there, which `run_main` says in a line.
     """
     given = [name for name in VARIABLES if name in os.environ]
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
@@ -48,7 +49,13 @@ def initialize() -> None:
         raise UserError(f"JAX_NUM_PROCESSES is set but {', '.join(missing)} is not; set all of {', '.join(VARIABLES)}")
     elif has_tpus(os.environ):
         jax.distributed.initialize()
-    jax.devices()  # a platform that is not there is refused now, and not after the data were converted
+    try:
+        jax.devices()  # a platform that is not there is refused now, and not after the data were converted
+    except AssertionError:
+        # JAX 0.10 has no words for it where a plugin is installed and does not start.
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise UserError(f"JAX starts none of the devices of JAX_PLATFORMS={asked}, for the reason that it says above; "
+                        "mend the driver, or set JAX_PLATFORMS=cpu") from None
     if "SLURM_PROCID" in os.environ:
         check_counts(os.environ, jax.process_count(), _visible_gpus())
 

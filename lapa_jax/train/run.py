@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 import jax
 import ml_collections
 
-from lapa_jax.core import checkpoint_step
+from lapa_jax.core import checkpoint_step, escape
 from lapa_jax.core import config as config_lib
 from lapa_jax.core.config import ConfigError
 from lapa_jax.core.errors import UserError
@@ -178,7 +178,7 @@ def logging_to(workdir: pathlib.Path | None) -> Iterator[None]:
         handlers.append(logging.FileHandler(workdir / LOG_FILE, encoding="utf-8"))
     for handler in handlers:
         handler.handleError = lambda record: None  # a full disk ends no run for want of a line in the log
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(escape.LogFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
         LOG.addHandler(handler)
     level, propagate = LOG.level, LOG.propagate
     LOG.setLevel(logging.INFO)

@@ -22,6 +22,7 @@ from lapa_jax.data.shards.step_shards import ShardWriter, array_bytes, json_byte
 from lapa_jax.data.statistics import column_statistics
 from lapa_jax.evaluate import report
 from lapa_jax.plots import page
+from lapa_jax.train.run import LOG, logging_to
 from tools import convert, inspect_data
 
 EVIL = '\x1b[2J\x1b]0;owned\x07<script>alert(1)</script>\u202e"$\\frac$|=1+1\r\nnext'
@@ -166,3 +167,18 @@ def test_converting_hostile_file_names(tmp_path, capsys):
         convert.main([str(source), str(tmp_path / "other"), "--workers", "0"])
     escape.say(refusal.value)
     assert_harmless(capsys.readouterr().out)
+
+
+def test_a_line_of_the_log_cannot_command_the_terminal_or_feign_another_line(tmp_path, capsys):
+    with logging_to(tmp_path):
+        LOG.warning("damaged sample: %s", EVIL)
+        try:
+            raise ValueError(EVIL)
+        except ValueError:
+            LOG.exception("failed: %s", EVIL)
+    shown = capsys.readouterr().err
+    assert_harmless(shown)
+    assert shown == (tmp_path / "log.txt").read_text("utf-8")
+    # Two messages; the traceback has lines of its own, its last ones those of the error.
+    assert [line.split()[1] for line in shown.splitlines() if "=1+1" in line and ":" in line[:3]] == [
+        "damaged", "failed:"]  # fmt: skip

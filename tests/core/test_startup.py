@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from lapa_jax.core import startup
+from lapa_jax.core.errors import UserError
 
 PROGRAM = """
 import sys, lapa_jax.core.startup as startup, jax
@@ -63,3 +64,24 @@ def test_the_first_line_comes_before_jax_is_imported(root):
                "startup.keep_compiled = lambda: 'jax' in sys.modules\nstartup.begin('training x')")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
     assert [line.split(" ", 1)[1] for line in done.stderr.splitlines()] == ["training x", "False"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux says which devices there are")
+def test_a_gpu_that_the_kernel_does_not_show_is_refused_before_jax_is_imported(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(UserError, match=r"JAX_PLATFORMS=cuda asks for a GPU of NVIDIA, and .* shows none"):
+        startup.check_platform(str(tmp_path))
+    # With another platform behind it, and where there is a device, JAX decides.
+    (tmp_path / "nvidia0").touch()
+    startup.check_platform(str(tmp_path))
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda,cpu")
+    startup.check_platform(str(tmp_path / "none"))
+    (tmp_path / "program.py").write_text(
+        "import sys\nfrom lapa_jax.core import errors, startup\nstartup.check_platform = lambda: None\n"
+        "def main(argv):\n    startup.begin('training')\n    from lapa_jax.train.distributed import initialize\n"
+        "    initialize()\nerrors.run_main(main)\n")  # fmt: skip
+    done = subprocess.run([sys.executable, "-B", tmp_path / "program.py"], capture_output=True, text=True, env={
+        **os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cuda", "XDG_CACHE_HOME": str(tmp_path)})  # fmt: skip
+    # With and without a plugin for GPUs, whose driver is not there.
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ") and "JAX_PLATFORMS=cuda" in done.stderr
