@@ -1,9 +1,11 @@
-"""launch/slurm/train.sbatch on a Slurm of two nodes that this machine starts for the test."""
+"""The scripts in launch/slurm on a Slurm of two nodes that this machine starts for the test."""
 
 import json
 import os
 import pathlib
+import re
 import signal
+import subprocess
 import sys
 import time
 
@@ -15,11 +17,13 @@ from lapa_jax.core.files import read_json
 from lapa_jax.core.metrics import read_metrics
 from lapa_jax.train.checkpoint import load_for_inference, steps
 from lapa_jax.train.distributed import local_gpus
+from tests.inference import small_run, step_shards
 from tests.launch import private_slurm
 from tests.launch.private_slurm import PrivateSlurm, free_ports
 from tests.launch.several_processes import ARGUMENTS, run_processes, settings, train, without_cache
+from tools.torture.processes import differences
 
-SCRIPT = "launch/slurm/train.sbatch"
+SCRIPT, RUN, CHECK = (f"launch/slurm/{name}.sbatch" for name in ("train", "run", "check"))
 MISSING = private_slurm.missing()
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed (slurm-wlm, munge): {', '.join(MISSING)}")
 
@@ -61,9 +65,9 @@ def venv() -> dict[str, str]:
     return {"VENV": str(own) if (own / "bin/activate").exists() else "", "PATH": path}
 
 
-def submit(slurm, folder, output, *options, arguments=(), **variables) -> str:
+def submit(slurm, folder, output, *options, arguments=(), script=SCRIPT, **variables) -> str:
     return slurm.run("sbatch", "--parsable", f"--chdir={folder}", f"--output={output}", "--cpus-per-task=1", *options,
-                     str(folder / SCRIPT), *arguments, **venv(), **variables)  # fmt: skip
+                     str(folder / script), *arguments, **venv(), **variables)  # fmt: skip
 
 
 def wait(slurm, job: str, output, ready, seconds: float) -> None:
@@ -149,6 +153,31 @@ def test_two_nodes_train_stop_together_resume_and_equal_one_process(slurm, root,
     two, one = ([line for line in read_metrics(tmp_path / name) if "train/loss" in line] for name in ("run", "one"))
     assert [line["step"] for line in two] == [line["step"] for line in one] == list(range(1, stopped + 4))
     np.testing.assert_allclose([line["train/loss"] for line in two], [line["train/loss"] for line in one], rtol=1e-5)
+
+
+def test_an_array_of_labels_waits_for_nobody_and_makes_what_one_command_makes(slurm, root, tmp_path):
+    data = step_shards.write(tmp_path / "data")
+    run = small_run.write(tmp_path / "run", root, data, steps=(1,))
+    command = ("launch/label.py", "--run", str(run), "--data", str(data), "--batch_size", "4")
+    array = submit(slurm, root, tmp_path / "out-%a", "--array=0-1", "--ntasks=1", "--gres=none", script=RUN, arguments=(
+        *command, "--out", str(tmp_path / "labels"), "--share", "auto"), **settings(root, 1))  # fmt: skip
+    for number in range(2):
+        output = tmp_path / f"out-{number}"
+        assert wait_for_end(slurm, f"{array}_{number}", output, 200) == "COMPLETED", output.read_text()
+    subprocess.run([sys.executable, *command, "--out", str(tmp_path / "whole")], cwd=root, check=True,
+                   env={**os.environ, **settings(root, 1)}, capture_output=True)  # fmt: skip
+    assert not differences(tmp_path / "whole", tmp_path / "labels")
+
+
+def test_two_nodes_are_checked(slurm, root, tmp_path):
+    output = tmp_path / "out"
+    job = submit(slurm, root, output, "--nodes=2", "--ntasks-per-node=1", "--gres=none", script=CHECK, arguments=(
+        "--folder", str(tmp_path), "--mib", "1", "--side", "64", "--file_mib", "1"), **settings(root, 2),
+        JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{free_ports(1)[0]}")  # fmt: skip
+    assert wait_for_end(slurm, job, output, 120) == "COMPLETED", output.read_text()
+    said = output.read_text()
+    assert "2 ranks on 2 node(s)" in said and "all-reduce of 1 MiB a device, between nodes:" in said, said
+    assert re.search(r"all ranks synchronized, after [\d.]+ s$", said, re.MULTILINE), said
 
 
 def task_of(job: str, number: int) -> int:
