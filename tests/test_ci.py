@@ -23,6 +23,8 @@ def test_both_hosts_run_the_script_on_the_same_versions_and_ruff(root, workflows
     assert versions == ["3.11", "3.12"]
     ruff = [step["run"] for step in github["jobs"]["ruff"]["steps"] if "run" in step]
     assert ruff == gitlab["ruff"]["script"] and ruff[-1] == "ruff check ."
+    trackers = [step["run"] for step in github["jobs"]["trackers"]["steps"] if "run" in step]
+    assert trackers == gitlab["trackers"]["script"] and "wandb,clearml" in trackers[0]
     torture = [step["run"] for step in github["jobs"]["torture"]["steps"] if "run" in step]
     assert torture[-2:] == gitlab["torture"]["script"] and torture[-1].startswith("python tools/torture.py --scale")
     script = (root / ".ci/run").read_text()

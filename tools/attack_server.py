@@ -5,9 +5,9 @@ what costs most: JPEGs of 1,000 scans and of as many as are allowed, lists of li
 pixels a side, compressed bodies, messages that never end, large ones over websockets, bytes that are no HTTP. Prints
 the percentiles of both, what the hostile ones were told, the server's memory, and how soon it stops under attack.
 Clients are mostly on other machines, so that what they compute costs the server nothing. Here the server has the first
-half of the cores, in both measurements, and the clients have the others, the hostile ones with low priority. Two columns
-tell how late the valid clients' own process was at most, which their times contain, and for how long the server's event
-loop was ready to run and had no core.
+half of the cores, in both measurements, and the clients have the others, the hostile ones with low priority. Two
+columns tell how late the valid clients' own process was at most, which their times contain, and for how long the
+server's event loop was ready to run and had no core.
 """
 
 import argparse
@@ -131,8 +131,9 @@ def on_cores(cores: Set[int]) -> Iterator[None]:
 
 def table(args, alone: Measured, attacked: Measured, outcomes, memory: float, stopped: float) -> str:
     """The figures as Markdown."""
+    cores = ", ".join(f"{len(half)} for {name}" for name, half in zip(("the server", "clients"), halves()))
     lines = [f"{args.clients} valid clients, one request each {args.period:g} s, {args.seconds:g} s; "
-             f"{args.hostile} hostile ones; {len(halves()[0])} cores for the server, {len(halves()[1])} for clients", "",
+             f"{args.hostile} hostile ones; of {os.cpu_count()} cores {cores}", "",
              "| valid clients, ms | p50 | p95 | p99 | answered | failed | clients late | server without a core |",
              "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for name, (times, failed, late, starved) in (("alone", alone), ("under attack", attacked)):

@@ -69,8 +69,8 @@ def check_can_write(path: str | os.PathLike) -> None:
         raise UserError(f"{path} cannot be written: {existing} lies on a read-only file system")
     longest = os.pathconf(existing, "PC_NAME_MAX")
     if long := [part for part in path.relative_to(existing).parts if len(os.fsencode(part)) > longest]:
-        raise UserError(f"{path} cannot be written: '{long[0][:20]}...' has {len(os.fsencode(long[0]))} bytes, and names "
-                        f"in {existing} at most {longest}")  # fmt: skip
+        raise UserError(f"{path} cannot be written: '{long[0][:20]}...' has {len(os.fsencode(long[0]))} bytes, and "
+                        f"names in {existing} at most {longest}")  # fmt: skip
 
 
 def check_room(folder: str | os.PathLike, size: int) -> None:

@@ -44,8 +44,8 @@ def begin(text: str) -> None:
 
 
 def check_platform(devices: str = "/dev") -> None:
-    """Refuses JAX_PLATFORMS=cuda where the kernel shows no GPU of NVIDIA, in the first second: JAX itself would be asked
-    when it is imported. Linux alone is sure of it.
+    """Refuses JAX_PLATFORMS=cuda where the kernel shows no GPU of NVIDIA, in the first second: JAX itself is asked when
+    it is imported. Linux alone is sure of it.
 
     Args:
       devices: the folder of the kernel's devices.
@@ -54,8 +54,8 @@ def check_platform(devices: str = "/dev") -> None:
     if asked != "cuda" or sys.platform != "linux":
         return
     if not any(next(pathlib.Path(devices).glob(name), None) for name in NVIDIA):
-        raise UserError(f"JAX_PLATFORMS={asked} asks for a GPU of NVIDIA, and {devices} shows none (no nvidia*); load "
-                        "its driver, ask for a machine or a container with a GPU, or set JAX_PLATFORMS=cpu")  # fmt: skip
+        raise UserError(f"JAX_PLATFORMS={asked} asks for a GPU of NVIDIA, and {devices} shows none (no nvidia*); "
+                        "load its driver, ask for a machine or a container with a GPU, or set JAX_PLATFORMS=cpu")
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

@@ -128,7 +128,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_done(tmp_
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(UserError, match="cannot be written: .*file is no folder"):
             check_can_write(path)
-    with pytest.raises(UserError, match="cannot be written: 'üüüüüüüüüüüüüüüüüüüü...' has 300 bytes, and names in .* 255"):
+    with pytest.raises(UserError, match="cannot be written: 'üü.*' has 300 bytes, and names in .* at most 255"):
         check_can_write(tmp_path / "runs" / (150 * "ü") / "laq")
     check_can_write(tmp_path / "runs" / (255 * "a"))
 
