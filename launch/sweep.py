@@ -33,7 +33,7 @@ from lapa_jax.core.escape import markdown, say
 from lapa_jax.core.files import atomic_path, check_can_write, read_json
 from lapa_jax.core.lock import locked
 from lapa_jax.core.metrics import read_metrics
-from lapa_jax.core.share import HELP, parse_share
+from lapa_jax.core.share import HELP, of_one_process, parse_share
 from lapa_jax.core.sweep import Point, Step, Sweep
 from lapa_jax.data.training import check_folders
 from lapa_jax.evaluate import metric_words
@@ -209,7 +209,8 @@ class Runner:
         log = step.folder.with_name(f"{step.folder.name}.log")
         # One thread each where several run: two side by side take less time than one after the other on all cores.
         flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1" if self._jobs > 1 else ""
-        env = {**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()}
+        env = {**of_one_process(os.environ),
+               "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()}  # fmt: skip
         with open(log, "a", encoding="utf-8") as file:
             process = subprocess.Popen([sys.executable, str(ROOT / step.command[0]), *step.command[1:]], stdout=file,
                                        stderr=file, env=env)  # fmt: skip

@@ -11,6 +11,16 @@ from lapa_jax.core.lock import held, locked, refusal
 
 HELP = "I/N, this process' share of the work, I from 0 to N - 1; auto: as the task of a Slurm job array that this is"
 
+_ONLY_TASK = {"SLURM_NTASKS": "1", "SLURM_NPROCS": "1", "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_TASKS_PER_NODE": "1",
+              "SLURM_NNODES": "1", "SLURM_STEP_NUM_NODES": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
+              "SLURM_NODEID": "0"}  # fmt: skip
+
+
+def of_one_process(variables: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a command that is one process, whatever step of Slurm this one belongs to: as a task of
+    several it would wait for others that never come."""
+    return {name: _ONLY_TASK.get(name, value) for name, value in variables.items()}
+
 
 def parse_share(text: str | None, variables: Mapping[str, str] | None = None) -> tuple[int, int] | None:
     """(i, n) of "i/n", or of "auto" from the variables of a job array; None of None.

@@ -19,7 +19,7 @@ on_time_limit() {
 }
 
 # The exit code of the command is that of the job; before the time limit all tasks get SIGTERM, and where they end well,
-# the job goes back into the queue: the same command resumes.
+# or by it, the job goes back into the queue: the same command resumes.
 in_all_tasks() {
     trap on_time_limit TERM
     # srun does not take over sbatch's --cpus-per-task by itself. A process that dies ends the others, which would wait.
@@ -38,7 +38,7 @@ in_all_tasks() {
         requeue=true
     fi
     # A job that somebody cancelled or queued again gets the same signals, but is no longer running.
-    if [ "$requeue" = true ] && [[ " 0 75 134 137 " == *" $code "* ]] &&
+    if [ "$requeue" = true ] && [[ " 0 75 134 137 143 " == *" $code "* ]] &&
         [ "$(squeue --noheader --format=%T --jobs="$SLURM_JOB_ID")" = RUNNING ]; then
         scontrol requeue "$SLURM_JOB_ID" || echo "saved; submit the same command again to resume"
     fi

@@ -16,6 +16,7 @@ from lapa_jax.core import escape
 from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.core.files import atomic_path
+from lapa_jax.core.share import of_one_process
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 """The repository: studies run its commands."""
@@ -64,7 +65,8 @@ def evaluate(run: pathlib.Path, *arguments: str) -> dict:
 def call(log: pathlib.Path, script: str, *arguments: str) -> None:
     """Runs a script of the repository, its output added to `log`; a failure is a UserError that names the log."""
     # One thread each: two runs side by side on two cores take less time than one after the other on both.
-    env = {**os.environ, "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"}
+    flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    env = {**of_one_process(os.environ), "XLA_FLAGS": flags}
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a", encoding="utf-8") as file:
         command = [sys.executable, str(ROOT / script), *arguments]

@@ -12,7 +12,7 @@ import yaml
 SRUN = """#!/usr/bin/env bash
 printf '%s\\n' "$@" >srun.txt
 env >env.txt
-trap 'touch stopped; exit 0' TERM
+trap 'touch stopped; exit "${AT_TERM:-0}"' TERM
 [ "${SLEEP:-0}" = 0 ] || { touch started; while true; do sleep 0.05; done; }
 exit "${CODE:-0}"
 """
@@ -87,7 +87,8 @@ def test_a_container_gets_the_project_and_further_folders(job):
     assert f"PYTHONPATH={folder}" in environment and "VENV=" in environment
 
 
-@pytest.mark.parametrize(("code", "again"), [(0, False), (1, False), (2, False), (75, True), (137, True), (134, True)])
+@pytest.mark.parametrize(("code", "again"), [(0, False), (1, False), (2, False), (75, True), (137, True),
+                                              (134, True), (143, False)])
 def test_its_exit_code_is_that_of_the_command(job, code, again):
     variables = {"CODE": str(code), "REQUEUE_KILLED_AFTER": "0"}
     assert finish(job("run.sbatch", "launch/train.py", **variables))[0] == code
@@ -99,22 +100,24 @@ def test_what_is_killed_soon_after_its_start_is_not_queued_again(job):
     assert not (job.folder / "scontrol.txt").exists()
 
 
-def test_before_the_time_limit_all_tasks_are_told_and_the_job_queues_again(job):
-    process = job("run.sbatch", "launch/train.py", SLEEP="1")
+@pytest.mark.parametrize(("script", "code"), [("train", 0), ("label", 143)])
+def test_before_the_time_limit_all_tasks_are_told_and_the_job_queues_again(job, script, code):
+    """Labels end with the code of the signal, and go on by the same command too."""
+    process = job("run.sbatch", f"launch/{script}.py", SLEEP="1", AT_TERM=str(code))
     wait_for(job.folder / "started")
     process.send_signal(signal.SIGTERM)
-    assert finish(process)[0] == 0
+    assert finish(process)[0] == code
     assert (job.folder / "scancel.txt").read_text().splitlines() == ["--signal=TERM", "7"]
     assert (job.folder / "stopped").exists()
     assert (job.folder / "scontrol.txt").read_text().splitlines() == ["requeue", "7"]
 
 
-@pytest.mark.parametrize("code", [0, 75, 137])
+@pytest.mark.parametrize("code", [0, 75, 137, 143])
 def test_a_job_that_is_cancelled_or_queued_again_by_others_is_not_queued_again(job, code):
     """It was: a cancelled job came back."""
-    process = job("run.sbatch", "launch/train.py", SLEEP="1" if code == 0 else "0", CODE=str(code), STATE="COMPLETING",
-                  REQUEUE_KILLED_AFTER="0")  # fmt: skip
-    if code == 0:
+    process = job("run.sbatch", "launch/train.py", SLEEP="1" if code in (0, 143) else "0", CODE=str(code),
+                  AT_TERM=str(code), STATE="COMPLETING", REQUEUE_KILLED_AFTER="0")  # fmt: skip
+    if code in (0, 143):
         wait_for(job.folder / "started")
         process.send_signal(signal.SIGTERM)
     assert finish(process)[0] == code

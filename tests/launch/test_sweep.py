@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from lapa_jax.core.errors import UserError
+from lapa_jax.train import distributed
 from launch import sweep
 
 # A stage whose figure is known: twice its first number, plus what the stage before wrote. Each run leaves a line.
@@ -103,6 +104,31 @@ def test_a_signal_ends_what_runs(chain, tmp_path, root):
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     assert process.returncode != 0 and time.monotonic() - start < 20
+
+
+def test_a_stage_is_one_process_whatever_step_of_slurm_the_sweep_is_in(tmp_path, monkeypatch):
+    """It waited for the other tasks of the step, which ran no training."""
+    script = tmp_path / "stage.py"
+    script.write_text("""
+import json, os, pathlib, sys
+pathlib.Path(sys.argv[1]).mkdir()
+slurm = {name: value for name, value in os.environ.items() if name.startswith("SLURM")}
+pathlib.Path(sys.argv[1], "metrics.json").write_text(json.dumps({"metrics": {"figure": 1.0}, "slurm": slurm}))
+""")
+    file = tmp_path / "sweep.yaml"
+    stages = {"a": {"command": [str(script), "{out}"]}}
+    file.write_text(yaml.safe_dump({"metric": "figure", "stages": stages, "seeds": 1}))
+    step = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2",
+            "SLURM_LOCALID": "2", "SLURM_STEP_NUM_NODES": "2", "SLURM_NODEID": "1", "SLURM_GPUS_ON_NODE": "4",
+            "SLURM_STEP_NODELIST": "nowhere[1-2]", "SLURM_STEP_TASKS_PER_NODE": "2(x2)"}  # fmt: skip
+    for name, value in step.items():
+        monkeypatch.setenv(name, value)
+    sweep.main(["--file", str(file), "--out", str(tmp_path / "out")])
+    (written,) = (tmp_path / "out").glob("*/metrics.json")
+    seen = json.loads(written.read_text())["slurm"]
+    distributed.check_counts(seen, processes=1, gpus=4)
+    assert seen["SLURM_STEP_NUM_TASKS"] == "1" and seen["SLURM_PROCID"] == "0"
+    assert distributed.local_gpus(seen) == [0, 1, 2, 3] and seen["SLURM_JOB_ID"] == "7"
 
 
 def test_a_config_is_trained_with_each_setting(tmp_path, root, capsys):
