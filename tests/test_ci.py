@@ -39,11 +39,17 @@ def test_coverage_is_of_what_is_shipped(root):
     assert '[tool.coverage.run]\nsource = ["lapa_jax", "configs", "launch", "tools"]' in settings
 
 
-def test_templates_have_what_their_host_reads(root):
-    for path in (root / ".github/ISSUE_TEMPLATE").glob("*.md"):
-        head = yaml.safe_load(path.read_text().split("---")[1])
-        assert {"name", "about", "labels"} == set(head)
-    assert "- [ ] a test that fails" in (root / ".github/pull_request_template.md").read_text()
+def test_templates_have_what_their_host_reads_and_both_ask_the_same(root):
+    github = sorted((root / ".github/ISSUE_TEMPLATE").glob("*.md"))
+    gitlab = root / ".gitlab/issue_templates"
+    assert {path.name for path in gitlab.iterdir()} == {path.name for path in github} == {"bug.md", "idea.md"}
+    for path in github:
+        _, head, body = path.read_text().split("---\n", maxsplit=2)
+        assert {"name", "about", "labels"} == set(yaml.safe_load(head))
+        assert (gitlab / path.name).read_text() == body.lstrip("\n"), path.name
+    request = (root / ".github/pull_request_template.md").read_text()
+    assert "- [ ] a test that fails" in request
+    assert (root / ".gitlab/merge_request_templates/Default.md").read_text() == request
 
 
 def test_the_citation_names_this_version_and_licence(root):
