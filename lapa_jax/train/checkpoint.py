@@ -128,16 +128,13 @@ class Checkpointer:
             integrity.reseal(folder, {"step": step, "metrics": _finite(metrics)})
             self._write_best()
 
-    def meta(self) -> dict:
-        """The metadata of the newest checkpoint."""
-        self.wait()
-        return read_json(folder_of(self._workdir, self._latest) / META_FILE)
-
     def restore(self, abstract: State, step: int | None = None) -> State:
         """The newest checkpoint, or that of a step, placed as the shardings of `abstract` say; strict on names and
-        shapes."""
+        shapes. Checksums are not compared: `recovery.recover` does that before."""
         self.wait()
-        folder = folder_of(self._workdir, self._latest if step is None else step)
+        if step is not None:
+            self._latest = step  # where later ones were damaged, their steps are written again
+        folder = folder_of(self._workdir, self._latest)
         variables = ocp.load(folder, abstract.variables, checkpointable_name="params")
         rest = ocp.load(folder, _rest(abstract), checkpointable_name="state")
         return State(rest["step"], variables, rest["opt_state"])

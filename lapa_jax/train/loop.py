@@ -279,10 +279,14 @@ class Loop:
         self._losses.recent = list(losses)
 
     def _roll_back(self, bad: int, last: int) -> int:
-        """Goes back to the newest checkpoint and leaves out the batches of the steps from `bad` to `last`; returns the
-        step of the checkpoint."""
+        """Goes back to the newest whole checkpoint and leaves out the batches of the steps from `bad` to `last`; returns
+        the step of the checkpoint."""
         self._checkpoints.wait()
-        good = self._checkpoints.latest_step
+        recovered = recover(self._workdir)
+        self._watchdog.progress()
+        for line in recovered.lines:
+            LOG.warning(line)
+        good = recovered.step
         if good is None or len(self._left_out.windows) >= MOST:
             why = "no checkpoint to go back to" if good is None else f"{MOST} windows of batches left out already"
             raise UserError(f"the loss spiked at step {bad}, with {why}; lower config.optim.learning_rate")
@@ -292,13 +296,13 @@ class Loop:
                     bad, last)  # fmt: skip
         self._feed.close()
         self._pending.clear()
-        self._state = self._checkpoints.restore(self._setup.abstract)
+        self._state = self._checkpoints.restore(self._setup.abstract, good)
         if self._writer is not None:
             self._left_out.write(self._workdir)
             self._writer.close()
             self._writer = self._open_metrics(good)
         self._write(good, {"train/left_out_batches": sum(b - a + 1 for a, b in windows)})
-        self._replay(self._checkpoints.meta().get("losses", []))
+        self._replay(recovered.meta.get("losses", []))
         self._begin_feed(good)
         return good
 

@@ -187,23 +187,49 @@ def test_it_goes_on_from_the_newest_checkpoint_of_any_level(whole, data, tmp_pat
         assert [x for x in figures(run) if "loss" in x[1]] == [x for x in figures(whole) if "loss" in x[1]]
 
 
-def test_the_batches_of_a_spike_are_never_seen_again(data, tmp_path, monkeypatch):
-    """A batch with numbers that are none ends a run, unless it goes back and leaves it out."""
+@pytest.fixture
+def poisoned(monkeypatch):
+    """One batch has numbers that are none."""
     make_batches = toys.setup.Setup.train_batches
 
-    def poisoned(self, start):
+    def batches(self, start):
         for number, batch in enumerate(make_batches(self, start), start):
             yield {**batch, "action": batch["action"] * np.float32(np.nan if number == 4 else 1)}
 
-    monkeypatch.setattr(toys.setup.Setup, "train_batches", poisoned)
-    change = {"steps": 6, "save_every": 2, "log_every": 2}
+    monkeypatch.setattr(toys.setup.Setup, "train_batches", batches)
+    return {"steps": 6, "save_every": 2, "log_every": 2}
+
+
+def test_the_batches_of_a_spike_are_never_seen_again(data, tmp_path, poisoned):
+    """A batch with numbers that are none ends a run, unless it goes back and leaves it out."""
     with pytest.raises(UserError, match=r"not finite at step\(s\) 5"):
-        train(toys.config("chunks", data, **change), tmp_path / "stops")
-    train(toys.config("chunks", data, on_spike="rollback", **change), tmp_path / "run")
+        train(toys.config("chunks", data, **poisoned), tmp_path / "stops")
+    train(toys.config("chunks", data, on_spike="rollback", **poisoned), tmp_path / "run")
     assert spikes.LeftOut.read(tmp_path / "run").windows == [(4, 5)]
     assert steps(tmp_path / "run") == [2, 4, 6]
     finite = jax.tree.map(lambda x: np.isfinite(x).all(), load_for_inference(tmp_path / "run").variables)
     assert jax.tree.all(finite)
+
+
+def test_a_spike_never_leads_back_to_a_damaged_checkpoint(data, tmp_path, monkeypatch, poisoned):
+    config = toys.config("chunks", data, on_spike="rollback", **poisoned)
+    train(config, tmp_path / "whole")
+    finish, flipped = Checkpointer._finish, []
+
+    def damaged_later(self, response, temporary, step, *rest):
+        finish(self, response, temporary, step, *rest)
+        if step == 4 and not flipped:
+            files = (path for path in (tmp_path / "run/checkpoints/4/params").rglob("*") if path.is_file())
+            flipped.append(max(files, key=lambda path: path.stat().st_size))
+            content = bytearray(flipped[0].read_bytes())
+            content[len(content) // 2] ^= 1
+            flipped[0].write_bytes(content)
+
+    monkeypatch.setattr(Checkpointer, "_finish", damaged_later)
+    train(config, tmp_path / "run")
+    log = (tmp_path / "run/log.txt").read_text()
+    assert "has another checksum): moved aside to 4.damaged" in log and "back to step 2, without the batches" in log
+    assert steps(tmp_path / "run") == [2, 4, 6] and same(tmp_path / "run", tmp_path / "whole")
 
 
 def test_the_watchdog_looks_on_from_the_restored_state_to_the_last_checkpoint(data, tmp_path, monkeypatch):
