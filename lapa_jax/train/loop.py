@@ -157,9 +157,10 @@ class Loop:
         self._state = self._start(recovered)
         self._watchdog.progress()
         self._losses = make_losses(train)
-        self._left_out = LeftOut.read(workdir)
         self._evaluated = recovered.evaluated
         resumed = recovered.meta or {}
+        left_out = on_first_host(lambda: LeftOut.resume(workdir, resumed.get("left_out")).windows)
+        self._left_out = LeftOut(left_out)
         self._sealed = resumed.get("metrics")
         self._replay(resumed.get("losses", []))
         self._pending: list[dict[str, jax.Array]] = []
@@ -279,8 +280,11 @@ class Loop:
         self._losses.recent = list(losses)
 
     def _roll_back(self, bad: int, last: int) -> int:
-        """Goes back to the newest whole checkpoint and leaves out the batches of the steps from `bad` to `last`; returns
-        the step of the checkpoint."""
+        """Goes back to the newest whole checkpoint and leaves out the batches of the steps from `bad` to `last`.
+
+        Returns:
+          The step of the checkpoint.
+        """
         self._checkpoints.wait()
         recovered = recover(self._workdir)
         self._watchdog.progress()
@@ -438,7 +442,8 @@ class Loop:
             self._log(step)
         self._watchdog.progress()
         metrics = None if self._writer is None else self._writer.seal()
-        return {**self._meta, "step": step, "losses": self._losses.recent, "metrics": metrics}
+        return {**self._meta, "step": step, "losses": self._losses.recent, "metrics": metrics,
+                "left_out": self._left_out.windows}  # fmt: skip
 
     @property
     def _trackers(self) -> Trackers | None:

@@ -5,15 +5,17 @@ section 5.1): the spikes did not come back, and the same batches did no harm at 
 """
 
 import bisect
+import logging
 import math
 import pathlib
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 
 from lapa_jax.core.config import ConfigError
-from lapa_jax.core.errors import did_you_mean
-from lapa_jax.core.files import read_json, write_json
+from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.core.integrity import read_checked_json, write_checked_json
 
+LOG = logging.getLogger("lapa_jax")
 LEFT_OUT_FILE = "left_out.json"
 ACTIONS = ("stop", "rollback")
 WINDOW, FEWEST = 100, 20
@@ -69,7 +71,10 @@ class Losses:
 
 
 class LeftOut:
-    """The batches that a run leaves out: windows of their numbers, kept in `left_out.json` of the run folder."""
+    """The batches that a run leaves out: windows of their numbers, kept in `left_out.json` of the run folder.
+
+    Checkpoints know those of their time: the file is newer, where a run went back before a spike since then.
+    """
 
     def __init__(self, windows: Sequence[Sequence[int]] = ()):
         """Args: windows: (first, last) numbers of batches, both left out; disjoint, ascending."""
@@ -77,13 +82,43 @@ class LeftOut:
 
     @classmethod
     def read(cls, workdir: pathlib.Path) -> "LeftOut":
-        """Those of a run; none where it has left out none."""
+        """Those of a run; none where it has left out none.
+
+        Raises:
+          UserError: the file is damaged.
+        """
         path = workdir / LEFT_OUT_FILE
-        return cls(read_json(path)["batches"]) if path.is_file() else cls()
+        return cls(read_checked_json(path)["batches"]) if path.is_file() else cls()
+
+    @classmethod
+    def resume(cls, workdir: pathlib.Path, stored: Sequence[Sequence[int]] | None) -> "LeftOut":
+        """Those of a run that goes on. A file that is missing, damaged or lacks what the checkpoint knows of is written
+        again from the checkpoint, with a warning.
+
+        Args:
+          stored: the windows in the checkpoint's metadata; None in those of versions that did not store them.
+
+        Raises:
+          UserError: the file is damaged, and the checkpoint does not know.
+        """
+        try:
+            kept = cls.read(workdir)
+        except UserError as error:
+            if stored is None:
+                raise
+            why = str(error)
+        else:
+            if all(any(a <= first and last <= b for a, b in kept.windows) for first, last in stored or ()):
+                return kept
+            why = f"{workdir / LEFT_OUT_FILE} lacks batches that the run had left out"
+        LOG.warning("%s: written again as the checkpoint knows them", why)
+        left_out = cls(stored)
+        left_out.write(workdir)
+        return left_out
 
     def write(self, workdir: pathlib.Path) -> None:
         """Stores them."""
-        write_json(workdir / LEFT_OUT_FILE, {"batches": self.windows})
+        write_checked_json(workdir / LEFT_OUT_FILE, {"batches": self.windows})
 
     def batch_of(self, step: int) -> int:
         """The number of the batch that a step takes; steps count from 1, batches from 0."""

@@ -211,6 +211,16 @@ def test_the_batches_of_a_spike_are_never_seen_again(data, tmp_path, poisoned):
     assert jax.tree.all(finite)
 
 
+def test_a_run_whose_list_of_left_out_batches_is_lost_goes_on_with_the_same_batches(data, tmp_path, poisoned):
+    change, run = {**poisoned, "on_spike": "rollback"}, tmp_path / "run"
+    train(toys.config("chunks", data, **change), run)
+    (run / "left_out.json").unlink()
+    train(toys.config("chunks", data, **{**change, "steps": 8}), run)
+    assert "left_out.json lacks batches" in (run / "log.txt").read_text()
+    train(toys.config("chunks", data, **{**change, "steps": 8}), tmp_path / "whole")
+    assert spikes.LeftOut.read(run).windows == [(4, 5)] and same(run, tmp_path / "whole")
+
+
 def test_a_spike_never_leads_back_to_a_damaged_checkpoint(data, tmp_path, monkeypatch, poisoned):
     config = toys.config("chunks", data, on_spike="rollback", **poisoned)
     train(config, tmp_path / "whole")

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lapa_jax.core.config import ConfigError
+from lapa_jax.core.errors import UserError
 from lapa_jax.train.spikes import LeftOut, Losses, Spike
 
 
@@ -59,3 +60,21 @@ def test_they_are_kept_in_the_run_folder(tmp_path):
     assert LeftOut.read(tmp_path).windows == []
     LeftOut([(3, 5), (9, 9)]).write(tmp_path)
     assert LeftOut.read(tmp_path).windows == [(3, 5), (9, 9)]
+
+
+@pytest.mark.parametrize("damage", [lambda text: text.replace("5", "7"), lambda text: '{"batches": [[3]]}', None])
+def test_a_damaged_or_missing_file_is_written_again_as_the_checkpoint_knows_them(tmp_path, caplog, damage):
+    path, windows = tmp_path / "left_out.json", [(3, 5), (9, 9)]
+    LeftOut(windows).write(tmp_path)
+    assert LeftOut.resume(tmp_path, [[3, 5]]).windows == windows and not caplog.text, "newer than the checkpoint"
+    path.unlink() if damage is None else path.write_text(damage(path.read_text()))
+    assert LeftOut.resume(tmp_path, [[3, 5]]).windows == [(3, 5)]
+    assert f"{path} " in caplog.text and "written again as the checkpoint knows them" in caplog.text
+    assert LeftOut.read(tmp_path).windows == [(3, 5)]
+
+
+def test_a_damaged_file_of_which_the_checkpoint_knows_nothing_is_refused(tmp_path):
+    assert LeftOut.resume(tmp_path, None).windows == [] and not list(tmp_path.iterdir())
+    (tmp_path / "left_out.json").write_text('{"batches": [[3]]}')
+    with pytest.raises(UserError, match="left_out.json is damaged"):
+        LeftOut.resume(tmp_path, None)
