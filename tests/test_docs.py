@@ -257,6 +257,14 @@ def test_tutorials_say_what_an_installation_calls_their_commands(root):
     assert "choose_gap" in named and named - set(known) == set()
 
 
+def test_the_readme_lists_the_extras_of_setup_py(root):
+    source = ast.parse((root / "setup.py").read_text())
+    keywords = [node for node in ast.walk(source) if isinstance(node, ast.keyword)]
+    (extras,) = [node.value for node in keywords if node.arg == "extras_require"]
+    table = (root / "README.md").read_text().partition("| extra | for |")[2].partition("\n\n")[0]
+    assert sorted(re.findall(r"`\.\[([\w-]+)\]`", table)) == sorted(key.value for key in extras.keys)
+
+
 def test_commands_are_found_on_the_pages():
     assert "--config" in COMMANDS["launch/train.py"] and "--layer" in COMMANDS["tools/import_weights.py siglip"]
     assert len(COMMANDS) > 20
