@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lapa_jax.core import integrity
 from lapa_jax.core.checkpoint_step import parse_step
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import write_json
@@ -178,6 +179,22 @@ def test_every_damage_of_every_file_is_seen_and_the_next_checkpoint_taken(run, t
         shutil.rmtree(aside)
         shutil.copytree(spare, newest)
     assert recovery.recover(run) == (5, {**META, "step": 5}, (), True, False)
+
+
+@pytest.mark.parametrize("part", ["params", "state"])
+def test_of_a_hundred_flipped_bits_each_is_seen(run, part):
+    folder, rng = run / "checkpoints" / "5", np.random.default_rng(0)
+    contents = {path: path.read_bytes() for path in every_file(folder / part) if path.stat().st_size}
+    ends = np.cumsum([len(content) for content in contents.values()])
+    for position, bit in zip(rng.integers(0, ends[-1], 100), rng.integers(0, 8, 100)):
+        number = int(np.searchsorted(ends, position, side="right"))
+        path, whole = list(contents.items())[number]
+        damaged = bytearray(whole)
+        damaged[position - ends[number]] ^= 1 << int(bit)  # counted from the file's end
+        path.write_bytes(damaged)
+        assert integrity.faults(folder) == [f"{path.relative_to(folder).as_posix()} has another checksum"]
+        path.write_bytes(whole)
+    assert not integrity.faults(folder)
 
 
 def test_inference_refuses_damaged_weights_and_takes_no_others(run, monkeypatch):
