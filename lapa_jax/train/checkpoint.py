@@ -40,6 +40,7 @@ from lapa_jax.train.checkpoint_folder import (
     clear_temporary,
     folder_of,
     lacks,
+    note_first,
     numbered,
     prune,
     ranked,
@@ -99,6 +100,8 @@ class Checkpointer:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("checkpoints")
         self._latest = max(steps(workdir), default=None)
+        if jax.process_index() == 0 and self._latest is not None:
+            note_first(workdir, self._latest)  # a kill may have come between a checkpoint and its note
         self._write: Background | None = None
 
     @property
@@ -167,6 +170,7 @@ class Checkpointer:
             return
         content = integrity.seal(temporary, {"step": step, "metrics": _finite(metrics)})
         os.rename(temporary, folder_of(self._workdir, step))
+        note_first(self._workdir, step)
         size = sum(size for size, _ in content["files"].values())
         LOG.info("saved step %d: %.1f MB in %.2f s, of which the run waited %.2f s", step, size / 1e6,
                  time.perf_counter() - start, waited)  # fmt: skip

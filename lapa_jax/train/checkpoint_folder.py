@@ -4,21 +4,22 @@ A step gets its number as a name when it is whole, with checksums; leftovers of 
 dot. What lacks a file under its number was therefore damaged later, by whatever: it is moved aside, and never removed.
 """
 
-import json
 import math
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from lapa_jax.core import integrity
 from lapa_jax.core.checkpoint_step import FOLDER
 from lapa_jax.core.errors import UserError
-from lapa_jax.core.files import read_json
+from lapa_jax.core.files import read_json, read_json_object, write_json
 
 CONFIG_FILE, BEST_FILE, META_FILE = "config.json", "best.json", "meta/data.json"
+FIRST_FILE = "first_checkpoint.json"
+"""Lies in the run folder once a checkpoint is whole, where the loss of all of `checkpoints/` leaves it."""
 REQUIRED = ("_CHECKPOINT_METADATA", "commit_success.txt", META_FILE, "params/_METADATA", "params/manifest.ocdbt",
             "state/_METADATA", "state/manifest.ocdbt")  # fmt: skip
 """Files without which no checkpoint can be read, besides its checksums."""
@@ -161,36 +162,47 @@ def best_checkpoint(run: str | os.PathLike) -> Best:
     return best[0]
 
 
-def check_not_lost(run: pathlib.Path, logged: Sequence[int], saved: Sequence[int]) -> None:
+def note_first(run: pathlib.Path, step: int) -> None:
+    """Notes that a run has reached a checkpoint, if that is not noted yet."""
+    if not (run / FIRST_FILE).exists():
+        write_json(run / FIRST_FILE, {"step": step})
+
+
+def check_not_lost(run: pathlib.Path, logged: Sequence[int], saved: Sequence[int], moved: Sequence[str] = ()) -> None:
     """Refuses to begin anew where a run has made checkpoints and none is whole any more.
 
     A run that was killed before its first checkpoint has lost nothing and may begin again.
 
     Args:
-      logged: steps that its metrics know of. saved: steps that its log says were saved.
+      logged: steps that its metrics know of. saved: steps that its log says were saved. moved: a line about each
+        checkpoint that was just moved aside.
 
     Raises:
       UserError: what was found, and what to do.
     """
     if steps(run):
         return
-    evidence = [f"{FOLDER}/ holds {', '.join(names[:5])}"] if (names := damaged(run)) else []
+    evidence = [*moved[:3], *([f"{len(moved) - 3} more were moved aside"] if len(moved) > 3 else [])]
+    evidence += [f"{FOLDER}/ holds {', '.join(names[:5])}"] if (names := damaged(run)) else []
     evidence += [f"log.txt says that step {max(saved)} was saved"] if saved else []
-    # The second checkpoint is begun when the first one is whole; the metrics of its step are written before that.
-    first = _json_or_empty(run / CONFIG_FILE).get("train", {}).get("save_every")
+    evidence += [f"{FIRST_FILE} says that one was saved"] if (run / FIRST_FILE).exists() else []
+    # Of runs without that file. The second checkpoint is begun when the first one is whole; the metrics of its step are
+    # written before that.
+    first = _save_every(run)
     if logged and isinstance(first, int) and max(logged) > 2 * first:
         evidence.append(f"metrics.jsonl goes up to step {max(logged)}, with a checkpoint every {first}")
     if evidence:
-        raise UserError(f"{run} has no whole checkpoint left: {'; '.join(evidence)}. Nothing was changed. Copy the "
-                        f"missing files of {FOLDER}/<step> back (all of them: rsync -a), or begin anew in another "
-                        "--workdir")
+        renamed = f"; <step>.{DAMAGED} gets its number as its name again" if names else ""
+        raise UserError(f"{run} has no whole checkpoint left: {'; '.join(evidence)}. Nothing {'else ' if moved else ''}"
+                        f"was changed. Copy the missing or damaged files of {FOLDER}/<step> back (all of them: rsync "
+                        f"-a{renamed}), or begin anew in another --workdir")
 
 
-def _json_or_empty(path: pathlib.Path) -> Mapping:
+def _save_every(run: pathlib.Path):
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
+        return read_json_object(run / CONFIG_FILE)["train"]["save_every"]
+    except (UserError, KeyError, TypeError):
+        return None
 
 
 def _numbered(run: str | os.PathLike) -> list[pathlib.Path]:

@@ -86,7 +86,7 @@ def train(
             run = on_first_host(lambda: run_id(workdir))
             recovered = recover(workdir, _fast_checkpoints(config, run))
             if recovered.step is None:
-                check_kept(workdir)
+                check_kept(workdir, recovered.lines)
             setup = prepare(config, recovered.meta)
             if not held:
                 hold(stack, workdir, make=True)

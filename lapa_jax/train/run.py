@@ -10,7 +10,7 @@ import re
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import ml_collections
@@ -64,8 +64,11 @@ def check_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> No
         raise ConfigError(f"{workdir} is not empty and holds no run; choose another --workdir")
 
 
-def check_kept(workdir: pathlib.Path) -> None:
-    """Refuses a run whose metrics or log know of checkpoints where no whole one is left.
+def check_kept(workdir: pathlib.Path, moved: Sequence[str] = ()) -> None:
+    """Refuses a run that had checkpoints where no whole one is left.
+
+    Args:
+      moved: a line about each that was just moved aside.
 
     Raises:
       UserError: what was found, and what to do.
@@ -73,7 +76,7 @@ def check_kept(workdir: pathlib.Path) -> None:
     log = workdir / LOG_FILE
     saved = _SAVED.findall(log.read_text("utf-8", errors="replace")) if log.is_file() else ()
     logged = [line["step"] for line in read_metrics(workdir)]
-    check_not_lost(workdir, logged, [int(step) for step in saved])
+    check_not_lost(workdir, logged, [int(step) for step in saved], moved)
 
 
 def _is_beginning(workdir: pathlib.Path) -> bool:

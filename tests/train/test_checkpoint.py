@@ -250,26 +250,42 @@ def test_a_copy_without_some_files_is_moved_aside_and_named(run):
 
 
 def test_a_run_that_has_lost_its_checkpoints_is_refused(run):
-    write_json(run / "config.json", {"train": {"save_every": 5}})
-    metrics = run / "metrics.jsonl"
-    metrics.write_text('{"step": 10}\n')
-    check_kept(run)
     spare = run / "elsewhere"
+    check_kept(run)
     os.rename(run / "checkpoints", spare)
-    check_kept(run)  # killed while its first checkpoint was written, and it waited with the second one
-    metrics.write_text('{"step": 10}\n{"step": 11}\n')
-    with pytest.raises(UserError, match="no whole checkpoint left: metrics.jsonl goes up to step 11, .*every 5"):
-        check_kept(run)
-    metrics.unlink()
-    (run / "log.txt").write_text("12:00:00 saved step 3: 1.0 MB in 0.1 s\n")
-    with pytest.raises(UserError, match="log.txt says that step 3 was saved"):
+    with pytest.raises(UserError, match="no whole checkpoint left: first_checkpoint.json says that one was saved"):
         check_kept(run)
     os.rename(spare, run / "checkpoints")
     for step in (2, 4, 5):
         (run / f"checkpoints/{step}/commit_success.txt").unlink()
-    with pytest.raises(UserError, match=r"checkpoints/ holds 2, 4, 5; .* Nothing was changed. Copy the missing files"):
+    with pytest.raises(UserError, match=r"checkpoints/ holds 2, 4, 5; .* Nothing was changed. Copy the missing"):
         check_kept(run)
     assert {"2", "4", "5"} == {p.name for p in (run / "checkpoints").iterdir()}
+    lines = recovery.recover(run).lines
+    with pytest.raises(UserError) as refusal:
+        check_kept(run, lines)
+    assert all(line in str(refusal.value) for line in lines) and "Nothing else was changed" in str(refusal.value)
+    assert "<step>.damaged gets its number as its name again" in str(refusal.value)
+
+
+def test_a_kill_between_a_checkpoint_and_the_note_of_it_is_made_good(run):
+    (run / "first_checkpoint.json").unlink()
+    Checkpointer(run, keep_last=2, best_metric=None).close()
+    assert (run / "first_checkpoint.json").is_file()
+
+
+def test_a_run_without_that_note_is_refused_by_its_log_or_its_metrics(tmp_path):
+    write_json(tmp_path / "config.json", {"train": {"save_every": 5}})
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"step": 10}\n')
+    check_kept(tmp_path)  # killed while its first checkpoint was written, and it waited with the second one
+    metrics.write_text('{"step": 10}\n{"step": 11}\n')
+    with pytest.raises(UserError, match="no whole checkpoint left: metrics.jsonl goes up to step 11, .*every 5"):
+        check_kept(tmp_path)
+    metrics.unlink()
+    (tmp_path / "log.txt").write_text("12:00:00 saved step 3: 1.0 MB in 0.1 s\n")
+    with pytest.raises(UserError, match="log.txt says that step 3 was saved"):
+        check_kept(tmp_path)
 
 
 def test_milestones_and_several_best_ones_stay(tmp_path):

@@ -3,6 +3,7 @@ but for the test of the mesh of eight."""
 
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -117,6 +118,26 @@ def test_interrupted_run_ends_in_the_same_bits(toy, toy_whole, tmp_path):
     assert old["train/loss"] == new["train/loss"]
     train(toy(steps=4), run)  # fewer than it has: nothing is left to do
     assert checkpoint.steps(run)[-1] == 6 and read_metrics(run)[-1]["step"] == 6
+
+
+def test_where_all_checkpoints_are_damaged_or_lost_it_never_starts_anew(toy, tmp_path):
+    run = tmp_path / "run"
+    train(toy(steps=4), run)
+    for step in (2, 4):
+        files = (path for path in (run / f"checkpoints/{step}/state").rglob("*") if path.is_file())
+        largest = max(files, key=lambda path: path.stat().st_size)
+        content = bytearray(largest.read_bytes())
+        content[len(content) // 2] ^= 1
+        largest.write_bytes(content)
+    with pytest.raises(UserError) as refusal:
+        train(toy(), run)
+    for step in (2, 4):
+        assert f"checkpoints/{step} is damaged (state/" in str(refusal.value)
+        assert f"has another checksum): moved aside to {step}.damaged" in str(refusal.value)
+    shutil.rmtree(run / "checkpoints")
+    (run / "log.txt").unlink()
+    with pytest.raises(UserError, match="no whole checkpoint left: first_checkpoint.json says that one was saved"):
+        train(toy(), run)
 
 
 def test_sharding_changes_rounding_only(root, whole, all_devices, tmp_path):
