@@ -3,11 +3,12 @@
 import ast
 import re
 
+import pytest
 from packaging.requirements import Requirement
 
 
-def pinned(root) -> dict[str, str]:
-    lines = (root / "launch" / "constraints-3.11.txt").read_text().splitlines()
+def pinned(root, python: str) -> dict[str, str]:
+    lines = (root / "launch" / f"constraints-{python}.txt").read_text().splitlines()
     pins = [line.partition("==")[::2] for line in lines if line and not line.startswith("#")]
     assert all(name and version for name, version in pins)
     return {_normal(name): version for name, version in pins}
@@ -25,8 +26,9 @@ def named(root) -> list[Requirement]:
     return [Requirement(text) for text in [*names, *(text for name in asked.split(",") for text in extras[name])]]
 
 
-def test_every_package_is_pinned_within_its_range(root):
-    pins = pinned(root)
+@pytest.mark.parametrize("python", ["3.11", "3.12"])
+def test_every_package_is_pinned_within_its_range(root, python):
+    pins = pinned(root, python)
     for requirement in named(root):
         assert requirement.specifier.contains(pins[_normal(requirement.name)]), requirement
 
