@@ -41,7 +41,12 @@ class FastCheckpoints:
         self._write: Background | None = None
 
     def whole(self) -> tuple[list[int], list[str]]:
-        """The steps that can be restored here, ascending, and a line for each that is damaged and was moved aside."""
+        """The steps that can be restored here, ascending, and a line for each that is damaged and was moved aside.
+
+        Leftovers of killed writers are removed, which no later write may come to: a run that begins anew has another
+        id, and one that is complete writes no more. The run must be locked.
+        """
+        clear(self._folder)
         found, lines = [], []
         for path in self._numbered():
             if wrong := integrity.faults(path):
@@ -96,9 +101,10 @@ class FastCheckpoints:
             safetensors.numpy.save_file(pieces, temporary / STATE_FILE)
         write_json(temporary / META_FILE, meta)
         sizes = integrity.seal(temporary, about)["files"]
-        if target.exists():  # It goes with the next write: a kill here must find one or the other.
+        if target.exists():  # It goes when the new one has its name: a kill here must find one or the other.
             os.rename(target, self._folder / f".{step}.removing")
         os.rename(temporary, target)
+        clear(self._folder)
         LOG.info("fast checkpoint of step %d: %.1f MB in %.2f s, of which the run waited %.2f s", step,
                  sum(size for size, _ in sizes.values()) / 1e6, time.perf_counter() - start, waited)  # fmt: skip
         for path in sorted(self._numbered(), key=lambda path: int(path.name))[: -self._keep]:

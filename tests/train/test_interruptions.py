@@ -8,15 +8,17 @@ import threading
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.metrics import read_metrics
-from lapa_jax.train import feed, loop, spikes
+from lapa_jax.train import fast_checkpoints, feed, loop, spikes
 from lapa_jax.train.checkpoint import Checkpointer, load_for_inference, steps
 from lapa_jax.train.checkpoint_folder import best_checkpoint
 from lapa_jax.train.loop import train
+from lapa_jax.train.state import State
 from tests import toys
 from tests.data.samples import make
 from tests.toys import chunks
@@ -185,6 +187,42 @@ def test_it_goes_on_from_the_newest_checkpoint_of_any_level(whole, data, tmp_pat
     if damage != "another mesh":
         assert same(run, whole)
         assert [x for x in figures(run) if "loss" in x[1]] == [x for x in figures(whole) if "loss" in x[1]]
+
+
+@pytest.mark.parametrize("moment", ["before the first durable one", "beside the last durable one"])
+def test_what_a_killed_fast_checkpoint_leaves_is_gone_when_the_run_is_complete(data, tmp_path, monkeypatch, moment):
+    """Also where no other fast checkpoint follows: a run that begins anew has another folder for them."""
+    fast, run = tmp_path / "disk", tmp_path / "run"
+    change = {"steps": 4, "save_every": 4, "eval_every": 4, "log_every": 1, "fast_dir": str(fast)}
+
+    class Killed(BaseException):
+        pass
+
+    def killed(path, value):
+        path.with_name(f".{path.name}.01234567.tmp").write_text("half")
+        raise Killed
+
+    early = moment == "before the first durable one"
+    with monkeypatch.context() as patch:
+        patch.setattr(fast_checkpoints, "write_json", killed)
+        if early:
+            cut_at(patch, 4)
+        with pytest.raises(KeyboardInterrupt if early else Killed):
+            train(toys.config("chunks", data, **change, fast_every=3 if early else 4), run)
+        for thread in threading.enumerate():
+            if thread.name == "background":
+                thread.join(60)
+    assert bool(steps(run)) != early and list(fast.rglob(".*.writing/.meta.json.*.tmp"))
+    train(toys.config("chunks", data, **change, fast_every=3), run)
+    assert steps(run) == [4] and not list(fast.rglob(".*"))
+
+
+def test_a_fast_checkpoint_that_is_written_once_more_leaves_nothing_of_the_old_one(tmp_path):
+    writer = fast_checkpoints.FastCheckpoints(tmp_path, "run", {}, keep=2)
+    for value in (1.0, 2.0):
+        writer.save(State(jnp.int32(4), {"params": {"x": jnp.full(3, value)}}, {}), 4, {"value": value}, False)
+        writer.wait()
+    assert names(tmp_path / "run/process-0-of-1") == {"4"} and writer.meta(4) == {"value": 2.0}
 
 
 @pytest.fixture
