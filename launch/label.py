@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
     from lapa_jax.label.tables import TableLabeller
     from lapa_jax.train import distributed
 
-    distributed.initialize()
+    distributed.initialize(stop_together=False)
     kind = kind_of_run(args.run)
     if kind.codes is None:
         raise UserError(f"{args.run} holds a {kind.noun}, which gives no codes of the data; give a run of a tokenizer")

@@ -17,7 +17,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import threading
@@ -141,7 +140,6 @@ class Runner:
 
     def run(self, trials: list[tuple[Point, int]]) -> None:
         """Runs what is not done yet. A signal ends what runs, which saves, and the same command goes on."""
-        previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
         pool = concurrent.futures.ThreadPoolExecutor(self._jobs)
         try:
             done = [pool.submit(self._trial, point, seed, len(trials)) for point, seed in trials]
@@ -154,7 +152,6 @@ class Runner:
             raise
         finally:
             pool.shutdown(cancel_futures=True)
-            signal.signal(signal.SIGTERM, previous)
 
     def outcome(self, point: Point) -> sweeps.Outcome:
         """What there is of a point by now."""

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -25,6 +26,18 @@ class UserError(Exception):
 
 class Stopped(Exception):
     """A signal asked for the end at a moment when there is nothing to save. Launchers end with code 0."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: what holds something lets it go and removes what is half made, as after Ctrl-C.
+
+    Attributes:
+      number: of the signal.
+    """
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
 
 
 class ConfigError(UserError):
@@ -81,12 +94,13 @@ def run_main(main: Callable[[list[str]], None]) -> None:
     """Runs a launcher's `main(argv)` and turns what a user can mend into one line on stderr and exit code 2: a
     `UserError`, what a file system refuses, a device that is asked for and is not there.
 
-    A signal that arrives while the garbage collector calls back, or in a `__del__`, raises where nothing is caught: it
-    is sent again. When all is done, signals no longer change the exit code.
+    SIGTERM and SIGHUP raise `Terminated` where nobody else listens to them, and end with 128 and their number. A signal
+    that arrives while the garbage collector calls back, or in a `__del__`, raises where nothing is caught: it is sent
+    again. When all is done, signals no longer change the exit code.
     """
     keep_freed_memory()
-    previous = sys.unraisablehook
-    sys.unraisablehook = functools.partial(_raise_again, previous)
+    signals, previous = _Signals(), sys.unraisablehook
+    sys.unraisablehook = functools.partial(signals.raise_again, previous)
     try:
         main(sys.argv[1:])
         atexit.register(_ignore_signals)
@@ -104,24 +118,58 @@ def run_main(main: Callable[[list[str]], None]) -> None:
         asked = os.environ.get("JAX_PLATFORMS", "")
         _end(f"{str(error).splitlines()[0]} (JAX_PLATFORMS={asked}): install JAX for that device, or set "
              "JAX_PLATFORMS=cpu")  # fmt: skip
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         previous = lambda _: None  # noqa: E731 - what was half made complains when it is taken down
-        say("interrupted; the same command resumes", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        code, what = EXIT_INTERRUPTED, "interrupted"
+        if isinstance(error, Terminated):
+            atexit.register(_ignore_signals)
+            code, what = 128 + error.number, f"ended by {signal.Signals(error.number).name}"
+        say(f"{what}; the same command resumes", file=sys.stderr)
+        sys.exit(code)
     finally:
         sys.unraisablehook = previous
+        signals.close()
 
 
-def _raise_again(otherwise: Callable, unraisable) -> None:
-    """What Python calls with an exception that it cannot raise; `otherwise` gets those that no signal has caused."""
-    number = {KeyboardInterrupt: signal.SIGINT, Stopped: signal.SIGTERM}.get(unraisable.exc_type)
-    if number is None:
-        otherwise(unraisable)
-        return
-    # A little later, when the callback is over.
-    again = threading.Timer(0.05, os.kill, (os.getpid(), number))
-    again.daemon = True
-    again.start()
+class _Signals:
+    """SIGTERM and SIGHUP as exceptions, like SIGINT."""
+
+    ONCE = 5.0
+    """Seconds in which a second signal is the same request: schedulers send several, and one that raises while things
+    are tidied up would break that off."""
+
+    def __init__(self):
+        self._raised_at = -self.ONCE
+        # Whoever listens already goes on to: by nohup SIGHUP is ignored. Signals arrive in the main thread alone.
+        main_thread = threading.current_thread() is threading.main_thread()
+        self._ours = [number for number in (signal.SIGTERM, signal.SIGHUP)
+                      if main_thread and signal.getsignal(number) == signal.SIG_DFL]  # fmt: skip
+        for number in self._ours:
+            signal.signal(number, self._end)
+
+    def close(self) -> None:
+        for number in self._ours:
+            if signal.getsignal(number) == self._end:
+                signal.signal(number, signal.SIG_DFL)
+
+    def _end(self, number: int, _frame) -> None:
+        now = time.monotonic()
+        if now - self._raised_at > self.ONCE:
+            self._raised_at = now
+            raise Terminated(number)
+
+    def raise_again(self, otherwise: Callable, unraisable) -> None:
+        """What Python calls with an exception that it cannot raise; `otherwise` gets those that no signal caused."""
+        number = {KeyboardInterrupt: signal.SIGINT, Stopped: signal.SIGTERM}.get(unraisable.exc_type)
+        if isinstance(unraisable.exc_value, Terminated):
+            number, self._raised_at = unraisable.exc_value.number, -self.ONCE
+        if number is None:
+            otherwise(unraisable)
+            return
+        # A little later, when the callback is over.
+        again = threading.Timer(0.05, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
 
 
 def _ignore_signals() -> None:

@@ -24,8 +24,11 @@ VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 FIRST_PORT, PORTS = 61440, 4096
 
 
-def initialize() -> None:
+def initialize(stop_together: bool = True) -> None:
     """Joins the other processes, where there are any, and compares what Slurm gave with what JAX sees.
+
+    Args:
+      stop_together: whether JAX listens to SIGTERM, for `StopRequests`; without these nobody else would.
 
     A step of Slurm with several tasks is recognised by Slurm's own variables; elsewhere JAX_COORDINATOR_ADDRESS,
     JAX_NUM_PROCESSES and JAX_PROCESS_ID say who is who. On hosts with TPUs JAX asks Google Cloud's metadata.
@@ -35,6 +38,8 @@ def initialize() -> None:
         the platform that JAX_PLATFORMS asks for that does not start.
       RuntimeError: that platform is not there, which `run_main` says in a line.
     """
+    if not stop_together:
+        jax.config.update("jax_enable_preemption_service", False)
     given = [name for name in VARIABLES if name in os.environ]
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     if len(given) == len(VARIABLES):

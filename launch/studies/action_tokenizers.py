@@ -12,7 +12,6 @@ the first seed, and usage.md: which share of the codes each run uses on the trai
 Four data sets with six recipes are 24 runs of two to four CPU minutes.
 """
 
-import concurrent.futures
 import functools
 import pathlib
 from typing import NamedTuple
@@ -77,7 +76,7 @@ def main(argv: list[str]) -> None:
     args = common.grid_command_line(__doc__, FORM, RECIPES, USUAL, 1).parse_args(argv)
     sets = common.data_sets(args.data, FORM, _data)
     runs = sorted(common.grid(args, sets, RECIPES), key=lambda run: run.seed)  # the first seeds are what is compared
-    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+    with common.side_by_side(args.jobs) as pool:
         folders = list(pool.map(lambda run: _train(args.out, run), runs))
     first = [(run.recipe, folder) for run, folder in zip(runs, folders, strict=True) if run.seed == 0]
     _compare(args.out, sets, first)

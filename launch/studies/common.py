@@ -2,6 +2,8 @@
 
 import argparse
 import collections
+import concurrent.futures
+import contextlib
 import json
 import math
 import os
@@ -9,7 +11,8 @@ import pathlib
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from lapa_jax.core import escape
@@ -62,6 +65,24 @@ def evaluate(run: pathlib.Path, *arguments: str) -> dict:
     return json.loads(results.read_text(encoding="utf-8"))
 
 
+_running: set[subprocess.Popen] = set()
+_ending = threading.Event()
+
+
+@contextlib.contextmanager
+def side_by_side(jobs: int) -> Iterator[concurrent.futures.ThreadPoolExecutor]:
+    """Threads in which runs are made. An interrupt or SIGTERM ends what runs, which saves, and begins nothing more."""
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        try:
+            yield pool
+        except KeyboardInterrupt:
+            _ending.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(_running):
+                process.terminate()
+            raise
+
+
 def call(log: pathlib.Path, script: str, *arguments: str) -> None:
     """Runs a script of the repository, its output added to `log`; a failure is a UserError that names the log."""
     # One thread each: two runs side by side on two cores take less time than one after the other on both.
@@ -69,8 +90,14 @@ def call(log: pathlib.Path, script: str, *arguments: str) -> None:
     env = {**of_one_process(os.environ), "XLA_FLAGS": flags}
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a", encoding="utf-8") as file:
-        command = [sys.executable, str(ROOT / script), *arguments]
-        code = subprocess.run(command, stdout=file, stderr=file, env=env).returncode
+        process = subprocess.Popen([sys.executable, str(ROOT / script), *arguments], stdout=file, stderr=file, env=env)
+    _running.add(process)
+    if _ending.is_set():  # begun in the moment of the interrupt
+        process.terminate()
+    code = process.wait()
+    _running.discard(process)
+    if _ending.is_set():  # a training that was asked to stop ends with 0
+        raise UserError(f"{script} was ended; the same command goes on")
     if code:
         raise UserError(f"{script} failed (exit {code}) for {log.stem}; see {log}")
 

@@ -7,7 +7,6 @@ interrupted goes on where it stopped. Where the shards were made by tools/make_p
 were found are compared with the planted ones.
 """
 
-import concurrent.futures
 import json
 import pathlib
 from typing import NamedTuple
@@ -52,7 +51,7 @@ def main(argv: list[str]) -> None:
     names = [data.name for data in sets]
     overrides = {data: common.overrides_of(data.name, names, args.overrides) for data in sets}
     runs = [(data, seed) for data in sets for seed in range(args.seeds)]
-    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+    with common.side_by_side(args.jobs) as pool:
         results = list(pool.map(lambda run: _run(args, overrides[run[0]], *run), runs))
     rows = [[data.name, str(seed), *common.cells(metrics, COLUMNS)]
             for (data, seed), metrics in zip(runs, results, strict=True)]  # fmt: skip

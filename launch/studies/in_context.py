@@ -12,7 +12,6 @@ Seven minutes of one core a run: two hours for the usual 17 policies.
 """
 
 import argparse
-import concurrent.futures
 import pathlib
 import statistics
 
@@ -37,7 +36,7 @@ def main(argv: list[str]) -> None:
     left_out = folds(sorted(set(task_names(StepShards(args.data, "train")))), args.folds)
     seen = [(actions, seed, ()) for seed in range(args.seeds) for actions in args.actions]
     unseen = [("raw", 0, tasks) for tasks in left_out]
-    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+    with common.side_by_side(args.jobs) as pool:
         if set(args.actions) - {"raw"}:
             # Tokenizers first: policies that see codes begin with the one of their seed.
             list(pool.map(lambda seed: _tokenizer(args, seed), range(args.seeds)))

@@ -8,7 +8,6 @@ recipes small (NSVQ), vq, fsq and laq_conv are four tokenizers with the same cod
 `launch/train.py` followed by `launch/eval.py`; a study that was interrupted goes on where it stopped.
 """
 
-import concurrent.futures
 import pathlib
 from typing import NamedTuple
 
@@ -63,7 +62,7 @@ FORM = "NAME=TRAIN_SHARDS,LABELLED_SHARDS,GAP_FRAMES"
 def main(argv: list[str]) -> None:
     args = common.grid_command_line(__doc__, FORM, RECIPES, ["small"], 3).parse_args(argv)
     runs = common.grid(args, common.data_sets(args.data, FORM, _data), RECIPES)
-    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+    with common.side_by_side(args.jobs) as pool:
         results = list(pool.map(lambda run: _run(args.out, run), runs))
     rows = [[str(run.data), run.recipe, str(run.seed), *common.cells(metrics, COLUMNS)]
             for run, metrics in zip(runs, results, strict=True)]  # fmt: skip

@@ -8,7 +8,6 @@ laq_conv.py. Every run is `launch/label.py` (once a data set), `launch/train.py`
 interrupted goes on where it stopped. RECIPE=3 trains a recipe with three seeds.
 """
 
-import concurrent.futures
 import pathlib
 from typing import NamedTuple
 
@@ -55,7 +54,7 @@ def main(argv: list[str]) -> None:
     sets = common.data_sets(args.data, FORM, Data)
     runs = common.grid(args, sets, RECIPES)
     labels = {data: _label(args.out, data) for data in sets}
-    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+    with common.side_by_side(args.jobs) as pool:
         results = list(pool.map(lambda run: _run(args.out, labels[run.data], run), runs))
     rows = [[run.data.name, run.recipe, str(run.seed), *common.cells(metrics, COLUMNS)]
             for run, metrics in zip(runs, results, strict=True)]  # fmt: skip

@@ -22,7 +22,6 @@ Every leg is one of our commands; a study that was interrupted goes on where it 
 """
 
 import argparse
-import concurrent.futures
 import dataclasses
 import functools
 import json
@@ -93,7 +92,7 @@ def main(argv: list[str]) -> None:
     seeds = args.seeds or (1 if args.short else 2)
     study = Study(args, SHORT if args.short else FULL)
     study.record(seeds)
-    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+    with common.side_by_side(args.jobs) as pool:
         # Independent of the policies: it runs beside them and is collected at the end.
         moving = pool.submit(study.latent_actions, "moving", 0)
         labelled = list(pool.map(study.labels, range(seeds))) if "lapa" in args.arms else []

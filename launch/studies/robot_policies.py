@@ -9,7 +9,6 @@ from nothing. All learn the same chunks. Every run is `launch/train.py` and `lau
 interrupted goes on where it stopped. RECIPE=5 trains a recipe with five seeds.
 """
 
-import concurrent.futures
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -63,7 +62,7 @@ FORM = "NAME=DEMO_SHARDS,STAGE2_RUN"
 def main(argv: list[str]) -> None:
     args = common.grid_command_line(__doc__, FORM, RECIPES, USUAL, 3).parse_args(argv)
     runs = common.grid(args, common.data_sets(args.data, FORM, Data), RECIPES)
-    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+    with common.side_by_side(args.jobs) as pool:
         results = list(pool.map(lambda run: _run(args.out, run), runs))
     say(_means(runs, results))
     say(_runs(runs, results))

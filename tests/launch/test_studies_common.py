@@ -1,6 +1,10 @@
 """Tables of studies: metrics that are absent or not finite, and their command lines."""
 
 import re
+import signal
+import subprocess
+import sys
+import time
 from typing import NamedTuple
 
 import common
@@ -62,3 +66,38 @@ def test_a_grid_is_data_sets_by_recipes_by_seeds():
         (name, *rest) for name in "ab" for rest in (("vq", 0), ("vq", 1), ("fsq", 0))]  # fmt: skip
     assert {run.overrides for run in runs if run.data.name == "a"} == {("seed=7",)}
     assert {run.overrides for run in runs if run.data.name == "b"} == {("seed=7", "seed=8")}
+
+
+STUDY = """
+import pathlib, signal, sys
+sys.path.insert(0, sys.argv[2])
+import common
+from lapa_jax.core.errors import run_main
+
+def main(argv):
+    folder = pathlib.Path(argv[0])
+    common.ROOT = folder
+    with common.side_by_side(1) as pool:
+        list(pool.map(lambda n: common.call(folder / "log", "stage.py", str(folder / f"begun{n}")), range(3)))
+
+run_main(main)
+"""
+STAGE = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+pathlib.Path(sys.argv[1]).touch()
+time.sleep(60)
+"""
+
+
+def test_a_study_that_is_killed_ends_what_runs_and_begins_nothing_more(tmp_path, root):
+    (tmp_path / "stage.py").write_text(STAGE)
+    command = [sys.executable, "-c", STUDY, str(tmp_path), str(root / "launch" / "studies")]
+    process = subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "begun0").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (143, "ended by SIGTERM; the same command resumes\n")
+    assert not (tmp_path / "begun1").exists()

@@ -56,10 +56,11 @@ def signal_runs(number: signal.Signals, workshop: Workshop, count: int, rng: ran
 
 
 def signal_job(job: str, workshop: Workshop, count: int, rng: random.Random, tally: Tally) -> None:
-    """Sends SIGTERM or SIGINT to another command; nothing of it lives on, and the same command finishes."""
+    """Sends SIGTERM, SIGINT or SIGHUP to another command; nothing half made and nothing of it lives on, and the same
+    command finishes."""
     _, seconds = workshop.whole(job)
     while tally.tried < count:
-        out, number = workshop.new(job), rng.choice((signal.SIGTERM, signal.SIGINT))
+        out, number = workshop.new(job), rng.choice((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
         process = workshop.start(job, out)
         process.until(lambda: False, rng.uniform(0.1, 1.0) * seconds)
         if not process.running:
@@ -67,10 +68,12 @@ def signal_job(job: str, workshop: Workshop, count: int, rng: random.Random, tal
         sent = time.monotonic()
         process.popen.send_signal(number)
         code, took = process.wait(4 * SOON), time.monotonic() - sent
-        expected = (-signal.SIGTERM,) if number == signal.SIGTERM else (EXIT_INTERRUPTED, -signal.SIGINT)
-        wrong = [] if code in (*expected, 0) else [f"code {code}"]
+        # 128 + 2 is 130. Before the command listens, in its first second, the signal itself ends it.
+        wrong = [] if code in (128 + number, -number, 0) else [f"code {code}: {process.last_words()}"]
         wrong += _left(process, took)
-        if "Traceback" in process.printed() and number == signal.SIGINT and "interrupted" in process.printed():
+        if code != -number:
+            wrong += _half_made(out)
+        if "Traceback" in process.printed() and code == 128 + number:
             wrong.append("a traceback")
         wrong += workshop.finish(job, out)
         tally.ended(f"{number.name} code {code}", wrong)
@@ -82,7 +85,7 @@ def _wrong(process: Process, out: pathlib.Path, number: signal.Signals, code: in
     """What is wrong with how a training run has ended."""
     interrupted = number == signal.SIGINT
     if not listens:
-        right = (-number, EXIT_INTERRUPTED) if interrupted else (-number, 0)
+        right = (-number, EXIT_INTERRUPTED) if interrupted else (-number, 128 + number, 0)
     elif stepped:
         right = (0,)
     else:
@@ -105,6 +108,12 @@ def _left(process: Process, took: float) -> list[str]:
     alive = still_carrying(process.mark, 5.0)
     wrong += [f"{len(alive)} process(es) live on"] if alive else []
     return wrong + [f"{path.name} is left in TMPDIR" for path in process.temporary.iterdir()]
+
+
+def _half_made(out: pathlib.Path) -> list[str]:
+    """Temporary files and locks in and beside a folder; what is whole may stay in one that is not finished."""
+    return [f"{path.name} is left" for path in out.parent.rglob("*")
+            if path.name.endswith((".tmp", ".lock", ".lock.json")) or path.name in ("lock", "lock.json")]  # fmt: skip
 
 
 def _steps_since(process: Process) -> bool:

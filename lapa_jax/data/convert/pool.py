@@ -31,6 +31,9 @@ def call(function: Callable, *args, workers: int):
             raise UserError(
                 f"the process that listed {args[0]} died: a damaged file that crashes its decoder, or out of memory"
             ) from None
+        except BaseException:
+            _kill(pool)  # leaving the pool would wait for it
+            raise
 
 
 def run_jobs(
@@ -97,6 +100,9 @@ def _alone(job: Job, patience: float) -> Failure | None:
             return Failure(job.entry["id"], f"decoding it took more than {patience:g} s (--episode_timeout)")
         except BrokenProcessPool:
             return Failure(job.entry["id"], "the process that decoded it died (a decoder bug, or out of memory)")
+        except BaseException:
+            _kill(pool)
+            raise
 
 
 def _kill(pool: concurrent.futures.ProcessPoolExecutor) -> None:

@@ -1,5 +1,6 @@
 """The run of a conversion, start to end; see `convert`."""
 
+import contextlib
 import dataclasses
 import itertools
 import pathlib
@@ -76,7 +77,11 @@ def convert(
     (work / "parts").mkdir(parents=True, exist_ok=True)
     with no_other(work):
         conversion = _Conversion(source, out, with_captions(source, options), plan)
-        return conversion.run(workers, max_errors, episode_timeout)
+        try:
+            return conversion.run(workers, max_errors, episode_timeout)
+        except KeyboardInterrupt:
+            conversion.clean()  # its workers were killed
+            raise
 
 
 def with_captions(source: pathlib.Path, options: Options) -> Options:
@@ -114,7 +119,7 @@ class _Conversion:
         self.source, self.out, self.work, self.plan = source, out, out / step_shards.WORK, plan
         self.parts = self.work / "parts"
         self.options = options.for_readers()
-        self._clean()
+        self.clean()
         self.packers = []
         for split in ("train", "val"):
             ids = [e["id"] for e in plan["episodes"] if e["split"] == split]
@@ -133,8 +138,8 @@ class _Conversion:
         ids = [entry["id"] for entry in self.plan["episodes"]]
         return Duplicates(ids, distance, settled, lambda episode: read_part(self.parts, episode))
 
-    def _clean(self) -> None:
-        """Removes what a killed run has left half-written: temporary files, and parts without their JSON."""
+    def clean(self) -> None:
+        """Removes what a killed run or worker has left half-written: temporary files, and parts without their JSON."""
         for folder in (self.out, self.work, self.parts):
             for path in folder.glob(".*.tmp"):
                 path.unlink()
@@ -152,9 +157,11 @@ class _Conversion:
         shared = {key: self.plan[key] for key in ("format", "options", "columns", "cameras", "not_colour")}
         jobs = (Job(str(self.source), str(self.parts), shared, self.options, e) for e in waiting)
         total = len(self.plan["episodes"])
-        with bar(total=total, initial=total - len(waiting), desc="convert", unit="episode") as progress:
+        shown = bar(total=total, initial=total - len(waiting), desc="convert", unit="episode")
+        # Closed: the workers have ended when this is left, however it is left.
+        with shown as progress, contextlib.closing(run_jobs(jobs, workers, patience)) as finished:
             self._pack(max_errors)
-            for job, failure in run_jobs(jobs, workers, patience):
+            for job, failure in finished:
                 if failure:
                     self.errors[failure.id] = failure.error
                     remove_part(self.parts, job.entry["id"])

@@ -1,5 +1,6 @@
 """A share of a conversion: every n-th episode becomes a part; whoever finds all of them there packs them."""
 
+import contextlib
 import pathlib
 
 from lapa_jax.core.files import read_json, write_json
@@ -62,20 +63,30 @@ def _make_parts(source, work, options, plan, share, workers, patience) -> bool:
     exists = lambda entry: entry["id"] in packed or meta_path(parts, entry["id"]).exists()  # noqa: E731
     planning.pin(work, plan, {entry["id"] for entry in plan["episodes"] if exists(entry)})
     mine = [entry for i, entry in enumerate(plan["episodes"]) if i % count == number]
-    for entry in mine:
-        for left in parts.glob(f".{entry['id']}.*.tmp"):
-            left.unlink(missing_ok=True)
+    _clear(parts, mine)
     waiting = [entry for entry in mine if not exists(entry)]
     shared = {key: plan[key] for key in ("format", "options", "columns", "cameras", "not_colour")}
     jobs = (Job(str(source), str(parts), shared, options.for_readers(), entry) for entry in waiting)
-    with bar(total=len(mine), initial=len(mine) - len(waiting), desc="convert", unit="episode") as progress:
-        for job, failure in run_jobs(jobs, workers, patience):
-            path = parts / f"{job.entry['id']}{FAILED}"
-            path.unlink(missing_ok=True)
-            if failure:
-                write_json(path, {"error": failure.error})
-            progress.update()
+    shown = bar(total=len(mine), initial=len(mine) - len(waiting), desc="convert", unit="episode")
+    try:
+        with shown as progress, contextlib.closing(run_jobs(jobs, workers, patience)) as finished:
+            for job, failure in finished:
+                path = parts / f"{job.entry['id']}{FAILED}"
+                path.unlink(missing_ok=True)
+                if failure:
+                    write_json(path, {"error": failure.error})
+                progress.update()
+    except KeyboardInterrupt:
+        _clear(parts, mine)  # the workers were killed
+        raise
     return all(exists(entry) or (parts / f"{entry['id']}{FAILED}").exists() for entry in plan["episodes"])
+
+
+def _clear(parts: pathlib.Path, entries: list[dict]) -> None:
+    """Removes what killed writers of some episodes have left half-written."""
+    for entry in entries:
+        for left in parts.glob(f".{entry['id']}.*.tmp"):
+            left.unlink(missing_ok=True)
 
 
 def _episodes(journal: pathlib.Path) -> list[str]:
