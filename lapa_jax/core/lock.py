@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from lapa_jax.core.errors import UserError
+from lapa_jax.core.files import parse_json
 
 BEAT, SILENT_BEATS = 3.0, 4
 """Seconds between two signs of life, and how many of them may be missing."""
@@ -194,7 +195,7 @@ def _beat(sign: Callable[[], None], stop: threading.Event) -> None:
 def _holder(path: pathlib.Path) -> dict:
     """Who gave the last sign of life; {} where nobody did."""
     try:
-        return json.loads(_beside(path).read_text())
+        return parse_json(_beside(path).read_text())
     except (OSError, ValueError):
         return {}
 

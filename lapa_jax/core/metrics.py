@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import xxhash
 
 from lapa_jax.core.errors import naming
-from lapa_jax.core.files import atomic_path
+from lapa_jax.core.files import atomic_path, parse_json
 from lapa_jax.core.trackers import Trackers
 
 LOG = logging.getLogger("lapa_jax")
@@ -76,7 +76,7 @@ def _read(path: pathlib.Path) -> tuple[list[dict], list[str]]:
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     for row in text.split("\n"):
         try:
-            line = json.loads(row)
+            line = parse_json(row)
         except json.JSONDecodeError:
             line = None
         if isinstance(line, dict) and isinstance(line.get("step"), int):

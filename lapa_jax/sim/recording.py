@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.core.files import read_json, write_json
+from lapa_jax.core.files import parse_json, read_json, write_json
 from lapa_jax.core.lock import beside, locked
 from lapa_jax.core.progress import bar
 from lapa_jax.data.convert import pool
@@ -125,7 +125,7 @@ def record(options: Options, out: pathlib.Path, workers: int = 1) -> list[dict]:
             recording_formats.finish(options, out, out / WORK, entries)
         shutil.rmtree(out / WORK, ignore_errors=True)
     env.close()
-    return [json.loads(line) for line in (out / EPISODES).read_text().splitlines()]
+    return _read_lines(out / EPISODES)
 
 
 def record_episode(env: Simulator, options: Options, number: int, task: str) -> Recording:
@@ -139,6 +139,13 @@ def record_episode(env: Simulator, options: Options, number: int, task: str) -> 
         f"the expert solved none of {ATTEMPTS} layouts of '{task}' within {options.max_steps or env.max_steps} steps; "
         "give a larger --max_steps or less --noise"
     )
+
+
+def _read_lines(path: pathlib.Path) -> list[dict]:
+    try:
+        return [parse_json(line) for line in path.read_text("utf-8").splitlines()]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); restore it, or record to another folder") from None
 
 
 def _check(env: Simulator, options: Options) -> None:

@@ -91,13 +91,14 @@ def test_metrics_after_the_resume_step_are_dropped(tmp_path):
 def test_a_flipped_byte_costs_its_own_line_alone(tmp_path, caplog):
     rows = [json.dumps({"step": step, "train/loss": step / 7}) for step in (1, 2, 3, 4)]
     rows[1] = rows[1].replace("step", "stfp")
+    rows.insert(2, 100_000 * "[")
     path = tmp_path / "metrics.jsonl"
     path.write_bytes("\n".join([*rows, ""]).encode().replace(b'"step": 3', b'"step": \xff3'))
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 4]
     MetricsWriter(tmp_path, resume_step=4).close()
-    assert [json.loads(row) for row in path.read_text().splitlines()] == [json.loads(rows[0]), json.loads(rows[3])]
-    assert len((tmp_path / "metrics.damaged.jsonl").read_text().splitlines()) == 2
-    assert "2 line(s) cannot be read" in caplog.text
+    assert [json.loads(row) for row in path.read_text().splitlines()] == [json.loads(rows[0]), json.loads(rows[4])]
+    assert len((tmp_path / "metrics.damaged.jsonl").read_text().splitlines()) == 3
+    assert "3 line(s) cannot be read" in caplog.text
 
 
 def test_lines_that_are_missing_or_changed_since_a_checkpoint_are_told(tmp_path, caplog):

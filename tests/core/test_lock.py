@@ -105,6 +105,13 @@ def test_a_file_system_without_locks_has_the_signs_of_life(tmp_path, quick, monk
             pytest.fail("it was entered")
 
 
+def test_a_sign_of_life_that_cannot_be_read_is_none(tmp_path):
+    for text in ("{", 100_000 * "["):
+        (tmp_path / ".lock.json").write_text(text)
+        with locked(tmp_path / ".lock", "training"):
+            pass
+
+
 def test_a_sign_of_life_that_is_deleted_does_not_come_back(tmp_path, quick):
     """The folder that it lies in is being deleted by the holder."""
     with locked(tmp_path / ".lock", "converting"):

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import sys
 
 import av
@@ -196,3 +197,11 @@ def test_an_expert_that_cannot_solve_a_task_in_time_says_so(tmp_path):
 def test_lines_are_json(shards):
     out, lines = shards
     assert [json.loads(line) for line in (out / "episodes.jsonl").read_text().splitlines()] == lines
+
+
+def test_lines_that_cannot_be_read_are_told(shards, tmp_path):
+    out = shutil.copytree(shards[0], tmp_path / "shards")
+    for text in ("{", 100_000 * "["):
+        (out / "episodes.jsonl").write_text(text)
+        with pytest.raises(UserError, match="episodes.jsonl is damaged .*; restore it, or record to another folder"):
+            record(out)

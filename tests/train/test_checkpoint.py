@@ -282,6 +282,9 @@ def test_a_run_without_that_note_is_refused_by_its_log_or_its_metrics(tmp_path):
     metrics.write_text('{"step": 10}\n{"step": 11}\n')
     with pytest.raises(UserError, match="no whole checkpoint left: metrics.jsonl goes up to step 11, .*every 5"):
         check_kept(tmp_path)
+    for text in ("{", "[]", 100_000 * "["):  # which is said where the config is needed
+        (tmp_path / "config.json").write_text(text)
+        check_kept(tmp_path)
     metrics.unlink()
     (tmp_path / "log.txt").write_text("12:00:00 saved step 3: 1.0 MB in 0.1 s\n")
     with pytest.raises(UserError, match="log.txt says that step 3 was saved"):

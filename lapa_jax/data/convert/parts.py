@@ -2,7 +2,6 @@
 
 import base64
 import itertools
-import json
 import os
 import pathlib
 import tempfile
@@ -12,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lapa_jax.core.files import atomic_path, placeholder, write_json
+from lapa_jax.core.files import atomic_path, placeholder, read_json, write_json
 from lapa_jax.data import formats, image_files, images
 from lapa_jax.data.convert import filter as filtering
 from lapa_jax.data.convert import scenes
@@ -282,10 +281,8 @@ def read_part(parts: str | os.PathLike, episode: str) -> dict | None:
     without an image}, "signature", "instruction"}], "fps", "left_out", "dropped", "text", "remarks", "filtered": {what:
     how many}, "strips"}; there is one piece without `--filter`.
     """
-    try:
-        return json.loads(meta_path(parts, episode).read_text())
-    except FileNotFoundError:
-        return None
+    path = meta_path(parts, episode)
+    return read_json(path) if path.exists() else None
 
 
 def remove_part(parts: str | os.PathLike, episode: str) -> None:

@@ -16,6 +16,7 @@ from lapa_jax.core.errors import UserError
 from lapa_jax.core.share import parse_share
 from lapa_jax.data.convert import share_lock
 from lapa_jax.data.convert.options import Options
+from lapa_jax.data.convert.parts import read_part
 from lapa_jax.data.convert.run import convert
 from lapa_jax.data.convert.shares import convert_share
 
@@ -211,3 +212,11 @@ def test_shares_are_read():
         parse_share("auto", {})
     with pytest.raises(UserError, match="without gaps: sbatch --array=0-3"):
         parse_share("auto", array | {"SLURM_ARRAY_TASK_COUNT": "4"})
+
+
+def test_a_summary_of_an_episode_that_cannot_be_read_is_named(tmp_path):
+    assert read_part(tmp_path, "one") is None
+    for text in ("{", 100_000 * "["):
+        (tmp_path / "one.json").write_text(text)
+        with pytest.raises(UserError, match="one.json is not valid JSON"):
+            read_part(tmp_path, "one")
