@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from lapa_jax.core import startup
 from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.escape import say
@@ -29,6 +30,7 @@ def main(argv: list[str]) -> None:
     if args.mib < 1 or args.side < 1 or args.file_mib < 1:
         raise UserError("--mib, --side and --file_mib must be at least 1")
     start = time.perf_counter()
+    startup.say("joining the other ranks")
 
     import jax
     from jax.experimental import multihost_utils

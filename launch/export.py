@@ -52,8 +52,10 @@ def _export(args: argparse.Namespace) -> None:
     clear_leftovers(args.out)
     with atomic_folder(args.out) as folder:
         if args.format == "stablehlo":
+            startup.say(f"lowering the program for {' and '.join(platforms)}, then writing {args.out}")
             stablehlo.save_program(trained, folder, platforms)
         else:
+            startup.say(f"writing {args.out}")
             trained.save_pretrained(folder)
         if report:
             write_json(folder / int8_error.REPORT_FILE, report)
@@ -77,6 +79,7 @@ def _in_int8(trained, args):
     small = variants.in_int8(trained, modules)
     if args.dtype:
         small = variants.in_bfloat16(small)
+    startup.say("measuring the error of int8; the first batch compiles")
     report = {**int8_error.compare(trained, small, **where), "modules": modules, "max_error": limit}
     say(int8_error.describe(report))
     int8_error.check_error(report, limit)

@@ -24,7 +24,7 @@ import time
 
 import yaml
 
-from lapa_jax.core import escape
+from lapa_jax.core import escape, startup
 from lapa_jax.core import sweep as sweeps
 from lapa_jax.core.arguments import OVERRIDE, Parser
 from lapa_jax.core.errors import UserError, did_you_mean, run_main
@@ -47,6 +47,7 @@ def main(argv: list[str]) -> None:
     args, sweep = _arguments(argv)
     points, share = sweep.points(), parse_share(args.share) or (0, 1)
     trials = [(point, seed) for seed in range(sweep.seeds) for point in points]
+    startup.say(f"checking {len(points)} settings")
     _check(sweep)
     check_can_write(args.out)
     args.out.mkdir(parents=True, exist_ok=True)

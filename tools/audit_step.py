@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Iterator
 
 from lapa_jax.core import config as config_lib
+from lapa_jax.core import startup
 from lapa_jax.core.arguments import Parser, check_options
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.escape import say
@@ -38,6 +39,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--rows {args.rows}: give 1 or more")
     config = config_lib.load(args.config, overrides)
 
+    startup.say(f"compiling {config.name} for {args.device}")
     from lapa_jax.train import plan_devices
     from lapa_jax.train.audit import audit
     from lapa_jax.train.plan import REMEDY, peak_of, verdict

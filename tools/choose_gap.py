@@ -15,7 +15,7 @@ import sys
 
 import yaml
 
-from lapa_jax.core import escape
+from lapa_jax.core import escape, startup
 from lapa_jax.core import sweep as sweeps
 from lapa_jax.core.arguments import OVERRIDE, Parser
 from lapa_jax.core.errors import UserError, run_main
@@ -41,6 +41,7 @@ def main(argv: list[str]) -> None:
     args, content, fps = plan(argv)
     if args.steps < 1:
         raise UserError(f"--steps {args.steps} must be 1 or more")
+    startup.say(f"checking the settings that are tried on {args.data}")
     list(sweeps.configs(sweeps.from_values(content, "choose_gap")))  # refuses what no run can have
     check_can_write(args.out)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ the keys of the configs that differ. The tables also go to the terminal.
 import argparse
 import pathlib
 
+from lapa_jax.core import startup
 from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import run_main
 from lapa_jax.core.escape import say
@@ -22,6 +23,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
 
     # After the arguments: matplotlib takes a second.
+    startup.say(f"comparing {', '.join(map(str, args.runs))}")
     from lapa_jax.plots import runs
 
     compared = runs.read(args.runs)

@@ -13,25 +13,32 @@ import os
 import pathlib
 from collections.abc import Sequence
 
+from lapa_jax.core import startup
 from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, did_you_mean, run_main
 from lapa_jax.core.escape import say
+from lapa_jax.data.shards.step_shards import read_dataset
 
 LENGTH = 16
 
 
 def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
-    _one_thread()
-    from lapa_jax.evaluate.codecs import comparison
-    from lapa_jax.evaluate.codecs.chunks import read_chunks
-
     folders = dict(pairs := [_pair(text, "--data", "NAME=SHARDS") for text in args.data])
-    comparison.check_names([name for name, _ in pairs])
     steps = _values(args.chunk_length, "--chunk_length", folders, int)
     seconds = _values(args.chunk_seconds, "--chunk_seconds", folders, float)
     grippers = _grippers(args.gripper, folders)
     runs = [_pair(text, "--runs", "NAME=RUN") for text in args.runs]
+    for folder in folders.values():
+        read_dataset(folder)
+
+    # After the checks: importing matplotlib takes a second.
+    startup.say(f"comparing action tokenizers on {', '.join(folders)}")
+    _one_thread()
+    from lapa_jax.evaluate.codecs import comparison
+    from lapa_jax.evaluate.codecs.chunks import read_chunks
+
+    comparison.check_names([name for name, _ in pairs])
     sets = [
         read_chunks(name, folder, length=steps.get(name, None if name in seconds else LENGTH),
                     seconds=seconds.get(name), grippers=grippers.get(name, ()))

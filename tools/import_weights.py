@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from lapa_jax.core import startup, tree
+from lapa_jax.core import progress, startup, tree
 from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.escape import say
@@ -80,7 +80,7 @@ def write_release(release: "base.Release", out: pathlib.Path, wanted: dict[str, 
     # The arrays lie on the disk twice, until the checkpoint is written.
     check_room(out, 2 * sum(math.prod(shape) * jnp.dtype(dtypes[path]).itemsize for path, shape in wanted.items()))
     with arrays_on_disk(out, wanted, {path: jnp.dtype(stored) for path, stored in dtypes.items()}) as arrays:
-        for name, places in release.places.items():
+        for name, places in progress.bar(release.places.items(), desc="reading", unit="tensor"):
             tensor = release.tensors.read(name)
             for place in places:
                 arrays[place.path][slice(None) if place.layer is None else place.layer] = place.change(tensor)
@@ -88,6 +88,7 @@ def write_release(release: "base.Release", out: pathlib.Path, wanted: dict[str, 
         for name, file in release.files.items():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, out / name)
+        startup.say(f"writing the checkpoint of {out}")
         write_weights(out, release.config, {"params": tree.unflatten(arrays)}, meta, arrays.forget)
     if left:
         say(f"left out: {len(left)} tensors that the model does not use, {', '.join(left[:3])}"

@@ -14,6 +14,7 @@ and whether the policy sees them as its training did. Where it does not, the com
 import argparse
 import pathlib
 
+from lapa_jax.core import startup
 from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.escape import say
@@ -45,6 +46,10 @@ def main(argv: list[str]) -> None:
     out = args.out or pathlib.Path("inspect") / folder.resolve().name
     split = choose_split(folder, args.split)
     gap = Gap.from_config(args.gap_seconds, args.gap_frames)
+    if args.run:
+        startup.begin(f"inspecting {folder}, and replaying its steps through {args.run}")
+    else:
+        startup.say(f"inspecting {folder}")
     tokenizer, text_length = text.build({"name": args.text_tokenizer}), args.text_length
     policy = load_policy(args.run) if args.run else None
     if policy:

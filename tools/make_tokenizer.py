@@ -8,9 +8,11 @@ Words that no instruction has become one token, "<unk>"; large models have token
 import argparse
 import pathlib
 
+from lapa_jax.core import startup
 from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import run_main
 from lapa_jax.core.escape import say
+from lapa_jax.core.files import check_new_folder
 from lapa_jax.data.shards.step_shards import StepShards, read_dataset
 from lapa_jax.data.text import build
 from lapa_jax.data.words import write_tokenizer
@@ -21,8 +23,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--data", nargs="+", required=True, help="step shards; the words of all splits are known")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="a new folder")
     args = parser.parse_args(argv)
-    instructions = sorted({text for folder in args.data for split in read_dataset(folder)["splits"]
-                           for text in StepShards(folder, split).instructions()})  # fmt: skip
+    splits = [(folder, split) for folder in args.data for split in read_dataset(folder)["splits"]]
+    check_new_folder(args.out)
+    startup.say(f"reading the instructions of {', '.join(args.data)}")
+    instructions = sorted({text for folder, split in splits for text in StepShards(folder, split).instructions()})
     size = write_tokenizer(args.out, instructions)
     longest = max(build({"name": str(args.out)}).lengths(instructions))
     say(f"{args.out}: {size} tokens; the longest of {len(instructions)} instructions takes {longest}: "

@@ -8,9 +8,11 @@ The result are step shards like any others, to train a policy on. Run again, wha
 import argparse
 import pathlib
 
+from lapa_jax.core import startup
 from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import run_main
 from lapa_jax.core.escape import say
+from lapa_jax.data.shards.step_shards import read_dataset
 
 
 def main(argv: list[str]) -> None:
@@ -24,7 +26,10 @@ def main(argv: list[str]) -> None:
     add("--size", type=int, default=32, help="edge of the images in pixels")
     add("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    for folder in (args.demonstrations, args.data):
+        read_dataset(folder)
 
+    startup.begin(f"learning inverse dynamics from {args.demonstrations}")
     from lapa_jax.label.pseudo_actions import Options, write
 
     options = Options(gap=args.gap, size=args.size, steps=args.steps, seed=args.seed)

@@ -7,6 +7,7 @@ of every host, and the longest operations. The traces in RUN/profile also open i
 
 import argparse
 
+from lapa_jax.core import startup
 from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.escape import say
@@ -22,6 +23,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--longest {args.longest} must be 0 or more")
 
     # After the checks: importing jax takes seconds.
+    startup.say(f"reading the traces of {args.run}")
     from lapa_jax.train import profile_report
 
     say(profile_report.as_text(profile_report.read(args.run), args.longest))

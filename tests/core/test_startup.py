@@ -85,3 +85,35 @@ def test_a_gpu_that_the_kernel_does_not_show_is_refused_before_jax_is_imported(r
     # With and without a plugin for GPUs, whose driver is not there.
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ") and "JAX_PLATFORMS=cuda" in done.stderr
+
+
+FIRST = """
+import os, sys, time
+from lapa_jax import commands
+from lapa_jax.core import startup
+
+def say(text):
+    late = {"jax", "flax", "matplotlib", "mujoco", "transformers"} & set(sys.modules)
+    print(time.process_time(), text, sorted(late), flush=True)
+    os._exit(0)
+
+startup.say = say
+commands.run(sys.argv.pop(1), "x")
+"""
+
+
+@pytest.mark.parametrize("command", [
+    "train --config laq:test --workdir out", "eval --run x", "eval --env push_table --policy random --out out",
+    "label --run x --data sample --out out", "serve --run x", "explore --run x", "export --run x --out out",
+    "segment --run x --data sample --out out", "sweep --config laq:test --metric val/psnr --out out", "check_cluster",
+    "inspect sample --out out", "inspect sample --out out --run x", "make_tokenizer --data sample --out out",
+    "choose_gap sample --out out", "import_weights laq --input x --out out", "compare_runs x y", "read_profile x",
+    "pseudo_actions --demonstrations sample --data sample --out out", "audit_step --config laq:test",
+    "compare_tokenizers --data a=sample --out out",
+])  # fmt: skip
+def test_commands_say_what_they_do_before_they_import_what_takes_a_second(root, tmp_path, command):
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, "-B", "-c", FIRST, *command.split()], env=env, cwd=tmp_path,
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    (line,) = done.stdout.splitlines()
+    assert float(line.split()[0]) < 1.0 and line.endswith(" []"), line

@@ -54,8 +54,9 @@ def test_one_file_gives_what_shards_give_and_every_tensor_lies_where_it_belongs(
     folder, tensors = copy("llama")
     write(folder, tensors | {"model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(2, np.float32)})
     run("llama", folder, tmp_path / "one")
-    said = capsys.readouterr().out
+    said, progress = capsys.readouterr()
     assert "left out: 1 tensors" in said and "5,456 numbers" in said and "kv_heads=2" in said
+    assert "reading: 100%" in progress and "writing the checkpoint" in progress
     run("llama", TOWERS / "llama", tmp_path / "shards")
     (spec, one, meta), (_, shards, _) = read(tmp_path / "one"), read(tmp_path / "shards")
     jax.tree.map(np.testing.assert_array_equal, one, shards)
