@@ -128,7 +128,10 @@ def run_main(main: Callable[[list[str]], None]) -> None:
         sys.exit(code)
     finally:
         sys.unraisablehook = previous
-        signals.close()
+        # An error that nobody expects ends the process. In one of several JAX may listen to SIGTERM by now, unknown to
+        # Python: to set it back would take that away, and what a lost peer ends would end as if by SIGTERM.
+        if not isinstance(sys.exc_info()[1], Exception):
+            signals.close()
 
 
 class _Signals:

@@ -186,3 +186,18 @@ def test_of_several_processes_that_do_not_stop_together_each_ends(monkeypatch):
     monkeypatch.setenv("JAX_PROCESS_ID", "0")
     done = sent(signal.SIGTERM, JOINED)
     assert done.returncode == 143, done.stderr
+
+
+def test_a_listener_that_python_does_not_know_stays_where_an_error_ends_the_process(root):
+    """As JAX's for SIGTERM in one of several processes; Slurm sends SIGTERM to those that have lost a peer."""
+    code = """
+import atexit, ctypes, os, signal
+from lapa_jax.core.errors import run_main
+def main(argv):
+    ctypes.CDLL(None).signal(signal.SIGTERM, ctypes.c_void_p(1))  # SIG_IGN
+    atexit.register(os.kill, os.getpid(), signal.SIGTERM)
+    raise RuntimeError("a peer was lost")
+run_main(main)
+"""
+    done = subprocess.run([sys.executable, "-B", "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "a peer was lost" in done.stderr, (done.returncode, done.stderr)
