@@ -102,7 +102,8 @@ def run_main(main: Callable[[list[str]], None]) -> None:
     signals, previous = _Signals(), sys.unraisablehook
     sys.unraisablehook = functools.partial(signals.raise_again, previous)
     try:
-        main(sys.argv[1:])
+        with signals:
+            main(sys.argv[1:])
         atexit.register(_ignore_signals)
     except UserError as error:
         _end(str(error))
@@ -142,13 +143,21 @@ class _Signals:
     are tidied up would break that off."""
 
     def __init__(self):
-        self._raised_at = -self.ONCE
+        self._raised_at, self._number = -self.ONCE, 0
         # Whoever listens already goes on to: by nohup SIGHUP is ignored. Signals arrive in the main thread alone.
         main_thread = threading.current_thread() is threading.main_thread()
         self._ours = [number for number in (signal.SIGTERM, signal.SIGHUP)
                       if main_thread and signal.getsignal(number) == signal.SIG_DFL]  # fmt: skip
         for number in self._ours:
             signal.signal(number, self._end)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error, traceback) -> None:
+        # Libraries make errors of their own of it: a checkpoint that could not be read.
+        if isinstance(error, Exception) and time.monotonic() - self._raised_at < self.ONCE:
+            raise Terminated(self._number) from None
 
     def close(self) -> None:
         for number in self._ours:
@@ -158,7 +167,7 @@ class _Signals:
     def _end(self, number: int, _frame) -> None:
         now = time.monotonic()
         if now - self._raised_at > self.ONCE:
-            self._raised_at = now
+            self._raised_at, self._number = now, number
             raise Terminated(number)
 
     def raise_again(self, otherwise: Callable, unraisable) -> None:

@@ -201,3 +201,19 @@ run_main(main)
 """
     done = subprocess.run([sys.executable, "-B", "-c", code], cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "a peer was lost" in done.stderr, (done.returncode, done.stderr)
+
+
+MADE_AN_ERROR = """
+from lapa_jax.core.errors import UserError
+
+def main(argv):
+    try:
+        ready()
+    except BaseException:
+        raise UserError("a checkpoint that cannot be read")
+"""
+
+
+def test_a_library_that_makes_an_error_of_a_signal_changes_no_code():
+    done = sent(signal.SIGTERM, MADE_AN_ERROR)
+    assert (done.returncode, done.stderr) == (143, "ended by SIGTERM; the same command resumes\n")
