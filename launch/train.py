@@ -52,7 +52,9 @@ def main(argv: list[str]) -> None:
     if best_metric := config.train.get("best_metric"):
         metric_words.check_logged(best_metric, "config.train.best_metric")
     startup.begin(f"dry run of {config.name}" if args.dry_run else f"training {config.name} in {workdir}")
+    config_lib.check_fields(config_lib.MODELS, config.model)
 
+    # These take as long again as jax.
     from lapa_jax.data.convert.raw import as_shards
     from lapa_jax.evaluate import drawing_of
     from lapa_jax.train.distributed import initialize

@@ -249,6 +249,14 @@ def model_class(package: str, spec: Mapping) -> type:
     return module.Model
 
 
+def check_fields(package: str, spec: Mapping) -> None:
+    """Refuses fields that the class does not have or values that they do not declare, before anything is built.
+
+    What is None is left: other runs or the data fill it in. Arguments and errors: as of `build`.
+    """
+    fields.check_values(model_class(package, spec), {key: value for key, value in spec.items() if value is not None})
+
+
 def check(model) -> None:
     """Refuses a model whose fields hold what they do not declare (`core.fields`), or do not fit together (its own
     `check()`)."""

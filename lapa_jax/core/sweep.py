@@ -18,7 +18,6 @@ import numpy as np
 import xxhash
 
 from lapa_jax.core import config as config_lib
-from lapa_jax.core import fields
 from lapa_jax.core.arguments import OVERRIDE
 from lapa_jax.core.config_files import read_yaml
 from lapa_jax.core.config_overrides import literal
@@ -236,9 +235,7 @@ def configs(sweep: Sweep) -> Iterator[ml_collections.ConfigDict]:
             words = step.command[1:-2]
             files = [after for word, after in zip(words, words[1:]) if word == "--config_file"]
             config = config_lib.load(words[1], [word for word in words if word.startswith(OVERRIDE)], files)
-            # What is None is filled in by the data.
-            settings = {key: value for key, value in config.model.items() if value is not None}
-            fields.check_values(config_lib.model_class(config_lib.MODELS, config.model), settings)
+            config_lib.check_fields(config_lib.MODELS, config.model)
             yield config
 
 

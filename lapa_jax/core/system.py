@@ -11,8 +11,8 @@ import time
 
 GIB = 2**30
 NAMES = ("cpu_utilization", "host_memory", "host_memory_share", "process_memory", "disk_free", "disk_used_share",
-         "network_received", "network_sent", "gpu_memory", "gpu_memory_peak", "gpu_memory_share", "gpu_utilization",
-         "gpu_memory_used_share")  # fmt: skip
+         "disk_read", "disk_written", "network_received", "network_sent", "gpu_memory", "gpu_memory_peak",
+         "gpu_memory_share", "gpu_utilization", "gpu_memory_used_share")  # fmt: skip
 """All that `System.read` may give; see there."""
 
 
@@ -40,7 +40,8 @@ class System:
         before, now = self._counters, _counters()
         self._counters = now
         seconds = max(now["time"] - before["time"], 1e-9)
-        rates = {name: (now[name] - before[name]) / seconds / 2**20 for name in ("network_received", "network_sent")
+        rates = {name: (now[name] - before[name]) / seconds / 2**20
+                 for name in ("disk_read", "disk_written", "network_received", "network_sent")
                  if name in now and name in before}  # fmt: skip
         if "all" in now and now["all"] > before.get("all", now["all"]):
             rates["cpu_utilization"] = 1 - (now["idle"] - before["idle"]) / (now["all"] - before["all"])
@@ -73,13 +74,17 @@ def peak_memory(pid: int) -> float:
 
 
 def _counters() -> dict[str, float]:
-    """What only grows: seconds, bytes over the network (the loopback left out), ticks of all cores and idle ones."""
+    """What only grows: seconds, bytes that this process has read from and written to disks (what lay in memory left
+    out), bytes over the network (the loopback left out), ticks of all cores and idle ones."""
     counters = {"time": time.monotonic()}
     with contextlib.suppress(OSError, ValueError):
         lines = pathlib.Path("/proc/net/dev").read_text().splitlines()[2:]
         fields = [line.partition(":")[2].split() for line in lines if line.split(":")[0].strip() != "lo"]
         counters["network_received"] = sum(int(field[0]) for field in fields)
         counters["network_sent"] = sum(int(field[8]) for field in fields)
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        told = dict(line.split(": ") for line in pathlib.Path("/proc/self/io").read_text().splitlines())
+        counters |= {"disk_read": int(told["read_bytes"]), "disk_written": int(told["write_bytes"])}
     with contextlib.suppress(OSError, ValueError):
         ticks = [int(word) for word in pathlib.Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
         counters["all"], counters["idle"] = sum(ticks), ticks[3] + ticks[4]  # waiting for a disk is idle too

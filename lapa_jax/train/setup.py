@@ -211,9 +211,10 @@ def compile_step(setup: Setup) -> tuple[Callable, Flops]:
     Returns:
       The compiled step, which donates its state, and its FLOPs.
     """
+    # The folder once more: the line in which the command names it comes before there is a log.txt.
     kept = jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir
     LOG.info("compiling the training step for %d device(s)%s ...", setup.mesh.size,
-             ", which the next start of this config finds in the cache" if kept else "")  # fmt: skip
+             f", which the next start of this config finds in {kept}" if kept else "")  # fmt: skip
     start = time.perf_counter()
     lowered, flops = lower_step(setup)
     compiled = lowered.compile()

@@ -91,6 +91,48 @@ def test_shares_beside_each_other_make_one_table(chain, tmp_path, root):
     assert any("| 2 | 20 | 44 |" in text for text in said), said
 
 
+def test_the_tasks_of_a_job_array_take_their_shares(chain, tmp_path, monkeypatch, capsys):
+    file, runs = chain
+    for name, value in (("MIN", 3), ("MAX", 4), ("COUNT", 2)):
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    command = ["--file", str(file), "--out", str(tmp_path / "out"), "--share", "auto"]
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "4")
+    sweep.main(command)
+    assert "this share is done; 2 of 4 settings wait for other shares" in capsys.readouterr().out
+    assert len(runs.read_text().splitlines()) == 2 + 2
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    sweep.main(command)
+    assert "| 2 | 20 | 44 |" in capsys.readouterr().out and len(runs.read_text().splitlines()) == 6
+
+
+# A training whose figure is its number from the first evaluation on, and which lasts longest where that is 0.
+TRAINING = """
+import json, pathlib, sys, time
+folder, number = pathlib.Path(sys.argv[1]), float(sys.argv[2])
+folder.mkdir()
+with open(folder / "metrics.jsonl", "w") as file:
+    for step in (0, 5, 10):
+        file.write(json.dumps({"step": step, "val/figure": number}) + "\\n")
+        file.flush()
+        time.sleep(60 if step == 5 and number == 0 else 0)
+"""
+
+
+def test_a_hopeless_trial_is_stopped(tmp_path, monkeypatch, capsys):
+    script = tmp_path / "training.py"
+    script.write_text(TRAINING)
+    monkeypatch.setattr(sweep, "LOOK", 0.1)
+    content = {"metric": "val/figure", "stages": {"a": {"command": [str(script), "{out}", "{n}"]}},
+               "grid": {"a.n": [3, 2, 4, 0]}}  # fmt: skip
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(content))
+    sweep.main(["--file", str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out"), "--stop_hopeless"])
+    with open(tmp_path / "out" / "sweep.csv") as table:
+        rows = list(csv.DictReader(table))
+    assert [(row["a.n"], row["val/figure (mean)"]) for row in rows[:3]] == [("4", "4"), ("3", "3"), ("2", "2")]
+    assert rows[3]["a.n"] == "0" and "stopped at step 5, where it was worse than the median" in rows[3]["missing"]
+    assert "a.n=0, seed 0: stopped at step 5" in capsys.readouterr().out
+
+
 def test_a_signal_ends_what_runs(chain, tmp_path, root):
     file, runs = chain
     content = yaml.safe_load(file.read_text())

@@ -80,6 +80,7 @@ def test_run_folder_holds_what_the_design_says(whole):
     names = {p.name for p in whole.iterdir()}
     assert {"config.json", "metrics.jsonl", "log.txt", "env.json", "checkpoints", "tensorboard", "profile"} <= names
     log = (whole / "log.txt").read_text()
+    assert f", which the next start of this config finds in {jax.config.jax_compilation_cache_dir} ..." in log
     assert log.index("compiling the training step") < log.index("memory per device") < log.index("step 3:")
     assert log.index("evaluating the untrained model") < log.index("step 0:") and "traced 2 steps" in log
     (report,) = profile_report.read(whole).values()

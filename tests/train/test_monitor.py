@@ -3,6 +3,7 @@
 import os
 import resource
 import sys
+import time
 import types
 
 import pytest
@@ -23,6 +24,22 @@ def test_a_host_is_read(tmp_path):
     assert figures["network_received"] >= 0 and figures["network_sent"] >= 0
     assert -0.01 <= figures.get("cpu_utilization", 0.0) <= 1.01
     assert "gpu_memory" not in figures, "the CPU's backend keeps no account"
+
+
+def test_what_goes_to_the_disk_is_what_getrusage_counts(tmp_path):
+    def written() -> float:  # MiB; Linux counts blocks of 512 bytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_oublock / 2**11
+
+    before, early = written(), time.monotonic()
+    reader, late = system.System(tmp_path), time.monotonic()
+    with open(tmp_path / "file", "wb") as file:
+        file.write(os.urandom(2**22))
+        os.fsync(file.fileno())
+    least = time.monotonic() - late
+    figures, most = reader.read(), time.monotonic() - early
+    # Nothing where the folder is in memory.
+    assert figures["disk_written"] * least <= written() - before <= figures["disk_written"] * most + 1e-6
+    assert figures["disk_read"] >= 0
 
 
 def test_the_peak_of_a_process_s_memory_is_that_of_getrusage():
