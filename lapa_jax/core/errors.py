@@ -176,7 +176,10 @@ class _Signals:
         if isinstance(unraisable.exc_value, Terminated):
             number, self._raised_at = unraisable.exc_value.number, -self.ONCE
         if number is None:
-            otherwise(unraisable)
+            # Where an array of a checkpoint cannot be written, orbax raises that and closes its event loop; tensorstore
+            # then says of each array that is still being written that it finds the loop closed.
+            if str(unraisable.exc_value) != "Event loop is closed":
+                otherwise(unraisable)
             return
         # A little later, when the callback is over.
         again = threading.Timer(0.05, os.kill, (os.getpid(), number))

@@ -120,6 +120,27 @@ def test_libraries_say_it_in_words():
     assert not of_disk(ValueError("shapes differ")) and not of_disk(TimeoutError())
 
 
+def test_an_array_of_a_failed_checkpoint_that_is_written_later_has_nothing_to_say(root):
+    code = """
+import asyncio, tensorstore
+from lapa_jax.core.errors import UserError, run_main
+def main(argv):
+    (promise, future), loop = tensorstore.Promise.new(), asyncio.new_event_loop()
+    async def wait():
+        await future
+    task = loop.create_task(wait())
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    promise.set_result(1)
+    raise UserError("no room")
+run_main(main)
+"""
+    done = subprocess.run([sys.executable, "-B", "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    # Python says of the task itself that it was left; orbax ends its own.
+    said = [line for line in done.stderr.splitlines() if "Task was destroyed" not in line and "task: <Task" not in line]
+    assert (done.returncode, said) == (2, ["error: no room"])
+
+
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_done(tmp_path):
     check_can_write(tmp_path)
     check_can_write(tmp_path / "a" / "b")
