@@ -13,8 +13,9 @@ MAIN = """
 import atexit, signal, sys, time
 from lapa_jax.core.errors import Stopped, run_main
 
-# A shell lets what it starts in the background ignore interrupts.
+# A shell lets what it starts in the background ignore interrupts, and nohup that the terminal goes away.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 def ready():
     print("ready", flush=True)

@@ -45,7 +45,7 @@ def test_what_it_copies_is_there_and_not_ignored(root, lines):
 def test_cuda_is_pinned_to_the_version_of_jax(root):
     text = (root / "containers" / "constraints-cuda.txt").read_text()
     pins = dict(line.split("==") for line in text.splitlines() if line and not line.startswith("#"))
-    assert pins["jax-cuda12-plugin"] == pins["jax-cuda12-pjrt"] == pinned(root)["jax"]
+    assert pins["jax-cuda12-plugin"] == pins["jax-cuda12-pjrt"] == pinned(root, "3.11")["jax"]
     assert {"nvidia-nccl-cu12", "nvidia-cudnn-cu12"} <= set(pins)
 
 
