@@ -113,7 +113,7 @@ def frame_pair_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigD
 def frame_pair_losses() -> ml_collections.ConfigDict:
     """The paper's weights: reconstruction alone. NSVQ and FSQ have no loss of the codebook, then the codebook's and the
     commitment's are 0. Those of actions, middle frames and flow need these fields of the samples, that of views
-    needs `view_shift`."""
+    needs `view_shift` and `view_deltas`."""
     return ml_collections.ConfigDict({"reconstruction": 1.0, "motion": 0.0, "coarse": 0.0, "action": 0.0, "view": 0.0,
                                       "reversal": 0.0, "composition": 0.0, "midway": 0.0, "flow": 0.0,
                                       "flow_weighted": 0.0, "codebook": 1.0, "commitment": 0.25})  # fmt: skip
@@ -126,6 +126,7 @@ def recommended(config: ml_collections.ConfigDict) -> None:
     # No feature of a delta says what another says, and none is small; each is rounded by itself, to one of K numbers.
     config.model.update({"delta_norm": "whitened", "quant_dim": 1, "codebook_init": "data", "replacement": "share"})
     # What the features say of a motion does not depend on where in the image it is.
+    config.model.view_deltas = True
     config.loss.view = 0.05
 
 

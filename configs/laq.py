@@ -44,6 +44,7 @@ def paper() -> ml_collections.ConfigDict:
     config.model.decoder_context = "patch_embedding"
     config.model.view_shift = 0
     config.model.view_share = 0.5
+    config.model.view_deltas = False
     config.model.pooling = "conv"
     config.model.quantizer = "nsvq"
     config.model.codebook_update = "ema"

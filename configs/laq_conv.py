@@ -48,6 +48,7 @@ def full() -> ml_collections.ConfigDict:
     config.model.replacement_min_share = 0.01
     config.model.view_shift = 0
     config.model.view_share = 0.5
+    config.model.view_deltas = False
     config.model.output = "linear"
     config.model.dtype = "float32"
 

@@ -46,11 +46,34 @@ def test_a_pair_that_looks_the_same_wherever_it_is_has_no_loss_and_others_have_o
             assert (jnp.abs(both_views[key][4:] - alone[4:]) > 1e-4 * alone[4:]).all()
 
 
-def test_without_a_shift_there_is_no_such_loss():
-    model = config.build("lapa_jax.models", MODELS["laq_conv"])
+@pytest.mark.parametrize("name", ["laq", "laq_conv"])
+def test_a_copy_that_is_not_encoded_changes_no_other_loss_and_costs_no_encoder(name):
+    frames = np.random.default_rng(0).random((4, 2, 16, 16, 3), np.float32)
+    models = {encoded: config.build("lapa_jax.models", {**MODELS[name], **WHITENED, "view_deltas": encoded})
+              for encoded in (True, False)}  # fmt: skip
+    variables = jax.jit(Task(models[True], {}).init)(jax.random.key(0), {"frames": frames})
+
+    def losses(model):
+        return jax.jit(lambda variables: model.apply(variables, {"frames": frames}, train=True, mutable=["codebook"],
+                                                     rngs={"noise": jax.random.key(1)})[0].losses)  # fmt: skip
+
+    both, pairs = (losses(model)(variables) for model in models.values())
+    assert both.keys() - pairs.keys() == {"view"}
+    for key, value in pairs.items():
+        np.testing.assert_allclose(both[key], value, rtol=1e-5, atol=1e-6, err_msg=key)
+    flops = {encoded: losses(model).lower(variables).cost_analysis()["flops"] for encoded, model in models.items()}
+    encode = jax.jit(lambda variables: models[True].apply(variables, frames, method="encode")["delta"])
+    encoder = encode.lower(variables).cost_analysis()["flops"]
+    # What the decoder may know of the copy, its first frame embedded, is computed in both.
+    assert flops[True] - flops[False] > 0.6 * encoder
+
+
+@pytest.mark.parametrize("fields", [{}, {"view_shift": 4, "view_deltas": False}])
+def test_without_an_encoded_copy_there_is_no_such_loss(fields):
+    model = config.build("lapa_jax.models", MODELS["laq_conv"] | fields)
     frames = np.zeros((2, 2, 16, 16, 3), np.uint8)
     variables = jax.eval_shape(Task(model, {}).init, jax.random.key(0), {"frames": frames})
-    with pytest.raises(ConfigError, match="config.loss.view is 0.05, and no image is shifted: set config.model.view_s"):
+    with pytest.raises(ConfigError, match="config.loss.view is 0.05, and no shifted copy is encoded: set config.model.vi"):
         jax.eval_shape(Task(model, {"reconstruction": 1.0, "view": 0.05}).loss, variables, {"frames": frames},
                        jax.random.key(0))  # fmt: skip
 

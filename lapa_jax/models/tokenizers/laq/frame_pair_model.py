@@ -57,8 +57,9 @@ class FramePairModel(FramePairTokenizer):
     LAOM, Nikulin et al. 2025, arXiv 2502.00379). Where pairs have a "middle_frame": the losses "reversal",
     "composition" and "midway", see `horizons`. Where they have a "flow" f32 [B, H / 4, W / 4, 2], in pixels: the loss
     "flow", the squared error of the displacements that the decoder predicts beside the pixels, and "flow_weighted", the
-    squared error of pixels in proportion to how far they move. With `view_shift`: the loss "view", the squared
-    difference of the deltas of the pair and of its shifted copy: how something moves does not depend on where it is.
+    squared error of pixels in proportion to how far they move. With `view_shift` and `view_deltas`: the loss "view",
+    the squared difference of the deltas of the pair and of its shifted copy: how something moves does not depend on
+    where it is.
 
     A model of this kind calls `setup_codes` in its `setup` and defines `cell`, `raw_delta`, `context` and `pixels`. One
     that predicts features of the second frame instead of its pixels defines `predicts_images` and `observe` too; its
@@ -92,6 +93,8 @@ class FramePairModel(FramePairTokenizer):
         shifted by up to this many pixels, drawn for each example. A code that says where something ends up serves the
         first alone; one that says how it moves serves both. 0 is off.
       view_share: share of the shifted copy in the loss, in (0, 1).
+      view_deltas: whether the shifted copy is encoded too. The loss "view" needs it; without that loss it costs time
+        for nothing.
       output: "linear" pixels, "residual" to the first frame, or "tanh", which maps (-1, 1) to the pixel range.
       normalization: "none", or "imagenet": the network works on pixels standardised with ImageNet's mean and standard
         deviation.
@@ -119,6 +122,7 @@ class FramePairModel(FramePairTokenizer):
     replacement_min_share: float = 0.01
     view_shift: int = 0
     view_share: Annotated[float, Range(above=0, below=1)] = 0.5
+    view_deltas: bool = True
     output: Literal["linear", "residual", "tanh"] = "linear"
     normalization: Literal["none", "imagenet"] = "none"
     motion_threshold: Annotated[float, Range(0, 1)] = 0.04
@@ -207,8 +211,7 @@ class FramePairModel(FramePairTokenizer):
         clips = [frames]
         if train and self.view_shift:
             clips.append(shift_clips(frames, self.make_rng("noise"), self.view_shift))
-        views = self._encode_views(clips, train=train)
-        view = one_of(views, 0, len(clips))
+        view, views = self._see(clips, train=train)
         quantized = quantizers.apply(self.quantization, view["delta"], train=train)
         action, codes, quantizer_losses, measured = quantized
         named = self._losses(views, action, clips, batch.get("flow") if self.flow else None)
@@ -260,7 +263,8 @@ class FramePairModel(FramePairTokenizer):
         if count > 1:
             share = self.view_share
             named = {name: (1 - share) * value[::2] + share * value[1::2] for name, value in named.items()}
-            named["view"] = losses.mean_squared_error(views["delta"][::2], views["delta"][1::2])
+            if self.view_deltas:
+                named["view"] = losses.mean_squared_error(views["delta"][::2], views["delta"][1::2])
         if flow is not None:
             named |= _flow_losses(*one_of((prediction, second, displacement), 0, count), flow)
         return named
@@ -373,6 +377,16 @@ class FramePairModel(FramePairTokenizer):
 
     def _frames(self, frames: jax.Array) -> jax.Array:
         return self.observe(to_unit_range(frames, (2, *image_shape(self.image_size), 3)))
+
+    def _see(self, clips: list[jax.Array], *, train: bool) -> tuple[dict, dict]:
+        """What there is of the pairs, the first of the clips, and in turns of all clips, whose others have no delta
+        without `view_deltas`."""
+        if self.view_deltas:
+            views = self._encode_views(clips, train=train)
+            return one_of(views, 0, len(clips)), views
+        view = self._encode(clips[0], train=train)
+        seen = {name: value for name, value in view.items() if name != "delta"}
+        return view, in_turns([seen, *(self._context(clip[:, 0]) for clip in clips[1:])])
 
     def _encode(self, frames: jax.Array, *, train: bool) -> dict[str, jax.Array]:
         """What the decoder may know and the "delta" of pairs f32 [B, 2, H, W, 3] in [0, 1]."""
