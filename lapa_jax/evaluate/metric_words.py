@@ -59,6 +59,7 @@ WORDS = {
     "mae": "mean absolute error, normalised",
     "mse": "mean squared error, normalised",
     "orthogonality": "the largest correlation between the centroids of two categories; 0: independent",
+    "one_frame_r2": "R² of a linear model from the second frame alone to the deltas: how much of them is a place",
     "perplexity": "effective number of codes in use at a code position",
     "perplexity_share": "perplexity as a share of the codebook's size",
     "psnr": "PSNR in dB of the predicted second frame",
@@ -67,10 +68,13 @@ WORDS = {
     "quality_worst_category": "the same of the category that is worst",
     "r2": "share of the variation that is reconstructed",
     "receptive_field": "steps that a code depends on",
+    "reversal_correlation": "correlation of the deltas of a pair and of its reverse; -1: they turn with the motion",
+    "reversal_r2": "R² of a linear model from the deltas to those of the reversed pair",
     "sequence_perplexity": "effective number of code combinations",
     "sequences_used": "number of code combinations that occur",
     "ssim": "structural similarity of the predicted second frame",
     "swap_gap": "growth of the error with the codes of another pair; 0: the decoder ignores the codes",
+    "swap_gap_same_place": "the same with those of another episode's pair that ends in the most similar image",
     "tokens_per_chunk": "codes that stand for a chunk",
     "topo": "rank correlation of distances between features and distances between codes",
     "topo_post": "rank correlation of distances between latents before and after quantisation",
@@ -80,6 +84,8 @@ WORDS = {
     "transfer_delta_chance": "R² of the other episode's own deltas as such a guess, about -1",
     "transfer_delta_r2": "R² of the deltas that come back when they are applied to another episode's first frame",
     "transfer_consistency": "share of codes that come back when they are applied to another episode's first frame",
+    "view_consistency": "share of codes that stay when both frames are shifted alike by up to an eighth of their side",
+    "view_delta_r2": "R² of the deltas of frames that are shifted alike by up to an eighth of their side",
 }  # fmt: skip
 
 _PARTS = re.compile(r"(?P<whole>.+?)_(?P<part>position_\d+|category_\d+_level_\d+|level_\d+|\d+|[qz])")

@@ -102,14 +102,16 @@ def call(log: pathlib.Path, script: str, *arguments: str) -> None:
         raise UserError(f"{script} failed (exit {code}) for {log.stem}; see {log}")
 
 
-def command_line(doc: str, seeds: int | None = None) -> argparse.ArgumentParser:
-    """What every study asks: --out, --jobs, --overrides, and --seeds where there is a usual number of them."""
+def command_line(doc: str, seeds: int | None = None, overrides: bool = True) -> argparse.ArgumentParser:
+    """What every study asks: --out, --jobs, --overrides unless it trains nothing, and --seeds where there is a usual
+    number of them."""
     parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
                                    allow_abbrev=False)  # fmt: skip
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the runs, and of what they need")
     parser.add_argument("--jobs", type=at_least_one, default=2, help="runs at the same time, one core each")
     changes = "config changes, key=value; of one data set NAME:key=value"
-    parser.add_argument("--overrides", nargs="*", default=[], help=changes)
+    if overrides:
+        parser.add_argument("--overrides", nargs="*", default=[], help=changes)
     if seeds is not None:
         parser.add_argument("--seeds", type=at_least_one, default=seeds, help="of whatever names no number itself")
     return parser

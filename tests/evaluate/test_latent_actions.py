@@ -23,12 +23,15 @@ pytestmark = pytest.mark.usefixtures("one_device")
 LENGTHS = {"train": [[8]], "val": [[12, 12, 12, 12]]}
 NAMES = {
     "psnr", "psnr_gain", "ssim", "swap_gap", "perplexity", "perplexity_position_0", "perplexity_position_3",
-    "codebook_utilization", "sequence_perplexity", "cycle_consistency", "identical_frame_psnr",
+    "codebook_utilization", "sequence_perplexity", "cycle_consistency", "identical_frame_psnr", "transfer_consistency",
+    "view_consistency", "reversal_correlation", "reversal_r2", "one_frame_r2", "swap_gap_same_place",
 }  # fmt: skip
 PROBES = {
     "action_probe_r2", "action_probe_r2_delta", "action_probe_r2_untrained", "action_probe_r2_delta_untrained",
     "action_probe_r2_supervised",
 }  # fmt: skip
+ADDED = ("action_", "transfer_", "view_", "reversal_", "one_frame", "swap_gap_")
+"""How the names of those begin that no training logs."""
 PICTURES = {"reconstructions", "gallery", "gallery_change", "gallery_positions", "histograms", "deltas", "overview",
             "curves"}
 ACTION_PICTURES = {"probe", "code_action", "code_action_arrows"}
@@ -68,7 +71,7 @@ def test_every_metric_has_its_name(evaluated, laq):
     assert NAMES | PROBES <= result["metrics"].keys()
     assert all(isinstance(v, float) and np.isfinite(v) for v in result["metrics"].values())
     # --require knows the names that an evaluation adds, so that it refuses none of them as misspelt.
-    assert {n for n in result["metrics"] if n.startswith(("action_", "transfer_"))} <= set(requirements.ADDED)
+    assert {n for n in result["metrics"] if n.startswith(ADDED)} <= set(requirements.ADDED)
     assert result["pairs"] == 4 * 9 and result["step"] == 3 and result["tokenizer"] == laq.fingerprint
 
 
@@ -191,7 +194,7 @@ def test_a_run_without_codes_is_judged_by_its_deltas(folders, root, tmp_path):
     assert not [name for name in metrics if name.startswith(of_codes)] and "action_probe_r2" not in metrics
     assert set(result["action_table"]) == {"names", "delta"} and "code_table" not in result
     assert metrics["action_probe_r2_delta"] == pytest.approx(np.mean(result["action_table"]["delta"]["all"]))
-    assert {n for n in metrics if n.startswith(("action_", "transfer_"))} <= set(requirements.ADDED)
+    assert {n for n in metrics if n.startswith(ADDED)} <= set(requirements.ADDED) and "view_delta_r2" in metrics
     assert {p.stem for p in (tmp_path / "eval").glob("*.png")} == {
         "reconstructions", "gallery", "gallery_change", "deltas", "overview", "probe"}  # fmt: skip
     assert "What the deltas say about the action" in page

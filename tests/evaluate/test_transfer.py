@@ -78,7 +78,7 @@ def test_partners_are_of_other_episodes_and_each_is_one_once():
 
 def test_padding_does_not_count_and_no_more_than_the_limit(monkeypatch):
     rows = [{**batch, "mask": np.array([1, 1, 1, 0, 0, 0.0])} for batch in batches()]
-    kept = transfer._gather(iter(rows), 5)
+    kept = transfer.gather(iter(rows), 5)
     assert kept["episode_id"].tolist() == [0, 0, 0, 1, 1] and len(kept["frames"]) == 5
 
 

@@ -16,6 +16,7 @@ from lapa_jax.evaluate.base import METRICS_FILE, REPORT_FILE, BaseEvaluation, da
 from lapa_jax.evaluate.latent_actions import (
     action_table,
     code_table,
+    label_free,
     overview,
     sections,
     supervised_bound,
@@ -92,6 +93,7 @@ class Evaluation(BaseEvaluation):
                 metrics["action_probe_r2_mlp"] = action_table.mean(table["mlp"][action_table.ALL])
         if self.tokenizer.predicts_images:
             metrics |= transfer.measure(self.tokenizer, self.batches())
+            metrics |= label_free.measure(self.tokenizer, self.batches())
         by_number = {"action_table": {"names": action_table.names_of(self.source), **table}} if table else {}
         by_number |= {"code_table": of_positions} if of_positions else {}
         result = self.save({**self.about(), "pairs": self.count, "metrics": dict(sorted(metrics.items())), **by_number})

@@ -31,7 +31,7 @@ def measure(tokenizer, batches: Iterable[Mapping[str, np.ndarray]], limit: int =
       own codes.
       Empty where the pairs are of one episode, or most of them.
     """
-    rows = _gather(batches, limit)
+    rows = gather(batches, limit)
     partner = partners(rows["episode_id"])
     if partner is None:
         return {}
@@ -76,7 +76,8 @@ def action_r2(codes, again, actions: np.ndarray, episodes: np.ndarray, size: int
     return None if result is None else result.r2
 
 
-def _gather(batches: Iterable[Mapping[str, np.ndarray]], limit: int) -> dict[str, np.ndarray]:
+def gather(batches: Iterable[Mapping[str, np.ndarray]], limit: int) -> dict[str, np.ndarray]:
+    """The first pairs of batches, without padding: "frames", "episode_id" and, where there is one, "net_action"."""
     kept: dict[str, list[np.ndarray]] = {}
     count = 0
     for batch in batches:
