@@ -28,15 +28,19 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--mesh", default="1x1", help="hosts x GPUs per host, or the topology of a slice of TPUs (1x1)")
     parser.add_argument("--device", default="H100-94GB", help="which GPUs or TPUs")
     parser.add_argument("--act", action="store_true", help="a prediction on one device, not a step")
-    parser.add_argument("--rows", type=int, default=1, help="with --act: observations or frame pairs at once (1)")
-    parser.add_argument("--weights", default="bfloat16", choices=("float32", "bfloat16", "int8"),
-                        help="with --act: how kernels of linear layers are stored")  # fmt: skip
+    parser.add_argument("--rows", type=int, help="with --act: observations or frame pairs at once (1)")
+    parser.add_argument("--weights", choices=("float32", "bfloat16", "int8"),
+                        help="with --act: how kernels of linear layers are stored (bfloat16)")  # fmt: skip
     args, overrides = parser.parse_known_args(argv)
     check_options(parser, overrides)
     if args.act and args.mesh != "1x1":
         raise UserError(f"--act --mesh {args.mesh}: a prediction is audited on one device; leave --mesh out")
-    if args.rows < 1:
-        raise UserError(f"--rows {args.rows}: give 1 or more")
+    for option in ("rows", "weights"):
+        if getattr(args, option) is not None and not args.act:
+            raise UserError(f"--{option} is of predictions; give it with --act")
+    rows, weights = 1 if args.rows is None else args.rows, args.weights or "bfloat16"
+    if rows < 1:
+        raise UserError(f"--rows {rows}: give 1 or more")
     config = config_lib.load(args.config, overrides)
 
     startup.say(f"compiling {config.name} for {args.device}")
@@ -52,8 +56,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"an audit needs the device's compiler: {plan_devices.how_to_install(device)}")
     goal = plan_devices.target(args.device, args.mesh)
     if args.act:
-        name = f"one prediction of {config.name} with {args.weights} kernels, {args.rows} at once"
-        lowered, flops = _prediction(config, goal, args.weights, args.rows)
+        name = f"one prediction of {config.name} with {weights} kernels, {rows} at once"
+        lowered, flops = _prediction(config, goal, weights, rows)
     else:
         name = f"a training step of {config.name}"
         lowered, flops = _step(config, goal)
@@ -132,6 +136,8 @@ def describe(findings, flops: float, goal) -> Iterator[str]:
     if within + between:
         yield (f"links: {within / 1e9:.4g} GB sent within a host, {between / 1e9:.4g} GB to others, of both "
                f"{findings.exposed / (within + between):.0%} with no product beside it")  # fmt: skip
+    for kind, (instructions, runs, moved) in findings.collectives.items():
+        yield f"  {kind:18s}{moved / 1e9:12.4g} GB sent, {instructions} instructions that run {runs:,} times in all"
     names = ": " + ", ".join(findings.host[:3]) if findings.host else ""
     yield f"host: {len(findings.host)} exchanges within loops{names}"
     if findings.unknown_loops:

@@ -21,7 +21,7 @@ from lapa_jax.core import integrity
 from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.escape import say, table
-from lapa_jax.core.files import check_room
+from lapa_jax.core.files import check_room, file_to_write
 
 ARRAYS, SLOTS = 8, 3
 """Arrays of each collection; the parameters and two slots of an optimizer."""
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="bench_checkpoints_") as folder:
         check_room(pathlib.Path(folder), int(args.megabytes * 1e6 * 5))
         rows = measure(pathlib.Path(folder), args)
-    say("\n".join(table(HEAD, map(cells, rows))))
+    say("\n".join(lines(rows)))
     if args.json:
         from tools.benchmarks import records
 
@@ -47,7 +47,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--megabytes", type=float, default=1024, help="of the state")
     parser.add_argument("--repeats", type=int, default=5, help="of each measurement")
     parser.add_argument("--folder", type=pathlib.Path, help="where the temporary folder is made: the disk to measure")
-    parser.add_argument("--json", type=pathlib.Path, help="file to write the figures to")
+    parser.add_argument("--json", type=file_to_write, help="file to write the figures to")
     args = parser.parse_args(argv)
     if args.megabytes < 1 or args.repeats < 1:
         raise UserError("--megabytes and --repeats are 1 or more")
@@ -93,8 +93,12 @@ def measure(folder: pathlib.Path, args: argparse.Namespace) -> list[dict]:
     return rows + [{"what": name, "seconds": times, "bytes": size, "waited": None} for name, times in seconds.items()]
 
 
-def cells(row: dict) -> tuple[str, ...]:
-    """A row of the table, of one as of `measure` or of a record."""
+def lines(rows: list[dict]) -> list[str]:
+    """The table in Markdown, of rows as of `measure` or of a record."""
+    return table(HEAD, map(_cells, rows))
+
+
+def _cells(row: dict) -> tuple[str, ...]:
     rates = [row["bytes"] / 1e9 / seconds for seconds in row["seconds"]]
     return row["what"], _spread(row["seconds"]), _spread(rates), _spread(row["waited"]) if row["waited"] else ""
 

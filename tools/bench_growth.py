@@ -10,11 +10,12 @@ import argparse
 import pathlib
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, did_you_mean, run_main
 from lapa_jax.core.escape import say, table
+from lapa_jax.core.files import check_can_write
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 HEAD = ("part", "against", "from, to", "figure", "grows by", "law", "which grows by")
@@ -33,18 +34,18 @@ def main(argv: list[str]) -> None:
     if args.here:
         return _measure(args.here, args)
     args.out.mkdir(parents=True, exist_ok=True)
-    rows, failed = [], []
+    measured, failed = {}, []
     for name in args.part:
         command = [sys.executable, str(ROOT / "tools" / "bench_growth.py"), "--here", name, "--out", str(args.out)]
         command += ["--sizes", str(args.sizes)] if args.sizes else []
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         if done.returncode:
             failed.append(name)
-            lines = done.stderr.strip().splitlines() or ["it said nothing"]
-            say(f"{name} failed with exit code {done.returncode}: {lines[-1]}", file=sys.stderr)
+            words = done.stderr.strip().splitlines() or ["it said nothing"]
+            say(f"{name} failed with exit code {done.returncode}: {words[-1]}", file=sys.stderr)
         else:
-            rows += cells(name, records.read(args.out / f"growth_{name}.json"))
-    say("\n".join(table(HEAD, rows)))
+            measured[name] = records.read(args.out / f"growth_{name}.json")
+    say("\n".join(lines(measured)))
     if failed:
         raise UserError(f"not measured: {', '.join(failed)}")
 
@@ -62,6 +63,7 @@ def _parse(argv: list[str], groups) -> argparse.Namespace:
             raise UserError(f"--part {name} is no part{did_you_mean(name, groups)}")
     if args.sizes is not None and args.sizes < 2:
         raise UserError(f"--sizes {args.sizes}: growth is seen from two sizes on")
+    check_can_write(args.out)
     args.part = args.part or list(groups)
     return args
 
@@ -115,6 +117,11 @@ def draw(path: pathlib.Path, record: dict) -> None:
             axes.set_title(name, loc="left")
             axes.legend(frameon=False, fontsize=8)
         frames.save(figure, path)
+
+
+def lines(measured: Mapping[str, dict]) -> list[str]:
+    """The table in Markdown, of records by the names of their parts."""
+    return table(HEAD, [row for name, record in measured.items() for row in cells(name, record)])
 
 
 def cells(name: str, record: dict) -> Iterator[Sequence[str]]:

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from lapa_jax.core.arguments import Parser, check_options
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.escape import say, table
+from lapa_jax.core.files import file_to_write
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SERVER = ROOT / "tools" / "benchmarks" / "rates.py"
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> None:
         for config in configs:
             rates = args.rate or MEASURED.get(config, ("step", "loader"))
             rows += compare(trees, config, rates, args, overrides)
-    say("\n".join(table(HEAD, [cells(row) for row in rows])))
+    say("\n".join(lines(rows)))
     if args.json:
         records.write(args.json, "tools/bench_guard.py", argv, rows)
     slower = [f"{row['config']} {row['rate']}" for row in rows if row["slower"]]
@@ -64,7 +65,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--seconds", type=float, default=1.0, help="CPU seconds of a round, about")
     parser.add_argument("--limit", type=float, default=0.05, help="share by which NEW may be slower")
     parser.add_argument("--by", default="cpu", choices=("cpu", "clock"), help="which ratio decides; clock if idle")
-    parser.add_argument("--json", type=pathlib.Path, help="file to write the figures to")
+    parser.add_argument("--json", type=file_to_write, help="file to write the figures to")
     args, overrides = parser.parse_known_args(argv)
     check_options(parser, overrides)
     if not 1 <= args.pairs <= args.most or args.seconds <= 0 or not 0 < args.limit < 1:
@@ -97,8 +98,7 @@ def server(tree: pathlib.Path, name: str, config: str, rates, seconds: float, ov
     second has it measure a rate and returns {"samples", "cpu", "wall"}."""
     # Its package comes first, and nothing is written beside it.
     variables = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, str(SERVER), "--config", config, "--seconds", str(seconds)]
-    command += [part for rate in rates for part in ("--rate", rate)] + overrides
+    command = [sys.executable, str(SERVER), config, ",".join(rates), str(seconds), *overrides]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, cwd=tree, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
                                    text=True, env=variables)  # fmt: skip
@@ -158,8 +158,12 @@ def compare(trees, config: str, rates, args: argparse.Namespace, overrides: list
                    "old": old_speed, "new": new_speed, "slower": slower}  # fmt: skip
 
 
-def cells(row: dict) -> tuple[str, ...]:
-    """A row of the table."""
+def lines(rows: list[dict]) -> list[str]:
+    """The table in Markdown, of rows as of `compare` or of a record."""
+    return table(HEAD, map(_cells, rows))
+
+
+def _cells(row: dict) -> tuple[str, ...]:
     from tools.benchmarks.pairs import Ratio
 
     by_cpu, by_clock = Ratio(**row["cpu"]), Ratio(**row["clock"])

@@ -13,6 +13,7 @@ import tempfile
 from lapa_jax.core.arguments import Parser, check_options
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.escape import say, table
+from lapa_jax.core.files import file_to_write
 
 CONFIGS = ("configs/laq.py:small", "configs/laq_conv.py:small")
 HEAD = ("config", "labels / step by CPU time", "by the clock", "pairs")
@@ -24,13 +25,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--config", action="append", help=f"may be repeated; {', '.join(CONFIGS)} by default")
     parser.add_argument("--pairs", type=int, default=8, help="pairs of rounds")
     parser.add_argument("--seconds", type=float, default=1.0, help="CPU seconds of a round, about")
-    parser.add_argument("--json", type=pathlib.Path, help="file to write the figures to")
+    parser.add_argument("--json", type=file_to_write, help="file to write the figures to")
     args, overrides = parser.parse_known_args(argv)
     check_options(parser, overrides)
     if args.pairs < 1 or args.seconds <= 0:
         raise UserError(f"--pairs {args.pairs} is 1 or more, --seconds {args.seconds:g} above 0")
     rows = [compare(config, args, overrides) for config in args.config or CONFIGS]
-    say("\n".join(table(HEAD, [cells(row) for row in rows])))
+    say("\n".join(lines(rows)))
     if args.json:
         from tools.benchmarks import records
 
@@ -50,8 +51,12 @@ def compare(spec: str, args: argparse.Namespace, overrides: list[str]) -> dict:
     return {"config": spec, "cpu": ratios["cpu"]._asdict(), "clock": ratios["wall"]._asdict()}
 
 
-def cells(row: dict) -> tuple[str, ...]:
-    """A row of the table."""
+def lines(rows: list[dict]) -> list[str]:
+    """The table in Markdown, of rows as of `compare` or of a record."""
+    return table(HEAD, map(_cells, rows))
+
+
+def _cells(row: dict) -> tuple[str, ...]:
     from tools.benchmarks.pairs import Ratio
 
     by_cpu, by_clock = Ratio(**row["cpu"]), Ratio(**row["clock"])

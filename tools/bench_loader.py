@@ -23,6 +23,7 @@ import numpy as np
 from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.escape import say, table
+from lapa_jax.core.files import file_to_write
 from lapa_jax.data import images
 from lapa_jax.data.loader import orders
 from lapa_jax.data.loader.loader import train_batches
@@ -68,7 +69,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--window", type=int, default=orders.WINDOW, help="samples of a window")
     parser.add_argument("--pairs", type=int, default=10000, help="pairs to load, besides the warm-up")
     parser.add_argument("--memory", type=int, metavar="PAIRS", help="measure the memory over so many pairs instead")
-    parser.add_argument("--json", type=pathlib.Path, help="file to write the speeds to")
+    parser.add_argument("--json", type=file_to_write, help="file to write the speeds to")
     args = parser.parse_args(argv)
     if args.scaled_decoding and args.image_size is None:
         raise UserError("--scaled_decoding needs --image_size, the size that images are decoded for")

@@ -21,6 +21,7 @@ import numpy as np
 from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.escape import say, table
+from lapa_jax.core.files import file_to_write
 from lapa_jax.data import pipeline
 from lapa_jax.data.loader.loader import train_batches
 from lapa_jax.data.shards import mapped
@@ -53,7 +54,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--batches", type=int, default=500, help="of 256 chunks, that the workers read")
     parser.add_argument("--folder", type=pathlib.Path, help="where the temporary folder is made")
-    parser.add_argument("--json", type=pathlib.Path, help="file to write the figures to")
+    parser.add_argument("--json", type=file_to_write, help="file to write the figures to")
     args = parser.parse_args(argv)
     if args.steps < 1000 or args.workers < 1:
         raise UserError("--steps is 1000 or more, --workers 1 or more")

@@ -10,7 +10,10 @@ launch/serve.py; transport is what of it the server did not spend on answering.
 
 import argparse
 import concurrent.futures
+import itertools
 import os
+import pathlib
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -19,7 +22,8 @@ import numpy as np
 from lapa_jax.core.arguments import Parser
 from lapa_jax.core.checkpoint_step import parse_step
 from lapa_jax.core.errors import UserError, run_main
-from lapa_jax.core.escape import say
+from lapa_jax.core.escape import say, table
+from lapa_jax.core.files import file_to_write
 
 WARM = 5
 PERCENTILES = (50, 95, 99)
@@ -28,14 +32,14 @@ STAGES = (*BEFORE, "vision", "prefill", "head", *AFTER)
 FIRST, FURTHER, A_TOKEN = "images, prompt and first token", "further tokens", "each further token"
 TOKEN_STAGES = (*BEFORE, FIRST, FURTHER, *AFTER)
 TOKEN_KINDS = ("token_policy", "coded_policy")
-WHOLE, TRIP, TRANSPORT = "policy as a whole", "round trip", "transport"
+SUM, WHOLE, TRIP, TRANSPORT = "sum of these", "policy as a whole", "round trip", "transport"
 
 
 def main(argv: list[str]) -> None:
     """Measures and prints."""
     args = _parser().parse_args(argv)
-    sizes = [int(size) for size in args.batch.split(",") if size.isdigit()]
-    if not sizes or min(sizes) < 1 or args.rounds < 1 or args.side < 1:
+    sizes = [int(size) if size.isdecimal() else 0 for size in args.batch.split(",")]
+    if min(sizes) < 1 or args.rounds < 1 or args.side < 1:
         raise UserError(f"--batch {args.batch} --rounds {args.rounds} --side {args.side}: sizes like 1,8, numbers of "
                         "at least 1 are needed")  # fmt: skip
 
@@ -52,8 +56,15 @@ def main(argv: list[str]) -> None:
     say(f"{policy.config.name}, step {policy.step}, {policy.model.llm.dtype}, parameters of {megabytes:.1f} MB, on "
           f"{policy.mesh.size} × {device}, {os.cpu_count()} CPU cores; JPEGs of {args.side} × {args.side}, "
           f"{args.rounds} rounds\n")  # fmt: skip
+    rows = []
     for size in sizes:
-        say(table(size, measure(policy, args.run, size, args.rounds, args.side)) + "\n")
+        measured = rows_of(size, measure(policy, args.run, size, args.rounds, args.side))
+        say("\n".join([*lines(measured), ""]))
+        rows += measured
+    if args.json:
+        from tools.benchmarks import records
+
+        records.write(args.json, "tools/bench_policy.py", argv, rows)
 
 
 def measure(policy, run: str, size: int, rounds: int, side: int) -> dict[str, np.ndarray]:
@@ -86,19 +97,28 @@ def stages_of(policy, jpegs: list[list[bytes]]) -> Callable[[], Iterator[tuple[s
     return (TokenStages if policy.kind.name in TOKEN_KINDS else Stages)(policy, jpegs)
 
 
-def table(size: int, milliseconds: dict[str, np.ndarray]) -> str:
-    """The figures as Markdown."""
-    lines = [f"| batch {size}, ms | p50 | p95 | p99 |", "|---|---|---|---|"]
+def rows_of(size: int, milliseconds: dict[str, np.ndarray]) -> list[dict]:
+    """A row of percentiles for each piece of a batch size, for their sum, and for the whole."""
     names = TOKEN_STAGES if FIRST in milliseconds else STAGES
     stages = {stage: milliseconds[stage] for stage in names}
     total = np.sum(list(stages.values()), axis=0)
     if A_TOKEN in milliseconds:
         stages[A_TOKEN] = milliseconds[A_TOKEN]
     rest = {name: milliseconds[name] for name in (WHOLE, TRANSPORT, TRIP)}
-    for name, values in {**stages, "sum of these": total, **rest}.items():
-        lines.append(f"| {name} | {' | '.join(f'{np.percentile(values, p):.2f}' for p in PERCENTILES)} |")
-    share = np.median(total) / np.median(milliseconds[WHOLE])
-    return "\n".join([*lines, "", f"The stages' sum is {share:.0%} of the policy as a whole (medians)."])
+    return [{"batch": size, "what": name, **{f"p{p}": float(np.percentile(values, p)) for p in PERCENTILES}}
+            for name, values in {**stages, SUM: total, **rest}.items()]  # fmt: skip
+
+
+def lines(rows: list[dict]) -> list[str]:
+    """A table in Markdown for each batch size, of rows as of `rows_of` or of a record."""
+    told = []
+    for size, of_size in itertools.groupby(rows, key=lambda row: row["batch"]):
+        of_size = list(of_size)
+        told += ["", *table((f"batch {size}, ms", *(f"p{p}" for p in PERCENTILES)), [
+            (row["what"], *(f"{row[f'p{p}']:.2f}" for p in PERCENTILES)) for row in of_size])]  # fmt: skip
+        medians = {row["what"]: row["p50"] for row in of_size}
+        told += ["", f"The stages' sum is {medians[SUM] / medians[WHOLE]:.0%} of the policy as a whole (medians)."]
+    return told[1:]
 
 
 class Stages:
@@ -275,8 +295,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=200, help="measurements of each stage")
     parser.add_argument("--side", type=int, default=256, help="pixels of the images' sides")
     parser.add_argument("--step", type=parse_step, help="checkpoint step, or best; the newest by default")
+    parser.add_argument("--json", type=file_to_write, help="file to write the figures to")
     return parser
 
 
 if __name__ == "__main__":
+    # What benchmarks share lies in a package, which is found as tests find it.
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
     run_main(main)

@@ -18,6 +18,7 @@ from lapa_jax.core import config as config_lib
 from lapa_jax.core.arguments import Parser, check_options
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.escape import say, table
+from lapa_jax.core.files import file_to_write
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RUNS = ("cold", "warm")
@@ -27,7 +28,7 @@ def main(argv: list[str]) -> None:
     """Starts cold and warm, and prints the table."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--config", required=True, help="config file and optional variants, configs/laq.py:tiny")
-    parser.add_argument("--json", type=pathlib.Path, help="file to write the figures to")
+    parser.add_argument("--json", type=file_to_write, help="file to write the figures to")
     args, overrides = parser.parse_known_args(argv)
     check_options(parser, overrides)
     config_lib.load(args.config, overrides)

@@ -6,24 +6,34 @@ Both rates come from the same run, round by round, so their ratio holds on a noi
 """
 
 import argparse
-import os
+import pathlib
 import resource
 import statistics
+import sys
 import time
 
 from lapa_jax.core import config as config_lib
-from lapa_jax.core.arguments import Parser
-from lapa_jax.core.errors import run_main
-from lapa_jax.core.escape import say
+from lapa_jax.core.arguments import Parser, check_options
+from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.escape import say, table
+from lapa_jax.core.files import file_to_write
+
+HEAD = ("device", "model", "batch", "samples/s, step alone", "samples/s with loader", "input wait", "peak memory",
+        "GFLOP/s")  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
+    """Measures and prints the table."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)  # fmt: skip
     parser.add_argument("--config", required=True, help="config file and optional variant, configs/laq.py:tiny")
     parser.add_argument("--steps", type=int, default=30, help="steps per round")
     parser.add_argument("--rounds", type=int, default=3, help="rounds; medians are printed")
+    parser.add_argument("--json", type=file_to_write, help="file to write the figures to")
     args, overrides = parser.parse_known_args(argv)
+    check_options(parser, overrides)
+    if args.steps < 1 or args.rounds < 1:
+        raise UserError(f"--steps {args.steps} and --rounds {args.rounds} are 1 or more")
     config = config_lib.load(args.config, overrides)
 
     from lapa_jax.train.run import logging_to
@@ -33,7 +43,12 @@ def main(argv: list[str]) -> None:
     with on_mesh(setup.mesh), logging_to(None):
         step, flops = compile_step(setup)
         rounds = list(_rounds(setup, step, args.steps, args.rounds))
-    _report(setup, flops, rounds)
+    rows = [_row(setup, flops, rounds)]
+    say("\n".join(lines(rows)))
+    if args.json:
+        from tools.benchmarks import records
+
+        records.write(args.json, "tools/bench_train.py", argv, rows)
 
 
 def _rounds(setup, step, steps: int, rounds: int):
@@ -92,22 +107,29 @@ def peak_bytes() -> int | None:
     return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
-def _report(setup, flops, rounds) -> None:
+def _row(setup, flops, rounds) -> dict:
+    """What was measured, medians over the rounds. memory: bytes, of a device or, where that does not tell, resident."""
     import jax
 
     alone, together, wait = (statistics.median(column) for column in zip(*rounds, strict=True))
     batch = setup.config.train.batch_size
-    device = jax.devices()[0]
-    memory = peak_bytes()
-    peak = f"{memory / 2**30:.2f} GiB on each device" if memory else (
-        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB resident")  # fmt: skip
-    columns = ("machine", "model", "batch", "samples/s, step alone", "samples/s with loader", "input wait",
-               "peak memory", "GFLOP/s")  # fmt: skip
-    say(f"| {' | '.join(columns)} |")
-    say("|---" * len(columns) + "|")
-    say(f"| {jax.device_count()} × {device.device_kind}, {os.cpu_count()} cores | {setup.config.name} | {batch} | "
-          f"{batch / alone:.1f} | {batch / together:.1f} | {wait:.0%} | {peak} | {flops.model / alone / 1e9:.1f} |")
+    memory = peak_bytes() or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"device": f"{setup.mesh.size} × {jax.devices()[0].device_kind}", "model": setup.config.name,
+            "batch": batch, "alone": batch / alone, "loaded": batch / together, "wait": wait, "memory": memory,
+            "flops": flops.model / alone}  # fmt: skip
+
+
+def lines(rows: list[dict]) -> list[str]:
+    """The table in Markdown, of rows as of `_row` or of a record."""
+    return table(HEAD, map(_cells, rows))
+
+
+def _cells(row: dict) -> tuple[str, ...]:
+    return (row["device"], row["model"], str(row["batch"]), f"{row['alone']:.1f}", f"{row['loaded']:.1f}",
+            f"{row['wait']:.0%}", f"{row['memory'] / 2**30:.2f} GiB", f"{row['flops'] / 1e9:.1f}")  # fmt: skip
 
 
 if __name__ == "__main__":
+    # What benchmarks share lies in a package, which is found as tests find it.
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
     run_main(main)

@@ -1,24 +1,28 @@
 """Writes the figures of docs/results/benchmarks.md from the records of the benchmarks: python tools/write_benchmarks.py
 [--check].
 
-A benchmark with --json leaves a record in docs/results/benchmarks. On the page its command, machine and table stand
-between two comments, "figures: NAME" and "end of figures"; everything else is written by hand and stays. With --check
-nothing is written, and the command ends with an error where the page is not the one that the records give.
+A benchmark with --json docs/results/benchmarks/NAME.json leaves a record. On the page its command, machine and table
+stand between two comments, "figures: NAME" and "end of figures"; everything else is written by hand and stays. With
+--check nothing is written, and the command ends with an error where the page is not the one that the records give.
 """
 
 import argparse
-import itertools
+import importlib
 import pathlib
 import re
+import shlex
 import sys
+from collections.abc import Mapping
 
 from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, did_you_mean, run_main
-from lapa_jax.core.escape import say, table
+from lapa_jax.core.escape import say
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGE, RECORDS = ROOT / "docs/results/benchmarks.md", ROOT / "docs/results/benchmarks"
 BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(?=<!-- end of figures -->\n)", re.DOTALL)
+GROWTH = "growth"
+"""The block of all parts of `tools/bench_growth.py`, each of which has a record, growth_PART.json."""
 
 
 def main(argv: list[str]) -> None:
@@ -45,44 +49,44 @@ def written(page: str) -> str:
     """
     from tools.benchmarks import records
 
-    tables, used = _tables(), []
+    used = []
 
     def block(match: re.Match) -> str:
-        name = match[2]
-        if name not in tables:
-            raise UserError(f"{PAGE.name}: 'figures: {name}' is no benchmark{did_you_mean(name, tables)}")
-        files, lines = tables[name]
-        if missing := [file for file in files if not (RECORDS / file).is_file()]:
-            raise UserError(f"{PAGE.name}: there is no record {RECORDS / missing[0]}; run the benchmark with --json")
-        used.extend(files)
-        recorded = [records.read(RECORDS / file) for file in files]
-        commands = ", ".join(f"`{record['command']}`" for record in recorded)
-        return "\n".join([f"{match[1]}", f"{commands} on {recorded[0]['machine']}:", "", *lines(*recorded), "", ""])
+        name, recorded = match[2], {}
+        for stem in _records(name):
+            path = RECORDS / f"{stem}.json"
+            if not path.is_file():
+                alike = did_you_mean(name, [other.stem for other in RECORDS.glob("*.json")])
+                raise UserError(f"{PAGE.name}: 'figures: {name}' has no record {path}; run the benchmark with --json"
+                                f"{alike}")  # fmt: skip
+            recorded[stem] = records.read(path)
+        used.extend(recorded)
+        commands = ", ".join(f"`{record['command']}`" for record in recorded.values())
+        machine = next(iter(recorded.values()))["machine"]
+        return "\n".join([f"{match[1]}", f"{commands} on {machine}:", "", *_lines(name, recorded), "", ""])
 
     page = BLOCK.sub(block, page)
-    if idle := sorted({path.name for path in RECORDS.glob("*.json")} - set(used)):
-        raise UserError(f"{PAGE.name} has no figures of {RECORDS / idle[0]}")
+    if idle := sorted({path.stem for path in RECORDS.glob("*.json")} - set(used)):
+        raise UserError(f"{PAGE.name} has no figures of {RECORDS / idle[0]}.json")
     return page
 
 
-def _tables() -> dict:
-    """{name: (files of its records, function of these records that gives the lines of the table)}."""
-    from tools import bench_checkpoints, bench_growth, bench_label, bench_loader, bench_open, bench_start
+def _records(name: str) -> list[str]:
+    """The records of a block, by their files' names: the one that is called so, or all parts of growth."""
     from tools.benchmarks.growth import GROUPS
 
-    labels = lambda record: table(bench_label.HEAD, map(bench_label.cells, record["rows"]))  # noqa: E731
-    measured = [name for name in GROUPS if (RECORDS / f"growth_{name}.json").is_file()]
-    saved = lambda record: table(bench_checkpoints.HEAD, map(bench_checkpoints.cells, record["rows"]))  # noqa: E731
-    parts = lambda *records: table(bench_growth.HEAD, itertools.chain(  # noqa: E731
-        *(bench_growth.cells(name, record) for name, record in zip(measured, records, strict=True))))  # fmt: skip
-    return {
-        "loader": (["loader.json"], lambda record: bench_loader.lines(record["rows"])),
-        "start": (["start.json"], lambda record: bench_start.lines(record["rows"])),
-        "labels": (["labels.json"], labels),
-        "checkpoints": (["checkpoints.json"], saved),
-        "open": (["open.json"], lambda record: bench_open.lines(record["rows"])),
-        "growth": ([f"growth_{name}.json" for name in measured], parts),
-    }
+    parts = [f"{GROWTH}_{part}" for part in GROUPS]
+    return [part for part in parts if (RECORDS / f"{part}.json").is_file()] or parts[:1] if name == GROWTH else [name]
+
+
+def _lines(name: str, recorded: Mapping[str, dict]) -> list[str]:
+    """The table of a block, by the benchmark whose command the records name."""
+    from tools import bench_growth
+
+    if name == GROWTH:
+        return bench_growth.lines({stem.removeprefix(f"{GROWTH}_"): record for stem, record in recorded.items()})
+    script = pathlib.PurePath(shlex.split(recorded[name]["command"])[1]).stem
+    return importlib.import_module(f"tools.{script}").lines(recorded[name]["rows"])
 
 
 if __name__ == "__main__":

@@ -73,6 +73,16 @@ def check_can_write(path: str | os.PathLike) -> None:
                         f"names in {existing} at most {longest}")  # fmt: skip
 
 
+def file_to_write(text: str) -> pathlib.Path:
+    """The path of a file that a command writes when it is done, as a type of arguments; a `UserError` at once where it
+    could not be written then."""
+    path = pathlib.Path(text)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file in it")
+    check_can_write(path.absolute().parent)
+    return path
+
+
 def check_room(folder: str | os.PathLike, size: int) -> None:
     """A `UserError` where a file system has less than `size` bytes left; quotas are not seen."""
     path = pathlib.Path(folder).absolute()

@@ -46,6 +46,7 @@ class Audit(NamedTuple):
       fused: kernels of fused attention that run. scores: products of each sequence's own, in attention outside of such:
         of queries and keys, of weights and values, and their gradients.
       sent: bytes sent by one device, (within a host or slice, between hosts).
+      collectives: {kind: (instructions, how often they run in all, bytes that one device sends)}.
       exposed: bytes of it in collectives beside which no product is scheduled.
       host: names of instructions within loops that exchange data with the host.
       largest: [(bytes, kind, opcode, source)] of what moves more than `SHARE` of all bytes without being a product.
@@ -58,6 +59,7 @@ class Audit(NamedTuple):
     fused: int
     scores: int
     sent: tuple[float, float]
+    collectives: dict[str, tuple[int, int, float]]
     exposed: float
     host: list[str]
     largest: list[tuple[float, str, str, str]]
@@ -87,12 +89,14 @@ def audit(text: str, goal: Target) -> Audit:
             largest[kind, run.instruction.opcode, run.instruction.source] += size
     total = sum(traffic.values())
     devices = goal.hosts * goal.per_host
+    program = plan_hlo.read(module, devices)
     return Audit(
         dict(flops), dict(traffic), float32,
         fused=sum(run.times for run in runs if _is_fused_attention(run.instruction)),
         scores=sum(p.run.times for p in multiplied
                    if _is_batched(p.run.instruction) and "attention" in p.run.instruction.source),
-        sent=plan_hlo.read(module, devices).sent(goal.per_host),
+        sent=program.sent(goal.per_host),
+        collectives=_collectives(program),
         exposed=sum(_exposed(module, runs, with_product, devices)),
         host=[run.instruction.name for run in runs if run.looped and _of_host(run.instruction)],
         largest=[(size, *what) for what, size in largest.most_common() if size > SHARE * total],
@@ -126,6 +130,12 @@ def products(module: hlo.Module) -> Iterator[Product]:
             yield Product(_dot_flops(instruction, operands[0]), operands[0].dtype, run)
         elif instruction.opcode == "convolution" or target.startswith("__cudnn$conv"):
             yield Product(_convolution_flops(instruction, operands, target), operands[0].dtype, run)
+
+
+def _collectives(program: plan_hlo.Program) -> dict[str, tuple[int, int, float]]:
+    kinds = [collective.kind for collective in program.collectives]
+    totals = {kind: plan_hlo.total(program.collectives, kind) for kind in plan_hlo.KINDS if kind in kinds}
+    return {kind: (kinds.count(kind), runs, moved) for kind, (runs, _, moved) in totals.items()}
 
 
 def _with_product(module: hlo.Module, multiplied: list[Product]) -> set[str]:

@@ -51,3 +51,5 @@ def test_refusals_are_one_line():
         bench_growth.main(["--part", "dept"])
     with pytest.raises(UserError, match="--sizes 1: growth is seen from two sizes on"):
         bench_growth.main(["--sizes", "1"])
+    with pytest.raises(UserError, match="test_bench_growth.py cannot be written"):
+        bench_growth.main(["--out", __file__])

@@ -63,6 +63,18 @@ def test_what_a_revision_lacks_is_one_line(repository, monkeypatch):
         bench_guard.main(["fast", "slow", "--limit", "2"])
 
 
+def test_revisions_from_before_the_guard_are_measured(root, tmp_path, monkeypatch):
+    """They lack what the package has today; how far each got is told by what it refuses."""
+    monkeypatch.chdir(root)
+    try:
+        bench_guard.checkout("2e7f5da", tmp_path / "old")
+    except UserError:
+        pytest.skip("the history of this clone does not reach back to 2e7f5da")
+    args, overrides = bench_guard.parse(["2e7f5da", "new"])
+    with pytest.raises(UserError, match=r"OLD \(2e7f5da\) cannot measure step of configs/none.py: it has no configs"):
+        list(bench_guard.compare([tmp_path / "old"] * 2, "configs/none.py", ["step"], args, overrides))
+
+
 def test_the_interval_holds_the_median_as_often_as_it_says():
     rng = np.random.default_rng(0)
     for count in (6, 8, 15, 24):

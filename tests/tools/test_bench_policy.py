@@ -40,11 +40,15 @@ def test_the_pieces_one_by_one_are_the_policy():
 
 def test_it_prints_every_stage_and_their_sum(bench, tmp_path, capsys):
     served.policy(CAMERAS, True).save_pretrained(tmp_path / "policy")
-    bench.main(["--run", str(tmp_path / "policy"), "--batch", "2", "--rounds", "3", "--side", "40"])
+    bench.main(["--run", str(tmp_path / "policy"), "--batch", "2", "--rounds", "3", "--side", "40", "--json",
+                str(tmp_path / "latency.json")])  # fmt: skip
     told = capsys.readouterr().out
     rows = dict(re.findall(r"^\| ([a-z -]+) \| ([0-9.]+) \|", told, re.M))
     assert list(rows) == [*bench.STAGES, "sum of these", bench.WHOLE, bench.TRANSPORT, bench.TRIP]
     assert float(rows[bench.TRIP]) >= float(rows[bench.TRANSPORT]) > 0 and "| batch 2, ms | p50 | p95 | p99 |" in told
+    record = json.loads((tmp_path / "latency.json").read_text())["rows"]
+    assert [row["what"] for row in record] == list(rows) and {row["batch"] for row in record} == {2}
+    assert [row["p50"] for row in record] == pytest.approx([float(p50) for p50 in rows.values()], rel=1e-3, abs=0.006)
     share = int(re.search(r"sum is (\d+)%", told).group(1))
     assert share == pytest.approx(100 * float(rows["sum of these"]) / float(rows[bench.WHOLE]), abs=2)
 
@@ -62,7 +66,8 @@ def test_tokens_are_timed_apart_from_images_and_prompt(bench, shared, tmp_path, 
 
 
 def test_bad_arguments_are_told(bench):
-    with pytest.raises(UserError, match="sizes like 1,8"):
-        bench.main(["--run", "x", "--batch", "0"])
+    for sizes in ("0", "1,x", ""):
+        with pytest.raises(UserError, match="sizes like 1,8"):
+            bench.main(["--run", "x", "--batch", sizes])
     with pytest.raises(UserError, match="does not exist"):
         bench.main(["--run", "nowhere"])

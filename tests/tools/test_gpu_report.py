@@ -45,8 +45,15 @@ def test_what_was_measured_before_a_failure_is_kept(tmp_path, monkeypatch):
 
     monkeypatch.setitem(parts.PARTS, "breaks", parts.Part("", 1, breaks))
     with pytest.raises(MemoryError):
-        command.main(["--run_one", "breaks", "--out", str(tmp_path / "rows.json")])
+        command.main(["--tiny", "--run_one", "breaks", "--out", str(tmp_path / "rows.json")])
     assert [row["what"] for row in json.loads((tmp_path / "rows.json").read_text())["rows"]] == ["first"]
+
+
+def test_full_sizes_are_not_tried_on_a_cpu(tmp_path):
+    out = tmp_path / "report.json"
+    with pytest.raises(UserError, match="JAX finds no GPU here, .*; --tiny tries all parts"):
+        command.main(["--out", str(out)])
+    assert not out.exists()
 
 
 def test_no_time_is_said_and_wrong_names_are_refused(tmp_path, capsys):
@@ -55,3 +62,6 @@ def test_no_time_is_said_and_wrong_names_are_refused(tmp_path, capsys):
     assert "not run: no time was left of --minutes 0.001" in capsys.readouterr().out
     with pytest.raises(UserError, match="--part labls is no part; did you mean 'labels'"):
         command.main(["--part", "labls"])
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file cannot be written: .* is no folder"):
+        command.main(["--part", "products", "--out", str(tmp_path / "file" / "report.json")])

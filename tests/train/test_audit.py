@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from lapa_jax.core.errors import UserError
 from lapa_jax.nn.linear import _weighted_sum
 from lapa_jax.train import hlo, plan_devices
 from lapa_jax.train.audit import _positions, audit, estimate, products
+from tools import audit_step
 
 PROGRAM = """HloModule jit_step, is_scheduled=true
 
@@ -141,6 +143,7 @@ def test_collectives_with_a_product_beside_them_are_hidden():
     gathered, reduced = 32 * 2 * 64 * 128 * 3 / 4, 32 * 2 * 4 * 16 * 64 * 7 / 8
     assert findings.sent == (gathered, reduced), "groups of four within a host, of eight across two"
     assert findings.exposed == reduced
+    assert findings.collectives == {"all-gather": (1, 32, gathered), "all-reduce": (1, 32, reduced)}
 
 
 def test_the_slowest_resource_gives_the_time():
@@ -182,6 +185,12 @@ def test_positions_of_a_window_are_those_that_a_convolution_of_ones_counts(windo
         rhs_dilation=(int(given.get("rhs_dilate", 1)),), dimension_numbers=("NWC", "WIO", "NWC"))  # fmt: skip
     assert out.shape[1] == outputs
     assert _positions(f"window={{{window}}}", 0, *sizes) == round(float(out.sum()))
+
+
+@pytest.mark.parametrize("option", [("--rows", "4"), ("--weights", "int8")])
+def test_what_only_predictions_have_is_refused_of_a_step(option):
+    with pytest.raises(UserError, match=f"{option[0]} is of predictions; give it with --act"):
+        audit_step.main(["--config", "configs/laq.py:test", *option])
 
 
 def test_the_command_audits_a_prediction_for_a_tpu(root):

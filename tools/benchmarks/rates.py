@@ -1,11 +1,11 @@
 """Rates of one revision: training steps, the loader and labels of a config, a round at a time.
 
-python tools/benchmarks/rates.py --config C --rate step [--rate loader ...] serves rounds to `tools/bench_guard.py`:
-it answers each line on stdin, the name of a rate, with a line of JSON on stdout. This file imports nothing of tools/,
-since it is run with the package of another revision.
+python tools/benchmarks/rates.py CONFIG step,loader SECONDS [--config.key=value ...] serves rounds to
+`tools/bench_guard.py`: it answers each line on stdin, the name of a rate, with a line of JSON on stdout. This file is
+run with the package of another revision: it imports nothing of tools/, and of the package at first what all revisions
+since 2e7f5da have.
 """
 
-import argparse
 import itertools
 import json
 import math
@@ -21,13 +21,10 @@ from typing import NamedTuple
 
 import lapa_jax
 from lapa_jax.core import config as config_lib
-from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, run_main
-from lapa_jax.core.escape import say
 
 SAMPLE, GAP = "sample", 3
 """Data and gap of configs that name none."""
-RATES = ("step", "loader", "labels")
 
 
 class Round(NamedTuple):
@@ -170,21 +167,27 @@ def _of_model(config, names: list[str], folder: pathlib.Path) -> dict[str, Calla
 
 
 def main(argv: list[str]) -> None:
-    """Prepares the rates, says so, and serves rounds until stdin ends."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--rate", action="append", required=True, choices=RATES)
-    parser.add_argument("--seconds", type=float, default=1.0, help="CPU seconds of a round, about")
-    args, overrides = parser.parse_known_args(argv)
+    """Prepares the rates, says so, and serves rounds until stdin ends.
+
+    Args:
+      argv: a config, the names of rates with commas between them, the CPU seconds of a round, overrides.
+    """
+    config, names, seconds, *overrides = argv
     # Answers alone go to stdout, whatever libraries print.
     answers, sys.stdout = sys.stdout, sys.stderr
-    if not pathlib.Path(args.config.partition(":")[0]).is_file():
-        raise UserError(f"it has no {args.config.partition(':')[0]}")
+    if not pathlib.Path(config.partition(":")[0]).is_file():
+        raise UserError(f"it has no {config.partition(':')[0]}")
     with tempfile.TemporaryDirectory() as folder:
-        rates = Rates(load(args.config, overrides), args.rate, pathlib.Path(folder), args.seconds)
-        say(json.dumps({"package": str(pathlib.Path(lapa_jax.__file__).resolve().parent)}), file=answers, flush=True)
+        rates = Rates(load(config, overrides), names.split(","), pathlib.Path(folder), float(seconds))
+        _answer(answers, {"package": str(pathlib.Path(lapa_jax.__file__).resolve().parent)})
         for line in sys.stdin:
-            say(json.dumps(rates.round(line.strip())), file=answers, flush=True)
+            _answer(answers, rates.round(line.strip()))
+
+
+def _answer(answers, value) -> None:
+    """A line of JSON for `tools/bench_guard.py`, which no person reads."""
+    answers.write(json.dumps(value) + "\n")
+    answers.flush()
 
 
 if __name__ == "__main__":

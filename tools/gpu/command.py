@@ -20,13 +20,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, did_you_mean
 from lapa_jax.core.escape import markdown, say, table
-from lapa_jax.core.files import read_json, write_json
+from lapa_jax.core.files import file_to_write, read_json, write_json
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HEAD = ("part", "what", "figures", "peak memory, GiB", "planned, GiB")
 PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12")
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 """Flags of XLA for CPUs, which all versions have: it ends at a flag that it does not know."""
+NO_GPU = "JAX finds no GPU here, without which these sizes take hours; --tiny tries all parts at the smallest ones"
 WORDS = 300
 """Characters of what a part said last that are kept where it failed."""
 
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> None:
 
     args = _parser().parse_args(argv)
     if args.run_one:
-        _run_one(args.run_one, pathlib.Path(args.out), args.tiny)
+        _run_one(args.run_one, args.out, args.tiny)
         return
     chosen = _chosen(args.part, PARTS)
     if args.list:
@@ -56,6 +57,8 @@ def main(argv: list[str]) -> None:
         else:
             parts[name] = measure(name, min(left, PARTS[name].seconds), args.tiny)
         status = parts[name]
+        if NO_GPU in status.get("why", ""):
+            raise UserError(NO_GPU)
         say(f"{name}: {status['status']} {status.get('why', '')} ({status.get('seconds', 0):.0f} s)", file=sys.stderr)
         # Kept after each part: an interrupted report has what was measured before.
         write_json(args.out, results)
@@ -106,8 +109,12 @@ def _last_words(lines: Sequence[str]) -> str:
 
 def _run_one(name: str, out: pathlib.Path, tiny: bool) -> None:
     """Runs a part in this process, and writes its rows after each of them."""
+    import jax
+
     from tools.gpu.parts import PARTS, on_device
 
+    if not tiny and jax.default_backend() == "cpu":
+        raise UserError(NO_GPU)
     kept = {"rows": []}
     for row in PARTS[name].measure(tiny):
         kept = {"device": on_device(), "rows": [*kept["rows"], row]}
@@ -176,7 +183,7 @@ def _chosen(asked: Sequence[str], parts: Mapping) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--part", action="append", default=[], help="only this one, or those that begin so; repeatable")
-    parser.add_argument("--out", default="gpu_report.json", help="where the figures go (gpu_report.json)")
+    parser.add_argument("--out", type=file_to_write, default="gpu_report.json", help="where the figures go")
     parser.add_argument("--minutes", type=float, default=8.0, help="for all parts together (8)")
     parser.add_argument("--tiny", action="store_true", help="the smallest sizes: whether it works, on a CPU too")
     parser.add_argument("--list", action="store_true", help="name the parts and their time limits")
