@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     startup.say(f"compiling {config.name} for {args.device}")
     from lapa_jax.train import plan_devices
     from lapa_jax.train.audit import audit
-    from lapa_jax.train.plan import REMEDY, peak_of, verdict
+    from lapa_jax.train.plan import CUDNN, REMEDY, peak_of, verdict
 
     device = plan_devices.find_device(args.device)
     is_tpu = isinstance(device, plan_devices.Tpu)
@@ -55,16 +55,16 @@ def main(argv: list[str]) -> None:
     if not (plan_devices.has_tpu_compiler() if is_tpu else plan_devices.has_compiler()):
         raise UserError(f"an audit needs the device's compiler: {plan_devices.how_to_install(device)}")
     goal = plan_devices.target(args.device, args.mesh)
-    if args.act:
-        name = f"one prediction of {config.name} with {weights} kernels, {rows} at once"
-        lowered, flops = _prediction(config, goal, weights, rows)
-    else:
-        name = f"a training step of {config.name}"
-        lowered, flops = _step(config, goal)
-    say(f"{name}, {goal.hosts} x {goal.per_host} {device.name}")
+    prediction = f"one prediction of {config.name} with {weights} kernels, {rows} at once"
+    name = prediction if args.act else f"a training step of {config.name}"
     try:
+        lowered, flops = _prediction(config, goal, weights, rows) if args.act else _step(config, goal)
+        say(f"{name}, {goal.hosts} x {goal.per_host} {device.name}")
         compiled = lowered.compile(compiler_options=dict(goal.options))
     except RuntimeError as error:
+        if "cudnn" in str(error).lower() and "llm" in config.model:
+            raise UserError(f"{config.name} has fused attention, and {CUDNN}; --config.model.llm.flash=False leaves it "
+                            "out") from None  # fmt: skip
         if not (full := plan_devices.HBM_FULL.search(str(error))):
             raise
         say(f"does not fit: {full[1].rstrip('.')} (the compiler's words); what helps: {LESS if args.act else REMEDY}")

@@ -21,10 +21,8 @@ from lapa_jax.train.setup import GIB, Setup, lower_step, on_mesh, prepare
 from lapa_jax.train.sharding import batch_parts
 
 NAMES = {"ema": "averages of parameters"}
-WITHOUT_CUDNN = ("planned without fused attention, which the run uses and which needs less memory: XLA's compiler "
-                 "needs cuDNN for it (pip install --no-deps nvidia-cudnn-cu13, 0.5 GB)")  # fmt: skip
-
-
+CUDNN = "XLA's compiler needs cuDNN for it (pip install --no-deps nvidia-cudnn-cu13, 0.5 GB)"
+WITHOUT_CUDNN = f"planned without fused attention, which the run uses and which needs less memory: {CUDNN}"
 REMEDY = "more micro-batches, remat 'full', more devices on the fsdp axis"
 
 

@@ -250,6 +250,16 @@ def test_a_token_reads_each_kernel_once_where_it_lies(goal, stored):
     assert weights <= moved < 1.1 * weights
 
 
+def test_fused_attention_without_cudnn_is_one_line(root, goal):
+    run = [sys.executable, "-B", "tools/audit_step.py", "--config", "configs/openvla.py:test",
+           "--config.model.llm.dtype=bfloat16", "--config.model.llm.heads=2"]  # fmt: skip
+    done = subprocess.run(run, cwd=root, capture_output=True, text=True)
+    if done.returncode == 0:
+        pytest.skip("cuDNN is here")
+    assert done.returncode == 2 and "needs cuDNN for it (pip install" in done.stderr, done.stderr
+    assert done.stderr.splitlines()[-1].endswith("--config.model.llm.flash=False leaves it out")
+
+
 def test_the_command_audits_a_prediction(root, goal):
     run = [sys.executable, "-B", "tools/audit_step.py", "--config", "configs/vla_action.py:test", "--act",
            "--weights", "int8"]  # fmt: skip
