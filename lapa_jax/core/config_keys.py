@@ -16,7 +16,8 @@ KEYS = {
     "init_from_fields": "fields of the model that are those of the whole run that it starts from, in place of these",
     "loss": "weight of this loss; 0 leaves it out",
     "loss.action": "weight of predicting actions; of frame pairs those of few, see data.action_share; 0: off",
-    "loss.view": "weight of the squared difference of the deltas of a pair and of its shifted copy; needs view_shift and view_deltas",
+    "loss.view": "weight of the squared difference of the deltas of a pair and of its shifted copy; needs "
+                 "view_shift and view_deltas",
     "loss.reversal": "weight of how alike the codes of a pair and of its reverse are; needs the field middle_frame",
     "loss.composition": "weight of the codes of both halves telling that of the pair; needs the field middle_frame",
     "loss.midway": "weight of the middle frame, from the codes of the pair; needs the field middle_frame",

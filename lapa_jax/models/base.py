@@ -81,7 +81,8 @@ class FramePairTokenizer(Model):
     actions of a few pairs are known, "pair_action" and "pair_action_mask" f32 [B, A], a head predicts them from the
     quantised delta: the loss "action"."""
     kind = "frame_pair_tokenizer"
-    absent_losses = {"view": "no shifted copy is encoded: set config.model.view_shift and config.model.view_deltas=True",
+    absent_losses = {"view": "no shifted copy is encoded: set config.model.view_shift and "
+                             "config.model.view_deltas=True",
                      **{loss: f"the samples have no '{field}': add it to config.data.fields" for loss, field in {
                          "action": "pair_action", "flow": "flow", "flow_weighted": "flow", "reversal": "middle_frame",
                          "composition": "middle_frame", "midway": "middle_frame"}.items()}}  # fmt: skip

@@ -73,7 +73,7 @@ def test_without_an_encoded_copy_there_is_no_such_loss(fields):
     model = config.build("lapa_jax.models", MODELS["laq_conv"] | fields)
     frames = np.zeros((2, 2, 16, 16, 3), np.uint8)
     variables = jax.eval_shape(Task(model, {}).init, jax.random.key(0), {"frames": frames})
-    with pytest.raises(ConfigError, match="config.loss.view is 0.05, and no shifted copy is encoded: set config.model.vi"):
+    with pytest.raises(ConfigError, match="config.loss.view is 0.05, and no shifted copy is encoded: set config.mode"):
         jax.eval_shape(Task(model, {"reconstruction": 1.0, "view": 0.05}).loss, variables, {"frames": frames},
                        jax.random.key(0))  # fmt: skip
 
