@@ -155,9 +155,6 @@ def from_values(values: Mapping, path: str) -> Sweep:
         stages = tuple(_stage(path, name, each) for name, each in values["stages"].items())
     else:
         stages = (_stage(path, "run", {key: values[key] for key in _STAGE_KEYS if key in values}),)
-    cases = values.get("cases") or {}
-    if not isinstance(cases, Mapping) or not all(isinstance(each, Mapping) for each in cases.values()):
-        raise UserError(f"{path}: 'cases' is {cases!r}; name each with its settings, as `wide: {{model.dim: 256}}`")
     for name in ("grid", "random"):
         if not all(isinstance(key, str) for key in values.get(name) or {}):
             raise UserError(f"{path}: '{name}' holds {values[name]!r}; write one key a line, as `model.dim: [64, 128]` "
@@ -166,10 +163,23 @@ def from_values(values: Mapping, path: str) -> Sweep:
         raise UserError(f"{path} has no 'metric', the name of what is compared, such as val/loss")
     grid = {key: tuple(map(as_text, each if isinstance(each, list) else [each]))
             for key, each in values.get("grid", {}).items()}  # fmt: skip
-    cases = {name: {key: as_text(value) for key, value in each.items()} for name, each in cases.items()}
+    cases = _cases(path, values.get("cases") or {})
     sweep = Sweep(stages, str(values["metric"]), str(values.get("mode", "max")), values.get("seeds", 1), cases, grid,
                   values.get("random", {}), values.get("trials", 0), values.get("stop_hopeless", False))  # fmt: skip
     return check(sweep)
+
+
+def _cases(path: str, value) -> dict[str, dict[str, str]]:
+    """{name: settings} of 'cases'; of a list of several, such as data sets and parts, each of one with each of the
+    others, where later ones override."""
+    groups = value if isinstance(value, list) else [value]
+    for group in groups:
+        if not isinstance(group, Mapping) or not all(isinstance(each, Mapping) for each in group.values()):
+            raise UserError(f"{path}: 'cases' is {value!r}; name each with its settings, as `wide: {{model.dim: 256}}`")
+    chosen = [group.items() for group in groups if group]
+    return {", ".join(name for name, _ in case): {key: as_text(each) for _, settings in case
+                                                  for key, each in settings.items()}
+            for case in itertools.product(*chosen) if case}  # fmt: skip
 
 
 def _stage(path: str, name: str, values) -> Stage:

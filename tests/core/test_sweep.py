@@ -73,6 +73,16 @@ def test_cases_are_tried_one_by_one_with_all_of_the_grid(tmp_path):
     assert sweeps.best_settings(sweep, Outcome(points[3], {}, {}))["run"] == {"a": 1, "dim": 2, "name": "x", "k": 4}
 
 
+def test_several_cases_are_multiplied_and_later_ones_override(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text("config: c\nmetric: m\ncases:\n- {here: {p: a, k: 1}, there: {p: b}}\n- {plain: {}, more: {k: 2}}")
+    sweep = sweeps.read(str(path))
+    assert {point["case"]: sweep.settings(point) for point in sweep.points()} == {
+        "here, plain": {"p": "a", "k": "1"}, "here, more": {"p": "a", "k": "2"}, "there, plain": {"p": "b"},
+        "there, more": {"p": "b", "k": "2"}}  # fmt: skip
+
+
+
 def test_a_trial_is_hopeless_below_the_median_of_the_averages():
     finished = [{0: 0.0, 10: 0.2, 20: 0.4, 30: 9.0}, {10: 0.5, 20: 0.7}, {10: 0.6, 20: 0.8}]
     # At step 20 the averages are 0.3, 0.6 and 0.7; step 0 is the untrained model.
