@@ -82,7 +82,6 @@ def test_several_cases_are_multiplied_and_later_ones_override(tmp_path):
         "there, more": {"p": "b", "k": "2"}}  # fmt: skip
 
 
-
 def test_a_trial_is_hopeless_below_the_median_of_the_averages():
     finished = [{0: 0.0, 10: 0.2, 20: 0.4, 30: 9.0}, {10: 0.5, 20: 0.7}, {10: 0.6, 20: 0.8}]
     # At step 20 the averages are 0.3, 0.6 and 0.7; step 0 is the untrained model.
