@@ -23,7 +23,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--data", nargs="+", required=True, help="step shards; the words of all splits are known")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="a new folder")
     args = parser.parse_args(argv)
-    splits = [(folder, split) for folder in args.data for split in read_dataset(folder)["splits"]]
+    # A recording without held-out episodes has an empty split.
+    splits = [(folder, name) for folder in args.data for name, split in read_dataset(folder)["splits"].items()
+              if split["steps"]]  # fmt: skip
     check_new_folder(args.out)
     startup.say(f"reading the instructions of {', '.join(args.data)}")
     instructions = sorted({text for folder, split in splits for text in StepShards(folder, split).instructions()})

@@ -1,5 +1,7 @@
 """The tokenizer of words, from the command to what the loader makes of instructions."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -33,6 +35,16 @@ def test_words_that_come_later_in_an_episode_are_known(tmp_path):
     make_tokenizer.main(["--data", str(tmp_path / "data"), "--out", str(tmp_path / "words")])
     made = text.build({"name": str(tmp_path / "words")})
     assert made.decode(made(["then lift it"], 8)[0][0]) == "then lift it"
+
+
+def test_a_recording_without_held_out_episodes_has_words_too(tmp_path):
+    (tmp_path / "data").mkdir()
+    make.write(tmp_path / "data", [4], texts=["push it"])
+    about = read_dataset(tmp_path / "data")
+    about["splits"]["val"] = {"episodes": 0, "steps": 0, "shards": []}
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps(about))
+    make_tokenizer.main(["--data", str(tmp_path / "data"), "--out", str(tmp_path / "words")])
+    assert text.build({"name": str(tmp_path / "words")})(["push it"], 4)[1].sum() == 3
 
 
 def test_ids_depend_on_the_words_alone(tmp_path):
