@@ -7,6 +7,8 @@ a variant head A: 256 bins of each dimension, read off at one query.
   latent      head B: the latent action of stage 2, and a small decoder that also sees images and proprioception
   chunk       head C: chunks of eight actions by L1 regression
   flow        head D: chunks of eight actions by flow matching
+  cotrained   with one of the heads bins, chunk and flow: predicts the codes of latent actions besides, of a mixture of
+              demonstrations and video; docs/tutorials/stage3_actions.md
   tiny        small and from scratch on the embedded sample, or from a run of configs/vla_latent.py:tiny; tiny+latent,
               tiny+chunk and tiny+flow have the other heads
   small       the same with convolutions that see the instruction in place of the towers, 64 pixels: learns in minutes
@@ -80,6 +82,17 @@ def flow(config: ml_collections.ConfigDict) -> None:
     config.data.chunk_length = 8
 
 
+def cotrained(config: ml_collections.ConfigDict) -> None:
+    """Actions and latent actions together (GR00T N1), instead of stage 2 before stage 3."""
+    config.model.name = "policies.vla_cotrained"
+    for taken_from_the_labels in ("code_length", "codebook_size"):
+        config.model[taken_from_the_labels] = config_dict.placeholder(int)
+    config.loss.latent = 1.0
+    config.data.fields = ("image", "text", "action", "latent")
+    for folder_or_fingerprint in ("labels", "labels_tokenizer", "val_labels"):
+        config.data[folder_or_fingerprint] = config_dict.placeholder(str)
+
+
 def tiny(config: ml_collections.ConfigDict) -> None:
     """Small towers and decoder, from scratch, on the sample that comes with the package."""
     common.tiny_vision_language_model(config)
@@ -97,7 +110,7 @@ def test(config: ml_collections.ConfigDict) -> None:
 
 
 HEADS = {"bins": bins, "latent": latent, "chunk": chunk, "flow": flow}
-VARIANTS = {**HEADS, "small": small, "tiny": tiny, "test": test}
+VARIANTS = {**HEADS, "cotrained": cotrained, "small": small, "tiny": tiny, "test": test}
 SIZES = {
     "tiny": {"width": 128, "heads": 4, "depth": 2},
     "small": {"width": 128, "heads": 4, "depth": 2, "decode": "median"},

@@ -257,10 +257,11 @@ def _pick(statistics: Mapping[str, Mapping] | None, name: str | None, options: M
         return None
     if name in statistics or len(statistics) == 1:
         return statistics.get(name) or next(iter(statistics.values()))
-    scaled = [each for each in statistics.values() if PAIR_ACTION in each]
-    if PAIR_ACTION in options.get("fields", ()) and len(scaled) == 1:
-        # The held-out pairs of a mixture in which one data set has actions.
-        return scaled[0]
+    for column in (PAIR_ACTION, "action"):
+        scaled = [each for each in statistics.values() if column in each]
+        if column in options.get("fields", ()) and len(scaled) == 1:
+            # Held-out samples of a mixture in which one data set has actions that are learned from.
+            return scaled[0]
     if options.get("normalize", "none") == "none":
         return None
     raise UserError(f"normalisation needs the statistics of one of {', '.join(statistics)}; '{name or 'val_path'}' is "

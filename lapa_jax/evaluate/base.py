@@ -134,7 +134,7 @@ def open_scaled(model, data, split: str | None, dataset: str | None) -> tuple[di
       UserError: data that do not exist, or scaling that does not go with them.
     """
     config = data_config(model.config, data, split, model.datasets)
-    if data is not None and model.kind.name == "coded_policy":
+    if data is not None and model.kind.name in ("coded_policy", "action_policy"):
         # the codes are learned with the actions and not measured here; other data need no labels of them
         config["fields"] = tuple(name for name in config["fields"] if name != "latent")
     statistics = statistics_of({"datasets": model.datasets})

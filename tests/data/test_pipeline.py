@@ -229,3 +229,22 @@ def test_one_length_of_instructions_for_all_that_a_run_reads(tmp_path):
     frames = make.write(tmp_path / "frames", SPLITS)
     pairs = {"path": str(frames), "gap_frames": 1}
     assert open_training(pairs, batch_size=2).text_length is None
+
+
+def test_video_beside_demonstrations_has_latents_and_no_scale(tmp_path):
+    """Co-training: the held-out chunks are scaled as those of the one part whose actions are learned from."""
+    more = {"latents": 2, "texts": ["push"] * 4}
+    demos, video, held_out = (make.write(tmp_path / name, {"train": [[9, 9]]}, seed=seed, **more)
+                              for seed, name in enumerate(("demos", "video", "held_out")))  # fmt: skip
+    parts = ({"path": str(demos), "weight": 1.0},
+             {"path": str(video), "weight": 1.0, "fields": ("latent",), "split_val": None})  # fmt: skip
+    data = ml_collections.ConfigDict({
+        "samples": "chunks", "fields": ("action", "latent"), "chunk_length": 3, "normalize": "q01_q99", "augment": None,
+        "mixture": parts, "val_path": str(held_out), "split_val": "train"})  # fmt: skip
+    opened = open_training(data, batch_size=2)
+    assert "action" not in statistics_of(opened.meta)["video"]
+    scaled = pipeline.build({**data, "mixture": None, "path": str(held_out), "val_path": None}, "val",
+                            statistics={"demos": StepShards(demos).statistics})  # fmt: skip
+    np.testing.assert_array_equal(opened.validation.batch([0])["action"], scaled.batch([0])["action"])
+    video_chunk = opened.train.batch([len(opened.train) - 1])
+    assert not video_chunk["action_mask"].any() and not video_chunk["action_dims"].any()

@@ -205,7 +205,7 @@ class StepSource:
         episodes = self._episode_of(steps)
         return {"episode_id": episodes.astype(np.int32), "step": (steps - self._starts[episodes]).astype(np.int32)}
 
-    def _every_step(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def every_step(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The number, the episode's first and the episode's last step of every step: int[steps] each, of four bytes
         where these are enough."""
         kind = np.int32 if len(self.shards) < 2**30 else np.int64

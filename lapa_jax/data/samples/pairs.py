@@ -147,7 +147,7 @@ class FramePairSource(StepSource):
             self.statistics[PAIR_ACTION] = self.pair_actions.summary
 
     def _choose(self) -> None:
-        steps, _, last = self._every_step()
+        steps, _, last = self.every_step()
         second = steps + np.repeat(self.gaps, self._lengths)
         possible = second <= last
         # Only so that the index below exists; `possible` excludes these.

@@ -102,7 +102,7 @@ class Sequences(FieldSource):
 
     def _steps_in_use(self) -> np.ndarray:
         """int64[episodes]: steps up to the last one with an action."""
-        steps, first, _ = self._every_step()
+        steps, first, _ = self.every_step()
         # reduceat takes the maximum from each episode's start to the next one's.
         return np.maximum.reduceat(np.where(self._actions, steps - first + 1, 0), self._starts)
 
@@ -130,7 +130,7 @@ class Sequences(FieldSource):
         return keep
 
     def _choose(self, chosen: np.ndarray) -> None:
-        steps, first, _ = self._every_step()
+        steps, first, _ = self.every_step()
         episode = self._episode_of(steps)
         at, last = steps - first, np.maximum(self._used - self.options.length, 0)[episode]
         begins = chosen[episode] & (at <= last) & ((at % self.options.stride == 0) | (at == last))

@@ -28,19 +28,10 @@ class Steps(FieldSource):
         available = self._available()
         self._without = {name: int((~present).sum()) for name, present in available.items()}
         self._begin_at(np.all(list(available.values()), axis=0))
-        self._whole = self._whole_pairs() if set(LABELLED) & set(self.fields) else None
+        self._whole = whole_pairs(self) if set(LABELLED) & set(self.fields) else None
         if len(self) == 0:
             lacking = ", ".join(f"{count} lack '{name}'" for name, count in self._without.items())
             raise UserError(f"no step of {shards.folder} ({shards.split}) has all of {self.fields}: {lacking}")
-
-    def _whole_pairs(self) -> np.ndarray:
-        """bool[steps]: whose latent is that of a pair with the whole gap; labels of other things are all whole."""
-        steps, _, last = self._every_step()
-        info = self.label_info or {}
-        gap = info.get("gap") or {"frames": info.get("gap_frames")}
-        if not any(gap.values()):
-            return np.ones(len(steps), bool)
-        return steps + np.repeat(Gap.from_config(**gap).of_episodes(self.shards), self._lengths) <= last
 
     def batch(self, indices: Sequence[int], into: Rows = NOWHERE) -> dict[str, np.ndarray]:
         """Several steps, stacked.
@@ -65,3 +56,13 @@ class Steps(FieldSource):
         if self._whole is not None:
             counts["samples_with_clipped_latent"] = int((~self._whole[self._first]).sum())
         return counts | {f"steps_without_{name}": count for name, count in self._without.items()}
+
+
+def whole_pairs(source: FieldSource) -> np.ndarray:
+    """bool[steps]: whose latent is that of a pair with the whole gap; labels of other things are all whole."""
+    steps, _, last = source.every_step()
+    info = source.label_info or {}
+    gap = info.get("gap") or {"frames": info.get("gap_frames")}
+    if not any(gap.values()):
+        return np.ones(len(steps), bool)
+    return steps + np.repeat(Gap.from_config(**gap).of_episodes(source.shards), source.shards.episodes.lengths) <= last

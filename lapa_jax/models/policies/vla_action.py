@@ -38,7 +38,8 @@ def from_data(spec: dict, source, seed: int) -> dict:
                         "data.samples=chunks and name 'action' in data.fields")
     sizes = {"chunk_length": batch["action"].shape[1], "action_dim": batch["action"].shape[2],
              "state_dim": batch["state"].shape[-1] if "state" in batch else 0}  # fmt: skip
-    words = [kinds(columns["action"]) for columns in statistics_of(source.meta()).values()]
+    # A part of a mixture may have no actions.
+    words = [kinds(columns["action"]) for columns in statistics_of(source.meta()).values() if "action" in columns]
     for kind in ("constant", "binary"):
         sizes[kind] = [i for i in range(sizes["action_dim"]) if {w[i] for w in words if i < len(w)} == {kind}]
     filled = vision_language.body_from_data(spec, source)
@@ -102,6 +103,10 @@ class Model(VisionLanguageModel, base.ActionPolicy):
         """The loss of a batch; nothing differs in training."""
         with self.adapters():
             context, hidden = self.backbone_states(batch, self.encode_images(batch))
+        return self._action_output(batch, context, hidden, train=train)
+
+    def _action_output(self, batch, context: Context, hidden: jax.Array, *, train: bool) -> Output:
+        """The loss of the head, from what `backbone_states` gives."""
         weight = self._weight(batch)
         keys = self._keys(batch, self.make_rng("noise") if train else EVALUATION_KEY)
         error = self.act.loss(hidden, context, batch["action"], weight, keys)

@@ -3,6 +3,7 @@ import pytest
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.data.samples.chunks import Chunks, Options
+from lapa_jax.data.samples.mixture import Mixture
 from lapa_jax.data.shards.step_shards import StepShards
 from tests.data.samples import make
 
@@ -78,6 +79,19 @@ def test_an_instruction_where_it_is_asked_for(folder):
     batch = source.batch(range(len(source)))
     assert set(batch["text"]) == {"a", "bb"} and source.summary()["steps_without_text"] == 5
     assert 2 not in batch["episode_id"] and 2 in Chunks(StepShards(folder), Options()).batch(range(9))["episode_id"]
+
+
+def test_steps_without_actions_fill_up_a_mixture_and_teach_none(folder):
+    whole = Chunks(StepShards(folder), Options(fields=("action", "latent"), chunk_length=3))
+    free = Chunks(StepShards(folder), Options(fields=("latent",), chunk_length=3))
+    # Every step has a latent, the last one of an episode too.
+    assert len(free) == sum(LENGTHS) > len(whole) and free.batch([0])["action"].shape == (1, 3, 0)
+    assert free.summary()["chunks"] == sum(LENGTHS) and "action" not in free.numeric
+    mixed = Mixture({"robot": whole, "video": free}, [1, 1])
+    batch = mixed.batch([0, len(whole)])
+    assert batch["action"].shape == (2, 3, 3) and (batch["action"][1] == 0).all()
+    assert batch["action_mask"].tolist() == batch["action_dims"].tolist() == [[1, 1, 1], [0, 0, 0]]
+    assert batch["latent_mask"].tolist() == [1, 1], "of what is no pair of frames all are whole"
 
 
 @pytest.mark.parametrize(
