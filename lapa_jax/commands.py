@@ -30,7 +30,8 @@ def scripts() -> dict[str, str]:
     for parent in ("launch", "launch/studies", "tools"):
         top, _, below = parent.partition("/")
         folder = shipped.folder(top) / below
-        others |= {path.stem: f"{parent}/{path.name}" for path in sorted(folder.glob("*.py")) if path.stem != "common"}
+        stems = [path.stem for path in sorted(folder.glob("*.py")) if not path.stem.startswith("common")]
+        others |= {stem: f"{parent}/{stem}.py" for stem in stems}
     return {**NAMED, **{name: script for name, script in others.items() if script not in NAMED.values()}}
 
 
@@ -39,7 +40,7 @@ def run(name: str, program: str) -> None:
     top, _, rest = scripts()[name].partition("/")
     script = shipped.folder(top) / rest
     sys.argv[0] = program
-    # As the interpreter does for a script: a study imports its neighbour `common`.
+    # As the interpreter does for a script: a study imports its neighbours `common`, `common_tables`.
     sys.path.insert(0, str(script.parent))
     spec = importlib.util.spec_from_file_location("__main__", script)
     module = sys.modules["__main__"] = importlib.util.module_from_spec(spec)

@@ -92,10 +92,14 @@ def _modules(node: ast.AST, file: str) -> list[str]:
     return []
 
 
+NEIGHBOURS = ("common", "common_settings", "common_tables", "latent_pretraining")
+"""Files of launch/studies that others there import by their bare names."""
+
+
 def floor(file_or_module: str) -> int | None:
     """The floor of a file ("lapa_jax/nn/x.py") or module ("lapa_jax.nn.x"); None for what is not of the house."""
     parts = file_or_module.removesuffix(".py").replace("/", ".").split(".")
-    if parts[0] in ("launch", "tools", "common"):  # a study imports launch/studies/common.py as its neighbour
+    if parts[0] in ("launch", "tools", *NEIGHBOURS):
         return LAUNCH
     if parts[0] == "configs":
         return CONFIGS

@@ -43,11 +43,7 @@ def by_task(episodes: Sequence[Mapping]) -> dict[str, dict]:
 def paired_difference(
     first: Sequence[Sequence[bool]], second: Sequence[Sequence[bool]], draws: int = 10_000
 ) -> tuple[float, float, float]:
-    """How much more of the episodes one controller solves than another, with a 95 % interval.
-
-    The bootstrap is that of clusters (Efron and Tibshirani 1993, chapter 8): training seeds are drawn with
-    replacement, then starts within each of them, for both controllers the same ones. With a single seed the interval
-    says nothing about what another training would give.
+    """How much more of the episodes one controller solves than another, with a 95 % interval, see `clustered_mean`.
 
     Args:
       first, second: of each training seed, whether each start was solved; both controllers have the same seeds and
@@ -58,10 +54,21 @@ def paired_difference(
     """
     if [len(one) for one in first] != [len(one) for one in second] or not first:
         raise ValueError(f"{[len(one) for one in first]} starts against {[len(one) for one in second]}")
-    differences = [np.asarray(a, float) - np.asarray(b, float) for a, b in zip(first, second, strict=True)]
-    rng, count = np.random.default_rng(0), len(differences)
+    return clustered_mean([np.asarray(a, float) - np.asarray(b, float) for a, b in zip(first, second, strict=True)],
+                          draws)  # fmt: skip
+
+
+def clustered_mean(values: Sequence[Sequence[float]], draws: int = 10_000) -> tuple[float, float, float]:
+    """The mean over training seeds of what each gives at each start, and the ends of its 95 % interval.
+
+    The bootstrap is that of clusters (Efron and Tibshirani 1993, chapter 8): training seeds are drawn with
+    replacement, then starts within each of them. With a single seed the interval says nothing about what another
+    training would give.
+    """
+    rng, seeds = np.random.default_rng(0), [np.asarray(one, float) for one in values]
+    count = len(seeds)
     # The mean of each seed's starts as drawn anew for each draw and each place that a seed may take in it.
-    means = np.stack([one[rng.integers(len(one), size=(draws, count, len(one)))].mean(-1) for one in differences])
-    seeds = rng.integers(count, size=(1, draws, count))
-    low, high = np.quantile(np.take_along_axis(means, seeds, axis=0)[0].mean(-1), [0.025, 0.975])
-    return float(np.mean([one.mean() for one in differences])), float(low), float(high)
+    means = np.stack([one[rng.integers(len(one), size=(draws, count, len(one)))].mean(-1) for one in seeds])
+    chosen = rng.integers(count, size=(1, draws, count))
+    low, high = np.quantile(np.take_along_axis(means, chosen, axis=0)[0].mean(-1), [0.025, 0.975])
+    return float(np.mean([one.mean() for one in seeds])), float(low), float(high)

@@ -1,36 +1,50 @@
-"""Does pretraining on video without actions pay? Success on the push-table after it, and without it.
+"""Does pretraining on video without actions pay? Success in simulation after it, and without it.
 
-python launch/studies/latent_pretraining.py --out DIR [--short] [--seeds 2] [--jobs 2]
-    [--arms scratch scratch_long lapa vpt actions] [--task separate] [--blocks 3] [--gap 6]
-    [--overrides optim.weight_decay=0 ...]
+python launch/studies/latent_pretraining.py --out DIR [--benchmark push_table] [--short] [--seeds 5] [--jobs 2]
+    [--arms scratch scratch_long lapa vpt actions ...] [--task separate ...] [--blocks 3] [--gap 6] [--videos 1000]
+    [--demos 50] [--overrides optim.weight_decay=0 ...]
 
 Episodes of the expert are recorded as video; few more, others, with actions are the demonstrations. Every arm ends with
-the same model, trained for the same steps on the demonstrations alone. What comes before:
+the same model, trained on the demonstrations. What comes before:
 
-  scratch       nothing
-  scratch_long  nothing, but as many steps on the demonstrations as the others have in all; of its checkpoints the one
-                that predicts the actions of held-out video best, which the other arms are not given
-  lapa          stage 1 (configs/laq_conv.py:small+recommended) on the video, stage 2 on its codes
-  vpt           the actions of the video as an inverse-dynamics model sees them that learned from the demonstrations
-  actions       the true actions of the video: the upper bound
+  scratch        nothing
+  scratch_long   nothing, but as many steps more on the demonstrations as the others are pretrained
+  lapa           stage 1 (configs/laq_conv.py:small+recommended) on the video, stage 2 on its codes
+  lapa_few       the same; stage 1 is told the actions of the demonstrations besides
+  lapa_shuffled  stage 2 on the codes of other steps
+  lapa_random    stage 2 on codes drawn at random
+  cotrained      nothing: one training on the labelled video and the demonstrations together, with a head for each,
+                 and as many steps as both trainings of the others
+  vpt            the actions of the video as an inverse-dynamics model sees them that learned from the demonstrations
+  actions        the true actions of the video: the upper bound
+  scratch_flow, lapa_flow   the first and the third with a head of flow matching
 
-The three pretrainings have the same body, images, instructions and steps. Then each policy drives, on instructions
-like those of training (seen) and on combinations that were left out (unseen), beside the expert, random actions and a
-repeated first action. Each seed has its own demonstrations, trainings and starts, which are the same for all arms.
-Every leg is one of our commands; a study that was interrupted goes on where it stopped.
-`tables.md` and `success.png` in --out, which also says how long each leg took.
+The pretrainings have the same body, images, instructions and steps. Each arm searches alike: on seed 0 the rate whose
+loss on validation demonstrations is least, and with every seed the step. Then each policy drives, beside the expert,
+random actions and a repeated first action. Each seed has its own demonstrations, trainings and starts, which are the
+same for all arms; on the starts nothing is chosen.
+
+--benchmark: push_table (three blocks; also pairs of them that are never named together), metaworld (MT10), families
+(the push-table's five, four blocks), pairs (six blocks; also a moving background and other colours), other_look (video
+of other colours and cameras), other_robot (video of Meta-World, a robot of the push-table).
+
+Every leg is one of our commands; a study that was interrupted goes on where it stopped, and with more arms or seeds it
+does what is new. After each seed `tables.md` and `success.png` are in --out. It says beforehand how long it will take.
 """
 
 import argparse
 import dataclasses
 import functools
-import json
 import pathlib
+import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 
 import common
+import common_tables as tables
+from common_settings import ARMS, BENCHMARKS, CONDITIONS, OF_CODES, SHORT, SHORT_ARMS, Scene
 
 from lapa_jax.core.errors import UserError, did_you_mean, run_main
 from lapa_jax.core.escape import say
@@ -38,180 +52,302 @@ from lapa_jax.core.files import atomic_path, read_json, write_json
 from lapa_jax.core.metrics import read_metrics
 from lapa_jax.data.shards.labels import read_label_info
 
-ARMS = ("scratch", "scratch_long", "lapa", "vpt", "actions")
-SPLITS = ("seen", "unseen")
+CONTROLS = ("expert", "random", "repeat")
 SIZE = 64  # pixels of the recordings
 EXECUTE = 4
-POLICY = ["data.text_length=20", "data.augment={'shift': 4}", "train.trackers=()"]
-FINETUNE = ["optim.learning_rate=0.0005"]
-"""Of every arm: at the rate of pretraining, 0.001, demonstrations are learned by heart and what was known is lost."""
-
-LONG_EVALUATIONS = 6
-"""Checkpoints that "scratch_long" may choose from."""
+POLICY = ["data.text_length=20", "train.trackers=()"]
+LOSS = "val/loss"
 
 HELD_OUT = 0.05
 """Share of the video that only figures are measured on."""
 
-NOISE = 0.004
-"""Metres, of the expert's actions: without it no episode shows how to come back."""
+VIDEO_SEED, VALIDATION_SEED, DEMO_SEED = 1, 1_000, 2
+"""Of the recordings; seed k of the study has the demonstrations of `DEMO_SEED` + k."""
 
-PROBES = {
-    "codes used": ("codebook_utilization", "{:.0%}"),
-    "PSNR gain (dB)": ("psnr_gain", "{:+.2f}"),
-    "swap gap": ("swap_gap", "{:.0%}"),
-    "R² codes": ("action_probe_r2", "{:.3f}"),
-    "R² untrained": ("action_probe_r2_untrained", "{:.3f}"),
-    "codes back in another clip": ("transfer_consistency", "{:.0%}"),
-    "by chance": ("transfer_chance", "{:.0%}"),
-    "R² back": ("transfer_action_r2", "{:.3f}"),
-}
+FEW_SHARE = 0.25
+"""Of the pairs that stage 1 draws in "lapa_few", those of the demonstrations."""
 
+OF_SIZES = {"videos": "episodes of video", "demos": "demonstrations", "laq": "steps of stage 1",
+            "pretrain": "steps of pretraining", "finetune": "most steps on the demonstrations",
+            "episodes": "of each evaluation"}  # fmt: skip
+"""{what may be asked for besides: what it is}."""
 
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """How much of everything. Episodes: `videos`, `demos`, and `episodes` of each evaluation; the rest are steps."""
+HOW = ("shuffled", "random")
+"""The kinds of labels that `scramble_labels.py` makes."""
 
-    videos: int
-    demos: int
-    laq: int
-    inverse: int
-    pretrain: int
-    finetune: int
-    episodes: int
+VIDEOS = {"codes": "as recorded", "few": "as recorded, told the actions of the demonstrations"}
+"""{tokenizer: its row in the table}."""
 
-
-FULL = Sizes(videos=1000, demos=50, laq=400, inverse=1500, pretrain=2000, finetune=400, episodes=50)
-SHORT = Sizes(videos=300, demos=50, laq=400, inverse=600, pretrain=1500, finetune=400, episodes=20)
+SECONDS = {"policy": 0.17, "laq": 0.35, "inverse": 0.1, "begin": 25.0}
+"""Of a core, measured roughly: a step of each kind, and what a command takes before its first step."""
 
 
 def main(argv: list[str]) -> None:
-    args = _parser().parse_args(argv)
-    for arm in args.arms:
-        if arm not in ARMS:
-            raise UserError(f"there is no arm '{arm}'{did_you_mean(arm, ARMS)}")
-    seeds = args.seeds or (1 if args.short else 2)
-    study = Study(args, SHORT if args.short else FULL)
-    study.record(seeds)
-    with common.side_by_side(args.jobs) as pool:
-        # Independent of the policies: it runs beside them and is collected at the end.
-        moving = pool.submit(study.latent_actions, "moving", 0)
-        labelled = list(pool.map(study.labels, range(seeds))) if "lapa" in args.arms else []
-        pseudo = list(pool.map(study.pseudo_actions, range(seeds))) if "vpt" in args.arms else []
-        cells = [(arm, seed) for seed in range(seeds) for arm in args.arms]
-        policies = dict(zip(cells, pool.map(lambda cell: study.policy(*cell), cells), strict=True))
-        probes = {"as recorded": [one for one, _ in labelled], "moving background": [moving.result()]}
-    results = pooled(policies)
-    text = "\n".join([by_arm(results, policies, study.sizes), verdict(results), differences(policies),
-                      by_video(probes), inverse(pseudo), study.times()])  # fmt: skip
-    with atomic_path(args.out / "tables.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    from lapa_jax.evaluate import closed_loop
+    args = parser().parse_args(argv)
+    study = Study(args)
+    seeds = args.seeds or (1 if args.short else study.benchmark.seeds)
+    core_hours = study.hours(seeds)
+    say(f"{len(study.arms)} arms, {seeds} seeds: about {core_hours:.1f} core hours from nothing, "
+        f"{core_hours / args.jobs:.1f} hours with --jobs {args.jobs}")  # fmt: skip
+    text = ""
+    from lapa_jax.evaluate.closed_loop import draw_rates
 
-    closed_loop.draw_rates(args.out / "success.png", results)
+    for _ in study.run(seeds):
+        text = study.tables()
+        with atomic_path(args.out / "tables.md") as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        draw_rates(args.out / "success.png", tables.rates(study.cells))
     say(text)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """What the command takes, and what a `Study` is made of."""
     parser = common.command_line(__doc__)
-    parser.add_argument("--short", action="store_true", help="fewer episodes, steps and seeds")
-    parser.add_argument("--seeds", type=common.at_least_one, help="of everything that is trained; 2, with --short 1")
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), help=f"of {', '.join(ARMS)}")
-    parser.add_argument("--task", default="separate", help="family of instructions")
-    parser.add_argument("--blocks", type=int, default=3, help="on the table")
-    parser.add_argument("--gap", type=common.at_least_one, default=6, help="frames between those of a latent action")
+    parser.add_argument("--benchmark", default="push_table", help=f"of {', '.join(BENCHMARKS)}")
+    parser.add_argument("--short", action="store_true", help="fewer episodes, steps, rates, arms and seeds")
+    parser.add_argument("--seeds", type=common.at_least_one, help="of everything that is trained; with --short 1")
+    parser.add_argument("--arms", nargs="+", help=f"of {', '.join(ARMS)}")
+    parser.add_argument("--task", nargs="+", help="tasks, or families of instructions")
+    parser.add_argument("--blocks", type=int, help="on the push-table")
+    parser.add_argument("--gap", type=common.at_least_one, help="frames between those of a latent action")
+    for name, what in OF_SIZES.items():
+        parser.add_argument(f"--{name}", type=common.at_least_one, help=what)
     return parser
 
 
 class Study:
-    """The legs; each is done once."""
+    """The legs; each is done once.
 
-    def __init__(self, args: argparse.Namespace, sizes: Sizes):
-        self.args, self.sizes, self.out = args, sizes, args.out
-        self._env = ["--env", "push_table", "--task", args.task, "--blocks", str(args.blocks)]
-        self._of_policies = [f"data.text_tokenizer.name={self._data('words')}", *POLICY, *args.overrides]
+    Attributes:
+      benchmark, arms, sizes: what is compared, as asked for.
+      cells: what there is by now, see `common_tables`. probes, pseudo: metrics of the tokenizers and of inverse
+        dynamics.
+    """
+
+    def __init__(self, args: argparse.Namespace):
+        asked = [("benchmark", args.benchmark, BENCHMARKS), *(("arm", arm, ARMS) for arm in args.arms or ())]
+        for kind, name, known in asked:
+            if name not in known:
+                raise UserError(f"there is no {kind} '{name}'{did_you_mean(name, known)}")
+        benchmark = BENCHMARKS[args.benchmark]
+        self.benchmark = dataclasses.replace(benchmark, robot=_scene(benchmark.robot, args),
+                                             video=benchmark.video and _scene(benchmark.video, args))  # fmt: skip
+        usual = tuple(arm for arm in SHORT_ARMS if arm in benchmark.arms) if args.short else benchmark.arms
+        self.arms = tuple(args.arms or usual)
+        given = {name: value for name in OF_SIZES if (value := getattr(args, name)) is not None}
+        self.sizes = dataclasses.replace(benchmark.sizes, **{**(SHORT if args.short else {}), **given})
+        self.out, self.jobs = args.out, args.jobs
+        self.cells: dict[tuple[str, int], dict] = {}
+        self.probes: dict[str, list[dict]] = {}
+        self.pseudo: list[dict] = []
+        self._pretrained = sorted({ARMS[arm].codes for arm in self.arms} - {""})
+        of_codes = any(codes in ("codes", *HOW) for codes in self._pretrained)
+        self._together = any(ARMS[arm].together for arm in self.arms)
+        self._tokenizers = [*(["codes"] if of_codes or self._together else []),
+                            *(["few"] if "few" in self._pretrained else [])]  # fmt: skip
+        self._moving = self.benchmark.moving and bool(self._tokenizers)
+        self._of_policies = [f"data.text_tokenizer.name={self._data('words')}", *POLICY, *benchmark.settings,
+                             *args.overrides]  # fmt: skip
         self._lock = threading.Lock()
 
-    def record(self, seeds: int) -> None:
-        """The video, the demonstrations of each seed, and the video with a moving background, all of the split "seen";
-        and the words of its instructions."""
-        video = ["--episodes", str(self.sizes.videos), "--seed", "1", "--val_fraction", str(HELD_OUT)]
-        demos = ["--episodes", str(self.sizes.demos), "--val_fraction", "0"]
-        recordings = {"videos": video, "moving": [*video, "--moving"]}
-        # Other episodes than those of the video, which has the seed 1.
-        recordings |= {f"demos_{seed}": [*demos, "--seed", str(2 + seed)] for seed in range(seeds)}
-        for name, how in recordings.items():
-            command = [*self._env, "--split", "seen", "--size", str(SIZE), "--noise", str(NOISE), *how, "--out",
-                       str(self._data(name))]  # fmt: skip
+    def hours(self, seeds: int) -> float:
+        """Of a core, for everything."""
+        sizes, (record, drive) = self.sizes, self.benchmark.robot.seconds
+        runs = seeds + len(sizes.rates) - 1
+        tuned = sum(sizes.finetune + ARMS[arm].long * sizes.pretrain for arm in self.arms) * runs
+        steps = {"policy": tuned + seeds * len(self._pretrained) * sizes.pretrain,
+                 "laq": (seeds * len(self._tokenizers) + self._moving) * sizes.laq,
+                 "inverse": seeds * ("vpt" in self._pretrained) * sizes.inverse,
+                 "begin": len(self.arms) * (runs + seeds) + 3 * seeds * len(self._pretrained)}  # fmt: skip
+        filmed = sizes.videos * (1 + self._moving) * self.benchmark.filmed.seconds[0]
+        recorded = (sizes.validation + seeds * sizes.demos) * record
+        driven = seeds * sizes.episodes * (len(self.arms) + len(CONTROLS)) * len(self.benchmark.conditions) * drive
+        return (sum(SECONDS[kind] * count for kind, count in steps.items()) + filmed + recorded + driven) / 3600
+
+    def run(self, seeds: int) -> Iterator[int]:
+        """Does all legs, seed by seed; each seed that is done is given, with `cells` of the seeds up to it."""
+        with common.side_by_side(self.jobs) as pool:
+            for seed in range(seeds):
+                self._record(seed)
+                # Independent of the policies: it runs beside them and is collected at the end.
+                moving = pool.submit(self.tokenizer, "codes", 0, "moving") if self._moving and not seed else None
+                self._pretrain_all(pool, seed)
+                self._drive_all(pool, seed)
+                if moving is not None:
+                    self.probes["moving background"] = [moving.result()]
+                yield seed
+
+    def _pretrain_all(self, pool: Executor, seed: int) -> None:
+        for kind, metrics in zip(self._tokenizers, pool.map(lambda kind: self.labels(kind, seed), self._tokenizers)):
+            self.probes.setdefault(VIDEOS[kind], []).append(metrics)
+        for how in (codes for codes in self._pretrained if codes in HOW):
+            self.scrambled(how, seed)
+        for data in ((self._demos(seed), "validation") if self._together else ()):
+            self._label("codes", seed, data)
+        if "vpt" in self._pretrained:
+            self.pseudo.append(self.pseudo_actions(seed))
+        list(pool.map(lambda codes: self.pretrain(codes, seed), self._pretrained))
+
+    def _drive_all(self, pool: Executor, seed: int) -> None:
+        """From the pretrained runs to `cells` of the seed."""
+        if seed == 0:
+            searched = [(arm, 0, rate) for arm in self.arms for rate in self.sizes.rates]
+            list(pool.map(lambda each: self.finetune(*each), searched))
+        list(pool.map(lambda arm: self.finetune(arm, seed, self.rate(arm)), self.arms))
+        conditions = self.benchmark.conditions
+        controls = dict(zip(conditions, pool.map(lambda each: self.controls(each, seed), conditions), strict=True))
+        for arm, cell in zip(self.arms, pool.map(lambda arm: self.drive(arm, seed), self.arms), strict=True):
+            self.cells[arm, seed] = cell
+        for name in CONTROLS:
+            self.cells[name, seed] = {"episodes": {condition: each[name] for condition, each in controls.items()}}
+
+    def _record(self, seed: int) -> None:
+        """The video, demonstrations of the seed, those for validation, all as trained on; the words of all."""
+        sizes, filmed, robot = self.sizes, self.benchmark.filmed, self.benchmark.robot
+        film = ["--episodes", str(sizes.videos), "--seed", str(VIDEO_SEED), "--val_fraction", str(HELD_OUT)]
+        recordings = {"videos": (filmed, film)}
+        if self._moving:
+            recordings["moving"] = (filmed, [*film, "--moving"])
+        for name, count, its_seed in (("validation", sizes.validation, VALIDATION_SEED),
+                                      (self._demos(seed), sizes.demos, DEMO_SEED + seed)):  # fmt: skip
+            recordings[name] = (robot, ["--episodes", str(count), "--seed", str(its_seed), "--val_fraction", "0"])
+        for name, (scene, how) in recordings.items():
+            command = [*scene.arguments(), *CONDITIONS["seen"], "--size", str(SIZE), "--noise", str(scene.noise), *how,
+                       "--out", str(self._data(name))]  # fmt: skip
             record = functools.partial(common.call, self._log(name), "tools/record_sim.py", *command)
             self._timed(f"record {name}", record)
         if not self._data("words").exists():
-            common.call(self._log("words"), "tools/make_tokenizer.py", "--data", str(self._data("videos")), "--out",
-                         str(self._data("words")))  # fmt: skip
+            common.call(self._log("words"), "tools/make_tokenizer.py", "--data", str(self._data("videos")),
+                        str(self._data("validation")), "--out", str(self._data("words")))  # fmt: skip
 
-    def latent_actions(self, data: str, seed: int) -> dict:
-        """Stage 1 on a recording; the metrics of its evaluation."""
-        settings = [f"seed={seed}", f"data.path={self._data(data)}", f"data.gap_frames={self.args.gap}",
-                    *_steps(self.sizes.laq), "train.trackers=()"]  # fmt: skip
-        run = self._train(f"laq_{data}_{seed}", "laq_conv.py:small+recommended", settings)
+    def tokenizer(self, kind: str, seed: int, data: str = "videos") -> dict:
+        """Stage 1 on a recording; "few" is told the actions of the demonstrations. The metrics of its evaluation."""
+        video = str(self._data(data))
+        config, of_data = "laq_conv.py:small+recommended", [f"data.path={video}"]
+        if kind == "few":
+            parts = ({"path": video, "weight": 1 - FEW_SHARE, "action_share": 0.0},
+                     {"path": str(self._data(self._demos(seed))), "weight": FEW_SHARE, "action_share": 1.0,
+                      "split_val": None})  # fmt: skip
+            config, of_data = f"{config}+actions", [f"data.mixture={parts!r}", f"data.val_path={video}"]
+        settings = [f"seed={seed}", *of_data, f"data.gap_frames={self.benchmark.filmed.gap}", *_steps(self.sizes.laq),
+                    "train.trackers=()"]  # fmt: skip
+        run = self._train(f"laq_{kind}_{data}_{seed}", config, settings)
         return self._timed(f"probe {run.name}", lambda: common.evaluate(run, "--supervised_steps", "0"))["metrics"]
 
-    def labels(self, seed: int) -> tuple[dict, pathlib.Path]:
-        """The latent actions of the video; metrics of the model that gives them, and their folder."""
-        metrics, folder = self.latent_actions("videos", seed), self._labels(seed)
-        command = ["--run", str(self._run(f"laq_videos_{seed}")), "--data", str(self._data("videos")), "--out",
-                   str(folder)]  # fmt: skip
-        self._timed(f"label {seed}", lambda: common.call(self._log(folder.name), "launch/label.py", *command))
-        return metrics, folder
+    def labels(self, kind: str, seed: int) -> dict:
+        """Labels the video with the tokenizer of a kind; the metrics of this one."""
+        metrics = self.tokenizer(kind, seed)
+        self._label(kind, seed)
+        return metrics
+
+    def _label(self, kind: str, seed: int, data: str = "videos") -> None:
+        out = self._labels(kind, seed, data)
+        command = ["--run", str(self._run(f"laq_{kind}_videos_{seed}")), "--data", str(self._data(data)), "--out",
+                   str(out)]  # fmt: skip
+        self._timed(f"label {out.name}", lambda: common.call(self._log(out.name), "launch/label.py", *command))
+
+    def scrambled(self, how: str, seed: int) -> None:
+        """Labels that say nothing, of the same steps."""
+        command = ["--labels", str(self._labels("codes", seed)), "--out", str(self._labels(how, seed)), "--how", how,
+                   "--seed", str(seed)]  # fmt: skip
+        common.call(self._log(f"labels_{how}_{seed}"), "launch/studies/scramble_labels.py", *command)
 
     def pseudo_actions(self, seed: int) -> dict:
         """The actions that inverse dynamics sees in the video; what tools/pseudo_actions.py says of them."""
-        folder = self._pseudo(seed)
-        command = ["--demonstrations", str(self._data(f"demos_{seed}")), "--data", str(self._data("videos")), "--out",
+        folder = self._data(f"pseudo_{seed}")
+        command = ["--demonstrations", str(self._data(self._demos(seed))), "--data", str(self._data("videos")), "--out",
                    str(folder), "--steps", str(self.sizes.inverse), "--seed", str(seed)]  # fmt: skip
         name = f"pseudo-actions {seed}"
         self._timed(name, lambda: common.call(self._log(folder.name), "tools/pseudo_actions.py", *command))
         return read_json(folder / "pseudo_actions.json")
 
-    def policy(self, arm: str, seed: int) -> dict:
-        """Pretrains, trains on the demonstrations and drives; {"seen", "unseen": metrics.json, "solved": {split: of
-        each start}, "action_r2"}."""
-        begin, steps, step = self._pretrain(arm, seed), _steps(self.sizes.finetune), []
-        if arm == "scratch_long":
-            steps = _steps(self.sizes.pretrain + self.sizes.finetune, evaluations=LONG_EVALUATIONS)
-            step = ["--step", "best"]
-        settings = [f"seed={seed}", f"data.path={self._data(f'demos_{seed}')}", f"data.val_path={self._data('videos')}",
-                    *begin, *steps, *FINETUNE, *self._of_policies]  # fmt: skip
-        run = self._train(f"{arm}_{seed}", "vla_action.py:small+chunk", settings)
-        scores = [line["val/action_r2"] for line in read_metrics(run) if "val/action_r2" in line]
-        driven = {split: self._drive(run, split, seed, step) for split in SPLITS}
-        return {**driven, "solved": {split: _solved(_drives(run, split)) for split in SPLITS},
-                "action_r2": max(scores) if step else scores[-1]}  # fmt: skip
-
-    def _pretrain(self, arm: str, seed: int) -> list[str]:
-        """What the policy begins with, as settings of its config."""
-        if arm in ("scratch", "scratch_long"):
-            return []
+    def pretrain(self, codes: str, seed: int) -> pathlib.Path:
+        """The run of a pretraining, see `common_settings.Arm`."""
         video = str(self._data("videos"))
-        config, changes = "vla_action.py:small+chunk", [f"data.path={video}"]
-        if arm == "vpt":
-            changes = [f"data.path={self._pseudo(seed)}", f"data.val_path={video}"]
-        if arm == "lapa":
-            labels, config = self._labels(seed), "vla_latent.py:small"
+        config, changes = f"vla_action.py:{self.benchmark.policy}+chunk", [f"data.path={video}"]
+        if codes == "vpt":
+            changes = [f"data.path={self._data(f'pseudo_{seed}')}", f"data.val_path={video}"]
+        if codes in OF_CODES:
+            labels, config = self._labels(codes, seed), f"vla_latent.py:{self.benchmark.policy}"
             tokenizer = read_label_info(labels)["tokenizer"]
             changes = [f"data.path={video}", f"data.labels={labels}", f"data.labels_tokenizer={tokenizer}"]
         settings = [f"seed={seed}", *changes, *_steps(self.sizes.pretrain), *self._of_policies]
-        run = self._train(f"pretrain_{arm}_{seed}", config, settings)
-        # of latent actions the head begins afresh, as the config says; of actions it goes on
-        return [f"init_from.={run}", *([] if arm == "lapa" else ["init_from_except=()"])]
+        return self._train(f"pretrain_{codes}_{seed}", config, settings)
 
-    def _drive(self, run: pathlib.Path, split: str, seed: int, step: list[str]) -> dict:
-        folder = _drives(run, split)
-        command = [*self._env, "--run", str(run), *step, "--split", split, "--episodes", str(self.sizes.episodes),
-                   "--seed", str(seed), "--execute", str(EXECUTE), "--videos", "4", "--out", str(folder)]  # fmt: skip
+    def finetune(self, arm: str, seed: int, rate: float) -> pathlib.Path:
+        """The run of an arm on the demonstrations, which keeps the checkpoint that validation demonstrations choose."""
+        codes, head, long, together = dataclasses.astuple(ARMS[arm])
+        demos, begin, variant = str(self._data(self._demos(seed))), [], ""
+        learned = [f"data.path={demos}"]
+        if together:
+            variant, learned = "+cotrained", self._both(seed)
+        if codes:
+            # of latent actions the head begins afresh, as the config says; of actions it goes on
+            begin = [f"init_from.={self._run(f'pretrain_{codes}_{seed}')}",
+                     *([] if codes in OF_CODES else ["init_from_except=()"])]  # fmt: skip
+        settings = [f"seed={seed}", *learned, f"data.val_path={self._data('validation')}", "data.split_val=train",
+                    *begin, *_steps(self.sizes.finetune + long * self.sizes.pretrain, self.sizes.evaluations),
+                    f"train.best_metric={LOSS}", "train.best_mode=min", f"optim.learning_rate={rate}",
+                    *self._of_policies]  # fmt: skip
+        config = f"vla_action.py:{self.benchmark.policy}+{head}{variant}"
+        return self._train(self._tuned(arm, seed, rate), config, settings)
+
+    def _both(self, seed: int) -> list[str]:
+        """The demonstrations and the video, of which nothing but codes is read; as many samples of the one as of the
+        other."""
+        labels = {name: str(self._labels("codes", seed, name)) for name in ("videos", self._demos(seed), "validation")}
+        parts = ({"path": str(self._data(self._demos(seed))), "weight": 1.0, "labels": labels[self._demos(seed)]},
+                 {"path": str(self._data("videos")), "weight": 1.0, "labels": labels["videos"],
+                  "fields": ("image", "text", "latent"), "split_val": None})  # fmt: skip
+        return [f"data.mixture={parts!r}", f"data.val_labels={labels['validation']}"]
+
+    def rate(self, arm: str) -> float:
+        """The learning rate that an arm has with all seeds: the one of the least loss on seed 0."""
+        losses = self._losses(arm)
+        return min(losses, key=losses.get)
+
+    def _losses(self, arm: str) -> dict[float, float]:
+        return {rate: best_line(self._run(self._tuned(arm, 0, rate)))[LOSS] for rate in self.sizes.rates}
+
+    def controls(self, condition: str, seed: int) -> dict[str, list[dict]]:
+        """The lines of the controls' episodes: they are the same whatever the policy, and driven once."""
+        folder = self._of_controls(condition, seed)
         if not (folder / "metrics.json").is_file():
-            drive = functools.partial(common.call, self._log(run.name), "launch/eval.py", *command)
-            self._timed(f"drive {run.name} {split}", drive)
-        return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+            self._drive(folder, f"controls {condition} {seed}", condition, seed, ["--policy", CONTROLS[0]])
+        return {name: read_episodes(folder / name) for name in CONTROLS}
+
+    def drive(self, arm: str, seed: int) -> dict:
+        """The cell of an arm, see `common_tables`."""
+        run = self._run(self._tuned(arm, seed, self.rate(arm)))
+        episodes = {}
+        for condition in self.benchmark.conditions:
+            folder = run / f"drive_{condition.replace(' ', '_')}"
+            if not (folder / "metrics.json").is_file():
+                for name in CONTROLS:
+                    _copy(self._of_controls(condition, seed) / name, folder / name)
+                policy = ["--run", str(run), "--step", "best", "--execute", str(EXECUTE),
+                          *(["--dataset", self._demos(seed)] if ARMS[arm].together else [])]  # fmt: skip
+                self._drive(folder, f"drive {run.name} {condition}", condition, seed, policy)
+            episodes[condition] = read_episodes(folder / "policy")
+        best = best_line(run)
+        return {"episodes": episodes, "action_r2": best["val/action_r2"], "step": best["step"], "rate": self.rate(arm),
+                "losses": self._losses(arm)}  # fmt: skip
+
+    def _drive(self, folder: pathlib.Path, name: str, condition: str, seed: int, policy: list[str]) -> None:
+        command = [*self.benchmark.robot.arguments(), *CONDITIONS[condition], *policy, "--episodes",
+                   str(self.sizes.episodes), "--seed", str(seed), "--size", str(SIZE), "--videos", "0", "--out",
+                   str(folder)]  # fmt: skip
+        log = self._log("_".join(name.split()))
+        self._timed(name, lambda: common.call(log, "launch/eval.py", *command))
+
+    def tables(self) -> str:
+        """All tables of what there is by now."""
+        sizes, of = self.sizes, self.cells
+        about = (f"{sizes.videos} episodes of video, {sizes.demos} demonstrations and {sizes.validation} to choose by, "
+                 f"{sizes.episodes} episodes a cell and seed.\n")  # fmt: skip
+        parts = [about, tables.by_arm(of), tables.verdict(of), tables.differences(of), tables.by_task(of),
+                 tables.choices(of), tables.by_video(self.probes), tables.inverse(self.pseudo), self.times()]
+        return "\n".join(part for part in parts if part)
 
     def _train(self, name: str, config: str, settings: list[str]) -> pathlib.Path:
         return self._timed(f"train {name}", lambda: common.train(self._run(name), config, settings))
@@ -229,10 +365,9 @@ class Study:
 
     def times(self) -> str:
         """Minutes of the legs, those of one kind together."""
-        seconds_of = read_json(self.out / "times.json")
         kinds: dict[str, float] = {}
-        for name, seconds in seconds_of.items():
-            kind = " ".join(name.split()[:2]).rstrip("_0123456789") if name.startswith("train") else name.split()[0]
+        for name, seconds in read_json(self.out / "times.json").items():
+            kind = " ".join(name.split()[:2]).rstrip("_0123456789.") if name.startswith("train") else name.split()[0]
             kinds[kind] = kinds.get(kind, 0.0) + seconds / 60
         rows = [[kind, f"{minutes:.1f}"] for kind, minutes in sorted(kinds.items())]
         return common.table(["leg", "minutes"], [*rows, ["all, one after the other", f"{sum(kinds.values()):.1f}"]])
@@ -240,17 +375,34 @@ class Study:
     def _data(self, name: str) -> pathlib.Path:
         return self.out / "data" / name
 
-    def _labels(self, seed: int) -> pathlib.Path:
-        return self.out / "data" / f"labels_{seed}"
+    def _demos(self, seed: int) -> str:
+        # With their number, so that other numbers of them use the same video and what was pretrained on it.
+        return f"demos_{self.sizes.demos}_{seed}"
 
-    def _pseudo(self, seed: int) -> pathlib.Path:
-        return self.out / "data" / f"pseudo_{seed}"
+    def _tuned(self, arm: str, seed: int, rate: float) -> str:
+        return f"{arm}_{self.sizes.demos}_{seed}_{rate:g}"
+
+    def _labels(self, kind: str, seed: int, data: str = "videos") -> pathlib.Path:
+        return self.out / "data" / f"labels_{kind}_{seed}{'' if data == 'videos' else f'_of_{data}'}"
 
     def _run(self, name: str) -> pathlib.Path:
         return self.out / "runs" / name
 
+    def _of_controls(self, condition: str, seed: int) -> pathlib.Path:
+        return self.out / "controls" / f"{condition.replace(' ', '_')}_{seed}"
+
     def _log(self, name: str) -> pathlib.Path:
         return self.out / "logs" / f"{name}.log"
+
+
+def _scene(scene: Scene, args: argparse.Namespace) -> Scene:
+    """A scene with what the command changes of it."""
+    changes: dict = {} if args.gap is None else {"gap": args.gap}
+    if scene.env == "push_table" and args.blocks:
+        options = list(scene.options)
+        options[options.index("--blocks") + 1] = str(args.blocks)
+        changes["options"] = tuple(options)
+    return dataclasses.replace(scene, **changes, **({"tasks": tuple(args.task)} if args.task else {}))
 
 
 def _steps(count: int, evaluations: int = 1) -> list[str]:
@@ -258,106 +410,22 @@ def _steps(count: int, evaluations: int = 1) -> list[str]:
     return [f"train.steps={count}", f"train.eval_every={every}", f"train.save_every={every}"]
 
 
-def _drives(run: pathlib.Path, split: str) -> pathlib.Path:
-    return run / f"drive_{split}"
+def best_line(run: pathlib.Path) -> dict:
+    """The evaluation of a training whose checkpoint is the best: that of the least loss."""
+    return min((line for line in read_metrics(run) if line["step"] and LOSS in line), key=lambda line: line[LOSS])
 
 
-def _solved(folder: pathlib.Path) -> list[bool]:
-    """Whether the policy solved each start, from what launch/eval.py left in a folder."""
-    return [read_json(path)["success"] for path in sorted((folder / "policy" / "episodes").iterdir())]
+def read_episodes(folder: pathlib.Path) -> list[dict]:
+    """What launch/eval.py left of each start in a controller's folder."""
+    return [read_json(path) for path in sorted((folder / "episodes").iterdir())]
 
 
-def pooled(policies: Mapping[tuple[str, int], Mapping]) -> dict[str, dict]:
-    """{arm or control: {"tasks": {"seen": summary, "unseen": summary}, "overall": summary}}, all seeds together.
-
-    The controls of a seed have the same episodes whatever the policy: they are counted once.
-    """
-    from lapa_jax.sim.scores import of_counts
-
-    def together(parts: Sequence[Mapping]) -> dict:
-        return of_counts(sum(part["successes"] for part in parts), sum(part["episodes"] for part in parts))
-
-    results = {}
-    for arm in dict.fromkeys(arm for arm, _ in policies):
-        seeds = [cell for (name, _), cell in policies.items() if name == arm]
-        summaries = {split: [cell[split]["policies"]["policy"]["overall"] for cell in seeds] for split in SPLITS}
-        results[arm] = {"tasks": {split: together(parts) for split, parts in summaries.items()},
-                        "overall": together([part for parts in summaries.values() for part in parts])}  # fmt: skip
-    arm = next(arm for arm, _ in policies)
-    cells = [cell for (name, _), cell in policies.items() if name == arm]
-    for name in [name for name in cells[0]["seen"]["policies"] if name != "policy"]:
-        tasks = {split: together([cell[split]["policies"][name]["overall"] for cell in cells]) for split in SPLITS}
-        results[name] = {"tasks": tasks, "overall": together(list(tasks.values()))}
-    return results
-
-
-def by_arm(results: Mapping[str, Mapping], policies: Mapping[tuple[str, int], Mapping], sizes: Sizes) -> str:
-    """The table of success rates; of each seed in brackets, and R² of actions on held-out video."""
-    from lapa_jax.evaluate.closed_loop import cell
-
-    rows = []
-    for name, result in results.items():
-        of_arm = [one for (arm, _), one in policies.items() if arm == name]
-        shown = [cell(result["tasks"][split]) for split in SPLITS]
-        for i, split in enumerate(SPLITS):
-            if len(of_arm) > 1:
-                rates = (f"{one[split]['metrics']['success_rate']:.0%}" for one in of_arm)
-                shown[i] += f" [{', '.join(rates)}]"
-        rows.append([name, *shown, ", ".join(f"{one['action_r2']:.3f}" for one in of_arm)])
-    head = ["", *(f"success, {split}" for split in SPLITS), "R² of held-out actions"]
-    about = f"{sizes.videos} episodes of video, {sizes.demos} demonstrations, {sizes.episodes} episodes a cell."
-    return f"{about}\n\n{common.table(head, rows)}"
-
-
-def verdict(results: Mapping[str, Mapping]) -> str:
-    """The aims, and what came out."""
-    if not {"scratch", "lapa", "actions"} <= set(results):
-        return ""
-    lines = []
-    for split in SPLITS:
-        rate = {name: results[name]["tasks"][split]["success_rate"] for name in ("scratch", "lapa", "actions")}
-        ratios = [f"{rate['lapa'] / rate[name]:.2f}" if rate[name] else "undefined (0 successes)"
-                  for name in ("scratch", "actions")]  # fmt: skip
-        lines.append(f"{split}: LAPA over scratch {ratios[0]} (aim 2), LAPA over true actions {ratios[1]} (aim 0.85)")
-    best = max(results["actions"]["tasks"][split]["low"] for split in SPLITS)
-    floor = max(results[name]["tasks"][split]["success_rate"] for name in ("random", "repeat") for split in SPLITS)
-    if best <= floor:
-        lines.append("The upper bound is not clearly above the controls: at this size the comparison says nothing.")
-    return "\n".join(lines) + "\n"
-
-
-def differences(policies: Mapping[tuple[str, int], Mapping]) -> str:
-    """The table of how much more of the starts LAPA solves than each other arm, in points."""
-    from lapa_jax.sim.scores import paired_difference
-
-    arms = list(dict.fromkeys(arm for arm, _ in policies))
-    if "lapa" not in arms:
-        return ""
-
-    def solved(arm: str, split: str) -> list[list[bool]]:
-        return [cell["solved"][split] for (name, _), cell in policies.items() if name == arm]
-
-    rows = []
-    for arm in (arm for arm in arms if arm != "lapa"):
-        spans = [paired_difference(solved("lapa", split), solved(arm, split)) for split in SPLITS]
-        rows.append([arm, *(f"{100 * mean:+.0f} ({100 * low:+.0f} to {100 * high:+.0f})" for mean, low, high in spans)])
-    several = len(policies) > len(arms)
-    drawn = "seeds and starts" if several else "starts; what another seed would give, one seed cannot say"
-    about = f"Paired differences in points, with intervals of 95 % by a bootstrap over {drawn}."
-    return f"{about}\n\n{common.table(['LAPA minus', *SPLITS], rows)}"
-
-
-def by_video(probes: Mapping[str, Sequence[Mapping]]) -> str:
-    """The table of what the codes say."""
-    rows = [[name, *common.cells(common.mean(group, PROBES) if len(group) > 1 else group[0], PROBES)]
-            for name, group in probes.items() if group]  # fmt: skip
-    return common.table(["latent actions of the video", *PROBES], rows)
-
-
-def inverse(pseudo: Sequence[Mapping]) -> str:
-    """What the pseudo-actions are worth."""
-    scores = ", ".join(f"{one['action_r2']:.3f}" for one in pseudo)
-    return f"R² of the pseudo-actions against the true ones of the video, a seed each: {scores}\n" if pseudo else ""
+def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
+    """A folder, whole or not at all."""
+    if not target.exists():
+        begun = target.with_name(f".{target.name}.tmp")
+        shutil.copytree(source, begun, dirs_exist_ok=True)
+        begun.rename(target)
 
 
 if __name__ == "__main__":

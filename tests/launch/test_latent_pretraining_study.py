@@ -4,22 +4,36 @@ import json
 import pathlib
 
 import common
+import common_settings
+import common_tables
 import pytest
 
 from lapa_jax.core import config as config_lib
 from lapa_jax.core.errors import UserError
-from lapa_jax.sim.scores import of_counts
 from launch.studies import latent_pretraining as study
 
-RATES = {"scratch": 2, "scratch_long": 3, "lapa": 6, "vpt": 5, "actions": 8}
+ARMS = common_settings.ARMS
+RATES = {"scratch": 2, "scratch_long": 3, "lapa": 6, "lapa_few": 7, "lapa_shuffled": 3, "lapa_random": 2, "vpt": 5,
+         "cotrained": 4, "actions": 8, "scratch_flow": 1, "lapa_flow": 5, "expert": 20, "random": 0,
+         "repeat": 1}  # fmt: skip
 """Successes of 20 of each arm; half of them with unseen instructions."""
 
 
-def driven(arm, split):
-    own = of_counts(RATES[arm] // (1 if split == "seen" else 2), 20)
-    controls = {"expert": of_counts(20, 20), "random": of_counts(0, 20), "repeat": of_counts(1, 20)}
-    policies = {name: {"overall": value, "tasks": {}} for name, value in {"policy": own, **controls}.items()}
-    return {"policies": policies, "metrics": {"success_rate": own["success_rate"]}}
+def value_of(arguments):
+    return {name: arguments[i + 1] for i, name in enumerate(arguments[:-1]) if name.startswith("--")}
+
+
+def drive(value, out):
+    """What launch/eval.py leaves behind in a simulator."""
+    policies = {"policy": pathlib.Path(value["--run"]).name.rsplit("_", 3)[0]} if (
+        "--run" in value) else {name: name for name in study.CONTROLS}  # fmt: skip
+    half = "--split" in value and value["--split"] == "unseen" and "--run" in value
+    for folder, name in policies.items():
+        (out / folder / "episodes").mkdir(parents=True)
+        for number in range(20):
+            line = {"success": number < RATES[name] // (2 if half else 1), "task": f"task {number % 2}"}
+            (out / folder / "episodes" / f"{number:06d}.json").write_text(json.dumps(line))
+    (out / "metrics.json").write_text("{}")
 
 
 @pytest.fixture
@@ -29,25 +43,23 @@ def calls(monkeypatch):
 
     def call(log, script, *arguments):
         told.append((script, arguments))
-        value = {name: arguments[i + 1] for i, name in enumerate(arguments[:-1]) if name.startswith("--")}
+        value = value_of(arguments)
         if script == "launch/train.py":
             run = pathlib.Path(value["--workdir"])
             run.mkdir(parents=True)
-            (run / "metrics.jsonl").write_text('{"step": 1, "val/action_r2": 0.5}\n')
+            rate = next((float(a.partition("=")[2]) for a in arguments if "optim.learning_rate" in a), 0)
+            # The second evaluation is the best; at the rate 0.0005 losses are least, but for the arm of true actions.
+            best = 0.0002 if run.name.startswith("actions") else 0.0005
+            lines = [{"step": step, "val/loss": loss + abs(rate - best), "val/action_r2": r2}
+                     for step, loss, r2 in ((0, 0.0, 0.0), (1, 0.3, 0.4), (2, 0.1, 0.5), (3, 0.2, 0.6))]  # fmt: skip
+            (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        elif script == "launch/eval.py" and "--env" in value:
+            drive(value, pathlib.Path(value["--out"]))
         elif script == "launch/eval.py":
-            run = pathlib.Path(value["--run"])
-            out = pathlib.Path(value["--out"]) if "--out" in value else run / "eval"
+            out = pathlib.Path(value["--run"]) / "eval"
             out.mkdir()
             probes = {"metrics": {"action_probe_r2": 0.8, "transfer_consistency": 0.7}}
-            content = probes
-            if "--env" in value:
-                content = driven(run.name.rpartition("_")[0], value["--split"])
-                (out / "policy" / "episodes").mkdir(parents=True)
-                for number in range(20):
-                    success = number < content["policies"]["policy"]["overall"]["successes"]
-                    line = json.dumps({"success": success})
-                    (out / "policy" / "episodes" / f"{number:06d}.json").write_text(line)
-            (out / "metrics.json").write_text(json.dumps(content))
+            (out / "metrics.json").write_text(json.dumps(probes))
         elif script == "tools/pseudo_actions.py":
             out = pathlib.Path(value["--out"])
             out.mkdir(parents=True, exist_ok=True)
@@ -58,47 +70,77 @@ def calls(monkeypatch):
     return told
 
 
-def test_every_arm_ends_with_the_same_training_and_drives_on_both_splits(calls, tmp_path, capsys):
-    command = ["--out", str(tmp_path), "--short", "--seeds", "2", "--jobs", "1", "--overrides", "model.llm.depth=2"]
+def trainings(calls):
+    """{run: arguments}."""
+    return {pathlib.Path(a[-1]).name: a for script, a in calls if script == "launch/train.py"}
+
+
+def test_every_arm_searches_alike_and_drives_on_the_same_starts(calls, tmp_path, capsys):
+    command = ["--out", str(tmp_path), "--seeds", "2", "--jobs", "1", "--overrides", "model.llm.depth=2"]
     study.main(command)
-    assert [script for script, _ in calls[:4]] == ["tools/record_sim.py"] * 4
-    seeds = {pathlib.Path(a[-1]).name: a[a.index("--seed") + 1] for _, a in calls[:4]}
-    assert seeds == {"videos": "1", "moving": "1", "demos_0": "2", "demos_1": "3"}, "each seed has demonstrations"
-    assert all(a[a.index("--split") + 1] == "seen" for _, a in calls[:4])
-    assert calls[4] == ("tools/make_tokenizer.py", ("--data", f"{tmp_path}/data/videos", "--out",
-                                                    f"{tmp_path}/data/words"))  # fmt: skip
-    trained = {pathlib.Path(a[-1]).name: a for script, a in calls if script == "launch/train.py"}
-    last = {arm: trained[f"{arm}_1"] for arm in study.ARMS}
-    assert f"--config.train.steps={study.SHORT.pretrain + study.SHORT.finetune}" in last.pop("scratch_long")
-    own = {arm: [a for a in args if "init_from" not in a and "workdir" not in a] for arm, args in last.items()}
-    assert len({tuple(args[:-1]) for args in own.values()}) == 1, "but for what they begin with"
-    assert f"--config.train.steps={study.SHORT.finetune}" in own["lapa"]
-    assert "--config.model.llm.depth=2" in own["lapa"]
-    assert not any("init_from" in a for a in last["scratch"])
-    for arm in ("lapa", "vpt", "actions"):
-        before = trained[f"pretrain_{arm}_1"]
-        assert f"--config.init_from.={tmp_path}/runs/pretrain_{arm}_1" in last[arm]
-        assert f"--config.train.steps={study.SHORT.pretrain}" in before and "--config.model.llm.depth=2" in before
-    assert "--config.data.labels_tokenizer=of labels_1" in trained["pretrain_lapa_1"]
+    recorded = {pathlib.Path(a[-1]).name: value_of(a) for script, a in calls if script == "tools/record_sim.py"}
+    assert {name: value["--seed"] for name, value in recorded.items()} == {
+        "videos": "1", "moving": "1", "validation": "1000", "demos_50_0": "2", "demos_50_1": "3"}  # fmt: skip
+    assert {value["--split"] for value in recorded.values()} == {"seen"}
+    trained = trainings(calls)
+    # Three rates of each arm on seed 0, the best of them with the other seed.
+    searched = {name for name in trained if name.rpartition("_")[0].endswith("_0") and "." in name}
+    assert searched == {f"{arm}_50_0_{rate}" for arm in ARMS for rate in ("0.001", "0.0005", "0.0002")}
+    assert {f"{arm}_50_1_0.0005" for arm in ARMS if arm != "actions"} | {"actions_50_1_0.0002"} <= set(trained)
+    assert len(trained) == 3 * len(ARMS) + len(ARMS) + 2 * (6 + 2) + 1, "pretrainings and tokenizers of both seeds"
+    last = {arm: trained[f"{arm}_50_1_{0.0002 if arm == 'actions' else 0.0005}"] for arm in ARMS}
+    sizes = common_settings.Sizes()
+    long = [last.pop(arm) for arm in ("scratch_long", "cotrained")]
+    assert all(f"--config.train.steps={sizes.pretrain + sizes.finetune}" in a for a in long)
+    both = next(a for a in long[1] if "data.mixture" in a)
+    assert long[1][1].endswith("vla_action.py:small+chunk+cotrained")
+    assert "'fields': ('image', 'text', 'latent')" in both
+    assert f"--config.data.val_labels={tmp_path}/data/labels_codes_1_of_validation" in long[1]
+    flow = [last.pop(arm) for arm in ("scratch_flow", "lapa_flow")]
+    assert all(a[1].endswith("vla_action.py:small+flow") for a in flow)
+    kept = ("init_from", "workdir", "learning_rate")
+    own = {arm: [a for a in args[:-1] if not any(each in a for each in kept)] for arm, args in last.items()}
+    assert len({tuple(args) for args in own.values()}) == 1, "but for what they begin with, and the rate"
+    assert {f"--config.train.steps={sizes.finetune}", "--config.model.llm.depth=2", "--config.data.split_val=train",
+            f"--config.data.val_path={tmp_path}/data/validation"} <= set(own["lapa"])  # fmt: skip
+    begun = {arm: [a.partition("=")[2] for a in args if "init_from.=" in a] for arm, args in last.items()}
+    kinds = {"lapa": "codes", "lapa_few": "few", "lapa_shuffled": "shuffled", "lapa_random": "random", "vpt": "vpt",
+             "actions": "actions"}  # fmt: skip
+    assert begun == {"scratch": []} | {arm: [f"{tmp_path}/runs/pretrain_{kind}_1"] for arm, kind in kinds.items()}
+    assert "--config.data.labels_tokenizer=of labels_shuffled_1" in trained["pretrain_shuffled_1"]
     assert f"--config.data.path={tmp_path}/data/pseudo_1" in trained["pretrain_vpt_1"]
     assert f"--config.data.path={tmp_path}/data/videos" in trained["pretrain_actions_1"]
-    drives = [a for script, a in calls if script == "launch/eval.py" and "--env" in a]
-    assert len(drives) == 2 * 2 * len(study.ARMS) and {a[a.index("--split") + 1] for a in drives} == {"seen", "unseen"}
-    assert {a[a.index("--seed") + 1] for a in drives if a[a.index("--run") + 1].endswith("lapa_1")} == {"1"}
-    best = {pathlib.Path(a[a.index("--run") + 1]).name for a in drives if "best" in a}
-    assert best == {"scratch_long_0", "scratch_long_1"}
+    mixture = next(a for a in trained["laq_few_videos_1"] if "data.mixture" in a)
+    assert f"'path': '{tmp_path}/data/demos_50_1', 'weight': 0.25, 'action_share': 1.0" in mixture
+    drives = [value_of(a) for script, a in calls if script == "launch/eval.py" and "--env" in a]
+    assert len(drives) == 2 * 2 * (len(ARMS) + 1), "each arm, and the controls once"
+    assert {value["--step"] for value in drives if "--run" in value} == {"best"}
+    assert {value["--dataset"] for value in drives if "cotrained_50_1" in value.get("--run", "")} == {"demos_50_1"}
+    assert {value["--seed"] for value in drives if value.get("--run", "").endswith("lapa_50_1_0.0005")} == {"1"}
     text = capsys.readouterr().out
-    assert "| lapa | 30% (18–45), 12/40 [30%, 30%] | 15% (7–29), 6/40 [15%, 15%] | 0.500, 0.500 |" in text
-    assert "| repeat | 5% (1–17), 2/40 | 5% (1–17), 2/40 |  |" in text, "the controls of each seed's starts count once"
-    # Six of twenty against two, by the same starts: the four that only LAPA solves, for both seeds.
-    assert "| scratch | +20 (" in text and "bootstrap over seeds and starts" in text
-    assert "seen: LAPA over scratch 3.00 (aim 2), LAPA over true actions 0.75 (aim 0.85)" in text
+    assert "11 arms, 2 seeds: about " in text
+    assert "| lapa | 30% (18–45), 12/40 [30%, 30%] | 15% (5–28), 6/40 [15%, 15%] | 0.500, 0.500 |" in text
+    assert "| repeat | 5% (0–12), 2/40 [5%, 5%] |" in text, "the controls of each seed's starts count once"
+    assert "| scratch | +20 (" in text and "a bootstrap over seeds, and over starts within them" in text
+    assert "seen: LAPA over scratch 3.00, LAPA over true actions 0.75" in text
+    assert "| actions | 0.001: 0.1008, 0.0005: 0.1003, 0.0002: 0.1000 | 0.0002 | 2, 2 |" in text
     assert "says nothing" not in text and "of the video, a seed each: 0.400, 0.400" in text
-    assert "| moving background |  |  |  | 0.800 |" in text
+    assert "| moving background |  |  |  | 0.800 |" in text and "| task 1 |" in text
     assert (tmp_path / "tables.md").read_text() in text and (tmp_path / "success.png").stat().st_size > 3000
-    done = len([script for script, _ in calls if script in ("launch/train.py", "launch/eval.py")])
+    expensive = ("launch/train.py", "launch/eval.py")
+    done = len([script for script, _ in calls if script in expensive])
     study.main(command)
-    assert len([script for script, _ in calls if script in ("launch/train.py", "launch/eval.py")]) == done
+    assert len([script for script, _ in calls if script in expensive]) == done
+
+
+def test_the_short_study_has_one_seed_and_one_rate(calls, tmp_path, capsys):
+    study.main(["--out", str(tmp_path), "--short", "--jobs", "1", "--demos", "9"])
+    assert {name for name in trainings(calls) if "." in name} == {f"{arm}_9_0_0.0005" for arm in study.SHORT_ARMS}
+    values = {pathlib.Path(a[-1]).name: value_of(a) for script, a in calls if script == "tools/record_sim.py"}
+    assert (values["demos_9_0"]["--episodes"], values["videos"]["--episodes"]) == ("9", "300")
+    text = capsys.readouterr().out
+    assert "| scratch | +20 (" in text and "what another seed would give, one seed cannot say" in text
+    assert float(text.partition("about ")[2].partition(" core hours")[0]) < 40 / 60 * 2, "two cores"
 
 
 def test_an_upper_bound_no_better_than_the_controls_is_told(monkeypatch, calls, tmp_path, capsys):
@@ -110,10 +152,38 @@ def test_an_upper_bound_no_better_than_the_controls_is_told(monkeypatch, calls, 
 
 
 def test_single_arms(calls, tmp_path, capsys):
-    study.main(["--out", str(tmp_path), "--short", "--jobs", "1", "--arms", "scratch", "--task", "block2block"])
+    study.main(["--out", str(tmp_path), "--short", "--jobs", "1", "--arms", "scratch", "--task", "block2block",
+                "--blocks", "8"])  # fmt: skip
     assert not any(script in ("launch/label.py", "tools/pseudo_actions.py") for script, _ in calls)
-    assert all("block2block" in a for script, a in calls if script == "tools/record_sim.py")
+    recorded = [value_of(a) for script, a in calls if script == "tools/record_sim.py"]
+    assert {(value["--task"], value["--blocks"]) for value in recorded} == {("block2block", "8")}
     assert "LAPA over" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", common_settings.BENCHMARKS)
+def test_every_benchmark_is_a_table(calls, tmp_path, name):
+    study.main(["--out", str(tmp_path), "--benchmark", name, "--seeds", "1", "--jobs", "1"])
+    benchmark = common_settings.BENCHMARKS[name]
+    recorded = {pathlib.Path(a[-1]).name: value_of(a) for script, a in calls if script == "tools/record_sim.py"}
+    demos = recorded[f"demos_{benchmark.sizes.demos}_0"]
+    assert (recorded["videos"]["--env"], demos["--env"]) == (benchmark.filmed.env, benchmark.robot.env)
+    assert "moving" not in recorded or name == "push_table"
+    driven = [a for script, a in calls if script == "launch/eval.py" and "--env" in a]
+    assert len(driven) == len(benchmark.conditions) * (len(benchmark.arms) + 1)
+    assert {value_of(a)["--env"] for a in driven} == {benchmark.robot.env}
+    if name == "pairs":
+        assert {("--moving" in a, "--varied" in a) for a in driven} == {(False, False), (True, False), (False, True)}
+    policies = {a[1].partition(":")[2] for run, a in trainings(calls).items() if not run.startswith("laq")}
+    assert {policy.partition("+")[0] for policy in policies} == {benchmark.policy}
+
+
+def test_blocks_leave_pairs_to_learn_from():
+    from lapa_jax.sim.push_table import ORDER
+    from lapa_jax.sim.push_table_tasks import Task
+
+    blocks = int(dict(zip(*[iter(common_settings.BENCHMARKS["pairs"].robot.options)] * 2))["--blocks"])
+    pairs = [Task("separate", "", a, b).held_out() for i, a in enumerate(ORDER[:blocks]) for b in ORDER[i + 1 : blocks]]
+    assert sum(not held_out for held_out in pairs) >= 12 and sum(pairs) >= 3
 
 
 @pytest.mark.parametrize("arm", ["lapa", "actions"])
@@ -127,7 +197,14 @@ def test_what_is_pretrained_fits_the_policy(root, arm):
     assert (one.data.text_length, one.data.image_size) == (two.data.text_length, two.data.image_size) == (20, 64)
 
 
+def test_an_interval_over_seeds_is_wider_than_that_of_all_starts_together():
+    apart = [[True] * 20, [False] * 20]
+    assert common_tables.rate(apart)["low"] == 0 and common_tables.rate([[True] * 20 + [False] * 20])["low"] > 0.3
+
+
 def test_wrong_input_is_one_line(calls, tmp_path):
     with pytest.raises(UserError, match="did you mean 'lapa'"):
         study.main(["--out", str(tmp_path / "out"), "--arms", "lappa"])
+    with pytest.raises(UserError, match="no benchmark 'metawrld'; did you mean 'metaworld'"):
+        study.main(["--out", str(tmp_path / "out"), "--benchmark", "metawrld"])
     assert calls == []

@@ -65,3 +65,12 @@ def test_seeds_that_differ_widen_the_interval_of_a_difference():
     assert scores.paired_difference([always, never], [never, never]) == (0.5, 0, 1)
     with pytest.raises(ValueError, match="starts against"):
         scores.paired_difference([always], [never[:49]])
+
+
+def test_the_interval_of_a_rate_knows_that_seeds_differ():
+    rng = np.random.default_rng(0)
+    alike = [rng.random(50) < 0.5 for _ in range(5)]
+    apart = [rng.random(50) < rate for rate in (0.1, 0.3, 0.5, 0.7, 0.9)]
+    (mean, low, high), (_, wider_low, wider_high) = map(scores.clustered_mean, (alike, apart))
+    assert mean == pytest.approx(np.mean(alike)) and low < mean < high
+    assert wider_high - wider_low > 2 * (high - low)

@@ -1,0 +1,153 @@
+"""The scenes, arms and sizes of `latent_pretraining.py`: what is filmed, who drives where, and how much of everything.
+"""
+
+import dataclasses
+
+MT10 = ("reach-v3", "push-v3", "pick-place-v3", "door-open-v3", "drawer-open-v3", "drawer-close-v3",
+        "button-press-topdown-v3", "peg-insert-side-v3", "window-open-v3", "window-close-v3")  # fmt: skip
+"""The ten tasks of Meta-World's benchmark of that name (Yu et al. 2019, arXiv:1910.10897)."""
+
+FAMILIES = ("separate", "block2block", "block2absolute", "block2relative", "block2blockrelative")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """What is recorded, and where policies drive.
+
+    Attributes:
+      env: the simulator. tasks: of it, which take turns. options: further arguments of it, ("--blocks", "3").
+      gap: frames between those of a latent action. noise: of the expert's actions when it is recorded, in their units:
+        without it no episode shows how to come back.
+      seconds: of a core, measured roughly, for an episode that is recorded and one that is driven.
+    """
+
+    env: str
+    tasks: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    gap: int = 6
+    noise: float = 0.0
+    seconds: tuple[float, float] = (0.3, 1.0)
+
+    def arguments(self) -> list[str]:
+        """Of tools/record_sim.py and launch/eval.py."""
+        return ["--env", self.env, *(word for task in self.tasks for word in ("--task", task)), *self.options]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How much of everything. Episodes: `videos`, `demos`, `validation` and `episodes` of each evaluation; the rest are
+    steps: of stage 1, of inverse dynamics, of pretraining, and of learning from demonstrations, where an arm may stop
+    at each of `evaluations`; `rates` are those that it may choose from."""
+
+    videos: int = 1000
+    demos: int = 50
+    validation: int = 20
+    laq: int = 400
+    inverse: int = 1500
+    pretrain: int = 2000
+    finetune: int = 2400
+    evaluations: int = 6
+    rates: tuple[float, ...] = (1e-3, 5e-4, 2e-4)
+    episodes: int = 50
+
+
+SHORT = {"videos": 300, "laq": 400, "inverse": 600, "pretrain": 1500, "finetune": 800, "evaluations": 4,
+         "rates": (5e-4,), "episodes": 20}  # fmt: skip
+"""What --short changes: one seed in well under an hour of two cores."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """Attributes: codes: what the model is pretrained on, a kind of labels, "vpt" or "actions"; "" for nothing.
+    head: of the policy. long: whether it has the steps of the others' pretraining too, in the one training there is.
+    together: whether that is on the demonstrations and on the labelled video at once."""
+
+    codes: str = ""
+    head: str = "chunk"
+    long: bool = False
+    together: bool = False
+
+
+ARMS = {
+    "scratch": Arm(),
+    "scratch_long": Arm(long=True),
+    "lapa": Arm("codes"),
+    "lapa_few": Arm("few"),
+    "lapa_shuffled": Arm("shuffled"),
+    "lapa_random": Arm("random"),
+    "cotrained": Arm(long=True, together=True),
+    "vpt": Arm("vpt"),
+    "actions": Arm("actions"),
+    "scratch_flow": Arm(head="flow"),
+    "lapa_flow": Arm("codes", "flow"),
+}
+SHORT_ARMS = ("scratch", "scratch_long", "lapa", "actions")
+OF_CODES = ("codes", "few", "shuffled", "random")
+"""The kinds of labels: of a tokenizer of video alone, of one that was told the actions of the demonstrations, and those
+of the first dealt to other steps or drawn at random."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """A table.
+
+    Attributes:
+      robot: where demonstrations come from and policies drive. video: what the video shows; the same where None.
+      conditions: {name: arguments of the evaluation}, the first one that of training.
+      arms, seeds: the usual ones. sizes: what differs from `Sizes`. policy: variant of the policies' configs.
+      settings: of the policies' configs.
+      moving: whether the tokenizer is also tried on video with a moving background.
+    """
+
+    robot: Scene
+    video: Scene | None = None
+    conditions: tuple[str, ...] = ("seen",)
+    arms: tuple[str, ...] = tuple(ARMS)
+    seeds: int = 3
+    sizes: Sizes = Sizes()
+    policy: str = "small"
+    settings: tuple[str, ...] = ("data.augment={'shift': 4}",)
+    moving: bool = False
+
+    @property
+    def filmed(self) -> Scene:
+        """What the video shows."""
+        return self.video or self.robot
+
+
+CONDITIONS = {
+    "seen": ("--split", "seen"),
+    "unseen": ("--split", "unseen"),
+    "moving": ("--split", "seen", "--moving"),
+    "other colours": ("--split", "seen", "--varied"),
+}
+"""{name: arguments of launch/eval.py}; recordings are of the first. The last two are shifts that training never saw."""
+
+TABLE = Scene("push_table", ("separate",), ("--blocks", "3"), noise=0.004)
+WORLD = Scene("metaworld", MT10, gap=8, noise=0.1, seconds=(2.0, 6.0))
+
+BENCHMARKS = {
+    "push_table": Benchmark(TABLE, conditions=("seen", "unseen"), seeds=5, moving=True),
+    "metaworld": Benchmark(
+        WORLD, arms=("scratch", "scratch_long", "lapa", "lapa_shuffled", "vpt", "actions"),
+        sizes=Sizes(demos=200, validation=40, pretrain=3000), policy="tiny", settings=(),
+    ),
+    "families": Benchmark(
+        dataclasses.replace(TABLE, tasks=FAMILIES, options=("--blocks", "4")),
+        arms=("scratch_long", "lapa", "vpt", "actions"),
+        sizes=Sizes(videos=2000, demos=100, validation=40, pretrain=6000),
+    ),
+    # Six blocks: 12 pairs that training names, 3 that it does not.
+    "pairs": Benchmark(
+        dataclasses.replace(TABLE, options=("--blocks", "6")),
+        conditions=("seen", "unseen", "moving", "other colours"), arms=("scratch_long", "lapa", "actions"),
+        sizes=Sizes(videos=3000, demos=200, validation=40, pretrain=8000),
+    ),
+    # Colours, light and camera of the video differ from episode to episode, and from those of the robot's table.
+    "other_look": Benchmark(
+        TABLE, video=dataclasses.replace(TABLE, options=("--blocks", "3", "--varied")),
+        arms=("scratch", "scratch_long", "lapa", "lapa_shuffled", "actions"),
+    ),
+    "other_robot": Benchmark(TABLE, video=WORLD, arms=("scratch", "scratch_long", "lapa", "lapa_shuffled")),
+}  # fmt: skip
+"""{--benchmark: its table}."""
