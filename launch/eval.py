@@ -162,9 +162,14 @@ def _controller(args, policy, options):
     if fps is None:
         notes.append(f"the data of {args.run} name no frame rate; it acts as often as {args.env} takes actions")
     options = dataclasses.replace(options, fps=fps)
-    demonstrations = functools.partial(evaluation.demonstrations, options, prompts)
+
+    @functools.cache
+    def demonstrations(task: str) -> list:
+        shown = evaluation.another_task(options, task) if args.prompt == "wrong" else task
+        return evaluation.demonstrations(options, prompts, shown)
+
     how = {"execute": args.execute, "ensemble": args.ensemble, "dataset": args.dataset, "history": args.history}
-    return options, controllers.controller_of(policy, functools.cache(demonstrations), **how), notes
+    return options, controllers.controller_of(policy, demonstrations, **how, prompt=args.prompt), notes
 
 
 def _check(args) -> None:
@@ -196,7 +201,7 @@ def _check(args) -> None:
 
 def _closed_loop_only(args) -> dict:
     env_options = [name for name in args.env_options if name != "split"]  # which recorded data have too
-    names = ("policy", "task", "size", "execute", "ensemble", "history", *env_options, *USUAL)
+    names = ("policy", "task", "size", "execute", "ensemble", "history", "prompt", *env_options, *USUAL)
     return {name: getattr(args, name) for name in names}
 
 
@@ -241,6 +246,8 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     add("--ensemble", type=float, metavar="DECAY", help=words)
     words = "UniVLA: tell each query the codes of the one before, as models that were finetuned so are run"
     add("--history", action="store_true", help=words)
+    words = "in-context policies: demonstrations of the episode's task, right (default), of another one, wrong, or none"
+    add("--prompt", choices=("right", "wrong", "none"), help=words)
     add("--num_envs", type=int, help="environments in lockstep, so that the policy sees batches; 8 by default")
     add("--videos", type=int, help="number of episodes to film, 8 by default; with 0 no images are kept")
     added = flags.add_options(add, argv, skip=("size", "split"))

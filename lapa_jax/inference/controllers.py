@@ -66,18 +66,22 @@ class InContext:
     Args:
       policy: the policy. demonstrations: of a task, as many as the policy takes; not asked for where it takes none.
       dataset: as of `Chunks`.
+      prompt: what `demonstrations` are: "right" or "wrong", which only the results are named by; "none": not asked for.
     """
 
     name, sees = "policy", True
 
     def __init__(
-        self, policy: InContextPolicy, demonstrations: Callable[[str], list[Demonstration]], dataset: str | None = None
-    ):
+        self, policy: InContextPolicy, demonstrations: Callable[[str], list[Demonstration]], dataset: str | None = None,
+        prompt: str = "right",
+    ):  # fmt: skip
         self._policy, self._demonstrations, self._dataset = policy, demonstrations, policy.dataset(dataset)
-        self.about: Mapping = {**about(policy, self._dataset), "prompts": policy.model.prompts}
+        self._prompt = prompt
+        self.about: Mapping = {**about(policy, self._dataset), "prompts": policy.model.prompts,
+                               **({} if prompt == "right" else {"prompt": prompt})}  # fmt: skip
 
     def begin(self, episodes: Sequence) -> None:
-        shown = self._policy.model.prompts > 0
+        shown = self._policy.model.prompts > 0 and self._prompt != "none"
         prompts = [self._demonstrations(episode.task) if shown else None for episode in episodes]
         self._session = self._policy.start(prompts, dataset=self._dataset)
 
@@ -88,32 +92,38 @@ class InContext:
 def controller_of(
     policy: Policy | InContextPolicy, demonstrations: Callable[[str], list[Demonstration]], *,
     execute: int | None = None, ensemble: float | None = None, dataset: str | None = None, history: bool = False,
+    prompt: str | None = None,
 ) -> Chunks | Ensembled | InContext:  # fmt: skip
     """The controller of a policy, by its kind. Arguments as of `Chunks`, `Ensembled` and `InContext`.
 
     Raises:
-      UserError: ways of executing chunks for a policy that gives none.
+      UserError: ways of executing chunks for a policy that gives none, prompts for one that takes none.
     """
     make = kinds.resolve(policy.kind.controller)
-    return make(policy, demonstrations, execute=execute, ensemble=ensemble, dataset=dataset, history=history)
+    how = {"execute": execute, "ensemble": ensemble, "dataset": dataset, "history": history, "prompt": prompt}
+    return make(policy, demonstrations, **how)
 
 
-def of_chunks(policy, demonstrations, *, execute, ensemble, dataset, history) -> Chunks | Ensembled:
+def of_chunks(policy, demonstrations, *, execute, ensemble, dataset, history, prompt) -> Chunks | Ensembled:
     """Chunks, or with `ensemble`, a decay, their weighted means."""
+    if prompt is not None:
+        raise UserError("--prompt is for in-context policies; this one is told what to do by an instruction")
     policy.session(history)  # a policy without history is refused now, before anything runs
     if ensemble is None:
         return Chunks(policy, execute, dataset, history)
     return Ensembled(policy, ensemble, dataset, history)
 
 
-def in_context(policy, demonstrations, *, execute, ensemble, dataset, history) -> InContext:
+def in_context(policy, demonstrations, *, execute, ensemble, dataset, history, prompt) -> InContext:
     """Step by step, after demonstrations."""
     if execute is not None or ensemble is not None or history:
         raise UserError("--execute, --ensemble and --history are for chunks; an in-context policy acts step by step")
     if policy.model.goal:
         raise UserError("this policy was trained with model.goal=True, and a simulator knows no observation that is to "
                         "be reached; evaluate it on recorded episodes, or train with model.goal=False")  # fmt: skip
-    return InContext(policy, demonstrations, dataset)
+    if prompt is not None and not policy.model.prompts:
+        raise UserError("--prompt is for policies that are shown demonstrations; this one was trained with none")
+    return InContext(policy, demonstrations, dataset, prompt or "right")
 
 
 def rate(policy, dataset: str | None = None) -> float | None:

@@ -78,6 +78,16 @@ def interface(options: Options, state: bool = False) -> Interface:
     return Interface(len(env.action_low), size, env.cameras, tuple(env.notes))
 
 
+def another_task(options: Options, task: str) -> str:
+    """The task of the environment that follows a task, of all that there are, the first after the last."""
+    env = options.make_env()
+    tasks = env.tasks
+    env.close()
+    if len(tasks) < 2:
+        raise UserError(f"{options.env} has one task alone, {task}: there is none to show a wrong demonstration of")
+    return tasks[(tasks.index(task) + 1) % len(tasks)]
+
+
 def demonstrations(options: Options, count: int, task: str) -> list[Mapping[str, np.ndarray]]:
     """The expert's episodes of a task, as often observed as `options.fps` says: {"image" uint8[n, H, W, 3], "action"
     f32[n, A], "state" f32[n, S]} each; "state" where the environment has one."""

@@ -59,6 +59,11 @@ def test_an_ensemble_of_rows_is_that_of_each_row_alone(policy):
     np.testing.assert_allclose(acts.act(seen[0], TEXTS), chunk(policy, seen[0])[:, 0], rtol=1e-6)
 
 
+def test_prompts_are_for_in_context_policies(policy):
+    with pytest.raises(UserError, match="told what to do by an instruction"):
+        controllers.controller_of(policy, None, prompt="wrong")
+
+
 def test_only_policies_that_say_codes_are_told_those_of_before(policy):
     for how in ({}, {"ensemble": -0.1}):
         with pytest.raises(UserError, match="sees no codes of the query before; leave --history out"):
@@ -81,8 +86,16 @@ def test_in_context_policies_are_shown_demonstrations_of_each_rows_task():
         for now, actions in zip(seen, found):
             alone = policy.act({"state": now["state"][row]})
             np.testing.assert_allclose(actions[row], alone, rtol=1e-4, atol=1e-5)
+    # Without a prompt nothing is shown, and the results are told apart from those with one.
+    alone, now = controllers.controller_of(policy, None, prompt="none"), seen[0]
+    alone.begin([Episode("a")])
+    without = alone.act({"state": now["state"][:1]}, TEXTS[:1])
+    assert np.abs(without[0] - found[0][0]).max() > 1e-3 and alone.about["prompt"] == "none"
+    assert "prompt" not in acts.about
     none = random_policy.make(prompts=0)
     controllers.controller_of(none, None).begin([Episode("a")])
+    with pytest.raises(UserError, match="this one was trained with none"):
+        controllers.controller_of(none, None, prompt="wrong")
     with pytest.raises(UserError, match="step by step"):
         controllers.controller_of(policy, None, execute=2)
 

@@ -164,3 +164,10 @@ def test_random_actions_lie_between_the_bounds(simulator):
     actions = control.act(None, [])
     assert actions.dtype == np.float32 and (actions[:, 0] > 0).all() and (np.abs(actions[:, 1]) <= 1).all()
     np.testing.assert_allclose(actions.mean(0), [1.0, 0.0], atol=0.2)
+
+
+def test_a_wrong_demonstration_is_of_the_task_that_follows(simulator):
+    name = simulator('("wait",)', '("wait", "go", "rest")')
+    assert [evaluation.another_task(rollouts.Options(name), task) for task in ("wait", "rest")] == ["go", "wait"]
+    with pytest.raises(UserError, match="has one task alone, wait"):
+        evaluation.another_task(rollouts.Options(simulator(name="single.py")), "wait")

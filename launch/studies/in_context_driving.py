@@ -1,0 +1,123 @@
+"""Can a policy learn an unseen task from demonstrations shown to it? In-context policies that drive in Meta-World.
+
+python launch/studies/in_context_driving.py --out DIR [--prompts 1 3 5] [--variations 20] [--unseen 10] [--seeds 3]
+    [--episodes 50] [--steps 6000] [--jobs 2] [--overrides optim.learning_rate=5e-4 ...]
+
+The expert's episodes of 40 of the 50 tasks are recorded, several layouts of each, with images and the hand's state. A
+policy (configs/icl.py:small+image, 32 px) for each number of demonstrations in its prompt and each seed learns them.
+Then it drives in the 10 tasks that were left out, and in 10 of the others, with demonstrations of the task (right), of
+another one (wrong), and none. The aim is right over three times wrong on unseen tasks.
+
+Every leg is one of our commands; a study that was interrupted goes on where it stopped, and after each policy
+`tables.md` in DIR has what there is. It says beforehand how long it will take.
+"""
+
+import argparse
+
+import common
+import common_tables as tables
+
+from lapa_jax.core.errors import UserError, run_main
+from lapa_jax.core.escape import say
+from lapa_jax.core.files import atomic_path, read_json
+from lapa_jax.sim.metaworld_tasks import TASKS
+
+SIZE, FPS, NOISE = 32, 10, 0.1
+KINDS = ("right", "wrong", "none")
+DATA_SEED = 1
+SECONDS = {"record": 1.5, "step": 0.8, "drive": 5.0}
+"""Of a core, measured roughly: an episode that is recorded, a step of training with one demonstration of ten images
+beside the window, an episode that is driven."""
+
+
+def main(argv: list[str]) -> None:
+    parser = common.command_line(__doc__, 3)
+    add = parser.add_argument
+    add("--prompts", nargs="+", type=common.at_least_one, default=(1, 3, 5), help="demonstrations in a prompt")
+    add("--variations", type=common.at_least_one, default=20, help="recorded layouts of each task")
+    add("--unseen", type=common.at_least_one, default=10, help="tasks that are left out")
+    add("--episodes", type=common.at_least_one, default=50, help="of each evaluation")
+    add("--steps", type=common.at_least_one, default=6000, help="of each training")
+    args = parser.parse_args(argv)
+    seen, unseen = split(args.unseen)
+    say(f"{len(args.prompts)} policies, {args.seeds} seeds: about {hours(args):.1f} core hours from nothing")
+    command = [*_tasks(seen), "--episodes", str(args.variations * len(seen)), "--seed", str(DATA_SEED), "--noise",
+               str(NOISE), "--fps", str(FPS), "--out", str(args.out / "demos")]  # fmt: skip
+    common.call(args.out / "logs" / "demos.log", "tools/record_sim.py", *_env(), *command)
+    # As many of those that were trained on as of the others, spread over all.
+    driven = {"unseen": unseen, "seen": seen[:: len(seen) // len(unseen)][: len(unseen)]}
+    runs = [(prompts, seed) for seed in range(args.seeds) for prompts in args.prompts]
+    cells: dict[tuple[str, int], dict] = {}
+    text = ""
+    with common.side_by_side(args.jobs) as pool:
+        results = pool.map(lambda run: _policy(args, driven, *run), runs)
+        for (prompts, seed), episodes in zip(runs, results, strict=True):
+            cells[f"{prompts} shown", seed] = {"episodes": episodes}
+            text = table(cells, len(seen), len(unseen))
+            with atomic_path(args.out / "tables.md") as temporary:
+                temporary.write_text(text, encoding="utf-8")
+    say(text)
+
+
+def split(unseen: int) -> tuple[list[str], list[str]]:
+    """(tasks that are trained on, tasks that are left out): every n-th of all in alphabetical order is left out."""
+    names = sorted(TASKS)
+    if not 1 <= unseen <= len(names) // 2:
+        raise UserError(f"--unseen {unseen}: there are {len(names)} tasks; leave out 1 to {len(names) // 2} of them")
+    left_out = names[:: len(names) // unseen][:unseen]
+    return [name for name in names if name not in left_out], left_out
+
+
+def hours(args: argparse.Namespace) -> float:
+    """Of a core, for everything. A step costs as many images as it has: the window's and ten of each demonstration."""
+    steps = sum(args.steps * (1 + prompts) / 2 for prompts in args.prompts) * args.seeds
+    driven = len(args.prompts) * args.seeds * args.episodes * 2 * len(KINDS)
+    recorded = args.variations * (len(TASKS) - args.unseen)
+    return (SECONDS["step"] * steps + SECONDS["drive"] * driven + SECONDS["record"] * recorded) / 3600
+
+
+def _env() -> list[str]:
+    return ["--env", "metaworld", "--size", str(SIZE)]
+
+
+def _tasks(names: list[str]) -> list[str]:
+    return [word for name in names for word in ("--task", name)]
+
+
+def _policy(args: argparse.Namespace, driven: dict[str, list[str]], prompts: int, seed: int) -> dict[str, list]:
+    """Trains a policy and lets it drive, unless that is done; the lines of its episodes, by tasks and prompt."""
+    every = max(1, args.steps // 4)
+    settings = [f"seed={seed}", f"data.path={args.out / 'demos'}", f"data.image_size={SIZE}",
+                f"model.prompts={prompts}", f"train.steps={args.steps}", f"train.eval_every={every}",
+                f"train.save_every={every}", "train.trackers=()", *args.overrides]  # fmt: skip
+    run = common.train(args.out / "runs" / f"icl_{prompts}_{seed}", "icl.py:small+image", settings)
+    episodes = {}
+    for name, tasks in driven.items():
+        for kind in KINDS:
+            folder = run / f"drive_{name}_{kind}"
+            command = ["--run", str(run), "--step", "best", *_env(), *_tasks(tasks), "--prompt", kind, "--episodes",
+                       str(args.episodes), "--seed", str(seed), "--videos", "0", "--out", str(folder)]  # fmt: skip
+            if not (folder / "metrics.json").is_file():
+                common.call(args.out / "logs" / f"{run.name}_{name}_{kind}.log", "launch/eval.py", *command)
+            lines = sorted((folder / "policy" / "episodes").iterdir())
+            episodes[f"{name}, {kind}"] = [read_json(path) for path in lines]
+    return episodes
+
+
+def table(cells: tables.Cells, seen: int, unseen: int) -> str:
+    """Success with each kind of prompt, and how many times the right one's is that of the wrong one."""
+    from lapa_jax.evaluate.closed_loop import cell
+
+    rows = []
+    for name in tables.names(cells):
+        rates = {each: tables.rate(tables.solved(cells, name, each)) for each in tables.conditions(cells)}
+        right, wrong = (rates[f"unseen, {kind}"]["success_rate"] for kind in ("right", "wrong"))
+        ratio = f"{right / wrong:.1f}" if wrong else "undefined (0 successes)"
+        rows.append([name, *map(cell, rates.values()), ratio])
+    head = ["", *tables.conditions(cells), "unseen: right over wrong"]
+    about = f"Trained on {seen} tasks, {unseen} left out. Intervals of 95 % by a bootstrap over seeds and starts."
+    return f"{about}\n\n{common.table(head, rows)}"
+
+
+if __name__ == "__main__":
+    run_main(main)
