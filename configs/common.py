@@ -143,8 +143,8 @@ def moving_views(config: ml_collections.ConfigDict, shift: int) -> None:
     """Pairs are seen twice, flipped half of the time, and small moving things count."""
     # Codes that say how things move: they serve the pair and a shifted copy of it.
     config.model.update({"view_shift": shift, "view_share": 0.7, "output": "residual"})
-    # Small moving things in a busy scene: plain squared error hardly sees them.
-    config.loss.update({"motion": 0.1, "coarse": 0.1})
+    # Small moving things in a busy scene: plain squared error hardly sees them. Models of features lack these losses.
+    config.loss.update({name: 0.1 for name in ("motion", "coarse") if name in config.loss})
     if "pair_action" not in config.data.get("fields", ()):  # see few_actions
         config.data.augment = {"flip": 0.5}
 
@@ -156,6 +156,23 @@ def frame_pairs_at_32_pixels(config: ml_collections.ConfigDict) -> None:
     config.data.update({"threads": 2, "prefetch": 4})
     config.train.batch_size = 32
     config.mesh.update({"data": -1, "fsdp": 1})
+
+
+# Vision towers of one's own: configs/mae.py, configs/laq.py:own_features
+
+
+def plain_tower(dtype, **fields) -> ml_collections.ConfigDict:
+    """A plain vision transformer: SigLIP's class has neither a class token nor scales of layers."""
+    group = ml_collections.ConfigDict({"name": "vision.siglip", "layer": -1, "dtype": dtype, "remat": "none", **fields})
+    group.heads, group.hidden = fields["dim"] // 64, 4 * fields["dim"]
+    return group
+
+
+def small_tower() -> ml_collections.ConfigDict:
+    """The one that configs/mae.py:small learns."""
+    tower = plain_tower("float32", image_size=64, patch=8, dim=128, depth=4)
+    tower.heads = 4
+    return tower
 
 
 # Vision-language models: configs/vla_latent.py, configs/vla_action.py

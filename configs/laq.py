@@ -2,14 +2,15 @@
 
 Without a variant: the paper's sizes and optimizer (LAPA, arXiv 2410.11758, and its released training script).
 
-  features    DINOv2's features of the frames instead of their pixels, on both sides (as in UniVLA, arXiv 2505.06111);
-              weights by tools/import_weights.py, as init_from.tower
-  cosine      the optimizer of most later work: AdamW, warm-up, cosine decay, batches of 256
-  recommended codes that say how things move, with every seed that was tried; with each of the sizes
-  actions     the codes must tell the actions of a few episodes besides, data.action_share of them
-  small       a model and recipe that two CPU cores train in minutes; set data.path and the gap
-  tiny        the same on the embedded sample
-  test        the smallest that still has every part, for tests
+  features     DINOv2's features of the frames instead of their pixels, on both sides (as in UniVLA, arXiv 2505.06111);
+               weights by tools/import_weights.py, as init_from.tower
+  own_features `small` on features of a tower of your own, at 64 px: a run of configs/mae.py:small, as init_from.tower
+  cosine       the optimizer of most later work: AdamW, warm-up, cosine decay, batches of 256
+  recommended  codes that say how things move, with every seed that was tried; with each of the sizes
+  actions      the codes must tell the actions of a few episodes besides, data.action_share of them
+  small        a model and recipe that two CPU cores train in minutes; set data.path and the gap
+  tiny         the same on the embedded sample
+  test         the smallest that still has every part, for tests
 """
 
 import ml_collections
@@ -76,21 +77,38 @@ def cosine(config: ml_collections.ConfigDict) -> None:
 
 def features(config: ml_collections.ConfigDict) -> None:
     """DINOv2 large at 224 px, 256 patches, frozen; the encoder and decoder are those of the paper's size."""
-    config.init_from = ml_collections.ConfigDict({"tower": config_dict.placeholder(str)})
-    config.model.update({"image_size": 224, "patch_size": 14, "target": "features", "output": "residual"})
+    _features_of(config, 224, common.dinov2_large("bfloat16", layer=-1))
     config.model.dtype = "bfloat16"
-    config.model.tower = common.dinov2_large("bfloat16", layer=-1)
-    # Those left out compare pixels.
-    del config.loss.motion, config.loss.coarse
-    config.optim.groups = (("tower/.*", None), (".*", {}))
     config.optim.frozen_dtype = "bfloat16"
+
+
+def own_features(config: ml_collections.ConfigDict) -> None:
+    """The same tokenizer as `small`, of 64 patches, over the tower that configs/mae.py:small learned."""
+    small(config)
+    _features_of(config, 64, common.small_tower())
+
+
+def _features_of(config: ml_collections.ConfigDict, image_size: int, tower: ml_collections.ConfigDict) -> None:
+    """Features of a frozen tower in the place of pixels."""
+    config.init_from = ml_collections.ConfigDict({"tower": config_dict.placeholder(str)})
+    config.model.update({"image_size": image_size, "patch_size": tower.patch, "stem": "patches", "target": "features",
+                         "output": "residual"})  # fmt: skip
+    config.model.tower = tower
+    if config.model.view_shift:
+        config.model.view_shift = image_size // 4
+    # Those left out compare pixels.
+    for name in ("motion", "coarse"):
+        del config.loss[name]
+    config.optim.groups = (("tower/.*", None), (".*", {}))
 
 
 def recommended(config: ml_collections.ConfigDict) -> None:
     """The recommended parts, and convolutions in front of both stacks: with linear patches it learns three times as
     slowly what moves."""
     common.recommended(config)
-    config.model.update({"stem": "conv", "decoder_context": "own"})
+    config.model.decoder_context = "own"
+    if "tower" not in config.model:  # whose features have no stem
+        config.model.stem = "conv"
 
 
 def small(config: ml_collections.ConfigDict) -> None:
@@ -125,10 +143,10 @@ def test(config: ml_collections.ConfigDict) -> None:
                          "view_shift": 0, "codebook_init": "normal", "replacement_schedule": ((4, 2),)})  # fmt: skip
 
 
-VARIANTS = {"features": features, "cosine": cosine, "recommended": recommended,
+VARIANTS = {"features": features, "own_features": own_features, "cosine": cosine, "recommended": recommended,
             "actions": common.few_actions, "small": small, "tiny": tiny, "test": test}  # fmt: skip
-ONE_OF = (("features", *common.SIZES), ("features", "recommended"))
-"""The features are those of images of 224 pixels, the sizes have 32; only images can be shifted."""
+ONE_OF = (("features", "own_features", *common.SIZES),)
+"""The features are those of images of 224 or 64 pixels, the sizes have 32."""
 
 
 def get_config(variants: str = "") -> ml_collections.ConfigDict:

@@ -67,6 +67,7 @@ SLOWEST = (
     "tests/docs/test_add_pages.py",
     "tests/evaluate/test_latent_actions.py",
     "tests/models/test_fsq.py",
+    "tests/models/vision/test_mae.py",
 )
 """Files of half a minute or more, the slowest first. Workers of pytest-xdist take whole files: one of these taken last
 would leave the others idle."""

@@ -45,8 +45,8 @@ class BaseEvaluation:
     def __init__(self, tokenizer, *, run, out, data: Mapping, source, count: int):
         self.tokenizer, self.run, self.out = tokenizer, pathlib.Path(run), pathlib.Path(out)
         self.data, self.source, self.count = dict(data), source, min(count, len(source))
-        self._task = Task(tokenizer.model, {})
-        self._evaluator = Evaluator(self._task, tokenizer.mesh, getattr(source, "names", ()))
+        self.task = Task(tokenizer.model, {})
+        self._evaluator = Evaluator(self.task, tokenizer.mesh, getattr(source, "names", ()))
 
     def judge(self, result: Mapping) -> list[Verdict]:
         """What the numbers of `metrics.json` mean, the most telling first."""

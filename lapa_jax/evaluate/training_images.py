@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lapa_jax.evaluate.latent_actions.feature_colors import Colors
 from lapa_jax.evaluate.latent_actions.gallery import names, typical
 from lapa_jax.nn.quantizers import usage
-from lapa_jax.plots import pairs, training
+from lapa_jax.plots import masked, pairs, training
 from lapa_jax.train.ema import averaged
 from lapa_jax.train.images import Drawing
 from lapa_jax.train.setup import quick_options
@@ -29,11 +29,11 @@ class FramePairs:
 
     def __init__(self, model, mesh: Mesh):
         self._model, self._mesh = model, mesh
-        self._whole = NamedSharding(mesh, PartitionSpec())
+        whole = NamedSharding(mesh, PartitionSpec())
         self._frames: np.ndarray | None = None
         self._rows = np.zeros(0, int)
         self._decode, self._observe = (
-            jax.jit(function, out_shardings=self._whole, compiler_options=quick_options(mesh))
+            jax.jit(function, out_shardings=whole, compiler_options=quick_options(mesh))
             for function in (self._decoded, self._observed)
         )
 
@@ -72,9 +72,7 @@ class FramePairs:
     def _choose(self, batches: Callable[[], Iterable[dict]]) -> tuple[np.ndarray, np.ndarray]:
         """The pairs u8 [8, 2, H, W, 3] of the first batch in which most changes, where there is something to see; and
         which rows of the evaluation they are."""
-        batch = {name: value for name, value in next(iter(batches())).items() if name in ("frames", "mask")}
-        # Of all hosts' slices, in the order in which the evaluation has them.
-        whole = jax.device_get(jax.jit(lambda batch: batch, out_shardings=self._whole)(shard_batch(self._mesh, batch)))
+        whole = _first_batch(self._mesh, batches)
         frames = whole["frames"][whole["mask"] > 0]
         change = np.abs(frames[:, 1].astype(np.float32) - frames[:, 0]).mean(axis=(1, 2, 3))
         order = np.argsort(-change, kind="stable")
@@ -86,6 +84,36 @@ class FramePairs:
 
     def _observed(self, variables, frames: jax.Array) -> jax.Array:
         return self._model.apply(averaged(variables), frames, method="observe").astype(jnp.float32)
+
+
+def _first_batch(mesh: Mesh, batches: Callable[[], Iterable[dict]]) -> Arrays:
+    """Of the first evaluation batch "frames" and "mask": of all hosts, in the order in which evaluation has them."""
+    batch = {name: value for name, value in next(iter(batches())).items() if name in ("frames", "mask")}
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.device_get(jax.jit(lambda batch: batch, out_shardings=whole)(shard_batch(mesh, batch)))
+
+
+class MaskedImages:
+    """Eight fixed images of the held-out ones, what is seen of them, and what is predicted from that."""
+
+    def __init__(self, model, mesh: Mesh):
+        self._mesh = mesh
+        self._frames: np.ndarray | None = None
+        predict = lambda variables, frames: model.apply(averaged(variables), {"frames": frames}, method="predict")  # noqa: E731
+        whole = NamedSharding(mesh, PartitionSpec())
+        self._predict = jax.jit(predict, out_shardings=whole, compiler_options=quick_options(mesh))
+
+    def compute(self, variables, arrays: Arrays, batches: Callable[[], Iterable[dict]]) -> Arrays:
+        """See `train.images.Drawing`."""
+        if self._frames is None:
+            whole = _first_batch(self._mesh, batches)
+            self._frames = whole["frames"][whole["mask"] > 0][:PAIRS]
+        predicted = jax.device_get(self._predict(variables, self._frames))
+        return {name: value[:, 0] for name, value in {"images": self._frames, **predicted}.items()}
+
+    def draw(self, path, content: Arrays) -> None:
+        """See `train.images.Drawing`."""
+        masked.draw(path, content["images"], content["hidden"], content["reconstruction"])
 
 
 class OfArrays:

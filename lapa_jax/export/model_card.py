@@ -27,6 +27,7 @@ LIMITS = {
         "it again: `launch/eval.py --data SHARDS`.",
         "Codes say nothing about units: a policy has to learn what they mean for a robot.",
     ),
+    "image_encoder": ("Features are of images like those of the data above.",),
     "action_tokenizer": ("Actions are scaled by the statistics of the data above; other robots need their own.",),
     "feature_tokenizer": ("Codes are of features like those of the data above.",),
     "latent_policy": ("It gives latent actions, which no robot executes: it is meant to be trained on.",),
@@ -41,6 +42,7 @@ LIMITS = {
 USE = {
     "frame_pair_tokenizer": "codes = model.encode(frames)                  # uint8 [B, 2, H, W, 3] -> int32 [B, N]\n"
                             "next_frames = model.decode(frames[:, 0], codes)",
+    "image_encoder": "features = model.encode(images)    # uint8 [B, H, W, 3] -> float32 [B, rows, columns, D]",
     "action_tokenizer": "codes = model.encode(actions)                  # numbers [B, T, A], in the units of the data\n"
                         "actions = model.decode(codes)",
     "feature_tokenizer": "codes = model.encode(features)                 # numbers [B, F], in the units of the data\n"
@@ -128,7 +130,7 @@ def _limits(trained) -> Iterator[str]:
 
 def _use(trained) -> Iterator[str]:
     lines = USE.get(trained.kind.name, USE[None])
-    if len(trained.datasets) > 1 and trained.kind.name != "frame_pair_tokenizer":
+    if len(trained.datasets) > 1 and trained.kind.name not in ("frame_pair_tokenizer", "image_encoder"):
         lines += '\n# of several datasets: name the one whose units are meant, dataset="..."'
     yield f'```python\nimport lapa_jax\n\nmodel = lapa_jax.load("FOLDER")               # this folder\n{lines}\n```'
 

@@ -6,11 +6,11 @@ import jax
 import numpy as np
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.inference.base import TrainedModel, finite
-from lapa_jax.inference.observations import resized
+from lapa_jax.inference.base import finite
+from lapa_jax.inference.frames import FrameModel, check_frames
 
 
-class LatentActionTokenizer(TrainedModel):
+class LatentActionTokenizer(FrameModel):
     """A trained latent action model that encodes frame pairs and decodes codes. Attributes as of `TrainedModel`."""
 
     def __init__(self, model, variables, **about):
@@ -18,18 +18,6 @@ class LatentActionTokenizer(TrainedModel):
         self._encode = jax.jit(functools.partial(_apply_encode, model))
         self._decode = jax.jit(functools.partial(_apply_decode, model))
         self._observe = jax.jit(functools.partial(_apply_observe, model))
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of the frames that the model sees, in pixels."""
-        size = self.model.image_size
-        return (size, size) if isinstance(size, int) else tuple(size)
-
-    @property
-    def side(self) -> int | None:
-        """The side of the model's frames where they are square, which is what stored images are resized to."""
-        height, width = self.image_size
-        return height if height == width else None
 
     @property
     def discrete(self) -> bool:
@@ -70,11 +58,11 @@ class LatentActionTokenizer(TrainedModel):
     def encode_both(self, frames, *, dataset: str | None = None) -> dict[str, np.ndarray]:
         """Arguments as of `encode` -> "delta" float32 `[B, N, Q]`, and where there are codes "codes" int32 `[B, N]`;
         without B for a single pair."""
-        frames = _check_frames(frames, "frames", (4, 5))
+        frames = check_frames(frames, "frames", (4, 5))
         pairs = frames if frames.ndim == 5 else frames[None]
         if pairs.shape[1] != 2:
             raise UserError(f"frames has shape {frames.shape}; a pair is [2, H, W, 3], a batch [B, 2, H, W, 3]")
-        encoded = self.run(self._encode, self._fit(pairs, "frames", dataset))
+        encoded = self.run(self._encode, self.fit(pairs, "frames", dataset))
         return encoded if frames.ndim == 5 else {name: rows[0] for name, rows in encoded.items()}
 
     def decode(self, first_frame, codes, *, dataset: str | None = None) -> np.ndarray:
@@ -93,7 +81,7 @@ class LatentActionTokenizer(TrainedModel):
         Raises:
           UserError: for another shape, type or range.
         """
-        first = _check_frames(first_frame, "first_frame", (3, 4))
+        first = check_frames(first_frame, "first_frame", (3, 4))
         codes = self._check_codes(codes) if self.discrete else self._check_delta(codes)
         each = (self.code_length,) if self.discrete else self.delta_shape
         single = first.ndim == 3 and codes.ndim == len(each)
@@ -101,7 +89,7 @@ class LatentActionTokenizer(TrainedModel):
         if len(first) != len(codes) and 1 not in (len(first), len(codes)):
             raise UserError(f"{len(first)} first frames and {len(codes)} latent actions do not go together")
         count = max(len(first), len(codes))
-        first = self._fit(first, "first_frame", dataset)
+        first = self.fit(first, "first_frame", dataset)
         first = np.broadcast_to(first, (count, *first.shape[1:]))
         frames = self.run(self._decode, first, np.broadcast_to(codes, (count, *each)))
         return frames[0] if single else frames
@@ -114,18 +102,7 @@ class LatentActionTokenizer(TrainedModel):
     def observe(self, frames, *, dataset: str | None = None) -> np.ndarray:
         """What the model predicts of frames `[B, H, W, 3]`, as in `encode`: their pixels as float32 in [0, 1], or the
         features of their patches, float32 `[B, rows, columns, D]`."""
-        return self.run(self._observe, self._fit(_check_frames(frames, "frames", (4,)), "frames", dataset))
-
-    def _fit(self, frames: np.ndarray, name: str, dataset: str | None) -> np.ndarray:
-        """Resizes `[..., H, W, 3]` as in training, which sees 8-bit images."""
-        height, width = self.image_size
-        if frames.shape[-3:-1] == (height, width):
-            return frames
-        if height != width:
-            raise UserError(f"frames are {frames.shape[-3]}x{frames.shape[-2]}; resize them to {height}x{width} first")
-        # Training resizes stored 8-bit images: floats are rounded first, so that both take the same path.
-        eight_bit = frames if frames.dtype == np.uint8 else np.rint(frames * 255).astype(np.uint8)
-        return resized(eight_bit, name, height, self, dataset)
+        return self.run(self._observe, self.fit(check_frames(frames, "frames", (4,)), "frames", dataset))
 
     def _check_codes(self, codes) -> np.ndarray:
         codes = np.asarray(codes)
@@ -158,19 +135,3 @@ def _apply_decode(model, variables, first, codes):
 def _apply_observe(model, variables, frames):
     frames = frames / 255 if frames.dtype == "uint8" else frames
     return model.apply(variables, frames.astype("float32"), method="observe")
-
-
-def _check_frames(frames, name: str, dimensions: tuple[int, ...]) -> np.ndarray:
-    frames = np.asarray(frames)
-    if frames.ndim not in dimensions or frames.shape[-1] != 3 or 0 in frames.shape:
-        raise UserError(
-            f"{name} has shape {frames.shape}; {' or '.join(map(str, dimensions))} axes ending in 3 expected"
-        )
-    if frames.dtype == np.uint8:
-        return frames
-    if frames.dtype.kind != "f":
-        raise UserError(f"{name} is {frames.dtype}; uint8, or float32 in [0, 1], is expected")
-    low, high = float(frames.min()), float(frames.max())
-    if not (low >= 0 and high <= 1):
-        raise UserError(f"{name} holds floats {low:g}..{high:g}; give uint8, or floats in [0, 1] (divide by 255)")
-    return frames.astype(np.float32)

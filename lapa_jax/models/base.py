@@ -102,6 +102,16 @@ class FramePairTokenizer(Model):
         """Frames f32 [..., H, W, 3] in [0, 1] -> what `decode` predicts of them, [..., rows, columns, C]."""
 
 
+class ImageEncoder(Model):
+    """Features of images, learned from images alone. Batches hold "frames" [B, 2, H, W, 3], of which both count as an
+    image. Fields: image_size, and `tower`, what is learned: other models take it by `config.init_from.tower`."""
+    kind = "image_encoder"
+
+    @abc.abstractmethod
+    def encode(self, images: jax.Array) -> jax.Array:
+        """Images uint8, or f32 in [0, 1], [B, H, W, 3] -> features of their patches f32 [B, rows, columns, D]."""
+
+
 class ColumnTokenizer(Model):
     """Codes of rows of numbers; `code_names` and `codebook_sizes` are those of the code positions."""
     code_names: ClassVar[tuple[str, ...]] = ()

@@ -110,14 +110,15 @@ class VisionTower(nn.Module):
                 raise UserError(f"{name} is {value!r}; three numbers are needed, one a channel, above 0 for std")
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: jax.Array, seen: jax.Array | None = None) -> jax.Array:
         """Features of every patch.
 
         Args:
           images: [..., H, W, 3] uint8, or float in [0, 1].
+          seen: i32 [..., V], numbers of the patches that the tower sees, as a masked autoencoder wants it; None: all.
 
         Returns:
-          [..., H//patch * W//patch, dim] in `dtype`, patches in row-major order.
+          [..., H//patch * W//patch, dim] in `dtype`, patches in row-major order, or [..., V, dim] in that of `seen`.
 
         Raises:
           UserError: an image smaller than a patch.
@@ -126,11 +127,14 @@ class VisionTower(nn.Module):
         grid, dtype = whole_patches((height, width), self.patch), jnp.dtype(self.dtype)
         x = self._normalized(images).reshape(-1, height, width, channels)
         x = Linear(self.dim, dtype=dtype, name="embed")(to_patches(x, self.patch))
-        x = self._with_positions_and_tokens(x, grid)
+        x, first = self._with_positions_and_tokens(x, grid), int(self.CLASS_TOKEN) + self.registers
+        if seen is not None:
+            patches = jnp.take_along_axis(x[:, first:], seen.reshape(len(x), -1, 1), axis=1)
+            x = jnp.concatenate([x[:, :first], patches], axis=1)
         gelu = self.gelu or self.GELU_KIND
         block = VitBlock(self.heads, self.hidden, gelu, self.LAYER_SCALE, self.eps, dtype, name="layers")
         x, _ = run_stack(block, self.depth + 1 + self.layer, self.remat, x)
-        x = x[:, int(self.CLASS_TOKEN) + self.registers :]
+        x = x[:, first:]
         if self.layer == -1:
             x = LayerNorm(dtype=dtype, eps=self.eps, name="norm_out")(x)
         return x.reshape(*batch, *x.shape[1:])
@@ -144,7 +148,7 @@ class VisionTower(nn.Module):
         """[N, L, D] with positions, behind the class token, which has one too, and the registers, which have none."""
         count, side = int(self.CLASS_TOKEN), self.image_size // self.patch
         new = nn.initializers.normal(0.02)
-        table = self.param("positions", _starting_positions, count, side, self.dim)
+        table = self.param("positions", starting_positions, count, side, self.dim)
         patches = resize_positions(table[count:], grid, antialias=self.registers > 0)
         tokens = []
         if self.CLASS_TOKEN:
@@ -155,7 +159,7 @@ class VisionTower(nn.Module):
         return jnp.concatenate([*tokens, x + patches.astype(x.dtype)], axis=1)
 
 
-def _starting_positions(key: jax.Array, tokens: int, side: int, dim: int) -> jax.Array:
+def starting_positions(key: jax.Array, tokens: int, side: int, dim: int) -> jax.Array:
     """Learned positions begin as sines and cosines of rows and columns (Beyer et al. 2022), f32 [tokens + side^2, dim].
 
     Random ones of the usual size, 0.02, are lost beside features of patches: a tower that is trained from scratch would

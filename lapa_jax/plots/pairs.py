@@ -33,10 +33,10 @@ def frame_pairs(
     pairs = np.concatenate([shown, to_float(reconstructions)[:, None]], axis=1)
     gallery = np.concatenate([shown[: len(decoded), :1], to_float(decoded)], axis=1)
     changed, scale = what_changes(decoded)
-    left = _grid(pairs, ["frame", "next frame", "reconstruction"], "held-out pairs")
-    top = _grid(gallery, ["start", *names], "what each latent action makes of a frame")
+    left = grid(pairs, ["frame", "next frame", "reconstruction"], "held-out pairs")
+    top = grid(gallery, ["start", *names], "what each latent action makes of a frame")
     title = f"the same minus the row's mean, {scale:.0f} times as strong: what choosing one does"
-    bottom = _grid(changed, names, title)
+    bottom = grid(changed, names, title)
 
     width = left.width + top.width + 4 * MARGIN
     upper = max(left.height, top.height + bottom.height + MARGIN)
@@ -60,7 +60,7 @@ def frame_pairs(
     return sketch.write(image, path)
 
 
-def _grid(frames: np.ndarray, columns: Sequence[str], title: str) -> Image.Image:
+def grid(frames: np.ndarray, columns: Sequence[str], title: str) -> Image.Image:
     """Frames f32 [R, C, H, W, 3] under the names of their columns and a title."""
     *cells, height, width, colors = frames.shape
     if (share := width // CELL) > 1:

@@ -42,6 +42,8 @@ class InitSource:
       step: the training step of the weights.
       meta: its metadata, with "config"; `meta["config"]["model"]` is what the model is built from.
       shapes: {collection: {...}} of `jax.ShapeDtypeStruct`.
+      part: what of a larger model it is, such as the "tower" of a masked autoencoder; `meta` and `shapes` are then of
+        the part, and names of variables do not have it. "": the whole of what lies there.
     """
 
     prefix: str
@@ -49,16 +51,22 @@ class InitSource:
     step: int
     meta: dict
     shapes: dict
+    part: str = ""
 
     def read(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
         """Arrays by their own names, placed as the shardings of `wanted` say; nothing else is read."""
+        stored = {_beneath(name, self.part): name for name in wanted}
+        leaves = {there: wanted[name] for there, name in stored.items()}
         if not (self.path / pretrained.WEIGHTS_FILE).is_file():
-            return tree.flatten(load_some(self.path, tree.unflatten(wanted)))
-        with pretrained.open_pretrained(self.path) as (_, file):
-            return {name: _place(file, name, leaf) for name, leaf in wanted.items()}
+            arrays = tree.flatten(load_some(self.path, tree.unflatten(leaves)))
+        else:
+            with pretrained.open_pretrained(self.path) as (_, file):
+                arrays = {there: _place(file, there, leaf) for there, leaf in leaves.items()}
+        return {stored[there]: array for there, array in arrays.items()}
 
     def __str__(self) -> str:
-        return f"{self.path} (step {self.step})"
+        whole = f"{self.path} (step {self.step})"
+        return f"the {self.part} of {whole}" if self.part else whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +132,8 @@ def exceptions(config: ml_collections.ConfigDict) -> tuple[re.Pattern, ...]:
 def open_source(prefix: str, path: str) -> InitSource:
     """Reads what a run folder, one of its `checkpoints/<step>` or an exported folder holds, without its arrays.
 
-    `checkpoints/best` of a run is its best checkpoint.
+    `checkpoints/best` of a run is its best checkpoint. Of a model that has a part of the prefix's name, as a masked
+    autoencoder has a tower, that part is meant.
 
     Raises:
       UserError: nothing there that can be read.
@@ -134,11 +143,23 @@ def open_source(prefix: str, path: str) -> InitSource:
         if not folder.is_dir():
             raise UserError(f"{path} does not exist; give a run folder, a checkpoint folder or an exported folder")
         if (folder / pretrained.WEIGHTS_FILE).is_file():
-            return _exported(prefix, folder)
+            return _narrowed(_exported(prefix, folder))
         checkpoint, meta, shapes = describe(folder, step)
-        return InitSource(prefix, checkpoint, int(checkpoint.name), meta, shapes)
+        return _narrowed(InitSource(prefix, checkpoint, int(checkpoint.name), meta, shapes))
     except UserError as error:
         raise UserError(f"config.init_from.{prefix}: {error}") from None
+
+
+def _narrowed(source: InitSource) -> InitSource:
+    """The part of the prefix's name, where the model that lies there has one."""
+    config = source.meta["config"]
+    spec = config["model"].get(source.prefix)
+    if not isinstance(spec, Mapping) or "name" not in spec:
+        return source
+    shapes = {_within(name, source.prefix): leaf for name, leaf in tree.flatten(source.shapes).items()}
+    shapes.pop(None, None)
+    meta = {**source.meta, "config": {**config, "model": spec}}
+    return dataclasses.replace(source, meta=meta, shapes=tree.unflatten(shapes), part=source.prefix)
 
 
 def match(sources: tuple[InitSource, ...], variables: Mapping, free: tuple[re.Pattern, ...]) -> Loaded:
@@ -206,6 +227,12 @@ def _within(name: str, prefix: str) -> str | None:
     collection, _, rest = name.partition(tree.SEPARATOR)
     start = prefix + tree.SEPARATOR
     return f"{collection}{tree.SEPARATOR}{rest.removeprefix(start)}" if rest.startswith(start) else None
+
+
+def _beneath(name: str, part: str) -> str:
+    """A variable's name with the part put in behind its collection; the inverse of `_within`."""
+    collection, _, rest = name.partition(tree.SEPARATOR)
+    return tree.SEPARATOR.join([collection, part, rest]) if part else name
 
 
 def _free(name: str, free: tuple[re.Pattern, ...]) -> bool:

@@ -111,7 +111,6 @@ def test_frames_that_the_patch_does_not_divide_have_features_of_the_whole_patche
         ({"target": "pixels"}, "go together"),
         ({"target": "feature"}, "did you mean 'features'"),
         ({"tower": {**TOWER, "patch": 7}}, "patch_size is 14, the tower's patch 7"),
-        ({"view_shift": 2}, "view_shift is 2, which is for pixels"),
         ({"normalization": "imagenet"}, "normalization is 'imagenet', which is for pixels"),
         ({"output": "tanh"}, "cannot reach features"),
     ],

@@ -14,9 +14,13 @@ from tests.models.test_few_actions import MODELS
 WHITENED = {"view_shift": 4, "delta_norm": "whitened", "quant_dim": 1, "codebook_init": "data"}
 
 
-@pytest.mark.parametrize("name", ["laq", "laq_conv"])
+TOWER = {"name": "vision.siglip", "image_size": 16, "patch": 4, "dim": 8, "depth": 1, "heads": 2, "hidden": 16}
+OF_VIEWS = {**MODELS, "laq of features": {**MODELS["laq"], "patch_size": 4, "target": "features", "tower": TOWER}}
+
+
+@pytest.mark.parametrize("name", OF_VIEWS)
 def test_a_pair_that_looks_the_same_wherever_it_is_has_no_loss_and_others_have_one_that_moves_the_encoder(name):
-    model = config.build("lapa_jax.models", {**MODELS[name], **WHITENED})
+    model = config.build("lapa_jax.models", {**OF_VIEWS[name], **WHITENED})
     rng = np.random.default_rng(0)
     frames = rng.random((16, 2, 16, 16, 3), np.float32)
     # Frames of one colour, which a shift leaves as they are.
@@ -39,7 +43,7 @@ def test_a_pair_that_looks_the_same_wherever_it_is_has_no_loss_and_others_have_o
     assert reached["encoder"] > 0 and reached["decoder"] == 0
 
     # The shifted copy is mixed into the losses of its own pair: into those of these pairs it brings nothing new.
-    one_view = config.build("lapa_jax.models", {**MODELS[name], **WHITENED, "view_shift": 0})
+    one_view = config.build("lapa_jax.models", {**OF_VIEWS[name], **WHITENED, "view_shift": 0})
     for key, alone in jax.jit(lambda params: losses(params, one_view))(variables["params"]).items():
         np.testing.assert_allclose(both_views[key][:4], alone[:4], rtol=1e-4, atol=1e-6, err_msg=key)
         if key in ("reconstruction", "coarse"):

@@ -119,6 +119,14 @@ def test_a_checkpoint_or_an_exported_folder_serves_as_well(tokenizer, data, tmp_
     assert_same(part(load_for_inference(run).variables)["params"], want["params"])
 
 
+def test_the_part_of_that_name_of_a_larger_model_serves_as_well(tokenizer, data, tmp_path):
+    first = tmp_path / "first"
+    train(policy(data, {"tokenizer": str(tokenizer)}, optim=FROZEN, steps=2), first)
+    setup = prepare(policy(data, {"tokenizer": str(first)}, optim=FROZEN))
+    assert_same(part(start(setup).variables), part(load_for_inference(first).variables))
+    assert f"of the tokenizer of {first}/checkpoints/2 (step 2)" in "\n".join(setup.notes)
+
+
 def test_a_run_resumes_and_is_used_without_the_other_run(tokenizer, data, tmp_path):
     other, whole, cut = tmp_path / "other", tmp_path / "whole", tmp_path / "cut"
     shutil.copytree(tokenizer, other)

@@ -12,9 +12,11 @@ from lapa_jax.train.setup import parameter_table, prepare
 # By the last part of a parameter's name. A new kind of parameter belongs into one of the two.
 DECAYED = {"kernel", "maps", "lora_a", "lora_b", "embedding", "code_embedding", "codes"}
 KEPT = {"bias", "scale", "query_scale", "key_scale", "attention_scale", "feedforward_scale", "null_key", "null_value",
-        "codebook", "positions", "queries", "action_queries", "class_token", "registers", "kinds"}  # fmt: skip
-VARIANTS = ("laq:tiny", "laq_conv:tiny", "fsq:tiny", "mstcn:tiny", "feature_vq:tiny", "icl:tiny", "vla_latent:tiny",
-            "vla_latent:small", "vla_action:tiny", "vla_action:tiny+latent", "vla_action:tiny+chunk")  # fmt: skip
+        "codebook", "positions", "queries", "action_queries", "class_token", "mask_token", "registers",
+        "kinds"}  # fmt: skip
+VARIANTS = ("laq:tiny", "laq_conv:tiny", "fsq:tiny", "mae:tiny", "mstcn:tiny", "feature_vq:tiny", "icl:tiny",
+            "vla_latent:tiny", "vla_latent:small", "vla_action:tiny", "vla_action:tiny+latent",
+            "vla_action:tiny+chunk")  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=VARIANTS)

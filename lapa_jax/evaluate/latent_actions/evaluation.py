@@ -2,16 +2,14 @@
 
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.metrics import read_metrics
-from lapa_jax.core.startup import say
 from lapa_jax.data import pipeline
 from lapa_jax.data.samples.meta import statistics_of
 from lapa_jax.data.samples.pair_actions import PAIR_ACTION
-from lapa_jax.evaluate import report
+from lapa_jax.evaluate import report, untrained
 from lapa_jax.evaluate.base import METRICS_FILE, REPORT_FILE, BaseEvaluation, data_config
 from lapa_jax.evaluate.latent_actions import (
     action_table,
@@ -61,7 +59,7 @@ class Evaluation(BaseEvaluation):
                                 statistics=statistics_of({"datasets": tokenizer.datasets}) or None)  # fmt: skip
         super().__init__(tokenizer, run=run, out=out, data=config, source=source, count=pairs)
         self.has_actions = "net_action" in self.source.fields
-        self._as_in_training = data is None and split is None
+        self.as_in_training = data is None and split is None
         self.baselines = (PROBE_OF_CODES, PROBE_OF_DELTAS) if tokenizer.discrete else (PROBE_OF_DELTAS,)
         self.probe = self.baselines[0]
 
@@ -76,7 +74,7 @@ class Evaluation(BaseEvaluation):
         of_positions: dict[str, dict[str, float]] = {}
         # Without a probe there is nothing that a baseline or a bound could be compared with.
         if self.probe in metrics:
-            metrics |= self._untrained()
+            metrics |= untrained.probes(self, self.baselines)
             reference = None
             if supervised_steps:
                 reference = supervised_bound.action_scores(
@@ -103,38 +101,6 @@ class Evaluation(BaseEvaluation):
     def judge(self, result: Mapping) -> list[verdicts.Verdict]:
         """See `verdicts.judge`."""
         return verdicts.judge(result["metrics"], self.tokenizer.codebook_size)
-
-    def _untrained(self) -> dict[str, float]:
-        """The probes on the network as the run began, by its seed and with what others gave, on the same pairs."""
-        if recorded := self._recorded_untrained():
-            return recorded
-        say("measuring the same network untrained")
-        first = next(iter(self.batches()))
-        # An untrained network gives random features, from which much can be read already: what the probe gains is
-        # measured against it.
-        seed = self.tokenizer.config.get("seed", 0)
-        init = jax.jit(self._task.init, out_shardings=self.tokenizer.replicated)
-        # What is read in training alone, such as frames between those of the pair, is zeros here.
-        example = self.tokenizer.model.example(len(first["frames"]))
-        variables = init(jax.random.key(seed), {name: first.get(name, zeros) for name, zeros in example.items()})
-        # A pretrained tower was not trained by this run, and belongs to both sides.
-        taken = {n for n, path in (self.tokenizer.config.get("init_from") or {}).items() if path is not None}
-        params = {n: x for n, x in self.tokenizer.variables["params"].items() if n in taken}
-        variables["params"] = {**variables["params"], **params}
-        metrics, _ = self.measure(variables)
-        return {f"{name}_untrained": metrics[name] for name in self.baselines if name in metrics}
-
-    def _recorded_untrained(self) -> dict[str, float]:
-        """The same from the run's own evaluation before its first step, if that was of these pairs and of a network
-        that had nothing from others; else nothing."""
-        config = self.tokenizer.config
-        others = any(path is not None for path in (config.get("init_from") or {}).values())
-        measured = min(config["data"].get("eval_examples") or 0, len(self.source))
-        if not self._as_in_training or others or measured != self.count:
-            return {}
-        begin = next((line for line in read_metrics(self.run) if line["step"] == 0), {})
-        scores = {f"{name}_untrained": begin.get(f"val/{name}") for name in self.baselines}
-        return {} if None in scores.values() else scores
 
     def _report(
         self, metrics: Mapping[str, float | None], arrays: Mapping[str, np.ndarray], table: Mapping | None,

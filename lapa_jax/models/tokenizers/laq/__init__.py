@@ -113,9 +113,8 @@ class Model(FramePairModel):
             raise UserError(f"stem is {self.stem!r}, which is for pixels; set it to 'patches'")
         if self.patch_size != self.tower.patch:
             raise UserError(f"patch_size is {self.patch_size}, the tower's patch {self.tower.patch}; give the tower's")
-        for field, needed in (("view_shift", 0), ("normalization", "none")):
-            if getattr(self, field) != needed:
-                raise UserError(f"{field} is {getattr(self, field)!r}, which is for pixels; set it to {needed!r}")
+        if self.normalization != "none":
+            raise UserError(f"normalization is {self.normalization!r}, which is for pixels; set it to 'none'")
         if self.output == "tanh":
             raise UserError("output 'tanh' cannot reach features; use 'linear' or 'residual'")
 

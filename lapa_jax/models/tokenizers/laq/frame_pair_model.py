@@ -207,10 +207,12 @@ class FramePairModel(FramePairTokenizer):
 
     def __call__(self, batch, *, train: bool) -> Output:
         """Losses and metrics of a batch; with `train` the quantiser's state moves, and NSVQ puts noise in for codes."""
-        frames = self._frames(batch["frames"])
-        clips = [frames]
+        pixels = to_unit_range(batch["frames"], (2, *image_shape(self.image_size), 3))
+        clips = [pixels]
         if train and self.view_shift:
-            clips.append(shift_clips(frames, self.make_rng("noise"), self.view_shift))
+            clips.append(shift_clips(pixels, self.make_rng("noise"), self.view_shift))
+        clips = [self.observe(clip) for clip in clips]
+        frames = clips[0]
         view, views = self._see(clips, train=train)
         quantized = quantizers.apply(self.quantization, view["delta"], train=train)
         action, codes, quantizer_losses, measured = quantized
