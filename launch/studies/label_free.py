@@ -54,8 +54,9 @@ FIGURES = {
 
 
 class Run(NamedTuple):
-    """A trained tokenizer. Attributes: name. data: what it was evaluated on. setting: its config without the seed.
-    metrics: of its evaluation."""
+    """A trained tokenizer. Attributes: name. data: what it was evaluated on, its folder and a checksum of what is in
+    it, since folders of several data sets may have one name. setting: its config without the seed. metrics: of its
+    evaluation."""
 
     name: str
     data: str
@@ -123,7 +124,8 @@ def _read(folder: pathlib.Path, config: Mapping, out: pathlib.Path) -> Run | Non
         say(f"{folder} is left out: its evaluation lacks {', '.join(sorted({PROBE, *OF_EVALUATION} - set(metrics)))}")
         return None
     setting = json.dumps({**config, "seed": None}, sort_keys=True)
-    return Run(str(folder), pathlib.Path(evaluation["data"]).name, setting, metrics)
+    data = f"{'/'.join(pathlib.Path(evaluation['data']).parts[-2:])} {evaluation['data_fingerprint'][:4]}"
+    return Run(str(folder), data, setting, metrics)
 
 
 def _evaluation(folder: pathlib.Path) -> dict:

@@ -26,7 +26,8 @@ def run(folder, setting, seed, **model):
 
 
 def evaluation(run, data, **metrics):
-    return {"run": f"/elsewhere/{run.name}", "data": f"/data/{data}", "split": "val", "metrics": METRICS | metrics}
+    return {"run": f"/elsewhere/{run.name}", "data": f"/{data}/data", "data_fingerprint": f"{data}123", "split": "val",
+            "metrics": METRICS | metrics}  # fmt: skip
 
 
 @pytest.fixture
@@ -59,8 +60,8 @@ def test_evaluations_of_a_sweep_are_read_and_those_that_lack_a_figure_are_made_a
     study.main(command)
     text = capsys.readouterr().out
     assert [pathlib.Path(a[a.index("--run") + 1]).name for a in calls] == ["tokenizer-3", "tokenizer-7"]
-    assert calls[0][2:6] == ("--data", "/data/push", "--split", "val") and "--data" not in calls[1]
-    assert "7 tokenizers with codes" in text and "push (7 runs, 4 settings)" in text
+    assert calls[0][2:6] == ("--data", "/push/data", "--split", "val") and "--data" not in calls[1]
+    assert "7 tokenizers with codes" in text and "push/data push (7 runs, 4 settings)" in text
     assert "| swap gap | +1.00 (+1.00 to +1.00) | +1.00 (+1.00 to +1.00) |" in text
     assert "| perplexity | - | - |" in text, "what does not vary"
     assert "Above 0 with their intervals in every data set: swap gap." in text
