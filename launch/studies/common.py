@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import statistics
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 from lapa_jax.core import escape
 from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, did_you_mean
-from lapa_jax.core.files import atomic_path
+from lapa_jax.core.files import atomic_path, read_json
 from lapa_jax.core.share import of_one_process
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -63,6 +64,23 @@ def evaluate(run: pathlib.Path, *arguments: str) -> dict:
     if not results.is_file():
         call(run.with_name(f"{run.name}.log"), "launch/eval.py", "--run", str(run), *arguments)
     return json.loads(results.read_text(encoding="utf-8"))
+
+
+CONTROLS = ("expert", "random", "repeat")
+"""Those that launch/eval.py drives beside a policy; with the first in a policy's place it drives all of them."""
+
+
+def episodes(folder: pathlib.Path) -> list[dict]:
+    """What launch/eval.py left of each start in a controller's folder."""
+    return [read_json(path) for path in sorted((folder / "episodes").iterdir())]
+
+
+def copy(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies a folder, whole or not at all, unless that is done: controls are the same whatever the policy."""
+    if not target.exists():
+        begun = target.with_name(f".{target.name}.tmp")
+        shutil.copytree(source, begun, dirs_exist_ok=True)
+        begun.rename(target)
 
 
 _running: set[subprocess.Popen] = set()

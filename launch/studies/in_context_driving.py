@@ -19,7 +19,7 @@ import common_tables as tables
 
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.escape import say
-from lapa_jax.core.files import atomic_path, read_json
+from lapa_jax.core.files import atomic_path
 from lapa_jax.sim.metaworld_tasks import TASKS
 
 SIZE, FPS, NOISE = 32, 10, 0.1
@@ -50,6 +50,9 @@ def main(argv: list[str]) -> None:
     cells: dict[tuple[str, int], dict] = {}
     text = ""
     with common.side_by_side(args.jobs) as pool:
+        # Controls do not depend on the policy: those of each seed are driven once.
+        starts = [(name, tasks, seed) for seed in range(args.seeds) for name, tasks in driven.items()]
+        list(pool.map(lambda each: _controls(args, *each), starts))
         results = pool.map(lambda run: _policy(args, driven, *run), runs)
         for (prompts, seed), episodes in zip(runs, results, strict=True):
             cells[f"{prompts} shown", seed] = {"episodes": episodes}
@@ -71,7 +74,7 @@ def split(unseen: int) -> tuple[list[str], list[str]]:
 def hours(args: argparse.Namespace) -> float:
     """Of a core, for everything. A step costs as many images as it has: the window's and ten of each demonstration."""
     steps = sum(args.steps * (1 + prompts) / 2 for prompts in args.prompts) * args.seeds
-    driven = len(args.prompts) * args.seeds * args.episodes * 2 * len(KINDS)
+    driven = (len(args.prompts) * len(KINDS) + len(common.CONTROLS)) * args.seeds * args.episodes * 2
     recorded = args.variations * (len(TASKS) - args.unseen)
     return (SECONDS["step"] * steps + SECONDS["drive"] * driven + SECONDS["record"] * recorded) / 3600
 
@@ -98,10 +101,19 @@ def _policy(args: argparse.Namespace, driven: dict[str, list[str]], prompts: int
             command = ["--run", str(run), "--step", "best", *_env(), *_tasks(tasks), "--prompt", kind, "--episodes",
                        str(args.episodes), "--seed", str(seed), "--videos", "0", "--out", str(folder)]  # fmt: skip
             if not (folder / "metrics.json").is_file():
+                for control in common.CONTROLS:
+                    common.copy(args.out / "controls" / f"{name}_{seed}" / control, folder / control)
                 common.call(args.out / "logs" / f"{run.name}_{name}_{kind}.log", "launch/eval.py", *command)
-            lines = sorted((folder / "policy" / "episodes").iterdir())
-            episodes[f"{name}, {kind}"] = [read_json(path) for path in lines]
+            episodes[f"{name}, {kind}"] = common.episodes(folder / "policy")
     return episodes
+
+
+def _controls(args: argparse.Namespace, name: str, tasks: list[str], seed: int) -> None:
+    folder = args.out / "controls" / f"{name}_{seed}"
+    command = ["--policy", common.CONTROLS[0], *_env(), *_tasks(tasks), "--episodes", str(args.episodes), "--seed",
+               str(seed), "--videos", "0", "--out", str(folder)]  # fmt: skip
+    if not (folder / "metrics.json").is_file():
+        common.call(args.out / "logs" / f"controls_{folder.name}.log", "launch/eval.py", *command)
 
 
 def table(cells: tables.Cells, seen: int, unseen: int) -> str:

@@ -36,7 +36,6 @@ import argparse
 import dataclasses
 import functools
 import pathlib
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -52,7 +51,6 @@ from lapa_jax.core.files import atomic_path, read_json, write_json
 from lapa_jax.core.metrics import read_metrics
 from lapa_jax.data.shards.labels import read_label_info
 
-CONTROLS = ("expert", "random", "repeat")
 SIZE = 64  # pixels of the recordings
 EXECUTE = 4
 POLICY = ["data.text_length=20", "train.trackers=()"]
@@ -161,7 +159,8 @@ class Study:
                  "begin": len(self.arms) * (runs + seeds) + 3 * seeds * len(self._pretrained)}  # fmt: skip
         filmed = sizes.videos * (1 + self._moving) * self.benchmark.filmed.seconds[0]
         recorded = (sizes.validation + seeds * sizes.demos) * record
-        driven = seeds * sizes.episodes * (len(self.arms) + len(CONTROLS)) * len(self.benchmark.conditions) * drive
+        cells = (len(self.arms) + len(common.CONTROLS)) * len(self.benchmark.conditions) * seeds
+        driven = cells * sizes.episodes * drive
         return (sum(SECONDS[kind] * count for kind, count in steps.items()) + filmed + recorded + driven) / 3600
 
     def run(self, seeds: int) -> Iterator[int]:
@@ -198,7 +197,7 @@ class Study:
         controls = dict(zip(conditions, pool.map(lambda each: self.controls(each, seed), conditions), strict=True))
         for arm, cell in zip(self.arms, pool.map(lambda arm: self.drive(arm, seed), self.arms), strict=True):
             self.cells[arm, seed] = cell
-        for name in CONTROLS:
+        for name in common.CONTROLS:
             self.cells[name, seed] = {"episodes": {condition: each[name] for condition, each in controls.items()}}
 
     def _record(self, seed: int) -> None:
@@ -313,8 +312,8 @@ class Study:
         """The lines of the controls' episodes: they are the same whatever the policy, and driven once."""
         folder = self._of_controls(condition, seed)
         if not (folder / "metrics.json").is_file():
-            self._drive(folder, f"controls {condition} {seed}", condition, seed, ["--policy", CONTROLS[0]])
-        return {name: read_episodes(folder / name) for name in CONTROLS}
+            self._drive(folder, f"controls {condition} {seed}", condition, seed, ["--policy", common.CONTROLS[0]])
+        return {name: common.episodes(folder / name) for name in common.CONTROLS}
 
     def drive(self, arm: str, seed: int) -> dict:
         """The cell of an arm, see `common_tables`."""
@@ -323,12 +322,12 @@ class Study:
         for condition in self.benchmark.conditions:
             folder = run / f"drive_{condition.replace(' ', '_')}"
             if not (folder / "metrics.json").is_file():
-                for name in CONTROLS:
-                    _copy(self._of_controls(condition, seed) / name, folder / name)
+                for name in common.CONTROLS:
+                    common.copy(self._of_controls(condition, seed) / name, folder / name)
                 policy = ["--run", str(run), "--step", "best", "--execute", str(EXECUTE),
                           *(["--dataset", self._demos(seed)] if ARMS[arm].together else [])]  # fmt: skip
                 self._drive(folder, f"drive {run.name} {condition}", condition, seed, policy)
-            episodes[condition] = read_episodes(folder / "policy")
+            episodes[condition] = common.episodes(folder / "policy")
         best = best_line(run)
         return {"episodes": episodes, "action_r2": best["val/action_r2"], "step": best["step"], "rate": self.rate(arm),
                 "losses": self._losses(arm)}  # fmt: skip
@@ -413,19 +412,6 @@ def _steps(count: int, evaluations: int = 1) -> list[str]:
 def best_line(run: pathlib.Path) -> dict:
     """The evaluation of a training whose checkpoint is the best: that of the least loss."""
     return min((line for line in read_metrics(run) if line["step"] and LOSS in line), key=lambda line: line[LOSS])
-
-
-def read_episodes(folder: pathlib.Path) -> list[dict]:
-    """What launch/eval.py left of each start in a controller's folder."""
-    return [read_json(path) for path in sorted((folder / "episodes").iterdir())]
-
-
-def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
-    """A folder, whole or not at all."""
-    if not target.exists():
-        begun = target.with_name(f".{target.name}.tmp")
-        shutil.copytree(source, begun, dirs_exist_ok=True)
-        begun.rename(target)
 
 
 if __name__ == "__main__":

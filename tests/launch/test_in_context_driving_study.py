@@ -25,11 +25,12 @@ def calls(monkeypatch):
             pathlib.Path(value["--workdir"]).mkdir(parents=True)
         if script == "launch/eval.py":
             out = pathlib.Path(value["--out"])
-            (out / "policy" / "episodes").mkdir(parents=True)
-            count = SOLVED[value["--prompt"]] if "unseen" in out.name else 10
-            for number in range(10):
-                line = {"task": "reach-v3", "success": number < count}
-                (out / "policy" / "episodes" / f"{number:06d}.json").write_text(json.dumps(line))
+            for name in ("policy",) if "--run" in value else common.CONTROLS:
+                (out / name / "episodes").mkdir(parents=True)
+                count = SOLVED[value["--prompt"]] if "unseen" in out.name and name == "policy" else 10
+                for number in range(10):
+                    line = {"task": "reach-v3", "success": number < count}
+                    (out / name / "episodes" / f"{number:06d}.json").write_text(json.dumps(line))
             (out / "metrics.json").write_text("{}")
 
     monkeypatch.setattr(common, "call", call)
@@ -50,8 +51,12 @@ def test_tasks_that_were_left_out_are_driven_with_each_kind_of_prompt(calls, tmp
     trained = {pathlib.Path(a[-1]).name: a for script, a in others if script == "launch/train.py"}
     assert set(trained) == {f"icl_{prompts}_{seed}" for prompts in (1, 3) for seed in range(2)}
     assert {"--config.model.prompts=3", "--config.seed=1", "--config.model.depth=2"} <= set(trained["icl_3_1"])
-    drives = [a for script, a in others if script == "launch/eval.py"]
+    drives = [a for script, a in others if script == "launch/eval.py" and "--run" in a]
     assert len(drives) == 4 * 2 * 3
+    controls = [a[-1] for script, a in others if script == "launch/eval.py" and "--policy" in a]
+    assert {pathlib.Path(folder).name for folder in controls} == {"seen_0", "seen_1", "unseen_0", "unseen_1"}
+    assert len(controls) == 4, "once, whatever the policy"
+    assert (tmp_path / "runs/icl_1_0/drive_seen_none/random/episodes").is_dir(), "which the policies' tables have too"
     unseen = {task for a in drives if "unseen" in a[-1] for task in tasks_of(a)}
     assert len(unseen) == 10 and unseen | set(seen) == set(TASKS) and not unseen & set(seen)
     assert all(set(tasks_of(a)) <= set(seen) and len(tasks_of(a)) == 10 for a in drives if "drive_seen" in a[-1])

@@ -26,7 +26,7 @@ def value_of(arguments):
 def drive(value, out):
     """What launch/eval.py leaves behind in a simulator."""
     policies = {"policy": pathlib.Path(value["--run"]).name.rsplit("_", 3)[0]} if (
-        "--run" in value) else {name: name for name in study.CONTROLS}  # fmt: skip
+        "--run" in value) else {name: name for name in common.CONTROLS}  # fmt: skip
     half = "--split" in value and value["--split"] == "unseen" and "--run" in value
     for folder, name in policies.items():
         (out / folder / "episodes").mkdir(parents=True)
