@@ -203,6 +203,10 @@ class Runner:
         """Runs a stage unless it is done. Returns why it failed, None where it did not."""
         done = _done(step.folder)
         if done.is_file():
+            before = read_json(done)
+            # Asked for another figure before. One that was stopped early was so by that, and stays what it is.
+            if last and "stopped" not in before.get("missing", "") and before.get("metric") != self._sweep.metric:
+                self._note(done, {"command": step.command, **self._figure(step.folder)})
             return None
         log = step.folder.with_name(f"{step.folder.name}.log")
         # One thread each where several run: two side by side take less time than one after the other on all cores.
@@ -225,10 +229,8 @@ class Runner:
         elif process.returncode:
             return f"{step.command[0]} ended with {process.returncode}, see {log}"
         elif last:
-            curve = self._curve(step.folder)
-            content |= {"value": curve[max(curve)], "curve": sorted(curve.items())}
-        with atomic_path(done) as temporary:
-            temporary.write_text(json.dumps(content), encoding="utf-8")
+            content |= self._figure(step.folder)
+        self._note(done, content)
         return None
 
     def _wait(self, process: subprocess.Popen, folder: pathlib.Path, last: bool) -> int | None:
@@ -241,12 +243,27 @@ class Runner:
             if not watched:
                 continue
             curve = self._curve(folder, required=False)
-            ended = map(read_json, self._out.glob(f"*.{DONE}"))
-            others = [dict(done["curve"]) for done in ended if "curve" in done]
-            if sweeps.hopeless(curve, others, self._sweep.mode):
+            if sweeps.hopeless(curve, self._curves(), self._sweep.mode):
                 process.terminate()
                 process.wait()
                 return max(curve)
+
+    def _figure(self, folder: pathlib.Path) -> dict:
+        """What is noted of the metric in the folder of a last stage. Where another trial has it its name is right, and
+        this setting has none, such as one of codes where there are no codes."""
+        curve = self._curve(folder, required=not self._curves())
+        known = {"value": curve[max(curve)], "curve": sorted(curve.items())} if curve else {
+            "missing": f"there is no {self._sweep.metric}"}  # fmt: skip
+        return {"metric": self._sweep.metric, **known}
+
+    def _note(self, done: pathlib.Path, content: dict) -> None:
+        with atomic_path(done) as temporary:
+            temporary.write_text(json.dumps(content), encoding="utf-8")
+
+    def _curves(self) -> list[dict[int, float]]:
+        """{step: value} of each trial that has ended and has the metric."""
+        ended = [read_json(path) for path in self._out.glob(f"*.{DONE}")]
+        return [dict(each["curve"]) for each in ended if each.get("metric") == self._sweep.metric and "curve" in each]
 
     def _curve(self, folder: pathlib.Path, required: bool = True) -> dict[int, float]:
         """{step: value} of the metric in a stage's folder: what a training logged, or an evaluation wrote."""

@@ -26,7 +26,8 @@ if number == "-1":
     sys.exit(3)
 total = sum(json.loads(pathlib.Path(b, "metrics.json").read_text())["metrics"]["figure"] for b in before)
 pathlib.Path(out).mkdir()
-pathlib.Path(out, "metrics.json").write_text(json.dumps({"metrics": {"figure": 2 * float(number) + total}}))
+name = "another" if number == "-2" else "figure"
+pathlib.Path(out, "metrics.json").write_text(json.dumps({"metrics": {name: 2 * float(number) + total}}))
 """
 
 
@@ -78,6 +79,31 @@ def test_what_fails_is_named_and_tried_again(chain, tmp_path):
             sweep.main(command)
     assert len(runs.read_text().splitlines()) == 2 + 4 + 2
     assert "not run yet" in (tmp_path / "out" / "sweep.md").read_text()
+
+
+def test_a_setting_without_the_figure_does_not_end_the_others(chain, tmp_path, capsys):
+    file, runs = chain
+    content = yaml.safe_load(file.read_text())
+    content["grid"] = {"a.n": [1], "b.m": [10, -2, 20]}
+    file.write_text(yaml.safe_dump(content))
+    sweep.main(["--file", str(file), "--out", str(tmp_path / "out")])
+    assert "b.m=20, seed 0: figure 42" in capsys.readouterr().out and len(runs.read_text().splitlines()) == 4
+    table = (tmp_path / "out" / "sweep.md").read_text()
+    assert "| 42 |" in table and "seed 0: there is no figure" in table
+
+
+def test_another_figure_of_what_is_done_is_read_and_not_the_former_one(chain, tmp_path):
+    file, runs = chain
+    content = yaml.safe_load(file.read_text())
+    content["grid"] = {"a.n": [1], "b.m": [10]}
+    for metric, value in (("figure", 22), ("more", 5), ("figure", 22)):
+        file.write_text(yaml.safe_dump({**content, "metric": metric}))
+        sweep.main(["--file", str(file), "--out", str(tmp_path / "out")])
+        (folder,) = (path for path in (tmp_path / "out").glob("b-*") if path.is_dir())
+        assert f"| {value} |" in (tmp_path / "out" / "sweep.md").read_text()
+        written = {"metrics": {"figure": 22.0, "more": 5.0}}
+        (folder / "metrics.json").write_text(json.dumps(written))
+    assert len(runs.read_text().splitlines()) == 2, "nothing is run again"
 
 
 def test_shares_beside_each_other_make_one_table(chain, tmp_path, root):
