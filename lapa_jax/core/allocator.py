@@ -2,7 +2,8 @@
 
 XLA's CPU client allocates the temporary buffers of a program when it runs, and frees them when it ends. By default
 glibc gives such large pieces back to the kernel at once, which clears the same pages again for the next step: in a
-training step of a small LAQ that is 124,000 page faults, a quarter of the time.
+training step of a small LAQ that is 124,000 page faults, a quarter of the time. Kept memory alone gains little on
+machines where looking up the address of a page is slow, as in virtual ones: in huge pages there are 512 times fewer.
 """
 
 import contextlib
@@ -17,20 +18,48 @@ VARIABLE = "LAPA_JAX_KEEP_MEMORY"
 
 # Names and numbers of <malloc.h>. -1 is the largest threshold there is: nothing at the top of the heap is given back.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = (-1, -1), (-2, 128 << 20), (-4, 0), (-8, 1)
+_HUGE_PAGE, _MADV_HUGEPAGE = 2 << 20, 14
+_MOST_RESERVED = 8 << 30
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep what is freed; to be called before the first large allocation. Returns whether it did.
+    """Tells glibc to keep what is freed, and the kernel to use huge pages for it; to be called before the first large
+    allocation. Returns whether glibc did.
 
     Elsewhere than with glibc on Linux, and where `VARIABLE` is "0", nothing is changed. The process then holds on to
     the most memory that it ever used; one arena lets all threads find it.
     """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc" or os.environ.get(VARIABLE) == "0":
         return False
-    mallopt = ctypes.CDLL(None).mallopt
+    libc = ctypes.CDLL(None)
     settings = _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX
-    accepted = [mallopt(name, value) == 1 for name, value in settings]
+    accepted = [libc.mallopt(name, value) == 1 for name, value in settings]
+    if all(accepted):
+        _ask_for_huge_pages(libc)
     return all(accepted)
+
+
+def _ask_for_huge_pages(libc: ctypes.CDLL) -> None:
+    """Makes the heap a quarter of the machine's memory long, without using any of it, and advises huge pages there.
+
+    glibc has no setting for this but a variable that must be there when a process starts (glibc.malloc.hugetlb=1).
+    """
+    import resource  # not on every system that Python runs on
+
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        return  # Where addresses are few, what is reserved would be missing elsewhere.
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    size = min(memory // 4, _MOST_RESERVED)
+    libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+    libc.free.argtypes, libc.free.restype = [ctypes.c_void_p], None
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    block = libc.malloc(size)
+    if block is None:
+        return
+    # Freed, it stays the top of the heap, from which all else is taken.
+    libc.free(block)
+    start = -(-block // _HUGE_PAGE) * _HUGE_PAGE
+    libc.madvise(start, block + size - start, _MADV_HUGEPAGE)
 
 
 def keep_objects() -> None:

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import resource
 import subprocess
 import sys
 
@@ -37,6 +38,32 @@ def test_pages_of_freed_memory_are_not_cleared_again():
         pytest.skip("glibc's allocator is not the one here")
     kept, default = faults("0")
     assert not kept and default > 1000 and ours < default / 20
+
+
+ADVISED = """
+import ctypes, re
+from lapa_jax.core.allocator import keep_freed_memory
+kept = keep_freed_memory()
+piece = ctypes.create_string_buffer(64 << 20)
+place, flags = ctypes.addressof(piece) + (32 << 20), ""
+for line in open("/proc/self/smaps"):
+    if of := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
+        within = int(of[1], 16) <= place < int(of[2], 16)
+    elif within and line.startswith("VmFlags"):
+        flags = line
+print(int(kept), int("hg" in flags.split()))
+"""
+
+
+@pytest.mark.parametrize("limit", [None, 8 << 30])
+def test_large_pieces_are_advised_to_be_huge_pages_unless_addresses_are_limited(limit):
+    set_limit = (lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit))) if limit else None
+    out = subprocess.run([sys.executable, "-c", ADVISED], env=os.environ | {"LAPA_JAX_KEEP_MEMORY": "1"},
+                         capture_output=True, check=True, preexec_fn=set_limit)  # fmt: skip
+    kept, advised = map(int, out.stdout.split())
+    if not kept or not os.path.exists("/sys/kernel/mm/transparent_hugepage"):
+        pytest.skip("no glibc, or a kernel without huge pages")
+    assert advised == (limit is None)
 
 
 def test_nothing_is_collected_while_it_says_so():
