@@ -113,10 +113,11 @@ def frame_pair_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigD
 def frame_pair_losses() -> ml_collections.ConfigDict:
     """The paper's weights: reconstruction alone. NSVQ and FSQ have no loss of the codebook, then the codebook's and the
     commitment's are 0. Those of actions, middle frames and flow need these fields of the samples, that of views
-    needs `view_shift` and `view_deltas`."""
+    needs `view_shift` and `view_deltas`, and the last three need `consistency`."""
     return ml_collections.ConfigDict({"reconstruction": 1.0, "motion": 0.0, "coarse": 0.0, "action": 0.0, "view": 0.0,
                                       "reversal": 0.0, "composition": 0.0, "midway": 0.0, "flow": 0.0,
-                                      "flow_weighted": 0.0, "codebook": 1.0, "commitment": 0.25})  # fmt: skip
+                                      "flow_weighted": 0.0, "codebook": 1.0, "commitment": 0.25,
+                                      "consistency": 0.0, "variance": 0.0, "covariance": 0.0})  # fmt: skip
 
 
 def recommended(config: ml_collections.ConfigDict) -> None:
@@ -137,6 +138,12 @@ def few_actions(config: ml_collections.ConfigDict) -> None:
     # Mirrored images have other actions, and nothing says which of their numbers would have to change.
     with config.ignore_type():
         config.data.augment = None
+
+
+def consistency(config: ml_collections.ConfigDict) -> None:
+    """Codes that say how learned features change instead of pixels, which the decoder alone learns from."""
+    config.model.consistency = "instead"
+    config.loss.update({"consistency": 1.0, "variance": 1.0, "covariance": 0.04})
 
 
 def moving_views(config: ml_collections.ConfigDict, shift: int) -> None:

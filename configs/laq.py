@@ -8,6 +8,7 @@ Without a variant: the paper's sizes and optimizer (LAPA, arXiv 2410.11758, and 
   cosine       the optimizer of most later work: AdamW, warm-up, cosine decay, batches of 256
   recommended  codes that say how things move, with every seed that was tried; with each of the sizes
   actions      the codes must tell the actions of a few episodes besides, data.action_share of them
+  consistency  the codes say how learned features of the frames change, instead of their pixels
   small        a model and recipe that two CPU cores train in minutes; set data.path and the gap
   tiny         the same on the embedded sample
   test         the smallest that still has every part, for tests
@@ -46,6 +47,7 @@ def paper() -> ml_collections.ConfigDict:
     config.model.view_shift = 0
     config.model.view_share = 0.5
     config.model.view_deltas = False
+    config.model.consistency = "none"
     config.model.pooling = "conv"
     config.model.quantizer = "nsvq"
     config.model.codebook_update = "ema"
@@ -144,9 +146,10 @@ def test(config: ml_collections.ConfigDict) -> None:
 
 
 VARIANTS = {"features": features, "own_features": own_features, "cosine": cosine, "recommended": recommended,
-            "actions": common.few_actions, "small": small, "tiny": tiny, "test": test}  # fmt: skip
-ONE_OF = (("features", "own_features", *common.SIZES),)
-"""The features are those of images of 224 or 64 pixels, the sizes have 32."""
+            "actions": common.few_actions, "consistency": common.consistency, "small": small, "tiny": tiny,
+            "test": test}  # fmt: skip
+ONE_OF = (("features", "own_features", *common.SIZES), ("features", "consistency"), ("own_features", "consistency"))
+"""The features are those of images of 224 or 64 pixels, the sizes have 32; only images can be recoloured."""
 
 
 def get_config(variants: str = "") -> ml_collections.ConfigDict:

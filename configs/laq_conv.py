@@ -8,6 +8,7 @@ flipped in pairs but never erased.
 
   recommended codes that say how things move, with every seed that was tried; with each of the sizes
   actions     the codes must tell the actions of a few episodes besides, data.action_share of them
+  consistency the codes say how learned features of the frames change, instead of their pixels
   small       a model and recipe that two CPU cores train in minutes; set data.path and the gap
   tiny        the same on the embedded sample
   test        the smallest that still has every part, for tests
@@ -49,6 +50,7 @@ def full() -> ml_collections.ConfigDict:
     config.model.view_shift = 0
     config.model.view_share = 0.5
     config.model.view_deltas = False
+    config.model.consistency = "none"
     config.model.output = "linear"
     config.model.dtype = "float32"
 
@@ -89,7 +91,7 @@ def test(config: ml_collections.ConfigDict) -> None:
     config.model.update({"channels": (8, 16), "groups": 4, "embed": 16, "view_shift": 0, "codebook_init": "normal"})
 
 
-VARIANTS = {"recommended": common.recommended, "actions": common.few_actions,
+VARIANTS = {"recommended": common.recommended, "actions": common.few_actions, "consistency": common.consistency,
             "small": small, "tiny": tiny, "test": test}
 
 

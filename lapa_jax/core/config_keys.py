@@ -23,6 +23,9 @@ KEYS = {
     "loss.midway": "weight of the middle frame, from the codes of the pair; needs the field middle_frame",
     "loss.flow": "weight of the optical flow that the decoder predicts, in squared pixels; needs the field flow",
     "loss.flow_weighted": "weight of the squared error of pixels in proportion to their flow; needs the field flow",
+    "loss.consistency": "weight of predicting the features of the second frame; needs model.consistency",
+    "loss.variance": "weight of how far standard deviations of features are below 1; needs model.consistency",
+    "loss.covariance": "weight of what features say of each other; needs model.consistency",
     "model.name": "the model, a module under lapa_jax.models",
     # where the data lie
     "data.path": 'folder of step shards or ready-made pairs, an HDF5 file of robomimic, or "sample"',
@@ -195,6 +198,9 @@ def overruled(config: Mapping) -> dict[str, tuple[str, str]]:
             say(f"model.{key}", "model.quantizer", "is 'none', so that there are no codes")
     elif "quantizer" in model:
         say("model.delta_noise", "model.quantizer", f"is '{model['quantizer']}', which rounds deltas; set it to 'none'")
+    if model.get("consistency") == "none":
+        for key in ("consistency_views", "consistency_decay"):
+            say(f"model.{key}", "model.consistency", "is 'none'; set it to 'beside' or 'instead'")
     if data.get("shuffle", "window") != "window":
         say("data.window", "data.shuffle", f"is '{data['shuffle']}', which mixes all samples; set it to 'window'")
     for key in set.intersection(*map(set, trained)) if trained else ():

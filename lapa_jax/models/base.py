@@ -83,6 +83,8 @@ class FramePairTokenizer(Model):
     kind = "frame_pair_tokenizer"
     absent_losses = {"view": "no shifted copy is encoded: set config.model.view_shift and "
                              "config.model.view_deltas=True",
+                     **dict.fromkeys(("consistency", "variance", "covariance"),
+                                     "no features are predicted: set config.model.consistency to 'instead'"),
                      **{loss: f"the samples have no '{field}': add it to config.data.fields" for loss, field in {
                          "action": "pair_action", "flow": "flow", "flow_weighted": "flow", "reversal": "middle_frame",
                          "composition": "middle_frame", "midway": "middle_frame"}.items()}}  # fmt: skip

@@ -259,6 +259,8 @@ LABELS = {"fields": ("image", "latent"), "labels": "a", "val_labels": None, "val
         ({"optim": {"schedule": "cosine", "groups": ("a", "b")}}, {"optim.frozen_dtype"}),
         ({"train": {"patience": 3}}, set()),
         ({"model": {"quantizer": "vq"}}, {"model.delta_noise"}),
+        ({"model": {"consistency": "none"}}, {"model.consistency_views", "model.consistency_decay"}),
+        ({"model": {"consistency": "beside"}}, set()),
         ({"model": {"quantizer": "none"}},
          {f"model.{kind}" for kind in ("codebook_size", "codebook_init", "codebook_update", "codebook_decay")}
          | {f"model.replacement{kind}" for kind in ("", "_schedule", "_min_hits", "_min_share")}),

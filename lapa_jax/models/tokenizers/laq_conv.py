@@ -211,6 +211,15 @@ class Model(FramePairModel):
         height, width = image_shape(self.image_size)
         return height // self.cell, width // self.cell
 
+    @property
+    def frame_encoder(self) -> str:
+        return "down"
+
+    @nn.nowrap
+    def frame_features(self, params: dict, frames: jax.Array) -> jax.Array:
+        down = Down(self.channels, self.blocks, self.groups, jnp.dtype(self.dtype), parent=None)
+        return down.apply({"params": params}, frames)[-1]
+
     def raw_delta(self, frames: jax.Array) -> tuple[jax.Array, dict]:
         return self.encoder(frames), self.context(frames[:, 0])
 

@@ -101,6 +101,9 @@ class Model(FramePairModel):
         if self.view_shift and self.decoder_context == "encoder":
             raise UserError(f"view_shift {self.view_shift} needs decoder_context 'patch_embedding' or 'own': the "
                             "decoder's view has no encoder output")
+        if self.consistency == "instead" and self.decoder_context == "encoder":
+            raise UserError("consistency 'instead' needs decoder_context 'patch_embedding' or 'own': through the "
+                            "encoder's output pixels would train the codes after all")
         self._check_target()
 
     @nn.nowrap
@@ -143,6 +146,15 @@ class Model(FramePairModel):
         x = (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + 1e-6)
         return x.reshape(*frames.shape[:-3], *self.grid, -1)
 
+    @property
+    def frame_encoder(self) -> str:
+        return "patch_embedding"
+
+    @nn.nowrap
+    def frame_features(self, params: dict, frames: jax.Array) -> jax.Array:
+        embedding = EMBEDDINGS[self.stem](self.patch_size, self.dim, jnp.dtype(self.dtype), parent=None)
+        return embedding.apply({"params": params}, frames).reshape(len(frames), *self.grid, self.dim)
+
     def raw_delta(self, frames: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         tokens = self.encoder.embed(frames)
         mixed = self.encoder.mix(tokens, self.encoder.bias())
@@ -162,4 +174,7 @@ class Model(FramePairModel):
         return mixed[:, 0] if self.decoder_context == "encoder" else jax.lax.stop_gradient(tokens)
 
     def pixels(self, context: dict[str, jax.Array], action: jax.Array) -> jax.Array:
-        return self.decoder(context["context"], action, self.encoder.bias())
+        bias = self.encoder.bias()
+        if self.consistency == "instead":
+            bias = jax.lax.stop_gradient(bias)  # it is the encoder's too
+        return self.decoder(context["context"], action, bias)

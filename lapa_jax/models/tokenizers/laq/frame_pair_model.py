@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.core.fields import Count, Dtype, Range
+from lapa_jax.core.fields import Count, Dtype, Range, Share
 from lapa_jax.core.output import Output
 from lapa_jax.data.flow import CELL as FLOW_CELL
 from lapa_jax.models.base import FramePairTokenizer
-from lapa_jax.models.tokenizers.laq import horizons, metrics, quantizers
+from lapa_jax.models.tokenizers.laq import consistency, horizons, metrics, quantizers
+from lapa_jax.models.tokenizers.laq.consistency import ConsistencyHead
 from lapa_jax.models.tokenizers.laq.horizons import HorizonHeads
 from lapa_jax.models.tokenizers.laq.modules import (
     IMAGENET_MEAN,
@@ -59,11 +60,13 @@ class FramePairModel(FramePairTokenizer):
     "flow", the squared error of the displacements that the decoder predicts beside the pixels, and "flow_weighted", the
     squared error of pixels in proportion to how far they move. With `view_shift` and `view_deltas`: the loss "view",
     the squared difference of the deltas of the pair and of its shifted copy: how something moves does not depend on
-    where it is.
+    where it is. With `consistency`: the losses "consistency", "variance" and "covariance" of the encoder's features of
+    each frame, see `consistency`.
 
-    A model of this kind calls `setup_codes` in its `setup` and defines `cell`, `raw_delta`, `context` and `pixels`. One
-    that predicts features of the second frame instead of its pixels defines `predicts_images` and `observe` too; its
-    losses are "reconstruction" and those of the quantiser, and "frames" below are features.
+    A model of this kind calls `setup_codes` in its `setup` and defines `cell`, `raw_delta`, `context` and `pixels`, and
+    where it may have `consistency` also `frame_encoder` and `frame_features`. One that predicts features of a frozen
+    network instead of pixels defines `predicts_images` and `observe` too; its losses are "reconstruction" and those of
+    the quantiser, and "frames" below are features.
 
     Attributes:
       image_size: side of the frames in pixels, or (height, width).
@@ -99,6 +102,12 @@ class FramePairModel(FramePairTokenizer):
       normalization: "none", or "imagenet": the network works on pixels standardised with ImageNet's mean and standard
         deviation.
       motion_threshold: change of a pixel, in [0, 1], that "motion" does not count.
+      consistency: whether codes are to predict features of the second frame: "none", "beside" its pixels, or "instead"
+        of them; then the decoder learns what pixels the codes mean, and no gradient of its pixels and flow reaches the
+        codes and the encoder.
+      consistency_views: what changes in the views of the pair that these features come from, any of "shift", "colour"
+        and "background".
+      consistency_decay: share of the averaged parameters that predicted features come from that one update keeps.
       action_dim: numbers of the actions that few pairs have, A; 0: none has one. The data tell it.
       horizons: whether pairs have a middle frame. flow: whether they have optical flow. The data tell both.
       dtype: "float32" or "bfloat16" computation; parameters, norms, softmax and quantisation are float32.
@@ -126,6 +135,9 @@ class FramePairModel(FramePairTokenizer):
     output: Literal["linear", "residual", "tanh"] = "linear"
     normalization: Literal["none", "imagenet"] = "none"
     motion_threshold: Annotated[float, Range(0, 1)] = 0.04
+    consistency: Literal["none", "beside", "instead"] = "none"
+    consistency_views: tuple[Literal["shift", "colour", "background"], ...] = ("shift", "colour", "background")
+    consistency_decay: Share = 0.99
     action_dim: Annotated[int, Range(0)] = 0
     horizons: bool = False
     flow: bool = False
@@ -139,6 +151,8 @@ class FramePairModel(FramePairTokenizer):
             self.action_head = ActionHead(self.action_dim)
         if self.horizons:
             self.horizon_heads = HorizonHeads()
+        if self.consistency != "none":
+            self.consistency_head = ConsistencyHead(jnp.dtype(self.dtype))
         if self.delta_norm == "whitened":
             self.normalizer = RunningWhitening()
         elif self.delta_norm != "none":
@@ -171,6 +185,17 @@ class FramePairModel(FramePairTokenizer):
         more, displacements."""
         raise NotImplementedError
 
+    @property
+    def frame_encoder(self) -> str:
+        """The part of `encoder` that sees each frame by itself."""
+        raise NotImplementedError
+
+    @nn.nowrap
+    def frame_features(self, params: dict, frames: jax.Array) -> jax.Array:
+        """Frames f32 [B, H, W, 3], standardised -> what that part makes of them with these parameters, a grid
+        [B, rows, columns, C]."""
+        raise NotImplementedError
+
     @nn.nowrap
     def check_common(self) -> None:
         """Raises UserError for fields of this class that do not fit together, with what to change."""
@@ -187,6 +212,9 @@ class FramePairModel(FramePairTokenizer):
         if self.flow and not self.predicts_images:
             raise UserError("flow is predicted beside pixels, and this model predicts features: leave 'flow' out of "
                             "data.fields, or set target 'pixels'")  # fmt: skip
+        if self.consistency != "none" and not self.predicts_images:
+            raise UserError(f"consistency '{self.consistency}' is for models of pixels, and this model predicts "
+                            "features already: set it to 'none', or target 'pixels'")  # fmt: skip
         if self.output == "tanh" and self.normalization == "imagenet":
             raise UserError("output 'tanh' cannot reach targets of normalization 'imagenet': they span -2.1 to 2.6 and "
                             "tanh ends at 1; use output 'linear' or normalization 'none'")
@@ -216,7 +244,10 @@ class FramePairModel(FramePairTokenizer):
         view, views = self._see(clips, train=train)
         quantized = quantizers.apply(self.quantization, view["delta"], train=train)
         action, codes, quantizer_losses, measured = quantized
-        named = self._losses(views, action, clips, batch.get("flow") if self.flow else None)
+        decoded = jax.lax.stop_gradient(action) if self.consistency == "instead" else action
+        named = self._losses(views, decoded, clips, batch.get("flow") if self.flow else None)
+        if self.consistency != "none":
+            named |= self._consistency_losses(action, frames, train=train)
         if self.horizons and "middle_frame" in batch:
             named |= self._horizon_losses(view, action, frames, batch["middle_frame"])
         if codes is not None:
@@ -288,6 +319,16 @@ class FramePairModel(FramePairTokenizer):
             error = losses.mean_squared_error(halfway, middle)
         return {"reversal": jnp.where(changes, horizons.similarity(whole, backward), 0), "midway": error,
                 "composition": losses.mean_squared_error(composed, jax.lax.stop_gradient(whole))}  # fmt: skip
+
+    def _consistency_losses(self, action: jax.Array, frames: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+        """Losses f32 [B] of predicting features of the second frames from those of the first ones and the action."""
+        seen, predicted = frames, frames
+        if train:
+            seen, predicted = consistency.draw_views(frames, self.make_rng("noise"), self.consistency_views,
+                                                     self.motion_threshold)  # fmt: skip
+        first, second = self._standardize(seen[:, 0]), self._standardize(predicted[:, 1])
+        params = self.variables["params"]["encoder"][self.frame_encoder]
+        return self.consistency_head(self.frame_features, params, first, second, action)
 
     def _rounded(self, delta: jax.Array) -> jax.Array:
         """The vectors of the codes that are nearest to deltas [B, N, Q]; the gradient goes straight to the deltas."""
@@ -365,17 +406,24 @@ class FramePairModel(FramePairTokenizer):
 
     @nn.nowrap
     def after_update(self, variables, *, step: jax.Array, rng: jax.Array):
-        """Replaces dead codes of NSVQ when the schedule says so; pure, for use within jit.
+        """Replaces dead codes of NSVQ when the schedule says so, and with `consistency` moves the averaged parameters;
+        pure, for use within jit.
 
         Args:
-          variables: {"params", "codebook"} after an optimizer step.
+          variables: {"params", "codebook", ...} after an optimizer step.
           step: i32, optimizer steps done.
           rng: key for the choice and the noise.
 
         Returns:
           The variables, and {parameter name: bool mask} of rows whose optimizer moments must start afresh.
         """
-        return quantizers.replace_dead(self, variables, step=step, rng=rng)
+        variables, reset = quantizers.replace_dead(self, variables, step=step, rng=rng)
+        if self.consistency == "none":
+            return variables, reset
+        params = variables["params"]["encoder"][self.frame_encoder]
+        averages = variables[consistency.COLLECTION]["consistency_head"]["encoder"]
+        averages = consistency.follow(averages, params, self.consistency_decay, step)
+        return {**variables, consistency.COLLECTION: {"consistency_head": {"encoder": averages}}}, reset
 
     def _frames(self, frames: jax.Array) -> jax.Array:
         return self.observe(to_unit_range(frames, (2, *image_shape(self.image_size), 3)))
