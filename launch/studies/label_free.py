@@ -22,6 +22,7 @@ from typing import NamedTuple
 import common
 import numpy as np
 
+from lapa_jax.core import escape
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.escape import say
 from lapa_jax.core.files import atomic_path, read_json
@@ -79,8 +80,8 @@ def main(argv: list[str]) -> None:
     text = tables(runs)
     args.out.mkdir(parents=True, exist_ok=True)
     with atomic_path(args.out / "runs.csv") as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        rows = [[run.name, run.data, run.metrics[PROBE], *(f"{of(run.metrics):.6g}" for of in FIGURES.values())]
-                for run in runs]  # fmt: skip
+        rows = [[escape.cell(run.name), escape.cell(run.data), run.metrics[PROBE],
+                 *(f"{of(run.metrics):.6g}" for of in FIGURES.values())] for run in runs]  # fmt: skip
         csv.writer(file).writerows([["run", "data", PROBE, *FIGURES], *rows])
     with atomic_path(args.out / "tables.md") as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -9,7 +9,7 @@ from PIL import Image
 
 from lapa_jax.core import config as config_lib
 from lapa_jax.core.errors import UserError
-from lapa_jax.evaluate import requirements
+from lapa_jax.evaluate import requirements, untrained
 from lapa_jax.evaluate.latent_actions import action_table, supervised_bound
 from lapa_jax.evaluate.latent_actions.evaluation import Evaluation
 from lapa_jax.explore.latent_actions import LatentActions
@@ -81,7 +81,8 @@ def test_untrained_scores_are_those_that_the_run_began_with_if_they_are_of_the_s
     recorded = {"action_probe_r2_untrained": -0.25, "action_probe_r2_delta_untrained": 0.125}
     assert {name: metrics[name] for name in recorded} == recorded
     for other in ({"pairs": 20}, {"data": data, "split": "val"}):
-        scores = Evaluation(laq, run=run, out=run / "eval", **other)._untrained()
+        evaluation = Evaluation(laq, run=run, out=run / "eval", **other)
+        scores = untrained.probes(evaluation, evaluation.baselines)
         assert scores.keys() == recorded.keys() and scores != recorded, "measured anew"
 
 

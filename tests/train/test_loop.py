@@ -194,7 +194,7 @@ def test_a_run_that_never_reached_a_checkpoint_does_not_block_its_folder(toy, to
 def test_launcher_ends_bad_input_in_one_line_and_code_2(root, tmp_path, capsys):
     config = f"{root}/configs/laq.py"
     for arguments, words in (
-        ([f"{config}:tinny"], "laq has no variant 'tinny'; it has features, cosine, recommended, actions, small"),
+        ([f"{config}:tinny"], "laq has no variant 'tinny'; it has features, own_features, cosine, "),
         ([f"{config}:tiny", "--config.model.dimm=3"], "did you mean 'dim'"),
         ([config], "config.data.path"),
         ([f"{config}:tiny", "--config.model.patch_size=7"], "patch_size"),
