@@ -1,6 +1,7 @@
 """tools/bench_checkpoints.py: both levels and the readings of a small state, and what it refuses."""
 
 import json
+import logging
 
 import pytest
 
@@ -9,7 +10,7 @@ from tools import bench_checkpoints
 
 
 def test_both_levels_and_their_checksums(one_device, tmp_path, capsys):
-    record = tmp_path / "checkpoints.json"
+    record, level = tmp_path / "checkpoints.json", logging.getLogger("lapa_jax").level
     bench_checkpoints.main(["--megabytes", "2", "--repeats", "2", "--folder", str(tmp_path), "--json", str(record)])
     rows = json.loads(record.read_text())["rows"]
     assert [row["waited"] is not None for row in rows] == [True, True, False, False, False]
@@ -19,6 +20,7 @@ def test_both_levels_and_their_checksums(one_device, tmp_path, capsys):
     assert all(waited <= seconds for row in rows[:2] for waited, seconds in zip(row["waited"], row["seconds"]))
     assert "| compare checksums of files in memory |" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == [record.name]
+    assert logging.getLogger("lapa_jax").level == level, "others still hear what is logged"
 
 
 def test_a_damaged_checkpoint_is_no_measurement(one_device, tmp_path, monkeypatch):
