@@ -1,6 +1,7 @@
 """The run folder: who may write into it, its config, its log, and the record of the environment."""
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import logging
 import os
@@ -197,13 +198,27 @@ def logging_to(workdir: pathlib.Path | None) -> Iterator[None]:
 
 
 def _check_same(old: Mapping, new: Mapping, workdir: pathlib.Path) -> None:
+    usual = _defaults(new)
     a, b = _flat(old), _flat(new)
+    # What came after the run began: a loss that counts nothing, a field of the model as it is without being named.
+    a, b = ({**{key: usual.get(key, 0.0 if key.startswith("loss.") else None) for key in other}, **own}
+            for own, other in ((a, b), (b, a)))  # fmt: skip
     changed = [key for key in sorted(a.keys() | b.keys()) if not _same(a.get(key), b.get(key), workdir)]
     forbidden = [key for key in changed if not key.startswith(MAY_CHANGE)]
     if forbidden:
         shown = ", ".join(f"{key}: {a.get(key)!r} -> {b.get(key)!r}" for key in forbidden[:5])
         raise ConfigError(f"{workdir} holds a run with another config ({shown}); resume it with its own config or "
                           "choose another --workdir")
+
+
+def _defaults(values: Mapping) -> dict:
+    """{"model.field": what it is where a config does not name it}, as JSON has it."""
+    try:
+        fields = config_lib.schema(config_lib.from_json(values), "model").items() if values.get("model") else ()
+    except ConfigError:
+        return {}  # a model that is not the package's own
+    known = {f"model.{name}": field.default for name, field in fields if field.default is not dataclasses.MISSING}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in known.items()}
 
 
 def _same(old, new, workdir: pathlib.Path) -> bool:

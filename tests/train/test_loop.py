@@ -167,6 +167,24 @@ def test_another_config_is_refused(root, whole):
     assert (whole / "config.json").read_bytes() == before
 
 
+def test_a_run_goes_on_though_its_config_is_older_than_keys_that_change_nothing(root, whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    own = json.loads((run / "config.json").read_text())
+    older = json.loads(json.dumps(own))
+    # The recipe has a weight of 0 and the model's default of the one, and neither of the other.
+    assert own["loss"]["flow"] == 0 and own["model"]["view_share"] == 0.5 and own["loss"]["motion"] > 0
+    del older["loss"]["flow"], older["model"]["view_share"]
+    (run / "config.json").write_text(json.dumps(older))
+    train(make_config(root), run)
+    now = json.loads((run / "config.json").read_text())
+    assert now["loss"] == own["loss"] and now["model"] == own["model"]
+    del older["loss"]["motion"]
+    (run / "config.json").write_text(json.dumps(older))
+    with pytest.raises(ConfigError, match="another config .loss.motion: 0.0 -> 0.1"):
+        train(make_config(root), run)
+
+
 def test_folder_of_something_else_is_refused(root, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ConfigError, match="holds no run"):
