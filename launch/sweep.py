@@ -204,8 +204,8 @@ class Runner:
         done = _done(step.folder)
         if done.is_file():
             before = read_json(done)
-            # Asked for another figure before. One that was stopped early was so by that, and stays what it is.
-            if last and "stopped" not in before.get("missing", "") and before.get("metric") != self._sweep.metric:
+            # Asked for another figure before. One that was stopped early has none, and stays what it is.
+            if last and before.keys() & {"metric", "value"} and before.get("metric") != self._sweep.metric:
                 self._note(done, {"command": step.command, **self._figure(step.folder)})
             return None
         log = step.folder.with_name(f"{step.folder.name}.log")
@@ -252,9 +252,9 @@ class Runner:
         """What is noted of the metric in the folder of a last stage. Where another trial has it its name is right, and
         this setting has none, such as one of codes where there are no codes."""
         curve = self._curve(folder, required=not self._curves())
-        known = {"value": curve[max(curve)], "curve": sorted(curve.items())} if curve else {
-            "missing": f"there is no {self._sweep.metric}"}  # fmt: skip
-        return {"metric": self._sweep.metric, **known}
+        if not curve:
+            return {"metric": self._sweep.metric, "missing": f"there is no {self._sweep.metric}"}
+        return {"metric": self._sweep.metric, "value": curve[max(curve)], "curve": sorted(curve.items())}
 
     def _note(self, done: pathlib.Path, content: dict) -> None:
         with atomic_path(done) as temporary:

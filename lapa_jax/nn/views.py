@@ -64,3 +64,14 @@ def swap_backgrounds(frames: jax.Array, others: jax.Array, threshold: float, mar
     window = (2 * margin + 1, 2 * margin + 1)
     moves = nn.max_pool(change, window, padding="SAME") > threshold
     return jnp.where(moves[:, None], frames, others[:, :1])
+
+
+def in_turns(batches: list):
+    """Several batches, arrays or trees of them with the same leading axis, as one: the first row of each, then the
+    second of each. Not one batch behind the other, so that on several devices each row stays where it is."""
+    return jax.tree.map(lambda *rows: jnp.stack(rows, 1).reshape(-1, *rows[0].shape[1:]), *batches)
+
+
+def one_of(rows, which: int, count: int):
+    """Batch number `which` of the `count` that `in_turns` joined."""
+    return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:])[:, which], rows)

@@ -198,15 +198,15 @@ def logging_to(workdir: pathlib.Path | None) -> Iterator[None]:
 
 
 def _check_same(old: Mapping, new: Mapping, workdir: pathlib.Path) -> None:
-    usual = _defaults(new)
     a, b = _flat(old), _flat(new)
-    # What came after the run began: a loss that counts nothing, a field of the model as it is without being named.
-    a, b = ({**{key: usual.get(key, 0.0 if key.startswith("loss.") else None) for key in other}, **own}
-            for own, other in ((a, b), (b, a)))  # fmt: skip
-    changed = [key for key in sorted(a.keys() | b.keys()) if not _same(a.get(key), b.get(key), workdir)]
+    keys = sorted(a | b)
+    # Keys that came after the run began: a loss has the weight 0, a field of the model its default.
+    absent = {**{key: 0.0 for key in keys if key.startswith("loss.")}, **_defaults(new)}
+    a, b = ({key: flat.get(key, absent.get(key)) for key in keys} for flat in (a, b))
+    changed = [key for key in keys if not _same(a[key], b[key], workdir)]
     forbidden = [key for key in changed if not key.startswith(MAY_CHANGE)]
     if forbidden:
-        shown = ", ".join(f"{key}: {a.get(key)!r} -> {b.get(key)!r}" for key in forbidden[:5])
+        shown = ", ".join(f"{key}: {a[key]!r} -> {b[key]!r}" for key in forbidden[:5])
         raise ConfigError(f"{workdir} holds a run with another config ({shown}); resume it with its own config or "
                           "choose another --workdir")
 
@@ -217,8 +217,8 @@ def _defaults(values: Mapping) -> dict:
         fields = config_lib.schema(config_lib.from_json(values), "model").items() if values.get("model") else ()
     except ConfigError:
         return {}  # a model that is not the package's own
-    known = {f"model.{name}": field.default for name, field in fields if field.default is not dataclasses.MISSING}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in known.items()}
+    defaults = {f"model.{name}": field.default for name, field in fields if field.default is not dataclasses.MISSING}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
 
 
 def _same(old, new, workdir: pathlib.Path) -> bool:

@@ -48,10 +48,10 @@ class ConsistencyHead(nn.Module):
         target = standardize(features(self.variable(COLLECTION, "encoder", copy).value, second))
         seen = standardize(features(params, first))
         width = seen.shape[-1]
-        told = nn.silu(Linear(width, dtype=self.dtype, name="action")(action.reshape(len(action), -1)))
+        condition = nn.silu(Linear(width, dtype=self.dtype, name="action")(action.reshape(len(action), -1)))
         prediction = seen.astype(self.dtype)
         for block in range(self.blocks):
-            prediction = ResBlock(math.gcd(8, width), self.dtype, name=f"block_{block}")(prediction, told)
+            prediction = ResBlock(math.gcd(8, width), self.dtype, name=f"block_{block}")(prediction, condition)
         variance, covariance = spread(seen)
         return {"consistency": losses.mean_squared_error(prediction, jax.lax.stop_gradient(target)),
                 "variance": variance, "covariance": covariance}  # fmt: skip

@@ -32,7 +32,7 @@ from lapa_jax.nn.norm import RunningNorm, RunningWhitening
 from lapa_jax.nn.quantizers import replacement as rules
 from lapa_jax.nn.quantizers.usage import batch_usage
 from lapa_jax.nn.quantizers.vq import straight_through
-from lapa_jax.nn.views import shift_clips
+from lapa_jax.nn.views import in_turns, one_of, shift_clips
 
 MOST_WHITENED = 32
 """Features of a delta that "whitened" decorrelates: their covariance comes from one batch."""
@@ -429,8 +429,8 @@ class FramePairModel(FramePairTokenizer):
         return self.observe(to_unit_range(frames, (2, *image_shape(self.image_size), 3)))
 
     def _see(self, clips: list[jax.Array], *, train: bool) -> tuple[dict, dict]:
-        """What there is of the pairs, the first of the clips, and in turns of all clips, whose others have no delta
-        without `view_deltas`."""
+        """The view of the pairs, the first of the clips, and in turns those of all clips; without `view_deltas` the
+        latter have no delta."""
         if self.view_deltas:
             views = self._encode_views(clips, train=train)
             return one_of(views, 0, len(clips)), views
@@ -484,17 +484,6 @@ class FramePairModel(FramePairTokenizer):
         if self.normalization == "none":
             return frames
         return (frames - jnp.asarray(IMAGENET_MEAN)) / jnp.asarray(IMAGENET_STD)
-
-
-def in_turns(batches: list):
-    """Several batches, arrays or trees of them with the same leading axis, as one: the first row of each, then the
-    second of each. Not one batch behind the other, so that on several devices each row stays where it is."""
-    return jax.tree.map(lambda *rows: jnp.stack(rows, 1).reshape(-1, *rows[0].shape[1:]), *batches)
-
-
-def one_of(rows, which: int, count: int):
-    """Batch number `which` of the `count` that `in_turns` joined."""
-    return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:])[:, which], rows)
 
 
 def _flow_losses(prediction, second, displacement, flow) -> dict[str, jax.Array]:
