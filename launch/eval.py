@@ -27,7 +27,7 @@ from lapa_jax.sim import flags
 DEFAULT_SIZE = 128  # pixels, of what no policy sees
 USUAL = {"episodes": 50, "seed": 0, "num_envs": 8, "videos": 8}
 """In an environment, where the command does not say."""
-USUAL_ON_DATA = {"pairs": 2048, "supervised_steps": 600}
+USUAL_ON_DATA = {"pairs": 2048, "reference_steps": 3000}
 """On recorded steps, where the command does not say."""
 ONLY_SOME = ("dataset", "labels", "tokenizer", "projection")
 """Options that only the evaluations of some kinds of models take."""
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
     model = lapa_jax.load(args.run, step=args.step)
     out = args.out or default_out(pathlib.Path(args.run), args.step)
     arguments = {"run": args.run, "out": out, "data": args.data, "split": args.split, "pairs": args.pairs, **options}
-    how = {name: getattr(args, name) for name in ("supervised_steps",) if name in model.kind.options}
+    how = {name: getattr(args, name) for name in ("reference_steps",) if name in model.kind.options}
     evaluation = evaluation_of(model)(model, **arguments)
     startup.say(f"measuring {evaluation.count} samples of {evaluation.about()['data']}; the first batch compiles")
     result = evaluation.write(**how)
@@ -176,8 +176,8 @@ def _check(args) -> None:
     """Refuses options that do not go together."""
     if args.pairs is not None and args.pairs < 2:
         raise UserError(f"--pairs {args.pairs} are too few to measure by; give 2 or more")
-    if args.supervised_steps is not None and args.supervised_steps < 0:
-        raise UserError(f"--supervised_steps {args.supervised_steps} must be 0 (off) or more")
+    if args.reference_steps is not None and args.reference_steps < 0:
+        raise UserError(f"--reference_steps {args.reference_steps} must be 0 (off) or more")
     only = [name for name, value in _closed_loop_only(args).items() if value is not None and value is not False]
     if args.env is None and only:
         raise UserError(f"--{only[0]} is for policies that act in an environment; give --env")
@@ -228,8 +228,8 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     parser.add_argument("--pairs", type=int, help="how many samples (pairs, chunks, windows) at most; 2048 by default")
     parser.add_argument("--dataset", help="of a run on several datasets: the one whose scaling applies to --data")
     parser.add_argument("--step", type=parse_step, help="checkpoint step, or best; the newest by default")
-    words = "training steps of latent actions' supervised upper bound, 600 by default; 0 leaves it out"
-    parser.add_argument("--supervised_steps", type=int, help=words)
+    words = "most training steps of latent actions' reference, the same encoder on true actions; 0 leaves it out"
+    parser.add_argument("--reference_steps", type=int, help=words)
     words = ("end with exit code 1 where a metric does not reach its bar (>=, <=, > or <); or a set of bars: "
              f"{', '.join(requirements.SETS)}; may be repeated")  # fmt: skip
     parser.add_argument("--require", action="append", default=[], metavar="METRIC>=NUMBER", help=words)

@@ -23,7 +23,7 @@ python launch/train.py --config configs/laq_conv.py:small+recommended --workdir 
     --config.data.gap_frames=6 --config.train.steps=160 --config.train.eval_every=160 --config.train.save_every=160
 say "how much of the true actions its codes say, on held-out videos"
 # The bound from above, the same network trained on the true actions, takes longer than all of this: leave out the option.
-python launch/eval.py --run "$folder/laq" --supervised_steps 0
+python launch/eval.py --run "$folder/laq" --reference_steps 0
 python - "$folder/laq/eval/metrics.json" <<'SUMMARY'
 import json
 import sys

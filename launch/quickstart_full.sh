@@ -36,7 +36,7 @@ train() {
     python launch/train.py --config "configs/$config" --workdir "$folder/$run" "$@"
 }
 
-evaluate() { python launch/eval.py --run "$folder/$1" --supervised_steps 0 --pairs "$([ -n "$short" ] && echo 16 || echo 1024)"; }
+evaluate() { python launch/eval.py --run "$folder/$1" --reference_steps 0 --pairs "$([ -n "$short" ] && echo 16 || echo 1024)"; }
 
 # Says why Meta-World cannot run or draw here, if so.
 simulates() {

@@ -51,7 +51,8 @@ def main(argv: list[str]) -> None:
     check_folders(config.data)
     if best_metric := config.train.get("best_metric"):
         metric_words.check_logged(best_metric, "config.train.best_metric")
-    startup.begin(f"dry run of {config.name}" if args.dry_run else f"training {config.name} in {workdir}")
+    words = f"dry run of {config.name}" if args.dry_run else f"training {config.name} in {workdir}"
+    startup.begin(words, keep=not planned)
     config_lib.check_fields(config_lib.MODELS, config.model)
 
     # These take as long again as jax.

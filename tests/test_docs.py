@@ -240,7 +240,7 @@ def test_overrides_in_the_pages_exist(root):
 
 def test_the_quickstart_without_a_clone_trains_as_the_script_does(root):
     texts = [(root / path).read_text() for path in ("launch/quickstart.sh", "docs/howto/install.md")]
-    setting = re.compile(r"--(?:config\.(?!data\.path)[\w.]+=|supervised_steps )[\w.]+")
+    setting = re.compile(r"--(?:config\.(?!data\.path)[\w.]+=|reference_steps )[\w.]+")
     script, page = (set(setting.findall(text)) for text in texts)
     assert script == page and len(script) == 5
     variants = [re.findall(r"--config (?:configs/)?laq_conv(?:\.py)?:([\w+]+)", text) for text in texts]

@@ -28,17 +28,22 @@ def say(text: str) -> None:
         escape.say(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
 
 
-def begin(text: str) -> None:
+def begin(text: str, keep: bool = True) -> None:
     """Says what the command does, before it imports jax, and turns on the cache of compiled programs.
 
     To be called by commands when everything that needs no jax is checked.
+
+    Args:
+      text: what it does.
+      keep: whether programs are kept. Those for devices that are not here cannot be read again, JAX 0.10.
 
     Raises:
       UserError: see `check_platform`.
     """
     check_platform()
     say(text)
-    say(keep_compiled())
+    if keep:
+        say(keep_compiled())
     # What JAX says of a plugin that it cannot start is a line; the traceback below it is the plugin's own affair.
     logging.getLogger("jax._src.xla_bridge").addFilter(_without_traceback)
 

@@ -44,7 +44,7 @@ class Kind:
 KINDS = {kind.name: kind for kind in (
     Kind("frame_pair_tokenizer", "tokenizer of frame pairs",
          trained="lapa_jax.inference.latent_action_tokenizer:LatentActionTokenizer",
-         evaluation="lapa_jax.evaluate.latent_actions.evaluation:Evaluation", options=("supervised_steps",),
+         evaluation="lapa_jax.evaluate.latent_actions.evaluation:Evaluation", options=("reference_steps",),
          training_image="lapa_jax.evaluate.training_images:FramePairs",
          codes="lapa_jax.label.codes:PairCodes",
          explorer="lapa_jax.explore.latent_actions:LatentActions", explorer_options=("pairs",)),

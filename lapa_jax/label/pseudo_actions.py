@@ -11,6 +11,7 @@ import pathlib
 import jax
 import numpy as np
 
+from lapa_jax.core import config as config_lib
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.files import read_json, write_json
 from lapa_jax.core.progress import bar
@@ -24,12 +25,16 @@ from lapa_jax.data.shards.step_shards import (
     write_dataset,
 )
 from lapa_jax.data.statistics import column_statistics
-from lapa_jax.evaluate.latent_actions import supervised_bound
+from lapa_jax.evaluate.latent_actions import reference
 from lapa_jax.models.probe import r2_score
+from lapa_jax.models.tokenizers.inverse_dynamics import reading
 from lapa_jax.train.sharding import make_mesh
 from lapa_jax.train.task import Task
 
 SUMMARY = "pseudo_actions.json"
+# The sizes of configs/laq.py:small.
+TOKENIZER = {"name": "tokenizers.laq", "dim": 128, "quant_dim": 4, "code_seq_len": 4, "spatial_depth": 2,
+             "temporal_depth": 1, "decoder_depth": 1, "heads": 4, "dim_head": 32, "pooling": "maps"}  # fmt: skip
 AT_ONCE = 256
 """Pairs that are predicted together."""
 
@@ -66,12 +71,14 @@ class PseudoActions:
     def __init__(self, demonstrations, options: Options):
         gap = Gap(frames=options.gap)
         pairs = FramePairSource(StepShards(demonstrations, "train"), gap, ("frames", "net_action"), options.size)
-        spec = {**supervised_bound.OTHERWISE, "image_size": options.size, "patch_size": options.size // 4}
+        tokenizer = config_lib.build(config_lib.MODELS, {**TOKENIZER, "image_size": options.size,
+                                                         "patch_size": options.size // 4})  # fmt: skip
         self.options, words = options, "inverse dynamics"
         self._mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.local_devices()[:1])
-        self._task = Task(supervised_bound.build_model(pairs, spec), {"action": 1.0})
+        encoder = reading(tokenizer, pairs.batch([])["net_action"].shape[-1])
+        self._task = Task(reference.build_model(pairs, encoder), {"action": 1.0})
         with jax.set_mesh(self._mesh):
-            state = supervised_bound.train(self._task, pairs, self._mesh, options.steps, words=words, seed=options.seed)
+            state = reference.train(self._task, pairs, self._mesh, options.steps, words=words, seed=options.seed)
         self._variables, model = state.variables, self._task.model
         self._predict = jax.jit(lambda v, frames: model.apply(v, {"frames": frames}, method="predict")["actions"])
 

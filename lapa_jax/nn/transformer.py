@@ -19,8 +19,9 @@ REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-WRITTEN_OUT = {"cpu": 4, "gpu": 8}
-"""Blocks up to which a stack is written out on a platform, which takes longer to compile."""
+WRITTEN_OUT = {"cpu": 4, "gpu": 8, "tpu": 4}
+"""Blocks up to which a stack is written out on a platform, which takes longer to compile. The compiler for TPUs ends
+itself on loops over few small blocks: "Check failed: ... ProducesSreg", libtpu 0.0.42.1, blocks of width 128."""
 
 
 class Block(nn.Module):

@@ -118,7 +118,7 @@ def _read(folder: pathlib.Path, config: Mapping, out: pathlib.Path) -> Run | Non
         where = ["--data", evaluation["data"], "--split", evaluation["split"]] if evaluation else []
         if not (again / "metrics.json").is_file():
             common.call(again.with_suffix(".log"), "launch/eval.py", "--run", str(folder), *where, "--out", str(again),
-                        "--supervised_steps", "0")  # fmt: skip
+                        "--reference_steps", "0")  # fmt: skip
         evaluation = read_json(again / "metrics.json")
     metrics = {name: value for name, value in evaluation["metrics"].items() if value is not None}
     if not {PROBE, *OF_EVALUATION} <= set(metrics):

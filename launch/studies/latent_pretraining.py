@@ -231,7 +231,7 @@ class Study:
         settings = [f"seed={seed}", *of_data, f"data.gap_frames={self.benchmark.filmed.gap}", *_steps(self.sizes.laq),
                     "train.trackers=()"]  # fmt: skip
         run = self._train(f"laq_{kind}_{data}_{seed}", config, settings)
-        return self._timed(f"probe {run.name}", lambda: common.evaluate(run, "--supervised_steps", "0"))["metrics"]
+        return self._timed(f"probe {run.name}", lambda: common.evaluate(run, "--reference_steps", "0"))["metrics"]
 
     def labels(self, kind: str, seed: int) -> dict:
         """Labels the video with the tokenizer of a kind; the metrics of this one."""

@@ -3,19 +3,24 @@
 import json
 import re
 
+import chex
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from lapa_jax.core import config as config_lib
+from lapa_jax.core import tree
 from lapa_jax.core.errors import UserError
 from lapa_jax.evaluate import requirements, untrained
-from lapa_jax.evaluate.latent_actions import action_table, supervised_bound
+from lapa_jax.evaluate.latent_actions import action_table, reference
 from lapa_jax.evaluate.latent_actions.evaluation import Evaluation
 from lapa_jax.explore.latent_actions import LatentActions
 from lapa_jax.explore.options import Options
 from lapa_jax.inference import imagine
 from lapa_jax.inference.load import load
+from lapa_jax.models.tokenizers import inverse_dynamics
+from lapa_jax.train.task import Task
 from tests.inference import small_run, step_shards
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -28,9 +33,9 @@ NAMES = {
 }  # fmt: skip
 PROBES = {
     "action_probe_r2", "action_probe_r2_delta", "action_probe_r2_untrained", "action_probe_r2_delta_untrained",
-    "action_probe_r2_supervised",
+    "action_probe_r2_reference", "reference_steps", "reference_stopped",
 }  # fmt: skip
-ADDED = ("action_", "transfer_", "view_", "reversal_", "one_frame", "swap_gap_")
+ADDED = ("action_", "reference_", "transfer_", "view_", "reversal_", "one_frame", "swap_gap_")
 """How the names of those begin that no training logs."""
 PICTURES = {"reconstructions", "gallery", "gallery_change", "gallery_positions", "histograms", "deltas", "overview",
             "curves"}
@@ -62,7 +67,7 @@ def laq(folders):
 @pytest.fixture(scope="module")
 def evaluated(folders, laq):
     out = folders[0] / "eval"
-    return out, Evaluation(laq, run=folders[0], out=out).write(supervised_steps=2)
+    return out, Evaluation(laq, run=folders[0], out=out).write(reference_steps=2)
 
 
 def test_every_metric_has_its_name(evaluated, laq):
@@ -114,11 +119,11 @@ def test_the_table_has_each_number_and_group_beside_the_reference(evaluated):
     out, result = evaluated
     table, metrics = result["action_table"], result["metrics"]
     assert table["names"] == ["0", "1"] and set(table) == {"names", "codes", "mlp", "delta", "reference"}
-    for reader, metric in (("codes", ""), ("mlp", "_mlp"), ("delta", "_delta"), ("reference", "_supervised")):
+    for reader, metric in (("codes", ""), ("mlp", "_mlp"), ("delta", "_delta"), ("reference", "_reference")):
         assert np.mean(table[reader]["all"]) == pytest.approx(metrics[f"action_probe_r2{metric}"])
         assert len(table[reader]) == 1 + 3 + 4
     page = (out / "report.html").read_text()
-    for words in ("<th>codes, small MLP</th>", "<th>supervised reference</th>", "<td>last third</td>",
+    for words in ("<th>codes, small MLP</th>", "<th>reference</th>", "<td>last third</td>",
                   "<td>least motion, a quarter</td>", "<th>R² lost without it</th>"):  # fmt: skip
         assert words in page
     whole = result["code_table"]["all"]
@@ -147,37 +152,83 @@ def test_pairs_are_grouped_by_phase_and_motion(folders, laq):
     assert scores[0] == pytest.approx(1 - some.sum() * 0.01 / total) and np.isnan(scores[1])
 
 
-def test_supervised_bound_is_cached(evaluated, folders, laq, monkeypatch):
-    monkeypatch.setattr(supervised_bound, "_train_and_score", lambda *args: pytest.fail("trained again"))
+def test_the_reference_is_cached(evaluated, folders, laq, monkeypatch):
+    monkeypatch.setattr(reference, "_train_and_score", lambda *args: pytest.fail("trained again"))
     out, result = evaluated
     source = Evaluation(laq, run=folders[0], out=out).source
-    again = supervised_bound.action_scores(source, laq, steps=2, limit=36, cache=out)
-    assert np.mean(again["all"]) == pytest.approx(result["metrics"]["action_probe_r2_supervised"])
-    other = {"all": [0.25, float("nan")]}
-    monkeypatch.setattr(supervised_bound, "_train_and_score", lambda *args: other)
+    again = reference.scores(source, laq, steps=2, limit=36, cache=out)
+    assert np.mean(again.r2["all"]) == pytest.approx(result["metrics"]["action_probe_r2_reference"])
+    assert (again.steps, again.stopped) == (2, False) and result["metrics"]["reference_stopped"] == 0
+    other = reference.Reference({"all": [0.25, float("nan")]}, 7, True)
+    monkeypatch.setattr(reference, "_train_and_score", lambda *args: other)
     for _ in range(2):  # trained, then read
-        again = supervised_bound.action_scores(source, laq, steps=3, limit=36, cache=out)
-        assert again.keys() == other.keys()
-        np.testing.assert_array_equal(again["all"], other["all"])
+        again = reference.scores(source, laq, steps=3, limit=36, cache=out)
+        assert (again.r2.keys(), again.steps, again.stopped) == (other.r2.keys(), 7, True)
+        np.testing.assert_array_equal(again.r2["all"], other.r2["all"])
 
 
-def test_the_bound_of_a_convolutional_tokenizer_is_that_of_the_small_encoder(root):
-    small = config_lib.load(f"{root}/configs/laq.py:small").model
-    conv = config_lib.build("lapa_jax.models", config_lib.load(f"{root}/configs/laq_conv.py:tiny").model)
-    spec = supervised_bound._shared_fields(conv)
-    assert {name: spec[name] for name in supervised_bound.OTHERWISE} == {
-        name: small[name] for name in supervised_bound.OTHERWISE
-    }
-    model = config_lib.build("lapa_jax.models", {"name": "tokenizers.inverse_dynamics", "action_dim": 2, **spec})
-    assert model.image_size == conv.image_size and model.image_size // model.patch_size == 4 and model.stem == "conv"
-    full = config_lib.load(f"{root}/configs/laq_conv.py").model
-    spec = supervised_bound._shared_fields(config_lib.build("lapa_jax.models", full))
-    # A quarter of 224 pixels is no power of two.
-    assert (spec["patch_size"], spec["stem"]) == (56, "patches")
+def test_the_reference_learns_from_no_episode_that_it_stops_by_or_is_scored_on(folders, laq):
+    source = Evaluation(laq, run=folders[0], out=folders[0]).source  # the episodes 0 to 3
+    learned, left_out, scored = ({p.source.locate(int(i))[0] for i in p.indices} for p in reference.parts(source))
+    assert (learned, left_out, scored) == ({0}, {2}, {1, 3})
+
+    class Many:
+        def __len__(self):
+            return 60
+
+        def locate(self, i):
+            return i % 20, i
+
+    learned, left_out, scored = ({i % 20 for i in p.indices} for p in reference.parts(Many()))
+    assert learned == set(range(0, 16, 2)) and left_out == {16, 18} and scored == set(range(1, 20, 2))
+
+
+def test_the_reference_is_the_one_before_it_stopped_improving(folders, laq, monkeypatch):
+    """By errors of the episodes left out that are given here: the best is the second look's."""
+    monkeypatch.setattr(reference, "EVERY", 2)
+    monkeypatch.setattr(reference, "PATIENCE", 3)
+    source, seen = Evaluation(laq, run=folders[0], out=folders[0]).source, []
+    task = Task(reference.build_model(source, inverse_dynamics.reading(laq.model, 2)), {"action": 1.0})
+
+    def judge(variables):
+        seen.append(jax.device_get(variables))
+        return {"action_r2": [0.1, 0.5, 0.2, 0.5, 0.4, 0.9][len(seen) - 1]}, {}
+
+    with jax.set_mesh(laq.mesh):
+        best, steps, stopped = reference._train_until_it_stops(task, source, laq.mesh, 100, judge, {})
+    assert (steps, stopped, len(seen)) == (4, True, 5)
+    chex.assert_trees_all_equal(jax.device_get(best), seen[1])
+    # And what is judged are averages, which move less than the parameters.
+    kernel = [variables["ema"]["head"]["kernel"] for variables in seen]
+    assert 0 < np.abs(kernel[1] - kernel[0]).max() < np.abs(
+        seen[1]["params"]["head"]["kernel"] - seen[0]["params"]["head"]["kernel"]).max()
+
+
+@pytest.mark.parametrize("config", ["laq.py:tiny", "laq_conv.py:tiny", "laq_conv.py:tiny+recommended"])
+def test_the_reference_has_the_encoder_of_the_tokenizer(root, config):
+    tokenizer = config_lib.build(config_lib.MODELS, config_lib.load(f"{root}/configs/{config}").model)
+    model = inverse_dynamics.Model(inverse_dynamics.reading(tokenizer, 7), 7)
+    config_lib.check(model)
+
+    def shapes(of):
+        rngs = {name: jax.random.key(0) for name in ("params", "noise")}
+        params = jax.eval_shape(lambda: of.init(rngs, of.example(2), train=True))["params"]
+        return {name: leaf.shape for name, leaf in tree.flatten(params).items()}
+
+    width = max(tokenizer.quant_dim, 7)
+    whole = shapes(model)
+    assert whole["head/kernel"] == (tokenizer.code_seq_len * width, 7)
+    theirs, ours = ({name[name.index("encoder/"):]: shape for name, shape in each.items() if "encoder/" in name}
+                    for each in (shapes(tokenizer), whole))  # fmt: skip
+    assert theirs.keys() == ours.keys()
+    # The last layer is as wide as an action, and nothing else differs.
+    different = {name for name in ours if ours[name] != theirs[name]}
+    assert different == {name for name in ours if ours[name][-1] == width != theirs[name][-1]}
+    assert len(different) < len(ours) / 2
 
 
 def test_data_without_actions_say_so(folders, laq, tmp_path):
-    result = Evaluation(laq, run=folders[0], out=tmp_path, data=folders[2], pairs=34).write(supervised_steps=2)
+    result = Evaluation(laq, run=folders[0], out=tmp_path, data=folders[2], pairs=34).write(reference_steps=2)
     assert not PROBES & result["metrics"].keys() and NAMES <= result["metrics"].keys() and result["pairs"] == 34
     assert {p.stem for p in tmp_path.glob("*.png")} == PICTURES
     assert "this data has no actions" in (tmp_path / "report.html").read_text()
@@ -186,7 +237,7 @@ def test_data_without_actions_say_so(folders, laq, tmp_path):
 def test_a_run_without_codes_is_judged_by_its_deltas(folders, root, tmp_path):
     run = small_run.write(tmp_path / "run", root, folders[1], steps=(3,), fields=("quantizer=none",))
     tokenizer = load(run)
-    result = Evaluation(tokenizer, run=run, out=tmp_path / "eval").write(supervised_steps=0)
+    result = Evaluation(tokenizer, run=run, out=tmp_path / "eval").write(reference_steps=0)
     metrics, page = result["metrics"], (tmp_path / "eval" / "report.html").read_text()
     assert metrics.keys() >= {
         "psnr_gain", "swap_gap", "action_probe_r2_delta", "action_probe_r2_delta_untrained", "transfer_delta_r2",

@@ -23,7 +23,7 @@ GOOD = {
     "codebook_utilization": 1.0,
     "action_probe_r2": 0.5,
     "action_probe_r2_untrained": 0.2,
-    "action_probe_r2_supervised": 0.9,
+    "action_probe_r2_reference": 0.9,
 }
 
 

@@ -68,7 +68,7 @@ def test_names_come_from_the_run_and_from_what_evaluations_add(tmp_path):
     assert requirements.names_of_run(tmp_path) is None
     (tmp_path / "metrics.jsonl").write_text('{"step": 0, "val/psnr": 1.0}\n{"step": 1, "train/loss": 2.0}\n')
     names = requirements.names_of_run(tmp_path / "checkpoints" / "best")
-    assert {"psnr", "action_probe_r2_supervised", "text_use"} <= names and "loss" not in names
+    assert {"psnr", "action_probe_r2_reference", "text_use"} <= names and "loss" not in names
     requirements.check_names(requirements.parse(["bridge/psnr>2"]), names)
     with pytest.raises(UserError, match="did you mean 'success_rate'"):
         requirements.check_names(requirements.parse(["sucess_rate>0.5"]), requirements.CLOSED_LOOP)

@@ -17,7 +17,6 @@ from lapa_jax.data.shards.step_shards import (
     write_dataset,
 )
 from lapa_jax.data.statistics import column_statistics
-from lapa_jax.evaluate.latent_actions import supervised_bound
 from lapa_jax.label import pseudo_actions
 
 SIDE, LENGTH = 32, 9
@@ -52,11 +51,8 @@ def shards(folder, episodes, seed, actions=True):
 def small():
     """A smaller network than usual."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            supervised_bound,
-            "OTHERWISE",
-            {**supervised_bound.OTHERWISE, "dim": 32, "heads": 2, "dim_head": 16, "spatial_depth": 1},
-        )
+        sizes = {"dim": 32, "heads": 2, "dim_head": 16, "spatial_depth": 1}
+        patch.setattr(pseudo_actions, "TOKENIZER", {**pseudo_actions.TOKENIZER, **sizes})
         patch.setattr(pseudo_actions, "AT_ONCE", 32)
         yield pseudo_actions.Options(gap=4, size=SIDE, steps=250)
 

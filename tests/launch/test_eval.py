@@ -43,7 +43,7 @@ def test_report_is_written_and_named(setup):
     "change, words",
     [
         (["--split", "test"], "has no split 'test'"),
-        (["--supervised_steps", "-1"], "0 (off) or more"),
+        (["--reference_steps", "-1"], "0 (off) or more"),
         (["--require", "swap_gap>=high"], "'high' is no number to compare with"),
         (["--step", "9"], "no checkpoint of step 9; it has [1, 2]"),
     ],

@@ -3,6 +3,7 @@
 import collections
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,14 +15,17 @@ from lapa_jax.core import tree
 from lapa_jax.core.errors import UserError
 from lapa_jax.core.metrics import read_metrics
 from lapa_jax.data.shards.step_shards import StepShards
+from lapa_jax.evaluate.latent_actions import reference
 from lapa_jax.evaluate.latent_actions.evaluation import Evaluation
 from lapa_jax.evaluate.latent_actions.feature_colors import Coloured
 from lapa_jax.explore.latent_actions import LatentActions
 from lapa_jax.explore.options import Options
 from lapa_jax.inference.load import load
 from lapa_jax.label.labeller import Labeller
+from lapa_jax.models.tokenizers import inverse_dynamics
 from lapa_jax.train.checkpoint import load_for_inference
 from lapa_jax.train.loop import train
+from lapa_jax.train.task import Task
 from tests import jitted
 from tests.explore.serving import ask, refused, serving
 from tests.golden.imported import TOWERS
@@ -167,7 +171,7 @@ def test_report_and_labels_of_such_a_run(run, tmp_path):
     folder, data, _ = run
     laq = load(folder)
     evaluation = Evaluation(laq, run=folder, out=tmp_path / "eval")
-    result = evaluation.write(supervised_steps=0)
+    result = evaluation.write(reference_steps=0)
     assert {"feature_gain", "swap_gap", "action_probe_r2", "action_probe_r2_untrained"} <= result["metrics"].keys()
     assert any(verdict.metric == "feature_gain" and "features" in verdict.words for verdict in evaluation.judge(result))
     for name in ("reconstructions", "gallery", "gallery_change", "gallery_positions", "overview"):
@@ -177,6 +181,19 @@ def test_report_and_labels_of_such_a_run(run, tmp_path):
     Labeller(laq, data, tmp_path / "labels").run(progress=False)
     labels = StepShards(tmp_path / "labels", "val")
     assert len(labels) == 18 and not (tmp_path / "labels" / "val-00000.tar.tmp").exists()
+
+
+def test_the_reference_of_such_a_run_keeps_the_tower_as_it_is(run, tmp_path):
+    laq = load(run[0])
+    evaluation = Evaluation(laq, run=run[0], out=tmp_path / "eval")
+    tower = laq.variables["params"]["tower"]
+    model = inverse_dynamics.reading(laq.model, 3)
+    task = Task(reference.build_model(evaluation.source, model), {"action": 1.0})
+    judge = lambda variables: ({"action_r2": 0.5}, {})  # noqa: E731
+    with jax.set_mesh(laq.mesh):
+        best, *_ = reference._train_until_it_stops(task, evaluation.source, laq.mesh, 2, judge, {"tower": tower})
+    chex.assert_trees_all_equal(best["params"]["tokenizer"]["tower"], tower)
+    assert reference.scores(evaluation.source, laq, steps=2, limit=18, cache=tmp_path).steps == 2
 
 
 def test_the_explorer_looks_codes_up_and_draws_no_frames(run, browser):

@@ -167,6 +167,15 @@ def test_a_step_is_compiled_for_a_slice_of_tpus(root):
     assert lines[-1].startswith("fits: the peak of 0.0") and lines[-1].endswith("that a run may fill of one TPU-v5e")
 
 
+def test_a_small_latent_action_model_is_compiled_for_tpus(root):
+    """Loops over few small blocks end the compiler, with the process; and what it made is not kept, for it cannot be
+    read again."""
+    data = ("--config.data.path=sample", "--config.data.gap_frames=3")
+    done = plan_for_a_slice(root, "--config", "configs/laq.py:tiny", "--mesh", "1x1", "--device", "TPU-v5e", *data)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1].startswith("fits: ") and "compiled programs are kept" not in done.stderr
+
+
 def test_a_slice_that_does_not_exist_or_is_too_small_is_refused_in_words(root):
     wrong = plan_for_a_slice(root, "--config", "configs/fsq.py:test", "--mesh", "3x5", "--device", "TPU-v5e")
     assert wrong.returncode == 2 and "error: --mesh 3x5: no slice of TPU-v5es" in wrong.stderr

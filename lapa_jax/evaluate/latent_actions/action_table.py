@@ -13,7 +13,7 @@ QUARTERS = ("least motion, a quarter", "second quarter", "third quarter", "most 
 Rows = Mapping[str, np.ndarray]
 """{name of a group of pairs: bool[M]}."""
 READERS = {"codes, linear": "codes", "codes, small MLP": "mlp", "deltas, linear": "delta",
-           "head of few actions": "head", "supervised reference": "reference"}  # fmt: skip
+           "head of few actions": "head", "reference": "reference"}  # fmt: skip
 """Heads of the columns, and the keys of `metrics.json`."""
 
 
@@ -68,7 +68,7 @@ def measure(
     Args:
       arrays: of `evaluate`, with "net_action", "episode_id" and "step". source: as of `groups`.
       codebook_size: K; None where there are no codes, and no readers of them.
-      reference: `scores` of the supervised model; None where it was not trained.
+      reference: `scores` of the reference; None where it was not trained.
     """
     action, episode = arrays["net_action"], arrays["episode_id"]
     probes = {"delta": probe_delta(arrays["delta"], action, episode)}
@@ -108,7 +108,7 @@ def _cell(value: float | None) -> str:
 TEXT = (
     "R², of readers that learn from the held-out episodes with an even number and are scored on the others: a ridge on "
     "one-hot codes, a small network on the same (what codes say only together), a ridge on the deltas before they are "
-    "rounded, and a supervised network on the frames themselves, where it was trained. Thirds are those of the episode "
-    "in which a pair begins; motion is the length of the net action in standard deviations. Within a group R² is "
-    "relative to what varies in that group: where little moves there is little to say, and it can be far below 0."
+    "rounded, and the reference, the same encoder trained on true actions, where it was trained. Thirds are those of "
+    "the episode in which a pair begins; motion is the length of the net action in standard deviations. Within a group "
+    "R² is relative to what varies in that group: where little moves there is little to say, and it can be far below 0."
 )

@@ -16,8 +16,8 @@ from lapa_jax.evaluate.latent_actions import (
     code_table,
     label_free,
     overview,
+    reference,
     sections,
-    supervised_bound,
     transfer,
     verdicts,
 )
@@ -63,25 +63,27 @@ class Evaluation(BaseEvaluation):
         self.baselines = (PROBE_OF_CODES, PROBE_OF_DELTAS) if tokenizer.discrete else (PROBE_OF_DELTAS,)
         self.probe = self.baselines[0]
 
-    def write(self, *, supervised_steps: int) -> dict:
+    def write(self, *, reference_steps: int) -> dict:
         """Measures, draws and writes; returns the content of `metrics.json`.
 
         Args:
-          supervised_steps: training steps of the supervised model that bounds the probe from above; 0 leaves it out.
+          reference_steps: training steps at most of the reference, the same encoder on true actions; 0 leaves it out.
         """
         metrics, arrays = self.measure(self.tokenizer.variables)
         table: dict[str, dict[str, list[float]]] = {}
         of_positions: dict[str, dict[str, float]] = {}
-        # Without a probe there is nothing that a baseline or a bound could be compared with.
+        # Without a probe there is nothing that a baseline or a reference could be compared with.
         if self.probe in metrics:
             metrics |= untrained.probes(self, self.baselines)
-            reference = None
-            if supervised_steps:
-                reference = supervised_bound.action_scores(
-                    self.source, self.tokenizer, steps=supervised_steps, limit=self.count, cache=self.out
-                )
-                metrics["action_probe_r2_supervised"] = action_table.mean(reference[action_table.ALL])
-            table = action_table.measure(arrays, self.source, self.tokenizer.codebook_size, reference)
+            of_reference = None
+            if reference_steps:
+                trained = reference.scores(self.source, self.tokenizer, steps=reference_steps, limit=self.count,
+                                           cache=self.out)  # fmt: skip
+                of_reference = trained.r2
+                metrics |= {"action_probe_r2_reference": action_table.mean(of_reference[action_table.ALL]),
+                            "reference_steps": float(trained.steps),
+                            "reference_stopped": float(trained.stopped)}  # fmt: skip
+            table = action_table.measure(arrays, self.source, self.tokenizer.codebook_size, of_reference)
             if self.tokenizer.discrete:
                 of_positions = code_table.measure(
                     arrays["codes"], arrays["net_action"], arrays["episode_id"], self.tokenizer.codebook_size

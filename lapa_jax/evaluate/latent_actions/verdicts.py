@@ -13,7 +13,7 @@ from lapa_jax.evaluate.report import GOOD, NOTE, POOR, Verdict
 MIN_SWAP_GAP = 0.15
 MIN_USE = 0.6
 COLLAPSED_USE = 0.25
-MIN_PROBE_OF_SUPERVISED = 0.5
+MIN_PROBE_OF_REFERENCE = 0.5
 # Four positions of eight codes are 32 features: a ridge on fewer than eight pairs for each says little.
 MIN_PROBE_PAIRS = 256
 MIN_PROBE_OVER_UNTRAINED = 0.15
@@ -46,12 +46,12 @@ def _meaning(m, probe: str):
     score, latents = m.get(probe), "codes" if probe == "action_probe_r2" else "deltas"
     if score is None:
         return
-    upper, floor = m.get("action_probe_r2_supervised"), m.get(f"{probe}_untrained")
+    upper, floor = m.get("action_probe_r2_reference"), m.get(f"{probe}_untrained")
     words, good = [], True
     if upper is not None:
         share = score / upper if upper > 0 else 0.0
-        good &= share >= MIN_PROBE_OF_SUPERVISED
-        words.append(f"{share:.0%} of what a supervised model reads from the same frames (the bar is 50%)")
+        good &= share >= MIN_PROBE_OF_REFERENCE
+        words.append(f"{share:.0%} of the reference, which learned from true actions (the bar is 50%)")
     if floor is not None:
         good &= score - floor >= MIN_PROBE_OVER_UNTRAINED
         words.append(f"{score - floor:+.2f} over the same network untrained (the bar is +0.15)")
@@ -68,7 +68,7 @@ def _meaning(m, probe: str):
         ("action_probe_r2_delta", "the same probe on the continuous delta, before the codes round it"),
         ("action_probe_r2_untrained", "the probe on the untrained network's codes: only what exceeds it was learned"),
         ("action_probe_r2_delta_untrained", "the probe on the untrained network's delta"),
-        ("action_probe_r2_supervised", "a supervised inverse-dynamics model on the same pairs: the upper bound"),
+        ("action_probe_r2_reference", "the reference: the same encoder trained on true actions"),
     ):
         if name in m and name != probe:
             yield Verdict(name, f"{m[name]:.2f}", NOTE, text)
@@ -116,6 +116,9 @@ def _positions(m, prefix: str) -> list[tuple[str, float]]:
 
 
 _PLAIN = {
+    "reference_steps": ("{:.0f}", "training steps of the reference that was best on episodes left out"),
+    "reference_stopped": ("{:.0f}", "1: the reference had stopped improving; 0: it was cut off and may reach more "
+                                    "with more --reference_steps"),
     "psnr": ("{:.2f} dB", "reconstruction from hard codes; copying a still scene scores high too"),
     "ssim": ("{:.3f}", "structural similarity of the reconstruction"),
 }

@@ -1,10 +1,10 @@
-"""Supervised inverse dynamics: the LAQ encoder with a linear head that predicts the true action.
+"""Supervised inverse dynamics: the encoder of a latent action tokenizer with a linear head that predicts true actions.
 
-How much of the action can a network of this size see in two frames at all? This is the upper bound for LAQ's codes,
-which are learned without actions.
+How much of the action does a network of this size see in two frames when it is told? This is the reference for codes,
+which are learned without actions. It has no codes itself, so codes that are scored by another probe may pass it.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import flax.linen as nn
 import jax
@@ -12,17 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from lapa_jax.core.errors import UserError
-from lapa_jax.core.fields import Count, Dtype, Range, Remat
+from lapa_jax.core.fields import Count, Range
 from lapa_jax.core.output import Output
 from lapa_jax.models import base
 from lapa_jax.models.probe import r2_score
-from lapa_jax.models.tokenizers.laq.modules import (
-    PairEncoder,
-    Stem,
-    check_encoder,
-    image_shape,
-    to_unit_range,
-)
+from lapa_jax.models.tokenizers.laq.frame_pair_model import FramePairModel
+from lapa_jax.models.tokenizers.laq.modules import image_shape
 from lapa_jax.nn import losses
 from lapa_jax.nn.linear import Linear
 
@@ -34,49 +29,35 @@ class Model(base.Model):
     `action_std`, the same weight for every dimension.
 
     Attributes:
+      tokenizer: the tokenizer whose encoder this is, {"name": "tokenizers.laq", ...}; see `reading`.
       action_dim: A.
       action_mean, action_std: per dimension, of the actions in the training data; empty for 0 and 1.
-      image_size, patch_size, dim, quant_dim, code_seq_len, spatial_depth, temporal_depth, heads, dim_head, layout,
-        pooling, mlp_ratio, stem, dtype, remat: as of `laq.Model`; the head reads the code_seq_len x quant_dim numbers
-        of the delta.
     """
 
+    tokenizer: FramePairModel
     action_dim: Count = 7
     action_mean: tuple[float, ...] = ()
     action_std: tuple[Annotated[float, Range(above=0)], ...] = ()
-    image_size: int | tuple[int, int] = 256
-    patch_size: Count = 32
-    dim: Count = 1024
-    quant_dim: Count = 32
-    code_seq_len: Count = 4
-    spatial_depth: Count = 8
-    temporal_depth: Count = 8
-    heads: Count = 16
-    dim_head: Count = 64
-    layout: Literal["fixed", "official"] = "fixed"
-    pooling: Literal["conv", "maps"] = "conv"
-    mlp_ratio: Annotated[float, Range(above=0)] = 4.0
-    stem: Stem = "patches"
-    dtype: Dtype = "float32"
-    remat: Remat = "none"
 
     def setup(self):
-        self.encoder = PairEncoder.of(self)
         self.head = Linear(self.action_dim)
 
     @nn.nowrap
     def check(self) -> None:
         """Raises UserError for fields that cannot work, with what to change."""
-        check_encoder(self)
         for field in ("action_mean", "action_std"):
             if len(getattr(self, field)) not in (0, self.action_dim):
                 raise UserError(f"{field} has {len(getattr(self, field))} values for {self.action_dim} dimensions")
+
+    @property
+    def without_gradient(self) -> tuple[str, ...]:
+        return tuple(f"tokenizer/{pattern}" for pattern in self.tokenizer.without_gradient)
 
     @nn.nowrap
     def example(self, batch_size: int) -> dict[str, np.ndarray]:
         """A batch of zeros with the right shapes and dtypes."""
         return {
-            "frames": np.zeros((batch_size, 2, *image_shape(self.image_size), 3), np.uint8),
+            "frames": np.zeros((batch_size, 2, *image_shape(self.tokenizer.image_size), 3), np.uint8),
             "net_action": np.zeros((batch_size, self.action_dim), np.float32),
         }
 
@@ -103,9 +84,7 @@ class Model(base.Model):
         return {"action_mse": float(np.mean((prediction - target) ** 2)), **r2, **mean}
 
     def _standardized(self, batch) -> jax.Array:
-        frames = to_unit_range(batch["frames"], (2, *image_shape(self.image_size), 3))
-        mixed = self.encoder.mix(self.encoder.embed(frames), self.encoder.bias())
-        delta = self.encoder.delta(mixed)
+        delta = self.tokenizer.unscaled(batch["frames"])
         # All codes' numbers side by side: the head may use each by itself, as the probe of codes does.
         return self.head(delta.reshape(delta.shape[0], -1))
 
@@ -114,3 +93,11 @@ class Model(base.Model):
 
     def _std(self) -> jax.Array:
         return jnp.asarray(self.action_std or (1.0,) * self.action_dim, jnp.float32)
+
+
+def reading(tokenizer: FramePairModel, action_dim: int) -> FramePairModel:
+    """A tokenizer with the same encoder and no bottleneck: each of its vectors has at least as many features as an
+    action has numbers, and none is quantised."""
+    return tokenizer.clone(parent=None, name=None, quant_dim=max(tokenizer.quant_dim, action_dim), quantizer="none",
+                           levels=(), replacement="none", delta_norm="none", consistency="none", action_dim=0,
+                           horizons=False, flow=False)  # fmt: skip

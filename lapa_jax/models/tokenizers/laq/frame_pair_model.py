@@ -339,6 +339,10 @@ class FramePairModel(FramePairTokenizer):
         delta = self._encode(self._frames(frames), train=False)["delta"]
         return {"delta": delta, **({"codes": self.quantization.nearest(delta)} if self.discrete else {})}
 
+    def unscaled(self, frames: jax.Array) -> jax.Array:
+        """Frame pairs [B, 2, H, W, 3] -> deltas f32 [B, N, Q] as the encoder gives them, not normalised."""
+        return self.raw_delta(self._standardize(self._frames(frames)))[0]
+
     def decode(self, first_frame: jax.Array, codes: jax.Array) -> jax.Array:
         """Applies codes i32 [B, N], or deltas where there are none, to frames [B, H, W, 3] -> the predicted next
         frames, f32, not clipped."""

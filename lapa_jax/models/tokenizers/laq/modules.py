@@ -1,4 +1,4 @@
-"""The two halves of LAQ: the encoder of frame pairs, which the supervised model shares, and the decoder."""
+"""The two halves of LAQ: the encoder of frame pairs and the decoder."""
 
 import math
 from typing import Literal
