@@ -60,6 +60,9 @@ def main(argv: list[str]) -> None:
         say(f"this share is done; {waiting} of {len(points)} settings wait for other shares; the last writes the table")
         return
     report(sweep, sweeps.ranking(outcomes, sweep.mode), args.out)
+    for name in sweep.also:
+        if not any(each.also[name] for each in outcomes):
+            say(f"no trial has the figure '{name}' that the table was to show besides")
     if runner.failed:
         raise UserError(f"{len(runner.failed)} trials failed, the first with: {runner.failed[0]}; the same command "
                         "tries them again")  # fmt: skip
@@ -77,6 +80,7 @@ def _arguments(argv: list[str]) -> tuple[argparse.Namespace, Sweep]:
     parser.add_argument("--trials", type=int, help="how often is drawn at random")
     parser.add_argument("--seeds", type=int, help="runs of each setting")
     parser.add_argument("--metric", help="what is compared: of the last evaluation, val/psnr_gain")
+    parser.add_argument("--also", nargs="+", metavar="METRIC", help="further metrics for the table")
     parser.add_argument("--mode", choices=("max", "min"), help="which is better")
     parser.add_argument("--jobs", type=int, default=1, help="trials at the same time")
     parser.add_argument("--stop_hopeless", action="store_true", help="end trials early by the median rule")
@@ -89,6 +93,7 @@ def _arguments(argv: list[str]) -> tuple[argparse.Namespace, Sweep]:
         raise UserError(f"--jobs {args.jobs}: give a number of at least 1")
     given = {name: getattr(args, name) for name in ("seeds", "trials", "metric", "mode")}
     given = {name: value for name, value in given.items() if value is not None}
+    given |= {"also": tuple(args.also)} if args.also else {}
     given |= {"stop_hopeless": True} if args.stop_hopeless else {}
     if args.file:
         if args.grid or args.random or args.config_file or overrides:
@@ -156,15 +161,18 @@ class Runner:
 
     def outcome(self, point: Point) -> sweeps.Outcome:
         """What there is of a point by now."""
-        values, missing = {}, {}
+        values, missing, also = {}, {}, {name: [] for name in self._sweep.also}
         for seed in range(self._sweep.seeds):
             last = sweeps.steps(self._sweep, point, seed, self._out)[-1].folder
             done = read_json(_done(last)) if _done(last).is_file() else {"missing": "not run yet"}
             if "value" in done:
                 values[seed] = done["value"]
+                for name, numbers in also.items():
+                    curve = _curve(last, name)
+                    numbers += [curve[max(curve)]] if curve else []
             else:
                 missing[seed] = done["missing"]
-        return sweeps.Outcome(point, values, missing)
+        return sweeps.Outcome(point, values, missing, also)
 
     def _trial(self, point: Point, seed: int, trials: int) -> None:
         steps = sweeps.steps(self._sweep, point, seed, self._out)
@@ -242,7 +250,7 @@ class Runner:
                 return None
             if not watched:
                 continue
-            curve = self._curve(folder, required=False)
+            curve = _curve(folder, self._sweep.metric)
             if sweeps.hopeless(curve, self._curves(), self._sweep.mode):
                 process.terminate()
                 process.wait()
@@ -251,10 +259,14 @@ class Runner:
     def _figure(self, folder: pathlib.Path) -> dict:
         """What is noted of the metric in the folder of a last stage. Where another trial has it its name is right, and
         this setting has none, such as one of codes where there are no codes."""
-        curve = self._curve(folder, required=not self._curves())
-        if not curve:
-            return {"metric": self._sweep.metric, "missing": f"there is no {self._sweep.metric}"}
-        return {"metric": self._sweep.metric, "value": curve[max(curve)], "curve": sorted(curve.items())}
+        name = self._sweep.metric
+        curve = _curve(folder, name)
+        if curve:
+            return {"metric": name, "value": curve[max(curve)], "curve": sorted(curve.items())}
+        if self._curves():
+            return {"metric": name, "missing": f"there is no {name}"}
+        known = sorted({key for line in _lines(folder) for key, value in line.items() if isinstance(value, float)})
+        raise UserError(f"{folder} has no figure for --metric {name}{did_you_mean(name, known)}")
 
     def _note(self, done: pathlib.Path, content: dict) -> None:
         with atomic_path(done) as temporary:
@@ -265,18 +277,20 @@ class Runner:
         ended = [read_json(path) for path in self._out.glob(f"*.{DONE}")]
         return [dict(each["curve"]) for each in ended if each.get("metric") == self._sweep.metric and "curve" in each]
 
-    def _curve(self, folder: pathlib.Path, required: bool = True) -> dict[int, float]:
-        """{step: value} of the metric in a stage's folder: what a training logged, or an evaluation wrote."""
-        lines, name = read_metrics(folder), self._sweep.metric
-        for path in (folder / "eval" / "metrics.json", folder / "metrics.json"):
-            if path.is_file():
-                content = read_json(path)
-                lines += [{"step": max([0, *(line["step"] for line in lines)]) + 1, **content.get("metrics", content)}]
-        curve = {line["step"]: line[name] for line in lines if line.get(name) is not None}
-        if required and not curve:
-            known = sorted({key for line in lines for key, value in line.items() if isinstance(value, float)})
-            raise UserError(f"{folder} has no figure for --metric {name}{did_you_mean(name, known)}")
-        return curve
+
+def _curve(folder: pathlib.Path, metric: str) -> dict[int, float]:
+    """{step: value} of a metric in a stage's folder."""
+    return {line["step"]: line[metric] for line in _lines(folder) if line.get(metric) is not None}
+
+
+def _lines(folder: pathlib.Path) -> list[dict]:
+    """What a training logged into a stage's folder, or an evaluation wrote: {"step", metric: value} each."""
+    lines = read_metrics(folder)
+    for path in (folder / "eval" / "metrics.json", folder / "metrics.json"):
+        if path.is_file():
+            content = read_json(path)
+            lines += [{"step": max([0, *(line["step"] for line in lines)]) + 1, **content.get("metrics", content)}]
+    return lines
 
 
 def _done(folder: pathlib.Path) -> pathlib.Path:
@@ -288,7 +302,7 @@ def report(sweep: Sweep, ranked: list[sweeps.Outcome], out: pathlib.Path) -> Non
     from lapa_jax.plots.sweep import parallel_coordinates
 
     keys = list(ranked[0].point)
-    head = [*keys, f"{sweep.metric} (mean)", "95 % interval", "least to largest", "seeds", "missing"]
+    head = [*keys, f"{sweep.metric} (mean)", "95 % interval", "least to largest", *sweep.also, "seeds", "missing"]
     table = list(sweeps.rows(ranked))
     lines = escape.table(list(map(markdown, head)), (list(map(markdown, row)) for row in table))
     say("\n".join(lines))

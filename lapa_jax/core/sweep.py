@@ -28,8 +28,8 @@ OUT = "out"
 """Placeholder of a command for the folder of its own stage."""
 LEAST_FINISHED = 3
 """Trials that must have ended before another is called hopeless."""
-_KEYS = ("stages", "config", "config_files", "set", "metric", "mode", "seeds", "cases", "grid", "random", "trials",
-         "stop_hopeless")  # fmt: skip
+_KEYS = ("stages", "config", "config_files", "set", "metric", "also", "mode", "seeds", "cases", "grid", "random",
+         "trials", "stop_hopeless")  # fmt: skip
 _STAGE_KEYS = ("config", "config_files", "set", "command")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
@@ -65,6 +65,7 @@ class Sweep:
     grid: {key: values}, of which all are tried with each case.
     random: {key: distribution}, of which `trials` are drawn for each point of the grid.
     stop_hopeless: whether trials that the median rule calls hopeless are ended early.
+    also: further metrics of the last stage, which the table shows and nothing is chosen by.
     """
 
     stages: tuple[Stage, ...]
@@ -76,6 +77,7 @@ class Sweep:
     random: Mapping[str, str] = dataclasses.field(default_factory=dict)
     trials: int = 0
     stop_hopeless: bool = False
+    also: tuple[str, ...] = ()
 
     def points(self) -> list[Point]:
         """The settings that are tried. A larger number of `trials` keeps the first ones."""
@@ -165,8 +167,15 @@ def from_values(values: Mapping, path: str) -> Sweep:
             for key, each in values.get("grid", {}).items()}  # fmt: skip
     cases = _cases(path, values.get("cases") or {})
     sweep = Sweep(stages, str(values["metric"]), str(values.get("mode", "max")), values.get("seeds", 1), cases, grid,
-                  values.get("random", {}), values.get("trials", 0), values.get("stop_hopeless", False))  # fmt: skip
+                  values.get("random", {}), values.get("trials", 0), values.get("stop_hopeless", False),
+                  _also(path, values.get("also", [])))  # fmt: skip
     return check(sweep)
+
+
+def _also(path: str, value) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise UserError(f"{path}: 'also' is {value!r}; give a list of metrics, as `[swap_gap, perplexity]`")
+    return tuple(value)
 
 
 def _cases(path: str, value) -> dict[str, dict[str, str]]:
@@ -300,11 +309,13 @@ def hopeless(curve: Mapping[int, float], finished: Sequence[Mapping[int, float]]
 
 
 class Outcome(NamedTuple):
-    """What came out of a point. Attributes: point. values: of the metric, {seed: value}. missing: {seed: why}."""
+    """What came out of a point. Attributes: point. values: of the metric, {seed: value}. missing: {seed: why}. also:
+    {further metric: values of the seeds that have it}."""
 
     point: Point
     values: dict[int, float]
     missing: dict[int, str]
+    also: Mapping[str, Sequence[float]] = {}
 
     @property
     def mean(self) -> float:
@@ -329,13 +340,16 @@ def ranking(outcomes: Sequence[Outcome], mode: str) -> list[Outcome]:
 
 
 def rows(outcomes: Sequence[Outcome]) -> Iterator[list[str]]:
-    """The rows of the table: values of the keys, mean, interval, least to largest, seeds, and what is missing."""
+    """The rows of the table: values of the keys, mean, interval, least to largest, means of the further metrics, seeds,
+    and what is missing."""
     for each in outcomes:
         values, interval = each.values.values(), each.interval()
         spread = f"{min(values):.4g} to {max(values):.4g}" if len(values) > 1 else ""
         missing = "; ".join(f"seed {seed}: {why}" for seed, why in each.missing.items())
+        also = [f"{statistics.fmean(numbers):.4g}" if numbers else "" for numbers in each.also.values()]
         yield [*each.point.values(), f"{each.mean:.4g}" if values else "",
-               "{:.4g} to {:.4g}".format(*interval) if interval else "", spread, str(len(values)), missing]  # fmt: skip
+               "{:.4g} to {:.4g}".format(*interval) if interval else "", spread, *also, str(len(values)),
+               missing]  # fmt: skip
 
 
 def best_settings(sweep: Sweep, best: Outcome) -> dict[str, dict]:

@@ -106,6 +106,29 @@ def test_another_figure_of_what_is_done_is_read_and_not_the_former_one(chain, tm
     assert len(runs.read_text().splitlines()) == 2, "nothing is run again"
 
 
+def test_further_figures_stand_in_the_table_and_choose_nothing(chain, tmp_path, capsys):
+    file, runs = chain
+    content = yaml.safe_load(file.read_text())
+    content["grid"] = {"a.n": [1], "b.m": [10, 20, 30]}
+    file.write_text(yaml.safe_dump(content))
+    command = ["--file", str(file), "--out", str(tmp_path / "out")]
+    sweep.main(command)
+    done = {json.loads(path.read_text())["value"]: path for path in (tmp_path / "out").glob("b-*.done.json")}
+    for value, written in ((22, {"more": 5.0}), (42, {"more": 1.0}), (62, {})):
+        folder = done[value].with_name(done[value].name.removesuffix(".done.json"))
+        (folder / "metrics.json").write_text(json.dumps({"metrics": {"figure": value, **written}}))
+    file.write_text(yaml.safe_dump({**content, "also": ["more"]}))
+    sweep.main(command)
+    with open(tmp_path / "out" / "sweep.csv") as table:
+        assert [(row["b.m"], row["more"]) for row in csv.DictReader(table)] == [("30", ""), ("20", "1"), ("10", "5")]
+    assert len(runs.read_text().splitlines()) == 4, "nothing is run again"
+    sweep.main([*command, "--also", "nowhere"])
+    assert "no trial has the figure 'nowhere'" in capsys.readouterr().out
+    file.write_text(yaml.safe_dump({**content, "also": "more"}))
+    with pytest.raises(UserError, match=r"'also' is 'more'; give a list of metrics"):
+        sweep.main(command)
+
+
 def test_shares_beside_each_other_make_one_table(chain, tmp_path, root):
     file, runs = chain
     command = [sys.executable, str(root / "launch/sweep.py"), "--file", str(file), "--out", str(tmp_path / "out")]
