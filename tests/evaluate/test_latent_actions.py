@@ -155,22 +155,29 @@ def test_pairs_are_grouped_by_phase_and_motion(folders, laq):
 def test_the_reference_is_cached(evaluated, folders, laq, monkeypatch):
     monkeypatch.setattr(reference, "_train_and_score", lambda *args: pytest.fail("trained again"))
     out, result = evaluated
-    source = Evaluation(laq, run=folders[0], out=out).source
-    again = reference.scores(source, laq, steps=2, limit=36, cache=out)
+    evaluation = Evaluation(laq, run=folders[0], out=out)
+    source, train = evaluation.source, evaluation.training_pairs()
+    again = reference.scores(source, laq, steps=2, limit=36, cache=out, train=train)
     assert np.mean(again.r2["all"]) == pytest.approx(result["metrics"]["action_probe_r2_reference"])
     assert (again.steps, again.stopped) == (2, False) and result["metrics"]["reference_stopped"] == 0
     other = reference.Reference({"all": [0.25, float("nan")]}, 7, True)
     monkeypatch.setattr(reference, "_train_and_score", lambda *args: other)
     for _ in range(2):  # trained, then read
-        again = reference.scores(source, laq, steps=3, limit=36, cache=out)
+        again = reference.scores(source, laq, steps=3, limit=36, cache=out, train=train)
         assert (again.r2.keys(), again.steps, again.stopped) == (other.r2.keys(), 7, True)
         np.testing.assert_array_equal(again.r2["all"], other.r2["all"])
 
 
 def test_the_reference_learns_from_no_episode_that_it_stops_by_or_is_scored_on(folders, laq):
-    source = Evaluation(laq, run=folders[0], out=folders[0]).source  # the episodes 0 to 3
-    learned, left_out, scored = ({p.source.locate(int(i))[0] for i in p.indices} for p in reference.parts(source))
-    assert (learned, left_out, scored) == ({0}, {2}, {1, 3})
+    evaluation = Evaluation(laq, run=folders[0], out=folders[0])
+    source, train = evaluation.source, evaluation.training_pairs()  # the episodes 0 to 3, and another one
+    episodes = lambda part: {part.source.locate(int(i))[0] for i in part.indices}  # noqa: E731
+    learned, *others = reference.parts(source, train)
+    assert learned is train and len(train) == 5 and {"frames", "net_action"} <= set(train.fields)
+    assert list(map(episodes, others)) == [{0, 2}, {1, 3}]
+    assert list(map(episodes, reference.parts(source))) == [{0}, {2}, {1, 3}]
+    there = Evaluation(laq, run=folders[0], out=folders[0], data=folders[1], split="train")
+    assert there.training_pairs() is None, "what is judged is no training"
 
     class Many:
         def __len__(self):

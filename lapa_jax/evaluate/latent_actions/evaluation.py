@@ -9,6 +9,7 @@ from lapa_jax.core.metrics import read_metrics
 from lapa_jax.data import pipeline
 from lapa_jax.data.samples.meta import statistics_of
 from lapa_jax.data.samples.pair_actions import PAIR_ACTION
+from lapa_jax.data.shards.step_shards import read_dataset
 from lapa_jax.evaluate import report, untrained
 from lapa_jax.evaluate.base import METRICS_FILE, REPORT_FILE, BaseEvaluation, data_config
 from lapa_jax.evaluate.latent_actions import (
@@ -78,7 +79,7 @@ class Evaluation(BaseEvaluation):
             of_reference = None
             if reference_steps:
                 trained = reference.scores(self.source, self.tokenizer, steps=reference_steps, limit=self.count,
-                                           cache=self.out)  # fmt: skip
+                                           cache=self.out, train=self.training_pairs())  # fmt: skip
                 of_reference = trained.r2
                 metrics |= {"action_probe_r2_reference": action_table.mean(of_reference[action_table.ALL]),
                             "reference_steps": float(trained.steps),
@@ -99,6 +100,14 @@ class Evaluation(BaseEvaluation):
         result = self.save({**self.about(), "pairs": self.count, "metrics": dict(sorted(metrics.items())), **by_number})
         self._report(result["metrics"], arrays, result.get("action_table"), result.get("code_table"))
         return result
+
+    def training_pairs(self):
+        """Pairs of the training split of what is evaluated, with their actions; None where there is no such split."""
+        folder = self.data.get("val_path") or (None if self.data.get("mixture") else self.data.get("path"))
+        if not folder or self.data["split_val"] == "train" or "train" not in read_dataset(folder)["splits"]:
+            return None
+        return pipeline.build({**self.data, "split_val": "train"}, "val", image_size=self.tokenizer.side,
+                              fields=("frames", "net_action"))  # fmt: skip
 
     def judge(self, result: Mapping) -> list[verdicts.Verdict]:
         """See `verdicts.judge`."""

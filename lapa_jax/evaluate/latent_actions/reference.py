@@ -1,8 +1,8 @@
 """The reference of the action probe: the encoder of the tokenizer, trained on true actions until it stops improving.
 
-It learns from episodes that the probe is fitted on and is scored on those that the probe is scored on, so it tells how
-much of the action these frames show to a network like this one. Some of the fitted episodes are left out of training:
-they say when to stop.
+It learns from the training split, stops by the episodes that the probe is fitted on and is scored on those that the
+probe is scored on, so it tells how much of the action these frames show to a network like this one. Where there is no
+training split with actions it learns from four fifths of the episodes that the probe is fitted on.
 """
 
 import hashlib
@@ -71,17 +71,21 @@ class Part:
         return f"{type(self).__name__}({self.source!r}, {self.words})"
 
 
-def parts(source) -> tuple[Part, Part, Part]:
-    """Of the episodes with an even number four fifths to learn from and a fifth to stop by, and those with an odd one
-    to be scored on. A single even episode serves both ways."""
+def parts(source, train=None) -> tuple:
+    """What is learned from, what says when to stop, and what is scored: the training split, the episodes with an even
+    number, and those with an odd one. Without a training split four fifths of the even ones are learned from, and a
+    fifth says when to stop; a single one serves both ways."""
+    scored = Part(source, lambda number: number % 2 == 1, "odd")
+    if train is not None:
+        return train, Part(source, lambda number: number % 2 == 0, "even"), scored
     even = sorted({n for n in (source.locate(i)[0] for i in range(len(source))) if n % 2 == 0})
     left_out = set(even[-max(1, len(even) // 5) :])
     learned = set(even) - left_out or left_out
     return (Part(source, learned.__contains__, "even, learned"), Part(source, left_out.__contains__, "even, left out"),
-            Part(source, lambda number: number % 2 == 1, "odd"))  # fmt: skip
+            scored)  # fmt: skip
 
 
-def scores(source, tokenizer, *, steps: int, limit: int, cache) -> Reference:
+def scores(source, tokenizer, *, steps: int, limit: int, cache, train=None) -> Reference:
     """Trains the reference, or reads what an earlier evaluation of the same data and settings came to.
 
     Args:
@@ -90,10 +94,11 @@ def scores(source, tokenizer, *, steps: int, limit: int, cache) -> Reference:
       steps: training steps at most, of 32 pairs each.
       limit: how many pairs are scored at most.
       cache: the folder that keeps the result.
+      train: pairs of the training split with "net_action", where there are any.
     """
     path = pathlib.Path(cache) / CACHE_FILE
     model = inverse_dynamics.reading(tokenizer.model, source.batch([])["net_action"].shape[-1])
-    settings = [repr(model), repr(source), steps, limit, BATCH, SEED, EVERY, PATIENCE, UNTIL_IT_STOPS]
+    settings = [repr(model), repr(source), repr(train), steps, limit, BATCH, SEED, EVERY, PATIENCE, UNTIL_IT_STOPS]
     given = {"tower": tokenizer.variables["params"]["tower"]} if model.without_gradient else {}
     settings.append([f"{float(jnp.sum(leaf)):.4g}" for leaf in jax.tree.leaves(given)])
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -102,15 +107,17 @@ def scores(source, tokenizer, *, steps: int, limit: int, cache) -> Reference:
     if cached.get("key") == key:
         r2 = {name: [np.nan if v is None else v for v in values] for name, values in cached["r2"].items()}
         return Reference(r2, cached["steps"], cached["stopped"])
-    trained = _train_and_score(source, model, tokenizer.mesh, steps, limit, given)
+    trained = _train_and_score(source, train, model, tokenizer.mesh, steps, limit, given)
     finite = {name: [None if np.isnan(v) else v for v in values] for name, values in trained.r2.items()}
     write_json(path, {"key": key, **trained._asdict(), "r2": finite})
     return trained
 
 
-def _train_and_score(source, model: FramePairModel, mesh: Mesh, steps: int, limit: int, given: dict) -> Reference:
+def _train_and_score(
+    source, train, model: FramePairModel, mesh: Mesh, steps: int, limit: int, given: dict
+) -> Reference:  # fmt: skip
     """given: parameters of the tokenizer that are not trained."""
-    learned, left_out, scored = parts(source)
+    learned, left_out, scored = parts(source, train)
     task = Task(build_model(learned, model), {"action": 1.0})
     with jax.set_mesh(mesh):
         evaluator, size = Evaluator(task, mesh), batch_size(mesh)
