@@ -299,7 +299,7 @@ def _done(folder: pathlib.Path) -> pathlib.Path:
 
 def report(sweep: Sweep, ranked: list[sweeps.Outcome], out: pathlib.Path) -> None:
     """Prints the table, and writes it with the plot and the best settings."""
-    from lapa_jax.plots.sweep import parallel_coordinates
+    from lapa_jax.plots.sweep import parallel_coordinates, seeds_of_cases
 
     keys = list(ranked[0].point)
     head = [*keys, f"{sweep.metric} (mean)", "95 % interval", "least to largest", *sweep.also, "seeds", "missing"]
@@ -318,9 +318,16 @@ def report(sweep: Sweep, ranked: list[sweeps.Outcome], out: pathlib.Path) -> Non
         with atomic_path(out / name) as temporary:
             temporary.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         say(f"the best settings of {stage} -> {out / name}, for launch/train.py --config_file")
-    if keys:
+    if keys == [sweeps.CASE]:
+        # In the order of the file, where what belongs together stands together.
+        order = list(sweep.cases)
+        shown = sorted((each for each in ranked if each.values), key=lambda each: order.index(each.point[sweeps.CASE]))
+        seeds_of_cases(out / "sweep.png", {each.point[sweeps.CASE]: list(each.values.values()) for each in shown},
+                       sweep.metric)  # fmt: skip
+    elif keys:
         parallel_coordinates(out / "sweep.png", keys, [(list(each.point.values()), each.mean) for each in ranked
                                                        if each.values], sweep.metric, sweep.mode)  # fmt: skip
+    if keys:
         say(f"all of them -> {out / 'sweep.png'}")
 
 

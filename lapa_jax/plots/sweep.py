@@ -1,7 +1,7 @@
 """All trials of a sweep in one image."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -40,6 +40,25 @@ def parallel_coordinates(
         axes.set_xticks(range(len(columns)), [_broken(key) for key in [*keys, metric]], fontsize=7)
         axes.set_title(f"{len(trials)} settings; dark is best ({mode} of {metric})", loc="left")
         axes.spines[:].set_visible(False)
+        return frames.save(figure, path)
+
+
+def seeds_of_cases(path, cases: Mapping[str, Sequence[float]], metric: str) -> pathlib.Path:
+    """A row a case, with a dot for each seed and a line at their mean.
+
+    Args: path: the PNG to write. cases: {name: values of the metric}, from top to bottom.
+    """
+    with matplotlib.rc_context(frames.STYLE):
+        figure = Figure(figsize=(7.5, 0.24 * len(cases) + 0.9), layout="constrained")
+        axes = figure.subplots()
+        for row, values in enumerate(cases.values()):
+            axes.axhline(row, color=frames.MUTED, lw=0.4, alpha=0.5)
+            axes.plot([np.mean(values)] * 2, [row - 0.32, row + 0.32], color="tab:blue", lw=2)
+            axes.plot(values, [row] * len(values), "o", color="tab:blue", ms=4.5, alpha=0.6)
+        axes.set(ylim=(len(cases) - 0.4, -0.6), xlabel=metric)
+        axes.set_yticks(range(len(cases)), list(cases), fontsize=7)
+        axes.set_title("each seed, and their mean", loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
         return frames.save(figure, path)
 
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from lapa_jax.core.errors import UserError
+from lapa_jax.plots import sweep as plots
 from lapa_jax.train import distributed
 from launch import sweep
 
@@ -127,6 +128,19 @@ def test_further_figures_stand_in_the_table_and_choose_nothing(chain, tmp_path, 
     file.write_text(yaml.safe_dump({**content, "also": "more"}))
     with pytest.raises(UserError, match=r"'also' is 'more'; give a list of metrics"):
         sweep.main(command)
+
+
+def test_cases_are_drawn_seed_by_seed_in_the_order_of_the_file(chain, tmp_path, monkeypatch):
+    file, _ = chain
+    content = yaml.safe_load(file.read_text())
+    del content["grid"]
+    content |= {"cases": {"small": {"a.n": 1, "b.m": 10}, "large": {"a.n": 1, "b.m": 20}}, "seeds": 2}
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    drawn, draw = {}, plots.seeds_of_cases
+    monkeypatch.setattr(plots, "seeds_of_cases", lambda path, cases, m: drawn.update(cases) or draw(path, cases, m))
+    sweep.main(["--file", str(file), "--out", str(tmp_path / "out")])
+    assert list(drawn.items()) == [("small", [22, 22]), ("large", [42, 42])]
+    assert (tmp_path / "out" / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_shares_beside_each_other_make_one_table(chain, tmp_path, root):
