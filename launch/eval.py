@@ -228,7 +228,7 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     parser.add_argument("--pairs", type=int, help="how many samples (pairs, chunks, windows) at most; 2048 by default")
     parser.add_argument("--dataset", help="of a run on several datasets: the one whose scaling applies to --data")
     parser.add_argument("--step", type=parse_step, help="checkpoint step, or best; the newest by default")
-    words = "most training steps of latent actions' reference, the same encoder on true actions; 0 leaves it out"
+    words = "most steps of latent actions' reference, the same encoder on true actions, 3000 by default; 0: none"
     parser.add_argument("--reference_steps", type=int, help=words)
     words = ("end with exit code 1 where a metric does not reach its bar (>=, <=, > or <); or a set of bars: "
              f"{', '.join(requirements.SETS)}; may be repeated")  # fmt: skip

@@ -93,7 +93,7 @@ def _arguments(argv: list[str]) -> tuple[argparse.Namespace, Sweep]:
         raise UserError(f"--jobs {args.jobs}: give a number of at least 1")
     given = {name: getattr(args, name) for name in ("seeds", "trials", "metric", "mode")}
     given = {name: value for name, value in given.items() if value is not None}
-    given |= {"also": tuple(args.also)} if args.also else {}
+    given |= {"also": tuple(dict.fromkeys(args.also))} if args.also else {}
     given |= {"stop_hopeless": True} if args.stop_hopeless else {}
     if args.file:
         if args.grid or args.random or args.config_file or overrides:
@@ -280,7 +280,7 @@ class Runner:
 
 def _curve(folder: pathlib.Path, metric: str) -> dict[int, float]:
     """{step: value} of a metric in a stage's folder."""
-    return {line["step"]: line[metric] for line in _lines(folder) if line.get(metric) is not None}
+    return {line["step"]: line[metric] for line in _lines(folder) if isinstance(line.get(metric), (int, float))}
 
 
 def _lines(folder: pathlib.Path) -> list[dict]:

@@ -44,6 +44,10 @@ def begin(text: str, keep: bool = True) -> None:
     say(text)
     if keep:
         say(keep_compiled())
+    else:
+        import jax
+
+        jax.config.update("jax_enable_compilation_cache", False)
     # What JAX says of a plugin that it cannot start is a line; the traceback below it is the plugin's own affair.
     logging.getLogger("jax._src.xla_bridge").addFilter(_without_traceback)
 

@@ -175,7 +175,7 @@ def from_values(values: Mapping, path: str) -> Sweep:
 def _also(path: str, value) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
         raise UserError(f"{path}: 'also' is {value!r}; give a list of metrics, as `[swap_gap, perplexity]`")
-    return tuple(value)
+    return tuple(dict.fromkeys(value))
 
 
 def _cases(path: str, value) -> dict[str, dict[str, str]]:

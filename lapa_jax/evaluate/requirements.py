@@ -23,9 +23,10 @@ SETS = {
 
 ADDED = (
     "action_probe_r2", "action_probe_r2_delta", "action_probe_r2_untrained", "action_probe_r2_delta_untrained",
-    "action_probe_r2_reference", "reference_steps", "reference_stopped", "action_probe_r2_mlp", "action_probe_pairs",
-    "feature_probe_r2", "feature_probe_r2_untrained", "feature_probe_pairs", "transfer_consistency",
-    "transfer_chance", "transfer_action_r2", "transfer_delta_r2", "transfer_delta_chance", "view_consistency",
+    "action_probe_r2_reference", "reference_steps", "reference_stopped", "reference_of_training",
+    "action_probe_r2_mlp", "action_probe_pairs", "feature_probe_r2", "feature_probe_r2_untrained",
+    "feature_probe_pairs", "transfer_consistency", "transfer_chance", "transfer_action_r2", "transfer_delta_r2",
+    "transfer_delta_chance", "view_consistency",
     "view_delta_r2", "reversal_correlation", "reversal_r2", "one_frame_r2", "swap_gap_same_place",
     "latent_accuracy_shuffled_text", "latent_accuracy_shuffled_image",
     "latent_r2_shuffled_text", "latent_r2_shuffled_image",

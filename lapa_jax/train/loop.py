@@ -1,6 +1,5 @@
 """The one training loop. A run in the order it happens: build, compile, start or resume, step, log, evaluate, save."""
 
-import concurrent.futures
 import contextlib
 import functools
 import itertools
@@ -36,16 +35,7 @@ from lapa_jax.train.monitor import Monitor
 from lapa_jax.train.profiler import Profiler
 from lapa_jax.train.recovery import Recovered, newest, recover
 from lapa_jax.train.run import LOG, UNTRAINED_FILE, check_config, check_kept, hold, logging_to, open_run, run_id
-from lapa_jax.train.setup import (
-    Setup,
-    begin_compiling,
-    compile_step,
-    make_losses,
-    make_patience,
-    on_mesh,
-    parameter_table,
-    prepare,
-)
+from lapa_jax.train.setup import Setup, compile_step, make_losses, make_patience, on_mesh, parameter_table, prepare
 from lapa_jax.train.sharding import shard_batch
 from lapa_jax.train.spikes import MOST, LeftOut, Spike
 from lapa_jax.train.state import State
@@ -143,7 +133,7 @@ class Loop:
         self, setup: Setup, workdir: pathlib.Path, recovered: Recovered, stops: StopRequests,
         fast: FastCheckpoints | None, watchdog: Watchdog, drawing_of: Callable[..., Drawing | None],
     ):  # fmt: skip
-        """Begins to compile, then restores the checkpoint that was recovered or initialises from the first batch."""
+        """Compiles, then restores the checkpoint that was recovered or initialises from the first batch."""
         self._setup, self._config, self._workdir, self._stops = setup, setup.config.train, workdir, stops
         for line in recovered.lines:
             LOG.warning(line)
@@ -151,7 +141,8 @@ class Loop:
         for line in _origin_lines(setup):
             LOG.info(line)
         LOG.info("validation data: %s", setup.data.validation.summary())
-        self._compiling = begin_compiling(setup)
+        self._step, flops = compile_step(setup)
+        self._flops, self._hardware_flops = flops
         self._watchdog = watchdog
         self._watchdog.start()  # not before: compiling a large model may take longer than a step ever does
         train = self._config
@@ -176,7 +167,7 @@ class Loop:
         self._evaluation: tuple[int, dict[str, float]] = -1, {}
         self._since = time.perf_counter()
         self._monitor = Monitor(workdir)
-        self._profiler = Profiler(train.get("profile"), workdir, lambda: self._step.as_text(),
+        self._profiler = Profiler(train.get("profile"), workdir, self._step.as_text,
                                   lambda: jax.block_until_ready(self._pending))  # fmt: skip
         self._eval_seconds: float | None = None
         self._feed: Feed | None = None
@@ -198,7 +189,6 @@ class Loop:
                 self._evaluate(first)
                 if self._checkpoints.latest_step == first:  # and not of the fast level
                     self._checkpoints.add_metrics(*self._evaluation)
-            self._await_step()
             self._begin_feed(first)
             step = first
             while step < last:
@@ -275,13 +265,6 @@ class Loop:
     def _open_metrics(self, step: int, sealed: Mapping | None = None) -> MetricsWriter:
         return MetricsWriter(self._workdir, resume_step=step, trackers=self._config.trackers,
                              config=config_lib.to_json(self._setup.config), sealed=sealed)  # fmt: skip
-
-    def _await_step(self) -> None:
-        """Waits until the training step is compiled."""
-        while not self._compiling.done():
-            concurrent.futures.wait([self._compiling], timeout=1.0)
-            self._watchdog.progress()
-        self._step, (self._flops, self._hardware_flops) = self._compiling.result()
 
     def _begin_feed(self, step: int) -> None:
         batches = self._left_out.batches(self._setup.train_batches, step)

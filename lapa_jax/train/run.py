@@ -201,7 +201,7 @@ def _check_same(old: Mapping, new: Mapping, workdir: pathlib.Path) -> None:
     a, b = _flat(old), _flat(new)
     keys = sorted(a | b)
     # Keys that came after the run began: a loss has the weight 0, a field of the model its default.
-    absent = {**{key: 0.0 for key in keys if key.startswith("loss.")}, **_defaults(new)}
+    absent = {**{key: 0.0 for key in keys if key.startswith("loss.")}, **model_defaults(new)}
     a, b = ({key: flat.get(key, absent.get(key)) for key in keys} for flat in (a, b))
     changed = [key for key in keys if not _same(a[key], b[key], workdir)]
     forbidden = [key for key in changed if not key.startswith(MAY_CHANGE)]
@@ -211,8 +211,8 @@ def _check_same(old: Mapping, new: Mapping, workdir: pathlib.Path) -> None:
                           "choose another --workdir")
 
 
-def _defaults(values: Mapping) -> dict:
-    """{"model.field": what it is where a config does not name it}, as JSON has it."""
+def model_defaults(values: Mapping) -> dict:
+    """{"model.field": what it is where a config does not name it}, as JSON has it; of a config as JSON has it."""
     try:
         fields = config_lib.schema(config_lib.from_json(values), "model").items() if values.get("model") else ()
     except ConfigError:

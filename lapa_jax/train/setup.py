@@ -1,7 +1,6 @@
 """Everything that exists before the first step: model, data, mesh, optimizer, shapes; and the compiled step."""
 
 import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -212,36 +211,15 @@ def compile_step(setup: Setup) -> tuple[Callable, Flops]:
     Returns:
       The compiled step, which donates its state, and its FLOPs.
     """
-    return begin_compiling(setup).result()
-
-
-def begin_compiling(setup: Setup) -> concurrent.futures.Future:
-    """`compile_step` under way; the result is what that returns.
-
-    On CPUs the compiler works in a thread of its own: with small models it is most of what a start takes, and the
-    initial state and the first evaluation are compiled beside it. Elsewhere it is done when this returns, since there
-    the compiler times kernels on the device, which nothing else may use meanwhile.
-    """
     # The folder once more: the line in which the command names it comes before there is a log.txt.
     kept = jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir
     LOG.info("compiling the training step for %d device(s)%s ...", setup.mesh.size,
              f", which the next start of this config finds in {kept}" if kept else "")  # fmt: skip
     start = time.perf_counter()
     lowered, flops = lower_step(setup)
-
-    def finish() -> tuple[Callable, Flops]:
-        compiled = lowered.compile()
-        LOG.info("compiled in %.0f s; %s", time.perf_counter() - start, memory_line(compiled))
-        return compiled, flops
-
-    if setup.mesh.devices.flat[0].platform == "cpu":
-        pool = concurrent.futures.ThreadPoolExecutor(1, "compiler")
-        future = pool.submit(finish)
-        pool.shutdown(wait=False)
-        return future
-    done = concurrent.futures.Future()
-    done.set_result(finish())
-    return done
+    compiled = lowered.compile()
+    LOG.info("compiled in %.0f s; %s", time.perf_counter() - start, memory_line(compiled))
+    return compiled, flops
 
 
 def memory_line(compiled) -> str:

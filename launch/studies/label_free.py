@@ -26,6 +26,7 @@ from lapa_jax.core import escape
 from lapa_jax.core.errors import UserError, run_main
 from lapa_jax.core.escape import say
 from lapa_jax.core.files import atomic_path, read_json
+from lapa_jax.train.run import model_defaults
 
 PROBE = "action_probe_r2"
 DRAWS = 1000
@@ -124,9 +125,16 @@ def _read(folder: pathlib.Path, config: Mapping, out: pathlib.Path) -> Run | Non
     if not {PROBE, *OF_EVALUATION} <= set(metrics):
         say(f"{folder} is left out: its evaluation lacks {', '.join(sorted({PROBE, *OF_EVALUATION} - set(metrics)))}")
         return None
-    setting = json.dumps({**config, "seed": None}, sort_keys=True)
     data = f"{'/'.join(pathlib.Path(evaluation['data']).parts[-2:])} {evaluation['data_fingerprint'][:4]}"
-    return Run(str(folder), data, setting, metrics)
+    return Run(str(folder), data, setting_of(config), metrics)
+
+
+def setting_of(config: Mapping) -> str:
+    """A config without its seed and without what changes nothing, which configs of an earlier version may not name."""
+    defaults, losses = model_defaults(config), config.get("loss") or {}
+    model = {key: value for key, value in config["model"].items() if defaults.get(f"model.{key}", ...) != value}
+    losses = {name: weight for name, weight in losses.items() if weight}
+    return json.dumps({**config, "seed": None, "model": model, "loss": losses}, sort_keys=True)
 
 
 def _evaluation(folder: pathlib.Path) -> dict:

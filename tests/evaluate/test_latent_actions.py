@@ -33,7 +33,7 @@ NAMES = {
 }  # fmt: skip
 PROBES = {
     "action_probe_r2", "action_probe_r2_delta", "action_probe_r2_untrained", "action_probe_r2_delta_untrained",
-    "action_probe_r2_reference", "reference_steps", "reference_stopped",
+    "action_probe_r2_reference", "reference_steps", "reference_stopped", "reference_of_training",
 }  # fmt: skip
 ADDED = ("action_", "reference_", "transfer_", "view_", "reversal_", "one_frame", "swap_gap_")
 """How the names of those begin that no training logs."""
@@ -186,7 +186,7 @@ def test_the_reference_learns_from_no_episode_that_it_stops_by_or_is_scored_on(f
         def locate(self, i):
             return i % 20, i
 
-    learned, left_out, scored = ({i % 20 for i in p.indices} for p in reference.parts(Many()))
+    learned, left_out, scored = ({int(i) % 20 for i in p.indices} for p in reference.parts(Many()))
     assert learned == set(range(0, 16, 2)) and left_out == {16, 18} and scored == set(range(1, 20, 2))
 
 
@@ -197,12 +197,12 @@ def test_the_reference_is_the_one_before_it_stopped_improving(folders, laq, monk
     source, seen = Evaluation(laq, run=folders[0], out=folders[0]).source, []
     task = Task(reference.build_model(source, inverse_dynamics.reading(laq.model, 2)), {"action": 1.0})
 
-    def judge(variables):
+    def error(variables):
         seen.append(jax.device_get(variables))
-        return {"action_r2": [0.1, 0.5, 0.2, 0.5, 0.4, 0.9][len(seen) - 1]}, {}
+        return [0.9, 0.5, 0.8, 0.5, 0.6, 0.1][len(seen) - 1]
 
     with jax.set_mesh(laq.mesh):
-        best, steps, stopped = reference._train_until_it_stops(task, source, laq.mesh, 100, judge, {})
+        best, steps, stopped = reference._train_until_it_stops(task, source, laq.mesh, 100, error, {})
     assert (steps, stopped, len(seen)) == (4, True, 5)
     chex.assert_trees_all_equal(jax.device_get(best), seen[1])
     # And what is judged are averages, which move less than the parameters.
@@ -232,6 +232,21 @@ def test_the_reference_has_the_encoder_of_the_tokenizer(root, config):
     different = {name for name in ours if ours[name] != theirs[name]}
     assert different == {name for name in ours if ours[name][-1] == width != theirs[name][-1]}
     assert len(different) < len(ours) / 2
+
+
+def test_the_tower_of_any_tokenizer_stays_as_it_is(root):
+    for config in ("univla.py:test", "laq.py:features"):
+        spec = config_lib.load(f"{root}/configs/{config}").model
+        model = inverse_dynamics.Model(inverse_dynamics.reading(config_lib.build(config_lib.MODELS, spec), 7), 7)
+        assert model.without_gradient == ("tokenizer/tower/.*",)
+
+
+def test_a_training_split_that_is_of_no_use_is_left(folders, laq, tmp_path):
+    """Its episodes are shorter than the gap, or without actions."""
+    for name, lengths, actions in (("short", [[2, 2]], True), ("whole", [[8]], True), ("free", [[8]], False)):
+        data = step_shards.write(tmp_path / name, lengths={**LENGTHS, "train": lengths}, draw=noise, actions=actions)
+        evaluation = Evaluation(laq, run=folders[0], out=tmp_path / "eval", data=data)
+        assert (evaluation.training_pairs() is not None) is (name == "whole")
 
 
 def test_data_without_actions_say_so(folders, laq, tmp_path):

@@ -72,6 +72,16 @@ def test_evaluations_of_a_sweep_are_read_and_those_that_lack_a_figure_are_made_a
     assert len(calls) == 2, "what is evaluated is not evaluated again"
 
 
+def test_a_setting_is_the_same_in_configs_of_two_versions():
+    model = {"name": "tokenizers.laq_conv", "code_seq_len": 4}
+    old = {"seed": 0, "model": model, "loss": {"reconstruction": 1.0}}
+    new = {"seed": 1, "model": {**model, "consistency": "none", "flow": False},
+           "loss": {"reconstruction": 1.0, "variance": 0.0}}  # fmt: skip
+    assert study.setting_of(old) == study.setting_of(new)
+    for group, change in (("model", {"consistency": "beside"}), ("loss", {"variance": 0.5})):
+        assert study.setting_of(old) != study.setting_of({**new, group: {**new[group], **change}})
+
+
 def test_correlations_are_those_of_scipy_and_seeds_of_a_setting_are_drawn_together():
     from scipy.stats import spearmanr
 

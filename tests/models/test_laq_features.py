@@ -189,9 +189,9 @@ def test_the_reference_of_such_a_run_keeps_the_tower_as_it_is(run, tmp_path):
     tower = laq.variables["params"]["tower"]
     model = inverse_dynamics.reading(laq.model, 3)
     task = Task(reference.build_model(evaluation.source, model), {"action": 1.0})
-    judge = lambda variables: ({"action_r2": 0.5}, {})  # noqa: E731
     with jax.set_mesh(laq.mesh):
-        best, *_ = reference._train_until_it_stops(task, evaluation.source, laq.mesh, 2, judge, {"tower": tower})
+        given = {"tower": tower}
+        best, *_ = reference._train_until_it_stops(task, evaluation.source, laq.mesh, 2, lambda _: 0.5, given)
     chex.assert_trees_all_equal(best["params"]["tokenizer"]["tower"], tower)
     assert reference.scores(evaluation.source, laq, steps=2, limit=18, cache=tmp_path).steps == 2
 

@@ -292,7 +292,7 @@ def test_the_watchdog_looks_on_from_the_restored_state_to_the_last_checkpoint(da
 
         monkeypatch.setattr(owner, name, call)
 
-    watched(loop, "begin_compiling")
+    watched(loop, "compile_step")
     for method in ("__init__", "restore", "close"):
         watched(Checkpointer, method)
     watched(chunks.Model, "summarize")
@@ -300,6 +300,6 @@ def test_the_watchdog_looks_on_from_the_restored_state_to_the_last_checkpoint(da
     train(toys.config("chunks", data, steps=1, **change), run)
     train(toys.config("chunks", data, steps=2, **change), run)
     evaluations = 2 * [("summarize", True)]
-    start, end = [("begin_compiling", False), ("__init__", True)], [("close", True)]
+    start, end = [("compile_step", False), ("__init__", True)], [("close", True)]
     assert seen == [*start, *evaluations, *end, *start, ("restore", True), *evaluations[1:], *end]
     assert not any(thread.name == "watchdog" for thread in threading.enumerate())

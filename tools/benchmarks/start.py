@@ -17,14 +17,12 @@ PIECES = {
     "build": ("lapa_jax.train.loop", "prepare"),
     "trace": ("lapa_jax.train.setup", "trace_step"),
     "lower": ("lapa_jax.train.setup", "lower_step"),
-    "compile": ("lapa_jax.train.loop", "begin_compiling"),
+    "compile": ("lapa_jax.train.loop", "compile_step"),
     "initialise": ("lapa_jax.train.loop", "Loop._start"),
     "first evaluation": ("lapa_jax.train.loop", "Loop._evaluate"),
-    "wait for the compiler": ("lapa_jax.train.loop", "Loop._await_step"),
     "first step": ("lapa_jax.train.loop", "Loop._one_step"),
 }
-"""{piece: (module, function)} in the order they happen; "trace" runs within "lower", and that within "compile". On CPUs
-the compiler goes on in another thread from "compile" to "wait for the compiler": what lies between shares the cores."""
+"""{piece: (module, function)} in the order they happen; "trace" runs within "lower", and that within "compile"."""
 IMPORT, REST = "import", "rest"
 
 

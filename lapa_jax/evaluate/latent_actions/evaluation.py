@@ -9,7 +9,6 @@ from lapa_jax.core.metrics import read_metrics
 from lapa_jax.data import pipeline
 from lapa_jax.data.samples.meta import statistics_of
 from lapa_jax.data.samples.pair_actions import PAIR_ACTION
-from lapa_jax.data.shards.step_shards import read_dataset
 from lapa_jax.evaluate import report, untrained
 from lapa_jax.evaluate.base import METRICS_FILE, REPORT_FILE, BaseEvaluation, data_config
 from lapa_jax.evaluate.latent_actions import (
@@ -78,12 +77,13 @@ class Evaluation(BaseEvaluation):
             metrics |= untrained.probes(self, self.baselines)
             of_reference = None
             if reference_steps:
+                train = self.training_pairs()
                 trained = reference.scores(self.source, self.tokenizer, steps=reference_steps, limit=self.count,
-                                           cache=self.out, train=self.training_pairs())  # fmt: skip
+                                           cache=self.out, train=train)  # fmt: skip
                 of_reference = trained.r2
                 metrics |= {"action_probe_r2_reference": action_table.mean(of_reference[action_table.ALL]),
-                            "reference_steps": float(trained.steps),
-                            "reference_stopped": float(trained.stopped)}  # fmt: skip
+                            "reference_steps": float(trained.steps), "reference_stopped": float(trained.stopped),
+                            "reference_of_training": float(train is not None)}  # fmt: skip
             table = action_table.measure(arrays, self.source, self.tokenizer.codebook_size, of_reference)
             if self.tokenizer.discrete:
                 of_positions = code_table.measure(
@@ -102,12 +102,18 @@ class Evaluation(BaseEvaluation):
         return result
 
     def training_pairs(self):
-        """Pairs of the training split of what is evaluated, with their actions; None where there is no such split."""
-        folder = self.data.get("val_path") or (None if self.data.get("mixture") else self.data.get("path"))
-        if not folder or self.data["split_val"] == "train" or "train" not in read_dataset(folder)["splits"]:
+        """Pairs with their actions of the training split of what is evaluated; None where there is none of use, such as
+        video without actions."""
+        elsewhere = bool(self.data.get("val_path"))  # evaluated is another folder, with a training split of its own
+        data, split = ({**self.data, "split_val": "train"}, "val") if elsewhere else (self.data, "train")
+        if self.data["split_val"] == "train" or not pipeline.has_actions(data, split):
             return None
-        return pipeline.build({**self.data, "split_val": "train"}, "val", image_size=self.tokenizer.side,
-                              fields=("frames", "net_action"))  # fmt: skip
+        try:
+            pairs = pipeline.build(data, split, image_size=self.tokenizer.side, fields=("frames", "net_action"))
+            pairs.batch([0, len(pairs) - 1])
+        except UserError:
+            return None
+        return pairs
 
     def judge(self, result: Mapping) -> list[verdicts.Verdict]:
         """See `verdicts.judge`."""

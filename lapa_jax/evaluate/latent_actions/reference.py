@@ -5,6 +5,7 @@ probe is scored on, so it tells how much of the action these frames show to a ne
 training split with actions it learns from four fifths of the episodes that the probe is fitted on.
 """
 
+import collections
 import hashlib
 import json
 import pathlib
@@ -33,8 +34,9 @@ from lapa_jax.train.task import Task
 
 CACHE_FILE = "reference.json"
 BATCH, SEED = 32, 0
-EVERY, PATIENCE = 100, 5
-"""Steps between looks at the episodes that are left out, and how many looks in a row without a better one end it."""
+EVERY, PATIENCE, LOOKED_AT = 100, 5, 1024
+"""Steps between looks at the episodes that are left out, how many looks in a row without a better one end it, and how
+many pairs a look takes at most."""
 OPTIMIZER = {"learning_rate": 1e-3, "weight_decay": 0.01, "clip_norm": 1.0}
 # A rate that falls needs to know its end beforehand. Averages of the parameters serve as well.
 UNTIL_IT_STOPS = {**OPTIMIZER, "schedule": "constant", "warmup_steps": 30, "ema_decay": 0.99}
@@ -50,12 +52,11 @@ class Reference(NamedTuple):
 
 
 class Part:
-    """The pairs of a source that belong to the episodes with some numbers."""
+    """Some of the pairs of a source. Attributes: indices: which. words: the same, for the fingerprint."""
 
-    def __init__(self, source, has: Callable[[int], bool], words: str):
-        """has: whether an episode is of this part, by its number. words: which these are, for the fingerprint."""
-        self.source, self.words = source, words
-        self.indices = np.array([i for i in range(len(source)) if has(source.locate(i)[0])], np.int64)
+    def __init__(self, source, chosen: np.ndarray, words: str):
+        """chosen: bool, for each pair."""
+        self.source, self.indices, self.words = source, np.flatnonzero(chosen), words
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -75,14 +76,14 @@ def parts(source, train=None) -> tuple:
     """What is learned from, what says when to stop, and what is scored: the training split, the episodes with an even
     number, and those with an odd one. Without a training split four fifths of the even ones are learned from, and a
     fifth says when to stop; a single one serves both ways."""
-    scored = Part(source, lambda number: number % 2 == 1, "odd")
+    episode = np.array([source.locate(i)[0] for i in range(len(source))])
+    even, scored = episode % 2 == 0, Part(source, episode % 2 == 1, "odd")
     if train is not None:
-        return train, Part(source, lambda number: number % 2 == 0, "even"), scored
-    even = sorted({n for n in (source.locate(i)[0] for i in range(len(source))) if n % 2 == 0})
-    left_out = set(even[-max(1, len(even) // 5) :])
-    learned = set(even) - left_out or left_out
-    return (Part(source, learned.__contains__, "even, learned"), Part(source, left_out.__contains__, "even, left out"),
-            scored)  # fmt: skip
+        return train, Part(source, even, "even"), scored
+    numbers = np.unique(episode[even])
+    left_out = np.isin(episode, numbers[-max(1, len(numbers) // 5) :])
+    learned = even & ~left_out if len(numbers) > 1 else even
+    return Part(source, learned, "even, learned"), Part(source, left_out, "even, left out"), scored
 
 
 def scores(source, tokenizer, *, steps: int, limit: int, cache, train=None) -> Reference:
@@ -98,7 +99,8 @@ def scores(source, tokenizer, *, steps: int, limit: int, cache, train=None) -> R
     """
     path = pathlib.Path(cache) / CACHE_FILE
     model = inverse_dynamics.reading(tokenizer.model, source.batch([])["net_action"].shape[-1])
-    settings = [repr(model), repr(source), repr(train), steps, limit, BATCH, SEED, EVERY, PATIENCE, UNTIL_IT_STOPS]
+    settings = [repr(model), repr(source), repr(train), steps, limit, batch_size(tokenizer.mesh), SEED, EVERY, PATIENCE,
+                LOOKED_AT, UNTIL_IT_STOPS]  # fmt: skip
     given = {"tower": tokenizer.variables["params"]["tower"]} if model.without_gradient else {}
     settings.append([f"{float(jnp.sum(leaf)):.4g}" for leaf in jax.tree.leaves(given)])
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -120,23 +122,31 @@ def _train_and_score(
     learned, left_out, scored = parts(source, train)
     task = Task(build_model(learned, model), {"action": 1.0})
     with jax.set_mesh(mesh):
-        evaluator, size = Evaluator(task, mesh), batch_size(mesh)
-        judge = lambda variables: evaluator(variables, loader.eval_batches(left_out, batch_size=size, limit=limit))  # noqa: E731
-        variables, best, stopped = _train_until_it_stops(task, learned, mesh, steps, judge, given)
-        _, arrays = evaluator(variables, loader.eval_batches(scored, batch_size=size, limit=limit))
+        evaluator = Evaluator(task, mesh)
+
+        def predict(variables, part: Part, most: int) -> dict[str, np.ndarray]:
+            return evaluator(variables, loader.eval_batches(part, batch_size=batch_size(mesh), limit=most))[1]
+
+        def error(variables) -> float:
+            """In standard deviations of the training data, as in training: no number of the action outweighs others."""
+            arrays = predict(variables, left_out, min(limit, LOOKED_AT))
+            differences = (arrays["prediction"] - arrays["net_action"]) / np.asarray(task.model.action_std)
+            return float(np.mean(np.square(differences, dtype=np.float64)))
+
+        variables, best, stopped = _train_until_it_stops(task, learned, mesh, steps, error, given)
+        arrays = predict(variables, scored, limit)
     r2 = action_table.scores(arrays["prediction"], arrays["net_action"], action_table.groups(arrays, source))
     return Reference(r2, best, stopped)
 
 
-def _train_until_it_stops(task: Task, source, mesh: Mesh, steps: int, judge, given: dict) -> tuple[dict, int, bool]:
-    """The variables that were best by `judge`, after how many steps, and whether they were no longer improving."""
+def _train_until_it_stops(
+    task: Task, source, mesh: Mesh, steps: int, error: Callable[[dict], float], given: dict
+) -> tuple[dict, int, bool]:  # fmt: skip
+    """The variables that had the least error, after how many steps, and whether they were no longer improving."""
     patience, best = Patience("the error of the episodes left out", PATIENCE, mode="min"), None
     for step, state in _training(task, source, mesh, steps, UNTIL_IT_STOPS, SEED, "reference", given):
         if step % EVERY == 0 or step == steps:
-            metrics, _ = judge(state.variables)
-            # In standard deviations of the numbers, as in training: none outweighs the others.
-            error = 1 - metrics["action_r2"] if "action_r2" in metrics else metrics["action_mse"]
-            patience.update(step, error)
+            patience.update(step, error(state.variables))
             if best is None or patience.stale == 0:
                 best = jax.tree.map(lambda x: x.copy(), state.variables)  # the next step takes the state's own
             if patience.exhausted:
@@ -161,7 +171,8 @@ def train(task: Task, source, mesh: Mesh, steps: int, *, words: str, seed: int =
     """Trains a task of `build_model` on the source's pairs, as many steps of `batch_size(mesh)` pairs; `words` name it
     in the progress bar."""
     settings = {**OPTIMIZER, "schedule": "cosine", "warmup_steps": steps // 20}
-    *_, (_, state) = _training(task, source, mesh, steps, settings, seed, words, {})
+    # The last one alone is kept: its arrays, though donated to the next step, would pile up.
+    _, state = collections.deque(_training(task, source, mesh, steps, settings, seed, words, {}), maxlen=1).pop()
     return state
 
 

@@ -119,6 +119,8 @@ _PLAIN = {
     "reference_steps": ("{:.0f}", "training steps of the reference that was best on episodes left out"),
     "reference_stopped": ("{:.0f}", "1: the reference had stopped improving; 0: it was cut off and may reach more "
                                     "with more --reference_steps"),
+    "reference_of_training": ("{:.0f}", "1: the reference learned from the training split; 0: that is of no use, so "
+                                        "it learned from the probe's few held-out episodes, and knows less"),
     "psnr": ("{:.2f} dB", "reconstruction from hard codes; copying a still scene scores high too"),
     "ssim": ("{:.3f}", "structural similarity of the reconstruction"),
 }

@@ -51,7 +51,7 @@ class Model(base.Model):
 
     @property
     def without_gradient(self) -> tuple[str, ...]:
-        return tuple(f"tokenizer/{pattern}" for pattern in self.tokenizer.without_gradient)
+        return () if getattr(self.tokenizer, "tower", None) is None else ("tokenizer/tower/.*",)
 
     @nn.nowrap
     def example(self, batch_size: int) -> dict[str, np.ndarray]:
