@@ -22,7 +22,7 @@ say "a tokenizer learns latent actions from pairs of frames 0.6 s apart; it sees
 python launch/train.py --config configs/laq_conv.py:small+recommended --workdir "$folder/laq" --config.data.path="$folder/data" \
     --config.data.gap_frames=6 --config.train.steps=160 --config.train.eval_every=160 --config.train.save_every=160
 say "how much of the true actions its codes say, on held-out videos"
-# The bound from above, the same network trained on the true actions, takes longer than all of this: leave out the option.
+# The reference, the same encoder trained on the true actions, takes longer than all of this: leave out the option.
 python launch/eval.py --run "$folder/laq" --reference_steps 0
 python - "$folder/laq/eval/metrics.json" <<'SUMMARY'
 import json
