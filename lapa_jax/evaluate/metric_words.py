@@ -64,6 +64,7 @@ WORDS = {
     "orthogonality": "the largest correlation between the centroids of two categories; 0: independent",
     "one_frame_r2": "R² of a linear model from the second frame alone to the deltas: how much of them is a place",
     "perplexity": "effective number of codes in use at a code position",
+    "perplexity_least": "perplexity of the code position that uses the fewest codes",
     "perplexity_share": "perplexity as a share of the codebook's size",
     "psnr": "PSNR in dB of the predicted second frame",
     "psnr_gain": "gain in dB over copying the first frame",

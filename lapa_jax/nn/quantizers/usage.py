@@ -45,10 +45,11 @@ def dataset_usage(codes: np.ndarray, codebook_size: int) -> dict[str, float]:
       codebook_size: K.
 
     Returns:
-      "perplexity_position_<i>" and their mean "perplexity"; "codebook_utilization_position_<i>", the share of the codes
-      that occur at a position, and their mean "codebook_utilization"; "sequences_used" of the K^N, and
-      "sequence_perplexity"; and what `largest_shares` tells of the positions. A code that every position has of its own
-      says nothing when only one of them varies: so all is counted for each position.
+      "perplexity_position_<i>", their mean "perplexity" and "perplexity_least", the lowest of them;
+      "codebook_utilization_position_<i>", the share of the codes that occur at a position, and their mean
+      "codebook_utilization"; "sequences_used" of the K^N, and "sequence_perplexity"; and what `largest_shares` tells of
+      the positions. A code that every position has of its own says nothing when only one of them varies: so all is
+      counted for each position.
     """
     counts = histogram(codes, codebook_size)
     per_position = [perplexity(row) for row in counts]
@@ -57,6 +58,7 @@ def dataset_usage(codes: np.ndarray, codebook_size: int) -> dict[str, float]:
     return {
         **{f"perplexity_position_{i}": value for i, value in enumerate(per_position)},
         "perplexity": float(np.mean(per_position)),
+        "perplexity_least": min(per_position),
         **{f"codebook_utilization_position_{i}": float(value) for i, value in enumerate(used)},
         "codebook_utilization": float(used.mean()),
         "sequences_used": float(len(sequences)),

@@ -23,7 +23,7 @@ def test_positions_are_told_apart():
     found = usage.dataset_usage(codes, 8)
     assert found["perplexity_position_0"] == pytest.approx(1)
     assert found["perplexity_position_1"] == pytest.approx(8)
-    assert found["perplexity"] == pytest.approx(4.5)
+    assert found["perplexity"] == pytest.approx(4.5) and found["perplexity_least"] == pytest.approx(1)
     assert found["sequences_used"] == 8 and found["sequence_perplexity"] == pytest.approx(8)
 
 
