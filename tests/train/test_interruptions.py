@@ -102,16 +102,22 @@ def test_asked_before_the_first_step_it_saves_nothing_and_ends(data, tmp_path, m
 
 
 def test_a_batch_that_never_comes_does_not_keep_it_from_stopping(whole, data, tmp_path, monkeypatch):
-    run, release, place = tmp_path / "run", threading.Event(), feed.Feed._put
+    run, release, place, take, taken = tmp_path / "run", threading.Event(), feed.Feed._put, feed.Feed.take, []
 
     def put(self, item):
         self.count = getattr(self, "count", 0) + 1
         if self.count == 4:
-            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1)).start()
-            release.wait(30)
+            release.wait(60)
         return place(self, item)
 
+    def asked(self, **conditions):
+        taken.append(1)
+        if len(taken) == 4:  # the run is at the batch that does not come, however slow the machine is
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        return take(self, **conditions)
+
     monkeypatch.setattr(feed.Feed, "_put", put)
+    monkeypatch.setattr(feed.Feed, "take", asked)
     train(toys.config("chunks", data, **EVALUATED), run)
     release.set()
     assert steps(run) == [2, 3]
