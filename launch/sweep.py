@@ -93,7 +93,7 @@ def _arguments(argv: list[str]) -> tuple[argparse.Namespace, Sweep]:
         raise UserError(f"--jobs {args.jobs}: give a number of at least 1")
     given = {name: getattr(args, name) for name in ("seeds", "trials", "metric", "mode")}
     given = {name: value for name, value in given.items() if value is not None}
-    given |= {"also": tuple(dict.fromkeys(args.also))} if args.also else {}
+    given |= {"also": tuple(args.also)} if args.also else {}
     given |= {"stop_hopeless": True} if args.stop_hopeless else {}
     if args.file:
         if args.grid or args.random or args.config_file or overrides:
@@ -167,8 +167,9 @@ class Runner:
             done = read_json(_done(last)) if _done(last).is_file() else {"missing": "not run yet"}
             if "value" in done:
                 values[seed] = done["value"]
+                lines = _lines(last) if also else []
                 for name, numbers in also.items():
-                    curve = _curve(last, name)
+                    curve = _curve(lines, name)
                     numbers += [curve[max(curve)]] if curve else []
             else:
                 missing[seed] = done["missing"]
@@ -250,7 +251,7 @@ class Runner:
                 return None
             if not watched:
                 continue
-            curve = _curve(folder, self._sweep.metric)
+            curve = _curve(_lines(folder), self._sweep.metric)
             if sweeps.hopeless(curve, self._curves(), self._sweep.mode):
                 process.terminate()
                 process.wait()
@@ -259,14 +260,14 @@ class Runner:
     def _figure(self, folder: pathlib.Path) -> dict:
         """What is noted of the metric in the folder of a last stage. Where another trial has it its name is right, and
         this setting has none, such as one of codes where there are no codes."""
-        name = self._sweep.metric
-        curve = _curve(folder, name)
+        name, lines = self._sweep.metric, _lines(folder)
+        curve = _curve(lines, name)
         if curve:
             return {"metric": name, "value": curve[max(curve)], "curve": sorted(curve.items())}
         if self._curves():
             return {"metric": name, "missing": f"there is no {name}"}
-        known = sorted({key for line in _lines(folder) for key, value in line.items() if isinstance(value, float)})
-        raise UserError(f"{folder} has no figure for --metric {name}{did_you_mean(name, known)}")
+        figures = sorted({key for line in lines for key, value in line.items() if isinstance(value, float)})
+        raise UserError(f"{folder} has no figure for --metric {name}{did_you_mean(name, figures)}")
 
     def _note(self, done: pathlib.Path, content: dict) -> None:
         with atomic_path(done) as temporary:
@@ -278,9 +279,9 @@ class Runner:
         return [dict(each["curve"]) for each in ended if each.get("metric") == self._sweep.metric and "curve" in each]
 
 
-def _curve(folder: pathlib.Path, metric: str) -> dict[int, float]:
-    """{step: value} of a metric in a stage's folder."""
-    return {line["step"]: line[metric] for line in _lines(folder) if isinstance(line.get(metric), (int, float))}
+def _curve(lines: list[dict], metric: str) -> dict[int, float]:
+    """{step: value} of a metric in what `_lines` read."""
+    return {line["step"]: line[metric] for line in lines if isinstance(line.get(metric), (int, float))}
 
 
 def _lines(folder: pathlib.Path) -> list[dict]:

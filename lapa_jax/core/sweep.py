@@ -175,7 +175,7 @@ def from_values(values: Mapping, path: str) -> Sweep:
 def _also(path: str, value) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
         raise UserError(f"{path}: 'also' is {value!r}; give a list of metrics, as `[swap_gap, perplexity]`")
-    return tuple(dict.fromkeys(value))
+    return tuple(value)
 
 
 def _cases(path: str, value) -> dict[str, dict[str, str]]:
@@ -238,7 +238,8 @@ def check(sweep: Sweep) -> Sweep:
         except ValueError:
             raise UserError(f"{key}={text} is no distribution; give log:LOW,HIGH, uniform:LOW,HIGH, int:LOW,HIGH or "
                             "choice:A,B,...") from None  # fmt: skip
-    return sweep
+    # A metric named twice is one column.
+    return dataclasses.replace(sweep, also=tuple(dict.fromkeys(sweep.also)))
 
 
 def configs(sweep: Sweep) -> Iterator[ml_collections.ConfigDict]:
