@@ -6,7 +6,6 @@ Says "ready" with the address of the page; Ctrl-C ends it.
 """
 
 import argparse
-import logging
 
 from lapa_jax.core import escape, startup, web
 from lapa_jax.core.arguments import Parser
@@ -42,9 +41,7 @@ def main(argv: list[str]) -> None:
         kind_of_run(args.tokenizer)  # whether there is one
     from lapa_jax.explore import server
 
-    handler = logging.StreamHandler()
-    handler.setFormatter(escape.LogFormatter("%(asctime)s %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    escape.warnings_to_terminal()
     explorer = kinds.resolve(kind.explorer)(lapa_jax.load(args.run, step=args.step), args.run, options)
     explorer.prepare()
     server.serve(explorer, args.host, args.port)

@@ -7,7 +7,6 @@ Says "ready" when everything is compiled; SIGTERM and Ctrl-C stop it when what i
 
 import argparse
 import functools
-import logging
 import pathlib
 
 from lapa_jax.core import escape, startup, web
@@ -58,9 +57,7 @@ def main(argv: list[str]) -> None:
         sockets=args.sockets,
     )
     options = Options(args.batch, args.wait_ms / 1000, args.decoders, renamed, limits)
-    handler = logging.StreamHandler()
-    handler.setFormatter(escape.LogFormatter("%(asctime)s %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    escape.warnings_to_terminal()
     policy = lapa_jax.load(args.run, step=args.step)
     run.serve(lambda: Service(policy, args.run, options), args.host, args.port, token,
               say=functools.partial(escape.say, flush=True), allowed=args.allow_host)  # fmt: skip

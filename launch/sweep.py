@@ -6,7 +6,8 @@ python launch/sweep.py --config configs/laq.py:small --out sweeps/rate --metric 
 python launch/sweep.py --file configs/sweeps/laq_rate.yaml --out sweeps/rate
 
 The same command goes on where it was interrupted; with more seeds, values or trials it runs what is new. OUT gets
-sweep.md, sweep.csv, sweep.png and the settings of the best as best.yaml, for launch/train.py --config_file.
+sweep.md, sweep.csv, sweep.png and the settings of the best as best.yaml, for launch/train.py --config_file; where the
+file names data sets, a table and the best of each.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import threading
@@ -59,7 +61,7 @@ def main(argv: list[str]) -> None:
     if waiting and args.share:
         say(f"this share is done; {waiting} of {len(points)} settings wait for other shares; the last writes the table")
         return
-    report(sweep, sweeps.ranking(outcomes, sweep.mode), args.out)
+    report(sweep, outcomes, args.out)
     for name in sweep.also:
         if not any(each.also[name] for each in outcomes):
             say(f"no trial has the figure '{name}' that the table was to show besides")
@@ -183,7 +185,7 @@ class Runner:
             with self._once(step):
                 if self._ending.is_set():
                     return
-                problem = self._step(step, last=step is steps[-1])
+                problem = self._step(step, point.get(sweeps.DATA), last=step is steps[-1])
             if problem:
                 break
         done = read_json(_done(steps[-1].folder)) if not problem else {"missing": problem}
@@ -208,14 +210,14 @@ class Runner:
                     time.sleep(LOOK)
             yield
 
-    def _step(self, step: Step, last: bool) -> str | None:
+    def _step(self, step: Step, data_set: str | None, last: bool) -> str | None:
         """Runs a stage unless it is done. Returns why it failed, None where it did not."""
         done = _done(step.folder)
         if done.is_file():
             before = read_json(done)
             # Asked for another figure before. One that was stopped early has none, and stays what it is.
             if last and before.keys() & {"metric", "value"} and before.get("metric") != self._sweep.metric:
-                self._note(done, {"command": step.command, **self._figure(step.folder)})
+                self._note(done, {"command": step.command, "data_set": data_set, **self._figure(step.folder)})
             return None
         log = step.folder.with_name(f"{step.folder.name}.log")
         # One thread each where several run: two side by side take less time than one after the other on all cores.
@@ -227,12 +229,12 @@ class Runner:
                                        stderr=file, env=env)  # fmt: skip
         self._running.add(process)
         try:
-            stopped_at = self._wait(process, step.folder, last)
+            stopped_at = self._wait(process, step.folder, data_set, last)
         finally:
             self._running.discard(process)
         if self._ending.is_set():
             return None
-        content = {"command": step.command}
+        content = {"command": step.command, "data_set": data_set}
         if stopped_at is not None:
             content |= {"missing": f"stopped at step {stopped_at}, where it was worse than the median"}
         elif process.returncode:
@@ -242,8 +244,10 @@ class Runner:
         self._note(done, content)
         return None
 
-    def _wait(self, process: subprocess.Popen, folder: pathlib.Path, last: bool) -> int | None:
-        """Waits for the end of a process. Returns the step at which it was ended for being hopeless."""
+    def _wait(
+        self, process: subprocess.Popen, folder: pathlib.Path, data_set: str | None, last: bool
+    ) -> int | None:  # fmt: skip
+        """Waits for the end of a process. Returns the step at which it was ended for being hopeless on its data set."""
         watched = last and self._sweep.stop_hopeless
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -252,7 +256,8 @@ class Runner:
             if not watched:
                 continue
             curve = _curve(_lines(folder), self._sweep.metric)
-            if sweeps.hopeless(curve, self._curves(), self._sweep.mode):
+            finished = [dict(each["curve"]) for each in self._ended() if each.get("data_set") == data_set]
+            if sweeps.hopeless(curve, finished, self._sweep.mode):
                 process.terminate()
                 process.wait()
                 return max(curve)
@@ -264,7 +269,7 @@ class Runner:
         curve = _curve(lines, name)
         if curve:
             return {"metric": name, "value": curve[max(curve)], "curve": sorted(curve.items())}
-        if self._curves():
+        if self._ended():
             return {"metric": name, "missing": f"there is no {name}"}
         figures = sorted({key for line in lines for key, value in line.items() if isinstance(value, float)})
         raise UserError(f"{folder} has no figure for --metric {name}{did_you_mean(name, figures)}")
@@ -273,10 +278,10 @@ class Runner:
         with atomic_path(done) as temporary:
             temporary.write_text(json.dumps(content), encoding="utf-8")
 
-    def _curves(self) -> list[dict[int, float]]:
-        """{step: value} of each trial that has ended and has the metric."""
+    def _ended(self) -> list[dict]:
+        """What is noted of each trial that has ended and has the metric; its "curve" is pairs (step, value)."""
         ended = [read_json(path) for path in self._out.glob(f"*.{DONE}")]
-        return [dict(each["curve"]) for each in ended if each.get("metric") == self._sweep.metric and "curve" in each]
+        return [each for each in ended if each.get("metric") == self._sweep.metric and "curve" in each]
 
 
 def _curve(lines: list[dict], metric: str) -> dict[int, float]:
@@ -298,38 +303,69 @@ def _done(folder: pathlib.Path) -> pathlib.Path:
     return folder.with_name(f"{folder.name}.{DONE}")
 
 
-def report(sweep: Sweep, ranked: list[sweeps.Outcome], out: pathlib.Path) -> None:
-    """Prints the table, and writes it with the plot and the best settings."""
-    from lapa_jax.plots.sweep import parallel_coordinates, seeds_of_cases
-
-    keys = list(ranked[0].point)
-    head = [*keys, f"{sweep.metric} (mean)", "95 % interval", "least to largest", *sweep.also, "seeds", "missing"]
-    table = list(sweeps.rows(ranked))
-    lines = escape.table(list(map(markdown, head)), (list(map(markdown, row)) for row in table))
-    say("\n".join(lines))
-    with atomic_path(out / "sweep.md") as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+def report(sweep: Sweep, outcomes: list[sweeps.Outcome], out: pathlib.Path) -> None:
+    """Prints the tables, one for each data set, and writes them with plots and the best settings."""
+    keys = list(outcomes[0].point)
+    figures = [f"{sweep.metric} (mean)", "95 % interval", "least to largest", *sweep.also, "seeds", "missing"]
+    ranked = {name: sweeps.ranking(group, sweep.mode) for name, group in sweeps.by_data_set(outcomes).items()}
+    rows = {name: list(sweeps.rows(group)) for name, group in ranked.items()}
     with atomic_path(out / "sweep.csv") as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([list(map(escape.cell, row)) for row in (head, *table)])
-    best = ranked[0]
+        of_all = [row for group in rows.values() for row in group]
+        csv.writer(file).writerows([list(map(escape.cell, row)) for row in ([*keys, *figures], *of_all)])
+    tables = []
+    for name, group in rows.items():
+        skip = int(bool(name))  # the first column is the data set
+        head = list(map(markdown, [*keys[skip:], *figures]))
+        lines = [f"## {markdown(name)}", ""] if name else []
+        lines += escape.table(head, (list(map(markdown, row[skip:])) for row in group))
+        tables.append("\n".join(lines))
+    text = "\n\n".join(tables)
+    say(text)
+    with atomic_path(out / "sweep.md") as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    for name, group in ranked.items():
+        _write_best(sweep, name, group[0], out)
+    _draw(sweep, ranked, out)
+
+
+def _write_best(sweep: Sweep, data_set: str, best: sweeps.Outcome, out: pathlib.Path) -> None:
     if not best.values:
         return
     for stage, settings in sweeps.best_settings(sweep, best).items():
-        name = "best.yaml" if len(sweep.stages) == 1 else f"best_{stage}.yaml"
-        with atomic_path(out / name) as temporary:
+        words = ["best", _of_file(data_set), stage if len(sweep.stages) > 1 else ""]
+        path = out / f"{'_'.join(filter(None, words))}.yaml"
+        with atomic_path(path) as temporary:
             temporary.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-        say(f"the best settings of {stage} -> {out / name}, for launch/train.py --config_file")
-    if keys == [sweeps.CASE]:
+        say(f"the best settings of {' on '.join(filter(None, [stage, data_set]))} -> {path}, for launch/train.py "
+            "--config_file")  # fmt: skip
+
+
+def _draw(sweep: Sweep, ranked: dict[str, list[sweeps.Outcome]], out: pathlib.Path) -> None:
+    """Cases as rows of one image, those of a data set together; else an image for each data set."""
+    from lapa_jax.plots.sweep import parallel_coordinates, seeds_of_cases
+
+    ranked = {name: done for name, group in ranked.items() if (done := [each for each in group if each.values])}
+    if not ranked or not next(iter(ranked.values()))[0].point:
+        return
+    keys = [*sweep.grid, *sweep.random]
+    if not keys:
         # In the order of the file, where what belongs together stands together.
-        order = list(sweep.cases)
-        shown = sorted((each for each in ranked if each.values), key=lambda each: order.index(each.point[sweeps.CASE]))
-        seeds_of_cases(out / "sweep.png", {each.point[sweeps.CASE]: list(each.values.values()) for each in shown},
-                       sweep.metric)  # fmt: skip
-    elif keys:
-        parallel_coordinates(out / "sweep.png", keys, [(list(each.point.values()), each.mean) for each in ranked
-                                                       if each.values], sweep.metric, sweep.mode)  # fmt: skip
-    if keys:
-        say(f"all of them -> {out / 'sweep.png'}")
+        order = ["", *sweep.cases].index
+        ordered = [each for group in ranked.values()
+                   for each in sorted(group, key=lambda each: order(each.point.get(sweeps.CASE, "")))]  # fmt: skip
+        names = {", ".join(each.point.values()): list(each.values.values()) for each in ordered}
+        paths = [seeds_of_cases(out / "sweep.png", names, sweep.metric)]
+    else:
+        keys = [sweeps.CASE] * bool(sweep.cases) + keys
+        paths = [parallel_coordinates(out / f"{'_'.join(filter(None, ['sweep', _of_file(name)]))}.png", keys,
+                                      [([each.point[key] for key in keys], each.mean) for each in group], sweep.metric,
+                                      sweep.mode) for name, group in ranked.items()]  # fmt: skip
+    say(f"all of them -> {', '.join(map(str, paths))}")
+
+
+def _of_file(data_set: str) -> str:
+    """A name within that of a file."""
+    return re.sub(r"\W+", "_", data_set).strip("_")
 
 
 if __name__ == "__main__":

@@ -41,6 +41,13 @@ class LogFormatter(logging.Formatter):
         return lines(super().formatException(ei))
 
 
+def warnings_to_terminal() -> None:
+    """Sends what any part of the program warns of to the terminal, a message as one line with its time."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter("%(asctime)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
 def page(text) -> str:
     """Text within the HTML of a page, and within the quotes of an attribute."""
     return html.escape(one_line(text), quote=True)

@@ -28,14 +28,14 @@ OUT = "out"
 """Placeholder of a command for the folder of its own stage."""
 LEAST_FINISHED = 3
 """Trials that must have ended before another is called hopeless."""
-_KEYS = ("stages", "config", "config_files", "set", "metric", "also", "mode", "seeds", "cases", "grid", "random",
-         "trials", "stop_hopeless")  # fmt: skip
+_KEYS = ("stages", "config", "config_files", "set", "metric", "also", "mode", "seeds", "data_sets", "cases", "grid",
+         "random", "trials", "stop_hopeless")  # fmt: skip
 _STAGE_KEYS = ("config", "config_files", "set", "command")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 Point = Mapping[str, str]
-"""{key that is varied: its value as text}; under "case" the name of one of `Sweep.cases`."""
-CASE = "case"
+"""{key that is varied: its value as text}; under `DATA` and `CASE` names of `Sweep.data_sets` and `Sweep.cases`."""
+DATA, CASE = "data set", "case"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +61,9 @@ class Sweep:
     stages: in the order in which they run. A stage that several trials have in common runs once.
     metric: name of a metric of the last stage. mode: "max" or "min", which is better.
     seeds: how many; seed k sets `seed` of all that is trained.
+    data_sets: {name: {key: value}}, with each of which everything is tried, and compared within each alone.
     cases: {name: {key: value}}, settings that are tried one by one, such as the parts of an ablation.
-    grid: {key: values}, of which all are tried with each case.
+    grid: {key: values}, of which all are tried with each case. Settings of a case override those of a data set.
     random: {key: distribution}, of which `trials` are drawn for each point of the grid.
     stop_hopeless: whether trials that the median rule calls hopeless are ended early.
     also: further metrics of the last stage, which the table shows and nothing is chosen by.
@@ -72,6 +73,7 @@ class Sweep:
     metric: str
     mode: str = "max"
     seeds: int = 1
+    data_sets: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     cases: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     grid: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     random: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -81,17 +83,18 @@ class Sweep:
 
     def points(self) -> list[Point]:
         """The settings that are tried. A larger number of `trials` keeps the first ones."""
-        cases = [{CASE: name} for name in self.cases] or [{}]
-        grid = [{**case, **dict(zip(self.grid, values))} for case in cases
+        sets, cases = [{DATA: name} for name in self.data_sets] or [{}], [{CASE: name} for name in self.cases] or [{}]
+        grid = [{**one, **case, **dict(zip(self.grid, values))} for one in sets for case in cases
                 for values in itertools.product(*self.grid.values())]  # fmt: skip
         drawn = [{key: draw(text, np.random.default_rng([k, index])) for index, (key, text) in enumerate(
             self.random.items())} for k in range(self.trials)] if self.random else [{}]  # fmt: skip
         return [{**chosen, **one} for chosen in grid for one in drawn]
 
     def settings(self, point: Point) -> dict[str, str]:
-        """A point with the settings of its case in place of the case's name."""
-        varied = {key: value for key, value in point.items() if key != CASE}
-        return {**self.cases.get(point.get(CASE, ""), {}), **varied}
+        """A point with the settings of its data set and case in place of their names."""
+        varied = {key: value for key, value in point.items() if key not in (DATA, CASE)}
+        of_names = {**self.data_sets.get(point.get(DATA, ""), {}), **self.cases.get(point.get(CASE, ""), {})}
+        return {**of_names, **varied}
 
 
 class Step(NamedTuple):
@@ -165,9 +168,9 @@ def from_values(values: Mapping, path: str) -> Sweep:
         raise UserError(f"{path} has no 'metric', the name of what is compared, such as val/loss")
     grid = {key: tuple(map(as_text, each if isinstance(each, list) else [each]))
             for key, each in values.get("grid", {}).items()}  # fmt: skip
-    cases = _cases(path, values.get("cases") or {})
-    sweep = Sweep(stages, str(values["metric"]), str(values.get("mode", "max")), values.get("seeds", 1), cases, grid,
-                  values.get("random", {}), values.get("trials", 0), values.get("stop_hopeless", False),
+    sweep = Sweep(stages, str(values["metric"]), str(values.get("mode", "max")), values.get("seeds", 1),
+                  _named(path, "data_sets", values.get("data_sets") or {}), _cases(path, values.get("cases") or {}),
+                  grid, values.get("random", {}), values.get("trials", 0), values.get("stop_hopeless", False),
                   _also(path, values.get("also", [])))  # fmt: skip
     return check(sweep)
 
@@ -178,17 +181,19 @@ def _also(path: str, value) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _named(path: str, key: str, value) -> dict[str, dict[str, str]]:
+    """{name: settings} of 'data_sets', or of a group of 'cases'."""
+    if not isinstance(value, Mapping) or not all(isinstance(each, Mapping) for each in value.values()):
+        raise UserError(f"{path}: '{key}' is {value!r}; name each with its settings, as `wide: {{model.dim: 256}}`")
+    return {str(name): {k: as_text(each) for k, each in settings.items()} for name, settings in value.items()}
+
+
 def _cases(path: str, value) -> dict[str, dict[str, str]]:
-    """{name: settings} of 'cases'; of a list of several, such as data sets and parts, each of one with each of the
-    others, where later ones override."""
-    groups = value if isinstance(value, list) else [value]
-    for group in groups:
-        if not isinstance(group, Mapping) or not all(isinstance(each, Mapping) for each in group.values()):
-            raise UserError(f"{path}: 'cases' is {value!r}; name each with its settings, as `wide: {{model.dim: 256}}`")
-    chosen = [group.items() for group in groups if group]
-    return {", ".join(name for name, _ in case): {key: as_text(each) for _, settings in case
-                                                  for key, each in settings.items()}
-            for case in itertools.product(*chosen) if case}  # fmt: skip
+    """{name: settings} of 'cases'; of a list of several, such as sizes and parts, each of one with each of the others,
+    where later ones override."""
+    groups = [_named(path, "cases", group) for group in (value if isinstance(value, list) else [value])]
+    return {", ".join(name for name, _ in case): {key: each for _, settings in case for key, each in settings.items()}
+            for case in itertools.product(*(group.items() for group in groups if group)) if case}  # fmt: skip
 
 
 def _stage(path: str, name: str, values) -> Stage:
@@ -226,9 +231,9 @@ def check(sweep: Sweep) -> Sweep:
     if empty := [key for key, values in sweep.grid.items() if not values]:
         raise UserError(f"the grid has no value for {empty[0]}")
     names = [stage.name for stage in sweep.stages]
-    of_cases = [key for case in sweep.cases.values() for key in case]
+    of_cases = [key for named in (sweep.data_sets, sweep.cases) for each in named.values() for key in each]
     if both := [key for key in of_cases if key in sweep.grid or key in sweep.random]:
-        raise UserError(f"{both[0]} is a setting of a case and varied besides; choose one")
+        raise UserError(f"{both[0]} is a setting of a data set or case and varied besides; choose one")
     for key in (*of_cases, *sweep.grid, *sweep.random):
         if len(names) > 1 and key.partition(".")[0] not in names:
             raise UserError(f"the key '{key}' names no stage: STAGE.KEY{did_you_mean(key.partition('.')[0], names)}")
@@ -338,6 +343,14 @@ def ranking(outcomes: Sequence[Outcome], mode: str) -> list[Outcome]:
     """The best first; those that lack a seed behind all that have every one, since fewer seeds flatter."""
     sign = -1 if mode == "max" else 1
     return sorted(outcomes, key=lambda each: (bool(each.missing), sign * each.mean if each.values else math.inf))
+
+
+def by_data_set(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+    """Those of each data set, in their order; all of them under "" where the sweep names none."""
+    groups: dict[str, list[Outcome]] = {}
+    for each in outcomes:
+        groups.setdefault(each.point.get(DATA, ""), []).append(each)
+    return groups
 
 
 def rows(outcomes: Sequence[Outcome]) -> Iterator[list[str]]:

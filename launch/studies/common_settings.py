@@ -82,9 +82,10 @@ ARMS = {
     "lapa_flow": Arm("codes", "flow"),
 }
 SHORT_ARMS = ("scratch", "scratch_long", "lapa", "actions")
-OF_CODES = ("codes", "few", "shuffled", "random")
-"""The kinds of labels: of a tokenizer of video alone, of one that was told the actions of the demonstrations, and those
-of the first dealt to other steps or drawn at random."""
+SCRAMBLED = ("shuffled", "random")
+"""Labels that say nothing: those of the tokenizer dealt to other steps, or drawn at random."""
+OF_CODES = ("codes", "few", *SCRAMBLED)
+"""The kinds of labels: of a tokenizer of video alone, of one that was told the actions of the demonstrations, ..."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,7 +43,7 @@ from concurrent.futures import Executor
 
 import common
 import common_tables as tables
-from common_settings import ARMS, BENCHMARKS, CONDITIONS, OF_CODES, SHORT, SHORT_ARMS, Scene
+from common_settings import ARMS, BENCHMARKS, CONDITIONS, OF_CODES, SCRAMBLED, SHORT, SHORT_ARMS, Scene
 
 from lapa_jax.core.errors import UserError, did_you_mean, run_main
 from lapa_jax.core.escape import say
@@ -69,9 +69,6 @@ OF_SIZES = {"videos": "episodes of video", "demos": "demonstrations", "laq": "st
             "pretrain": "steps of pretraining", "finetune": "most steps on the demonstrations",
             "episodes": "of each evaluation"}  # fmt: skip
 """{what may be asked for besides: what it is}."""
-
-HOW = ("shuffled", "random")
-"""The kinds of labels that `scramble_labels.py` makes."""
 
 VIDEOS = {"codes": "as recorded", "few": "as recorded, told the actions of the demonstrations"}
 """{tokenizer: its row in the table}."""
@@ -139,7 +136,7 @@ class Study:
         self.probes: dict[str, list[dict]] = {}
         self.pseudo: list[dict] = []
         self._pretrained = sorted({ARMS[arm].codes for arm in self.arms} - {""})
-        of_codes = any(codes in ("codes", *HOW) for codes in self._pretrained)
+        of_codes = any(codes in ("codes", *SCRAMBLED) for codes in self._pretrained)
         self._together = any(ARMS[arm].together for arm in self.arms)
         self._tokenizers = [*(["codes"] if of_codes or self._together else []),
                             *(["few"] if "few" in self._pretrained else [])]  # fmt: skip
@@ -179,7 +176,7 @@ class Study:
     def _pretrain_all(self, pool: Executor, seed: int) -> None:
         for kind, metrics in zip(self._tokenizers, pool.map(lambda kind: self.labels(kind, seed), self._tokenizers)):
             self.probes.setdefault(VIDEOS[kind], []).append(metrics)
-        for how in (codes for codes in self._pretrained if codes in HOW):
+        for how in (codes for codes in self._pretrained if codes in SCRAMBLED):
             self.scrambled(how, seed)
         for data in ((self._demos(seed), "validation") if self._together else ()):
             self._label("codes", seed, data)

@@ -82,6 +82,25 @@ def test_several_cases_are_multiplied_and_later_ones_override(tmp_path):
         "there, more": {"p": "b", "k": "2"}}  # fmt: skip
 
 
+def test_everything_is_tried_with_each_data_set_and_compared_within_it(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    sets, parts = "{easy: {p: a, k: 1}, hard: {p: b}}", "{plain: {}, more: {k: 2}}"
+    path.write_text(f"config: c\nmetric: m\ndata_sets: {sets}\ncases: {parts}")
+    sweep = sweeps.read(str(path))
+    points = sweep.points()
+    assert [tuple(point.values()) for point in points] == [
+        ("easy", "plain"), ("easy", "more"), ("hard", "plain"), ("hard", "more")]  # fmt: skip
+    assert [sweep.settings(point) for point in points] == [
+        {"p": "a", "k": "1"}, {"p": "a", "k": "2"}, {"p": "b"}, {"p": "b", "k": "2"}]  # fmt: skip
+    # The folders are those of the same settings as cases: what was trained before there were data sets is used again.
+    path.write_text(f"config: c\nmetric: m\ncases:\n- {sets}\n- {parts}")
+    before = sweeps.read(str(path))
+    assert [sweeps.steps(sweep, point, 0, tmp_path) for point in points] == [
+        sweeps.steps(before, point, 0, tmp_path) for point in before.points()]  # fmt: skip
+    outcomes = [Outcome(point, {0: value}, {}) for point, value in zip(points, (0.8, 0.9, 0.2, 0.1))]
+    assert {name: len(group) for name, group in sweeps.by_data_set(outcomes).items()} == {"easy": 2, "hard": 2}
+
+
 def test_a_trial_is_hopeless_below_the_median_of_the_averages():
     finished = [{0: 0.0, 10: 0.2, 20: 0.4, 30: 9.0}, {10: 0.5, 20: 0.7}, {10: 0.6, 20: 0.8}]
     # At step 20 the averages are 0.3, 0.6 and 0.7; step 0 is the untrained model.
@@ -129,7 +148,9 @@ def test_the_best_settings_are_a_file_of_overrides(tmp_path):
     ("config: a\nmetric: m\nseeds: 0", "seeds is 0"),
     ("config: a\nmetric: m\ngrid: {x: []}", "no value for x"),
     ("config: a\nmetric: m\ncases: [x]", "name each with its settings"),
-    ("config: a\nmetric: m\ncases: {x: {k: 1}}\ngrid: {k: [2]}", "k is a setting of a case and varied besides"),
+    ("config: a\nmetric: m\ndata_sets: [x]", "'data_sets' is .*name each with its settings"),
+    ("config: a\nmetric: m\ncases: {x: {k: 1}}\ngrid: {k: [2]}", "k is a setting of a data set or case and varied"),
+    ("config: a\nmetric: m\ndata_sets: {x: {k: 1}}\ngrid: {k: [2]}", "k is a setting of a data set or case and varied"),
     ("metric: m\nstages: {a: {config: c}, b: {command: [t.py]}}", "does not say where {out}"),
     ("metric: m\nstages: {a: {config: c}, b: {config: d}}\ngrid: {x.y: 1}", "'x.y' names no stage"),
 ])  # fmt: skip

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from lapa_jax.core.errors import UserError
+from lapa_jax.core.sweep import Outcome, Stage, Sweep
 from lapa_jax.plots import sweep as plots
 from lapa_jax.train import distributed
 from launch import sweep
@@ -143,6 +144,43 @@ def test_cases_are_drawn_seed_by_seed_in_the_order_of_the_file(chain, tmp_path, 
     assert (tmp_path / "out" / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_each_data_set_has_its_table_its_best_and_its_place_in_the_image(chain, tmp_path, monkeypatch, capsys):
+    file, runs = chain
+    content = yaml.safe_load(file.read_text())
+    content |= {"data_sets": {"far off": {"a.n": 50}, "near": {"a.n": 1}}, "grid": {"b.m": [10, 20]}}
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    out = tmp_path / "out"
+    command = ["--file", str(file), "--out", str(out)]
+    sweep.main(command)
+    table = (out / "sweep.md").read_text()
+    assert [line for line in table.splitlines() if line.startswith("## ")] == ["## far off", "## near"]
+    near = table.partition("## near")[2].splitlines()
+    assert near[2].startswith("| b.m |") and near[4].startswith("| 20 | 42 |") and near[5].startswith("| 10 | 22 |")
+    with open(out / "sweep.csv") as rows:
+        assert [(row["data set"], row["figure (mean)"]) for row in csv.DictReader(rows)] == [
+            ("far off", "140"), ("far off", "120"), ("near", "42"), ("near", "22")]  # fmt: skip
+    assert {path.name for path in out.glob("sweep*.png")} == {"sweep_far_off.png", "sweep_near.png"}
+    del content["grid"]
+    content["cases"] = {"ten": {"b.m": 10}, "twenty": {"b.m": 20}}
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    drawn = {}
+    monkeypatch.setattr(plots, "seeds_of_cases", lambda path, cases, metric: drawn.update(cases))
+    sweep.main(command)
+    assert list(drawn) == ["far off, ten", "far off, twenty", "near, ten", "near, twenty"]
+    assert len(runs.read_text().splitlines()) == 6, "nothing is run again"
+
+
+def test_the_best_settings_are_of_a_data_set(tmp_path):
+    data_sets = {"far off": {"data.path": "far"}, "near": {"data.path": "near"}}
+    tried = Sweep((Stage("run", "configs/fsq.py:test"),), "val/loss", "min", data_sets=data_sets,
+                  grid={"model.dim": ("8", "16")})  # fmt: skip
+    values = iter((0.1, 0.2, 0.4, 0.3))
+    sweep.report(tried, [Outcome(point, {0: next(values)}, {}) for point in tried.points()], tmp_path)
+    assert {path.name: yaml.safe_load(path.read_text()) for path in tmp_path.glob("best*")} == {
+        "best_far_off.yaml": {"data": {"path": "far"}, "model": {"dim": 8}},
+        "best_near.yaml": {"data": {"path": "near"}, "model": {"dim": 16}}}  # fmt: skip
+
+
 def test_shares_beside_each_other_make_one_table(chain, tmp_path, root):
     file, runs = chain
     command = [sys.executable, str(root / "launch/sweep.py"), "--file", str(file), "--out", str(tmp_path / "out")]
@@ -168,16 +206,16 @@ def test_the_tasks_of_a_job_array_take_their_shares(chain, tmp_path, monkeypatch
     assert "| 2 | 20 | 44 |" in capsys.readouterr().out and len(runs.read_text().splitlines()) == 6
 
 
-# A training whose figure is its number from the first evaluation on, and which lasts longest where that is 0.
+# A training whose figure is the product of its numbers from the first evaluation on; it lasts where that is 0 or 4.
 TRAINING = """
 import json, pathlib, sys, time
-folder, number = pathlib.Path(sys.argv[1]), float(sys.argv[2])
+folder, number = pathlib.Path(sys.argv[1]), float(sys.argv[2]) * float(sys.argv[3])
 folder.mkdir()
 with open(folder / "metrics.jsonl", "w") as file:
     for step in (0, 5, 10):
         file.write(json.dumps({"step": step, "val/figure": number}) + "\\n")
         file.flush()
-        time.sleep(60 if step == 5 and number == 0 else 0)
+        time.sleep({0: 60, 4: 1}.get(number, 0) if step == 5 else 0)
 """
 
 
@@ -185,7 +223,7 @@ def test_a_hopeless_trial_is_stopped(tmp_path, monkeypatch, capsys):
     script = tmp_path / "training.py"
     script.write_text(TRAINING)
     monkeypatch.setattr(sweep, "LOOK", 0.1)
-    content = {"metric": "val/figure", "stages": {"a": {"command": [str(script), "{out}", "{n}"]}},
+    content = {"metric": "val/figure", "stages": {"a": {"command": [str(script), "{out}", "{n}", "1"]}},
                "grid": {"a.n": [3, 2, 4, 0]}}  # fmt: skip
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(content))
     sweep.main(["--file", str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out"), "--stop_hopeless"])
@@ -194,6 +232,21 @@ def test_a_hopeless_trial_is_stopped(tmp_path, monkeypatch, capsys):
     assert [(row["a.n"], row["val/figure (mean)"]) for row in rows[:3]] == [("4", "4"), ("3", "3"), ("2", "2")]
     assert rows[3]["a.n"] == "0" and "stopped at step 5, where it was worse than the median" in rows[3]["missing"]
     assert "a.n=0, seed 0: stopped at step 5" in capsys.readouterr().out
+
+
+def test_a_trial_is_hopeless_on_its_own_data_set_alone(tmp_path, monkeypatch):
+    script = tmp_path / "training.py"
+    script.write_text(TRAINING)
+    monkeypatch.setattr(sweep, "LOOK", 0.1)
+    content = {"metric": "val/figure", "stages": {"a": {"command": [str(script), "{out}", "{n}", "{of_data}"]}},
+               "data_sets": {"easy": {"a.of_data": 10}, "hard": {"a.of_data": 1}},
+               "grid": {"a.n": [3, 2, 1, 4]}, "stop_hopeless": True}  # fmt: skip
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(content))
+    sweep.main(["--file", str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out")])
+    with open(tmp_path / "out" / "sweep.csv") as table:
+        rows = [row for row in csv.DictReader(table) if row["data set"] == "hard"]
+    # 4 is the best of its data set, though less than all of the other.
+    assert [(row["a.n"], row["val/figure (mean)"]) for row in rows][0] == ("4", "4")
 
 
 def test_a_signal_ends_what_runs(chain, tmp_path, root):
