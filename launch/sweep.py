@@ -165,13 +165,15 @@ class Runner:
         """What there is of a point by now."""
         values, missing, also = {}, {}, {name: [] for name in self._sweep.also}
         for seed in range(self._sweep.seeds):
-            last = sweeps.steps(self._sweep, point, seed, self._out)[-1].folder
+            folders = {step.stage: step.folder for step in sweeps.steps(self._sweep, point, seed, self._out)}
+            last = folders[self._sweep.stages[-1].name]
             done = read_json(_done(last)) if _done(last).is_file() else {"missing": "not run yet"}
             if "value" in done:
                 values[seed] = done["value"]
-                lines = _lines(last) if also else []
+                lines = {stage: _lines(folders[stage]) for stage in {self._sweep.figure(name)[0] for name in also}}
                 for name, numbers in also.items():
-                    curve = _curve(lines, name)
+                    stage, metric = self._sweep.figure(name)
+                    curve = _curve(lines[stage], metric)
                     numbers += [curve[max(curve)]] if curve else []
             else:
                 missing[seed] = done["missing"]

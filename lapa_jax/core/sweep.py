@@ -66,7 +66,7 @@ class Sweep:
     grid: {key: values}, of which all are tried with each case. Settings of a case override those of a data set.
     random: {key: distribution}, of which `trials` are drawn for each point of the grid.
     stop_hopeless: whether trials that the median rule calls hopeless are ended early.
-    also: further metrics of the last stage, which the table shows and nothing is chosen by.
+    also: further metrics, which the table shows and nothing is chosen by: of the last stage, or "stage.metric".
     """
 
     stages: tuple[Stage, ...]
@@ -95,6 +95,13 @@ class Sweep:
         varied = {key: value for key, value in point.items() if key not in (DATA, CASE)}
         of_names = {**self.data_sets.get(point.get(DATA, ""), {}), **self.cases.get(point.get(CASE, ""), {})}
         return {**of_names, **varied}
+
+
+    def figure(self, name: str) -> tuple[str, str]:
+        """(stage, metric) of an entry of `also`."""
+        stage, _, metric = name.partition(".")
+        earlier = {each.name for each in self.stages[:-1]}
+        return (stage, metric) if stage in earlier else (self.stages[-1].name, name)
 
 
 class Step(NamedTuple):

@@ -124,6 +124,11 @@ def test_further_figures_stand_in_the_table_and_choose_nothing(chain, tmp_path, 
     with open(tmp_path / "out" / "sweep.csv") as table:
         assert [(row["b.m"], row["more"]) for row in csv.DictReader(table)] == [("30", ""), ("20", "1"), ("10", "5")]
     assert len(runs.read_text().splitlines()) == 4, "nothing is run again"
+    file.write_text(yaml.safe_dump({**content, "also": ["a.figure"]}))
+    sweep.main(command)
+    with open(tmp_path / "out" / "sweep.csv") as table:
+        rows = list(csv.DictReader(table))
+    assert [(row["b.m"], row["a.figure"]) for row in rows] == [("30", "2"), ("20", "2"), ("10", "2")]
     sweep.main([*command, "--also", "nowhere"])
     assert "no trial has the figure 'nowhere'" in capsys.readouterr().out
     file.write_text(yaml.safe_dump({**content, "also": "more"}))
