@@ -18,7 +18,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import re
 import subprocess
 import sys
 import threading
@@ -334,7 +333,7 @@ def _write_best(sweep: Sweep, data_set: str, best: sweeps.Outcome, out: pathlib.
     if not best.values:
         return
     for stage, settings in sweeps.best_settings(sweep, best).items():
-        words = ["best", _of_file(data_set), stage if len(sweep.stages) > 1 else ""]
+        words = ["best", sweeps.in_file_name(data_set), stage if len(sweep.stages) > 1 else ""]
         path = out / f"{'_'.join(filter(None, words))}.yaml"
         with atomic_path(path) as temporary:
             temporary.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
@@ -359,15 +358,10 @@ def _draw(sweep: Sweep, ranked: dict[str, list[sweeps.Outcome]], out: pathlib.Pa
         paths = [seeds_of_cases(out / "sweep.png", names, sweep.metric)]
     else:
         keys = [sweeps.CASE] * bool(sweep.cases) + keys
-        paths = [parallel_coordinates(out / f"{'_'.join(filter(None, ['sweep', _of_file(name)]))}.png", keys,
+        paths = [parallel_coordinates(out / f"{'_'.join(filter(None, ['sweep', sweeps.in_file_name(name)]))}.png", keys,
                                       [([each.point[key] for key in keys], each.mean) for each in group], sweep.metric,
                                       sweep.mode) for name, group in ranked.items()]  # fmt: skip
     say(f"all of them -> {', '.join(map(str, paths))}")
-
-
-def _of_file(data_set: str) -> str:
-    """A name within that of a file."""
-    return re.sub(r"\W+", "_", data_set).strip("_")
 
 
 if __name__ == "__main__":

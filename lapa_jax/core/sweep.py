@@ -237,6 +237,11 @@ def check(sweep: Sweep) -> Sweep:
         raise UserError(f"{both[0]} is in the grid and drawn at random; choose one")
     if empty := [key for key, values in sweep.grid.items() if not values]:
         raise UserError(f"the grid has no value for {empty[0]}")
+    files: dict[str, str] = {}
+    for name in sweep.data_sets:
+        other = files.setdefault(in_file_name(name), name)
+        if other != name or not in_file_name(name):
+            raise UserError(f"the data set '{name}' would have the files of '{other}'; give it letters of its own")
     names = [stage.name for stage in sweep.stages]
     of_cases = [key for named in (sweep.data_sets, sweep.cases) for each in named.values() for key in each]
     if both := [key for key in of_cases if key in sweep.grid or key in sweep.random]:
@@ -358,6 +363,11 @@ def by_data_set(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
     for each in outcomes:
         groups.setdefault(each.point.get(DATA, ""), []).append(each)
     return groups
+
+
+def in_file_name(data_set: str) -> str:
+    """The name of a data set within that of a file."""
+    return re.sub(r"\W+", "_", data_set).strip("_")
 
 
 def rows(outcomes: Sequence[Outcome]) -> Iterator[list[str]]:

@@ -148,6 +148,7 @@ def test_the_best_settings_are_a_file_of_overrides(tmp_path):
     ("config: a\nmetric: m\nseeds: 0", "seeds is 0"),
     ("config: a\nmetric: m\ngrid: {x: []}", "no value for x"),
     ("config: a\nmetric: m\ncases: [x]", "name each with its settings"),
+    ("config: a\nmetric: m\ndata_sets: {a b: {}, a-b: {}}", "'a-b' would have the files of 'a b'"),
     ("config: a\nmetric: m\ndata_sets: [x]", "'data_sets' is .*name each with its settings"),
     ("config: a\nmetric: m\ncases: {x: {k: 1}}\ngrid: {k: [2]}", "k is a setting of a data set or case and varied"),
     ("config: a\nmetric: m\ndata_sets: {x: {k: 1}}\ngrid: {k: [2]}", "k is a setting of a data set or case and varied"),
