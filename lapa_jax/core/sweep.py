@@ -96,7 +96,6 @@ class Sweep:
         of_names = {**self.data_sets.get(point.get(DATA, ""), {}), **self.cases.get(point.get(CASE, ""), {})}
         return {**of_names, **varied}
 
-
     def figure(self, name: str) -> tuple[str, str]:
         """(stage, metric) of an entry of `also`."""
         stage, _, metric = name.partition(".")
