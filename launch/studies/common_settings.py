@@ -26,7 +26,7 @@ class Scene:
     options: tuple[str, ...] = ()
     gap: int = 6
     noise: float = 0.0
-    seconds: tuple[float, float] = (0.3, 1.0)
+    seconds: tuple[float, float] = (0.05, 0.3)
 
     def arguments(self) -> list[str]:
         """Of tools/record_sim.py and launch/eval.py."""

@@ -73,7 +73,7 @@ OF_SIZES = {"videos": "episodes of video", "demos": "demonstrations", "laq": "st
 VIDEOS = {"codes": "as recorded", "few": "as recorded, told the actions of the demonstrations"}
 """{tokenizer: its row in the table}."""
 
-SECONDS = {"policy": 0.17, "laq": 0.35, "inverse": 0.1, "begin": 25.0}
+SECONDS = {"policy": 0.09, "laq": 0.2, "inverse": 0.12, "begin": 15.0}
 """Of a core, measured roughly: a step of each kind, and what a command takes before its first step."""
 
 
