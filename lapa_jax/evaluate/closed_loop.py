@@ -112,7 +112,9 @@ def draw_rates(path, results: Mapping[str, Mapping]) -> pathlib.Path:
             rates = np.array([part["success_rate"] for part in parts])
             ends = np.array([[part["low"], part["high"]] for part in parts]).T
             x = np.arange(len(parts)) + (i - (len(results) - 1) / 2) * width
-            axes.bar(x, rates, width * 0.9, color=COLOURS[i % len(COLOURS)], label=name)
+            # More of them than colours: the colours again, hatched.
+            again = {"hatch": "////", "edgecolor": "white"} if i >= len(COLOURS) else {}
+            axes.bar(x, rates, width * 0.9, color=COLOURS[i % len(COLOURS)], label=name, **again)
             axes.errorbar(x, rates, np.abs(ends - rates), fmt="none", ecolor=plots.INK, elinewidth=0.8, capsize=2)
         axes.set_xticks(np.arange(len(tasks) + 1), [*tasks, "all"], rotation=20 if len(tasks) > 3 else 0)
         axes.set_ylim(0, 1.02)
