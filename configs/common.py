@@ -266,13 +266,18 @@ def tiny_vision_language_model(config: ml_collections.ConfigDict) -> None:
 
 
 def small_vision_language_model(config: ml_collections.ConfigDict) -> None:
-    """The tiny one with a tower that sees the instruction in place of the two, and two layers of decoder: 64 pixels."""
+    """The tiny one with a tower that sees the instruction in place of the two, and two layers of decoder: 64 pixels.
+
+    At the rate of the tiny one some seeds do not learn to look within 600 steps; at half of it all three tried did.
+    """
     tiny_vision_language_model(config)
     with config.ignore_type():
         config.model.siglip = config.model.dinov2 = None
         config.model.vision = ml_collections.ConfigDict({"name": "vision.film_conv", "widths": (24, 48, 64),
+                                                         "strides": (2, 2, 1), "points": 32,
                                                          "condition": 128, "tokens": 8, "dim": 64})  # fmt: skip
     config.model.llm.update({"dim": 64, "depth": 2, "hidden": 160})
+    config.optim.learning_rate = 5e-4
     config.data.image_size = 64
 
 

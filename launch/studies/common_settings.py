@@ -44,14 +44,14 @@ class Sizes:
     validation: int = 20
     laq: int = 400
     inverse: int = 1500
-    pretrain: int = 2000
+    pretrain: int = 1500
     finetune: int = 2400
     evaluations: int = 6
     rates: tuple[float, ...] = (1e-3, 5e-4, 2e-4)
     episodes: int = 50
 
 
-SHORT = {"videos": 300, "laq": 400, "inverse": 600, "pretrain": 1500, "finetune": 800, "evaluations": 4,
+SHORT = {"videos": 300, "laq": 400, "inverse": 600, "pretrain": 1000, "finetune": 800, "evaluations": 4,
          "rates": (5e-4,), "episodes": 20}  # fmt: skip
 """What --short changes: one seed in well under an hour of two cores."""
 
