@@ -22,6 +22,13 @@ PROBES = {
     "by chance": ("transfer_chance", "{:.0%}"),
     "R² back": ("transfer_action_r2", "{:.3f}"),
 }
+PREDICTIONS = {
+    "codes right": ("val/latent_accuracy", "{:.1%}"),
+    "majority": ("val/majority_accuracy", "{:.1%}"),
+    "top 3": ("val/latent_accuracy_top3", "{:.1%}"),
+    "nats": ("val/loss", "{:.2f}"),
+    "nats, unigram": ("val/loss_unigram", "{:.2f}"),
+}
 
 
 def solved(cells: Cells, name: str, condition: str, task: str | None = None) -> list[list[bool]]:
@@ -147,6 +154,14 @@ def by_video(probes: Mapping[str, Sequence[Mapping]]) -> str:
     rows = [[name, *common.cells(common.mean(group, PROBES) if len(group) > 1 else group[0], PROBES)]
             for name, group in probes.items() if group]  # fmt: skip
     return common.table(["latent actions of the video", *PROBES], rows) if rows else ""
+
+
+def predictions(lines: Mapping[str, Sequence[Mapping]]) -> str:
+    """The table of how well stage 2 predicts each kind of codes, a row for each seed; the last line of each run."""
+    rows = [[kind, str(seed), *common.cells(line, PREDICTIONS)]
+            for kind, of_seeds in lines.items() for seed, line in enumerate(of_seeds)]  # fmt: skip
+    about = "Stage 2 on held-out episodes of the video."
+    return f"{about}\n\n{common.table(['codes', 'seed', *PREDICTIONS], rows)}" if rows else ""
 
 
 def inverse(pseudo: Sequence[Mapping]) -> str:

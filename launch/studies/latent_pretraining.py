@@ -115,8 +115,8 @@ class Study:
 
     Attributes:
       benchmark, arms, sizes: what is compared, as asked for.
-      cells: what there is by now, see `common_tables`. probes, pseudo: metrics of the tokenizers and of inverse
-        dynamics.
+      cells: what there is by now, see `common_tables`. probes, predictions, pseudo: metrics of the tokenizers, of stage
+        2 and of inverse dynamics.
     """
 
     def __init__(self, args: argparse.Namespace):
@@ -134,6 +134,7 @@ class Study:
         self.out, self.jobs = args.out, args.jobs
         self.cells: dict[tuple[str, int], dict] = {}
         self.probes: dict[str, list[dict]] = {}
+        self.predictions: dict[str, list[dict]] = {}
         self.pseudo: list[dict] = []
         self._pretrained = sorted({ARMS[arm].codes for arm in self.arms} - {""})
         of_codes = any(codes in ("codes", *SCRAMBLED) for codes in self._pretrained)
@@ -182,7 +183,11 @@ class Study:
             self._label("codes", seed, data)
         if "vpt" in self._pretrained:
             self.pseudo.append(self.pseudo_actions(seed))
-        list(pool.map(lambda codes: self.pretrain(codes, seed), self._pretrained))
+        runs = pool.map(lambda codes: self.pretrain(codes, seed), self._pretrained)
+        for codes, run in zip(self._pretrained, runs, strict=True):
+            if codes in OF_CODES:
+                evaluations = [line for line in read_metrics(run) if LOSS in line]
+                self.predictions.setdefault(codes, []).append(evaluations[-1])
 
     def _drive_all(self, pool: Executor, seed: int) -> None:
         """From the pretrained runs to `cells` of the seed."""
@@ -208,8 +213,8 @@ class Study:
                                       (self._demos(seed), sizes.demos, DEMO_SEED + seed)):  # fmt: skip
             recordings[name] = (robot, ["--episodes", str(count), "--seed", str(its_seed), "--val_fraction", "0"])
         for name, (scene, how) in recordings.items():
-            command = [*scene.arguments(), *CONDITIONS["seen"], "--size", str(SIZE), "--noise", str(scene.noise), *how,
-                       "--out", str(self._data(name))]  # fmt: skip
+            command = [*scene.recorded(), *CONDITIONS["seen"], "--size", str(SIZE), *how, "--out",
+                       str(self._data(name))]  # fmt: skip
             record = functools.partial(common.call, self._log(name), "tools/record_sim.py", *command)
             self._timed(f"record {name}", record)
         if not self._data("words").exists():
@@ -342,7 +347,8 @@ class Study:
         about = (f"{sizes.videos} episodes of video, {sizes.demos} demonstrations and {sizes.validation} to choose by, "
                  f"{sizes.episodes} episodes a cell and seed.\n")  # fmt: skip
         parts = [about, tables.by_arm(of), tables.verdict(of), tables.differences(of), tables.by_task(of),
-                 tables.choices(of), tables.by_video(self.probes), tables.inverse(self.pseudo), self.times()]
+                 tables.choices(of), tables.by_video(self.probes), tables.predictions(self.predictions),
+                 tables.inverse(self.pseudo), self.times()]  # fmt: skip
         return "\n".join(part for part in parts if part)
 
     def _train(self, name: str, config: str, settings: list[str]) -> pathlib.Path:

@@ -50,7 +50,8 @@ def calls(monkeypatch):
             rate = next((float(a.partition("=")[2]) for a in arguments if "optim.learning_rate" in a), 0)
             # The second evaluation is the best; at the rate 0.0005 losses are least, but for the arm of true actions.
             best = 0.0002 if run.name.startswith("actions") else 0.0005
-            lines = [{"step": step, "val/loss": loss + abs(rate - best), "val/action_r2": r2}
+            lines = [{"step": step, "val/loss": loss + abs(rate - best), "val/action_r2": r2,
+                      "val/latent_accuracy": r2}
                      for step, loss, r2 in ((0, 0.0, 0.0), (1, 0.3, 0.4), (2, 0.1, 0.5), (3, 0.2, 0.6))]  # fmt: skip
             (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         elif script == "launch/eval.py" and "--env" in value:
@@ -125,6 +126,7 @@ def test_every_arm_searches_alike_and_drives_on_the_same_starts(calls, tmp_path,
     assert "seen: LAPA over scratch 3.00, LAPA over true actions 0.75" in text
     assert "| actions | 0.001: 0.1008, 0.0005: 0.1003, 0.0002: 0.1000 | 0.0002 | 2, 2 |" in text
     assert "says nothing" not in text and "of the video, a seed each: 0.400, 0.400" in text
+    assert "| few | 1 | 60.0% |" in text, "of each seed, the last evaluation of stage 2"
     assert "| moving background |  |  |  | 0.800 |" in text and "| task 1 |" in text
     assert (tmp_path / "tables.md").read_text() in text and (tmp_path / "success.png").stat().st_size > 3000
     expensive = ("launch/train.py", "launch/eval.py")
@@ -167,6 +169,9 @@ def test_every_benchmark_is_a_table(calls, tmp_path, name):
     recorded = {pathlib.Path(a[-1]).name: value_of(a) for script, a in calls if script == "tools/record_sim.py"}
     demos = recorded[f"demos_{benchmark.sizes.demos}_0"]
     assert (recorded["videos"]["--env"], demos["--env"]) == (benchmark.filmed.env, benchmark.robot.env)
+    rates = {data: value.get("--fps") for data, value in recorded.items() if data not in ("moving", "validation")}
+    slowed = {"videos": benchmark.filmed.env, f"demos_{benchmark.sizes.demos}_0": benchmark.robot.env}
+    assert rates == {data: "20" if env == "metaworld" else None for data, env in slowed.items()}
     assert "moving" not in recorded or name == "push_table"
     driven = [a for script, a in calls if script == "launch/eval.py" and "--env" in a]
     assert len(driven) == len(benchmark.conditions) * (len(benchmark.arms) + 1)
