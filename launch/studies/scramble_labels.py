@@ -11,6 +11,7 @@ import hashlib
 import pathlib
 
 import numpy as np
+from common_settings import SCRAMBLED
 
 from lapa_jax.core.arguments import Parser
 from lapa_jax.core.errors import UserError, run_main
@@ -26,14 +27,12 @@ from lapa_jax.data.shards.step_shards import (
     write_dataset,
 )
 
-HOW = ("shuffled", "random")
-
 
 def main(argv: list[str]) -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--labels", required=True, help="folder of launch/label.py")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="a new folder, or one to finish")
-    parser.add_argument("--how", choices=HOW, required=True)
+    parser.add_argument("--how", choices=SCRAMBLED, required=True)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     info = read_label_info(args.labels)

@@ -1,5 +1,6 @@
 """Labels of the embedded sample dealt to other steps, or drawn at random: they fit the data and say nothing."""
 
+import common_settings
 import numpy as np
 import pytest
 
@@ -17,7 +18,7 @@ def codes_of(folder, split="train"):
     return np.concatenate(list(StepShards(folder, split).column("latent")))
 
 
-@pytest.mark.parametrize("how", scramble_labels.HOW)
+@pytest.mark.parametrize("how", common_settings.SCRAMBLED)
 def test_they_fit_the_data_and_say_nothing(tmp_path, how):
     command = ["--labels", LABELS, "--how", how, "--out", str(tmp_path / "out")]
     scramble_labels.main(command)
