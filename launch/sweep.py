@@ -186,7 +186,7 @@ class Runner:
             with self._once(step):
                 if self._ending.is_set():
                     return
-                problem = self._step(step, point.get(sweeps.DATA), last=step is steps[-1])
+                problem = self._step(step, last=step is steps[-1])
             if problem:
                 break
         done = read_json(_done(steps[-1].folder)) if not problem else {"missing": problem}
@@ -211,14 +211,14 @@ class Runner:
                     time.sleep(LOOK)
             yield
 
-    def _step(self, step: Step, data_set: str | None, last: bool) -> str | None:
+    def _step(self, step: Step, last: bool) -> str | None:
         """Runs a stage unless it is done. Returns why it failed, None where it did not."""
         done = _done(step.folder)
         if done.is_file():
             before = read_json(done)
             # Asked for another figure before. One that was stopped early has none, and stays what it is.
             if last and before.keys() & {"metric", "value"} and before.get("metric") != self._sweep.metric:
-                self._note(done, {"command": step.command, "data_set": data_set, **self._figure(step.folder)})
+                self._note(done, {**_described(step), **self._figure(step.folder)})
             return None
         log = step.folder.with_name(f"{step.folder.name}.log")
         # One thread each where several run: two side by side take less time than one after the other on all cores.
@@ -230,12 +230,12 @@ class Runner:
                                        stderr=file, env=env)  # fmt: skip
         self._running.add(process)
         try:
-            stopped_at = self._wait(process, step.folder, data_set, last)
+            stopped_at = self._wait(process, step, last)
         finally:
             self._running.discard(process)
         if self._ending.is_set():
             return None
-        content = {"command": step.command, "data_set": data_set}
+        content = _described(step)
         if stopped_at is not None:
             content |= {"missing": f"stopped at step {stopped_at}, where it was worse than the median"}
         elif process.returncode:
@@ -245,9 +245,7 @@ class Runner:
         self._note(done, content)
         return None
 
-    def _wait(
-        self, process: subprocess.Popen, folder: pathlib.Path, data_set: str | None, last: bool
-    ) -> int | None:  # fmt: skip
+    def _wait(self, process: subprocess.Popen, step: Step, last: bool) -> int | None:
         """Waits for the end of a process. Returns the step at which it was ended for being hopeless on its data set."""
         watched = last and self._sweep.stop_hopeless
         while True:
@@ -256,8 +254,8 @@ class Runner:
                 return None
             if not watched:
                 continue
-            curve = _curve(_lines(folder), self._sweep.metric)
-            finished = [dict(each["curve"]) for each in self._ended() if each.get("data_set") == data_set]
+            curve = _curve(_lines(step.folder), self._sweep.metric)
+            finished = [dict(each["curve"]) for each in self._ended() if each.get("data_set") == step.data_set]
             if sweeps.hopeless(curve, finished, self._sweep.mode):
                 process.terminate()
                 process.wait()
@@ -283,6 +281,11 @@ class Runner:
         """What is noted of each trial that has ended and has the metric; its "curve" is pairs (step, value)."""
         ended = [read_json(path) for path in self._out.glob(f"*.{DONE}")]
         return [each for each in ended if each.get("metric") == self._sweep.metric and "curve" in each]
+
+
+def _described(step: Step) -> dict:
+    """What is noted of a stage that has ended, whatever came of it."""
+    return {"command": step.command, "data_set": step.data_set}
 
 
 def _curve(lines: list[dict], metric: str) -> dict[int, float]:

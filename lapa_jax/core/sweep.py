@@ -104,11 +104,13 @@ class Sweep:
 
 
 class Step(NamedTuple):
-    """A stage of one trial. Attributes: stage: its name. folder: where it writes. command: script and arguments."""
+    """A stage of one trial. Attributes: stage: its name. folder: where it writes. command: script and arguments.
+    data_set: of the trial's point, None where the sweep names none."""
 
     stage: str
     folder: pathlib.Path
     command: tuple[str, ...]
+    data_set: str | None
 
 
 def steps(sweep: Sweep, point: Point, seed: int, out: pathlib.Path) -> list[Step]:
@@ -130,7 +132,8 @@ def steps(sweep: Sweep, point: Point, seed: int, out: pathlib.Path) -> list[Step
         name = f"{stage.name}-{xxhash.xxh3_64(json.dumps(described).encode()).hexdigest()[:10]}"
         folders[stage.name] = name
         places = {OUT: str(out / name), **{other: str(out / folder) for other, folder in folders.items()}}
-        made.append(Step(stage.name, out / name, tuple(_fill(word, places) for word in words)))
+        command = tuple(_fill(word, places) for word in words)
+        made.append(Step(stage.name, out / name, command, point.get(DATA)))
     return made
 
 

@@ -95,8 +95,10 @@ def test_everything_is_tried_with_each_data_set_and_compared_within_it(tmp_path)
     # The folders are those of the same settings as cases: what was trained before there were data sets is used again.
     path.write_text(f"config: c\nmetric: m\ncases:\n- {sets}\n- {parts}")
     before = sweeps.read(str(path))
-    assert [sweeps.steps(sweep, point, 0, tmp_path) for point in points] == [
-        sweeps.steps(before, point, 0, tmp_path) for point in before.points()]  # fmt: skip
+    steps = [step for point in points for step in sweeps.steps(sweep, point, 0, tmp_path)]
+    assert [step.data_set for step in steps] == ["easy", "easy", "hard", "hard"]
+    assert [step._replace(data_set=None) for step in steps] == [
+        step for point in before.points() for step in sweeps.steps(before, point, 0, tmp_path)]  # fmt: skip
     outcomes = [Outcome(point, {0: value}, {}) for point, value in zip(points, (0.8, 0.9, 0.2, 0.1))]
     assert {name: len(group) for name, group in sweeps.by_data_set(outcomes).items()} == {"easy": 2, "hard": 2}
 
