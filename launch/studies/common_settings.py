@@ -43,8 +43,8 @@ class Scene:
 @dataclasses.dataclass(frozen=True)
 class Sizes:
     """How much of everything. Episodes: `videos`, `demos`, `validation` and `episodes` of each evaluation; the rest are
-    steps: of stage 1, of inverse dynamics, of pretraining, and of learning from demonstrations, where an arm may stop
-    at each of `evaluations`; `rates` are those that it may choose from."""
+    steps: of stage 1, of inverse dynamics, of pretraining, and of learning from demonstrations. These end where so many
+    as `patience` of their `evaluations` have brought nothing; `rates` are those that an arm may choose from."""
 
     videos: int = 1000
     demos: int = 50
@@ -53,12 +53,13 @@ class Sizes:
     inverse: int = 1500
     pretrain: int = 1500
     finetune: int = 2400
-    evaluations: int = 6
+    evaluations: int = 12
+    patience: int = 5
     rates: tuple[float, ...] = (1e-3, 5e-4, 2e-4)
     episodes: int = 50
 
 
-SHORT = {"videos": 300, "laq": 400, "inverse": 600, "pretrain": 1000, "finetune": 800, "evaluations": 4,
+SHORT = {"videos": 300, "laq": 400, "inverse": 600, "pretrain": 1000, "finetune": 800, "evaluations": 8,
          "rates": (5e-4,), "episodes": 20}  # fmt: skip
 """What --short changes: one seed in well under an hour of two cores."""
 

@@ -82,7 +82,7 @@ def main(argv: list[str]) -> None:
     study = Study(args)
     seeds = args.seeds or (1 if args.short else study.benchmark.seeds)
     core_hours = study.hours(seeds)
-    say(f"{len(study.arms)} arms, {seeds} seeds: about {core_hours:.1f} core hours from nothing, "
+    say(f"{len(study.arms)} arms, {seeds} seeds: about {core_hours:.1f} core hours from nothing at most, "
         f"{core_hours / args.jobs:.1f} hours with --jobs {args.jobs}")  # fmt: skip
     text = ""
     from lapa_jax.evaluate.closed_loop import draw_rates
@@ -288,8 +288,8 @@ class Study:
                      *([] if codes in OF_CODES else ["init_from_except=()"])]  # fmt: skip
         settings = [f"seed={seed}", *learned, f"data.val_path={self._data('validation')}", "data.split_val=train",
                     *begin, *_steps(self.sizes.finetune + long * self.sizes.pretrain, self.sizes.evaluations),
-                    f"train.best_metric={LOSS}", "train.best_mode=min", f"optim.learning_rate={rate}",
-                    *self._of_policies]  # fmt: skip
+                    f"train.best_metric={LOSS}", "train.best_mode=min", f"train.patience={self.sizes.patience}",
+                    f"optim.learning_rate={rate}", *self._of_policies]  # fmt: skip
         config = f"vla_action.py:{self.benchmark.policy}+{head}{variant}"
         return self._train(self._tuned(arm, seed, rate), config, settings)
 
