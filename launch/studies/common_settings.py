@@ -94,6 +94,8 @@ SCRAMBLED = ("shuffled", "random")
 """Labels that say nothing: those of the tokenizer dealt to other steps, or drawn at random."""
 OF_CODES = ("codes", "few", *SCRAMBLED)
 """The kinds of labels: of a tokenizer of video alone, of one that was told the actions of the demonstrations, ..."""
+OF_DEMONSTRATIONS = ("few", "vpt")
+"""What the video is labelled with by something that learned from the demonstrations."""
 
 
 @dataclasses.dataclass(frozen=True)

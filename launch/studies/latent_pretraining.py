@@ -43,7 +43,17 @@ from concurrent.futures import Executor
 
 import common
 import common_tables as tables
-from common_settings import ARMS, BENCHMARKS, CONDITIONS, OF_CODES, SCRAMBLED, SHORT, SHORT_ARMS, Scene
+from common_settings import (
+    ARMS,
+    BENCHMARKS,
+    CONDITIONS,
+    OF_CODES,
+    OF_DEMONSTRATIONS,
+    SCRAMBLED,
+    SHORT,
+    SHORT_ARMS,
+    Scene,
+)
 
 from lapa_jax.core.errors import UserError, did_you_mean, run_main
 from lapa_jax.core.escape import say
@@ -232,7 +242,7 @@ class Study:
             config, of_data = f"{config}+actions", [f"data.mixture={parts!r}", f"data.val_path={video}"]
         settings = [f"seed={seed}", *of_data, f"data.gap_frames={self.benchmark.filmed.gap}", *_steps(self.sizes.laq),
                     "train.trackers=()"]  # fmt: skip
-        run = self._train(f"laq_{kind}_{data}_{seed}", config, settings)
+        run = self._train(f"laq_{kind}_{data}_{self._number(kind, seed)}", config, settings)
         return self._timed(f"probe {run.name}", lambda: common.evaluate(run, "--reference_steps", "0"))["metrics"]
 
     def labels(self, kind: str, seed: int) -> dict:
@@ -243,8 +253,8 @@ class Study:
 
     def _label(self, kind: str, seed: int, data: str = "videos") -> None:
         out = self._labels(kind, seed, data)
-        command = ["--run", str(self._run(f"laq_{kind}_videos_{seed}")), "--data", str(self._data(data)), "--out",
-                   str(out)]  # fmt: skip
+        run = self._run(f"laq_{kind}_videos_{self._number(kind, seed)}")
+        command = ["--run", str(run), "--data", str(self._data(data)), "--out", str(out)]
         self._timed(f"label {out.name}", lambda: common.call(self._log(out.name), "launch/label.py", *command))
 
     def scrambled(self, how: str, seed: int) -> None:
@@ -255,7 +265,7 @@ class Study:
 
     def pseudo_actions(self, seed: int) -> dict:
         """The actions that inverse dynamics sees in the video; what tools/pseudo_actions.py says of them."""
-        folder = self._data(f"pseudo_{seed}")
+        folder = self._data(f"pseudo_{self._number('vpt', seed)}")
         command = ["--demonstrations", str(self._data(self._demos(seed))), "--data", str(self._data("videos")), "--out",
                    str(folder), "--steps", str(self.sizes.inverse), "--seed", str(seed)]  # fmt: skip
         name = f"pseudo-actions {seed}"
@@ -267,13 +277,14 @@ class Study:
         video = str(self._data("videos"))
         config, changes = f"vla_action.py:{self.benchmark.policy}+chunk", [f"data.path={video}"]
         if codes == "vpt":
-            changes = [f"data.path={self._data(f'pseudo_{seed}')}", f"data.val_path={video}"]
+            pseudo = self._data(f"pseudo_{self._number('vpt', seed)}")
+            changes = [f"data.path={pseudo}", f"data.val_path={video}"]
         if codes in OF_CODES:
             labels, config = self._labels(codes, seed), f"vla_latent.py:{self.benchmark.policy}"
             tokenizer = read_label_info(labels)["tokenizer"]
             changes = [f"data.path={video}", f"data.labels={labels}", f"data.labels_tokenizer={tokenizer}"]
         settings = [f"seed={seed}", *changes, *_steps(self.sizes.pretrain), *self._of_policies]
-        return self._train(f"pretrain_{codes}_{seed}", config, settings)
+        return self._train(self._before(codes, seed), config, settings)
 
     def finetune(self, arm: str, seed: int, rate: float) -> pathlib.Path:
         """The run of an arm on the demonstrations, which keeps the checkpoint that validation demonstrations choose."""
@@ -284,7 +295,7 @@ class Study:
             variant, learned = "+cotrained", self._both(seed)
         if codes:
             # of latent actions the head begins afresh, as the config says; of actions it goes on
-            begin = [f"init_from.={self._run(f'pretrain_{codes}_{seed}')}",
+            begin = [f"init_from.={self._run(self._before(codes, seed))}",
                      *([] if codes in OF_CODES else ["init_from_except=()"])]  # fmt: skip
         settings = [f"seed={seed}", *learned, f"data.val_path={self._data('validation')}", "data.split_val=train",
                     *begin, *_steps(self.sizes.finetune + long * self.sizes.pretrain, self.sizes.evaluations),
@@ -381,11 +392,19 @@ class Study:
         # With their number, so that other numbers of them use the same video and what was pretrained on it.
         return f"demos_{self.sizes.demos}_{seed}"
 
+    def _number(self, kind: str, seed: int) -> str:
+        # What was made of other demonstrations must not be taken for it.
+        return f"{self.sizes.demos}_{seed}" if kind in OF_DEMONSTRATIONS else str(seed)
+
+    def _before(self, codes: str, seed: int) -> str:
+        return f"pretrain_{codes}_{self._number(codes, seed)}"
+
     def _tuned(self, arm: str, seed: int, rate: float) -> str:
         return f"{arm}_{self.sizes.demos}_{seed}_{rate:g}"
 
     def _labels(self, kind: str, seed: int, data: str = "videos") -> pathlib.Path:
-        return self.out / "data" / f"labels_{kind}_{seed}{'' if data == 'videos' else f'_of_{data}'}"
+        of_others = "" if data == "videos" else f"_of_{data}"
+        return self.out / "data" / f"labels_{kind}_{self._number(kind, seed)}{of_others}"
 
     def _run(self, name: str) -> pathlib.Path:
         return self.out / "runs" / name

@@ -105,13 +105,13 @@ def test_every_arm_searches_alike_and_drives_on_the_same_starts(calls, tmp_path,
     assert {f"--config.train.steps={sizes.finetune}", "--config.model.llm.depth=2", "--config.data.split_val=train",
             f"--config.data.val_path={tmp_path}/data/validation"} <= set(own["lapa"])  # fmt: skip
     begun = {arm: [a.partition("=")[2] for a in args if "init_from.=" in a] for arm, args in last.items()}
-    kinds = {"lapa": "codes", "lapa_few": "few", "lapa_shuffled": "shuffled", "lapa_random": "random", "vpt": "vpt",
-             "actions": "actions"}  # fmt: skip
-    assert begun == {"scratch": []} | {arm: [f"{tmp_path}/runs/pretrain_{kind}_1"] for arm, kind in kinds.items()}
+    kinds = {"lapa": "codes_1", "lapa_few": "few_50_1", "lapa_shuffled": "shuffled_1", "lapa_random": "random_1",
+             "vpt": "vpt_50_1", "actions": "actions_1"}  # fmt: skip
+    assert begun == {"scratch": []} | {arm: [f"{tmp_path}/runs/pretrain_{kind}"] for arm, kind in kinds.items()}
     assert "--config.data.labels_tokenizer=of labels_shuffled_1" in trained["pretrain_shuffled_1"]
-    assert f"--config.data.path={tmp_path}/data/pseudo_1" in trained["pretrain_vpt_1"]
+    assert f"--config.data.path={tmp_path}/data/pseudo_50_1" in trained["pretrain_vpt_50_1"]
     assert f"--config.data.path={tmp_path}/data/videos" in trained["pretrain_actions_1"]
-    mixture = next(a for a in trained["laq_few_videos_1"] if "data.mixture" in a)
+    mixture = next(a for a in trained["laq_few_videos_50_1"] if "data.mixture" in a)
     assert f"'path': '{tmp_path}/data/demos_50_1', 'weight': 0.25, 'action_share': 1.0" in mixture
     drives = [value_of(a) for script, a in calls if script == "launch/eval.py" and "--env" in a]
     assert len(drives) == 2 * 2 * (len(ARMS) + 1), "each arm, and the controls once"
@@ -133,6 +133,21 @@ def test_every_arm_searches_alike_and_drives_on_the_same_starts(calls, tmp_path,
     done = len([script for script, _ in calls if script in expensive])
     study.main(command)
     assert len([script for script, _ in calls if script in expensive]) == done
+
+
+def test_other_demonstrations_use_the_same_video_and_nothing_that_others_taught(calls, tmp_path):
+    arms = ["lapa", "lapa_few", "vpt", "actions"]
+    for demos in ("50", "9"):
+        study.main(["--out", str(tmp_path), "--short", "--jobs", "1", "--demos", demos, "--arms", *arms])
+    trained = [pathlib.Path(a[-1]).name for script, a in calls if script == "launch/train.py"]
+    assert len(trained) == len(set(trained)), "a training with another's demonstrations would be refused"
+    before = {name for name in trained if name.startswith(("laq", "pretrain"))}
+    once = {"laq_codes_videos_0", "laq_codes_moving_0", "pretrain_codes_0", "pretrain_actions_0"}
+    of_demos = {f"{name}_{demos}_0" for name in ("laq_few_videos", "pretrain_few", "pretrain_vpt") for demos in (9, 50)}
+    assert before == once | of_demos
+    pseudo = [value_of(a) for script, a in calls if script == "tools/pseudo_actions.py"]
+    assert {(value["--demonstrations"], value["--out"]) for value in pseudo} == {
+        (f"{tmp_path}/data/demos_{demos}_0", f"{tmp_path}/data/pseudo_{demos}_0") for demos in (9, 50)}  # fmt: skip
 
 
 def test_the_short_study_has_one_seed_and_one_rate(calls, tmp_path, capsys):
