@@ -4,8 +4,8 @@ python launch/studies/scaling.py --out DIR [--benchmark push_table] [--videos 10
     [--demos 5 10 25 50 200] [--seeds 3] [--jobs 2] [--overrides optim.weight_decay=0 ...]
 
 Each point is a `latent_pretraining.py`, in a folder of its own; those of the same video share what was pretrained on
-it. With more video the arms are "lapa" and "actions", with more demonstrations "scratch_long" too. One number of the
-other kind stays that of the benchmark. A study that was interrupted goes on where it stopped. `tables.md` and
+it. With more video the arms are "lapa" and "actions", with more demonstrations "scratch_long" and "vpt" too. One number
+of the other kind stays that of the benchmark. A study that was interrupted goes on where it stopped. `tables.md` and
 `scaling.png` in DIR.
 """
 
@@ -21,7 +21,7 @@ from lapa_jax.core.errors import UserError, did_you_mean, run_main
 from lapa_jax.core.escape import say
 from lapa_jax.core.files import atomic_path
 
-ARMS = {"videos": ("lapa", "actions"), "demos": ("scratch_long", "lapa", "actions")}
+ARMS = {"videos": ("lapa", "actions"), "demos": ("scratch_long", "lapa", "vpt", "actions")}
 """{what is counted: the arms that depend on it}."""
 
 WORDS = {"videos": "episodes of video", "demos": "demonstrations"}

@@ -31,8 +31,8 @@ def test_points_of_the_same_video_share_its_folder(studies, tmp_path, capsys):
     study.main(["--out", str(tmp_path), "--videos", "100", "1000", "--demos", "50", "200", "--seeds", "2"])
     assert studies == [
         ("videos_100", 100, 50, ("lapa", "actions"), 2), ("videos_1000", 1000, 50, ("lapa", "actions"), 2),
-        ("videos_1000", 1000, 50, ("scratch_long", "lapa", "actions"), 2),
-        ("videos_1000", 1000, 200, ("scratch_long", "lapa", "actions"), 2),
+        ("videos_1000", 1000, 50, ("scratch_long", "lapa", "vpt", "actions"), 2),
+        ("videos_1000", 1000, 200, ("scratch_long", "lapa", "vpt", "actions"), 2),
     ]  # fmt: skip
     text = capsys.readouterr().out
     assert "4 points, 2 seeds: at most" in text
