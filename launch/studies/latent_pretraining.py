@@ -185,14 +185,16 @@ class Study:
                 yield seed
 
     def _pretrain_all(self, pool: Executor, seed: int) -> None:
+        # Beside the tokenizer: both take minutes, and neither needs the other.
+        seen = pool.submit(self.pseudo_actions, seed) if "vpt" in self._pretrained else None
         for kind, metrics in zip(self._tokenizers, pool.map(lambda kind: self.labels(kind, seed), self._tokenizers)):
             self.probes.setdefault(VIDEOS[kind], []).append(metrics)
         for how in (codes for codes in self._pretrained if codes in SCRAMBLED):
             self.scrambled(how, seed)
         for data in ((self._demos(seed), "validation") if self._together else ()):
             self._label("codes", seed, data)
-        if "vpt" in self._pretrained:
-            self.pseudo.append(self.pseudo_actions(seed))
+        if seen is not None:
+            self.pseudo.append(seen.result())
         runs = pool.map(lambda codes: self.pretrain(codes, seed), self._pretrained)
         for codes, run in zip(self._pretrained, runs, strict=True):
             if codes in OF_CODES:
