@@ -21,8 +21,10 @@ def draw(path, panels: Mapping[str, Mapping[str, Points]]) -> pathlib.Path:
         names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
         colours, shown = dict(zip(names, COLOURS * len(names))), {}
         for axes, (counted, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
-            for name, points in lines.items():
+            for number, (name, points) in enumerate(lines.items()):
                 counts, rates = zip(*sorted(points, key=lambda point: point[0]))
+                # A little beside each other, or intervals would hide one another.
+                counts = np.array(counts) * 1.02 ** (number - (len(lines) - 1) / 2)
                 middle = np.array([rate["success_rate"] for rate in rates])
                 ends = np.array([[rate["low"], rate["high"]] for rate in rates]).T
                 shown[name] = axes.errorbar(counts, middle, np.abs(ends - middle), color=colours[name], marker="o",
@@ -34,5 +36,5 @@ def draw(path, panels: Mapping[str, Mapping[str, Points]]) -> pathlib.Path:
             axes.set_ylim(0, 1.02)
             axes.set_xlabel(counted)
         figure.axes[0].set_ylabel("success rate")
-        figure.legend(shown.values(), shown.keys(), loc="outside upper left", ncols=4, frameon=False)
+        figure.legend(shown.values(), shown.keys(), loc="outside upper left", ncols=2 * len(panels), frameon=False)
         return frames.save(figure, path)
