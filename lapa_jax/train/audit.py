@@ -144,7 +144,7 @@ def _with_product(module: hlo.Module, multiplied: list[Product]) -> set[str]:
     while len(names) > before:
         before = len(names)
         for name, computation in module.computations.items():
-            if any(i.opcode == "fusion" and dict(hlo.called_by(i))["calls"] in names for i in computation.values()):
+            if any(i.opcode in hlo.FUSIONS and dict(hlo.called_by(i))["calls"] in names for i in computation.values()):
                 names.add(name)
     return names
 
@@ -202,7 +202,7 @@ def _kind(module: hlo.Module, run: hlo.Run, with_product: set[str]) -> str:
     if instruction.opcode in ("dot", "convolution") or "__cublas" in instruction.line or "__cudnn" in instruction.line:
         return "products"
     fused = module.computations.get(dict(hlo.called_by(instruction)).get("calls", ""), {})
-    if instruction.opcode == "fusion":
+    if instruction.opcode in hlo.FUSIONS:
         if dict(hlo.called_by(instruction))["calls"] in with_product:
             return "products"
         opcodes = {inner.opcode for inner in fused.values()}

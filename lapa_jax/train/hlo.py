@@ -16,6 +16,8 @@ BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "f1
 FREE = frozenset("parameter get-tuple-element tuple bitcast constant while call conditional after-all partition-id "
                  "replica-id iota async-start async-update optimization-barrier".split())
 """What moves nothing by itself."""
+FUSIONS = ("fusion", "fusion-start")
+"""The second one runs beside what follows it (XLA of jax 0.11); it moves no more."""
 
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _NAME = re.compile(r"^  (ROOT )?%([\w.-]+) = ")
@@ -123,7 +125,7 @@ class Module:
             for role, computation in called_by(instruction):
                 # What a reduction or a collective applies is a function of two numbers.
                 applied = role == "to_apply" and instruction.opcode != "call"
-                if role == "condition" or applied or (instruction.opcode == "fusion" and not into_fusions):
+                if role == "condition" or applied or (instruction.opcode in FUSIONS and not into_fusions):
                     continue
                 inner = outer
                 if role == "body":
@@ -159,7 +161,7 @@ class Module:
         instruction, computation = run.instruction, self.computations[run.computation]
         if instruction.opcode in FREE or instruction.opcode.endswith("-done"):
             return 0
-        if instruction.opcode == "fusion":
+        if instruction.opcode in FUSIONS:
             fused = self.computations[dict(called_by(instruction))["calls"]]
             return sum(self._read(fused)) + _written_by(fused)
         return _moved(instruction, computation)
@@ -180,7 +182,7 @@ class Module:
                     continue  # written in place
                 elif user.opcode in ("bitcast", "get-tuple-element", "reshape") or _ALIAS in user.line:
                     parts += read(user)
-                elif user.opcode == "fusion":  # the compiler for TPUs fuses fusions
+                elif user.opcode in FUSIONS:  # the compiler for TPUs fuses fusions
                     within = self._read(self.computations[dict(called_by(user))["calls"]])
                     parts += sum(size for name, size in zip(user.operands, within) if name == instruction.name)
                 else:
