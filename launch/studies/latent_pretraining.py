@@ -125,7 +125,7 @@ class Study:
 
     Attributes:
       benchmark, arms, sizes: what is compared, as asked for.
-      cells: what there is by now, see `common_tables`. probes, predictions, pseudo: metrics of the tokenizers, of stage
+      cells: the results so far, see `common_tables`. probes, predictions, pseudo: metrics of the tokenizers, of stage
         2 and of inverse dynamics.
     """
 
@@ -186,15 +186,15 @@ class Study:
 
     def _pretrain_all(self, pool: Executor, seed: int) -> None:
         # Beside the tokenizer: both take minutes, and neither needs the other.
-        seen = pool.submit(self.pseudo_actions, seed) if "vpt" in self._pretrained else None
+        pseudo = pool.submit(self.pseudo_actions, seed) if "vpt" in self._pretrained else None
         for kind, metrics in zip(self._tokenizers, pool.map(lambda kind: self.labels(kind, seed), self._tokenizers)):
             self.probes.setdefault(VIDEOS[kind], []).append(metrics)
         for how in (codes for codes in self._pretrained if codes in SCRAMBLED):
             self.scrambled(how, seed)
         for data in ((self._demos(seed), "validation") if self._together else ()):
             self._label("codes", seed, data)
-        if seen is not None:
-            self.pseudo.append(seen.result())
+        if pseudo is not None:
+            self.pseudo.append(pseudo.result())
         runs = pool.map(lambda codes: self.pretrain(codes, seed), self._pretrained)
         for codes, run in zip(self._pretrained, runs, strict=True):
             if codes in OF_CODES:

@@ -23,7 +23,7 @@ UNIT = 3**0.5
 
 POINTED = 6.0
 """Scale of the kernel of points. Their softmaxes begin at different places, not all at the middle, where none of them
-would say anything of the picture and training would have to find that out first."""
+would say anything of the image and training would have to find that out first."""
 
 
 class Film(nn.Module):
@@ -40,16 +40,16 @@ class Film(nn.Module):
 
 
 class Model(base.Part):
-    """A picture and an instruction to a few tokens.
+    """An image and an instruction to a few tokens.
 
     Attributes:
-      widths: of the convolutions. strides: of each, 2 halves the picture's sides; () is 2 everywhere.
+      widths: of the convolutions. strides: of each, 2 halves the image's sides; () is 2 everywhere.
       points: P, how many expected coordinates the tokens are made of: the mean place of a softmax over all places
         (spatial softmax, Levine et al. 2016, arXiv:1504.00702). It tells places finer than its grid, and its weights
-        do not depend on the picture's size. With 0 every place has weights of its own.
+        do not depend on the image's size. With 0 every place has weights of its own.
       condition: width of what the instruction is made into. Each place in it has weights of its own, since "the red one
         to the blue one" is not "the blue one to the red one"; so instructions must be padded to the same length always.
-      tokens: T, how many the picture becomes. dim: D, their width.
+      tokens: T, how many the image becomes. dim: D, their width.
       dtype: "float32" or "bfloat16", of the computation; parameters are float32.
     """
 
@@ -71,7 +71,7 @@ class Model(base.Part):
 
     @nn.compact
     def __call__(self, images: jax.Array, words: jax.Array, real: jax.Array) -> jax.Array:
-        """Tokens of every picture.
+        """Tokens of every image.
 
         Args:
           images: [B, ..., H, W, 3] uint8, or float in [0, 1].
@@ -91,11 +91,11 @@ class Model(base.Part):
             x = conv(x)
             x = LayerNorm(dtype=dtype, name=f"norm_{i}")(x)
             x = nn.relu(Film(dtype, name=f"film_{i}")(x, condition))
-        x = self._places(x).astype(dtype) if self.points else x.reshape(len(x), -1)
+        x = self._expected_coordinates(x).astype(dtype) if self.points else x.reshape(len(x), -1)
         x = Linear(self.tokens * self.dim, dtype=dtype, name="read_off")(x)
         return x.reshape(rows, *views, self.tokens, self.dim)
 
-    def _places(self, x: jax.Array) -> jax.Array:
+    def _expected_coordinates(self, x: jax.Array) -> jax.Array:
         """x [N, rows, columns, D] -> [N, 2 P] float32: expected coordinates in [-1, 1], down and to the right."""
         count, height, width, _ = x.shape
         logits = Linear(self.points, scale=POINTED, dtype=x.dtype, name="points")(x).astype(jnp.float32)
