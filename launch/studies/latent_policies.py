@@ -1,6 +1,6 @@
 """Labels data with trained latent action models, trains small stage-2 policies on the codes, and prints their table.
 
-python launch/studies/latent_policies.py --data NAME=SHARDS,TOKENIZER_RUN ... --out DIR [--recipes tiny tiny=3 ...]
+python launch/studies/latent_policies.py --data NAME=SHARDS,TOKENIZER_RUN ... --out DIR [--recipes tiny small=3 ...]
     [--seeds 1] [--jobs 2] [--overrides train.steps=500 NAME:data.text_length=48 ...]
 
 SHARDS have held-out episodes, and instructions; TOKENIZER_RUN is a run of launch/train.py --config configs/laq.py or
@@ -26,13 +26,15 @@ class Data(NamedTuple):
     tokenizer: str
 
 
-# What each recipe changes in configs/vla_latent.py:tiny.
+# What each recipe changes in its config, which is configs/vla_latent.py:tiny but for "small".
 RECIPES = {
     "tiny": [],
+    "small": [],
     "autoregressive": ["model.decode=autoregressive"],
     "bidirectional": ["model.image_attention=bidirectional"],
     "openvla_projector": ["model.projection=openvla"],
 }
+CONFIG = {recipe: f"vla_latent.py:{'small' if recipe == 'small' else 'tiny'}" for recipe in RECIPES}
 COLUMNS = {
     "codes right": ("latent_accuracy", "{:.1%}"),
     "majority": ("majority_accuracy", "{:.1%}"),
@@ -74,7 +76,7 @@ def _run(out: pathlib.Path, labels: pathlib.Path, run: common.Run) -> dict:
     made_by = read_label_info(labels)["tokenizer"]
     settings = [f"seed={run.seed}", f"data.path={run.data.shards}", f"data.labels={labels}",
                 f"data.labels_tokenizer={made_by}", *RECIPES[run.recipe], *run.overrides]  # fmt: skip
-    folder = common.train(out / run.name, "vla_latent.py:tiny", settings)
+    folder = common.train(out / run.name, CONFIG[run.recipe], settings)
     return common.evaluate(folder)["metrics"]
 
 

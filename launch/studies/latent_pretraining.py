@@ -29,7 +29,8 @@ same for all arms; on the starts nothing is chosen.
 of other colours and cameras), other_robot (video of Meta-World, a robot of the push-table).
 
 Every leg is one of our commands; a study that was interrupted goes on where it stopped, and with more arms or seeds it
-does what is new. After each seed `tables.md` and `success.png` are in --out. It says beforehand how long it will take.
+does what is new. After each seed `tables_DEMOS.md` and `success_DEMOS.png` are in --out, named after the number of
+demonstrations. It says beforehand how long it will take.
 """
 
 import argparse
@@ -99,9 +100,10 @@ def main(argv: list[str]) -> None:
 
     for _ in study.run(seeds):
         text = study.tables()
-        with atomic_path(args.out / "tables.md") as temporary:
+        # Other numbers of demonstrations use the same folder: video, tokenizers and controls are the same.
+        with atomic_path(args.out / f"tables_{study.sizes.demos}.md") as temporary:
             temporary.write_text(text, encoding="utf-8")
-        draw_rates(args.out / "success.png", tables.rates(study.cells))
+        draw_rates(args.out / f"success_{study.sizes.demos}.png", tables.rates(study.cells))
     say(text)
 
 

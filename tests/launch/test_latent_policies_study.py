@@ -13,7 +13,7 @@ from launch.studies import latent_policies as study
 @pytest.mark.parametrize("recipe", study.RECIPES)
 def test_every_recipe_can_be_built(root, recipe):
     given = [f"--config.{change}" for change in (*study.RECIPES[recipe], "model.llm.vocab=259")]
-    loaded = config_lib.load(f"{root}/configs/vla_latent.py:tiny", given)
+    loaded = config_lib.load(f"{root}/configs/{study.CONFIG[recipe]}", given)
     assert config_lib.build("lapa_jax.models", loaded.model).code_length == 4
 
 
@@ -38,16 +38,16 @@ def test_data_are_labelled_first_and_policies_trained_on_the_labels_alone(monkey
             (tmp_path / log.stem).mkdir()
 
     monkeypatch.setattr(common, "call", call)
-    study.main(["--data", "a=x,laq", "b=z,conv", "--recipes", "tiny=2", "autoregressive", "--jobs", "1", "--out",
+    study.main(["--data", "a=x,laq", "b=z,conv", "--recipes", "tiny=2", "small", "--jobs", "1", "--out",
                 str(tmp_path), "--overrides", "b:data.text_length=48"])  # fmt: skip
     assert [call[1] for call in calls[:3]] == ["launch/label.py", "launch/label.py", "launch/train.py"]
     assert calls[1][2] == ("--run", "conv", "--data", "z", "--out", str(tmp_path / "labels_b"))
     trained = {run: arguments for run, script, arguments in calls if script == "launch/train.py"}
-    assert list(trained) == [f"{data}_{rest}" for data in "ab" for rest in ("tiny_0", "tiny_1", "autoregressive_0")]
+    assert list(trained) == [f"{data}_{rest}" for data in "ab" for rest in ("tiny_0", "tiny_1", "small_0")]
     assert f"--config.data.labels={tmp_path}/labels_a" in trained["a_tiny_1"]
     assert "--config.data.labels_tokenizer=of labels_b" in trained["b_tiny_0"]
     assert [run for run, arguments in trained.items() if "--config.data.text_length=48" in arguments] == [*trained][3:]
-    assert "| b | autoregressive | 0 | 70.0% |" in capsys.readouterr().out
+    assert "| b | small | 0 | 70.0% |" in capsys.readouterr().out
 
 
 def test_data_of_another_form_are_refused(tmp_path):

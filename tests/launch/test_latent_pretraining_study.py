@@ -128,7 +128,7 @@ def test_every_arm_searches_alike_and_drives_on_the_same_starts(calls, tmp_path,
     assert "says nothing" not in text and "of the video, a seed each: 0.400, 0.400" in text
     assert "| few | 1 | 60.0% |" in text, "of each seed, the last evaluation of stage 2"
     assert "| moving background |  |  |  | 0.800 |" in text and "| task 1 |" in text
-    assert (tmp_path / "tables.md").read_text() in text and (tmp_path / "success.png").stat().st_size > 3000
+    assert (tmp_path / "tables_50.md").read_text() in text and (tmp_path / "success_50.png").stat().st_size > 3000
     expensive = ("launch/train.py", "launch/eval.py")
     done = len([script for script, _ in calls if script in expensive])
     study.main(command)
@@ -145,6 +145,7 @@ def test_other_demonstrations_use_the_same_video_and_nothing_that_others_taught(
     once = {"laq_codes_videos_0", "laq_codes_moving_0", "pretrain_codes_0", "pretrain_actions_0"}
     of_demos = {f"{name}_{demos}_0" for name in ("laq_few_videos", "pretrain_few", "pretrain_vpt") for demos in (9, 50)}
     assert before == once | of_demos
+    assert {path.name for path in tmp_path.glob("tables*")} == {"tables_50.md", "tables_9.md"}
     pseudo = [value_of(a) for script, a in calls if script == "tools/pseudo_actions.py"]
     assert {(value["--demonstrations"], value["--out"]) for value in pseudo} == {
         (f"{tmp_path}/data/demos_{demos}_0", f"{tmp_path}/data/pseudo_{demos}_0") for demos in (9, 50)}  # fmt: skip
