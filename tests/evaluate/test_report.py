@@ -62,6 +62,10 @@ def test_verdicts_name_the_positions():
     found = {v.metric: v for v in verdicts.judge({**GOOD, "codebook_utilization": 0.625, **of_each}, 8)}
     assert found["codebook_utilization"].level == "poor" and "position 3: 25%" in found["codebook_utilization"].words
     assert found["collapse"].shown == "position 3" and found["collapse"].level == "poor"
+    of_each = {"perplexity_position_0": 7.0, "perplexity_position_1": 4.7, "perplexity_least": 4.7}
+    found = {v.metric: v for v in verdicts.judge({**GOOD, **of_each}, 8)}
+    assert found["perplexity"].level == "poor"
+    assert found["perplexity"].words.endswith("at each position); position 1: 4.70")
 
 
 def test_high_usage_without_meaning_is_poor():

@@ -94,10 +94,13 @@ def _bottleneck(m):
 def _usage(m, size):
     """Lines about how many codes are in use. Usage is not meaning: all codes can be used and say nothing."""
     if (effective := m.get("perplexity")) is not None:
+        few = [f"position {i}: {value:.2f}" for i, value in _positions(m, "perplexity_position_")
+               if value < MIN_USE * size]  # fmt: skip
         if effective < max(1.5, COLLAPSED_USE * size):
             level, words = POOR, "COLLAPSE: nearly every pair gets the same code"
-        elif effective < MIN_USE * size:
-            level, words = POOR, f"few of the {size} codes are in use (the bar is {MIN_USE * size:.1f})"
+        elif effective < MIN_USE * size or few:
+            words = f"few of the {size} codes are in use (the bar is {MIN_USE * size:.1f}, at each position)"
+            level, words = POOR, "; ".join([words, *few])
         else:
             level, words = GOOD, "the codes are in use, which alone says nothing about their meaning"
         yield Verdict("perplexity", f"{effective:.2f} of {size}", level, words)
