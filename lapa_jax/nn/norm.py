@@ -58,11 +58,12 @@ class RunningNorm(nn.Module):
 
     Attributes:
       per_position: one scale for each position of axis 1 instead of one for everything.
-      momentum: share of the running statistics that one training pass keeps.
+      momentum: share of the running statistics that one training pass keeps. What a network gives changes while it
+        learns, and a longer memory than some ten passes has evaluation divide by what was true before.
     """
 
     per_position: bool = False
-    momentum: float = 0.98
+    momentum: float = 0.9
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, count: int | None = None) -> jax.Array:
@@ -87,7 +88,7 @@ class RunningWhitening(nn.Module):
     Attributes: momentum: share of the running statistics that one training pass keeps.
     """
 
-    momentum: float = 0.98
+    momentum: float = 0.9
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, count: int | None = None) -> jax.Array:

@@ -69,6 +69,19 @@ def test_whitening_in_evaluation_is_by_what_was_seen():
     np.testing.assert_allclose(updated["codebook"]["covariance"], expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("module", [RunningNorm(per_position=True), RunningWhitening()])
+def test_evaluation_follows_features_that_shrink_while_a_network_learns(module):
+    def passes(i):
+        return 0.992**i * correlated(i, examples=32)
+
+    variables = jitted.init(module, jax.random.key(0), passes(0), train=True)
+    for i in range(1, 160):
+        _, variables = jitted.apply(module, variables, passes(i), train=True, mutable=["codebook"])
+    y = np.asarray(jitted.apply(module, variables, 0.992**160 * correlated(500), train=False)).reshape(-1, 2, 2)
+    size = np.mean(np.square(y), axis=(0, 2)) if isinstance(module, RunningNorm) else np.var(y, axis=0)
+    assert (0.65 < size).all() and (size < 1.35).all()
+
+
 def test_a_direction_that_hardly_varies_is_not_blown_up():
     x = correlated(0)
     x[:, 1, 1] = 2 * x[:, 0, 0] + 1e-4 * x[:, 1, 1]
