@@ -7,6 +7,10 @@ import jax.numpy as jnp
 WHITENING_FLOOR = 1e-4
 """Least variance of a direction, relative to the mean variance of the features."""
 
+MOMENTUM = 0.9
+"""Of running statistics. What a network gives changes while it learns, and a longer memory than some ten passes has
+evaluation divide by what was true before."""
+
 
 class LayerNorm(nn.Module):
     """Layer norm over the last axis; statistics in float32, the variance in two passes.
@@ -58,12 +62,11 @@ class RunningNorm(nn.Module):
 
     Attributes:
       per_position: one scale for each position of axis 1 instead of one for everything.
-      momentum: share of the running statistics that one training pass keeps. What a network gives changes while it
-        learns, and a longer memory than some ten passes has evaluation divide by what was true before.
+      momentum: share of the running statistics that one training pass keeps.
     """
 
     per_position: bool = False
-    momentum: float = 0.9
+    momentum: float = MOMENTUM
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, count: int | None = None) -> jax.Array:
@@ -88,7 +91,7 @@ class RunningWhitening(nn.Module):
     Attributes: momentum: share of the running statistics that one training pass keeps.
     """
 
-    momentum: float = 0.9
+    momentum: float = MOMENTUM
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, count: int | None = None) -> jax.Array:

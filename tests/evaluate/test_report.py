@@ -59,18 +59,18 @@ def test_collapse_is_named():
 def test_verdicts_name_the_positions():
     of_each = {"codebook_utilization_position_0": 1.0, "codebook_utilization_position_3": 0.25,
                "largest_code_share_position_0": 0.5, "largest_code_share_position_3": 0.95}  # fmt: skip
-    found = {v.metric: v for v in verdicts.judge({**GOOD, "codebook_utilization": 0.625, **of_each}, 8)}
-    assert found["codebook_utilization"].level == "poor" and "position 3: 25%" in found["codebook_utilization"].words
-    assert found["collapse"].shown == "position 3" and found["collapse"].level == "poor"
+    judged = {v.metric: v for v in verdicts.judge({**GOOD, "codebook_utilization": 0.625, **of_each}, 8)}
+    assert judged["codebook_utilization"].level == "poor" and "position 3: 25%" in judged["codebook_utilization"].words
+    assert judged["collapse"].shown == "position 3" and judged["collapse"].level == "poor"
     of_each = {"perplexity_position_0": 7.0, "perplexity_position_1": 4.7, "perplexity_least": 4.7}
-    found = {v.metric: v for v in verdicts.judge({**GOOD, **of_each}, 8)}
-    assert found["perplexity"].level == "poor"
-    assert found["perplexity"].words.endswith("at each position); position 1: 4.70")
+    judged = {v.metric: v for v in verdicts.judge({**GOOD, **of_each}, 8)}
+    assert judged["perplexity"].level == "poor"
+    assert judged["perplexity"].words.endswith("at each position); position 1: 4.70")
 
 
 def test_high_usage_without_meaning_is_poor():
-    found = verdicts.judge({**GOOD, "perplexity": 7.9, "action_probe_r2": -0.02}, 8)
-    words = {v.metric: v for v in found}
+    judged = verdicts.judge({**GOOD, "perplexity": 7.9, "action_probe_r2": -0.02}, 8)
+    words = {v.metric: v for v in judged}
     assert words["perplexity"].level == "good" and words["action_probe_r2"].level == "poor"
     assert "say nothing linear about the action" in words["action_probe_r2"].words
 
@@ -116,11 +116,11 @@ def test_pictures_are_pngs(tmp_path):
 
 
 def test_page_is_well_formed_and_escapes(tmp_path):
-    found = verdicts.judge({**GOOD, "swap_gap": 0.0}, 8)
+    judged = verdicts.judge({**GOOD, "swap_gap": 0.0}, 8)
     Image.new("RGB", (3, 2)).save(tmp_path / "there.png")
     sections = [Section("Pictures <1>", "a & b", ("a.png", "there.png"), (("head", "x"), ("1", "2")), {"v.mp4": "<c>"})]
     run = {"about": [("commit", "<abc>")], "compared": ("configs/laq.py", [("model.dim", "1024 -> <16>")])}
-    path = report.write(tmp_path / "report.html", title="run <x>", subtitle="s", verdicts=found, sections=sections,
+    path = report.write(tmp_path / "report.html", title="run <x>", subtitle="s", verdicts=judged, sections=sections,
                         **run)  # fmt: skip
     text = path.read_text()
     open_tags, images = [], []
