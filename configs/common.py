@@ -97,6 +97,10 @@ def mesh(data: int, fsdp: int, rules: Sequence = ()) -> ml_collections.ConfigDic
                                       "grad_dtype": config_dict.placeholder(str)})  # fmt: skip
 
 
+COMMITMENT = 0.005
+"""Of deltas of unit size, next to which the errors of pixels are small: with the usual 0.25 deltas are pulled to their
+codes until they say nothing but a code's number."""
+
 ACTION_WEIGHT = 1.0
 """Of the squared error in standard deviations: with a tenth of it a moving background is learned before the action is,
 see docs/results/latent_actions.md."""
@@ -121,7 +125,7 @@ def frame_pair_losses() -> ml_collections.ConfigDict:
 
 
 def recommended(config: ml_collections.ConfigDict) -> None:
-    """Codes that say how things move, with every seed that was tried: see docs/results/latent_actions.md."""
+    """Codes that say how things move, where camera and background stand still: see docs/results/latent_actions.md."""
     side = config.model.image_size
     moving_views(config, shift=side // 4)
     # No feature of a delta says what another says, and none is small; each is rounded by itself, to one of K numbers.

@@ -1,12 +1,14 @@
 """LAQ: discrete latent actions from frame pairs of unlabelled video (LAPA, stage 1).
 
-Without a variant: the paper's sizes and optimizer (LAPA, arXiv 2410.11758, and its released training script).
+Without a variant: the paper's sizes and optimizer (LAPA, arXiv 2410.11758, and its released training script). Who
+trains it from scratch may see it collapse to few codes, or compress images instead of saying what happens: take
+`recommended`.
 
   features     DINOv2's features of the frames instead of their pixels, on both sides (as in UniVLA, arXiv 2505.06111);
                weights by tools/import_weights.py, as init_from.tower
   own_features `small` on features of a tower of your own, at 64 px: a run of configs/mae.py:small, as init_from.tower
   cosine       the optimizer of most later work: AdamW, warm-up, cosine decay, batches of 256
-  recommended  codes that say how things move, with every seed that was tried; with each of the sizes
+  recommended  codes that say how things move, where camera and background stand still; with each of the sizes
   actions      the codes must tell the actions of a few episodes besides, data.action_share of them
   consistency  the codes say how learned features of the frames change, instead of their pixels
   small        a model and recipe that two CPU cores train in minutes; set data.path and the gap
@@ -108,7 +110,8 @@ def recommended(config: ml_collections.ConfigDict) -> None:
     """The recommended parts, and convolutions in front of both stacks: with linear patches it learns three times as
     slowly what moves."""
     common.recommended(config)
-    config.model.decoder_context = "own"
+    # Each code sees the whole image.
+    config.model.update({"decoder_context": "own", "pooling": "maps"})
     if "tower" not in config.model:  # whose features have no stem
         config.model.stem = "conv"
 

@@ -6,7 +6,7 @@ and cosine decay), with what cannot work in it put right: the decoder knows the 
 moving averages or by gradient and never both, all positions share one codebook (one each is an option), and frames are
 flipped in pairs but never erased.
 
-  recommended codes that say how things move, with every seed that was tried; with each of the sizes
+  recommended codes that say how things move, where camera and background stand still; with each of the sizes
   actions     the codes must tell the actions of a few episodes besides, data.action_share of them
   consistency the codes say how learned features of the frames change, instead of their pixels
   small       a model and recipe that two CPU cores train in minutes; set data.path and the gap
@@ -64,6 +64,12 @@ def full() -> ml_collections.ConfigDict:
     return config
 
 
+def recommended(config: ml_collections.ConfigDict) -> None:
+    """The recommended parts, and deltas that codes do not pull to themselves."""
+    common.recommended(config)
+    config.loss.commitment = common.COMMITMENT
+
+
 def small(config: ml_collections.ConfigDict) -> None:
     """Four hundred thousand parameters at 32 px; docs/results/results.md has what comes out."""
     common.frame_pairs_at_32_pixels(config)
@@ -71,8 +77,7 @@ def small(config: ml_collections.ConfigDict) -> None:
     if not config.loss.view:  # see common.recommended
         # Narrow codes: eight of them cover a plane, and what one position rounds off another one can tell.
         config.model.quant_dim = 2
-    # Deltas of unit size, next to which the errors of pixels are small: with 0.25 they say nothing but a code's number.
-    config.loss.commitment = 0.005
+    config.loss.commitment = common.COMMITMENT
     config.optim.update({"learning_rate": 2e-3, "warmup_steps": 50, "final_learning_rate": 1e-4, "weight_decay": 0.0})
     config.train.update({"steps": 400, "eval_every": 200, "save_every": 200})
 
@@ -91,7 +96,7 @@ def test(config: ml_collections.ConfigDict) -> None:
     config.model.update({"channels": (8, 16), "groups": 4, "embed": 16, "view_shift": 0, "codebook_init": "normal"})
 
 
-VARIANTS = {"recommended": common.recommended, "actions": common.few_actions, "consistency": common.consistency,
+VARIANTS = {"recommended": recommended, "actions": common.few_actions, "consistency": common.consistency,
             "small": small, "tiny": tiny, "test": test}
 
 

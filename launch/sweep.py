@@ -203,9 +203,11 @@ class Runner:
         with self._speak:
             mine = self._locks.setdefault(step.folder, threading.Lock())
         with mine, contextlib.ExitStack() as held:
+            # Not the lock that a command takes for its output, as tools/record_sim.py does: it would wait for ever.
+            lock = step.folder.with_name(f".{step.folder.name}.stage.lock")
             while not self._ending.is_set():
                 try:
-                    held.enter_context(locked(step.folder.with_name(f".{step.folder.name}.lock"), "running a stage"))
+                    held.enter_context(locked(lock, "running a stage"))
                     break
                 except UserError:
                     time.sleep(LOOK)

@@ -38,9 +38,10 @@ def solved(cells: Cells, name: str, condition: str, task: str | None = None) -> 
 
 
 def rate(of_seeds: Sequence[Sequence[bool]]) -> dict:
-    """`scores.of_counts` of all starts, with the interval of a bootstrap over seeds and starts if there are several."""
+    """`scores.of_counts` of all starts, with the interval of a bootstrap over seeds and starts if there are several.
+    Where all starts went alike a bootstrap has nothing to draw from, and Wilson's interval stays."""
     summary = scores.of_counts(sum(map(sum, of_seeds)), sum(map(len, of_seeds)))
-    if len(of_seeds) > 1:
+    if len(of_seeds) > 1 and summary["success_rate"] not in (0.0, 1.0):
         _, summary["low"], summary["high"] = scores.clustered_mean(of_seeds)
     return summary
 
@@ -108,9 +109,15 @@ def differences(cells: Cells, of: str = "lapa") -> str:
     for arm in (arm for arm in arms(cells) if arm != of):
         spans = [scores.paired_difference(solved(cells, of, condition), solved(cells, arm, condition))
                  for condition in conditions(cells)]  # fmt: skip
-        rows.append([arm, *(f"{100 * mean:+.0f} ({100 * low:+.0f} to {100 * high:+.0f})" for mean, low, high in spans)])
+        rows.append([arm, *map(_points, spans)])
     about = f"Paired differences in points. {_drawn(cells)}"
     return f"{about}\n\n{common.table([f'{of} minus', *conditions(cells)], rows)}"
+
+
+def _points(span: tuple[float, float, float]) -> str:
+    """A difference with its interval; where no start differs, a bootstrap has nothing to draw from."""
+    mean, low, high = (100 * value for value in span)
+    return f"{mean:+.0f} ({low:+.0f} to {high:+.0f})" if low < high else f"{mean:+.0f} (at every start)"
 
 
 def _drawn(cells: Cells) -> str:

@@ -26,7 +26,7 @@ same for all arms; on the starts nothing is chosen.
 
 --benchmark: push_table (three blocks; also pairs of them that are never named together), metaworld (MT10), families
 (the push-table's five, four blocks), pairs (six blocks; also a moving background and other colours), other_look (video
-of other colours and cameras), other_robot (video of Meta-World, a robot of the push-table).
+of other colours and light), other_robot (video of Meta-World, a robot of the push-table).
 
 Every leg is one of our commands; a study that was interrupted goes on where it stopped, and with more arms or seeds it
 does what is new. After each seed `tables_DEMOS.md` and `success_DEMOS.png` are in --out, named after the number of
@@ -53,6 +53,7 @@ from common_settings import (
     SCRAMBLED,
     SHORT,
     SHORT_ARMS,
+    SHORT_SEEDS,
     Scene,
 )
 
@@ -91,7 +92,7 @@ SECONDS = {"policy": 0.09, "laq": 0.2, "inverse": 0.12, "begin": 15.0}
 def main(argv: list[str]) -> None:
     args = parser().parse_args(argv)
     study = Study(args)
-    seeds = args.seeds or (1 if args.short else study.benchmark.seeds)
+    seeds = args.seeds or (SHORT_SEEDS if args.short else study.benchmark.seeds)
     core_hours = study.hours(seeds)
     say(f"{len(study.arms)} arms, {seeds} seeds: about {core_hours:.1f} core hours from nothing at most, "
         f"{core_hours / args.jobs:.1f} hours with --jobs {args.jobs}")  # fmt: skip
@@ -111,8 +112,9 @@ def parser() -> argparse.ArgumentParser:
     """What the command takes, and what a `Study` is made of."""
     parser = common.command_line(__doc__)
     parser.add_argument("--benchmark", default="push_table", help=f"of {', '.join(BENCHMARKS)}")
-    parser.add_argument("--short", action="store_true", help="fewer episodes, steps, rates, arms and seeds")
-    parser.add_argument("--seeds", type=common.at_least_one, help="of everything that is trained; with --short 1")
+    parser.add_argument("--short", action="store_true", help="fewer demonstrations, steps, rates, arms and seeds")
+    parser.add_argument("--seeds", type=common.at_least_one,
+                        help=f"of everything that is trained; with --short {SHORT_SEEDS}")  # fmt: skip
     parser.add_argument("--arms", nargs="+", help=f"of {', '.join(ARMS)}")
     parser.add_argument("--task", nargs="+", help="tasks, or families of instructions")
     parser.add_argument("--blocks", type=int, help="on the push-table")
@@ -153,7 +155,7 @@ class Study:
         self._together = any(ARMS[arm].together for arm in self.arms)
         self._tokenizers = [*(["codes"] if of_codes or self._together else []),
                             *(["few"] if "few" in self._pretrained else [])]  # fmt: skip
-        self._moving = self.benchmark.moving and bool(self._tokenizers)
+        self._moving = self.benchmark.moving and bool(self._tokenizers) and not args.short
         self._of_policies = [f"data.text_tokenizer.name={self._data('words')}", *POLICY, *benchmark.settings,
                              *args.overrides]  # fmt: skip
         self._lock = threading.Lock()
@@ -244,8 +246,9 @@ class Study:
                      {"path": str(self._data(self._demos(seed))), "weight": FEW_SHARE, "action_share": 1.0,
                       "split_val": None})  # fmt: skip
             config, of_data = f"{config}+actions", [f"data.mixture={parts!r}", f"data.val_path={video}"]
-        settings = [f"seed={seed}", *of_data, f"data.gap_frames={self.benchmark.filmed.gap}", *_steps(self.sizes.laq),
-                    "train.trackers=()"]  # fmt: skip
+        filmed = self.benchmark.filmed
+        settings = [f"seed={seed}", *of_data, f"data.gap_frames={filmed.gap}", *filmed.tokenizer,
+                    *_steps(self.sizes.laq), "train.trackers=()"]  # fmt: skip
         run = self._train(f"laq_{kind}_{data}_{self._number(kind, seed)}", config, settings)
         return self._timed(f"probe {run.name}", lambda: common.evaluate(run, "--reference_steps", "0"))["metrics"]
 

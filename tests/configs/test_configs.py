@@ -58,6 +58,17 @@ def test_the_recommended_parts_combine_with_a_size_in_any_order(name):
     assert (one.model.delta_norm, one.model.quant_dim, one.loss.view, one.model.view_shift) == ("whitened", 1, 0.05, 8)
 
 
+@pytest.mark.parametrize("name", ["laq", "laq_conv"])
+def test_the_recommended_recipe_is_the_same_at_every_size(name):
+    """What was measured of the small one is what the large one gets: how deltas and codes are made, and all losses."""
+    small, large = load(f"{name}.py:small+recommended"), load(f"{name}.py:recommended")
+    of_codes = ("pooling", "quantizer", "quant_dim", "codebook_size", "code_seq_len", "codebook_init", "delta_norm",
+                "replacement", "view_share", "view_deltas", "output")  # fmt: skip
+    assert {key: small.model[key] for key in of_codes} == {key: large.model[key] for key in of_codes}
+    assert small.loss.to_dict() == large.loss.to_dict()
+    assert small.model.view_shift / small.model.image_size == large.model.view_shift / large.model.image_size
+
+
 def test_heads_and_sizes_of_a_policy_combine_in_any_order():
     for head, size in itertools.product(("bins", "latent", "chunk", "flow"), ("tiny", "small", "test")):
         one, two = load(f"vla_action.py:{head}+{size}"), load(f"vla_action.py:{size}+{head}")

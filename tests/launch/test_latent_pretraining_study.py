@@ -138,11 +138,12 @@ def test_every_arm_searches_alike_and_drives_on_the_same_starts(calls, tmp_path,
 def test_other_demonstrations_use_the_same_video_and_nothing_that_others_taught(calls, tmp_path):
     arms = ["lapa", "lapa_few", "vpt", "actions"]
     for demos in ("50", "9"):
-        study.main(["--out", str(tmp_path), "--short", "--jobs", "1", "--demos", demos, "--arms", *arms])
+        study.main(["--out", str(tmp_path), "--short", "--seeds", "1", "--jobs", "1", "--demos", demos,
+                    "--arms", *arms])  # fmt: skip
     trained = [pathlib.Path(a[-1]).name for script, a in calls if script == "launch/train.py"]
     assert len(trained) == len(set(trained)), "a training with another's demonstrations would be refused"
     before = {name for name in trained if name.startswith(("laq", "pretrain"))}
-    once = {"laq_codes_videos_0", "laq_codes_moving_0", "pretrain_codes_0", "pretrain_actions_0"}
+    once = {"laq_codes_videos_0", "pretrain_codes_0", "pretrain_actions_0"}
     of_demos = {f"{name}_{demos}_0" for name in ("laq_few_videos", "pretrain_few", "pretrain_vpt") for demos in (9, 50)}
     assert before == once | of_demos
     assert {path.name for path in tmp_path.glob("tables*")} == {"tables_50.md", "tables_9.md"}
@@ -151,13 +152,15 @@ def test_other_demonstrations_use_the_same_video_and_nothing_that_others_taught(
         (f"{tmp_path}/data/demos_{demos}_0", f"{tmp_path}/data/pseudo_{demos}_0") for demos in (9, 50)}  # fmt: skip
 
 
-def test_the_short_study_has_one_seed_and_one_rate(calls, tmp_path, capsys):
-    study.main(["--out", str(tmp_path), "--short", "--jobs", "1", "--demos", "9"])
-    assert {name for name in trainings(calls) if "." in name} == {f"{arm}_9_0_0.0005" for arm in study.SHORT_ARMS}
+def test_the_short_study_has_two_seeds_and_one_rate(calls, tmp_path, capsys):
+    study.main(["--out", str(tmp_path), "--short", "--jobs", "1"])
+    tuned = {name for name in trainings(calls) if "." in name}
+    assert tuned == {f"{arm}_10_{seed}_0.0005" for arm in study.SHORT_ARMS for seed in (0, 1)}
     values = {pathlib.Path(a[-1]).name: value_of(a) for script, a in calls if script == "tools/record_sim.py"}
-    assert (values["demos_9_0"]["--episodes"], values["videos"]["--episodes"]) == ("9", "300")
+    assert (values["demos_10_1"]["--episodes"], values["videos"]["--episodes"]) == ("10", "1000")
+    assert "moving" not in values, "what moves behind is no question of the short study"
     text = capsys.readouterr().out
-    assert "| scratch | +20 (" in text and "what another seed would give, one seed cannot say" in text
+    assert "| scratch | +20 (" in text and "a bootstrap over seeds, and over starts within them" in text
     assert float(text.partition("about ")[2].partition(" core hours")[0]) < 40 / 60 * 2, "two cores"
 
 
@@ -167,6 +170,29 @@ def test_an_upper_bound_no_better_than_the_controls_is_told(monkeypatch, calls, 
     study.main(["--out", str(tmp_path), "--short", "--jobs", "1"])
     text = capsys.readouterr().out
     assert "the comparison says nothing" in text and "undefined (0 successes)" in text
+
+
+def test_of_one_seed_the_intervals_are_those_of_its_starts(calls, tmp_path, capsys):
+    study.main(["--out", str(tmp_path), "--short", "--seeds", "1", "--jobs", "1"])
+    text = capsys.readouterr().out
+    assert "| scratch | +20 (" in text and "what another seed would give, one seed cannot say" in text
+
+
+def test_starts_that_all_went_alike_leave_an_interval(monkeypatch, calls, tmp_path, capsys):
+    """A bootstrap of them has no width, as if it were certain that the next one goes the same way."""
+    for arm, successes in {"scratch": 0, "lapa": 20, "actions": 20}.items():
+        monkeypatch.setitem(RATES, arm, successes)
+    study.main(["--out", str(tmp_path), "--short", "--jobs", "1"])
+    text = capsys.readouterr().out
+    assert "| scratch | 0% (0–9), 0/40" in text and "| lapa | 100% (91–100), 40/40" in text
+    assert "| actions | +0 (at every start) |" in text and "| scratch | +100 (at every start) |" in text
+
+
+def test_a_world_with_sides_is_not_mirrored(calls, tmp_path):
+    """Its tokenizer alone: policies are never mirrored, as their instructions are not."""
+    study.main(["--out", str(tmp_path), "--benchmark", "other_robot", "--seeds", "1", "--jobs", "1", "--arms", "lapa"])
+    told = {run: "--config.data.augment=None" in arguments for run, arguments in trainings(calls).items()}
+    assert told == {run: run.startswith("laq") for run in told} and sum(told.values()) == 1
 
 
 def test_single_arms(calls, tmp_path, capsys):
@@ -205,6 +231,16 @@ def test_blocks_leave_pairs_to_learn_from():
     blocks = int(dict(zip(*[iter(common_settings.BENCHMARKS["pairs"].robot.options)] * 2))["--blocks"])
     pairs = [Task("separate", "", a, b).held_out() for i, a in enumerate(ORDER[:blocks]) for b in ORDER[i + 1 : blocks]]
     assert sum(not held_out for held_out in pairs) >= 12 and sum(pairs) >= 3
+
+
+def test_blocks_of_one_colour_differ_in_what_64_pixels_show():
+    """A cube and a disc, or a triangle, of one colour are both spots of five pixels."""
+    from lapa_jax.sim.push_table import ORDER
+    from lapa_jax.sim.push_table_tasks import BLOCKS
+
+    chosen = [BLOCKS[i] for i in ORDER[:6]]
+    of_colours = {colour: {shape for c, shape in chosen if c == colour} for colour, _ in chosen}
+    assert len(of_colours) == 4 and all(len(shapes) == 1 or "bar" in shapes for shapes in of_colours.values())
 
 
 @pytest.mark.parametrize("arm", ["lapa", "actions"])

@@ -17,10 +17,14 @@ from lapa_jax.plots import sweep as plots
 from lapa_jax.train import distributed
 from launch import sweep
 
-# A stage whose figure is known: twice its first number, plus what the stage before wrote. Each run leaves a line.
+# A stage whose figure is known: twice its first number, plus what the stage before wrote. Each run leaves a line. It
+# locks its folder as tools/record_sim.py and others of ours do.
 SCRIPT = """
 import json, pathlib, sys, time
+from lapa_jax.core.lock import beside, locked
 out, runs, number, *before = sys.argv[1:]
+held = locked(beside(pathlib.Path(out)), "a stage")
+held.__enter__()
 with open(runs, "a") as file:
     file.write(out + "\\n")
 time.sleep(float(number) if number == "60" else 0)
