@@ -6,6 +6,7 @@ one core. Everything slides in the plane (each block has x, y and a turn), frict
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,6 +44,31 @@ ORDER = (0, 4, 6, 2, 3, 7, 1, 5)
 """Which blocks stay when there are fewer: one of each colour first, then those whose shapes differ most from the one of
 their colour, which 64 pixels show: a bar beside a triangle or a disc. Of the first three one pair is held out."""
 
+
+
+class Robot(NamedTuple):
+    """A robot as it is drawn, on its table and by its camera; how it moves and what its actions mean never changes.
+
+    Attributes: tip, arm, table: colours. reach: where the arm ends, from the tip, in metres. width: of the arm.
+    camera: place and axes of the camera.
+    """
+
+    tip: str
+    arm: str
+    table: str
+    reach: str
+    width: float
+    camera: str
+
+
+ROBOTS = {
+    "purple": Robot("0.1 0.1 0.12", "0.45 0.2 0.55", "0.8 0.77 0.72", "0 0.1 0.2", 0.022,
+                    'pos="0 -0.46 0.82" xyaxes="1 0 0 0 0.872 0.489"'),
+    "orange": Robot("0.95 0.95 0.95", "0.9 0.45 0.1", "0.45 0.52 0.5", "-0.16 -0.04 0.2", 0.034,
+                    'pos="0.4 -0.23 0.82" xyaxes="0.5 0.866 0 -0.755 0.436 0.489"'),
+}  # fmt: skip
+"""The second one's camera stands 60 degrees further round the table."""
+
 ABSENT = 9.0  # metres, each axis: where a block is said to be that is not on the table
 SHAPES = {
     "cube": 'type="box" size="0.02 0.02 0.02"',
@@ -61,7 +87,8 @@ class Env(Simulator):
     """
 
     packages, extra = ("mujoco",), "sim"
-    help = {**HELP, "blocks": f"of the push-table: how many blocks are on it, 3 to {len(BLOCKS)} (default)"}
+    help = {**HELP, "blocks": f"of the push-table: how many blocks are on it, 3 to {len(BLOCKS)} (default)",
+            "robot": "of the push-table: purple (default), or orange, with another arm, table and camera"}  # fmt: skip
     tasks = tuple(FAMILIES)
     fps = FPS
     max_steps = MAX_STEPS
@@ -77,17 +104,20 @@ class Env(Simulator):
         varied: bool = False,
         moving: bool = False,
         blocks: int = len(BLOCKS),
+        robot: str = "purple",
     ):
         """`size` is the edge of the square images in pixels; `blocks` says how many there are, the first of `ORDER`;
-        the rest as in `lapa_jax.sim.options`. No GL is needed until the first `observe`.
+        `robot` is one of `ROBOTS`; the rest as in `lapa_jax.sim.options`. No GL is needed until the first `observe`.
         """
         check_options(size, split, wordings)
         if not 3 <= blocks <= len(BLOCKS):
             raise UserError(f"{blocks} blocks: there can be 3 to {len(BLOCKS)} on the table")
+        if robot not in ROBOTS:
+            raise UserError(f"the push-table has no robot '{robot}'{did_you_mean(robot, ROBOTS)}")
         self._present = sorted(ORDER[:blocks])
         self._mujoco = load_mujoco()
         self.size, self._held_out, self.wordings = size, SPLITS[split], wordings
-        self.model = self._mujoco.MjModel.from_xml_string(_scene(size, self._present))
+        self.model = self._mujoco.MjModel.from_xml_string(_scene(size, self._present, ROBOTS[robot]))
         self.data = self._mujoco.MjData(self.model)
         stage = dataclasses.replace(STAGE, objects=tuple(f"block{i}" for i in self._present))
         self._look = Look(self.model, CAMERA, stage, varied, moving)
@@ -219,7 +249,7 @@ def _block(i: int, colour: str, shape: str) -> str:
       </body>"""
 
 
-def _scene(size: int, present: list[int]) -> str:
+def _scene(size: int, present: list[int], robot: Robot) -> str:
     """The model as MJCF, with an offscreen buffer of `size` pixels.
 
     The last two coordinates are the pusher's; its arm is drawn but touches nothing.
@@ -238,14 +268,15 @@ def _scene(size: int, present: list[int]) -> str:
   </visual>
   <asset><mesh name="triangle" vertex="{triangle}"/></asset>
   <worldbody>
-    <camera name="{CAMERA}" pos="0 -0.46 0.82" xyaxes="1 0 0 0 0.872 0.489" fovy="38"/>
+    <camera name="{CAMERA}" {robot.camera} fovy="38"/>
     <geom name="floor" type="plane" size="3 3 0.1" pos="0 0 -0.03" rgba="0.35 0.37 0.4 1" {no_contact}/>
-    <geom name="table" type="box" size="0.3 0.3 0.01" pos="0 0 -0.011" rgba="0.8 0.77 0.72 1" {no_contact}/>{blocks}
+    <geom name="table" type="box" size="0.3 0.3 0.01" pos="0 0 -0.011" rgba="{robot.table} 1" {no_contact}/>{blocks}
       <body name="pusher" pos="0 0 0.04">
         <joint name="pusher_x" type="slide" axis="1 0 0" damping="2"/>
         <joint name="pusher_y" type="slide" axis="0 1 0" damping="2"/>
-        <geom name="pusher" type="cylinder" size="0.011 0.04" rgba="0.1 0.1 0.12 1" mass="0.2" friction="0.3"/>
-        <geom type="capsule" fromto="0 0 0.06 0 0.1 0.2" size="0.022" rgba="0.45 0.2 0.55 1" mass="0" {no_contact}/>
+        <geom name="pusher" type="cylinder" size="0.011 0.04" rgba="{robot.tip} 1" mass="0.2" friction="0.3"/>
+        <geom type="capsule" fromto="0 0 0.06 {robot.reach}" size="{robot.width}" rgba="{robot.arm} 1" mass="0"
+              {no_contact}/>
       </body>
   </worldbody>
   <actuator>

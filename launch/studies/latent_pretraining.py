@@ -26,7 +26,7 @@ same for all arms; on the starts nothing is chosen.
 
 --benchmark: push_table (three blocks; also pairs of them that are never named together), metaworld (MT10), families
 (the push-table's five, four blocks), pairs (six blocks; also a moving background and other colours), other_look (video
-of other colours and light), other_robot (video of Meta-World, a robot of the push-table).
+of another arm, table and camera), other_robot (video of Meta-World, a robot of the push-table).
 
 Every leg is one of our commands; a study that was interrupted goes on where it stopped, and with more arms or seeds it
 does what is new. After each seed `tables_DEMOS.md` and `success_DEMOS.png` are in --out, named after the number of

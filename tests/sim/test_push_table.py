@@ -247,6 +247,24 @@ def test_images_show_what_moves(env):
     assert column_after > column + 4 and abs(row_after - row) < 2  # to the right in the picture, as in the table
 
 
+def test_another_robot_looks_different_and_moves_alike(mujoco):
+    from lapa_jax.sim.push_table import ROBOTS, Env
+
+    images, states = [], []
+    for robot in ROBOTS:
+        env = Env(64, blocks=3, robot=robot)
+        env.reset(5, "separate")
+        expert = env.expert(5)
+        for _ in range(10):
+            env.step(expert.act())
+        images.append(env.observe()["image"].astype(int))
+        states.append(np.concatenate([env.pusher, env.blocks.ravel()]))
+    np.testing.assert_array_equal(*states)
+    assert np.mean(np.abs(images[0] - images[1]).max(-1) > 20) > 0.5, "most of the image"
+    with pytest.raises(UserError, match="no robot 'orang'; did you mean 'orange'"):
+        Env(64, robot="orang")
+
+
 @pytest.mark.parametrize("split", ["seen", "unseen"])
 def test_with_fewer_blocks_only_these_are_there_asked_for_and_pushed(mujoco, split):
     from lapa_jax.sim.push_table import ABSENT, Env
