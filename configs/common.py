@@ -132,7 +132,7 @@ def recommended(config: ml_collections.ConfigDict) -> None:
     config.model.update({"delta_norm": "whitened", "quant_dim": 1, "codebook_init": "data", "replacement": "share"})
     # What the features say of a motion does not depend on where in the image it is.
     config.model.view_deltas = True
-    config.loss.view = 0.05
+    config.loss.update({"view": 0.05, "commitment": COMMITMENT})
 
 
 def few_actions(config: ml_collections.ConfigDict) -> None:

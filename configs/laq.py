@@ -1,8 +1,7 @@
 """LAQ: discrete latent actions from frame pairs of unlabelled video (LAPA, stage 1).
 
-Without a variant: the paper's sizes and optimizer (LAPA, arXiv 2410.11758, and its released training script). Who
-trains it from scratch may see it collapse to few codes, or compress images instead of saying what happens: take
-`recommended`.
+Without a variant: the paper's sizes and optimizer (LAPA, arXiv 2410.11758, and its released training script). Trained
+from scratch it may collapse to few codes, or compress images instead of saying what happens: take `recommended`.
 
   features     DINOv2's features of the frames instead of their pixels, on both sides (as in UniVLA, arXiv 2505.06111);
                weights by tools/import_weights.py, as init_from.tower

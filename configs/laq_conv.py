@@ -64,12 +64,6 @@ def full() -> ml_collections.ConfigDict:
     return config
 
 
-def recommended(config: ml_collections.ConfigDict) -> None:
-    """The recommended parts, and deltas that codes do not pull to themselves."""
-    common.recommended(config)
-    config.loss.commitment = common.COMMITMENT
-
-
 def small(config: ml_collections.ConfigDict) -> None:
     """Four hundred thousand parameters at 32 px; docs/results/results.md has what comes out."""
     common.frame_pairs_at_32_pixels(config)
@@ -96,7 +90,7 @@ def test(config: ml_collections.ConfigDict) -> None:
     config.model.update({"channels": (8, 16), "groups": 4, "embed": 16, "view_shift": 0, "codebook_init": "normal"})
 
 
-VARIANTS = {"recommended": recommended, "actions": common.few_actions, "consistency": common.consistency,
+VARIANTS = {"recommended": common.recommended, "actions": common.few_actions, "consistency": common.consistency,
             "small": small, "tiny": tiny, "test": test}
 
 

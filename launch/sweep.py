@@ -203,7 +203,7 @@ class Runner:
         with self._speak:
             mine = self._locks.setdefault(step.folder, threading.Lock())
         with mine, contextlib.ExitStack() as held:
-            # Not the lock that a command takes for its output, as tools/record_sim.py does: it would wait for ever.
+            # Not the lock that a command takes for its output, as tools/record_sim.py does: it would be refused.
             lock = step.folder.with_name(f".{step.folder.name}.stage.lock")
             while not self._ending.is_set():
                 try:

@@ -45,7 +45,6 @@ ORDER = (0, 4, 6, 2, 3, 7, 1, 5)
 their colour, which 64 pixels show: a bar beside a triangle or a disc. Of the first three one pair is held out."""
 
 
-
 class Robot(NamedTuple):
     """A robot as it is drawn, on its table and by its camera; how it moves and what its actions mean never changes.
 

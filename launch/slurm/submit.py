@@ -1,6 +1,6 @@
 """Submits a training to Slurm with what a site file says about the cluster.
 
-python launch/slurm/submit.py --config_file configs/site/lrz_h100.yaml [--sbatch=OPTION ...] --config configs/laq.py ...
+python launch/slurm/submit.py --config_file configs/site/lrz_h100.yaml [--sbatch=OPTION ...] --config CONFIG ...
 
 The group `slurm` of the files becomes options of sbatch ({partition: gpu, time: 2:00:00} is --partition=gpu
 --time=2:00:00), which win over those in launch/slurm/train.sbatch; --sbatch=--nodes=8 wins over both. All other

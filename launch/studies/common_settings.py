@@ -61,8 +61,8 @@ class Sizes:
 
 
 SHORT = {"demos": 10, "inverse": 600, "finetune": 800, "evaluations": 8, "rates": (5e-4,)}
-"""What --short changes: two seeds in well under an hour of two cores. With so few demonstrations pretraining matters
-most; stage 1 and the pretraining are whole, as with less video or fewer steps neither learns anything."""
+"""What --short changes: two seeds of `push_table` in well under an hour of two cores. With so few demonstrations
+pretraining matters most; stage 1 and the pretraining are whole, as codes of less video say less."""
 SHORT_SEEDS = 2
 
 
@@ -138,7 +138,7 @@ CONDITIONS = {
 
 TABLE = Scene("push_table", ("separate",), ("--blocks", "3"), noise=0.004)
 # At the 80 frames a second of the simulator neighbours hardly differ, and a chunk of eight actions is 0.1 seconds.
-# Its arm stands at one side: mirrored pairs would take codes of their own, see docs/results/latent_actions.md.
+# Meta-World's arm stands at one side: mirrored pairs would take codes of their own, see docs/results/latent_actions.md.
 WORLD = Scene("metaworld", MT10, fps=20, gap=2, noise=0.1, tokenizer=("data.augment=None",), seconds=(0.6, 2.0))
 
 BENCHMARKS = {

@@ -39,7 +39,7 @@ def solved(cells: Cells, name: str, condition: str, task: str | None = None) -> 
 
 def rate(of_seeds: Sequence[Sequence[bool]]) -> dict:
     """`scores.of_counts` of all starts, with the interval of a bootstrap over seeds and starts if there are several.
-    Where all starts went alike a bootstrap has nothing to draw from, and Wilson's interval stays."""
+    Where all starts went alike every draw is the same, and Wilson's interval stays."""
     summary = scores.of_counts(sum(map(sum, of_seeds)), sum(map(len, of_seeds)))
     if len(of_seeds) > 1 and summary["success_rate"] not in (0.0, 1.0):
         _, summary["low"], summary["high"] = scores.clustered_mean(of_seeds)
@@ -85,7 +85,7 @@ def by_arm(cells: Cells) -> str:
         r2 = [cell["action_r2"] for (arm, _), cell in cells.items() if arm == name and "action_r2" in cell]
         rows.append([*row, ", ".join(f"{score:.3f}" for score in r2)])
     head = ["", *(f"success, {condition}" for condition in conditions(cells)), "R² of actions"]
-    return f"{common.table(head, rows)}\n{_drawn(cells)}\n"
+    return f"{common.table(head, rows)}\n{drawn(cells)}\n"
 
 
 def by_task(cells: Cells) -> str:
@@ -110,21 +110,22 @@ def differences(cells: Cells, of: str = "lapa") -> str:
         spans = [scores.paired_difference(solved(cells, of, condition), solved(cells, arm, condition))
                  for condition in conditions(cells)]  # fmt: skip
         rows.append([arm, *map(_points, spans)])
-    about = f"Paired differences in points. {_drawn(cells)}"
+    about = f"Paired differences in points. {drawn(cells)}"
     return f"{about}\n\n{common.table([f'{of} minus', *conditions(cells)], rows)}"
 
 
 def _points(span: tuple[float, float, float]) -> str:
-    """A difference with its interval; where no start differs, a bootstrap has nothing to draw from."""
+    """A difference with its interval; where it is the same at every start, so is every draw of a bootstrap."""
     mean, low, high = (100 * value for value in span)
     return f"{mean:+.0f} ({low:+.0f} to {high:+.0f})" if low < high else f"{mean:+.0f} (at every start)"
 
 
-def _drawn(cells: Cells) -> str:
+def drawn(cells: Cells) -> str:
+    """How the intervals were made."""
     several = len({seed for _, seed in cells}) > 1
-    drawn = "a bootstrap over seeds, and over starts within them" if several else (
+    by = "a bootstrap over seeds, and over starts within them" if several else (
         "one seed's starts; what another seed would give, one seed cannot say")  # fmt: skip
-    return f"Intervals of 95 % by {drawn}."
+    return f"Intervals of 95 % by {by}; by Wilson's where all starts went alike."
 
 
 def verdict(cells: Cells) -> str:

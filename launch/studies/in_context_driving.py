@@ -127,7 +127,7 @@ def table(cells: tables.Cells, seen: int, unseen: int) -> str:
         ratio = f"{right / wrong:.1f}" if wrong else "undefined (0 successes)"
         rows.append([name, *map(cell, rates.values()), ratio])
     head = ["", *tables.conditions(cells), "unseen: right over wrong"]
-    about = f"Trained on {seen} tasks, {unseen} left out. Intervals of 95 % by a bootstrap over seeds and starts."
+    about = f"Trained on {seen} tasks, {unseen} left out. {tables.drawn(cells)}"
     return f"{about}\n\n{common.table(head, rows)}"
 
 

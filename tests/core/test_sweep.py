@@ -59,6 +59,8 @@ def test_the_interval_is_students_and_the_best_has_all_seeds():
     assert sweeps.ranking([c, b, a], "max") == [a, b, c]
     assert sweeps.ranking([a, Outcome({"k": "d"}, {0: 0.1, 1: 0.2}, {})], "min")[1] == a
     assert list(sweeps.rows([a])) == [["a", "1.1", "-0.1706 to 2.371", "1 to 1.2", "2", ""]]
+    alike = Outcome({"k": "e"}, {0: 0.0, 1: 0.0}, {})
+    assert list(sweeps.rows([alike])) == [["e", "0", "", "0 to 0", "2", ""]], "no interval: the next seed may differ"
 
 
 def test_cases_are_tried_one_by_one_with_all_of_the_grid(tmp_path):

@@ -191,8 +191,8 @@ def test_starts_that_all_went_alike_leave_an_interval(monkeypatch, calls, tmp_pa
 def test_a_world_with_sides_is_not_mirrored(calls, tmp_path):
     """Its tokenizer alone: policies are never mirrored, as their instructions are not."""
     study.main(["--out", str(tmp_path), "--benchmark", "other_robot", "--seeds", "1", "--jobs", "1", "--arms", "lapa"])
-    told = {run: "--config.data.augment=None" in arguments for run, arguments in trainings(calls).items()}
-    assert told == {run: run.startswith("laq") for run in told} and sum(told.values()) == 1
+    plain = {run: "--config.data.augment=None" in arguments for run, arguments in trainings(calls).items()}
+    assert plain == {run: run.startswith("laq") for run in plain} and sum(plain.values()) == 1
 
 
 def test_single_arms(calls, tmp_path, capsys):
