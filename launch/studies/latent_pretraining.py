@@ -2,7 +2,7 @@
 
 python launch/studies/latent_pretraining.py --out DIR [--benchmark push_table] [--short] [--seeds 5] [--jobs 2]
     [--arms scratch scratch_long lapa vpt actions ...] [--task separate ...] [--blocks 3] [--gap 6] [--videos 1000]
-    [--demos 50] [--overrides optim.weight_decay=0 ...]
+    [--demos 50] [--policy small] [--overrides optim.weight_decay=0 ...]
 
 Episodes of the expert are recorded as video; few more, others, with actions are the demonstrations. Every arm ends with
 the same model, trained on the demonstrations. What comes before:
@@ -119,6 +119,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--task", nargs="+", help="tasks, or families of instructions")
     parser.add_argument("--blocks", type=int, help="on the push-table")
     parser.add_argument("--gap", type=common.at_least_one, help="frames between those of a latent action")
+    parser.add_argument("--policy", choices=("tiny", "small"), help="variant of the configs of the policies")
     for name, what in OF_SIZES.items():
         parser.add_argument(f"--{name}", type=common.at_least_one, help=what)
     return parser
@@ -140,7 +141,8 @@ class Study:
                 raise UserError(f"there is no {kind} '{name}'{did_you_mean(name, known)}")
         benchmark = BENCHMARKS[args.benchmark]
         self.benchmark = dataclasses.replace(benchmark, robot=_scene(benchmark.robot, args),
-                                             video=benchmark.video and _scene(benchmark.video, args))  # fmt: skip
+                                             video=benchmark.video and _scene(benchmark.video, args),
+                                             policy=args.policy or benchmark.policy)  # fmt: skip
         usual = tuple(arm for arm in SHORT_ARMS if arm in benchmark.arms) if args.short else benchmark.arms
         self.arms = tuple(args.arms or usual)
         given = {name: value for name in OF_SIZES if (value := getattr(args, name)) is not None}

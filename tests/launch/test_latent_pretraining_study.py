@@ -195,6 +195,13 @@ def test_a_world_with_sides_is_not_mirrored(calls, tmp_path):
     assert plain == {run: run.startswith("laq") for run in plain} and sum(plain.values()) == 1
 
 
+def test_another_policy_is_the_same_for_what_it_begins_with(calls, tmp_path):
+    study.main(["--out", str(tmp_path), "--benchmark", "metaworld", "--seeds", "1", "--jobs", "1", "--policy", "small",
+                "--arms", "lapa", "actions"])  # fmt: skip
+    configs = {a[1].rpartition("/")[2] for run, a in trainings(calls).items() if not run.startswith("laq")}
+    assert configs == {"vla_latent.py:small", "vla_action.py:small+chunk"}
+
+
 def test_single_arms(calls, tmp_path, capsys):
     study.main(["--out", str(tmp_path), "--short", "--jobs", "1", "--arms", "scratch", "--task", "block2block",
                 "--blocks", "8"])  # fmt: skip
