@@ -343,9 +343,10 @@ class Outcome(NamedTuple):
         return statistics.fmean(self.values.values()) if self.values else math.nan
 
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval of the mean by Student's t; None of fewer than two seeds."""
+        """The 95 % interval of the mean by Student's t; None of fewer than two seeds, and where all came out alike: one
+        without width would claim to know the next."""
         count = len(self.values)
-        if count < 2:
+        if len(set(self.values.values())) < 2:
             return None
         from scipy.stats import t
 
@@ -380,10 +381,8 @@ def rows(outcomes: Sequence[Outcome]) -> Iterator[list[str]]:
         spread = f"{min(values):.4g} to {max(values):.4g}" if len(values) > 1 else ""
         missing = "; ".join(f"seed {seed}: {why}" for seed, why in each.missing.items())
         also = [f"{statistics.fmean(numbers):.4g}" if numbers else "" for numbers in each.also.values()]
-        # Where all seeds came out alike, 0 to 0 would claim to know the next one.
-        wide = interval and interval[0] < interval[1]
         yield [*each.point.values(), f"{each.mean:.4g}" if values else "",
-               "{:.4g} to {:.4g}".format(*interval) if wide else "", spread, *also, str(len(values)),
+               "{:.4g} to {:.4g}".format(*interval) if interval else "", spread, *also, str(len(values)),
                missing]  # fmt: skip
 
 
