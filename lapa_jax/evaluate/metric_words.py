@@ -23,6 +23,8 @@ WORDS = {
     "capacity_bits": "the most bits that a continuous delta can say in training, under its noise",
     "clipped": "share of the values that were cut to the range that the codes cover",
     "code_action_bits": "bits that the codes tell of 16 clusters of actions, what seems so by chance among them",
+    "code_action_lookup": "share of other episodes' pairs in the cluster that is most frequent with their codes",
+    "code_action_majority": "share of these pairs with the most frequent cluster of all",
     "code_action_nmi": "these bits beyond chance as a share of the entropies, 0 to 1; adjusted mutual information",
     "code_action_variance_left": "share of the actions' variance among pairs with the same codes; 1: they say nothing",
     "codebook_utilization": "share of the codes that occur",

@@ -10,7 +10,8 @@ from lapa_jax.models.probe import CODES_PENALTY, probe
 CLUSTERS, SHUFFLES = 16, 20
 WHOLE = "all"
 COLUMNS = {"information (bits)": "bits", "of it by chance": "bits_by_chance", "NMI": "nmi", "adjusted": "nmi_adjusted",
-           "variance left": "variance_left", "R² alone": "r2_alone", "R² lost without it": "r2_lost"}  # fmt: skip
+           "cluster right": "lookup", "by the most frequent": "majority", "variance left": "variance_left",
+           "R² alone": "r2_alone", "R² lost without it": "r2_lost"}  # fmt: skip
 """Heads of the columns, and the keys of `metrics.json`."""
 
 
@@ -37,22 +38,26 @@ def measure(codes: np.ndarray, action: np.ndarray, episode: np.ndarray, codebook
     count = min(CLUSTERS, len(np.unique(scaled, axis=0)))
     clusters = kmeans2(scaled, count, minit="++", rng=np.random.default_rng(0))[1]
     sequences = np.unique(codes, axis=0, return_inverse=True)[1].ravel()
+    fitted = episode % 2 == 0  # as of the probe
     table = {}
     for i in positions:
         lost = whole - r2([j for j in positions if j != i])
-        table[str(i)] = {**_of_groups(codes[:, i], clusters, scaled), "r2_alone": r2([i]), "r2_lost": lost}
-    table[WHOLE] = {**_of_groups(sequences, clusters, scaled), "r2_alone": whole, "r2_lost": whole}
+        table[str(i)] = {**_of_groups(codes[:, i], clusters, scaled, fitted), "r2_alone": r2([i]), "r2_lost": lost}
+    table[WHOLE] = {**_of_groups(sequences, clusters, scaled, fitted), "r2_alone": whole, "r2_lost": whole}
     return table
 
 
-def _of_groups(groups: np.ndarray, clusters: np.ndarray, scaled: np.ndarray) -> dict[str, float]:
+def _of_groups(
+    groups: np.ndarray, clusters: np.ndarray, scaled: np.ndarray, fitted: np.ndarray
+) -> dict[str, float]:
     rng = np.random.default_rng(0)
     bits = information(groups, clusters)
     chance = float(np.mean([information(groups, rng.permutation(clusters)) for _ in range(SHUFFLES)]))
     mean = (entropy(groups) + entropy(clusters)) / 2
+    right, by_majority = lookup(groups, clusters, fitted)
     return {"bits": bits, "bits_by_chance": chance, "nmi": bits / mean if mean > 0 else 0.0,
             "nmi_adjusted": (bits - chance) / (mean - chance) if mean - chance > 1e-9 else 0.0,
-            "variance_left": variance_left(groups, scaled)}  # fmt: skip
+            "lookup": right, "majority": by_majority, "variance_left": variance_left(groups, scaled)}  # fmt: skip
 
 
 def standardize(action: np.ndarray) -> np.ndarray:
@@ -79,6 +84,18 @@ def information(a: np.ndarray, b: np.ndarray) -> float:
     return float((joint[seen] * np.log2(joint[seen] / independent[seen])).sum())
 
 
+def lookup(groups: np.ndarray, clusters: np.ndarray, fitted: np.ndarray) -> tuple[float, float]:
+    """Shares of the rows that are not `fitted`, bool [M], whose cluster is guessed: as the most frequent one of the
+    fitted rows of the same group, int [M], and as the most frequent one of all fitted rows. The latter also stands for
+    groups that no fitted row has."""
+    count = np.zeros((groups.max() + 1, clusters.max() + 1))
+    np.add.at(count, (groups[fitted], clusters[fitted]), 1)
+    frequent = count.sum(0).argmax()
+    guess = np.where(count.any(1), count.argmax(1), frequent)[groups]
+    rest = ~fitted
+    return float((guess == clusters)[rest].mean()), float((clusters[rest] == frequent).mean())
+
+
 def variance_left(groups: np.ndarray, scaled: np.ndarray) -> float:
     """Share of the variance of rows f64 [M, A] that is left among those of the same group, int [M]; NaN where each has
     a group of its own. Both variances are divided by their degrees of freedom, so that random groups leave 1."""
@@ -93,7 +110,8 @@ def variance_left(groups: np.ndarray, scaled: np.ndarray) -> float:
 
 def metrics(table: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """The figures of all positions together as metrics; none of an empty table."""
-    names = {"bits": "bits", "nmi": "nmi_adjusted", "variance_left": "variance_left"}
+    names = {"bits": "bits", "nmi": "nmi_adjusted", "lookup": "lookup", "majority": "majority",
+             "variance_left": "variance_left"}  # fmt: skip
     return {f"code_action_{name}": table[WHOLE][key] for name, key in names.items()} if table else {}
 
 
@@ -110,6 +128,8 @@ TEXT = (
     "bits of the cluster a code tells; by chance: how many it seems to tell when the clusters are shuffled, which is "
     "much where many combinations of codes occur. NMI: the information as a share of the mean entropy of codes and "
     "clusters; adjusted: the same beyond chance, 0 for codes that say nothing and 1 for codes that are the clusters. "
+    "Cluster right: how often the cluster that is most frequent with a code in the episodes with an even number is "
+    "that of the pairs of the others, and how often the most frequent one of all is. "
     "Variance left: share of the actions' variance among pairs with the same code, 1 for codes that say nothing. R² "
     "alone: of the linear probe from this position; lost without it: what the other positions cannot say. Positions "
     "that each say something of their own have R² alone that add up to that of all."
