@@ -30,6 +30,8 @@ from lapa_jax.train.run import model_defaults
 
 PROBE = "action_probe_r2"
 DRAWS = 1000
+FEWEST_SETTINGS = 5
+"""For an interval: draws of two or three settings are mostly the same few, and the interval would look narrow."""
 OF_EVALUATION = ("swap_gap", "swap_gap_same_place", "transfer_consistency", "transfer_chance", "cycle_consistency",
                  "view_consistency", "reversal_correlation", "reversal_r2", "one_frame_r2", "perplexity",
                  "sequence_perplexity", "psnr_gain", "identical_frame_agreement")  # fmt: skip
@@ -162,22 +164,24 @@ def tables(runs: Sequence[Run]) -> str:
                                           [run.setting for run in group]) for group in of_data.values()]  # fmt: skip
         together = np.mean(correlations, axis=0)
         ranks.append([figure, *map(_interval, correlations), _interval(together)])
-        # A figure that does not vary is NaN and tells nothing.
-        if all(drawn[0] > 0 and np.nanquantile(drawn[1:], 0.025) > 0 for drawn in correlations):
+        intervals = [_bounds(drawn) for drawn in correlations]
+        if all(bounds is not None and bounds[0] > 0 for bounds in intervals):
             telling.append(figure)
         picks.append([figure, *(f"{max(group, key=lambda run: of(run.metrics)).metrics[PROBE]:.3f}"
                                 for group in of_data.values())])  # fmt: skip
     for name, choose in (("the best run", max), ("the mean of the runs", statistics.mean)):
         picks.append([name, *(f"{choose([run.metrics[PROBE] for run in group]):.3f}" for group in of_data.values())])
     verdict = f"Above 0 with their intervals in every data set: {', '.join(telling) or 'none'}."
-    about = "Rank correlation with R² of the action from the codes; 95 % by a bootstrap over settings."
+    about = ("Rank correlation with R² of the action from the codes; 95 % by a bootstrap over settings, of which an "
+             f"interval needs {FEWEST_SETTINGS}.")  # fmt: skip
     by_rank = common.table(["figure", *heads, "mean of the data sets"], ranks)
     by_choice = common.table(["chosen by", *of_data], picks)
     return f"{about}\n\n{by_rank}\n{verdict}\n\nR² of the run that has the most of a figure.\n\n{by_choice}"
 
 
 def rank_correlations(figure: Sequence[float], score: Sequence[float], clusters: Sequence[str]) -> np.ndarray:
-    """Spearman's correlation, and after it those of `DRAWS` draws of the clusters; NaN where one does not vary."""
+    """Spearman's correlation, and after it those of `DRAWS` draws of the clusters; NaN where one does not vary, and all
+    of the draws where there are fewer clusters than `FEWEST_SETTINGS`."""
     from scipy.stats import rankdata
 
     def spearman(rows: np.ndarray) -> float:
@@ -188,16 +192,27 @@ def rank_correlations(figure: Sequence[float], score: Sequence[float], clusters:
     one, other, names = np.asarray(figure), np.asarray(score), np.asarray(clusters)
     members = [np.flatnonzero(names == name) for name in dict.fromkeys(clusters)]
     rng = np.random.default_rng(0)
+    whole = spearman(np.arange(len(one)))
+    if len(members) < FEWEST_SETTINGS:
+        return np.array([whole, *[np.nan] * DRAWS])
     drawn = [np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))]) for _ in range(DRAWS)]
-    return np.array([spearman(np.arange(len(one))), *map(spearman, drawn)])
+    return np.array([whole, *map(spearman, drawn)])
+
+
+def _bounds(correlations: np.ndarray) -> np.ndarray | None:
+    """95 % of the draws; None where the figure does not vary, or without draws."""
+    drawn = correlations[1:]
+    if np.isnan(correlations[0]) or np.isnan(drawn).all():
+        return None
+    return np.nanquantile(drawn, [0.025, 0.975])
 
 
 def _interval(correlations: np.ndarray) -> str:
-    """As +0.50 (+0.20 to +0.70); "-" where the figure does not vary."""
+    """As +0.50 (+0.20 to +0.70), or +0.50 without draws; "-" where the figure does not vary."""
     if np.isnan(correlations[0]):
         return "-"
-    low, high = np.nanquantile(correlations[1:], [0.025, 0.975])
-    return f"{correlations[0]:+.2f} ({low:+.2f} to {high:+.2f})"
+    bounds = _bounds(correlations)
+    return f"{correlations[0]:+.2f}" + ("" if bounds is None else f" ({bounds[0]:+.2f} to {bounds[1]:+.2f})")
 
 
 if __name__ == "__main__":

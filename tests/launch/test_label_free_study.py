@@ -46,7 +46,7 @@ def calls(monkeypatch):
 
 def test_evaluations_of_a_sweep_are_read_and_those_that_lack_a_figure_are_made_again(calls, tmp_path, capsys):
     sweep = tmp_path / "sweep"
-    for number in range(6):
+    for number in range(8):
         tokenizer = sweep / f"tokenizer-{number}"
         run(tokenizer, number // 2, number % 2)
         made = evaluation(tokenizer, "push", action_probe_r2=number / 10, swap_gap=float(number), psnr_gain=-number)
@@ -55,19 +55,19 @@ def test_evaluations_of_a_sweep_are_read_and_those_that_lack_a_figure_are_made_a
         write(sweep / f"eval-{9 - number}" / "metrics.json", made)
     run(sweep / "deltas", 0, 0, quantizer="none")
     run(sweep / "policy", 0, 0, name="policies.vla")
-    run(tmp_path / "single" / "tokenizer-7", 7, 0)
+    run(tmp_path / "single" / "tokenizer-9", 9, 0)
     command = [str(sweep), str(tmp_path / "single"), "--out", str(tmp_path / "out"), "--jobs", "1"]
     study.main(command)
     text = capsys.readouterr().out
-    assert [pathlib.Path(a[a.index("--run") + 1]).name for a in calls] == ["tokenizer-3", "tokenizer-7"]
+    assert [pathlib.Path(a[a.index("--run") + 1]).name for a in calls] == ["tokenizer-3", "tokenizer-9"]
     assert calls[0][2:6] == ("--data", "/push/data", "--split", "val") and "--data" not in calls[1]
-    assert "7 tokenizers with codes" in text and "push/data push (7 runs, 4 settings)" in text
+    assert "9 tokenizers with codes" in text and "push/data push (9 runs, 5 settings)" in text
     assert "| swap gap | +1.00 (+1.00 to +1.00) | +1.00 (+1.00 to +1.00) |" in text
     assert "| perplexity | - | - |" in text, "what does not vary"
     assert "Above 0 with their intervals in every data set: swap gap." in text
-    assert "| swap gap | 0.700 |" in text and "| the best run | 0.700 |" in text
+    assert "| swap gap | 0.900 |" in text and "| the best run | 0.900 |" in text
     assert (tmp_path / "out" / "tables.md").read_text() in text
-    assert len((tmp_path / "out" / "runs.csv").read_text().splitlines()) == 8
+    assert len((tmp_path / "out" / "runs.csv").read_text().splitlines()) == 10
     study.main(command)
     assert len(calls) == 2, "what is evaluated is not evaluated again"
 
@@ -95,6 +95,13 @@ def test_correlations_are_those_of_scipy_and_seeds_of_a_setting_are_drawn_togeth
     single = study.rank_correlations(figure, score, [str(number) for number in range(12)])
     copied = study.rank_correlations(np.repeat(figure, 5), np.repeat(score, 5), np.repeat(range(12), 5).astype(str))
     np.testing.assert_allclose(np.std(copied), np.std(single), rtol=0.1)
+
+
+def test_few_settings_have_a_correlation_and_no_interval():
+    ranked = [METRICS | {"action_probe_r2": number, "swap_gap": number} for number in range(8)]
+    runs = [study.Run(f"run-{i}", "push", str(i % 4), metrics) for i, metrics in enumerate(ranked)]
+    text = study.tables(runs)
+    assert "| swap gap | +1.00 | +1.00 |" in text and "in every data set: none." in text
 
 
 def test_wrong_input_is_one_line(calls, tmp_path):
