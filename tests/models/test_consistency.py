@@ -26,14 +26,15 @@ from tests.models.test_few_actions import EACH, MODELS
 
 ROWS, DECAY = 4, 0.75
 LOSSES = ("consistency", "variance", "covariance")
-OTHER_LOSSES = ("reconstruction", "motion", "coarse")
+OTHER_LOSSES = ("reconstruction", "motion", "coarse", "flow", "midway")
 
 
 @functools.cache
-def small(name, consistency="instead"):
+def small(name, consistency="instead", **fields):
     """(model, its variables, whose target has other parameters than the encoder)."""
-    model = config.build("lapa_jax.models", {**MODELS[name], "consistency": consistency, "consistency_decay": DECAY})
-    variables = jax.jit(Task(model, {}).init)(jax.random.key(0), batch_of())
+    spec = {**MODELS[name], "consistency": consistency, "consistency_decay": DECAY, **fields}
+    model = config.build("lapa_jax.models", spec)
+    variables = jax.jit(Task(model, {}).init)(jax.random.key(0), model.example(ROWS) | batch_of())
     moved = lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape)  # noqa: E731
     return model, {**variables, "target": jax.tree.map(moved, variables["target"])}
 
@@ -82,12 +83,13 @@ def test_the_losses_are_those_of_numpy(name):
 @functools.cache
 def reached(name, consistency):
     """{loss: {a parameter, or a part of the target: largest gradient}}."""
-    model, variables = small(name, consistency)
+    model, variables = small(name, consistency, horizons=True, flow=True)
+    batch = batch_of() | {"middle_frame": batch_of(1)["frames"][:, 0], "flow": np.ones((ROWS, 4, 4, 2), np.float32)}
     state = {key: value for key, value in variables.items() if key not in ("params", "target")}
 
     def losses(trees):
         everything = {**state, **trees}
-        given, _ = model.apply(everything, batch_of(), train=True, mutable=[*state, "target"],
+        given, _ = model.apply(everything, batch, train=True, mutable=[*state, "target"],
                                rngs={"noise": jax.random.key(1)})  # fmt: skip
         return jnp.stack([given.losses[each].sum() for each in (*LOSSES, *OTHER_LOSSES)])
 

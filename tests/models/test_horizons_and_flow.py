@@ -80,6 +80,22 @@ def test_each_loss_reaches_what_it_is_about(name):
 
 
 @EACH
+@pytest.mark.parametrize("delta_norm", ["running_per_position", "whitened"])
+def test_a_pair_and_its_reverse_are_scaled_alike(name, delta_norm):
+    model = config.build("lapa_jax.models", {**MODELS[name], "horizons": True, "delta_norm": delta_norm})
+    batch = batch_of()
+    variables = jax.jit(Task(model, {}).init)(jax.random.key(0), batch)
+    other = {key: 3 * value + 0.1 for key, value in variables["codebook"]["normalizer"].items()}
+    variables["codebook"]["normalizer"] = other  # of an earlier network, as far from the batch's as can be
+    run = jax.jit(lambda v: model.apply(v, batch, train=True, mutable=list(v), rngs={"noise": jax.random.key(1)}))
+    given, after = run(variables)
+    vectors = lambda frames: model.apply(after, frames, method=lambda m, x: m._rounded(m.encode(x)["delta"]))  # noqa: E731
+    ahead, back = (jax.jit(vectors)(frames) for frames in (batch["frames"], batch["frames"][:, ::-1]))
+    expected = np.where(np.arange(ROWS) == 2, 0, similarity(ahead, back))
+    assert np.asarray(given.losses["reversal"]) == pytest.approx(expected, abs=1e-4) and expected.max() > 0
+
+
+@EACH
 def test_flow_losses_are_those_of_numpy(name):
     model, variables = small(name)
     batch = batch_of()

@@ -249,7 +249,7 @@ class FramePairModel(FramePairTokenizer):
         if self.consistency != "none":
             named |= self._consistency_losses(action, frames, train=train)
         if self.horizons and "middle_frame" in batch:
-            named |= self._horizon_losses(view, action, frames, batch["middle_frame"])
+            named |= self._horizon_losses(view, decoded, frames, batch["middle_frame"])
         if codes is not None:
             measured = measured | batch_usage(codes, self.codebook_size)
         if self._has_actions(batch):
@@ -304,11 +304,13 @@ class FramePairModel(FramePairTokenizer):
 
     def _horizon_losses(self, view, action: jax.Array, frames: jax.Array, middle_frame: jax.Array):
         """Losses f32 [B] of the pairs' middle frames [B, H, W, 3], see `horizons`. The three further pairs are encoded
-        as in evaluation: what codes there are, and how deltas are scaled, is for the pairs themselves to say."""
+        as in evaluation: what codes there are, and how deltas are scaled, is for the pairs themselves to say. What is
+        compared with them is scaled alike: a batch has other statistics than the run."""
         first, second = frames[:, 0], frames[:, 1]
         middle = self.observe(to_unit_range(middle_frame, (*image_shape(self.image_size), 3)))
         pairs = jnp.concatenate([jnp.stack(pair, 1) for pair in ((second, first), (first, middle), (middle, second))])
-        whole, (backward, early, late) = view["delta"], jnp.split(self._encode(pairs, train=False)["delta"], 3)
+        whole = self._scaled(view["raw_delta"], train=False)
+        backward, early, late = jnp.split(self._encode(pairs, train=False)["delta"], 3)
         whole, backward, early, late = (self._rounded(delta) for delta in (whole, backward, early, late))
         changes = jnp.abs(second - first).max((1, 2, 3)) > (self.motion_threshold if self.predicts_images else 0)
         composed, half = self.horizon_heads(early, late, action)
@@ -439,23 +441,26 @@ class FramePairModel(FramePairTokenizer):
             views = self._encode_views(clips, train=train)
             return one_of(views, 0, len(clips)), views
         view = self._encode(clips[0], train=train)
-        seen = {name: value for name, value in view.items() if name != "delta"}
+        seen = {name: value for name, value in view.items() if name not in ("delta", "raw_delta")}
         return view, in_turns([seen, *(self._context(clip[:, 0]) for clip in clips[1:])])
 
     def _encode(self, frames: jax.Array, *, train: bool) -> dict[str, jax.Array]:
-        """What the decoder may know and the "delta" of pairs f32 [B, 2, H, W, 3] in [0, 1]."""
+        """What the decoder may know, the "delta" of pairs f32 [B, 2, H, W, 3] in [0, 1], and the "raw_delta" that is not
+        scaled."""
         return self._encode_views([frames], train=train)
 
     def _encode_views(self, clips: list[jax.Array], *, train: bool) -> dict[str, jax.Array]:
         """The same of several clips [B, 2, H, W, 3], [clips * B, ...] in turns; in training the statistics that all
         deltas are scaled by are those of the first clips alone."""
         count, frames = len(clips), in_turns(clips)
-        delta, context = self.raw_delta(self._standardize(frames))
-        if self.delta_norm != "none":
-            apart = jnp.concatenate([one_of(delta, which, count) for which in range(count)])
-            scaled = self.normalizer(apart, train=train, count=len(clips[0]))
-            delta = in_turns(jnp.split(scaled, count))
-        return {**context, "delta": delta, "first": frames[:, 0]}
+        raw, context = self.raw_delta(self._standardize(frames))
+        apart = jnp.concatenate([one_of(raw, which, count) for which in range(count)])
+        scaled = self._scaled(apart, train=train, count=len(clips[0]))
+        return {**context, "delta": in_turns(jnp.split(scaled, count)), "raw_delta": raw, "first": frames[:, 0]}
+
+    def _scaled(self, raw: jax.Array, *, train: bool, count: int | None = None) -> jax.Array:
+        """Deltas [B, N, Q] by `delta_norm`; in training by the statistics of the first `count` of them."""
+        return raw if self.delta_norm == "none" else self.normalizer(raw, train=train, count=count)
 
     def _context(self, first: jax.Array) -> dict[str, jax.Array]:
         """The same without the delta, of first frames [B, H, W, 3]."""
