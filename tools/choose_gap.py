@@ -3,8 +3,10 @@
     python tools/choose_gap.py DATA --out DIR [--labelled FOLDER] [--gaps 3,6,12] [--grid KEY=A,B ...] [--seeds N]
 
 The runs are those of launch/sweep.py, in DIR: the same command goes on where it stopped. Where held-out episodes have
-actions, the gap whose codes say most about them is recommended. Without, nothing is: a table and an image show what is
-known of each gap, and no rule has been shown to choose by it. Other keys are set as everywhere, --config.key=value.
+actions, the gap whose codes say most about them is recommended. Without, no gap is: a table and an image show what is
+known of each, and no rule has been shown to choose by it. Among other settings of a single gap (--gaps 6 --grid
+model.delta_norm=whitened,running_per_position) it is the one with the largest swap gap, a rule that holds where camera
+and background stand still. Other keys are set as everywhere, --config.key=value.
 """
 
 import argparse
@@ -30,10 +32,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 GAP = "data.gap_frames"
 SECONDS, FRAMES = (0.2, 0.4, 0.8, 1.6), (1, 2, 4, 8, 16)
 """Gaps that are tried where none are given: in seconds, or in frames where the data have no frame rate."""
-PROBE, PROBE_PAIRS = "val/action_probe_r2", "val/action_probe_pairs"
+PROBE, PROBE_PAIRS, SWAP_GAP = "val/action_probe_r2", "val/action_probe_pairs", "val/swap_gap"
 FEWEST_PAIRS = 256
 """Pairs that a probe must be fitted on to choose by it, the bar of the report."""
-COLUMNS = {"R² of the codes": PROBE, "R² of the deltas": "val/action_probe_r2_delta", "swap gap": "val/swap_gap",
+COLUMNS = {"R² of the codes": PROBE, "R² of the deltas": "val/action_probe_r2_delta", "swap gap": SWAP_GAP,
            "perplexity": "val/perplexity", "change, grey levels": "change"}  # fmt: skip
 
 
@@ -54,7 +56,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"the sweep {file} did not end well, see above; the same command goes on")
     keys = list(content["grid"])
     table = read(sweeps.read(str(file)), args.out)
-    choice, lines = advise(table, keys, fps)
+    choice, lines = advise(table, keys, fps, content["metric"])
     write_json(args.out / "choice.json", {"choice": choice, "why": lines, "tried": table})
     _draw(args.out / "choose_gap.png", table, keys, choice)
     say("\n".join([*_markdown(table, keys), *lines]))
@@ -84,7 +86,7 @@ def plan(argv: list[str]) -> tuple[argparse.Namespace, dict, float | None]:
                         "beside that of the codes")  # fmt: skip
     # The probe is fitted on one half of the episodes and scored on the other.
     has_probe = pipeline.has_actions({"path": judged}, "val") and len(StepShards(judged, "val").episodes) > 1
-    metric = PROBE if has_probe else "val/swap_gap"
+    metric = PROBE if has_probe else SWAP_GAP
     # A key that is varied is not set: the last one would win.
     settings = {key: value for key, value in settings.items() if key not in grid}
     content = {"config": args.config, "set": settings, "grid": grid, "seeds": args.seeds, "metric": metric}
@@ -145,7 +147,7 @@ def read(sweep: sweeps.Sweep, out: pathlib.Path) -> list[dict]:
         ends = []
         for seed in range(sweep.seeds):
             lines = read_metrics(sweeps.steps(sweep, point, seed, out)[-1].folder)
-            ends.append([line for line in lines if "val/swap_gap" in line][-1])
+            ends.append([line for line in lines if SWAP_GAP in line][-1])
         row: dict = dict(point)
         for end in ends:
             if "val/psnr" not in end:  # a model of features
@@ -162,27 +164,38 @@ def read(sweep: sweeps.Sweep, out: pathlib.Path) -> list[dict]:
     return table
 
 
-def advise(table: list[dict], keys: list[str], fps: float | None) -> tuple[dict | None, list[str]]:
+def advise(table: list[dict], keys: list[str], fps: float | None, metric: str) -> tuple[dict | None, list[str]]:
     """The setting that is recommended, None where nothing can be, and lines that say why.
 
-    Args: table: of `read`. keys: what was varied. fps: of the data.
+    Args: table: of `read`. keys: what was varied. fps: of the data. metric: what the sweep ranks by.
     """
     scored = [row for row in table if COLUMNS_PROBE in row and row["probe_pairs"] >= FEWEST_PAIRS]
     if not scored:
         few = any(COLUMNS_PROBE in row for row in table)
         why = "too few held-out pairs have actions to judge by" if few else "no held-out pair has an action"
+        label = f"Label about 20 episodes (--labelled FOLDER; a probe needs {FEWEST_PAIRS} pairs in one half of them)."
+        if len(table) > 1 and len({row[GAP] for row in table}) == 1:
+            best = max(table, key=lambda row: row["swap gap"])
+            choice = {key: best[key] for key in keys}
+            return choice, [
+                f"Recommended: {_options(choice)}",
+                f"by the largest swap gap, {best['swap gap']:.0%}, since {why}. Among tokenizers of one gap and one "
+                "number of steps it ranked as actions do, where camera and background stood still. It says nothing "
+                "where they move, and nothing of other gaps.",
+                label,
+            ]
+        order = "R² of the codes, on these few pairs" if metric == PROBE else "the swap gap"
         return None, [
-            f"Nothing is recommended: {why}, and no rule that does without has been shown to work.",
+            f"Nothing is recommended: {why}, and no rule that does without has been shown to choose a gap.",
             "Swap gap, perplexity and change say that something happens and that the codes are used, not what they "
             "say: codes can be in use and steer the decoder, and yet say nothing about the action. A sweep has to rank "
-            "by something: the order in sweep.md and best.yaml is that of the swap gap, and no reason to choose.",
-            f"Label about 20 episodes (--labelled FOLDER; a probe needs {FEWEST_PAIRS} pairs in one half of them).",
+            f"by something: the order in sweep.md and best.yaml is that of {order}, and no reason to choose.",
+            label,
         ]
     best = max(scored, key=lambda row: row[COLUMNS_PROBE])
     choice = {key: best[key] for key in keys}
-    options = " ".join(f"--config.{key}={value}" for key, value in choice.items())
     gap = f"{best[GAP]} frames" + (f", {int(best[GAP]) / fps:.2f} s" if fps else "")
-    lines = [f"Recommended: {options}",
+    lines = [f"Recommended: {_options(choice)}",
              f"by the held-out episodes with actions: R² {best[COLUMNS_PROBE]:.2f} at a gap of {gap} "
              f"(a probe on {best['probe_pairs']:.0f} pairs)."]  # fmt: skip
     near = [row for row in scored if row is not best and row[COLUMNS_PROBE] > best[COLUMNS_PROBE] - 0.05]
@@ -198,6 +211,10 @@ def advise(table: list[dict], keys: list[str], fps: float | None) -> tuple[dict 
 
 
 COLUMNS_PROBE = next(iter(COLUMNS))
+
+
+def _options(choice: dict) -> str:
+    return " ".join(f"--config.{key}={value}" for key, value in choice.items())
 
 
 def _markdown(table: list[dict], keys: list[str]) -> list[str]:

@@ -23,21 +23,32 @@ def row(gap, r2=None, pairs=500, norm="running"):
 
 
 def test_it_recommends_by_actions_alone():
-    choice, lines = tool.advise([row(2, 0.1), row(6, 0.8), row(12, 0.77), row(24, 0.4)], KEYS, fps=10.0)
+    choice, lines = tool.advise([row(2, 0.1), row(6, 0.8), row(12, 0.77), row(24, 0.4)], KEYS, 10.0, tool.PROBE)
     assert choice == {"data.gap_frames": "6", "model.delta_norm": "running"}
     words = " ".join(lines)
     assert "--config.data.gap_frames=6 --config.model.delta_norm=running" in words and "6 frames, 0.60 s" in words
     assert "Within 0.05 of it: 12, running" in words
-    assert "That is little" in " ".join(tool.advise([row(2, 0.1)], KEYS, None)[1])
+    assert "That is little" in " ".join(tool.advise([row(2, 0.1)], KEYS, None, tool.PROBE)[1])
 
 
 def test_without_enough_actions_it_claims_nothing():
     # The largest swap gap is that of the shortest gap, and no reason to choose it.
-    for table, why in (([row(2), row(6)], "no held-out pair has an action"),
-                       ([row(2, 0.9, pairs=100)], "too few held-out pairs have actions")):  # fmt: skip
-        choice, lines = tool.advise(table, KEYS, fps=10.0)
-        assert choice is None and why in lines[0] and "no rule that does without has been shown to work" in lines[0]
-        assert "--config" not in " ".join(lines)
+    few = [row(2, 0.9, pairs=100)]
+    cases = (([row(2), row(6)], tool.SWAP_GAP, "no held-out pair has an action", "the swap gap"),
+             (few, tool.PROBE, "too few held-out pairs have actions", "R² of the codes"))  # fmt: skip
+    for table, metric, why, order in cases:
+        choice, lines = tool.advise(table, KEYS, 10.0, metric)
+        assert choice is None and why in lines[0] and "no rule that does without has been shown to choose" in lines[0]
+        assert "--config" not in " ".join(lines) and f"best.yaml is that of {order}" in " ".join(lines)
+
+
+def test_among_settings_of_one_gap_the_swap_gap_chooses_and_says_where_that_holds():
+    table = [row(6), row(6, norm="whitened") | {"swap gap": 0.9}, row(6, norm="none") | {"swap gap": 0.5}]
+    choice, lines = tool.advise(table, KEYS, 10.0, tool.SWAP_GAP)
+    assert choice == {"data.gap_frames": "6", "model.delta_norm": "whitened"}
+    words = " ".join(lines)
+    assert "--config.model.delta_norm=whitened" in words and "90%, since no held-out pair has an action" in words
+    assert "It says nothing where they move" in words and "Label about 20 episodes" in words
 
 
 def test_gaps_that_are_tried_fit_into_the_episodes(tmp_path):

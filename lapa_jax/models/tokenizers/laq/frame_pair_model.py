@@ -83,7 +83,7 @@ class FramePairModel(FramePairTokenizer):
       delta_norm: "none", or "running": deltas are centred per position and scaled to unit size by running statistics;
         "running_per_position" scales each position by itself, so that a quiet one uses as many codes as the others;
         "whitened" decorrelates the N * Q features too, so that codes cannot all be about the one direction that varies
-        most. See `nn.norm`.
+        most; give batches of several times as many pairs as there are features. See `nn.norm`.
       delta_noise: "none": standard deviation of the noise that training adds to the delta, whose features have about
         1; at most log2(1 + 1 / delta_noise^2) / 2 bits a feature then, see `nn.quantizers.unrounded`. 1/8 are the 3
         bits of one of 8 codes; 0 is no noise.
@@ -445,7 +445,7 @@ class FramePairModel(FramePairTokenizer):
         return view, in_turns([seen, *(self._context(clip[:, 0]) for clip in clips[1:])])
 
     def _encode(self, frames: jax.Array, *, train: bool) -> dict[str, jax.Array]:
-        """What the decoder may know, the "delta" of pairs f32 [B, 2, H, W, 3] in [0, 1], and the "raw_delta" that is not
+        """What the decoder may know, the "delta" of pairs f32 [B, 2, H, W, 3] in [0, 1], and "raw_delta", the same not
         scaled."""
         return self._encode_views([frames], train=train)
 
