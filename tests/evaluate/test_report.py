@@ -32,7 +32,7 @@ def levels(metrics) -> dict[str, str]:
 
 
 def test_a_good_model_gets_no_warning():
-    assert verdicts.warnings(GOOD, 8) == []
+    assert "poor" not in levels(GOOD).values()
     assert levels(GOOD)["action_probe_r2"] == "good" and levels(GOOD)["psnr"] == "note"
 
 
@@ -53,7 +53,8 @@ def test_each_bar_can_be_missed(change):
 
 
 def test_collapse_is_named():
-    assert "COLLAPSE" in " ".join(verdicts.warnings({"perplexity": 1.0}, 8))
+    (line,) = verdicts.judge({"perplexity": 1.0}, 8)
+    assert line.level == "poor" and "COLLAPSE" in line.words
 
 
 def test_verdicts_name_the_positions():
@@ -66,6 +67,10 @@ def test_verdicts_name_the_positions():
     judged = {v.metric: v for v in verdicts.judge({**GOOD, **of_each}, 8)}
     assert judged["perplexity"].level == "poor"
     assert judged["perplexity"].words.endswith("at each position); position 1: 4.70")
+    mirrored = {v.metric: v for v in verdicts.judge({**GOOD, **of_each}, 8, mirrored=True)}
+    assert mirrored["perplexity"].words.startswith(judged["perplexity"].words)
+    assert "--config.data.augment=None" in mirrored["perplexity"].words
+    assert verdicts.judge(GOOD, 8, mirrored=True) == verdicts.judge(GOOD, 8)
 
 
 def test_high_usage_without_meaning_is_poor():

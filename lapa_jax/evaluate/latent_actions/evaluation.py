@@ -117,13 +117,13 @@ class Evaluation(BaseEvaluation):
 
     def judge(self, result: Mapping) -> list[verdicts.Verdict]:
         """See `verdicts.judge`."""
-        return verdicts.judge(result["metrics"], self.tokenizer.codebook_size)
+        augment = self.tokenizer.config["data"].get("augment") or {}
+        return verdicts.judge(result["metrics"], self.tokenizer.codebook_size, mirrored=augment.get("flip", 0) > 0)
 
     def _report(
         self, metrics: Mapping[str, float | None], arrays: Mapping[str, np.ndarray], table: Mapping | None,
         of_positions: Mapping | None,
     ) -> None:  # fmt: skip
-        size = self.tokenizer.codebook_size
         examples = sections.choose_examples(self.tokenizer, self.source)
         history = read_metrics(self.run)
         overview.draw(self.out / OVERVIEW_FILE, examples, arrays, history)
@@ -132,7 +132,7 @@ class Evaluation(BaseEvaluation):
             self.out / REPORT_FILE,
             title=f"Latent actions of {self.run.name}",
             subtitle=f"step {about['step']}, {self.count} pairs of {about['data']} ({about['split']})",
-            verdicts=verdicts.judge(metrics, size),
+            verdicts=self.judge({"metrics": metrics}),
             **self.head(),
             sections=[
                 *sections.draw(examples, arrays, self.out),

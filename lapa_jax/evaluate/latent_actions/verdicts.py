@@ -19,26 +19,24 @@ MIN_PROBE_PAIRS = 256
 MIN_PROBE_OVER_UNTRAINED = 0.15
 
 
-def judge(metrics: Mapping[str, float | None], codebook_size: int | None) -> list[Verdict]:
+def judge(
+    metrics: Mapping[str, float | None], codebook_size: int | None, *, mirrored: bool = False
+) -> list[Verdict]:
     """Judges what is there; a metric that is absent or None gets no line.
 
     Args:
       metrics: bare names ("psnr_gain", ...) to values, as in metrics.json.
       codebook_size: K, the number of codes a position can take; None where there are no codes: then the probe on the
         deltas is judged.
+      mirrored: whether training mirrored some of the pairs.
 
     Returns:
       The verdicts, the most telling first.
     """
     finite = {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
     probe = "action_probe_r2" if codebook_size else "action_probe_r2_delta"
-    lines = [*_meaning(finite, probe), *_bottleneck(finite), *_usage(finite, codebook_size), *_rest(finite)]
+    lines = [*_meaning(finite, probe), *_bottleneck(finite), *_usage(finite, codebook_size, mirrored), *_rest(finite)]
     return [line for line in lines if line is not None]
-
-
-def warnings(metrics: Mapping[str, float | None], codebook_size: int | None) -> list[str]:
-    """The sentences that belong at the top of the page and on the terminal; empty when nothing is wrong."""
-    return [f"{v.metric} {v.shown}: {v.words}" for v in judge(metrics, codebook_size) if v.level == POOR]
 
 
 def _meaning(m, probe: str):
@@ -91,7 +89,11 @@ def _bottleneck(m):
         yield Verdict("feature_gain", f"{gain:+.2f} dB", GOOD if gain > 0 else POOR, words)
 
 
-def _usage(m, size):
+_MIRRORED = ("training mirrored pairs, and where a mirrored scene looks different they take codes of their own: "
+             "compare --config.data.augment=None")  # fmt: skip
+
+
+def _usage(m, size, mirrored: bool):
     """Lines about how many codes are in use. Usage is not meaning: all codes can be used and say nothing."""
     if (effective := m.get("perplexity")) is not None:
         few = [f"position {i}: {value:.2f}" for i, value in _positions(m, "perplexity_position_")
@@ -100,7 +102,7 @@ def _usage(m, size):
             level, words = POOR, "COLLAPSE: nearly every pair gets the same code"
         elif effective < MIN_USE * size or few:
             words = f"few of the {size} codes are in use (the bar is {MIN_USE * size:.1f}, at each position)"
-            level, words = POOR, "; ".join([words, *few])
+            level, words = POOR, "; ".join([words, *few, *([_MIRRORED] if mirrored else [])])
         else:
             level, words = GOOD, "the codes are in use, which alone says nothing about their meaning"
         yield Verdict("perplexity", f"{effective:.2f} of {size}", level, words)
