@@ -1,8 +1,8 @@
 """LAQ: discrete latent actions from frame pairs of unlabelled video (LAPA, stage 1).
 
 Without a variant: the paper's sizes and optimizer (LAPA, arXiv 2410.11758, and its released training script). Trained
-from scratch it may collapse to few codes, or compress images instead of saying what happens (in the small, R² of the
-action stayed near 0.1: docs/results/results.md, "What mattered"): take `recommended`.
+from scratch it may collapse to few codes, or compress images instead of saying what happens (a small one trained in
+the plain way on the push-table: R² near 0.1, docs/results/results.md): take `recommended`.
 
   features     DINOv2's features of the frames instead of their pixels, on both sides (as in UniVLA, arXiv 2505.06111);
                weights by tools/import_weights.py, as init_from.tower
@@ -108,7 +108,7 @@ def _features_of(config: ml_collections.ConfigDict, image_size: int, tower: ml_c
 
 def recommended(config: ml_collections.ConfigDict) -> None:
     """The recommended parts, and convolutions in front of both stacks: with linear patches it learns what moves
-    far more slowly (docs/results/latent_actions.md, "The transformer")."""
+    more slowly (docs/results/latent_actions.md, "The transformer")."""
     common.recommended(config)
     # Each code sees the whole image.
     config.model.update({"decoder_context": "own", "pooling": "maps"})

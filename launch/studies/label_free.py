@@ -172,6 +172,8 @@ def tables(runs: Sequence[Run]) -> str:
     for name, choose in (("the best run", max), ("the mean of the runs", statistics.mean)):
         picks.append([name, *(f"{choose([run.metrics[PROBE] for run in group]):.3f}" for group in of_data.values())])
     verdict = f"Above 0 with their intervals in every data set: {', '.join(telling) or 'none'}."
+    if few := [name for name, group in of_data.items() if len({run.setting for run in group}) < FEWEST_SETTINGS]:
+        verdict = f"No figure is judged: fewer than {FEWEST_SETTINGS} settings of {', '.join(few)}."
     about = ("Rank correlation with R² of the action from the codes; 95 % by a bootstrap over settings, of which an "
              f"interval needs {FEWEST_SETTINGS}.")  # fmt: skip
     by_rank = common.table(["figure", *heads, "mean of the data sets"], ranks)

@@ -131,6 +131,13 @@ def test_the_table_has_each_number_and_group_beside_the_reference(evaluated):
     assert metrics["code_action_nmi"] == whole["nmi_adjusted"]
 
 
+@pytest.mark.parametrize(("augment", "named"), [({"flip": 0.5}, True), ({"shift": 4}, False), (None, False)])
+def test_mirrored_pairs_are_named_where_a_position_uses_few_codes(folders, laq, monkeypatch, augment, named):
+    monkeypatch.setitem(laq.config["data"], "augment", augment)
+    (line,) = Evaluation(laq, run=folders[0], out=folders[0]).judge({"metrics": {"perplexity": 4.0}})
+    assert ("training mirrored pairs" in line.words) == named
+
+
 def test_pairs_are_grouped_by_phase_and_motion(folders, laq):
     source = Evaluation(laq, run=folders[0], out=folders[0]).source  # four episodes of nine pairs
     arrays = source.batch(range(len(source)))

@@ -101,7 +101,7 @@ def test_few_settings_have_a_correlation_and_no_interval():
     ranked = [METRICS | {"action_probe_r2": number, "swap_gap": number} for number in range(8)]
     runs = [study.Run(f"run-{i}", "push", str(i % 4), metrics) for i, metrics in enumerate(ranked)]
     text = study.tables(runs)
-    assert "| swap gap | +1.00 | +1.00 |" in text and "in every data set: none." in text
+    assert "| swap gap | +1.00 | +1.00 |" in text and "No figure is judged: fewer than 5 settings of push." in text
 
 
 def test_wrong_input_is_one_line(calls, tmp_path):
