@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.cluster.vq import kmeans2
 
-from lapa_jax.models.probe import CODES_PENALTY, probe
+from lapa_jax.models.probe import probe_codes
 
 CLUSTERS, SHUFFLES = 16, 20
 WHOLE = "all"
@@ -21,24 +21,19 @@ def measure(codes: np.ndarray, action: np.ndarray, episode: np.ndarray, codebook
     Args:
       codes: int [M, N], values below `codebook_size`. action: [M, A]. episode: int [M], as of `probe`.
     """
-    one_hot = np.eye(codebook_size)[codes]
-
-    def r2(positions: list[int]) -> float:
-        if not positions:
-            return 0.0
-        result = probe(one_hot[:, positions].reshape(len(codes), -1), action, episode, CODES_PENALTY)
-        return np.nan if result is None else result.r2
-
-    positions = list(range(codes.shape[1]))
-    whole = r2(positions)
-    if np.isnan(whole):
+    everything = probe_codes(codes, action, episode, codebook_size)
+    if everything is None:
         return {}
+    whole, fitted, positions = everything.r2, ~everything.scored, list(range(codes.shape[1]))
+
+    def r2(some: list[int]) -> float:
+        return probe_codes(codes[:, some], action, episode, codebook_size).r2 if some else 0.0
+
     scaled = standardize(action)
     # Few actions of a discrete robot make few clusters.
     count = min(CLUSTERS, len(np.unique(scaled, axis=0)))
     clusters = kmeans2(scaled, count, minit="++", rng=np.random.default_rng(0))[1]
     sequences = np.unique(codes, axis=0, return_inverse=True)[1].ravel()
-    fitted = episode % 2 == 0  # as of the probe
     table = {}
     for i in positions:
         lost = whole - r2([j for j in positions if j != i])
