@@ -58,8 +58,9 @@ CHECK
 mt10=(reach-v3 push-v3 pick-place-v3 door-open-v3 drawer-open-v3 drawer-close-v3 button-press-topdown-v3 peg-insert-side-v3
     window-open-v3 window-close-v3)
 videos="$folder/videos" demos="$folder/demos"
-tokenizer=(laq_conv.py:small laq --config.data.path="$videos" --config.data.val_path="$demos" --config.data.gap_frames=8
-    --config.model.view_share=0.5 --config.model.view_shift=6 --config.model.delta_norm=running_per_position)
+# Not mirrored: Meta-World's arm stands at one side, and mirrored pairs would take codes of their own.
+tokenizer=(laq_conv.py:small+recommended laq --config.data.path="$videos" --config.data.val_path="$demos"
+    --config.data.gap_frames=8 --config.data.augment=None)
 if [ -d "$shared/metaworld_mt10_videos" ] && [ -d "$shared/metaworld_mt10" ]; then
     say "videos without actions: $shared/metaworld_mt10_videos -> step shards $videos"
     python tools/convert.py "$shared/metaworld_mt10_videos" "$videos" --format video --size 64
@@ -73,7 +74,7 @@ elif simulates; then
 else
     videos=sample demos=sample
     say "no recordings of Meta-World in $shared: the embedded sample serves as videos and as demonstrations"
-    tokenizer=(laq_conv.py:tiny laq)
+    tokenizer=(laq_conv.py:tiny+recommended laq)
 fi
 
 say "stage 1: latent actions of pairs of frames -> $folder/laq"
