@@ -21,6 +21,9 @@ FPS = 80.0
 MAX_STEPS = 500  # the package's horizon
 CAMERA = "corner2"
 CAMERA_AT = (0.75, 0.075, 0.7)  # metres; nearer than the package has it, as in most published images
+STATES = {"hand": 4, "all": 39}
+"""{option: how many numbers of the package's observation}: the hand (x, y, z) in metres and the gripper's opening (0 to
+1); all: then the places (m) and quaternions of two objects, the same 18 numbers one step before, and the goal (m)."""
 STAGE = Stage(centre=(0.0, 0.6), half=(0.6, 0.37), top=0.0, materials=("table_wood", "basic_floor"))
 
 
@@ -31,7 +34,7 @@ class Env(Simulator):
     """
 
     packages, extra = ("mujoco", "metaworld"), "metaworld"
-    help = HELP
+    help = HELP | {"state": "hand (default: its place, the gripper), or all: the objects and the goal too, 39 numbers"}
     fps = FPS
     max_steps = MAX_STEPS
     action_low, action_high = -np.ones(4, np.float32), np.ones(4, np.float32)
@@ -43,12 +46,15 @@ class Env(Simulator):
         wordings: str = "one",
         varied: bool = False,
         moving: bool = False,
+        state: str = "hand",
     ):
-        """`size` is the edge of the square images in pixels; the rest as in `lapa_jax.sim.options`."""
+        """`size` is the edge of the square images in pixels, `state` of `STATES`; the rest as in `sim.options`."""
         check_options(size, split, wordings)
+        if state not in STATES:
+            raise UserError(f"state '{state}' does not exist{did_you_mean(state, STATES)}")
         check_installed("metaworld", self.packages, self.extra)
         load_mujoco()
-        self.size, self.wordings, self._looks = size, wordings, (varied, moving)
+        self.size, self.wordings, self._looks, self._numbers = size, wordings, (varied, moving), STATES[state]
         self.tasks = tuple(name for name in TASKS if SPLITS[split] in (None, name in UNSEEN_TASKS))
         self.task: str | None = None
         self._sim = None
@@ -76,12 +82,13 @@ class Env(Simulator):
         return self._instruction
 
     def observe(self) -> dict[str, np.ndarray]:
-        """{"image": uint8[size, size, 3], "state": f32[4]: the hand in metres, the gripper's opening (0 to 1)}."""
+        """{"image": uint8[size, size, 3], "state": f32[4] or f32[39], see `STATES`}."""
         sim = self._started()
         if self._camera is None:
             self._camera = Camera(sim.model, CAMERA, self.size)
         image = self._camera.render(sim.data, self._look.shapes(sim.data.time))
-        return {"image": np.ascontiguousarray(image[::-1, ::-1]), "state": self.observation[:4].astype(np.float32)}
+        state = self.observation[: self._numbers].astype(np.float32)
+        return {"image": np.ascontiguousarray(image[::-1, ::-1]), "state": state}
 
     def step(self, action: np.ndarray) -> None:
         """Moves on by one action f32[4], 1 / fps seconds; what lies outside [-1, 1] is clipped."""

@@ -44,13 +44,15 @@ class Scene:
 @dataclasses.dataclass(frozen=True)
 class Sizes:
     """How much of everything. Episodes: `videos`, `demos`, `validation` and `episodes` of each evaluation; the rest are
-    steps: of stage 1, of inverse dynamics, of pretraining, and of learning from demonstrations. These end where so many
-    as `patience` of their `evaluations` have brought nothing; `rates` are those that an arm may choose from."""
+    steps: of stage 1, most of the reference of its codes, of inverse dynamics, of pretraining, and of learning from
+    demonstrations. These end where so many as `patience` of their `evaluations` have brought nothing; `rates` are those
+    that an arm may choose from."""
 
     videos: int = 1000
     demos: int = 50
     validation: int = 20
     laq: int = 400
+    reference: int = 3000
     inverse: int = 1500
     pretrain: int = 1500
     finetune: int = 2400
@@ -60,7 +62,7 @@ class Sizes:
     episodes: int = 50
 
 
-SHORT = {"demos": 10, "inverse": 600, "finetune": 800, "evaluations": 8, "rates": (5e-4,)}
+SHORT = {"demos": 10, "reference": 0, "inverse": 600, "finetune": 800, "evaluations": 8, "rates": (5e-4,)}
 """What --short changes: two seeds of `push_table` in well under an hour of two cores. With so few demonstrations
 pretraining matters most; stage 1 and the pretraining are whole, as codes of less video say less."""
 SHORT_SEEDS = 2

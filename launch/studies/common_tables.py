@@ -12,12 +12,14 @@ from lapa_jax.sim import scores
 
 Cells = Mapping[tuple[str, int], Mapping]
 
+REFERENCE = "action_probe_r2_reference"
 PROBES = {
     "codes used": ("codebook_utilization", "{:.0%}"),
     "PSNR gain (dB)": ("psnr_gain", "{:+.2f}"),
     "swap gap": ("swap_gap", "{:.0%}"),
     "R² codes": ("action_probe_r2", "{:.3f}"),
     "R² untrained": ("action_probe_r2_untrained", "{:.3f}"),
+    "R² reference (seed 0)": (REFERENCE, "{:.3f}"),
     "codes back in another clip": ("transfer_consistency", "{:.0%}"),
     "by chance": ("transfer_chance", "{:.0%}"),
     "R² back": ("transfer_action_r2", "{:.3f}"),
@@ -158,9 +160,11 @@ def choices(cells: Cells) -> str:
 
 
 def by_video(probes: Mapping[str, Sequence[Mapping]]) -> str:
-    """The table of what the codes say."""
-    rows = [[name, *common.cells(common.mean(group, PROBES) if len(group) > 1 else group[0], PROBES)]
-            for name, group in probes.items() if group]  # fmt: skip
+    """The table of what the codes say: means over the seeds; of the reference, which the first seed alone has, its."""
+    rows = []
+    for name, group in probes.items():
+        first = {REFERENCE: group[0][REFERENCE]} if REFERENCE in group[0] else {}
+        rows.append([name, *common.cells(first | common.mean(group, PROBES), PROBES)])
     return common.table(["latent actions of the video", *PROBES], rows) if rows else ""
 
 

@@ -3,10 +3,11 @@
 python launch/studies/in_context_driving.py --out DIR [--prompts 1 3 5] [--variations 20] [--unseen 10] [--seeds 3]
     [--episodes 50] [--steps 6000] [--jobs 2] [--overrides optim.learning_rate=5e-4 ...]
 
-The expert's episodes of 40 of the 50 tasks are recorded, several layouts of each, with images and the hand's state. A
-policy (configs/icl.py:small+image, 32 px) for each number of demonstrations in its prompt and each seed learns them.
-Then it drives in the 10 tasks that were left out, and in 10 of the others, with demonstrations of the task (right), of
-another one (wrong), and none. The aim is right over three times wrong on unseen tasks.
+The expert's episodes of 40 of the 50 tasks are recorded, several layouts of each, with the simulator's whole state (the
+hand, two objects and the goal): what is asked is whether a prompt is used, not whether small images show enough. A
+policy (configs/icl.py:small) for each number of demonstrations in its prompt and each seed learns them. Then it drives
+in the 10 tasks that were left out, and in 10 of the others, with demonstrations of the task (right), of another one
+(wrong), and none. The aim is right over three times wrong on unseen tasks.
 
 Every leg is one of our commands; a study that was interrupted goes on where it stopped, and after each policy
 `tables.md` in DIR has what there is. It says beforehand how long it will take.
@@ -22,7 +23,7 @@ from lapa_jax.core.escape import say
 from lapa_jax.core.files import atomic_path
 from lapa_jax.sim.metaworld_tasks import TASKS
 
-SIZE, FPS, NOISE = 32, 10, 0.1
+SIZE, FPS, NOISE = 16, 20, 0.1  # pixels of images that nothing looks at, frames a second, as the expert's actions
 KINDS = ("right", "wrong", "none")
 DATA_SEED = 1
 SECONDS = {"record": 1.5, "step": 0.8, "drive": 5.0}
@@ -80,7 +81,7 @@ def hours(args: argparse.Namespace) -> float:
 
 
 def _env() -> list[str]:
-    return ["--env", "metaworld", "--size", str(SIZE)]
+    return ["--env", "metaworld", "--state", "all", "--size", str(SIZE)]
 
 
 def _tasks(names: list[str]) -> list[str]:
@@ -90,10 +91,10 @@ def _tasks(names: list[str]) -> list[str]:
 def _policy(args: argparse.Namespace, driven: dict[str, list[str]], prompts: int, seed: int) -> dict[str, list]:
     """Trains a policy and lets it drive, unless that is done; the lines of its episodes, by tasks and prompt."""
     every = max(1, args.steps // 4)
-    settings = [f"seed={seed}", f"data.path={args.out / 'demos'}", f"data.image_size={SIZE}",
+    settings = [f"seed={seed}", f"data.path={args.out / 'demos'}",
                 f"model.prompts={prompts}", f"train.steps={args.steps}", f"train.eval_every={every}",
                 f"train.save_every={every}", "train.trackers=()", *args.overrides]  # fmt: skip
-    run = common.train(args.out / "runs" / f"icl_{prompts}_{seed}", "icl.py:small+image", settings)
+    run = common.train(args.out / "runs" / f"icl_{prompts}_{seed}", "icl.py:small", settings)
     episodes = {}
     for name, tasks in driven.items():
         for kind in KINDS:

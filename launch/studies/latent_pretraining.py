@@ -252,7 +252,9 @@ class Study:
         settings = [f"seed={seed}", *of_data, f"data.gap_frames={filmed.gap}", *filmed.tokenizer,
                     *_steps(self.sizes.laq), "train.trackers=()"]  # fmt: skip
         run = self._train(f"laq_{kind}_{data}_{self._number(kind, seed)}", config, settings)
-        return self._timed(f"probe {run.name}", lambda: common.evaluate(run, "--reference_steps", "0"))["metrics"]
+        # Of one seed: what the frames show of the actions is the same with all.
+        most = ["--reference_steps", str(0 if seed else self.sizes.reference)]
+        return self._timed(f"probe {run.name}", lambda: common.evaluate(run, *most))["metrics"]
 
     def labels(self, kind: str, seed: int) -> dict:
         """Labels the video with the tokenizer of a kind; the metrics of this one."""

@@ -59,8 +59,9 @@ def calls(monkeypatch):
         elif script == "launch/eval.py":
             out = pathlib.Path(value["--run"]) / "eval"
             out.mkdir()
-            probes = {"metrics": {"action_probe_r2": 0.8, "transfer_consistency": 0.7}}
-            (out / "metrics.json").write_text(json.dumps(probes))
+            reference = {"action_probe_r2_reference": 0.9} if value["--reference_steps"] != "0" else {}
+            probes = {"action_probe_r2": 0.8, "transfer_consistency": 0.7} | reference
+            (out / "metrics.json").write_text(json.dumps({"metrics": probes}))
         elif script == "tools/pseudo_actions.py":
             out = pathlib.Path(value["--out"])
             out.mkdir(parents=True, exist_ok=True)
@@ -127,7 +128,9 @@ def test_every_arm_searches_alike_and_drives_on_the_same_starts(calls, tmp_path,
     assert "| actions | 0.001: 0.1008, 0.0005: 0.1003, 0.0002: 0.1000 | 0.0002 | 2, 2 |" in text
     assert "says nothing" not in text and "of the video, a seed each: 0.400, 0.400" in text
     assert "| few | 1 | 60.0% |" in text, "of each seed, the last evaluation of stage 2"
-    assert "| moving background |  |  |  | 0.800 |" in text and "| task 1 |" in text
+    # The reference is trained beside the first seed's tokenizers alone, and shown for them.
+    assert all(f"| {video} |  |  |  | 0.800 |  | 0.900 | 70% |" in text for video in ("as recorded", "moving background"))
+    assert "| task 1 |" in text
     assert (tmp_path / "tables_50.md").read_text() in text and (tmp_path / "success_50.png").stat().st_size > 3000
     expensive = ("launch/train.py", "launch/eval.py")
     done = len([script for script, _ in calls if script in expensive])
@@ -161,6 +164,7 @@ def test_the_short_study_has_two_seeds_and_one_rate(calls, tmp_path, capsys):
     assert "moving" not in values, "what moves behind is no question of the short study"
     text = capsys.readouterr().out
     assert "| scratch | +20 (" in text and "a bootstrap over seeds, and over starts within them" in text
+    assert "| as recorded |  |  |  | 0.800 |  |  | 70% |" in text, "without a reference, which takes minutes"
     assert float(text.partition("about ")[2].partition(" core hours")[0]) < 40 / 60 * 2, "two cores"
 
 

@@ -75,6 +75,26 @@ def test_the_seed_decides_the_layout_whatever_came_before(env):
 
 @needs_metaworld
 @pytest.mark.usefixtures("gl")
+def test_the_whole_state_has_objects_the_step_before_and_the_goal(env):
+    from lapa_jax.sim.metaworld import Env
+
+    whole = Env(16, state="all")
+    states = []
+    for world in (whole, env):
+        world.reset(4, "push-v3")
+        for _ in range(3):
+            world.step(np.array([0.5, 0.5, -0.5, 1.0]))
+            states.append(world.observe()["state"])
+    *_, before, now = states[:3]
+    assert now.shape == (39,) and now.dtype == np.float32
+    np.testing.assert_array_equal(now[:4], states[-1], "the hand comes first, as in the short state")
+    np.testing.assert_array_equal(now[18:36], before[:18])
+    np.testing.assert_allclose(now[4:7], whole._sim.get_body_com("obj"), atol=1e-6)
+    np.testing.assert_allclose(now[36:], whole._sim._target_pos, atol=1e-6)
+
+
+@needs_metaworld
+@pytest.mark.usefixtures("gl")
 def test_other_processes_give_the_same_states_and_images_bit_for_bit(env, root):
     """Pictures of fresh ones: where much else ran before, software GL may round a pixel differently."""
     program = (
@@ -155,5 +175,7 @@ def test_bad_input_is_refused(env):
         env.expert(0, -1)
     with pytest.raises(UserError, match="call reset"):
         Env(32).observe()
+    with pytest.raises(UserError, match="state 'al' does not exist; did you mean 'all'"):
+        Env(32, state="al")
     with pytest.raises(UserError, match="no option 'splits'; did you mean 'split'"):
         make("metaworld", splits="seen")
