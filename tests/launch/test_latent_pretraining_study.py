@@ -129,7 +129,8 @@ def test_every_arm_searches_alike_and_drives_on_the_same_starts(calls, tmp_path,
     assert "says nothing" not in text and "of the video, a seed each: 0.400, 0.400" in text
     assert "| few | 1 | 60.0% |" in text, "of each seed, the last evaluation of stage 2"
     # The reference is trained beside the first seed's tokenizers alone, and shown for them.
-    assert all(f"| {video} |  |  |  | 0.800 |  | 0.900 | 70% |" in text for video in ("as recorded", "moving background"))
+    videos = ("as recorded", "moving background")
+    assert all(f"| {video} |  |  |  | 0.800 |  | 0.900 | 70% |" in text for video in videos)
     assert "| task 1 |" in text
     assert (tmp_path / "tables_50.md").read_text() in text and (tmp_path / "success_50.png").stat().st_size > 3000
     expensive = ("launch/train.py", "launch/eval.py")
