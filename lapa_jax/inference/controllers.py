@@ -20,7 +20,7 @@ class Chunks:
       dataset: of a policy trained on several: whose units the environment has. history: see `Policy.session`.
     """
 
-    name, sees = "policy", True
+    name, images = "policy", True
 
     def __init__(
         self, policy: Policy, execute: int | None = None, dataset: str | None = None, history: bool = False
@@ -30,13 +30,17 @@ class Chunks:
             raise UserError(f"--execute {execute}: the chunks of this policy have {length} actions, give 1 to {length}")
         self._session = lambda: policy.session(history)
         self._execute, self._dataset = execute or length, policy.dataset(dataset)
+        self._ahead: list[np.ndarray] = []
         self.about: Mapping = {**about(policy, self._dataset), "execute": self._execute, **_told(history)}
 
-    def begin(self, episodes: Sequence) -> None:
-        self._ahead: list[np.ndarray] = []
-        self._policy = self._session()
+    @property
+    def sees(self) -> bool:
+        return not self._ahead
 
-    def act(self, observations: Mapping[str, np.ndarray], instructions: list[str]) -> np.ndarray:
+    def begin(self, episodes: Sequence) -> None:
+        self._ahead, self._policy = [], self._session()
+
+    def act(self, observations: Mapping[str, np.ndarray] | None, instructions: list[str]) -> np.ndarray:
         if not self._ahead:
             chunks = self._policy.chunk(*_seen(observations, instructions), dataset=self._dataset)
             # All episodes are at the same step: one list of actions serves them all.
@@ -47,7 +51,7 @@ class Chunks:
 class Ensembled:
     """A stage-3 policy that is queried every step and executes the mean of its chunks, see `ensemble.Ensemble`."""
 
-    name, sees = "policy", True
+    name, sees, images = "policy", True, True
 
     def __init__(self, policy: Policy, decay: float, dataset: str | None = None, history: bool = False):
         self._new, self._dataset = lambda: Ensemble(policy.session(history), decay), policy.dataset(dataset)
@@ -76,7 +80,7 @@ class InContext:
         prompt: str = "right",
     ):  # fmt: skip
         self._policy, self._demonstrations, self._dataset = policy, demonstrations, policy.dataset(dataset)
-        self._prompt = prompt
+        self._prompt, self.images = prompt, policy.model.cameras > 0
         self.about: Mapping = {**about(policy, self._dataset), "prompts": policy.model.prompts,
                                **({} if prompt == "right" else {"prompt": prompt})}  # fmt: skip
 

@@ -11,7 +11,7 @@ from lapa_jax.sim.rollouts import Episode
 class Expert:
     """The environment's scripted expert, without noise."""
 
-    name, sees = "expert", False
+    name, sees, images = "expert", False, False
     about: Mapping = {"name": name}
 
     def begin(self, episodes: Sequence[Episode]) -> None:
@@ -24,7 +24,7 @@ class Expert:
 class Repeat:
     """Baseline: repeats the expert's first action for the whole episode."""
 
-    name, sees = "repeat", False
+    name, sees, images = "repeat", False, False
     about: Mapping = {"name": name}
 
     def begin(self, episodes: Sequence[Episode]) -> None:
@@ -38,7 +38,7 @@ class Repeat:
 class Random:
     """Baseline: actions drawn uniformly within the environment's bounds, from the episode's own seed."""
 
-    name, sees = "random", False
+    name, sees, images = "random", False, False
     about: Mapping = {"name": name}
 
     def begin(self, episodes: Sequence[Episode]) -> None:

@@ -46,6 +46,8 @@ class Simulator(abc.ABC):
       additive: whether actions of neighbouring steps add up (displacements); else a slower policy's action is held, and
         the mean stands for several.
       cameras: V, how many images `observe` gives.
+      images: whether `observe` is to give any. Whoever needs the state alone sets it to False, as drawing takes long; a
+        simulator that draws all the same is only slower.
       instruction: what the policy is asked to do in this episode.
       expert: method (seed, noise=0.0) -> `ScriptedPolicy` for the current episode, whose noise has random numbers of
         its own; None without a scripted expert.
@@ -63,6 +65,7 @@ class Simulator(abc.ABC):
     action_high: np.ndarray
     additive = False
     cameras = 1
+    images = True
     instruction: str
     expert: Callable[..., ScriptedPolicy] | None = None
     notes: tuple[str, ...] = ()
@@ -73,7 +76,8 @@ class Simulator(abc.ABC):
 
     @abc.abstractmethod
     def observe(self) -> dict[str, np.ndarray]:
-        """{"image": uint8[H, W, 3], of several cameras uint8[V, H, W, 3]; "state": f32[S], where there is one}."""
+        """{"image": uint8[H, W, 3], of several cameras uint8[V, H, W, 3], where `images` says so; "state": f32[S], if
+        there is one}."""
 
     @abc.abstractmethod
     def step(self, action: np.ndarray) -> None:

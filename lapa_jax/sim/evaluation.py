@@ -68,10 +68,11 @@ def compare(options: Options, controller: Controller, episodes: int, out: pathli
 
 
 def interface(options: Options, state: bool = False) -> Interface:
-    """What the environment takes and gives; to know the state takes an image, so it is 0 where it is not asked for."""
+    """What the environment takes and gives. To know the state takes an episode: it is 0 where not asked for."""
     env = options.make_env()
     size = 0
     if state:
+        env.images = False
         env.reset(0, options.tasks[0] if options.tasks else None)
         size = len(env.observe().get("state", ()))
     env.close()

@@ -68,18 +68,24 @@ class Env(Simulator):
             self.close()  # episodes begin in a fresh environment
 
     def observe(self) -> dict[str, np.ndarray]:
-        """{"image": uint8[H, W, 3], of several cameras uint8[V, H, W, 3], "state": f32[S], where there is one}."""
-        reading, parts = self._reading, gym_map.leaves(self._observation)
-        if not reading.images:
-            raise UserError(reading.no_image)
-        images = [np.array(self._env.render() if key == "render" else parts[key]) for key in reading.images]
-        if len({image.shape for image in images}) > 1:
-            raise UserError(f"{self._map.name}: the cameras {', '.join(reading.images)} have images of several sizes")
-        observation = {"image": images[0] if len(images) == 1 else np.stack(images)}
-        if reading.states:
-            rows = [np.asarray(parts[key], np.float32).reshape(-1) for key in reading.states]
+        """{"image": uint8[H, W, 3], of several cameras uint8[V, H, W, 3], where `images` says so; "state": f32[S], if
+        there is one}."""
+        parts = gym_map.leaves(self._observation)
+        observation = {"image": self._image(parts)} if self.images else {}
+        if self._reading.states:
+            rows = [np.asarray(parts[key], np.float32).reshape(-1) for key in self._reading.states]
             observation["state"] = np.concatenate(rows)
         return observation
+
+    def _image(self, parts: dict) -> np.ndarray:
+        """Of all cameras, from the parts of an observation."""
+        keys = self._reading.images
+        if not keys:
+            raise UserError(self._reading.no_image)
+        images = [np.array(self._env.render() if key == "render" else parts[key]) for key in keys]
+        if len({image.shape for image in images}) > 1:
+            raise UserError(f"{self._map.name}: the cameras {', '.join(keys)} have images of several sizes")
+        return images[0] if len(images) == 1 else np.stack(images)
 
     def step(self, action: np.ndarray) -> None:
         """Applies one action f32[A]; what lies outside of the bounds is clipped."""

@@ -82,13 +82,15 @@ class Env(Simulator):
         return self._instruction
 
     def observe(self) -> dict[str, np.ndarray]:
-        """{"image": uint8[size, size, 3], "state": f32[4] or f32[39], see `STATES`}."""
+        """{"image": uint8[size, size, 3] where `images` says so, "state": f32[4] or f32[39], see `STATES`}."""
         sim = self._started()
-        if self._camera is None:
-            self._camera = Camera(sim.model, CAMERA, self.size)
-        image = self._camera.render(sim.data, self._look.shapes(sim.data.time))
-        state = self.observation[: self._numbers].astype(np.float32)
-        return {"image": np.ascontiguousarray(image[::-1, ::-1]), "state": state}
+        observation = {"state": self.observation[: self._numbers].astype(np.float32)}
+        if self.images:
+            if self._camera is None:
+                self._camera = Camera(sim.model, CAMERA, self.size)
+            image = self._camera.render(sim.data, self._look.shapes(sim.data.time))
+            observation["image"] = np.ascontiguousarray(image[::-1, ::-1])
+        return observation
 
     def step(self, action: np.ndarray) -> None:
         """Moves on by one action f32[4], 1 / fps seconds; what lies outside [-1, 1] is clipped."""

@@ -180,10 +180,12 @@ class Env(Simulator):
         return self.data.qpos[-2:].copy()
 
     def observe(self) -> dict[str, np.ndarray]:
-        """{"image": uint8[size, size, 3], "state": f32[2], the pusher's position in metres}."""
+        """{"image": uint8[size, size, 3] where `images` says so, "state": f32[2], the pusher's place in metres}."""
         self._started()
-        image = self._camera.render(self.data, self._look.shapes(self.data.time))
-        return {"image": image, "state": self.pusher.astype(np.float32)}
+        state = {"state": self.pusher.astype(np.float32)}
+        if not self.images:
+            return state
+        return {"image": self._camera.render(self.data, self._look.shapes(self.data.time)), **state}
 
     def step(self, action: np.ndarray) -> None:
         """Moves on by one action f32[2] (metres), 1 / fps seconds."""

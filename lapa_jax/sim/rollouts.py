@@ -79,12 +79,14 @@ class Controller(Protocol):
     """Acts in several episodes in lockstep.
 
     Attributes:
-      name: of the folder of its episodes. sees: whether it needs observations.
+      name: of the folder of its episodes. sees: whether its next `act` needs observations. images: whether it looks at
+        their images.
       about: what decides its actions, as JSON.
     """
 
     name: str
     sees: bool
+    images: bool
     about: Mapping
 
     def begin(self, episodes: Sequence[Episode]) -> None:
@@ -118,13 +120,16 @@ def run(options: Options, controller: Controller, episodes: int, out: pathlib.Pa
         if task not in envs[0].tasks:
             raise UserError(f"{options.env} has no task '{task}'{did_you_mean(task, envs[0].tasks)}")
     tasks, stride = options.tasks or envs[0].tasks, _stride(envs[0], options.fps)
-    if controller.sees or videos is not None:
+    drawn = controller.images or videos is not None
+    if drawn:
         envs[0].check_images()
     _pin(options, controller, videos, envs[0].versions(), out)
     missing = [number for number in range(episodes) if not _file(out, number).exists()]
     with bar(total=episodes, initial=episodes - len(missing), desc=controller.name, unit="episode") as progress:
         for first in sorted({number - number % options.num_envs for number in missing}):
             envs += [options.make_env() for _ in range(options.num_envs - len(envs))]
+            for env in envs:
+                env.images = drawn
             numbers = range(first, first + options.num_envs)
             group = [Episode(n, tasks[n % len(tasks)], options.episode_seed(n), env) for n, env in zip(numbers, envs)]
             rollouts = [Rollout(episode, out, videos, stride) for episode in group]
@@ -138,13 +143,13 @@ def run(options: Options, controller: Controller, episodes: int, out: pathlib.Pa
 def _run_group(rollouts: "list[Rollout]", controller: Controller, missing: list[bool]) -> None:
     """Runs the missing episodes of a group to their ends."""
     for rollout, wanted in zip(rollouts, missing):
-        rollout.begin(wanted, controller.sees)
+        rollout.begin(wanted)
     controller.begin([rollout.episode for rollout in rollouts])
     instructions = [rollout.episode.env.instruction for rollout in rollouts]
     while any(rollout.running for rollout in rollouts):
         observations = None
         if controller.sees:
-            rows = [rollout.observation for rollout in rollouts]
+            rows = [rollout.seen() for rollout in rollouts]
             observations = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         for rollout, action in zip(rollouts, controller.act(observations, instructions)):
             if rollout.running:
@@ -155,18 +160,26 @@ class Rollout:
     """One environment's episode while it runs, and what is kept of it when it ends."""
 
     def __init__(self, episode: Episode, out: pathlib.Path, videos: int | None, stride: int):
-        self.episode, self.running, self.observation = episode, False, None
+        self.episode, self.running = episode, False
+        self._observation: dict[str, np.ndarray] | None = None
         self._out, self._stride, self._steps = out, stride, 0
         self._film, self._keep_images = videos is not None and episode.number < videos, videos is not None
         self._frames: list[np.ndarray] = []
-        self._every, self._observed = 1, 0
+        self._every, self._kept = 1, 0
         self._digest = hashlib.sha256()
 
-    def begin(self, running: bool, sees: bool) -> None:
+    def begin(self, running: bool) -> None:
         """Resets the environment; an episode that is finished already stays at its beginning."""
         self.episode.env.reset(self.episode.seed, self.episode.task)
-        self.running, self._observes = running, sees or (running and self._keep_images)
-        self._observe()
+        self.running = running
+        self._keep()
+
+    def seen(self) -> dict[str, np.ndarray]:
+        """What the environment shows now, for the controller."""
+        observation = self._observe()
+        for name in sorted(observation):
+            self._digest.update(np.ascontiguousarray(observation[name]).tobytes())
+        return observation
 
     def step(self, action: np.ndarray) -> None:
         """One action of the controller, and the end of the episode if it brings that."""
@@ -180,27 +193,30 @@ class Rollout:
             over = success or self._steps == env.max_steps or env.ended()
             if over:
                 break
-        self._observe()
+        self._observation = None
+        self._keep()
         if over:
             self._finish(success)
 
-    def _observe(self) -> None:
-        if not self._observes:
+    def _observe(self) -> dict[str, np.ndarray]:
+        """The environment's observation, asked for once a step: drawing an image may take longer than many steps."""
+        if self._observation is None:
+            self._observation = self.episode.env.observe()
+        return self._observation
+
+    def _keep(self) -> None:
+        """A film keeps all images, other episodes fewer and fewer as they grow: many run side by side."""
+        if not (self._keep_images and self.running):
             return
-        self.observation = self.episode.env.observe()
-        for name in sorted(self.observation):
-            self._digest.update(np.ascontiguousarray(self.observation[name]).tobytes())
-        if self._keep_images and self.running:
-            # A film keeps all images, other episodes fewer and fewer as they grow: many run side by side.
-            if self._film or self._observed % self._every == 0:
-                self._frames.append(self._shown())
-            self._observed += 1
-            if not self._film and len(self._frames) == 4 * STRIP:
-                self._frames, self._every = self._frames[::2], 2 * self._every
+        if self._film or self._kept % self._every == 0:
+            self._frames.append(self._shown())
+        self._kept += 1
+        if not self._film and len(self._frames) == 4 * STRIP:
+            self._frames, self._every = self._frames[::2], 2 * self._every
 
     def _shown(self) -> np.ndarray:
         """The image for films and contact sheets: that of the first camera, a square as videos can hold it."""
-        image = self.observation["image"]
+        image = self._observe()["image"]
         image = image if image.ndim == 3 else image[0]
         height, width = image.shape[:2]
         return image if height == width and height % 2 == 0 else images.resize(image, min(height, width) // 2 * 2)

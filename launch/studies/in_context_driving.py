@@ -1,7 +1,7 @@
 """Can a policy learn an unseen task from demonstrations shown to it? In-context policies that drive in Meta-World.
 
 python launch/studies/in_context_driving.py --out DIR [--prompts 1 3 5] [--variations 20] [--unseen 10] [--seeds 3]
-    [--episodes 50] [--steps 6000] [--jobs 2] [--overrides optim.learning_rate=5e-4 ...]
+    [--episodes 50] [--steps 3000] [--jobs 2] [--overrides optim.learning_rate=5e-4 ...]
 
 The expert's episodes of 40 of the 50 tasks are recorded, several layouts of each, with the simulator's whole state (the
 hand, two objects and the goal): what is asked is whether a prompt is used, not whether small images show enough. A
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     add("--variations", type=common.at_least_one, default=20, help="recorded layouts of each task")
     add("--unseen", type=common.at_least_one, default=10, help="tasks that are left out")
     add("--episodes", type=common.at_least_one, default=50, help="of each evaluation")
-    add("--steps", type=common.at_least_one, default=6000, help="of each training")
+    add("--steps", type=common.at_least_one, default=3000, help="of each training")
     args = parser.parse_args(argv)
     seen, unseen = split(args.unseen)
     say(f"{len(args.prompts)} policies, {args.seeds} seeds: about {hours(args):.1f} core hours from nothing")

@@ -121,7 +121,7 @@ def test_wrong_input_is_told_before_anything_is_written(mujoco, tmp_path, change
 class Slow:
     """Five actions a second, one to the right."""
 
-    name, sees, about = "slow", True, {}
+    name, sees, images, about = "slow", True, True, {}
 
     def begin(self, episodes):
         self.seen = []
@@ -148,6 +148,46 @@ def test_a_slower_policy_has_its_displacements_spread_over_the_steps(gl, tmp_pat
     assert not (tmp_path / "slow/videos/000001.mp4").exists() and not (tmp_path / "slow/episodes/000001.json").exists()
 
 
+class Plans(Slow):
+    """Looks at each fourth step alone, and never at images."""
+
+    images = False
+
+    def begin(self, episodes):
+        self.seen, self.sees, self._steps = [], True, 0
+
+    def act(self, observations, instructions):
+        assert (observations is not None) == self.sees
+        if self.sees:
+            self.seen.append(observations["state"])
+            assert set(observations) == {"state"}
+        self._steps += 1
+        self.sees = self._steps % 4 == 0
+        return np.tile(np.float32([0.01, 0.0]), (len(instructions), 1))
+
+
+@pytest.mark.parametrize("env", ["push_table", "metaworld"])
+def test_nothing_is_drawn_or_asked_for_that_nobody_looks_at(env, mujoco, monkeypatch, tmp_path):
+    """An image takes longer than the steps between two of them."""
+    from lapa_jax.sim import env as simulators
+    from lapa_jax.sim import rollouts
+
+    if env == "metaworld":
+        pytest.importorskip("metaworld")
+    made, asked = simulators.env_class(env), []
+    observe = made.observe
+    monkeypatch.setattr(made, "observe", lambda self: asked.append(self) or observe(self))
+    monkeypatch.setattr("lapa_jax.sim.rendering.Camera.__init__", lambda *_: pytest.fail("an image was drawn"))
+    monkeypatch.setattr(made, "max_steps", 10)
+    plans = Plans()
+    plans.act = lambda observations, texts, act=plans.act: np.pad(act(observations, texts), ((0, 0), (0, 2)))[:, :width]
+    width = len(made.action_low)
+    options = rollouts.Options(env, {"size": 32}, seed=1, num_envs=2)
+    lines = rollouts.run(options, plans, 2, tmp_path / "plans")
+    assert [line["steps"] for line in lines] == [10, 10]
+    assert len(plans.seen) == 3 and len(asked) == 6, "steps 0, 4 and 8 of two episodes"
+
+
 def test_of_what_is_not_filmed_few_images_are_held_and_its_strip_is_evenly_spread(gl, tmp_path):
     """The thinned images of a long episode are those that the whole film has, at most a few steps off."""
     from lapa_jax.data import images
@@ -155,11 +195,11 @@ def test_of_what_is_not_filmed_few_images_are_held_and_its_strip_is_evenly_sprea
 
     env = make("push_table", **OPTIONS)
     rollout, seen, held = Rollout(Episode(5, "separate", 7, env), tmp_path, 0, 1), [], []
-    rollout.begin(True, False)
-    seen.append(rollout.observation["image"])
+    rollout.begin(True)
+    seen.append(rollout.seen()["image"])
     while rollout.running:
         rollout.step(np.float32([0.001, 0.0]))
-        seen.append(rollout.observation["image"])
+        seen.append(rollout.seen()["image"])
         held.append(len(rollout._frames))
     assert len(seen) == 151 and max(held) < 4 * STRIP
     strip = images.decode((tmp_path / "strips/000005.jpg").read_bytes()).reshape(32, STRIP, 32, 3).swapaxes(0, 1)
