@@ -152,7 +152,8 @@ BENCHMARKS = {
     "families": Benchmark(
         dataclasses.replace(TABLE, tasks=FAMILIES, options=("--blocks", "4")),
         arms=("scratch", "scratch_long", "lapa", "vpt", "actions"),
-        sizes=Sizes(videos=2000, demos=100, validation=40, pretrain=6000),
+        # With half of the video, of the demonstrations and of the steps even true actions solve 48 %.
+        sizes=Sizes(videos=4000, demos=200, validation=40, pretrain=12000),
     ),
     # Six blocks: 12 pairs that training names, 3 that it does not.
     "pairs": Benchmark(

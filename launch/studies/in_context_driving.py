@@ -26,9 +26,9 @@ from lapa_jax.sim.metaworld_tasks import TASKS
 SIZE, FPS, NOISE = 16, 20, 0.1  # pixels of images that nothing looks at, frames a second, as the expert's actions
 KINDS = ("right", "wrong", "none")
 DATA_SEED = 1
-SECONDS = {"record": 1.5, "step": 0.8, "drive": 5.0}
-"""Of a core, measured roughly: an episode that is recorded, a step of training with one demonstration of ten images
-beside the window, an episode that is driven."""
+SECONDS = {"record": 0.7, "step": 0.07, "drive": 0.6}
+"""Of a core, measured roughly: an episode that is recorded, a step of training with one demonstration in the prompt, an
+episode that is driven."""
 
 
 def main(argv: list[str]) -> None:
@@ -73,7 +73,7 @@ def split(unseen: int) -> tuple[list[str], list[str]]:
 
 
 def hours(args: argparse.Namespace) -> float:
-    """Of a core, for everything. A step costs as many images as it has: the window's and ten of each demonstration."""
+    """Of a core, for everything. A step costs by its length: the window's ten steps and ten of each demonstration."""
     steps = sum(args.steps * (1 + prompts) / 2 for prompts in args.prompts) * args.seeds
     driven = (len(args.prompts) * len(KINDS) + len(common.CONTROLS)) * args.seeds * args.episodes * 2
     recorded = args.variations * (len(TASKS) - args.unseen)
