@@ -56,7 +56,8 @@ def test_the_headline_stands_beside_its_limits(root, page):
     assert re.search(r"\b71 ?%", text) and re.search(r"\b64 ?%", text)
     limits = ("Five seeds", "50 starts", "7 points", "five seeds do not prove", "-7 to 22", "tower",
               "20 validation", "othing was chosen on the starts", "ten tasks of Meta-World",
-              "nothing that two seeds can show", "-5 to 13")  # fmt: skip
+              "nothing that two seeds can show", "-5 to 13", "two seeds", "15 to 39", "35 to 61", "ive families",
+              "one seed")  # fmt: skip
     for limit in limits:
         assert re.search(limit, text), f"{page} leaves out: {limit}"
 
