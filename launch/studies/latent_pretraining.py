@@ -85,7 +85,7 @@ OF_SIZES = {"videos": "episodes of video", "demos": "demonstrations", "laq": "st
 VIDEOS = {"codes": "as recorded", "few": "as recorded, told the actions of the demonstrations"}
 """{tokenizer: its row in the table}."""
 
-SECONDS = {"policy": 0.09, "laq": 0.2, "inverse": 0.12, "begin": 15.0}
+SECONDS = {"policy": 0.09, "laq": 0.2, "reference": 0.07, "inverse": 0.12, "begin": 15.0}
 """Of a core, measured roughly: a step of each kind, and what a command takes before its first step."""
 
 
@@ -169,6 +169,7 @@ class Study:
         tuned = sum(sizes.finetune + ARMS[arm].long * sizes.pretrain for arm in self.arms) * runs
         steps = {"policy": tuned + seeds * len(self._pretrained) * sizes.pretrain,
                  "laq": (seeds * len(self._tokenizers) + self._moving) * sizes.laq,
+                 "reference": (len(self._tokenizers) + self._moving) * sizes.reference,
                  "inverse": seeds * ("vpt" in self._pretrained) * sizes.inverse,
                  "begin": len(self.arms) * (runs + seeds) + 3 * seeds * len(self._pretrained)}  # fmt: skip
         filmed = sizes.videos * (1 + self._moving) * self.benchmark.filmed.seconds[0]
