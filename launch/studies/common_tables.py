@@ -12,12 +12,12 @@ from lapa_jax.sim import scores
 
 Cells = Mapping[tuple[str, int], Mapping]
 
-REFERENCE = "action_probe_r2_reference"
+CODES, REFERENCE = "action_probe_r2", "action_probe_r2_reference"
 PROBES = {
     "codes used": ("codebook_utilization", "{:.0%}"),
     "PSNR gain (dB)": ("psnr_gain", "{:+.2f}"),
     "swap gap": ("swap_gap", "{:.0%}"),
-    "R² codes": ("action_probe_r2", "{:.3f}"),
+    "R² codes": (CODES, "{:.3f}"),
     "R² untrained": ("action_probe_r2_untrained", "{:.3f}"),
     "R² reference (seed 0)": (REFERENCE, "{:.3f}"),
     "codes back in another clip": ("transfer_consistency", "{:.0%}"),
@@ -75,19 +75,25 @@ def conditions(cells: Cells) -> list[str]:
 
 def by_arm(cells: Cells) -> str:
     """The table of success rates; of each seed in brackets, and R² of the actions of the validation demonstrations."""
+    return f"{common.table(head(cells), [row(cells, name) for name in names(cells)])}\n{drawn(cells)}\n"
+
+
+def head(cells: Cells) -> list[str]:
+    """Of the columns that `row` fills."""
+    return ["", *(f"success, {condition}" for condition in conditions(cells)), "R² of actions"]
+
+
+def row(cells: Cells, name: str) -> list[str]:
+    """An arm or control, its success rate under each condition, and R² of its actions."""
     from lapa_jax.evaluate.closed_loop import cell as shown
 
-    rows = []
-    for name in names(cells):
-        row = [name]
-        for condition in conditions(cells):
-            of_seeds = solved(cells, name, condition)
-            each = f" [{', '.join(f'{sum(one) / len(one):.0%}' for one in of_seeds)}]" if len(of_seeds) > 1 else ""
-            row.append(shown(rate(of_seeds)) + each)
-        r2 = [cell["action_r2"] for (arm, _), cell in cells.items() if arm == name and "action_r2" in cell]
-        rows.append([*row, ", ".join(f"{score:.3f}" for score in r2)])
-    head = ["", *(f"success, {condition}" for condition in conditions(cells)), "R² of actions"]
-    return f"{common.table(head, rows)}\n{drawn(cells)}\n"
+    shares = []
+    for condition in conditions(cells):
+        of_seeds = solved(cells, name, condition)
+        each = f" [{', '.join(f'{sum(one) / len(one):.0%}' for one in of_seeds)}]" if len(of_seeds) > 1 else ""
+        shares.append(shown(rate(of_seeds)) + each)
+    r2 = [cell["action_r2"] for (arm, _), cell in cells.items() if arm == name and "action_r2" in cell]
+    return [name, *shares, ", ".join(f"{score:.3f}" for score in r2)]
 
 
 def by_task(cells: Cells) -> str:

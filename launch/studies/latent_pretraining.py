@@ -128,13 +128,16 @@ def parser() -> argparse.ArgumentParser:
 class Study:
     """The legs; each is done once.
 
+    Args:
+      moving: whether a tokenizer is tried on video with a moving background too, where the benchmark has that.
+
     Attributes:
-      benchmark, arms, sizes: what is compared, as asked for.
+      benchmark, arms, sizes, moving: what is compared, as asked for.
       cells: the results so far, see `common_tables`. probes, predictions, pseudo: metrics of the tokenizers, of stage
         2 and of inverse dynamics.
     """
 
-    def __init__(self, args: argparse.Namespace):
+    def __init__(self, args: argparse.Namespace, moving: bool = True):
         asked = [("benchmark", args.benchmark, BENCHMARKS), *(("arm", arm, ARMS) for arm in args.arms or ())]
         for kind, name, known in asked:
             if name not in known:
@@ -157,7 +160,7 @@ class Study:
         self._together = any(ARMS[arm].together for arm in self.arms)
         self._tokenizers = [*(["codes"] if of_codes or self._together else []),
                             *(["few"] if "few" in self._pretrained else [])]  # fmt: skip
-        self._moving = self.benchmark.moving and bool(self._tokenizers) and not args.short
+        self.moving = moving and self.benchmark.moving and bool(self._tokenizers) and not args.short
         self._of_policies = [f"data.text_tokenizer.name={self._data('words')}", *POLICY, *benchmark.settings,
                              *args.overrides]  # fmt: skip
         self._lock = threading.Lock()
@@ -168,11 +171,11 @@ class Study:
         runs = seeds + len(sizes.rates) - 1
         tuned = sum(sizes.finetune + ARMS[arm].long * sizes.pretrain for arm in self.arms) * runs
         steps = {"policy": tuned + seeds * len(self._pretrained) * sizes.pretrain,
-                 "laq": (seeds * len(self._tokenizers) + self._moving) * sizes.laq,
-                 "reference": (len(self._tokenizers) + self._moving) * sizes.reference,
+                 "laq": (seeds * len(self._tokenizers) + self.moving) * sizes.laq,
+                 "reference": (len(self._tokenizers) + self.moving) * sizes.reference,
                  "inverse": seeds * ("vpt" in self._pretrained) * sizes.inverse,
                  "begin": len(self.arms) * (runs + seeds) + 3 * seeds * len(self._pretrained)}  # fmt: skip
-        filmed = sizes.videos * (1 + self._moving) * self.benchmark.filmed.seconds[0]
+        filmed = sizes.videos * (1 + self.moving) * self.benchmark.filmed.seconds[0]
         recorded = (sizes.validation + seeds * sizes.demos) * record
         cells = (len(self.arms) + len(common.CONTROLS)) * len(self.benchmark.conditions) * seeds
         driven = cells * sizes.episodes * drive
@@ -184,7 +187,7 @@ class Study:
             for seed in range(seeds):
                 self._record(seed)
                 # Independent of the policies: it runs beside them and is collected at the end.
-                moving = pool.submit(self.tokenizer, "codes", 0, "moving") if self._moving and not seed else None
+                moving = pool.submit(self.tokenizer, "codes", 0, "moving") if self.moving and not seed else None
                 self._pretrain_all(pool, seed)
                 self._drive_all(pool, seed)
                 if moving is not None:
@@ -226,7 +229,7 @@ class Study:
         sizes, filmed, robot = self.sizes, self.benchmark.filmed, self.benchmark.robot
         film = ["--episodes", str(sizes.videos), "--seed", str(VIDEO_SEED), "--val_fraction", str(HELD_OUT)]
         recordings = {"videos": (filmed, film)}
-        if self._moving:
+        if self.moving:
             recordings["moving"] = (filmed, [*film, "--moving"])
         for name, count, its_seed in (("validation", sizes.validation, VALIDATION_SEED),
                                       (self._demos(seed), sizes.demos, DEMO_SEED + seed)):  # fmt: skip

@@ -11,6 +11,7 @@ of the other kind stays that of the benchmark. A study that was interrupted goes
 
 import argparse
 import pathlib
+from collections.abc import Mapping
 
 import common
 import common_tables as tables
@@ -39,12 +40,12 @@ def main(argv: list[str]) -> None:
     core_hours = sum(study.hours(args.seeds) for study in studies.values())
     say(f"{len(studies)} points, {args.seeds} seeds: at most {core_hours:.1f} core hours, {core_hours / args.jobs:.1f} "
         f"hours with --jobs {args.jobs}")  # fmt: skip
-    done: dict[tuple[str, int], tables.Cells] = {}
+    done: dict[tuple[str, int], latent_pretraining.Study] = {}
     text = ""
     for (kind, count), study in studies.items():
         for _ in study.run(args.seeds):
             pass
-        done[kind, count] = study.cells
+        done[kind, count] = study
         text = table(done)
         with atomic_path(args.out / "tables.md") as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -57,31 +58,29 @@ def _study(args: argparse.Namespace, kind: str, count: int) -> latent_pretrainin
     videos = count if kind == "videos" else BENCHMARKS[args.benchmark].sizes.videos
     given = ["--out", str(args.out / f"videos_{videos}"), "--benchmark", args.benchmark, "--jobs", str(args.jobs),
              "--arms", *ARMS[kind], f"--{kind}", str(count), "--overrides", *args.overrides]  # fmt: skip
-    return latent_pretraining.Study(latent_pretraining.parser().parse_args(given))
+    return latent_pretraining.Study(latent_pretraining.parser().parse_args(given), moving=False)
 
 
-def table(done: dict[tuple[str, int], tables.Cells]) -> str:
-    """The success rates of all points, and what LAPA is ahead of the others by."""
-    from lapa_jax.evaluate.closed_loop import cell
-
+def table(done: Mapping[tuple[str, int], latent_pretraining.Study]) -> str:
+    """The success rates of all points with R² of actions and codes, and what LAPA is ahead of the others by."""
     rows = []
-    for (kind, count), cells in done.items():
-        for arm in tables.arms(cells):
-            rates = [cell(tables.rate(tables.solved(cells, arm, each))) for each in tables.conditions(cells)]
-            rows.append([f"{count} {WORDS[kind]}", arm, *rates])
-    conditions = tables.conditions(next(iter(done.values())))
-    ahead = [f"{count} {WORDS[kind]}. {tables.differences(cells)}" for (kind, count), cells in done.items()]
-    head = ["", "arm", *(f"success, {each}" for each in conditions)]
+    for (kind, count), study in done.items():
+        codes = [f"{of_seed[tables.CODES]:.3f}" for of_seed in study.probes.get(latent_pretraining.VIDEOS["codes"], ())]
+        for arm in tables.arms(study.cells):
+            of_codes = ", ".join(codes) if arm == "lapa" else ""
+            rows.append([f"{count} {WORDS[kind]}", *tables.row(study.cells, arm), of_codes])
+    head = ["", "arm", *tables.head(next(iter(done.values())).cells)[1:], "R² of codes"]
+    ahead = [f"{count} {WORDS[kind]}. {tables.differences(study.cells)}" for (kind, count), study in done.items()]
     return "\n".join([common.table(head, rows), *ahead])
 
 
-def _draw(path: pathlib.Path, done: dict[tuple[str, int], tables.Cells]) -> None:
+def _draw(path: pathlib.Path, done: Mapping[tuple[str, int], latent_pretraining.Study]) -> None:
     from lapa_jax.plots import scaling
 
     panels: dict[str, dict[str, list]] = {}
-    for (kind, count), cells in done.items():
-        for arm in tables.arms(cells):
-            rate = tables.rate(tables.solved(cells, arm, tables.conditions(cells)[0]))
+    for (kind, count), study in done.items():
+        for arm in tables.arms(study.cells):
+            rate = tables.rate(tables.solved(study.cells, arm, tables.conditions(study.cells)[0]))
             panels.setdefault(WORDS[kind], {}).setdefault(arm, []).append((count, rate))
     scaling.draw(path, panels)
 

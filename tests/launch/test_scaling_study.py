@@ -16,6 +16,8 @@ def studies(monkeypatch):
 
     def run(self, seeds):
         told.append((self.out.name, self.sizes.videos, self.sizes.demos, self.arms, seeds))
+        assert not self.moving, "a tokenizer on a moving background is for the table of one size"
+        self.probes["as recorded"] = [{"action_probe_r2": 0.8}] * seeds
         for seed in range(seeds):
             for arm in self.arms:
                 count = min(20, self.sizes.demos // (20 if arm == "scratch_long" else 10))
@@ -37,6 +39,7 @@ def test_points_of_the_same_video_share_its_folder(studies, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "4 points, 2 seeds: at most" in text
     assert "| 200 demonstrations | lapa | 100% " in text and "| 200 demonstrations | scratch_long | 50% " in text
+    assert "[100%, 100%] | 0.500, 0.500 | 0.800, 0.800 |" in text, "R² of actions and of the codes, a seed each"
     assert "| scratch_long | +50 (" in text.partition("200 demonstrations. Paired differences")[2]
     assert (tmp_path / "tables.md").read_text() in text
     from PIL import Image
