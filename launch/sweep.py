@@ -28,7 +28,7 @@ import yaml
 from lapa_jax.core import escape, startup
 from lapa_jax.core import sweep as sweeps
 from lapa_jax.core.arguments import OVERRIDE, Parser
-from lapa_jax.core.errors import UserError, did_you_mean, run_main
+from lapa_jax.core.errors import UserError, did_you_mean, last_words, run_main
 from lapa_jax.core.escape import markdown, say
 from lapa_jax.core.files import atomic_path, check_can_write, read_json
 from lapa_jax.core.lock import locked
@@ -241,7 +241,8 @@ class Runner:
         if stopped_at is not None:
             content |= {"missing": f"stopped at step {stopped_at}, where it was worse than the median"}
         elif process.returncode:
-            return f"{step.command[0]} ended with {process.returncode}, see {log}"
+            why = last_words(process.returncode, log)
+            return f"{step.command[0]} ended with {process.returncode}{why}; see {log}"
         elif last:
             content |= self._figure(step.folder)
         self._note(done, content)

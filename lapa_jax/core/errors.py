@@ -15,6 +15,8 @@ from lapa_jax.core.allocator import keep_freed_memory
 from lapa_jax.core.escape import say
 
 EXIT_BAD_INPUT = 2
+ERROR = "error: "
+"""What the line begins with that a command ends with then."""
 EXIT_HANGS = 75
 """Nothing moved any more (`train.hang_minutes`); the same command resumes. EX_TEMPFAIL of sysexits.h: try again."""
 EXIT_INTERRUPTED = 130
@@ -42,6 +44,22 @@ class Terminated(KeyboardInterrupt):
 
 class ConfigError(UserError):
     """A config file, key or value that cannot be used."""
+
+
+def last_words(code: int, log: str | os.PathLike) -> str:
+    """What a command of ours said last, for the message of who called it.
+
+    Args:
+      code: that it ended with. log: the file that its output went to.
+
+    Returns:
+      ": " and its line, where it ended with one that the user can act on; else "".
+    """
+    if code != EXIT_BAD_INPUT:
+        return ""
+    with open(log, encoding="utf-8", errors="replace") as file:
+        lines = [line for line in file.read().splitlines() if line.strip()]
+    return f": {lines[-1].removeprefix(ERROR)}" if lines and lines[-1].startswith(ERROR) else ""
 
 
 def did_you_mean(word: str, known) -> str:
@@ -194,5 +212,5 @@ def _ignore_signals() -> None:
 
 
 def _end(message: str) -> None:
-    say(f"error: {message}", file=sys.stderr)
+    say(f"{ERROR}{message}", file=sys.stderr)
     sys.exit(EXIT_BAD_INPUT)

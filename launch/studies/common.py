@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from lapa_jax.core import escape
 from lapa_jax.core.arguments import Parser
-from lapa_jax.core.errors import UserError, did_you_mean
+from lapa_jax.core.errors import UserError, did_you_mean, last_words
 from lapa_jax.core.files import atomic_path, read_json
 from lapa_jax.core.share import of_one_process
 
@@ -102,7 +102,7 @@ def side_by_side(jobs: int) -> Iterator[concurrent.futures.ThreadPoolExecutor]:
 
 
 def call(log: pathlib.Path, script: str, *arguments: str) -> None:
-    """Runs a script of the repository, its output added to `log`; a failure is a UserError that names the log."""
+    """Runs a script of the repository, its output added to `log`; a failure is a UserError with what it said last."""
     # One thread each: two runs side by side on two cores take less time than one after the other on both.
     flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     env = {**of_one_process(os.environ), "XLA_FLAGS": flags}
@@ -117,7 +117,7 @@ def call(log: pathlib.Path, script: str, *arguments: str) -> None:
     if _ending.is_set():  # a training that was asked to stop ends with 0
         raise UserError(f"{script} was ended; the same command goes on")
     if code:
-        raise UserError(f"{script} failed (exit {code}) for {log.stem}; see {log}")
+        raise UserError(f"{script} failed (exit {code}) for {log.stem}{last_words(code, log)}; see {log}")
 
 
 def command_line(doc: str, seeds: int | None = None, overrides: bool = True) -> argparse.ArgumentParser:
@@ -233,6 +233,26 @@ def overrides_of(name: str, names: Sequence[str], overrides: Iterable[str]) -> l
         elif whose == name:
             chosen.append(setting)
     return chosen
+
+
+def check_overrides(configs: Iterable[str], overrides: Iterable[str]) -> None:
+    """For studies whose first training with the overrides comes after other work.
+
+    Args:
+      configs: "name.py:variant" in configs/, of all that are trained with them.
+
+    Raises:
+      ConfigError: a key or value that one of the configs cannot take.
+    """
+    from lapa_jax.core import config as config_lib
+
+    for config in configs:
+        config_lib.load(str(ROOT / "configs" / config), [f"--config.{override}" for override in overrides])
+
+
+def counted(count: int, word: str) -> str:
+    """"1 seed", "2 seeds"."""
+    return f"{count} {word}{'s' * (count != 1)}"
 
 
 Columns = Mapping[str, tuple[str, str]]

@@ -24,6 +24,7 @@ from lapa_jax.data.samples.tasks import task_names
 from lapa_jax.data.shards.step_shards import StepShards
 
 ACTIONS = ("raw", "z", "q", "z+q")
+CONFIG = {actions: "icl.py:small" if actions == "raw" else "icl.py:small+frozen" for actions in ACTIONS}
 PROMPTS = ("right", "wrong", "none")
 TOKENIZER = ["model.causal=True", "train.steps=1500", "train.eval_every=500", "train.save_every=500"]
 
@@ -33,6 +34,7 @@ def main(argv: list[str]) -> None:
     for actions in args.actions:
         if actions not in ACTIONS:
             raise UserError(f"--actions {actions}{did_you_mean(actions, ACTIONS)}")
+    common.check_overrides(sorted({CONFIG[actions] for actions in args.actions}), args.overrides)
     left_out = folds(sorted(set(task_names(StepShards(args.data, "train")))), args.folds)
     seen = [(actions, seed, ()) for seed in range(args.seeds) for actions in args.actions]
     unseen = [("raw", 0, tasks) for tasks in left_out]
@@ -76,8 +78,7 @@ def _policy(args, actions: str, seed: int, left_out: tuple[str, ...]) -> dict:
         settings.append(f"init_from.tokenizer={args.out / 'runs' / f'tokenizer_{seed}'}")
     if left_out:
         settings.append(f"data.held_out_tasks={left_out!r}")
-    config = "icl.py:small" if actions == "raw" else "icl.py:small+frozen"
-    run = common.train(args.out / "runs" / name, config, settings)
+    run = common.train(args.out / "runs" / name, CONFIG[actions], settings)
     return common.evaluate(run)
 
 

@@ -25,6 +25,7 @@ from lapa_jax.sim.metaworld_tasks import TASKS
 
 SIZE, FPS, NOISE = 16, 20, 0.1  # pixels of images that nothing looks at, frames a second, as the expert's actions
 KINDS = ("right", "wrong", "none")
+CONFIG = "icl.py:small"
 DATA_SEED = 1
 SECONDS = {"record": 0.7, "step": 0.07, "drive": 0.6}
 """Of a core, measured roughly: an episode that is recorded, a step of training with one demonstration in the prompt, an
@@ -41,7 +42,9 @@ def main(argv: list[str]) -> None:
     add("--steps", type=common.at_least_one, default=3000, help="of each training")
     args = parser.parse_args(argv)
     seen, unseen = split(args.unseen)
-    say(f"{len(args.prompts)} policies, {args.seeds} seeds: about {hours(args):.1f} core hours from nothing")
+    common.check_overrides([CONFIG], args.overrides)
+    say(f"prompts of {', '.join(map(str, args.prompts))} demonstrations, {common.counted(args.seeds, 'seed')}: about "
+        f"{hours(args):.1f} core hours from nothing")
     command = [*_tasks(seen), "--episodes", str(args.variations * len(seen)), "--seed", str(DATA_SEED), "--noise",
                str(NOISE), "--fps", str(FPS), "--out", str(args.out / "demos")]  # fmt: skip
     common.call(args.out / "logs" / "demos.log", "tools/record_sim.py", *_env(), *command)
@@ -94,7 +97,7 @@ def _policy(args: argparse.Namespace, driven: dict[str, list[str]], prompts: int
     settings = [f"seed={seed}", f"data.path={args.out / 'demos'}",
                 f"model.prompts={prompts}", f"train.steps={args.steps}", f"train.eval_every={every}",
                 f"train.save_every={every}", "train.trackers=()", *args.overrides]  # fmt: skip
-    run = common.train(args.out / "runs" / f"icl_{prompts}_{seed}", "icl.py:small", settings)
+    run = common.train(args.out / "runs" / f"icl_{prompts}_{seed}", CONFIG, settings)
     episodes = {}
     for name, tasks in driven.items():
         for kind in KINDS:

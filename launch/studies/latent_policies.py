@@ -55,6 +55,8 @@ def main(argv: list[str]) -> None:
     args = common.grid_command_line(__doc__, FORM, RECIPES, ["tiny"], 1).parse_args(argv)
     sets = common.data_sets(args.data, FORM, Data)
     runs = common.grid(args, sets, RECIPES)
+    for run in runs:
+        common.check_overrides([CONFIG[run.recipe]], run.overrides)
     labels = {data: _label(args.out, data) for data in sets}
     with common.side_by_side(args.jobs) as pool:
         results = list(pool.map(lambda run: _run(args.out, labels[run.data], run), runs))

@@ -54,6 +54,7 @@ from common_settings import (
     SHORT,
     SHORT_ARMS,
     SHORT_SEEDS,
+    TABLE,
     Scene,
 )
 
@@ -94,8 +95,8 @@ def main(argv: list[str]) -> None:
     study = Study(args)
     seeds = args.seeds or (SHORT_SEEDS if args.short else study.benchmark.seeds)
     core_hours = study.hours(seeds)
-    say(f"{len(study.arms)} arms, {seeds} seeds: about {core_hours:.1f} core hours from nothing at most, "
-        f"{core_hours / args.jobs:.1f} hours with --jobs {args.jobs}")  # fmt: skip
+    say(f"{common.counted(len(study.arms), 'arm')}, {common.counted(seeds, 'seed')}: about {core_hours:.1f} core hours "
+        f"from nothing at most, {core_hours / args.jobs:.1f} hours with --jobs {args.jobs}")  # fmt: skip
     text = ""
     from lapa_jax.evaluate.closed_loop import draw_rates
 
@@ -143,11 +144,19 @@ class Study:
             if name not in known:
                 raise UserError(f"there is no {kind} '{name}'{did_you_mean(name, known)}")
         benchmark = BENCHMARKS[args.benchmark]
+        simulators = {benchmark.robot.env, benchmark.filmed.env}
+        if args.blocks and TABLE.env not in simulators:
+            raise UserError(f"--blocks {args.blocks}: there are none in {benchmark.robot.env}, which --benchmark "
+                            f"{args.benchmark} is about; leave it out")  # fmt: skip
+        if args.task and len(simulators) > 1:
+            raise UserError(f"--task {' '.join(args.task)}: in --benchmark {args.benchmark} the video is of "
+                            f"{benchmark.filmed.env} and the robot of {benchmark.robot.env}, which share none; leave "
+                            "it out")  # fmt: skip
         self.benchmark = dataclasses.replace(benchmark, robot=_scene(benchmark.robot, args),
                                              video=benchmark.video and _scene(benchmark.video, args),
                                              policy=args.policy or benchmark.policy)  # fmt: skip
         usual = tuple(arm for arm in SHORT_ARMS if arm in benchmark.arms) if args.short else benchmark.arms
-        self.arms = tuple(args.arms or usual)
+        self.arms = tuple(dict.fromkeys(args.arms or usual))
         given = {name: value for name in OF_SIZES if (value := getattr(args, name)) is not None}
         self.sizes = dataclasses.replace(benchmark.sizes, **{**(SHORT if args.short else {}), **given})
         self.out, self.jobs = args.out, args.jobs
@@ -183,6 +192,9 @@ class Study:
 
     def run(self, seeds: int) -> Iterator[int]:
         """Does all legs, seed by seed; each seed that is done is given, with `cells` of the seeds up to it."""
+        latent = {f"vla_latent.py:{self.benchmark.policy}"} if {*self._pretrained} & {*OF_CODES} else set()
+        # Here, as the first training with them comes after all of stage 1.
+        common.check_overrides(sorted(latent | {self._config(arm) for arm in self.arms}), self._of_policies)
         with common.side_by_side(self.jobs) as pool:
             for seed in range(seeds):
                 self._record(seed)
@@ -303,11 +315,10 @@ class Study:
 
     def finetune(self, arm: str, seed: int, rate: float) -> pathlib.Path:
         """The run of an arm on the demonstrations, which keeps the checkpoint that validation demonstrations choose."""
-        codes, head, long, together = dataclasses.astuple(ARMS[arm])
-        demos, begin, variant = str(self._data(self._demos(seed))), [], ""
-        learned = [f"data.path={demos}"]
+        codes, _, long, together = dataclasses.astuple(ARMS[arm])
+        begin, learned = [], [f"data.path={self._data(self._demos(seed))}"]
         if together:
-            variant, learned = "+cotrained", self._both(seed)
+            learned = self._both(seed)
         if codes:
             # of latent actions the head begins afresh, as the config says; of actions it goes on
             begin = [f"init_from.={self._run(self._before(codes, seed))}",
@@ -316,8 +327,11 @@ class Study:
                     *begin, *_steps(self.sizes.finetune + long * self.sizes.pretrain, self.sizes.evaluations),
                     f"train.best_metric={LOSS}", "train.best_mode=min", f"train.patience={self.sizes.patience}",
                     f"optim.learning_rate={rate}", *self._of_policies]  # fmt: skip
-        config = f"vla_action.py:{self.benchmark.policy}+{head}{variant}"
-        return self._train(self._tuned(arm, seed, rate), config, settings)
+        return self._train(self._tuned(arm, seed, rate), self._config(arm), settings)
+
+    def _config(self, arm: str) -> str:
+        """Of the training on demonstrations."""
+        return f"vla_action.py:{self.benchmark.policy}+{ARMS[arm].head}{'+cotrained' * ARMS[arm].together}"
 
     def _both(self, seed: int) -> list[str]:
         """The demonstrations and the video, of which nothing but codes is read; as many samples of the one as of the
@@ -434,7 +448,7 @@ class Study:
 def _scene(scene: Scene, args: argparse.Namespace) -> Scene:
     """A scene with what the command changes of it."""
     changes: dict = {} if args.gap is None else {"gap": args.gap}
-    if scene.env == "push_table" and args.blocks:
+    if scene.env == TABLE.env and args.blocks:
         options = list(scene.options)
         options[options.index("--blocks") + 1] = str(args.blocks)
         changes["options"] = tuple(options)

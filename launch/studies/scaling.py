@@ -37,9 +37,11 @@ def main(argv: list[str]) -> None:
     if args.benchmark not in BENCHMARKS:
         raise UserError(f"there is no benchmark '{args.benchmark}'{did_you_mean(args.benchmark, BENCHMARKS)}")
     studies = {(kind, count): _study(args, kind, count) for kind in ARMS for count in getattr(args, kind)}
+    if not studies:
+        raise UserError("--videos and --demos are both empty; name the numbers of one, as --demos 5 25")
     core_hours = sum(study.hours(args.seeds) for study in studies.values())
-    say(f"{len(studies)} points, {args.seeds} seeds: at most {core_hours:.1f} core hours, {core_hours / args.jobs:.1f} "
-        f"hours with --jobs {args.jobs}")  # fmt: skip
+    say(f"{common.counted(len(studies), 'point')}, {common.counted(args.seeds, 'seed')}: at most {core_hours:.1f} core "
+        f"hours, {core_hours / args.jobs:.1f} hours with --jobs {args.jobs}")  # fmt: skip
     done: dict[tuple[str, int], latent_pretraining.Study] = {}
     text = ""
     for (kind, count), study in studies.items():

@@ -61,7 +61,7 @@ def test_tasks_that_were_left_out_are_driven_with_each_kind_of_prompt(calls, tmp
     assert len(unseen) == 10 and unseen | set(seen) == set(TASKS) and not unseen & set(seen)
     assert all(set(tasks_of(a)) <= set(seen) and len(tasks_of(a)) == 10 for a in drives if "drive_seen" in a[-1])
     text = capsys.readouterr().out
-    assert "2 policies, 2 seeds: about" in text and "Trained on 40 tasks, 10 left out" in text
+    assert "prompts of 1, 3 demonstrations, 2 seeds: about" in text and "Trained on 40 tasks, 10 left out" in text
     assert "| 3 shown | 60% (" in text and "), 20/20 | 3.0 |" in text
     assert (tmp_path / "tables.md").read_text() in text
     done = len(calls)
@@ -78,4 +78,6 @@ def test_a_wrong_prompt_that_never_solves_has_no_ratio(monkeypatch, calls, tmp_p
 def test_wrong_input_is_one_line(calls, tmp_path):
     with pytest.raises(UserError, match="--unseen 26: there are 50 tasks; leave out 1 to 25"):
         study.main(["--out", str(tmp_path), "--unseen", "26"])
+    with pytest.raises(UserError, match="model.deepth"):
+        study.main(["--out", str(tmp_path), "--overrides", "model.deepth=3"])
     assert calls == []

@@ -271,9 +271,23 @@ def test_an_interval_over_seeds_is_wider_than_that_of_all_starts_together():
     assert common_tables.rate(apart)["low"] == 0 and common_tables.rate([[True] * 20 + [False] * 20])["low"] > 0.3
 
 
-def test_wrong_input_is_one_line(calls, tmp_path):
-    with pytest.raises(UserError, match="did you mean 'lapa'"):
-        study.main(["--out", str(tmp_path / "out"), "--arms", "lappa"])
-    with pytest.raises(UserError, match="no benchmark 'metawrld'; did you mean 'metaworld'"):
-        study.main(["--out", str(tmp_path / "out"), "--benchmark", "metawrld"])
-    assert calls == []
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--arms", "lappa"], "did you mean 'lapa'"),
+        (["--benchmark", "metawrld"], "no benchmark 'metawrld'; did you mean 'metaworld'"),
+        (["--benchmark", "metaworld", "--blocks", "4"], "--blocks 4: there are none in metaworld"),
+        (["--benchmark", "other_robot", "--task", "separate"], "in --benchmark other_robot the video is of metaworld"),
+        (["--overrides", "optim.learning_rat=1"], "no key 'optim.learning_rat'; did you mean 'learning_rate'"),
+        (["--arms", "cotrained", "--overrides", "train.steps=many"], "train.steps is int"),
+    ],
+)
+def test_wrong_input_is_one_line_before_anything_is_recorded(calls, tmp_path, arguments, message):
+    with pytest.raises(UserError, match=message):
+        study.main(["--out", str(tmp_path / "out"), *arguments])
+    assert calls == [] and not (tmp_path / "out").exists()
+
+
+def test_an_arm_that_is_named_twice_is_one(calls, tmp_path):
+    study.main(["--out", str(tmp_path), "--arms", "scratch", "scratch", "--seeds", "1", "--short"])
+    assert list(trainings(calls)) == ["scratch_10_0_0.0005"]

@@ -48,12 +48,15 @@ def test_points_of_the_same_video_share_its_folder(studies, tmp_path, capsys):
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 50, "lines are drawn"
 
 
-def test_one_kind_alone(studies, tmp_path):
+def test_one_kind_alone(studies, tmp_path, capsys):
     study.main(["--out", str(tmp_path), "--videos", "--demos", "5", "--seeds", "1"])
+    assert "1 point, 1 seed: at most" in capsys.readouterr().out
     assert [each[:3] for each in studies] == [("videos_1000", 1000, 5)]
 
 
 def test_wrong_input_is_one_line(studies, tmp_path):
     with pytest.raises(UserError, match="no benchmark 'metawrld'; did you mean 'metaworld'"):
         study.main(["--out", str(tmp_path), "--benchmark", "metawrld"])
+    with pytest.raises(UserError, match="both empty; name the numbers of one"):
+        study.main(["--out", str(tmp_path), "--videos", "--demos"])
     assert studies == []

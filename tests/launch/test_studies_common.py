@@ -68,6 +68,36 @@ def test_a_grid_is_data_sets_by_recipes_by_seeds():
     assert {run.overrides for run in runs if run.data.name == "b"} == {("seed=7", "seed=8")}
 
 
+MISTAKE = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from lapa_jax.core.errors import UserError, run_main
+
+def main(argv):
+    raise UserError("there is no task 'sepparate'; did you mean 'separate'?") if argv[0] == "mend" else ValueError
+
+run_main(main)
+"""
+
+
+def test_what_a_command_of_a_study_ends_with_is_said(monkeypatch, tmp_path, root):
+    """A mistake in one line; of what nobody expects the log has the traceback."""
+    (tmp_path / "stage.py").write_text(MISTAKE)
+    monkeypatch.setattr(common, "ROOT", tmp_path)
+    log = tmp_path / "logs" / "videos.log"
+    with pytest.raises(common.UserError, match=r"exit 2\) for videos: there is no task 'sepparate'; did .*; see .*log"):
+        common.call(log, "stage.py", "mend", str(root))
+    with pytest.raises(common.UserError, match=r"exit 1\) for videos; see .*videos.log"):
+        common.call(log, "stage.py", "crash", str(root))
+
+
+def test_overrides_are_checked_with_every_config_that_gets_them():
+    configs = ["icl.py:small", "vla_action.py:tiny+chunk"]
+    common.check_overrides(configs, ["train.steps=3"])
+    with pytest.raises(common.UserError, match="no key 'model.prompts'"):
+        common.check_overrides(configs, ["model.prompts=3"])
+
+
 STUDY = """
 import pathlib, signal, sys
 sys.path.insert(0, sys.argv[2])

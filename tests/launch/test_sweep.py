@@ -30,6 +30,9 @@ with open(runs, "a") as file:
 time.sleep(float(number) if number == "60" else 0)
 if number == "-1":
     sys.exit(3)
+if number == "-3":
+    print("error: the number is -3; give one of at least 0", file=sys.stderr)
+    sys.exit(2)
 total = sum(json.loads(pathlib.Path(b, "metrics.json").read_text())["metrics"]["figure"] for b in before)
 pathlib.Path(out).mkdir()
 name = "another" if number == "-2" else "figure"
@@ -79,12 +82,16 @@ def test_what_fails_is_named_and_tried_again(chain, tmp_path):
     content["grid"]["b.m"] = [10, -1]
     file.write_text(yaml.safe_dump(content))
     command = ["--file", str(file), "--out", str(tmp_path / "out")]
-    words = r"2 trials failed, the first with: .*stage.py ended with 3, see .*b-.*\.log"
+    words = r"2 trials failed, the first with: .*stage.py ended with 3; see .*b-.*\.log"
     for _ in range(2):
         with pytest.raises(UserError, match=words):
             sweep.main(command)
     assert len(runs.read_text().splitlines()) == 2 + 4 + 2
     assert "not run yet" in (tmp_path / "out" / "sweep.md").read_text()
+    content["grid"]["b.m"] = [-3]
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match="ended with 2: the number is -3; give one of at least 0; see"):
+        sweep.main(command)
 
 
 def test_a_setting_without_the_figure_does_not_end_the_others(chain, tmp_path, capsys):
