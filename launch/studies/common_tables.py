@@ -13,6 +13,8 @@ from lapa_jax.sim import scores
 Cells = Mapping[tuple[str, int], Mapping]
 
 CODES, REFERENCE = "action_probe_r2", "action_probe_r2_reference"
+FEW_SEEDS = 5
+"""A bootstrap over fewer draws from too few to show how much they differ."""
 PROBES = {
     "codes used": ("codebook_utilization", "{:.0%}"),
     "PSNR gain (dB)": ("psnr_gain", "{:+.2f}"),
@@ -115,25 +117,30 @@ def differences(cells: Cells, of: str = "lapa") -> str:
         return ""
     rows = []
     for arm in (arm for arm in arms(cells) if arm != of):
-        spans = [scores.paired_difference(solved(cells, of, condition), solved(cells, arm, condition))
-                 for condition in conditions(cells)]  # fmt: skip
-        rows.append([arm, *map(_points, spans)])
+        rows.append([arm, *(ahead(solved(cells, of, each), solved(cells, arm, each)) for each in conditions(cells))])
     about = f"Paired differences in points. {drawn(cells)}"
     return f"{about}\n\n{common.table([f'{of} minus', *conditions(cells)], rows)}"
 
 
-def _points(span: tuple[float, float, float]) -> str:
-    """A difference with its interval; where it is the same at every start, so is every draw of a bootstrap."""
-    mean, low, high = (100 * value for value in span)
-    return f"{mean:+.0f} ({low:+.0f} to {high:+.0f})" if low < high else f"{mean:+.0f} (at every start)"
+def ahead(first: Sequence[Sequence[bool]], second: Sequence[Sequence[bool]]) -> str:
+    """How many points more of the same starts one policy solves than another, with its interval; in brackets each seed,
+    where there are several. Where it is the same at every start, so is every draw of a bootstrap."""
+    mean, low, high = (100 * value for value in scores.paired_difference(first, second))
+    interval = f"{low:+.0f} to {high:+.0f}" if low < high else "at every start"
+    seeds = [100 * (sum(a) / len(a) - sum(b) / len(b)) for a, b in zip(first, second, strict=True)]
+    each = f" [{', '.join(f'{one:+.0f}' for one in seeds)}]" if len(seeds) > 1 else ""
+    return f"{mean:+.0f} ({interval}){each}"
 
 
 def drawn(cells: Cells) -> str:
-    """How the intervals were made."""
-    several = len({seed for _, seed in cells}) > 1
-    by = "a bootstrap over seeds, and over starts within them" if several else (
-        "one seed's starts; what another seed would give, one seed cannot say")  # fmt: skip
-    return f"Intervals of 95 % by {by}; by Wilson's where all starts went alike."
+    """How the intervals were made, and what they do not say."""
+    count = len({seed for _, seed in cells})
+    if count == 1:
+        return ("Intervals of 95 %, Wilson's of rates and a bootstrap's over the starts of differences. What another "
+                "seed would give, one seed cannot say.")  # fmt: skip
+    few = f" {count} seeds are few: the interval is too narrow, look at each of them." if count < FEW_SEEDS else ""
+    return ("Intervals of 95 % by a bootstrap over seeds, and over starts within them; Wilson's of rates where all "
+            f"starts went alike.{few}")  # fmt: skip
 
 
 def verdict(cells: Cells) -> str:

@@ -25,6 +25,7 @@ from lapa_jax.sim.metaworld_tasks import TASKS
 
 SIZE, FPS, NOISE = 16, 20, 0.1  # pixels of images that nothing looks at, frames a second, as the expert's actions
 KINDS = ("right", "wrong", "none")
+PAIRED = [(tasks, kind) for tasks in ("unseen", "seen") for kind in KINDS[1:]]
 CONFIG = "icl.py:small"
 DATA_SEED = 1
 SECONDS = {"record": 0.7, "step": 0.07, "drive": 0.6}
@@ -121,18 +122,23 @@ def _controls(args: argparse.Namespace, name: str, tasks: list[str], seed: int) 
 
 
 def table(cells: tables.Cells, seen: int, unseen: int) -> str:
-    """Success with each kind of prompt, and how many times the right one's is that of the wrong one."""
+    """Success with each kind of prompt, how many times the right one's is that of the wrong one, how many points it is
+    ahead of the others, and of the tasks one by one."""
     from lapa_jax.evaluate.closed_loop import cell
 
-    rows = []
+    rows, ahead = [], []
     for name in tables.names(cells):
-        rates = {each: tables.rate(tables.solved(cells, name, each)) for each in tables.conditions(cells)}
+        starts = {each: tables.solved(cells, name, each) for each in tables.conditions(cells)}
+        rates = {each: tables.rate(own) for each, own in starts.items()}
         right, wrong = (rates[f"unseen, {kind}"]["success_rate"] for kind in ("right", "wrong"))
         ratio = f"{right / wrong:.1f}" if wrong else "undefined (0 successes)"
         rows.append([name, *map(cell, rates.values()), ratio])
+        ahead.append([name, *(tables.ahead(starts[f"{tasks}, right"], starts[f"{tasks}, {kind}"])
+                              for tasks, kind in PAIRED)])  # fmt: skip
     head = ["", *tables.conditions(cells), "unseen: right over wrong"]
     about = f"Trained on {seen} tasks, {unseen} left out. {tables.drawn(cells)}"
-    return f"{about}\n\n{common.table(head, rows)}"
+    paired = common.table(["right minus", *(f"{tasks}, {kind}" for tasks, kind in PAIRED)], ahead)
+    return f"{about}\n\n{common.table(head, rows)}\nPaired differences in points.\n\n{paired}\n{tables.by_task(cells)}"
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def calls(monkeypatch):
                 (out / name / "episodes").mkdir(parents=True)
                 count = SOLVED[value["--prompt"]] if "unseen" in out.name and name == "policy" else 10
                 for number in range(10):
-                    line = {"task": "reach-v3", "success": number < count}
+                    line = {"task": f"task {number % 2}", "success": number < count}
                     (out / name / "episodes" / f"{number:06d}.json").write_text(json.dumps(line))
             (out / "metrics.json").write_text("{}")
 
@@ -63,6 +63,8 @@ def test_tasks_that_were_left_out_are_driven_with_each_kind_of_prompt(calls, tmp
     text = capsys.readouterr().out
     assert "prompts of 1, 3 demonstrations, 2 seeds: about" in text and "Trained on 40 tasks, 10 left out" in text
     assert "| 3 shown | 60% (" in text and "), 20/20 | 3.0 |" in text
+    assert "| 3 shown | +40 (" in text.partition("Paired differences")[2] and "[+40, +40]" in text
+    assert "Success by task, unseen, right." in text and "2 seeds are few" in text
     assert (tmp_path / "tables.md").read_text() in text
     done = len(calls)
     study.main(command)

@@ -180,7 +180,7 @@ def test_an_upper_bound_no_better_than_the_controls_is_told(monkeypatch, calls, 
 def test_of_one_seed_the_intervals_are_those_of_its_starts(calls, tmp_path, capsys):
     study.main(["--out", str(tmp_path), "--short", "--seeds", "1", "--jobs", "1"])
     text = capsys.readouterr().out
-    assert "| scratch | +20 (" in text and "what another seed would give, one seed cannot say" in text
+    assert "| scratch | +20 (" in text and "What another seed would give, one seed cannot say" in text
 
 
 def test_starts_that_all_went_alike_leave_an_interval(monkeypatch, calls, tmp_path, capsys):
@@ -190,7 +190,8 @@ def test_starts_that_all_went_alike_leave_an_interval(monkeypatch, calls, tmp_pa
     study.main(["--out", str(tmp_path), "--short", "--jobs", "1"])
     text = capsys.readouterr().out
     assert "| scratch | 0% (0–9), 0/40" in text and "| lapa | 100% (91–100), 40/40" in text
-    assert "| actions | +0 (at every start) |" in text and "| scratch | +100 (at every start) |" in text
+    assert "| actions | +0 (at every start) [+0, +0] |" in text
+    assert "| scratch | +100 (at every start) [+100, +100] |" in text
 
 
 def test_a_world_with_sides_is_not_mirrored(calls, tmp_path):
