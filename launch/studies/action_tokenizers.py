@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
         folders = list(pool.map(lambda run: _train(args.out, run), runs))
     first = [(run.recipe, folder) for run, folder in zip(runs, folders, strict=True) if run.seed == 0]
     _compare(args.out, sets, first)
-    table = usage_table(runs, folders)
+    table = f"{usage_table(runs, folders)}\n{common.revisions()}"
     with atomic_path(args.out / "comparison" / "usage.md") as temporary:
         temporary.write_text(table, encoding="utf-8")
     say(table)

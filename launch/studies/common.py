@@ -4,7 +4,6 @@ import argparse
 import collections
 import concurrent.futures
 import contextlib
-import json
 import math
 import os
 import pathlib
@@ -32,6 +31,10 @@ DONE = "trained.txt"
 """In a run's folder once it is trained: what it was trained with."""
 
 
+_used: set[pathlib.Path] = set()
+"""Runs that `train` was asked for, whether it trained them or they were done."""
+
+
 def train(run: pathlib.Path, config: str, settings: Sequence[str]) -> pathlib.Path:
     """Trains a run unless it is done; one that was interrupted goes on.
 
@@ -45,6 +48,7 @@ def train(run: pathlib.Path, config: str, settings: Sequence[str]) -> pathlib.Pa
     Raises:
       UserError: the training failed, or the folder holds a run with other settings.
     """
+    _used.add(run)
     described = "\n".join([config, *settings])
     if not (run / DONE).exists():
         changes = [f"--config.{setting}" for setting in settings]
@@ -58,21 +62,44 @@ def train(run: pathlib.Path, config: str, settings: Sequence[str]) -> pathlib.Pa
     return run
 
 
-def evaluate(run: pathlib.Path, *arguments: str) -> dict:
-    """Evaluates a run, with further arguments of launch/eval.py, unless that is done; the content of metrics.json."""
+def evaluate(run: pathlib.Path, *arguments: str, figures: Iterable[str] = ()) -> dict:
+    """Evaluates a run, with further arguments of launch/eval.py, unless that is done; the content of metrics.json.
+
+    Args:
+      figures: metrics without which it is evaluated again: other arguments may have left them out before.
+    """
     results = run / "eval" / "metrics.json"
-    if not results.is_file():
+    if not results.is_file() or not {*figures} <= set(read_json(results)["metrics"]):
         call(run.with_name(f"{run.name}.log"), "launch/eval.py", "--run", str(run), *arguments)
-    return json.loads(results.read_text(encoding="utf-8"))
+    return read_json(results)
+
+
+def revisions() -> str:
+    """Which commits the runs of this process were trained at, for under their table: a folder may be gone on with after
+    the code changed, of which its finished runs know nothing."""
+    commits: collections.Counter[str] = collections.Counter()
+    for run in sorted(_used):
+        env = run / "env.json"
+        git = read_json(env).get("git") if env.is_file() else None
+        commits[git["commit"][:7] + ", changed" * git["changed"] if git else "unknown"] += 1
+    if len(commits) == 1:
+        return f"Trained at revision {''.join(commits)}.\n"
+    of_each = "; ".join(f"{commit}: {counted(count, 'run')}" for commit, count in commits.items())
+    return f"Trained at several revisions ({of_each}): rows are alike only if these train alike.\n"
 
 
 CONTROLS = ("expert", "random", "repeat")
 """Those that launch/eval.py drives beside a policy; with the first in a policy's place it drives all of them."""
 
 
-def episodes(folder: pathlib.Path) -> list[dict]:
-    """What launch/eval.py left of each start in a controller's folder."""
-    return [read_json(path) for path in sorted((folder / "episodes").iterdir())]
+def driven(folder: pathlib.Path, count: int) -> bool:
+    """Whether launch/eval.py has driven `count` episodes at least, of the policy and the controls."""
+    return (folder / "metrics.json").is_file() and read_json(folder / "metrics.json")["episodes"] >= count
+
+
+def episodes(folder: pathlib.Path, count: int) -> list[dict]:
+    """What launch/eval.py left of the first `count` starts in a controller's folder; start n is the same in all."""
+    return [read_json(path) for path in sorted((folder / "episodes").iterdir())[:count]]
 
 
 def copy(source: pathlib.Path, target: pathlib.Path) -> None:

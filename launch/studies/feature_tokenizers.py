@@ -59,6 +59,7 @@ def main(argv: list[str]) -> None:
         group = [metrics for run, metrics in zip(runs, results, strict=True) if run[0] == data]
         rows.append([data.name, "mean", *common.cells(common.mean(group, COLUMNS), COLUMNS)])
     say(common.table(["data", "seed", *COLUMNS], rows))
+    say(common.revisions())
 
 
 def _data(*parts: str) -> Data:

@@ -44,7 +44,8 @@ def main(argv: list[str]) -> None:
             list(pool.map(lambda seed: _tokenizer(args, seed), range(args.seeds)))
         results = list(pool.map(lambda run: _policy(args, *run), [*seen, *unseen]))
     runs = [(run, result) for run, result in zip(seen, results, strict=False)]
-    text = f"{by_actions(runs)}\n{by_task([r for (actions, *_), r in runs if actions == 'raw'], results[len(seen):])}"
+    by_tasks = by_task([r for (actions, *_), r in runs if actions == "raw"], results[len(seen) :])
+    text = "\n".join([by_actions(runs), by_tasks, common.revisions()])
     with atomic_path(args.out / "tables.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     say(text)

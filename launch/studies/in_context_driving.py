@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
         results = pool.map(lambda run: _policy(args, driven, *run), runs)
         for (prompts, seed), episodes in zip(runs, results, strict=True):
             cells[f"{prompts} shown", seed] = {"episodes": episodes}
-            text = table(cells, len(seen), len(unseen))
+            text = f"{table(cells, len(seen), len(unseen))}\n{common.revisions()}"
             with atomic_path(args.out / "tables.md") as temporary:
                 temporary.write_text(text, encoding="utf-8")
     say(text)
@@ -105,11 +105,11 @@ def _policy(args: argparse.Namespace, driven: dict[str, list[str]], prompts: int
             folder = run / f"drive_{name}_{kind}"
             command = ["--run", str(run), "--step", "best", *_env(), *_tasks(tasks), "--prompt", kind, "--episodes",
                        str(args.episodes), "--seed", str(seed), "--videos", "0", "--out", str(folder)]  # fmt: skip
-            if not (folder / "metrics.json").is_file():
+            if not common.driven(folder, args.episodes):
                 for control in common.CONTROLS:
                     common.copy(args.out / "controls" / f"{name}_{seed}" / control, folder / control)
                 common.call(args.out / "logs" / f"{run.name}_{name}_{kind}.log", "launch/eval.py", *command)
-            episodes[f"{name}, {kind}"] = common.episodes(folder / "policy")
+            episodes[f"{name}, {kind}"] = common.episodes(folder / "policy", args.episodes)
     return episodes
 
 
@@ -117,7 +117,7 @@ def _controls(args: argparse.Namespace, name: str, tasks: list[str], seed: int) 
     folder = args.out / "controls" / f"{name}_{seed}"
     command = ["--policy", common.CONTROLS[0], *_env(), *_tasks(tasks), "--episodes", str(args.episodes), "--seed",
                str(seed), "--videos", "0", "--out", str(folder)]  # fmt: skip
-    if not (folder / "metrics.json").is_file():
+    if not common.driven(folder, args.episodes):
         common.call(args.out / "logs" / f"controls_{folder.name}.log", "launch/eval.py", *command)
 
 

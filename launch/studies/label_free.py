@@ -13,6 +13,7 @@ the figure would have picked. `tables.md` and `runs.csv` in DIR.
 """
 
 import csv
+import hashlib
 import json
 import pathlib
 import statistics
@@ -116,7 +117,9 @@ def _read(folder: pathlib.Path, config: Mapping, out: pathlib.Path) -> Run | Non
     """The run with the metrics of its evaluation, which is made again where it lacks a figure; None without actions."""
     evaluation = _evaluation(folder)
     if not {PROBE, *OF_EVALUATION} <= set(evaluation.get("metrics", {})):
-        again = out / "evaluations" / "_".join(folder.resolve().parts[-3:])
+        # Runs of two sweeps may have the same name, and so may the folders that these lie in.
+        whole = hashlib.sha256(bytes(folder.resolve())).hexdigest()[:8]
+        again = out / "evaluations" / f"{folder.name}_{whole}"
         # On what it was evaluated on before, which may be other data than its own.
         where = ["--data", evaluation["data"], "--split", evaluation["split"]] if evaluation else []
         if not (again / "metrics.json").is_file():

@@ -70,6 +70,7 @@ def main(argv: list[str]) -> None:
         group = [metrics for run, metrics in zip(runs, results, strict=True) if run[:2] == (data, recipe)]
         rows.append([str(data), recipe, "mean", *common.cells(common.mean(group, COLUMNS), COLUMNS)])
     say(common.table(["data (gap)", "recipe", "seed", *COLUMNS], rows))
+    say(common.revisions())
 
 
 def _data(name: str, train: str, labelled: str, gap: str) -> Data:

@@ -63,6 +63,7 @@ def main(argv: list[str]) -> None:
     rows = [[run.data.name, run.recipe, str(run.seed), *common.cells(metrics, COLUMNS)]
             for run, metrics in zip(runs, results, strict=True)]  # fmt: skip
     say(common.table(["data", "recipe", "seed", *COLUMNS], rows))
+    say(common.revisions())
 
 
 def _label(out: pathlib.Path, data: Data) -> pathlib.Path:

@@ -36,6 +36,7 @@ demonstrations. It says beforehand how long it will take.
 import argparse
 import dataclasses
 import functools
+import math
 import pathlib
 import threading
 import time
@@ -269,8 +270,10 @@ class Study:
                     *_steps(self.sizes.laq), "train.trackers=()"]  # fmt: skip
         run = self._train(f"laq_{kind}_{data}_{self._number(kind, seed)}", config, settings)
         # Of one seed: what the frames show of the actions is the same with all.
-        most = ["--reference_steps", str(0 if seed else self.sizes.reference)]
-        return self._timed(f"probe {run.name}", lambda: common.evaluate(run, *most))["metrics"]
+        steps = 0 if seed else self.sizes.reference
+        probe = functools.partial(common.evaluate, run, "--reference_steps", str(steps),
+                                  figures=[tables.REFERENCE] if steps else [])  # fmt: skip
+        return self._timed(f"probe {run.name}", probe)["metrics"]
 
     def labels(self, kind: str, seed: int) -> dict:
         """Labels the video with the tokenizer of a kind; the metrics of this one."""
@@ -348,29 +351,29 @@ class Study:
         return min(losses, key=losses.get)
 
     def _losses(self, arm: str) -> dict[float, float]:
-        return {rate: best_line(self._run(self._tuned(arm, 0, rate)))[LOSS] for rate in self.sizes.rates}
+        runs = {rate: self._run(self._tuned(arm, 0, rate)) for rate in self.sizes.rates}
+        return {rate: min((line[LOSS] for line in finite_lines(run)), default=math.inf) for rate, run in runs.items()}
 
     def controls(self, condition: str, seed: int) -> dict[str, list[dict]]:
         """The lines of the controls' episodes: they are the same whatever the policy, and driven once."""
         folder = self._of_controls(condition, seed)
-        if not (folder / "metrics.json").is_file():
+        if not common.driven(folder, self.sizes.episodes):
             self._drive(folder, f"controls {condition} {seed}", condition, seed, ["--policy", common.CONTROLS[0]])
-        return {name: common.episodes(folder / name) for name in common.CONTROLS}
+        return {name: common.episodes(folder / name, self.sizes.episodes) for name in common.CONTROLS}
 
     def drive(self, arm: str, seed: int) -> dict:
         """The cell of an arm, see `common_tables`."""
         run = self._run(self._tuned(arm, seed, self.rate(arm)))
-        episodes = {}
+        best, episodes = best_line(run), {}
         for condition in self.benchmark.conditions:
             folder = run / f"drive_{condition.replace(' ', '_')}"
-            if not (folder / "metrics.json").is_file():
+            if not common.driven(folder, self.sizes.episodes):
                 for name in common.CONTROLS:
                     common.copy(self._of_controls(condition, seed) / name, folder / name)
                 policy = ["--run", str(run), "--step", "best", "--execute", str(EXECUTE),
                           *(["--dataset", self._demos(seed)] if ARMS[arm].together else [])]  # fmt: skip
                 self._drive(folder, f"drive {run.name} {condition}", condition, seed, policy)
-            episodes[condition] = common.episodes(folder / "policy")
-        best = best_line(run)
+            episodes[condition] = common.episodes(folder / "policy", self.sizes.episodes)
         return {"episodes": episodes, "action_r2": best["val/action_r2"], "step": best["step"], "rate": self.rate(arm),
                 "losses": self._losses(arm)}  # fmt: skip
 
@@ -388,7 +391,7 @@ class Study:
                  f"{sizes.episodes} episodes a cell and seed.\n")  # fmt: skip
         parts = [about, tables.by_arm(of), tables.verdict(of), tables.differences(of), tables.by_task(of),
                  tables.choices(of), tables.by_video(self.probes), tables.predictions(self.predictions),
-                 tables.inverse(self.pseudo), self.times()]  # fmt: skip
+                 tables.inverse(self.pseudo), common.revisions(), self.times()]  # fmt: skip
         return "\n".join(part for part in parts if part)
 
     def _train(self, name: str, config: str, settings: list[str]) -> pathlib.Path:
@@ -460,9 +463,18 @@ def _steps(count: int, evaluations: int = 1) -> list[str]:
     return [f"train.steps={count}", f"train.eval_every={every}", f"train.save_every={every}"]
 
 
+def finite_lines(run: pathlib.Path) -> list[dict]:
+    """The evaluations of a training but that before the first step, and those whose loss is not finite, which
+    metrics.jsonl has as null; the training chooses none of these either."""
+    return [line for line in read_metrics(run) if line["step"] and line.get(LOSS) is not None]
+
+
 def best_line(run: pathlib.Path) -> dict:
     """The evaluation of a training whose checkpoint is the best: that of the least loss."""
-    return min((line for line in read_metrics(run) if line["step"] and LOSS in line), key=lambda line: line[LOSS])
+    if not (lines := finite_lines(run)):
+        raise UserError(f"{run} diverged: no evaluation has a finite {LOSS}, see {run / 'metrics.jsonl'}; begin "
+                        "another --out with gentler --overrides, as optim.clip_norm=0.5")  # fmt: skip
+    return min(lines, key=lambda line: line[LOSS])
 
 
 if __name__ == "__main__":

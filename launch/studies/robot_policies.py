@@ -66,6 +66,7 @@ def main(argv: list[str]) -> None:
         results = list(pool.map(lambda run: _run(args.out, run), runs))
     say(_means(runs, results))
     say(_runs(runs, results))
+    say(common.revisions())
 
 
 def _run(out: pathlib.Path, run: common.Run) -> dict:

@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
         for _ in study.run(args.seeds):
             pass
         done[kind, count] = study
-        text = table(done)
+        text = f"{table(done)}\n{common.revisions()}"
         with atomic_path(args.out / "tables.md") as temporary:
             temporary.write_text(text, encoding="utf-8")
         _draw(args.out / "scaling.png", done)

@@ -72,6 +72,15 @@ def test_evaluations_of_a_sweep_are_read_and_those_that_lack_a_figure_are_made_a
     assert len(calls) == 2, "what is evaluated is not evaluated again"
 
 
+def test_runs_of_the_same_name_are_evaluated_each(calls, tmp_path):
+    """As two studies have them, in folders that are called alike too."""
+    for number, study_of in enumerate("ab"):
+        run(tmp_path / study_of / "videos_1000" / "runs" / "tokenizer-1", number, 0)
+    study.main([str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "out"), "--jobs", "1"])
+    evaluated = [arguments[arguments.index("--out") + 1] for arguments in calls]
+    assert len(calls) == len(set(evaluated)) == 2
+
+
 def test_a_setting_is_the_same_in_configs_of_two_versions():
     model = {"name": "tokenizers.laq_conv", "code_seq_len": 4}
     old = {"seed": 0, "model": model, "loss": {"reconstruction": 1.0}}

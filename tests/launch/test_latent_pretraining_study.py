@@ -24,16 +24,16 @@ def value_of(arguments):
 
 
 def drive(value, out):
-    """What launch/eval.py leaves behind in a simulator."""
+    """What launch/eval.py leaves behind in a simulator; 20 lines at most, which are more than enough."""
     policies = {"policy": pathlib.Path(value["--run"]).name.rsplit("_", 3)[0]} if (
         "--run" in value) else {name: name for name in common.CONTROLS}  # fmt: skip
     half = "--split" in value and value["--split"] == "unseen" and "--run" in value
     for folder, name in policies.items():
-        (out / folder / "episodes").mkdir(parents=True)
-        for number in range(20):
+        (out / folder / "episodes").mkdir(parents=True, exist_ok=True)
+        for number in range(min(20, int(value["--episodes"]))):
             line = {"success": number < RATES[name] // (2 if half else 1), "task": f"task {number % 2}"}
             (out / folder / "episodes" / f"{number:06d}.json").write_text(json.dumps(line))
-    (out / "metrics.json").write_text("{}")
+    (out / "metrics.json").write_text(json.dumps({"episodes": int(value["--episodes"])}))
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def calls(monkeypatch):
             drive(value, pathlib.Path(value["--out"]))
         elif script == "launch/eval.py":
             out = pathlib.Path(value["--run"]) / "eval"
-            out.mkdir()
+            out.mkdir(exist_ok=True)
             reference = {"action_probe_r2_reference": 0.9} if value["--reference_steps"] != "0" else {}
             probes = {"action_probe_r2": 0.8, "transfer_consistency": 0.7} | reference
             (out / "metrics.json").write_text(json.dumps({"metrics": probes}))
@@ -292,3 +292,58 @@ def test_wrong_input_is_one_line_before_anything_is_recorded(calls, tmp_path, ar
 def test_an_arm_that_is_named_twice_is_one(calls, tmp_path):
     study.main(["--out", str(tmp_path), "--arms", "scratch", "scratch", "--seeds", "1", "--short"])
     assert list(trainings(calls)) == ["scratch_10_0_0.0005"]
+
+
+def test_more_episodes_are_added_to_those_that_were_driven_and_fewer_are_the_first_of_them(calls, tmp_path, capsys):
+    """An arm that is added later drives as many as the table says, and so do the others and the controls."""
+    command = ["--out", str(tmp_path), "--short", "--seeds", "1", "--jobs", "1"]
+    study.main([*command, "--episodes", "8", "--arms", "scratch"])
+    assert "| scratch | 25% (7–59), 2/8 |" in capsys.readouterr().out
+    study.main([*command, "--episodes", "16", "--arms", "scratch", "lapa"])
+    text = capsys.readouterr().out
+    assert "| scratch | 12% (3–36), 2/16 |" in text and "| lapa | 38% (18–61), 6/16 |" in text
+    assert "| expert | 100% (81–100), 16/16 |" in text
+    driven = len(calls)
+    study.main([*command, "--episodes", "4", "--arms", "scratch", "lapa"])
+    text = capsys.readouterr().out
+    assert "| lapa | 100% (51–100), 4/4 |" in text and "| expert | 100% (51–100), 4/4 |" in text
+    assert not any("--env" in a for script, a in calls[driven:] if script == "launch/eval.py")
+
+
+def test_a_reference_that_the_short_study_left_out_is_measured_by_the_full_one(calls, tmp_path, capsys):
+    """Both have the same tokenizer; an evaluation that is there already has no reference."""
+    command = ["--out", str(tmp_path), "--seeds", "1", "--jobs", "1", "--arms", "lapa"]
+    study.main([*command, "--short"])
+    assert "| as recorded |  |  |  | 0.800 |  |  | 70% |" in capsys.readouterr().out
+    study.main(command)
+    assert "| as recorded |  |  |  | 0.800 |  | 0.900 | 70% |" in capsys.readouterr().out
+
+
+def test_a_rate_that_diverges_is_not_chosen_and_a_training_that_does_is_named(calls, tmp_path, capsys):
+    """metrics.jsonl has null for a loss that is not finite."""
+    command = ["--out", str(tmp_path), "--seeds", "1", "--jobs", "1", "--arms", "scratch"]
+    study.main(command)
+    for rate in ("0.0005", "0.0002", "0.001"):
+        path = tmp_path / "runs" / f"scratch_50_0_{rate}" / "metrics.jsonl"
+        path.write_text('{"step": 1, "val/loss": null}\n')
+        if rate == "0.0005":
+            capsys.readouterr()
+            study.main(command)
+            assert "0.0005: inf" in capsys.readouterr().out
+    with pytest.raises(UserError, match="scratch_50_0_0.001 diverged: no evaluation has a finite val/loss"):
+        study.main(command)
+
+
+def test_tables_of_runs_of_two_revisions_say_so(calls, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(common, "_used", set())
+    command = ["--out", str(tmp_path), "--short", "--seeds", "1", "--jobs", "1", "--arms", "scratch", "actions"]
+    study.main(command)
+    runs = [run for run in (tmp_path / "runs").iterdir() if run.is_dir()]
+    commits = [{"commit": "a" * 40, "changed": False}, {"commit": "b" * 40, "changed": True}]
+    for git in ([commits[0]] * 2, commits):
+        for run, own in zip(sorted(runs), [*git, git[0]], strict=True):
+            (run / "env.json").write_text(json.dumps({"git": own}))
+        study.main(command)
+    one, two = (tmp_path / "tables_10.md").read_text(), capsys.readouterr().out
+    assert "Trained at revision aaaaaaa." in two
+    assert "Trained at several revisions (aaaaaaa: 2 runs; bbbbbbb, changed: 1 run): rows" in one
